@@ -1,0 +1,21 @@
+"""Evaluate language models with sparse autoencoders spliced in, through lm-evaluation-harness."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_lm_eval.adapter import SaeHFLM
+    from sae_lm_eval.dictionary import Dictionary
+    from sae_lm_eval.errors import UserError
+    from sae_lm_eval.spec import SaeSpec
+
+__all__ = ["Dictionary", "SaeHFLM", "SaeSpec", "UserError"]
+
+_HOMES = {"Dictionary": "dictionary", "SaeHFLM": "adapter", "SaeSpec": "spec", "UserError": "errors"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

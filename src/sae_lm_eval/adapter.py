@@ -1,0 +1,392 @@
+"""`lm_eval --model sae_hf`: lm_eval's own Hugging Face model, run with dictionaries spliced in."""
+
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false
+# (lm_eval's @register_model hides what it decorates from type checkers.)
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import inspect
+import json
+import logging
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+from torch import Tensor
+
+from sae_lm_eval import text
+from sae_lm_eval.build import Choices, build_variant, describe, with_means
+from sae_lm_eval.dictionary import Dictionary, load
+from sae_lm_eval.errors import UserError, did_you_mean, one_of
+from sae_lm_eval.spec import SaeSpec, parse_specs
+from sae_lm_eval.splice import attached
+
+# Below lm_eval's own logger, whose verbosity the user sets.
+logger = logging.getLogger(f"lm_eval.{__name__}")
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+PACKAGES = ("sae_lm_eval", "lm_eval", "torch", "transformers", "sae_lens", "transformer_lens")
+
+
+@register_model("sae_hf")
+class SaeHFLM(HFLM):
+    """A Hugging Face causal language model with sparse autoencoders or transcoders spliced in.
+
+    Every argument of lm_eval's `HFLM` passes through. `pretrained` may be a model object, with `tokenizer=`.
+
+    Args:
+        sae: one or more dictionaries: spec text (`[loader:]source[#id][@revision]`, several joined by `+`),
+            a SAELens SAE, a sparsify SparseCoder, a `Dictionary`, or a list of these.
+        splice: what takes the place of the activations: `reconstruction`, `with_error`, `zero`, `mean`,
+            `random_error` or `none`.
+        splice_tokens: `non_special` keeps the original activation where the token is bos, eos or pad; `all` does not.
+        hook: the site, where the release's own is not wanted; `IN:OUT` for a transcoder; joined by `+`.
+        hook_map: the activation map: `raw`, `centered`, `value_bias`, `folded_value_bias`; joined by `+`.
+        norm_factor: what activations were multiplied by in training, where the release does not say.
+        sae_dtype: dtype of the dictionaries' weights and arithmetic, whatever the model's is.
+        seed: of `random_error`.
+        mean_text: a .txt, .jsonl or .parquet file whose activations `splice=mean` averages.
+        mean_tokens: how many tokens of it.
+
+    Raises:
+        UserError: for whatever the user can mend, before anything is evaluated.
+    """
+
+    def __init__(
+        self,
+        pretrained: Any,
+        sae: Any = None,
+        splice: str = "reconstruction",
+        splice_tokens: str = "non_special",
+        hook: str | None = None,
+        hook_map: str | None = None,
+        norm_factor: float | None = None,
+        sae_dtype: str = "float32",
+        seed: int = 0,
+        mean_text: str | None = None,
+        mean_tokens: int = 16384,
+        **kwargs: Any,
+    ) -> None:
+        _refuse_misspelt(kwargs)
+        choices = Choices(
+            splice,
+            splice_tokens,
+            hooks=None if hook is None else tuple(hook.split("+")),
+            hook_maps=None if hook_map is None else tuple(hook_map.split("+")),
+            seed=seed,
+        )
+        dtype = DTYPES[one_of(sae_dtype, DTYPES, "sae_dtype")]
+        if splice == "mean" and mean_text is None:
+            raise UserError(
+                "splice=mean needs mean_text=FILE (.txt, .jsonl or .parquet): the text whose activations are averaged."
+            )
+        dictionaries = [load(source, dtype=dtype, norm_factor=norm_factor) for source in _sources(sae)]
+        super().__init__(pretrained, **kwargs)
+        self._join_other_processes()
+        self.choices = choices
+        self.special_ids = special_ids(self.tokenizer, self.model)
+        self.variant = build_variant(_innermost(self.model), dictionaries, choices, self.special_ids)
+        self._set_bos(dictionaries)
+        self.mean_source: dict[str, Any] | None = None
+        if splice == "mean":
+            self._take_means(str(mean_text), mean_tokens)
+        self._told_of_context = False
+
+    # -- loading ------------------------------------------------------------------------------------------
+
+    def _get_config(self, pretrained: str, **kwargs: Any) -> None:
+        try:
+            super()._get_config(pretrained, **kwargs)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"There is no model '{pretrained}' to load: {reason}") from error
+
+    def _get_backend(self, *args: Any, **kwargs: Any) -> None:
+        super()._get_backend(*args, **kwargs)
+        if self.backend != "causal":
+            raise UserError(
+                f"{kwargs['config'].model_type} is a sequence-to-sequence model; "
+                f"sae_hf splices into causal language models."
+            )
+
+    def _create_model(self, pretrained: str, **kwargs: Any) -> None:
+        try:
+            super()._create_model(pretrained, **kwargs)
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            raise UserError(
+                f"The model does not take that argument: {error}. sae_hf's own are {', '.join(OWN)}."
+            ) from error
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"The weights of '{pretrained}' cannot be loaded: {reason}") from error
+
+    def _join_other_processes(self) -> None:
+        # lm_eval divides the work of `accelerate launch` over GPUs only.
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is not None and self._world_size == 1:
+            self._rank, self._world_size = accelerator.local_process_index, accelerator.num_processes
+
+    def _set_bos(self, dictionaries: Sequence[Dictionary]) -> None:
+        """A dictionary trained behind a BOS token gets one where lm_eval's default gives none."""
+        bos = self.tokenizer.bos_token_id
+        wanted = any(dictionary.prepend_bos for dictionary in dictionaries)
+        given = bos is not None and self.tokenizer.encode("a")[:1] == [bos]
+        self._adds_bos = bool(wanted and not given and bos is not None and self.add_bos_token is None)
+        if self.add_bos_token is not None:
+            self.bos_choice = f"add_bos_token={self.add_bos_token}, as asked"
+        elif self._adds_bos:
+            self.bos_choice = (
+                "one BOS token is added to every prompt: the dictionary was trained behind one, and lm_eval adds none"
+            )
+        elif wanted and bos is None:
+            self.bos_choice = "none is added: the dictionary was trained behind a BOS token, and the tokenizer has none"
+        else:
+            self.bos_choice = f"lm_eval's default, which adds {'one' if given else 'none'}"
+        logger.info("BOS token: %s", self.bos_choice)
+
+    def _take_means(self, path: str, tokens: int) -> None:
+        texts = text.windows(
+            text.read_documents(path),
+            lambda document: self.tok_encode(document, add_special_tokens=False),
+            prefix=self.prefix_token_id,
+            length=self.context_size,
+            tokens=tokens,
+        )
+        means = text.mean_activations(_innermost(self.model), self.variant, texts, self.special_ids)
+        self.variant = with_means(self.variant, means)
+        self.mean_source = {"text": path, "tokens": sum(len(ids) - 1 for ids in texts)}
+
+    @property
+    def context_size(self) -> int:
+        """The longest prompt, in tokens, that no dictionary has to stretch for."""
+        sizes = [splice.dictionary.context_size for splice in self.variant.splices]
+        return min([self.max_length, *(size for size in sizes if size)])
+
+    # -- tokens -------------------------------------------------------------------------------------------
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        ids = super().tok_encode(string, add_special_tokens=add_special_tokens, **kwargs)
+        bos = self.tokenizer.bos_token_id
+        if getattr(self, "_adds_bos", False) and add_special_tokens is None and ids[:1] != [bos]:
+            ids = [bos, *ids]
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        if not self._adds_bos:
+            return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
+        rows = [self.tok_encode(string) for string in strings]
+        if left_truncate_len:
+            rows = [ids[-left_truncate_len:] for ids in rows]
+        padded = self.tokenizer.pad({"input_ids": rows}, padding=True, padding_side=padding_side, return_tensors="pt")
+        return padded["input_ids"], padded["attention_mask"]
+
+    # -- evaluation ---------------------------------------------------------------------------------------
+
+    def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        with attached(_innermost(self.model), self.variant):
+            return super()._model_call(inps, attn_mask, labels)
+
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
+        model, finite = _innermost(self.model), []
+        with (
+            attached(model, self.variant),
+            contextlib.ExitStack() as scope,
+            _uncached(model, self.variant.sequential),
+        ):
+            watch = model.register_forward_hook(lambda _m, _a, out: finite.append(out.logits[:, -1].isnan().any()))
+            scope.callback(watch.remove)
+            out = super()._model_generate(context, max_length, stop, **generation_kwargs)
+        if finite and bool(torch.stack(finite).any()):
+            prompt = self.tok_decode(context[0].tolist())
+            raise UserError(
+                f"The logits are nan while '{self.variant_name}' generates from {_shorten(prompt)} and others."
+            )
+        return out
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        # A document's first token is given the prefix token, which is the BOS token already.
+        adds_bos, self._adds_bos = self._adds_bos, False
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self._adds_bos = adds_bos
+
+    def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
+        self._tell_of_context([len(context) + len(continuation) for _, context, continuation in requests])
+        answers = super()._loglikelihood_tokens(requests, **kwargs)
+        for (asked, *_), (logprob, _) in zip(requests, answers, strict=True):
+            if math.isnan(logprob) or logprob == math.inf:
+                what = "a window of a document" if asked is None else f"{_shorten(asked[0])} -> {_shorten(asked[1])}"
+                raise UserError(f"The log-probability of {what} is {logprob} with '{self.variant_name}'.")
+        return answers
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        self._tell_of_context([len(self.tok_encode(request.args[0])) for request in requests])
+        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+    def _tell_of_context(self, lengths: Sequence[int]) -> None:
+        sizes = [s.dictionary.context_size for s in self.variant.splices if s.dictionary.context_size]
+        if self._told_of_context or not sizes or not lengths:
+            return
+        longer = sum(length > min(sizes) for length in lengths)
+        if longer:
+            self._told_of_context = True
+            logger.warning(
+                "%d of %d prompts (%.0f%%) are longer than the %d tokens that the dictionary was trained on.",
+                longer,
+                len(lengths),
+                100 * longer / len(lengths),
+                min(sizes),
+            )
+
+    # -- what the results carry ---------------------------------------------------------------------------
+
+    @property
+    def variant_name(self) -> str:
+        names = "+".join(splice.dictionary.name for splice in self.variant.splices)
+        return names if self.choices.splice == "reconstruction" else f"{names} ({self.choices.splice})"
+
+    def provenance(self) -> dict[str, Any]:
+        """Everything besides the model itself that the numbers depend on, as plain values."""
+        return {
+            "splices": describe(self.variant),
+            "splice": self.choices.splice,
+            "splice_tokens": self.choices.splice_tokens,
+            "special_token_ids": sorted(self.variant.special_ids),
+            "bos": self.bos_choice,
+            "seed": self.choices.seed if self.choices.splice == "random_error" else None,
+            "mean": self.mean_source,
+            "model_dtype": str(self.model.dtype).removeprefix("torch."),
+            "max_length": self.max_length,
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        }
+
+    def get_model_info(self) -> dict[str, Any]:
+        return {**super().get_model_info(), "sae_lm_eval": self.provenance()}
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Give this variant a table of its own in the file of `--use_cache`, whose keys are the prompts alone."""
+        if cache_hook.dbdict is not None:
+            from sqlitedict import SqliteDict
+
+            what = [
+                str(self.pretrained if isinstance(self.pretrained, str) else self.model.name_or_path),
+                str(self.revision),
+            ]
+            key = hashlib.sha256(json.dumps([what, self.provenance()], sort_keys=True).encode()).hexdigest()
+            SqliteDict(cache_hook.dbdict.filename, tablename=key).close()
+            cache_hook.dbdict.tablename = key
+        super().set_cache_hook(cache_hook)
+
+
+OWN = tuple(
+    name
+    for name, parameter in inspect.signature(SaeHFLM.__init__).parameters.items()
+    if name not in ("self", "pretrained") and parameter.kind is not parameter.VAR_KEYWORD
+)
+
+
+def _refuse_misspelt(kwargs: dict[str, Any]) -> None:
+    known = [*inspect.signature(HFLM.__init__).parameters, *OWN]
+    for name in kwargs:
+        if name not in known and (hint := did_you_mean(name, known, most=1)):
+            raise UserError(f"sae_hf has no argument '{name}'.{hint}")
+
+
+def _sources(sae: Any) -> list[Any]:
+    """The dictionaries that the argument `sae` names or holds."""
+    if sae is None or (isinstance(sae, (str, list, tuple)) and not sae):
+        raise UserError("sae= is missing: name a dictionary, as in sae=gpt2-small-res-jb#blocks.8.hook_resid_pre.")
+    if isinstance(sae, str):
+        return list(parse_specs(sae))
+    if isinstance(sae, (list, tuple)):
+        return [source for item in sae for source in _sources(item)]
+    return [SaeSpec.parse(sae) if isinstance(sae, str) else sae]
+
+
+def special_ids(tokenizer: Any, model: Any) -> frozenset[int]:
+    """The ids of bos, eos and pad that the tokenizer, the model's configuration and its generation defaults have."""
+    found: set[int] = set()
+    for source in (tokenizer, model.config, getattr(model, "generation_config", None)):
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            ids = getattr(source, name, None)
+            found.update(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
+    return frozenset(found)
+
+
+def _innermost(model: Any) -> Any:
+    """The model itself where adapters (LoRA) are wrapped around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextlib.contextmanager
+def _uncached(model: Any, wanted: bool) -> Iterator[None]:
+    """Inside the scope, generation reads the whole text anew for every token, if `wanted`."""
+    if not wanted:
+        yield
+        return
+    prepare = model.prepare_inputs_for_generation
+
+    def whole(input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask"), "use_cache": False}
+
+    model.prepare_inputs_for_generation = whole
+    try:
+        yield
+    finally:
+        model.prepare_inputs_for_generation = prepare
+
+
+def _shorten(prompt: str, most: int = 60) -> str:
+    prompt = " ".join(prompt.split())
+    return repr(prompt if len(prompt) <= most else f"...{prompt[-most:]}")
+
+
+def _explain_without_traceback() -> None:
+    """Let the lm_eval command tell a user's mistake in a sentence; other programs see the exception as it is."""
+    main = sys.modules["__main__"]
+    module = getattr(getattr(main, "__spec__", None), "name", "")
+    script = getattr(main, "__file__", None) or ""
+    if module != "lm_eval.__main__" and Path(script).stem not in ("lm_eval", "lm-eval"):
+        return
+    otherwise = sys.excepthook
+
+    def hook(kind, error, trace):
+        if issubclass(kind, UserError):
+            print(f"sae_hf: {error}", file=sys.stderr)
+        else:
+            otherwise(kind, error, trace)
+
+    sys.excepthook = hook
+
+
+_explain_without_traceback()

@@ -1,0 +1,24 @@
+"""The one exception that a user's mistake raises, and how it suggests what was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user asked for cannot be done; the message says what, where and what would work."""
+
+
+def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:
+    """The nearest of `known` to `word` as the end of a sentence, or "" when nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=most, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+
+
+def one_of(word: str, known: Iterable[str], what: str) -> str:
+    """Return `word` if it is known; raise a `UserError` that names the choices otherwise."""
+    known = list(known)
+    if word not in known:
+        raise UserError(f"{what} '{word}' is unknown.{did_you_mean(word, known)} Choose from {', '.join(known)}.")
+    return word

@@ -1,0 +1,90 @@
+"""Text of the user's, cut into windows of token ids, and what passes through a model that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.port import Port, record
+from sae_lm_eval.splice import Variant
+
+READERS = ("txt", "jsonl", "parquet")
+
+
+def read_documents(path: str | Path, column: str = "text") -> list[str]:
+    """The documents of a file: a .txt is one, a .jsonl or .parquet has one a row in `column`.
+
+    Raises `UserError` where the file is missing, of another kind, empty, or has no such column.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"There is no text file '{path}'.")
+    kind = one_of(path.suffix.removeprefix("."), READERS, f"The kind of '{path.name}':")
+    if kind == "txt":
+        documents = [path.read_text()]
+    else:
+        import pandas as pd
+
+        frame = pd.read_json(path, lines=True) if kind == "jsonl" else pd.read_parquet(path)
+        if column not in frame:
+            raise UserError(f"'{path}' has no column '{column}'. It has {', '.join(map(str, frame.columns))}.")
+        documents = frame[column].astype(str).tolist()
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise UserError(f"'{path}' holds no text.")
+    return documents
+
+
+def windows(
+    documents: Iterable[str],
+    encode: Callable[[str], list[int]],
+    *,
+    prefix: int | None,
+    length: int,
+    tokens: int,
+) -> list[list[int]]:
+    """Windows of up to `length` ids, each begun with the id `prefix` if given, until `tokens` ids of text are in."""
+    out: list[list[int]] = []
+    left, head = tokens, [] if prefix is None else [prefix]
+    for document in documents:
+        ids = encode(document)
+        if head and ids[:1] == head:
+            ids = ids[1:]
+        for start in range(0, len(ids), length - len(head)):
+            piece = ids[start : start + length - len(head)][:left]
+            if piece:
+                out.append(head + piece)
+                left -= len(piece)
+    return out
+
+
+def passing(
+    model: nn.Module, ports: Sequence[Port], texts: Sequence[Sequence[int]], special_ids: frozenset[int]
+) -> Iterator[dict[Port, Tensor]]:
+    """For each window, what passes `ports`, (positions, width) in float32, without the positions of special ids."""
+    device = next(model.parameters()).device
+    for ids in texts:
+        row = torch.tensor([list(ids)], device=device)
+        keep = torch.tensor([[i not in special_ids for i in ids]], device=device)
+        seen = record(model, list(ports), row)
+        yield {port: x.reshape(*row.shape, -1)[keep.to(x.device)].float() for port, x in seen.items()}
+
+
+def mean_activations(
+    model: nn.Module, variant: Variant, texts: Sequence[Sequence[int]], special_ids: frozenset[int]
+) -> list[Tensor]:
+    """The mean of what each splice would replace, (d_out,), over all positions but those of special ids."""
+    ports = [splice.site_out.read for splice in variant.splices]
+    sums: dict[Port, Tensor] = {}
+    count = 0
+    for seen in passing(model, ports, texts, special_ids):
+        count += next(iter(seen.values())).shape[0]
+        for port, x in seen.items():
+            sums[port] = sums.get(port, torch.zeros((), dtype=torch.float64, device="cpu")) + x.double().sum(0).cpu()
+    if not count:
+        raise UserError("The text for the mean holds special tokens alone.")
+    return [(sums[port] / count).float() for port in ports]
