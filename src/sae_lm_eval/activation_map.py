@@ -18,7 +18,15 @@ from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.site import Site
 
 CENTERED_KINDS = frozenset(
-    {"hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out"}
+    {
+        "hook_embed",
+        "hook_resid_pre",
+        "hook_resid_mid",
+        "hook_resid_post",
+        "hook_attn_out",
+        "hook_mlp_in",
+        "hook_mlp_out",
+    }
 )
 MAPS = ("raw", "centered", "value_bias", "folded_value_bias")
 
@@ -47,12 +55,12 @@ class ActivationMap:
         return z if self.shift is None else z + self.shift.to(z)
 
 
-def map_name(site: Site, processing: Mapping[str, Any], *, layer_norm: bool) -> str:
+def map_name(architecture: Architecture, site: Site, processing: Mapping[str, Any]) -> str:
     """The map that TransformerLens' loading options `processing` imply for activations at `site`.
 
     Centring is skipped by TransformerLens for RMSNorm models.
     """
-    if site.kind in CENTERED_KINDS and layer_norm and processing.get("center_writing_weights"):
+    if site.kind in CENTERED_KINDS and processing.get("center_writing_weights") and architecture.layer_norm:
         return "centered"
     if site.kind == "attn.hook_z" and processing.get("fold_value_biases"):
         return "folded_value_bias" if processing.get("fold_ln") else "value_bias"

@@ -70,6 +70,11 @@ class Architecture:
     def embedding(self) -> Port:
         return Port(self._components["embed"].name, "output")
 
+    @property
+    def layer_norm(self) -> bool:
+        """Whether the norms of the text model subtract the mean; a vision tower's do not count."""
+        return isinstance(self.model.get_submodule(self._components["ln_final"].name), nn.LayerNorm)
+
     def port(self, hook: str, layer: int) -> Port | None:
         """Where block `layer` has `hook` (without its `blocks.N.`), or None where it has no such hook."""
         component = self._components["blocks"]

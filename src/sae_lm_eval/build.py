@@ -81,8 +81,7 @@ def _build_splice(
 ) -> Splice:
     site_in, site_out = find_sites(architecture, dictionary, hook)
     writable_port(architecture, site_out)
-    layer_norm = any(isinstance(module, nn.LayerNorm) for module in architecture.model.modules())
-    names = [map_ or map_name(site, dictionary.processing, layer_norm=layer_norm) for site in (site_in, site_out)]
+    names = [map_ or map_name(architecture, site, dictionary.processing) for site in (site_in, site_out)]
     map_in, map_out = (build_map(architecture, s, n) for s, n in zip((site_in, site_out), names, strict=True))
     return Splice(dictionary, site_in, site_out, map_in, map_out, choices.splice, seed=choices.seed)
 
