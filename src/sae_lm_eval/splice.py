@@ -81,7 +81,8 @@ class Splice:
     @cached_property
     def _directions(self) -> Tensor:
         """Unit vectors, uniform on the sphere, (DIRECTIONS, d_out)."""
-        seed = (self.seed * 2**32 + zlib.crc32(self.site_out.hook.encode())) % 2**63
+        # torch's generator on the CPU looks at 32 bits of its seed only.
+        seed = zlib.crc32(f"{self.seed} {self.site_out.hook}".encode())
         table = torch.randn(DIRECTIONS, self.dictionary.d_out, generator=torch.Generator().manual_seed(seed))
         return nn.functional.normalize(table, dim=-1)
 
