@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenizers
 import torch
 import transformers
 from sae_lens import SAE
@@ -110,3 +111,21 @@ def random_sae(
         for weight in sae.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) / max(weight.shape[-1], 8) ** 0.5)
     return sae.eval().requires_grad_(False)
+
+
+def word_tokenizer(*, adds_bos: bool = False) -> transformers.PreTrainedTokenizerFast:
+    """One token a word, w3 to w100, whose ids are their numbers; pads on the side that lm_eval asks for."""
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w3"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    if adds_bos:
+        inner.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="w3"
+    )
+
+
+def words(count: int, *, seed: int) -> str:
+    """A text of `count` random words."""
+    ids = torch.randint(3, VOCABULARY, (count,), generator=torch.Generator().manual_seed(seed))
+    return " ".join(f"w{i}" for i in ids.tolist())

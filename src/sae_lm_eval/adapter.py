@@ -147,7 +147,7 @@ class SaeHFLM(HFLM):
         """A dictionary trained behind a BOS token gets one where lm_eval's default gives none."""
         bos = self.tokenizer.bos_token_id
         wanted = any(dictionary.prepend_bos for dictionary in dictionaries)
-        given = bos is not None and self.tokenizer.encode("a")[:1] == [bos]
+        given = bos is not None and super().tok_encode("a")[:1] == [bos]
         self._adds_bos = bool(wanted and not given and bos is not None and self.add_bos_token is None)
         if self.add_bos_token is not None:
             self.bos_choice = f"add_bos_token={self.add_bos_token}, as asked"

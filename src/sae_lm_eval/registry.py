@@ -1,0 +1,466 @@
+"""SAELens' registry without a network: what each dictionary reads and writes, and whether it can be spliced.
+
+What SAELens will say of a dictionary is taken from its own code where that needs no file of the hub, and read off
+names as its converters do where it does; `Entry.inferred` tells the two apart. Whether the site exists and can be
+written is tried on a small random model of the base model's class.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sae_lm_eval.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup as Release
+
+    from sae_lm_eval.architecture import Architecture
+
+SUPPORTED, REFUSED = "supported", "refused"
+NO_FACTOR = "expected_average_only_in"
+
+
+class BaseModel(NamedTuple):
+    """Base models whose name, without its organisation and in lower case, matches the glob `pattern`."""
+
+    pattern: str
+    family: str
+    model_type: str  # of the hub's config.json, from which transformers chooses the class
+    layers: int
+
+
+MODELS = (
+    BaseModel("gpt2-small", "GPT-2", "gpt2", 12),
+    BaseModel("pythia-70m*", "Pythia", "gpt_neox", 6),
+    BaseModel("gemma-2b*", "Gemma-1", "gemma", 18),
+    BaseModel("gemma-2-2b*", "Gemma-2", "gemma2", 26),
+    BaseModel("gemma-2-9b*", "Gemma-2", "gemma2", 42),
+    BaseModel("gemma-2-27b*", "Gemma-2", "gemma2", 46),
+    # The two small sizes of Gemma-3 are text models; the others read images too.
+    BaseModel("gemma-3-270m*", "Gemma-3", "gemma3_text", 18),
+    BaseModel("gemma-3-1b*", "Gemma-3", "gemma3_text", 26),
+    BaseModel("gemma-3-4b*", "Gemma-3", "gemma3", 34),
+    BaseModel("gemma-3-12b*", "Gemma-3", "gemma3", 48),
+    BaseModel("gemma-3-27b*", "Gemma-3", "gemma3", 62),
+    BaseModel("meta-llama-3-8b*", "Llama-3.x", "llama", 32),
+    BaseModel("llama-3.1-8b*", "Llama-3.x", "llama", 32),
+    BaseModel("llama-3.3-70b*", "Llama-3.x", "llama", 80),
+    BaseModel("deepseek-r1-distill-llama-8b", "Llama-3.x", "llama", 32),
+    BaseModel("mistral-7b*", "Mistral", "mistral", 32),
+    BaseModel("qwen2.5-7b*", "Qwen2.5", "qwen2", 28),
+    BaseModel("qwen3-0.6b*", "Qwen3", "qwen3", 28),
+    BaseModel("qwen3-1.7b*", "Qwen3", "qwen3", 28),
+    BaseModel("qwen3-4b*", "Qwen3", "qwen3", 36),
+    BaseModel("qwen3-8b*", "Qwen3", "qwen3", 36),
+    BaseModel("qwen3-14b*", "Qwen3", "qwen3", 40),
+    BaseModel("qwen3-30b-a3b*", "Qwen3", "qwen3_moe", 48),
+    BaseModel("qwen3.5-2b*", "Qwen3.5", "qwen3_5", 24),
+    BaseModel("qwen3.5-9b*", "Qwen3.5", "qwen3_5", 32),
+    BaseModel("qwen3.5-27b*", "Qwen3.5", "qwen3_5", 64),
+    BaseModel("qwen3.5-35b-a3b*", "Qwen3.5", "qwen3_5_moe", 40),
+    BaseModel("gpt-oss-20b", "gpt-oss", "gpt_oss", 24),
+)
+
+
+def base_model(name: str) -> BaseModel | None:
+    """What `name` is, or None where the table does not know it."""
+    short = name.rsplit("/", 1)[-1].lower()
+    return next((row for row in MODELS if fnmatchcase(short, row.pattern)), None)
+
+
+# --- What SAELens' configuration of a dictionary will hold, by converter -----------------------------------------
+
+
+def _by_saelens(release: Release, id_: str) -> dict[str, Any]:
+    from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_CONFIG_GETTERS as GETTERS
+
+    assert release.conversion_func is not None
+    return GETTERS[release.conversion_func](release.repo_id, release.saes_map[id_], "cpu", False, None)
+
+
+GEMMA_3_HOOKS = {
+    "resid_post": ("hook_resid_post", None),
+    "attn_out": ("attn.hook_z", None),
+    "mlp_out": ("hook_mlp_out", None),
+    "transcoder": ("hook_mlp_in", "hook_mlp_out"),
+}
+
+
+def _gemma_3(release: Release, id_: str) -> dict[str, Any]:
+    # SAELens' own getter asks the hub for the shapes of the weights; the rest of it needs names alone.
+    from sae_lens.loading.pretrained_sae_loaders import _infer_gemma_3_raw_cfg_dict
+
+    path = release.saes_map[id_]
+    raw = _infer_gemma_3_raw_cfg_dict(release.repo_id, path)
+    kind = path.split("/")[0].removesuffix("_all")
+    layer = _layer(r"layer_(\d+)", path)
+    hook_in, hook_out = GEMMA_3_HOOKS[kind]
+    name = raw["model_name"]
+    config = {
+        "architecture": "jumprelu",
+        "model_name": name.removesuffix("-pt") if "270m" in name else name,
+        "hook_name": f"blocks.{layer}.{hook_in}",
+        "hf_hook_name": raw["hf_hook_point_in"],
+    }
+    if hook_out is not None:
+        config["architecture"] = "jumprelu_skip_transcoder" if raw["affine_connection"] else "jumprelu_transcoder"
+        config["hook_name_out"] = f"blocks.{layer}.{hook_out}"
+        config["hf_hook_name_out"] = raw["hf_hook_point_out"]
+    return config
+
+
+def _mwhanna(release: Release, id_: str) -> dict[str, Any]:
+    layer = _layer(r"_(\d+)\.safetensors", release.saes_map[id_])
+    return {
+        "architecture": "transcoder",
+        "hook_name": f"blocks.{layer}.mlp.hook_in",
+        "hook_name_out": f"blocks.{layer}.hook_mlp_out",
+        "model_from_pretrained_kwargs": {"fold_ln": False},
+    }
+
+
+LLAMA_SCOPE_HOOKS = {"R": "hook_resid_post", "A": "hook_attn_out", "M": "hook_mlp_out"}
+
+
+def _llama_scope(release: Release, id_: str) -> dict[str, Any]:
+    match = re.search(r"L(\d+)([RAM])\b", release.saes_map[id_])
+    if match is None:
+        raise ValueError(f"no layer and site in {release.saes_map[id_]}")
+    return {
+        "architecture": "jumprelu",
+        "model_name": "meta-llama/Llama-3.1-8B",
+        "hook_name": f"blocks.{match[1]}.{LLAMA_SCOPE_HOOKS[match[2]]}",
+        "normalize_activations": NO_FACTOR,
+    }
+
+
+def _residual_of_path(release: Release, id_: str) -> dict[str, Any]:
+    layer = _layer(r"layer_(\d+)", release.saes_map[id_])
+    return {"hook_name": f"blocks.{layer}.hook_resid_post"}
+
+
+def _temporal(release: Release, id_: str) -> dict[str, Any]:
+    return {"architecture": "temporal", **_residual_of_path(release, id_)}
+
+
+def _hook_z_of_id(release: Release, id_: str) -> dict[str, Any]:
+    layer = _layer(r"blocks\.(\d+)", id_)
+    return {"architecture": "standard", "model_name": "gpt2-small", "hook_name": f"blocks.{layer}.attn.hook_z"}
+
+
+def _hook_of_id(release: Release, id_: str) -> dict[str, Any]:
+    match = re.match(r"blocks\.\d+\.hook_[a-z]+(_[a-z]+)*", id_)
+    return {"hook_name": match[0]} if match else {}
+
+
+def _nothing(release: Release, id_: str) -> dict[str, Any]:
+    return {}
+
+
+def _layer(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"no layer in '{text}'")
+    return int(match[1])
+
+
+class Converter(NamedTuple):
+    """How a converter's dictionaries are read here.
+
+    `inferred` says what comes from a name while SAELens will take it from a file of the hub. Where `decided_by`
+    names such a file, the name is no sure guide to what it holds.
+    """
+
+    read: Callable[[Release, str], dict[str, Any]]
+    inferred: str | None = None
+    decided_by: str | None = None
+    remark: str | None = None
+
+
+CLT_REMARK = (
+    "one layer of a cross-layer transcoder, its decoders summed: SAELens means it for activations, "
+    "not for reconstruction"
+)
+CONVERTERS = {
+    "sae_lens": Converter(_hook_of_id, "hook from its id", decided_by="cfg.json"),
+    "gemma_2": Converter(_by_saelens),
+    "gemma_2_transcoder": Converter(_by_saelens),
+    "gemma_3": Converter(_gemma_3, "modules and skip connection from its path"),
+    "qwen_scope": Converter(_by_saelens),
+    "deepseek_r1": Converter(_by_saelens),
+    "goodfire": Converter(_by_saelens),
+    "llama_scope": Converter(_llama_scope, "hook from its path"),
+    "llama_scope_r1_distill": Converter(_llama_scope, "hook from its path"),
+    "dictionary_learning_1": Converter(_residual_of_path, "layer from its path"),
+    "mwhanna_transcoder": Converter(_mwhanna),
+    "connor_rob_hook_z": Converter(_hook_z_of_id, "hook from its id"),
+    "temporal": Converter(_temporal),
+    "mntss_clt_layer_transcoder": Converter(_nothing, decided_by="config.yaml", remark=CLT_REMARK),
+}
+UNKNOWN = Converter(_nothing, decided_by="metadata")
+
+
+# --- Whether a site exists and can be written, on a small model --------------------------------------------------
+
+WIDTH = 32
+TEXT = {
+    "vocab_size": 64,
+    "hidden_size": WIDTH,
+    "intermediate_size": WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
+# Three linear-attention layers to one with full attention: four layers are one of each place in the pattern.
+HYBRID = {**TEXT, "num_hidden_layers": 4}
+HEADS = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2}
+VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+SMALL: dict[str, dict[str, Any]] = {
+    "gpt2": {**HEADS, "n_embd": WIDTH, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "gpt_neo": {
+        **HEADS,
+        "hidden_size": WIDTH,
+        "num_layers": 2,
+        "num_heads": 2,
+        "attention_types": [[["global", "local"], 1]],
+    },
+    "gpt_neox": {k: v for k, v in TEXT.items() if k not in ("num_key_value_heads", "head_dim")},
+    "llama": TEXT,
+    "mistral": TEXT,
+    "qwen2": TEXT,
+    "qwen3": TEXT,
+    "qwen3_moe": {**TEXT, **EXPERTS},
+    "gemma": TEXT,
+    "gemma2": TEXT,
+    "gemma3_text": TEXT,
+    "gemma3": {"text_config": TEXT, "vision_config": {**VISION, "image_size": 14, "patch_size": 7}},
+    "qwen3_5": {"text_config": HYBRID},
+    "qwen3_5_moe": {"text_config": {**HYBRID, **EXPERTS, "shared_expert_intermediate_size": 16}},
+    "gpt_oss": {**TEXT, "num_local_experts": 2, "num_experts_per_tok": 1},
+}
+
+
+@cache
+def small_architecture(model_type: str) -> Architecture:
+    """A random model of the class that transformers makes of a configuration of `model_type`, of a few layers."""
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    from sae_lm_eval.architecture import Architecture
+
+    config = CONFIG_MAPPING[model_type](**SMALL[model_type])
+    with torch.random.fork_rng(devices=[]):
+        return Architecture(AutoModelForCausalLM.from_config(config).eval())
+
+
+class Trial(NamedTuple):
+    """The activation maps at the two sites of a dictionary that can be spliced, or why it cannot."""
+
+    maps: tuple[str, str] | None
+    fault: str | None
+
+
+@cache
+def try_sites(
+    model_type: str, hooks: tuple[str, str], modules: tuple[str | None, str | None], processing: tuple
+) -> Trial:
+    """Find the sites (in, out) on a small model, let it read two tokens, and see that something passes both."""
+    import torch
+    from torch import nn
+
+    from sae_lm_eval.activation_map import map_name
+    from sae_lm_eval.build import find_sites
+    from sae_lm_eval.dictionary import Dictionary
+    from sae_lm_eval.port import record
+    from sae_lm_eval.site import writable_port
+
+    architecture = small_architecture(model_type)
+    nothing = nn.Identity()
+    dictionary = Dictionary(
+        "the dictionary", nothing, nothing, nothing, "standard", WIDTH, WIDTH, WIDTH, *hooks, *modules,
+        processing=dict(processing),
+    )  # fmt: skip
+    try:
+        sites = find_sites(architecture, dictionary, None)
+        ports = [sites[0].read, sites[1].read, writable_port(architecture, sites[1])]
+    except UserError as error:
+        # Layers are the small model's here.
+        return Trial(None, re.sub(r"(blocks\.|layers\.|[Ll]ayer )\d+", r"\1N", str(error)))
+    passed = record(architecture.model, ports, torch.tensor([[3, 4]]))
+    if missing := [str(port) for port in ports if port not in passed]:
+        return Trial(None, f"nothing passes {', '.join(missing)} of {architecture.name} in a forward pass")
+    map_in, map_out = (map_name(architecture, site, dictionary.processing) for site in sites)
+    return Trial((map_in, map_out), None)
+
+
+# --- The registry ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered dictionary. None in a field means that nothing short of the hub's files says it."""
+
+    release: str
+    id: str
+    converter: str
+    model: str
+    base: BaseModel | None
+    architecture: str | None
+    hook_in: str | None
+    hook_out: str | None
+    module_in: str | None
+    module_out: str | None
+    processing: Mapping[str, Any] = field(hash=False)
+    d_dictionary: int | None
+    l0: float | None
+    inferred: str | None
+    remarks: tuple[str, ...]
+    needs_norm_factor: bool
+    decided_by: str | None
+
+    @property
+    def spec(self) -> str:
+        return f"{self.release}#{self.id}"
+
+    @property
+    def hook(self) -> str:
+        """`IN` or, for a transcoder, `IN -> OUT`."""
+        return " -> ".join(dict.fromkeys(hook for hook in (self.hook_in, self.hook_out) if hook)) or "not known"
+
+    @property
+    def model_class(self) -> str | None:
+        """What `AutoModelForCausalLM` makes of the base model."""
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+        return None if self.base is None else CLASSES[self.base.model_type]
+
+    @cached_property
+    def trial(self) -> Trial:
+        """Whether the site that is known or expected can be spliced."""
+        if self.hook_in is None or self.hook_out is None or self.base is None:
+            return Trial(None, None)
+        layer = re.match(r"blocks\.(\d+)\.", self.hook_out)
+        if layer and int(layer[1]) >= self.base.layers:
+            return Trial(None, f"{self.model} has no layer {layer[1]}: layers run from 0 to {self.base.layers - 1}")
+        of = small_architecture(self.base.model_type).layers
+        hooks = (_in_small(self.hook_in, of), _in_small(self.hook_out, of))
+        modules = (_in_small(self.module_in, of), _in_small(self.module_out, of))
+        return try_sites(self.base.model_type, hooks, modules, tuple(sorted(self.processing.items())))
+
+    @property
+    def verdict(self) -> str:
+        """supported, refused, or what decides: a file of the hub, or a base model that is not in the table."""
+        if self.trial.fault or self.needs_norm_factor:
+            return REFUSED
+        if self.base is None:
+            return "its model decides"
+        return f"its {self.decided_by} decides" if self.decided_by else SUPPORTED
+
+    @property
+    def why(self) -> str:
+        """What else is to be said of the verdict, "" where nothing is."""
+        factor = "its release gives no norm_factor, which norm_factor= has to state" if self.needs_norm_factor else None
+        parts = [self.trial.fault, factor, self.inferred, *self.remarks]
+        return "; ".join(part for part in parts if part)
+
+
+def _in_small(name: str | None, layers: int) -> Any:
+    """`name` with its layer replaced by the one at the same place of the pattern in a model of `layers` layers."""
+    return name and re.sub(r"(?<=blocks\.|layers\.)\d+", lambda layer: str(int(layer[0]) % layers), name)
+
+
+def _entry(release: Release, id_: str) -> Entry:
+    name = release.conversion_func or "sae_lens"
+    converter = CONVERTERS.get(name, UNKNOWN)
+    remarks = [converter.remark] if converter.remark else []
+    try:
+        config = converter.read(release, id_)
+    except (ValueError, KeyError) as error:
+        # A release of a later SAELens may be named in a way that these rules do not know.
+        converter, config = UNKNOWN, {}
+        remarks.append(f"its names do not say where it was trained ({error})")
+    config |= release.config_overrides or {}
+    model = config.get("model_name") or release.model
+    if model != release.model:
+        remarks.append(f"the release says its model is {release.model}, the dictionary's own metadata {model}")
+    hook_in = config.get("hook_name")
+    hook_out = config.get("hook_name_out") or hook_in
+    module_in = config.get("hf_hook_name")
+    return Entry(
+        release=release.release,
+        id=id_,
+        converter=name,
+        model=model,
+        base=base_model(model),
+        architecture=config.get("architecture"),
+        hook_in=hook_in,
+        hook_out=hook_out,
+        module_in=module_in,
+        module_out=config.get("hf_hook_name_out") or (module_in if hook_out == hook_in else None),
+        processing=config.get("model_from_pretrained_kwargs") or {},
+        d_dictionary=config.get("d_sae") or _width(f"{release.repo_id}/{release.saes_map[id_]}"),
+        l0=release.expected_l0[id_] or None,
+        inferred=converter.inferred,
+        remarks=tuple(remarks),
+        needs_norm_factor=config.get("normalize_activations") == NO_FACTOR and id_ not in release.norm_scaling_factor,
+        decided_by=converter.decided_by or (None if hook_in else "metadata"),
+    )
+
+
+def _width(path: str) -> int | None:
+    """The number of elements as paths tell it, a power of two: `width_16k` is 16,384, `width-2pow12` 4,096."""
+    if match := re.search(r"width-2pow(\d+)", path):
+        return 2 ** int(match[1])
+    if match := re.search(r"width_(\d+)([km])(?![a-z0-9])", path):
+        return 2 ** round(math.log2(int(match[1]) * {"k": 1_000, "m": 1_000_000}[match[2]]))
+    return None
+
+
+@cache
+def entries() -> tuple[Entry, ...]:
+    """Every dictionary of SAELens' registry, in its order."""
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    return tuple(
+        _entry(release, id_) for release in get_pretrained_saes_directory().values() for id_ in release.saes_map
+    )
+
+
+def search(pattern: str) -> list[dict[str, Any]]:
+    """The dictionaries whose `release#id` matches the glob `pattern`, or holds it where it is no glob.
+
+    Keys: spec, model, hook, map, l0, width (number of elements; both None where not known), verdict, why.
+    Raises `UserError` where nothing matches.
+    """
+    wanted = pattern.lower()
+    if not re.search(r"[*?\[]", wanted):
+        wanted = f"*{wanted}*"
+    found = [entry for entry in entries() if fnmatchcase(entry.spec.lower(), wanted)]
+    if not found:
+        near = did_you_mean(pattern.strip("*").split("#")[0], {entry.release for entry in entries()})
+        raise UserError(f"No dictionary that SAELens has registered matches '{pattern}'.{near}")
+    return [
+        {
+            "spec": entry.spec,
+            "model": entry.model,
+            "hook": entry.hook,
+            "map": " -> ".join(dict.fromkeys(entry.trial.maps or ())) or None,
+            "l0": entry.l0,
+            "width": entry.d_dictionary,
+            "verdict": entry.verdict,
+            "why": entry.why,
+        }
+        for entry in found
+    ]
