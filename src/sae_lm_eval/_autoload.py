@@ -1,47 +1,50 @@
-# Runs at interpreter start, from a .pth file that holds this text, so that `lm_eval` knows this package
-# without a flag. It imports nothing but the standard library, and nothing at all until lm_eval is imported.
-# SAE_LM_EVAL_AUTOLOAD=0 switches it off.
-import os
+"""Once lm_eval is imported, tell it of `sae_hf` and of this package's tasks, so that nobody has to pass a flag.
+
+At interpreter start a .pth file puts a hook on `sys.meta_path`; its text stands in pyproject.toml. The hook comes
+here when one of lm_eval's two modules below is looked for. Nothing here imports torch, or the rest of the package.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
 import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 
-class _SaeLmEvalHook:
-    """A meta-path finder that leaves finding to those behind it, and has a step run after certain modules."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def find_spec(self, name, path=None, target=None):
-        if name not in self.steps or self not in sys.meta_path:
-            return None
-        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
-            spec = finder.find_spec(name, path, target) if hasattr(finder, "find_spec") else None
-            if spec is not None:
-                if hasattr(spec.loader, "exec_module"):
-                    spec.loader = _ThenStep(spec.loader, self.steps[name])
-                return spec
-        return None
+def find_and_follow(hook: Any, name: str, path: Any, target: Any) -> ModuleSpec | None:
+    """Leave finding the module to the finders behind the hook, and have its step run after it."""
+    for finder in sys.meta_path[sys.meta_path.index(hook) + 1 :]:
+        # Finders of old know only find_module; Python passes them over as well.
+        spec = finder.find_spec(name, path, target) if hasattr(finder, "find_spec") else None
+        if spec is not None:
+            if hasattr(spec.loader, "exec_module"):
+                spec.loader = _ThenStep(spec.loader, STEPS[name])
+            return spec
+    return None
 
 
 class _ThenStep:
     """A module's own loader, and a step after it. A failing step is told of, and the import goes on."""
 
-    def __init__(self, loader, step):
+    def __init__(self, loader: Any, step: Any) -> None:
         self.loader = loader
         self.step = step
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)
 
-    def exec_module(self, module):
+    def exec_module(self, module: Any) -> None:
         # From here on the module looks as if nobody had stood between it and its loader.
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
         try:
             self.step(module)
         except Exception as error:
-            import logging
-
             logging.getLogger("sae_lm_eval").warning(
                 "sae_lm_eval is not fully registered with lm_eval (%s: %s); the rest of lm_eval works as ever.",
                 type(error).__name__,
@@ -49,7 +52,7 @@ class _ThenStep:
             )
 
 
-def _register_model(models):
+def _register_model(models: ModuleType) -> None:
     from lm_eval.api import registry
 
     # Releases that load plugins read the entry point of this package by themselves.
@@ -57,12 +60,10 @@ def _register_model(models):
         registry.model_registry.register("sae_hf", target="sae_lm_eval.adapter:SaeHFLM")
 
 
-def _register_tasks(manager):
-    import functools
-    import inspect
-
+def _register_tasks(manager: ModuleType) -> None:
     ours = _tasks_folder()
-    init = manager.TaskManager.__init__
+    task_manager = vars(manager)["TaskManager"]
+    init = task_manager.__init__
     signature = inspect.signature(init)
     # Now rather than in the middle of an evaluation that asks for none of our tasks.
     missing = {"include_path", "include_defaults"}.difference(signature.parameters)
@@ -70,7 +71,7 @@ def _register_tasks(manager):
         raise TypeError(f"its TaskManager takes no {' and no '.join(sorted(missing))}")
 
     @functools.wraps(init)
-    def with_our_tasks(self, *args, **kwargs):
+    def with_our_tasks(self: Any, *args: Any, **kwargs: Any) -> None:
         call = signature.bind(self, *args, **kwargs)
         call.apply_defaults()
         given = call.arguments["include_path"]
@@ -81,26 +82,16 @@ def _register_tasks(manager):
         init(*call.args, **call.kwargs)
         self.include_path = given
 
-    manager.TaskManager.__init__ = with_our_tasks
+    task_manager.__init__ = with_our_tasks
 
 
-def _tasks_folder():
-    from importlib.util import find_spec
-
-    spec = find_spec("sae_lm_eval")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("sae_lm_eval is not installed")
-    package = os.path.dirname(spec.origin)
+def _tasks_folder() -> str:
+    package = Path(__file__).parent
     # In a wheel the tasks lie in the package, in a checkout at its top.
-    folders = [os.path.join(package, "tasks"), os.path.normpath(os.path.join(package, "..", "..", "tasks"))]
-    for folder in folders:
-        if os.path.isdir(folder):
-            return folder
-    raise FileNotFoundError(f"there is no tasks folder at {folders[0]}")
+    for folder in (package / "tasks", package.parents[1] / "tasks"):
+        if folder.is_dir():
+            return str(folder)
+    raise FileNotFoundError(f"there is no tasks folder at {package / 'tasks'}")
 
 
-# A second copy of the .pth file (a user's site-packages beside a virtual environment's) has nothing to add.
-if os.environ.get("SAE_LM_EVAL_AUTOLOAD") != "0" and "_SaeLmEvalHook" not in [type(f).__name__ for f in sys.meta_path]:
-    sys.meta_path.insert(
-        0, _SaeLmEvalHook({"lm_eval.models": _register_model, "lm_eval.tasks.manager": _register_tasks})
-    )
+STEPS = {"lm_eval.models": _register_model, "lm_eval.tasks.manager": _register_tasks}

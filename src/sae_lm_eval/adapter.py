@@ -25,7 +25,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from sae_lm_eval import text
-from sae_lm_eval.build import Choices, build_variant, describe, with_means
+from sae_lm_eval.build import Choices, build_variant, describe, place, with_means
 from sae_lm_eval.dictionary import Dictionary, load
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.spec import SaeSpec, parse_specs
@@ -95,12 +95,16 @@ class SaeHFLM(HFLM):
             raise UserError(
                 "splice=mean needs mean_text=FILE (.txt, .jsonl or .parquet): the text whose activations are averaged."
             )
-        dictionaries = [load(source, dtype=dtype, norm_factor=norm_factor) for source in _sources(sae)]
+        dictionaries = [load(source, dtype=dtype, norm_factor=norm_factor) for source in sources(sae)]
+        if kwargs.get("device") is None:
+            # lm_eval's default is "cuda" on every machine.
+            kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"
         super().__init__(pretrained, **kwargs)
         self._join_other_processes()
         self.choices = choices
         self.special_ids = special_ids(self.tokenizer, self.model)
-        self.variant = build_variant(_innermost(self.model), dictionaries, choices, self.special_ids)
+        self.variant = build_variant(innermost(self.model), dictionaries, choices, self.special_ids)
+        place(innermost(self.model), self.variant)
         self._set_bos(dictionaries)
         self.mean_source: dict[str, Any] | None = None
         if splice == "mean":
@@ -161,15 +165,19 @@ class SaeHFLM(HFLM):
             self.bos_choice = f"lm_eval's default, which adds {'one' if given else 'none'}"
         logger.info("BOS token: %s", self.bos_choice)
 
-    def _take_means(self, path: str, tokens: int) -> None:
-        texts = text.windows(
+    def windows(self, path: str, tokens: int) -> list[list[int]]:
+        """The first `tokens` ids of a text file, in windows that no dictionary has to stretch for."""
+        return text.windows(
             text.read_documents(path),
             lambda document: self.tok_encode(document, add_special_tokens=False),
             prefix=self.prefix_token_id,
             length=self.context_size,
             tokens=tokens,
         )
-        means = text.mean_activations(_innermost(self.model), self.variant, texts, self.special_ids)
+
+    def _take_means(self, path: str, tokens: int) -> None:
+        texts = self.windows(path, tokens)
+        means = text.mean_activations(innermost(self.model), self.variant, texts, self.special_ids)
         self.variant = with_means(self.variant, means)
         self.mean_source = {"text": path, "tokens": sum(len(ids) - 1 for ids in texts)}
 
@@ -212,11 +220,11 @@ class SaeHFLM(HFLM):
     # -- evaluation ---------------------------------------------------------------------------------------
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
-        with attached(_innermost(self.model), self.variant):
+        with attached(innermost(self.model), self.variant):
             return super()._model_call(inps, attn_mask, labels)
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
-        model, finite = _innermost(self.model), []
+        model, finite = innermost(self.model), []
         with (
             attached(model, self.variant),
             contextlib.ExitStack() as scope,
@@ -322,14 +330,14 @@ def _refuse_misspelt(kwargs: dict[str, Any]) -> None:
             raise UserError(f"sae_hf has no argument '{name}'.{hint}")
 
 
-def _sources(sae: Any) -> list[Any]:
+def sources(sae: Any) -> list[Any]:
     """The dictionaries that the argument `sae` names or holds."""
     if sae is None or (isinstance(sae, (str, list, tuple)) and not sae):
         raise UserError("sae= is missing: name a dictionary, as in sae=gpt2-small-res-jb#blocks.8.hook_resid_pre.")
     if isinstance(sae, str):
         return list(parse_specs(sae))
     if isinstance(sae, (list, tuple)):
-        return [source for item in sae for source in _sources(item)]
+        return [source for item in sae for source in sources(item)]
     return [SaeSpec.parse(sae) if isinstance(sae, str) else sae]
 
 
@@ -343,7 +351,7 @@ def special_ids(tokenizer: Any, model: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def _innermost(model: Any) -> Any:
+def innermost(model: Any) -> Any:
     """The model itself where adapters (LoRA) are wrapped around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 

@@ -43,7 +43,9 @@ class Choices:
 def build_variant(
     model: nn.Module, dictionaries: Sequence[Dictionary], choices: Choices, special_ids: frozenset[int]
 ) -> Variant:
-    """The variant of `model` that `choices` make of `dictionaries`, each moved to the device of its site.
+    """The variant of `model` that `choices` make of `dictionaries`.
+
+    Only shapes are looked at, so a model on the meta device serves as well as one with weights.
 
     Raises `UserError` for a site that does not exist, cannot be written or has another width, and for two
     dictionaries at one site. Warns where a dictionary names another model.
@@ -57,13 +59,18 @@ def build_variant(
     ]
     variant = Variant(tuple(splices), special_ids if choices.splice_tokens == "non_special" else frozenset())
     check_widths(architecture, splices)
-    for splice in splices:
+    for dictionary in dictionaries:
+        _warn_of_other_model(architecture, dictionary)
+    return variant
+
+
+def place(model: nn.Module, variant: Variant) -> None:
+    """Move each dictionary to the device of the module it writes at, as a sharded model has them."""
+    for splice in variant.splices:
         assert splice.site_out.write is not None
         module = model.get_submodule(splice.site_out.write.path)
         device = next((p.device for p in module.parameters()), next(model.parameters()).device)
         splice.dictionary.module.to(device=device)
-        _warn_of_other_model(architecture, splice.dictionary)
-    return variant
 
 
 def _one_each(given: tuple[str, ...] | None, dictionaries: Sequence[Dictionary], what: str) -> Sequence[str | None]:

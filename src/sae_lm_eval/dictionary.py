@@ -76,7 +76,7 @@ def load(source: Any, *, dtype: torch.dtype = torch.float32, norm_factor: float 
 
     Raises `UserError` for whatever cannot be found, read or applied.
     """
-    dictionary = _load(source)
+    dictionary = find(source)
     if dictionary.needs_norm_factor:
         if norm_factor is None:
             raise UserError(
@@ -97,7 +97,8 @@ def load(source: Any, *, dtype: torch.dtype = torch.float32, norm_factor: float 
     return dictionary
 
 
-def _load(source: Any) -> Dictionary:
+def find(source: Any) -> Dictionary:
+    """The dictionary as it was released, in its own dtype; see `load`."""
     if isinstance(source, Dictionary):
         return source
     if isinstance(source, str):

@@ -1,0 +1,92 @@
+"""The command `sae-lm-eval`. Heavy imports are inside the commands, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from sae_lm_eval.errors import UserError
+
+app = typer.Typer(
+    help="Evaluate language models with sparse autoencoders spliced in.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps the name of a single command on the command line."""
+
+
+def _model_args(text: str) -> dict[str, Any]:
+    from lm_eval.utils import simple_parse_args_string
+
+    return simple_parse_args_string(text)
+
+
+@app.command()
+def inspect(
+    model_args: Annotated[
+        str | None, typer.Option("--model_args", help="As for lm_eval: pretrained=gpt2,sae=...,hook_map=...")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="A .txt, .jsonl or .parquet file to measure the fit on.")] = None,
+    tokens: Annotated[int, typer.Option(help="How many tokens of it.")] = 16384,
+    pattern: Annotated[
+        str | None, typer.Option("--list", help="List registered dictionaries, release#id, by glob.")
+    ] = None,
+) -> None:
+    """Say what would be spliced where, and what the dictionary's metadata says; evaluate nothing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if pattern is not None:
+        _list(console, pattern)
+        return
+    if model_args is None:
+        raise UserError("Give --model_args pretrained=...,sae=... to inspect a splice, or --list PATTERN to search.")
+    from sae_lm_eval import inspection
+
+    arguments = _model_args(model_args)
+    keeps = arguments.get("splice_tokens", "non_special") == "non_special"
+    special = "bos, eos and pad keep the original activation" if keeps else "all are spliced"
+    for splice in inspection.plan(arguments).splices:
+        table = Table(title=splice.dictionary.name, show_header=False, title_justify="left")
+        for label, value in inspection.facts(splice, special).items():
+            table.add_row(label, value)
+        console.print(table)
+    if text is not None:
+        _show_fits(console, *inspection.fits(arguments, text, tokens))
+
+
+def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | None]) -> None:
+    from rich.table import Table
+
+    for index, (candidates, factor) in enumerate(zip(fits, factors, strict=True)):
+        if factor is not None:
+            console.print(f"Dictionary {index + 1} needs norm_factor={factor:.6g} by this text; the fit is with it.")
+        table = Table(title=f"Fit of dictionary {index + 1} on {candidates[0].tokens:,} tokens", title_justify="left")
+        table.add_column("activation map")
+        table.add_column("explained variance", justify="right")
+        table.add_column("L0", justify="right")
+        for position, fit in enumerate(candidates):
+            chosen = " (chosen)" if position == 0 else ""
+            table.add_row(fit.map + chosen, f"{fit.explained_variance:.4f}", f"{fit.l0:.1f}")
+        console.print(table)
+
+
+def _list(console: Any, pattern: str) -> None:
+    raise NotImplementedError
+
+
+def main() -> None:
+    """Run the command; a user's mistake is told in a sentence, with exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        print(f"sae-lm-eval: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
