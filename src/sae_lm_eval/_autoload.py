@@ -20,9 +20,10 @@ def find_and_follow(hook: Any, name: str, path: Any, target: Any) -> ModuleSpec 
     """Leave finding the module to the finders behind the hook, and have its step run after it."""
     for finder in sys.meta_path[sys.meta_path.index(hook) + 1 :]:
         # Finders of old know only find_module; Python passes them over as well.
-        spec = finder.find_spec(name, path, target) if hasattr(finder, "find_spec") else None
+        spec: Any = finder.find_spec(name, path, target) if hasattr(finder, "find_spec") else None
         if spec is not None:
-            if hasattr(spec.loader, "exec_module"):
+            # Where two site-packages folders hold the .pth file, the second hook has been here before the first.
+            if hasattr(spec.loader, "exec_module") and not isinstance(spec.loader, _ThenStep):
                 spec.loader = _ThenStep(spec.loader, STEPS[name])
             return spec
     return None
@@ -46,9 +47,7 @@ class _ThenStep:
             self.step(module)
         except Exception as error:
             logging.getLogger("sae_lm_eval").warning(
-                "sae_lm_eval is not fully registered with lm_eval (%s: %s); the rest of lm_eval works as ever.",
-                type(error).__name__,
-                error,
+                "sae_lm_eval is not fully registered with lm_eval: %s: %s", type(error).__name__, error
             )
 
 

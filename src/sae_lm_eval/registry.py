@@ -363,11 +363,11 @@ class Entry:
     @property
     def verdict(self) -> str:
         """supported, refused, or what decides: a file of the hub, or a base model that is not in the table."""
-        if self.trial.fault or self.needs_norm_factor:
-            return REFUSED
+        if self.decided_by:
+            return f"its {self.decided_by} decides"
         if self.base is None:
             return "its model decides"
-        return f"its {self.decided_by} decides" if self.decided_by else SUPPORTED
+        return REFUSED if self.trial.fault or self.needs_norm_factor else SUPPORTED
 
     @property
     def why(self) -> str:

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sae_lm_eval.dictionary import Dictionary, weights_folder
@@ -45,15 +44,17 @@ def from_coder(coder: Any, *, name: str, hookpoint: str | None) -> Dictionary:
     or its input where it transcodes. sparsify records no model and no BOS token with a coder.
     """
 
+    # sparsify's kernels take rows: positions are laid one below the other.
     def encode(x: Tensor) -> Tensor:
-        top = coder.encode(x)
-        dense = torch.zeros(*x.shape[:-1], coder.num_latents, dtype=top.top_acts.dtype, device=x.device)
-        return dense.scatter(-1, top.top_indices, top.top_acts)
+        top = coder.encode(x.flatten(0, -2))
+        dense = top.top_acts.new_zeros(len(top.top_acts), coder.num_latents)
+        return dense.scatter(-1, top.top_indices, top.top_acts).unflatten(0, x.shape[:-1])
 
     def reconstruct(x: Tensor) -> Tensor:
-        top = coder.encode(x)
+        rows = x.flatten(0, -2)
+        top = coder.encode(rows)
         out = coder.decode(top.top_acts, top.top_indices)
-        return out if coder.W_skip is None else out + x @ coder.W_skip.mT
+        return (out if coder.W_skip is None else out + rows @ coder.W_skip.mT).unflatten(0, x.shape[:-1])
 
     hook_in = hook_out = hookpoint
     if hookpoint is not None and coder.cfg.transcode:
