@@ -221,3 +221,7 @@ def test_splice_mean_takes_the_mean_of_a_text(tmp_path):
     first, second = lm._model_call(torch.tensor([[1, 5, 6]])), lm._model_call(torch.tensor([[1, 7, 6]]))
     assert not torch.equal(first[0, 2], plain()._model_call(torch.tensor([[1, 5, 6]]))[0, 2])
     assert first.shape == second.shape
+
+
+def test_none_is_a_mode_however_lm_eval_reads_it():
+    assert adapter(splice=None).choices.splice == adapter(splice="none").choices.splice == "none"

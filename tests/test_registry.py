@@ -188,7 +188,10 @@ GOLDEN = {
     "gpt2-small-res-jb-feature-splitting#blocks.8.hook_resid_pre_768": {
         "hook": "blocks.8.hook_resid_pre", "maps": ("centered", "centered"), "verdict": "its cfg.json decides",
     },
-    "gpt2-small-hook-z-kk#blocks.5.hook_z": {"hook": "blocks.5.attn.hook_z", "maps": ("raw", "raw"), "why": f"hook from its id; {registry.LOADING_REMARK}"},
+    "gpt2-small-hook-z-kk#blocks.5.hook_z": {
+        "hook": "blocks.5.attn.hook_z", "maps": ("raw", "raw"),
+        "why": f"hook from its id; {registry.LOADING_REMARK}",
+    },
     "gemma-scope-2b-pt-res#embedding/width_4k/average_l0_6": {
         "model": "gemma-2-2b", "model_class": "Gemma2ForCausalLM", "hook": "hook_embed", "architecture": "jumprelu",
         "d_dictionary": 4096, "l0": None,

@@ -22,8 +22,7 @@ def find_and_follow(hook: Any, name: str, path: Any, target: Any) -> ModuleSpec 
         # Finders of old know only find_module; Python passes them over as well.
         spec: Any = finder.find_spec(name, path, target) if hasattr(finder, "find_spec") else None
         if spec is not None:
-            # Where two site-packages folders hold the .pth file, the second hook has been here before the first.
-            if hasattr(spec.loader, "exec_module") and not isinstance(spec.loader, _ThenStep):
+            if hasattr(spec.loader, "exec_module"):
                 spec.loader = _ThenStep(spec.loader, STEPS[name])
             return spec
     return None

@@ -71,7 +71,7 @@ class SaeHFLM(HFLM):
         self,
         pretrained: Any,
         sae: Any = None,
-        splice: str = "reconstruction",
+        splice: str | None = "reconstruction",
         splice_tokens: str = "non_special",
         hook: str | None = None,
         hook_map: str | None = None,

@@ -29,14 +29,15 @@ class Choices:
     A hook is written `IN:OUT` where a transcoder reads and writes at different sites. None is what the release says.
     """
 
-    splice: str = "reconstruction"
+    splice: str | None = "reconstruction"
     splice_tokens: str = "non_special"
     hooks: tuple[str, ...] | None = None
     hook_maps: tuple[str, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        one_of(self.splice, MODES, "splice")
+        # lm_eval makes None of the text "none" in its arguments.
+        object.__setattr__(self, "splice", one_of(str(self.splice or "none"), MODES, "splice"))
         one_of(self.splice_tokens, TOKENS, "splice_tokens")
 
 
@@ -90,7 +91,7 @@ def _build_splice(
     writable_port(architecture, site_out)
     names = [map_ or map_name(architecture, site, dictionary.processing) for site in (site_in, site_out)]
     map_in, map_out = (build_map(architecture, s, n) for s, n in zip((site_in, site_out), names, strict=True))
-    return Splice(dictionary, site_in, site_out, map_in, map_out, choices.splice, seed=choices.seed)
+    return Splice(dictionary, site_in, site_out, map_in, map_out, str(choices.splice), seed=choices.seed)
 
 
 def find_sites(architecture: Architecture, dictionary: Dictionary, hook: str | None) -> tuple[Site, Site]:

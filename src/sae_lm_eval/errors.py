@@ -18,7 +18,7 @@ def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:
 
 def one_of(word: str, known: Iterable[str], what: str) -> str:
     """Return `word` if it is known; raise a `UserError` that names the choices otherwise."""
-    known = list(known)
+    known, word = list(known), str(word)
     if word not in known:
         raise UserError(f"{what} '{word}' is unknown.{did_you_mean(word, known)} Choose from {', '.join(known)}.")
     return word

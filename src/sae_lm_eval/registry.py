@@ -189,7 +189,7 @@ CLT_REMARK = (
 )
 LOADING_REMARK = "it does not say how TransformerLens loaded its model, so the map is a guess: hook_map= states another"
 CONVERTERS = {
-    "sae_lens": Converter(_hook_of_id, "hook from its id", decided_by="cfg.json"),
+    "sae_lens": Converter(_hook_of_id, "hook from its id, map from the registry's overrides", decided_by="cfg.json"),
     "gemma_2": Converter(_by_saelens),
     "gemma_2_transcoder": Converter(_by_saelens),
     "gemma_3": Converter(_gemma_3, "modules and skip connection from its path"),

@@ -1,0 +1,143 @@
+"""lm_eval's unmodified tasks on a really trained model and its dictionaries, from a hub on loopback."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SAE = "stories/sae-stories3M#blocks.2.hook_resid_post"
+RUNS = {
+    "hf": ("hf", "pretrained=stories3M"),
+    "none": ("sae_hf", f"pretrained=stories3M,sae={SAE}.topk32,splice=none"),
+    "topk32": ("sae_hf", f"pretrained=stories3M,sae={SAE}.topk32"),
+    "topk8": ("sae_hf", f"pretrained=stories3M,sae={SAE}.topk8"),
+    "zero": ("sae_hf", f"pretrained=stories3M,sae={SAE}.topk32,splice=zero"),
+}
+SHOTS = ["mmlu_abstract_algebra", "mmlu_virology"]
+EVALUATE = """
+import json, sys, lm_eval
+runs, tasks, shots, limit = json.loads(sys.argv[1])
+out = {
+    name: lm_eval.simple_evaluate(
+        model=model, model_args=args, tasks=tasks, num_fewshot=shots, limit=limit, device="cpu", batch_size=32,
+        bootstrap_iters=0,
+    )
+    for name, (model, args) in runs.items()
+}
+keep = ("results", "samples", "config", "n-samples")
+json.dump({n: {k: r[k] for k in keep} for n, r in out.items()}, open(sys.argv[2], "w"), default=str)
+"""
+
+
+def evaluate(environment: dict[str, str], out: Path, tasks: list[str], shots: int | None, limit: int) -> dict:
+    asked = json.dumps([RUNS, tasks, shots, limit])
+    subprocess.run([sys.executable, "-c", EVALUATE, asked, str(out)], env=environment, check=True)
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def blimp(hub_environment, tmp_path_factory) -> dict:
+    """All 67 paradigms, the first documents of each."""
+    return evaluate(hub_environment, tmp_path_factory.mktemp("blimp") / "out.json", ["blimp"], None, 8)
+
+
+@pytest.fixture(scope="module")
+def mmlu(hub_environment, tmp_path_factory) -> dict:
+    return evaluate(hub_environment, tmp_path_factory.mktemp("mmlu") / "out.json", SHOTS, 5, 4)
+
+
+def answers(run: dict) -> dict:
+    return {task: [s["resps"] for s in samples] for task, samples in run["samples"].items()}
+
+
+def test_all_paradigms_are_there(blimp):
+    assert len(blimp["topk32"]["samples"]) == 67
+
+
+@pytest.mark.parametrize("suite", ["blimp", "mmlu"])
+def test_none_equals_hf_to_the_last_digit(suite, request):
+    runs = request.getfixturevalue(suite)
+    assert answers(runs["none"]) == answers(runs["hf"])
+    assert runs["none"]["results"] == runs["hf"]["results"]
+
+
+@pytest.mark.parametrize("suite", ["blimp", "mmlu"])
+def test_a_reconstruction_does_not(suite, request):
+    runs = request.getfixturevalue(suite)
+    assert answers(runs["topk32"]) != answers(runs["hf"])
+
+
+def test_fewer_elements_hurt_more(blimp):
+    """The log-probability of the well-formed sentence, averaged over all documents: hf > topk32 > topk8 > zero."""
+
+    def mean(run: dict) -> float:
+        return statistics.mean(float(s["resps"][0][0][0]) for samples in run["samples"].values() for s in samples)
+
+    hf, topk32, topk8, zero = (mean(blimp[name]) for name in ("hf", "topk32", "topk8", "zero"))
+    assert hf > topk32 > topk8 > zero
+
+
+def test_zero_falls_to_chance(blimp):
+    accuracy, documents = blimp["zero"]["results"]["blimp"]["acc,none"], 67 * 8
+    assert abs(accuracy - 0.5) < 4 * 0.5 / documents**0.5
+    assert blimp["hf"]["results"]["blimp"]["acc,none"] > accuracy
+
+
+def test_results_carry_provenance(blimp):
+    said = blimp["topk32"]["config"]["sae_lm_eval"]
+    (splice,) = said["splices"]
+    assert splice["dictionary"] == f"{SAE}.topk32"
+    assert len(splice["revision"]) == 40
+    assert splice["writes"] == "model.layers.2.output"
+    assert said["bos"] == "lm_eval's default, which adds one"
+
+
+def test_two_processes_give_what_one_gives(blimp, hub_environment, tmp_path):
+    """`accelerate launch` divides the documents; without a GPU too."""
+    arguments = (
+        f"--model sae_hf --model_args {RUNS['topk32'][1]} --tasks blimp_adjunct_island --limit 8 --batch_size 32"
+    )
+    launch = "launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    folder = tmp_path / "out"
+    command = [
+        str(Path(sys.executable).parent / "accelerate"),
+        *launch.split(),
+        "-m",
+        "lm_eval",
+        *arguments.split(),
+    ]
+    said = subprocess.run(
+        [*command, "--output_path", str(folder), "--log_samples"], env=hub_environment, capture_output=True, text=True
+    )
+    assert said.returncode == 0, said.stderr[-2000:]
+    written = json.loads(next(folder.rglob("results_*.json")).read_text())
+    alone = blimp["topk32"]["results"]["blimp_adjunct_island"]["acc,none"]
+    assert written["results"]["blimp_adjunct_island"]["acc,none"] == alone
+    samples = [json.loads(line) for line in next(folder.rglob("samples_*.jsonl")).read_text().splitlines()]
+    assert len(samples) == 8
+    one = {s["doc_id"]: float(s["resps"][0][0][0]) for s in blimp["topk32"]["samples"]["blimp_adjunct_island"]}
+    assert {s["doc_id"]: float(s["resps"][0][0][0]) for s in samples} == pytest.approx(one, abs=1e-4)
+
+
+def test_the_command_tells_a_mistake_without_a_traceback(hub_environment):
+    command = [str(Path(sys.executable).parent / "lm_eval"), "--model", "sae_hf", "--tasks", "blimp_adjunct_island"]
+    wrong = f"pretrained=stories3M,sae={SAE}.topk33"
+    said = subprocess.run([*command, "--model_args", wrong], env=hub_environment, capture_output=True, text=True)
+    assert said.returncode == 1
+    assert "Traceback" not in said.stderr
+    assert said.stderr.strip().splitlines()[-1].startswith("sae_hf: 'stories/sae-stories3M' holds no dictionary #")
+
+
+def test_a_hub_repository_at_a_revision(hub_environment):
+    code = (
+        "from sae_lm_eval.dictionary import load\n"
+        f"d = load('{SAE}.topk32'); e = load('{SAE}.topk32@' + d.revision)\n"
+        "print(d.fingerprint() == e.fingerprint(), d.revision == e.revision, d.model_name)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], env=hub_environment, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["True", "True", "stories3M"]
