@@ -169,7 +169,7 @@ def test_results_say_what_they_came_from():
     assert splice["reads"] == splice["writes"] == "model.layers.1.output"
     assert splice["map_in"] == "raw"
     assert splice["dtype"] == "float32"
-    assert (splice["trained_on"], splice["context_size"]) == ("llama-tiny", 128)
+    assert (splice["trained_on"], splice["context_size"]) == (["llama-tiny"], 128)
     assert len(splice["weights_sha256"]) == 64
     assert said["splice"] == "reconstruction"
     assert said["special_token_ids"] == [0, 1, 2]

@@ -110,6 +110,11 @@ CASES: dict[str, tuple[Case, str]] = {
         lambda _: load("gemma-scope-2b-pt-res#layer_0/width_16k/average_l0_105@main"),
         r"SAELens loads 'gemma-scope-2b-pt-res' through a converter that knows no revision: leave out @main",
     ),
+    "an id of several releases": (
+        lambda _: load("google/gemma-scope-2-4b-pt#layer_0_width_16k_l0_big"),
+        r"'layer_0_width_16k_l0_big' of 'google/gemma-scope-2-4b-pt' means several dictionaries: "
+        r"name one of gemma-scope-2-4b-pt-transcoders-all#layer_0_width_16k_l0_big, ",
+    ),
     "no such folder or release": (
         lambda _: load("./nowhere#a"),
         r"'\./nowhere' is neither a folder here nor a SAELens release nor a hub repository org/name",
@@ -163,6 +168,10 @@ CASES: dict[str, tuple[Case, str]] = {
     "unknown hook": (
         lambda _: adapter(hook="model.layerz.1"),
         r"has no hook 'model\.layerz\.1'\. Give a TransformerLens hook such as blocks\.0\.hook_resid_post, or a module",
+    ),
+    "a module that this model does not have": (
+        lambda _: adapter(sae=random_sae(WIDTH, RESID, hf_hook_name="model.layers.1.pre_feedforward_layernorm.output")),
+        r"LlamaForCausalLM has no module 'model\.layers\.1\.pre_feedforward_layernorm\.output'",
     ),
     "hook that cannot be written": (
         lambda _: adapter(hook="blocks.1.ln2.hook_normalized"),

@@ -44,7 +44,7 @@ def test_what_saelens_saves_is_loaded_and_computes_the_same(architecture, tmp_pa
     torch.testing.assert_close(dictionary.encode(X), sae.encode(X))
     assert dictionary.architecture == architecture
     assert (dictionary.hook_in, dictionary.hook_out) == (HOOK, out or HOOK)
-    assert (dictionary.context_size, dictionary.prepend_bos, dictionary.model_name) == (64, False, None)
+    assert (dictionary.context_size, dictionary.prepend_bos, dictionary.model_names) == (64, False, ())
     assert dictionary.is_transcoder == (out is not None)
     assert dictionary.sequential == (architecture == "temporal")
     assert not any(p.requires_grad for p in dictionary.module.parameters())
@@ -70,6 +70,35 @@ def test_a_norm_factor_is_folded_in(tmp_path):
     dictionary = load(str(tmp_path), norm_factor=0.5)
     torch.testing.assert_close(dictionary.reconstruct(X), sae(X * 0.5) / 0.5)
     assert "activations scaled by norm_factor=0.5" in dictionary.remarks
+
+
+@pytest.mark.parametrize("source", ["gpt2-small-res-jb", "jbloom/GPT2-Small-SAEs-Reformatted"])
+def test_what_the_registry_adds_is_kept_at_a_revision_and_by_repository(source, tmp_path, monkeypatch):
+    from sae_lm_eval import saelens
+
+    sae = random_sae(WIDTH, "blocks.8.hook_resid_pre")
+    sae.save_model(tmp_path)
+    old = {"d_in": WIDTH, "d_sae": sae.cfg.d_sae, "dtype": "float32", "device": "cpu"}
+    old |= {"hook_point": "blocks.8.hook_resid_pre", "model_name": "gpt2-small"}  # as SAELens wrote before version 6
+    (tmp_path / "cfg.json").write_text(json.dumps(old))
+    asked = []
+    monkeypatch.setattr(saelens, "weights_folder", lambda spec, _: (asked.append(str(spec)), (tmp_path, "c0ffee"))[1])
+    dictionary = load(f"{source}#blocks.8.hook_resid_pre@v1")
+    assert asked == ["jbloom/GPT2-Small-SAEs-Reformatted#blocks.8.hook_resid_pre@v1"]
+    assert dictionary.processing == {"center_writing_weights": True}
+    assert dictionary.revision == "c0ffee"
+    assert dictionary.model_names == ("gpt2-small",)
+
+
+def test_both_models_of_a_release_that_names_two_are_kept():
+    from sae_lm_eval.saelens import from_sae
+
+    sae = random_sae(WIDTH, HOOK, model_name="meta-llama/Llama-3.1-8B")
+    dictionary = from_sae(sae, name="it", model_name="deepseek-ai/DeepSeek-R1-Distill-Llama-8B")
+    assert dictionary.model_names == ("meta-llama/Llama-3.1-8B", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B")
+    assert dictionary.remarks == (
+        "its metadata says its model is meta-llama/Llama-3.1-8B, the release deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+    )
 
 
 def coder(*, transcode: bool = False) -> sparsify.SparseCoder:

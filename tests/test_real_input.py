@@ -137,7 +137,7 @@ def test_a_hub_repository_at_a_revision(hub_environment):
     code = (
         "from sae_lm_eval.dictionary import load\n"
         f"d = load('{SAE}.topk32'); e = load('{SAE}.topk32@' + d.revision)\n"
-        "print(d.fingerprint() == e.fingerprint(), d.revision == e.revision, d.model_name)\n"
+        "print(d.fingerprint() == e.fingerprint(), d.revision == e.revision, d.model_names[0])\n"
     )
     said = subprocess.run([sys.executable, "-c", code], env=hub_environment, capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["True", "True", "stories3M"]

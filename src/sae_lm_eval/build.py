@@ -133,7 +133,7 @@ def check_widths(architecture: Architecture, splices: Sequence[Splice]) -> None:
                 raise UserError(f"Nothing passes '{site.hook}' ({site.read}) of {architecture.name} in a forward pass.")
             width = passed[site.read].shape[-1]
             if width != expected:
-                trained = f" (it was trained on {dictionary.model_name})" if dictionary.model_name else ""
+                trained = f" (it was trained on {_either(dictionary)})" if dictionary.model_names else ""
                 raise UserError(
                     f"{dictionary.name} {verb} {expected} values a position{trained}, "
                     f"and '{site.hook}' of {architecture.name} has {width}."
@@ -141,15 +141,19 @@ def check_widths(architecture: Architecture, splices: Sequence[Splice]) -> None:
 
 
 def _warn_of_other_model(architecture: Architecture, dictionary: Dictionary) -> None:
-    if not dictionary.model_name or architecture.name == type(architecture.model).__name__:
+    if not dictionary.model_names or architecture.name == type(architecture.model).__name__:
         return
-    if official_name(dictionary.model_name) != official_name(architecture.name):
+    if official_name(architecture.name) not in map(official_name, dictionary.model_names):
         logger.warning(
             "%s was trained on %s, and the model is %s: the results say nothing of the dictionary if these differ.",
             dictionary.name,
-            dictionary.model_name,
+            _either(dictionary),
             architecture.name,
         )
+
+
+def _either(dictionary: Dictionary) -> str:
+    return " or ".join(dictionary.model_names)
 
 
 def official_name(model_name: str) -> str:
@@ -178,7 +182,7 @@ def describe(variant: Variant) -> list[dict[str, Any]]:
             "d_out": splice.dictionary.d_out,
             "d_dictionary": splice.dictionary.d_dictionary,
             "dtype": str(splice.dictionary.dtype).removeprefix("torch."),
-            "trained_on": splice.dictionary.model_name,
+            "trained_on": list(splice.dictionary.model_names),
             "context_size": splice.dictionary.context_size,
             "prepend_bos": splice.dictionary.prepend_bos,
             "hook_in": splice.site_in.hook,

@@ -80,7 +80,21 @@ def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | None])
 
 
 def _list(console: Any, pattern: str) -> None:
-    raise NotImplementedError
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sae_lm_eval import registry
+
+    found = registry.search(pattern)
+    table = Table("spec", "model", "site", "map", "width", "L0", "verdict", title=f"{len(found):,} dictionaries")
+    for row in found:
+        cells = (row[name] for name in ("spec", "model", "hook", "map", "width", "l0"))
+        verdict = row["verdict"] if not row["why"] else f"{row['verdict']} ({row['why']})"
+        table.add_row(
+            *("" if cell is None else escape(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in cells),
+            escape(verdict),
+        )
+    console.print(table)
 
 
 def main() -> None:

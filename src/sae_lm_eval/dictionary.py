@@ -37,7 +37,7 @@ class Dictionary:
     hook_out: str | None
     module_hook_in: str | None = None
     module_hook_out: str | None = None
-    model_name: str | None = None
+    model_names: tuple[str, ...] = ()
     context_size: int | None = None
     prepend_bos: bool | None = None
     processing: Mapping[str, Any] = field(default_factory=dict)

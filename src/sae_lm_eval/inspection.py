@@ -21,7 +21,7 @@ from sae_lm_eval.dictionary import Dictionary, find, load
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.splice import Splice, Variant
 
-STATED = ("model_name", "hook_in", "hook_out", "context_size", "prepend_bos")
+STATED = ("model_names", "hook_in", "hook_out", "context_size", "prepend_bos")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def skeleton(model_args: Mapping[str, Any]) -> torch.nn.Module:
 def facts(splice: Splice, special: str) -> dict[str, str]:
     """What a reader has to know of a splice, as label and text; what the release does not say is said to be missing."""
     dictionary = splice.dictionary
-    missing = [name for name in STATED if getattr(dictionary, name) is None]
+    missing = [name for name in STATED if getattr(dictionary, name) in (None, ())]
     parameters = sum(p.numel() for p in dictionary.module.parameters())
     writes = str(splice.site_out.write)
     if splice.site_out.residual is not None:
@@ -93,7 +93,7 @@ def facts(splice: Splice, special: str) -> dict[str, str]:
         "positions": special,
         "elements": f"{dictionary.d_dictionary:,}",
         "parameters": f"{parameters:,} in {str(dictionary.dtype).removeprefix('torch.')}",
-        "trained on": f"{dictionary.model_name or '?'}, context {dictionary.context_size or '?'}, "
+        "trained on": f"{' or '.join(dictionary.model_names) or '?'}, context {dictionary.context_size or '?'}, "
         f"behind BOS: {dictionary.prepend_bos if dictionary.prepend_bos is not None else '?'}",
         "not stated": ", ".join(missing) or "nothing",
         "normalisation": "unknown factor: norm_factor= is needed"

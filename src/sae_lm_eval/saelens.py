@@ -36,13 +36,21 @@ def load(spec: SaeSpec) -> Dictionary:
 
 
 def _registered(spec: SaeSpec, releases: dict[str, Any]) -> SaeSpec:
-    """A hub repository that SAELens has registered under a release's name is that release: only it knows the format."""
-    for name, release in releases.items():
-        if release.repo_id == spec.source and spec.revision is None:
-            for id_, path in release.saes_map.items():
-                if spec.id in (id_, str(path)):
-                    return replace(spec, source=name, id=id_)
-    return spec
+    """A hub repository that SAELens has registered under a release's name is that release: only it knows the format.
+
+    Raises `UserError` where the id means different files in different releases of the repository.
+    """
+    of_repository = [release for release in releases.values() if release.repo_id == spec.source]
+    by_path = [(r, id_, path) for r in of_repository for id_, path in r.saes_map.items() if str(path) == spec.id]
+    by_id = [(r, spec.id, r.saes_map[spec.id]) for r in of_repository if spec.id in r.saes_map]
+    found = by_path or by_id
+    if not found:
+        return spec
+    if len({path for _, _, path in found}) > 1:
+        choices = ", ".join(f"{release.release}#{id_}" for release, id_, _ in found)
+        raise UserError(f"'{spec.id}' of '{spec.source}' means several dictionaries: name one of {choices}.")
+    release, id_, _ = found[0]
+    return replace(spec, source=release.release, id=id_)
 
 
 def _load_release(spec: SaeSpec, release: Any) -> Dictionary:
@@ -53,15 +61,34 @@ def _load_release(spec: SaeSpec, release: Any) -> Dictionary:
         near = did_you_mean(spec.id or "", release.saes_map)
         some = ", ".join(list(release.saes_map)[:4])
         raise UserError(f"The release '{spec.source}' has {what}.{near} It begins with {some}.")
-    if spec.revision is not None:
-        if release.conversion_func is not None:
-            raise UserError(
-                f"SAELens loads '{spec.source}' through a converter that knows no revision: leave out @{spec.revision}."
-            )
-        return _load_folder(SaeSpec(release.repo_id, str(release.saes_map[spec.id]), spec.revision))
-    sae, remarks = _read(spec, lambda: SAE.from_pretrained(spec.source, spec.id or ""))
+    if spec.revision is None:
+        sae, remarks = _read(spec, lambda: SAE.from_pretrained(spec.source, spec.id or ""))
+        commit = _commit(release.repo_id)
+    elif release.conversion_func is None:
+        sae, remarks, commit = _at_revision(spec, release)
+    else:
+        raise UserError(
+            f"SAELens loads '{spec.source}' through a converter that knows no revision: leave out @{spec.revision}."
+        )
     dictionary = from_sae(sae, name=str(spec), model_name=release.model)
-    return replace(dictionary, revision=_commit(release.repo_id), remarks=(*remarks, *dictionary.remarks))
+    return replace(dictionary, revision=commit, remarks=(*remarks, *dictionary.remarks))
+
+
+def _at_revision(spec: SaeSpec, release: Any) -> tuple[Any, tuple[str, ...], str | None]:
+    """What `SAE.from_pretrained` would give, had it an argument for the revision: the registry's overrides included."""
+    from sae_lens import SAE
+    from sae_lens.loading.pretrained_sae_loaders import sae_lens_disk_loader
+
+    folder, commit = weights_folder(SaeSpec(release.repo_id, str(release.saes_map[spec.id]), spec.revision), CONFIG)
+
+    def with_overrides(path: Any, device: str, cfg_overrides: dict[str, Any] | None = None) -> Any:
+        return sae_lens_disk_loader(path, device, {**(release.config_overrides or {}), **(cfg_overrides or {})})
+
+    sae, remarks = _read(spec, lambda: SAE.load_from_disk(folder, converter=with_overrides))
+    factor = release.norm_scaling_factor.get(spec.id)
+    if sae.cfg.normalize_activations == NO_FACTOR and factor is not None:
+        sae.fold_activation_norm_scaling_factor(factor)
+    return sae, remarks, commit
 
 
 def _load_folder(spec: SaeSpec) -> Dictionary:
@@ -133,10 +160,9 @@ def from_sae(sae: Any, *, name: str, model_name: str | None = None) -> Dictionar
         sae.turn_off_forward_pass_hook_z_reshaping()
     hook_in = metadata.get("hook_name")
     hook_out = metadata.get("hook_name_out") or hook_in
-    stated = metadata.get("model_name")
-    remarks = []
-    if model_name is not None and stated is not None and _short(model_name) != _short(stated):
-        remarks.append(f"the release says its model is {model_name}, the dictionary's own metadata {stated}")
+    names = [name for name in (metadata.get("model_name"), model_name) if name]
+    conflict = len({_short(name) for name in names}) > 1
+    remarks = [f"its metadata says its model is {names[0]}, the release {names[1]}"] if conflict else []
     return Dictionary(
         name=name,
         module=sae,
@@ -151,7 +177,7 @@ def from_sae(sae: Any, *, name: str, model_name: str | None = None) -> Dictionar
         module_hook_in=metadata.get("hf_hook_name"),
         module_hook_out=metadata.get("hf_hook_name_out")
         or (None if hook_out != hook_in else metadata.get("hf_hook_name")),
-        model_name=stated or model_name,
+        model_names=tuple(names if conflict else names[:1]),
         context_size=metadata.get("context_size"),
         prepend_bos=metadata.get("prepend_bos"),
         processing=metadata.get("model_from_pretrained_kwargs") or {},

@@ -51,7 +51,10 @@ def resolve_site(architecture: Architecture, hook: str, module_hook: str | None 
     match = BLOCK_HOOK.fullmatch(hook)
     kind = SAME_HOOK.get(match[2], match[2]) if match else hook
     layer = int(match[1]) if match else None
-    if module_hook is not None and (port := module_port(architecture, module_hook)) is not None:
+    if module_hook is not None:
+        port = module_port(architecture, module_hook)
+        if port is None:
+            raise UserError(f"{architecture.name} has no module '{module_hook}', where '{hook}' was trained.")
         return Site(hook, kind, layer, port, port)
     if hook in EMBED_HOOKS:
         return Site(hook, EMBED_HOOKS[0], None, architecture.embedding, architecture.embedding)
@@ -101,8 +104,8 @@ def module_port(architecture: Architecture, hook: str) -> Port | None:
         path, side = hook, "output"
     model = architecture.model
     candidates = [path, f"{getattr(model, 'base_model_prefix', '')}.{path}"]
-    if match := re.fullmatch(r"(?:model\.)?layers\.(\d+)(.*)", path):
-        # Inside a multimodal class the text model's layers lie deeper than its own checkpoints say.
+    if match := re.fullmatch(r"(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d+)(.*)", path):
+        # Inside a multimodal class the text model's layers lie deeper than in a class of their own.
         candidates.append(f"{architecture.blocks_path}.{match[1]}{match[2]}")
     found = next((candidate for candidate in candidates if has_module(model, candidate)), None)
     return None if found is None else Port(found, "input" if side == "input" else "output")

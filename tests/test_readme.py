@@ -1,0 +1,46 @@
+"""What the README tells a user to type is resolved as far as a machine without a network can."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from lm_eval.utils import simple_parse_args_string
+
+from sae_lm_eval.adapter import OWN
+from sae_lm_eval.spec import parse_specs
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+ARGUMENTS = re.findall(r"--model_args (pretrained=\S+)", README.replace("\\\n", " "))
+RELEASES = [a for a in ARGUMENTS if "#" in a and "sparsify:" not in a and "checkpoints/" not in a]
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_every_command_parses(arguments):
+    parsed = simple_parse_args_string(arguments)
+    if "sae" in parsed:
+        assert parse_specs(parsed["sae"])
+
+
+@pytest.mark.parametrize("arguments", RELEASES)
+def test_every_release_is_registered_and_supported_on_that_model(arguments):
+    from sae_lm_eval import registry
+    from sae_lm_eval.build import official_name
+
+    parsed = simple_parse_args_string(arguments)
+    for spec in parse_specs(parsed["sae"]):
+        (found,) = registry.search(str(spec))
+        assert found["verdict"] != "refused", found
+        assert official_name(found["model"]) == official_name(parsed["pretrained"])
+
+
+def test_there_are_examples_of_several_families():
+    assert {"gpt2", "EleutherAI/pythia-70m-deduped", "google/gemma-2-2b"} <= {
+        simple_parse_args_string(a)["pretrained"] for a in RELEASES
+    }
+
+
+def test_every_argument_of_its_own_is_described():
+    for name in OWN:
+        assert f"`{name}=" in README or f",{name}=" in README, name
