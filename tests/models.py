@@ -116,12 +116,12 @@ def random_sae(
 def word_tokenizer(*, adds_bos: bool = False) -> transformers.PreTrainedTokenizerFast:
     """One token a word, w3 to w100, whose ids are their numbers; pads on the side that lm_eval asks for."""
     words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w3"))
+    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<pad>"))
     inner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     if adds_bos:
         inner.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="w3"
+        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<pad>"
     )
 
 

@@ -151,6 +151,10 @@ CASES: dict[str, tuple[Case, str]] = {
         lambda p: load(str(saved(p, normalize_activations="covariance_whitening"))),
         r"was trained with normalize_activations=covariance_whitening, which has to be folded",
     ),
+    "one head alone": (
+        lambda p: load(str(saved(p, metadata={"hook_head_index": 3}))),
+        r"was trained on head 3 alone; dictionaries are spliced at all heads of a layer",
+    ),
     "a factor that is not needed": (
         lambda p: load(str(saved(p)), norm_factor=2.0),
         r"needs no norm_factor: leave it out",

@@ -98,10 +98,12 @@ def test_sae(architecture, model, oracle, hook):
 @pytest.mark.parametrize("skip", ["transcoder", "skip_transcoder"])
 def test_transcoder(architecture, model, oracle, kind, skip):
     hooked, processing = oracle
-    if architecture in PARALLEL and kind == "hook_resid_mid":
-        pytest.skip("a parallel block has no such stream")
     hook_in, hook_out = f"blocks.{LAYER}.{kind}", f"blocks.{LAYER}.hook_mlp_out"
     transcoder = random_sae(WIDTH, hook_in, skip, hook_out=hook_out, model_from_pretrained_kwargs=processing)
+    if architecture in PARALLEL and kind == "hook_resid_mid":
+        with pytest.raises(UserError, match=r"has no hook 'blocks\.1\.hook_resid_mid'"):
+            log_probabilities(model, random_ids(), [transcoder])
+        return
     read: dict[str, Tensor] = {}
     mlp = hooked.blocks[LAYER].mlp
     handle = mlp.register_forward_pre_hook(lambda _module, args: read.update({"mlp.hook_in": args[0]}))

@@ -155,6 +155,11 @@ def from_sae(sae: Any, *, name: str, model_name: str | None = None) -> Dictionar
             f"{name} was trained with normalize_activations={config.normalize_activations}, which has to be folded "
             f"into its weights before use: sae.fold_activation_whitening(...) and save it again."
         )
+    if metadata.get("hook_head_index") is not None:
+        raise UserError(
+            f"{name} was trained on head {metadata['hook_head_index']} alone; "
+            f"dictionaries are spliced at all heads of a layer."
+        )
     if sae.hook_z_reshaping_mode:
         # On the Hugging Face side z is already flat over heads.
         sae.turn_off_forward_pass_hook_z_reshaping()

@@ -51,6 +51,8 @@ def windows(
     out: list[list[int]] = []
     left, head = tokens, [] if prefix is None else [prefix]
     for document in documents:
+        if not left:
+            break
         ids = encode(document)
         if head and ids[:1] == head:
             ids = ids[1:]
