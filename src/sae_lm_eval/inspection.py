@@ -69,6 +69,8 @@ def skeleton(model_args: Mapping[str, Any]) -> torch.nn.Module:
     options = {name: model_args[name] for name in ("revision", "trust_remote_code", "subfolder") if name in model_args}
     try:
         config = transformers.AutoConfig.from_pretrained(pretrained, **options)
+        # Without it transformers does not look for padding among the ids, which have no values on the meta device.
+        config.pad_token_id = config.get_text_config().pad_token_id = None
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(config).eval()
     except (OSError, ValueError) as error:

@@ -82,11 +82,11 @@ def _on_input(function: Callable[[Tensor], Tensor | None]):
 
 
 @torch.no_grad()
-def record(model: nn.Module, ports: list[Port], input_ids: Tensor, **kwargs: Tensor) -> dict[Port, Tensor]:
+def record(model: nn.Module, ports: list[Port], input_ids: Tensor) -> dict[Port, Tensor]:
     """What passes `ports` when the model reads `input_ids` (batch, positions); a port nothing passes is left out."""
     seen: dict[Port, Tensor] = {}
     with ExitStack() as scope:
         for port in ports:
             scope.callback(on_port(model, port, lambda x, port=port: seen.update({port: x})).remove)
-        model(input_ids=input_ids, **kwargs)
+        model(input_ids=input_ids)
     return seen
