@@ -24,10 +24,11 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
-from sae_lm_eval import text
+from sae_lm_eval import text, world
 from sae_lm_eval.build import Choices, build_variant, describe, place, with_means
 from sae_lm_eval.dictionary import Dictionary, load
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
+from sae_lm_eval.saelens import WORLD
 from sae_lm_eval.spec import SaeSpec, parse_specs
 from sae_lm_eval.splice import attached
 
@@ -99,7 +100,10 @@ class SaeHFLM(HFLM):
         if kwargs.get("device") is None:
             # lm_eval's default is "cuda" on every machine.
             kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-        super().__init__(pretrained, **kwargs)
+        embedded = pretrained == WORLD and not Path(WORLD).is_dir()
+        super().__init__(str(world.model_path()) if embedded else pretrained, **kwargs)
+        if embedded:
+            self.model.config._name_or_path = WORLD
         self._join_other_processes()
         self.choices = choices
         self.special_ids = special_ids(self.tokenizer, self.model)

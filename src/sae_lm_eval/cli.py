@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sae_lm_eval.errors import UserError
 
+DEMO_FOLDER = Path("out/demo")
 app = typer.Typer(
     help="Evaluate language models with sparse autoencoders spliced in.",
     no_args_is_help=True,
@@ -61,6 +63,35 @@ def inspect(
         console.print(table)
     if text is not None:
         _show_fits(console, *inspection.fits(arguments, text, tokens))
+
+
+@app.command()
+def demo(
+    output_path: Annotated[Path, typer.Option("--output_path", help="Folder of report.md, drops.csv.")] = DEMO_FOLDER,
+) -> None:
+    """Splice the dictionaries of the embedded world into its model, and show what it loses; no network, no GPU."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from sae_lm_eval import demo as world_demo
+
+    console = Console()
+    rows = world_demo.run_all(console)
+    (_, *heading), body = world_demo.lines(rows)
+    table = Table(title=world_demo.TITLE, caption=world_demo.CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
+    for index, name in enumerate(heading):
+        table.add_column(name, justify="right" if index else "left", no_wrap=True)
+    group = None
+    for of_group, *cells in body:
+        if of_group != group:
+            group = of_group
+            table.add_row(f"[bold]{group}[/bold]")
+        table.add_row(*cells)
+    console.print(table)
+    world_demo.write(rows, output_path)
+    console.print(f"Written: {output_path / 'report.md'} and {output_path / 'drops.csv'}")
 
 
 def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | None]) -> None:

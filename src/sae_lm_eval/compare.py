@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -65,7 +66,8 @@ def mcnemar(lost: int, gained: int) -> float:
     if lost + gained == 0:
         return 1.0
     exact = lost + gained < FEW_CHANGED
-    return float(test([[0, lost], [gained, 0]], exact=exact, correction=False).pvalue)
+    result: Any = test([[0, lost], [gained, 0]], exact=exact, correction=False)
+    return float(result.pvalue)
 
 
 def tango_interval(lost: int, gained: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -80,7 +82,11 @@ def tango_interval(lost: int, gained: int, n: int, *, level: float = 0.95) -> tu
         variance = n * (2 * gain + delta * (1 - delta))
         return (lost - gained - n * delta) / np.sqrt(max(variance, 1e-300))
 
+    def root(level: float, left: float, right: float) -> float:
+        found: Any = optimize.brentq(lambda delta: score(delta) - level, left, right)
+        return float(found)
+
     edge = 1 - 1e-12
-    low = -1.0 if score(-edge) <= z else optimize.brentq(lambda d: score(d) - z, -edge, estimate - 1e-12)
-    high = 1.0 if score(edge) >= -z else optimize.brentq(lambda d: score(d) + z, estimate + 1e-12, edge)
-    return float(low), float(high)
+    low = -1.0 if score(-edge) <= z else root(z, -edge, estimate - 1e-12)
+    high = 1.0 if score(edge) >= -z else root(-z, estimate + 1e-12, edge)
+    return low, high

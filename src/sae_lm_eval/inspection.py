@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sae_lm_eval import text
+from sae_lm_eval import text, world
 from sae_lm_eval.activation_map import MAPS, build_map
 from sae_lm_eval.adapter import DTYPES, SaeHFLM, innermost, sources
 from sae_lm_eval.architecture import Architecture
 from sae_lm_eval.build import Choices, build_variant
 from sae_lm_eval.dictionary import Dictionary, find, load
 from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.saelens import WORLD
 from sae_lm_eval.splice import Splice, Variant
 
 STATED = ("model_names", "hook_in", "hook_out", "context_size", "prepend_bos")
@@ -66,6 +68,8 @@ def skeleton(model_args: Mapping[str, Any]) -> torch.nn.Module:
     pretrained = model_args.get("pretrained")
     if pretrained is None:
         raise UserError("pretrained= is missing: name a model, as in pretrained=gpt2.")
+    if pretrained == WORLD and not Path(WORLD).is_dir():
+        pretrained = world.model_path()
     options = {name: model_args[name] for name in ("revision", "trust_remote_code", "subfolder") if name in model_args}
     try:
         config = transformers.AutoConfig.from_pretrained(pretrained, **options)

@@ -11,6 +11,7 @@ from sae_lm_eval.dictionary import Dictionary, quietly, weights_folder
 from sae_lm_eval.errors import UserError, did_you_mean
 from sae_lm_eval.spec import SaeSpec
 
+WORLD = "world"  # the dictionaries that come with this package
 CONFIG = "cfg.json"
 NO_FACTOR = "expected_average_only_in"
 # How SAELens names normalisations that it applies by itself; any other needs numbers that are not in the file.
@@ -24,6 +25,8 @@ def load(spec: SaeSpec) -> Dictionary:
     releases = get_pretrained_saes_directory()
     if Path(spec.source).expanduser().is_dir():
         return _load_folder(spec)
+    if spec.source == WORLD:
+        return replace(_load_folder(SaeSpec(str(world_dictionary(spec)))), name=str(spec))
     spec = _registered(spec, releases)
     if spec.source in releases:
         return _load_release(spec, releases[spec.source])
@@ -33,6 +36,17 @@ def load(spec: SaeSpec) -> Dictionary:
             f"'sae-lm-eval inspect --list PATTERN' searches them."
         )
     return _load_folder(spec)
+
+
+def world_dictionary(spec: SaeSpec) -> Path:
+    from sae_lm_eval import world
+
+    if spec.revision is not None:
+        raise UserError(f"The embedded world has no revisions: leave out @{spec.revision}.")
+    try:
+        return world.dictionary_path(spec.id or "")
+    except world.UnknownName as error:
+        raise UserError(str(error)) from error
 
 
 def _registered(spec: SaeSpec, releases: dict[str, Any]) -> SaeSpec:

@@ -1,0 +1,50 @@
+"""The embedded world: a small trained model, its text and its dictionaries, without a network."""
+
+import json
+from difflib import get_close_matches
+from pathlib import Path
+
+FILES = Path(__file__).parent / "files"
+
+
+class UnknownName(KeyError):
+    """No such checkpoint or dictionary in the world."""
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+def model_path(checkpoint: str | None = None) -> Path:
+    """Folder of the main model or of a kept checkpoint, for AutoModelForCausalLM and AutoTokenizer."""
+    if checkpoint is None:
+        return FILES / "model"
+    return _named("checkpoint", checkpoint, checkpoint_ids(), FILES / "checkpoints")
+
+
+def dictionary_path(id: str) -> Path:
+    """Folder of a dictionary, for SAE.load_from_disk of SAELens."""
+    return _named("dictionary", id, dictionary_ids(), FILES / "dictionaries")
+
+
+def checkpoint_ids() -> list[str]:
+    return _folders(FILES / "checkpoints")
+
+
+def dictionary_ids() -> list[str]:
+    return _folders(FILES / "dictionaries")
+
+
+def facts() -> dict:
+    """What was measured when the world was made: entropies, family, checkpoints, dictionaries, drops."""
+    return json.loads((FILES / "world.json").read_text())
+
+
+def _folders(parent: Path) -> list[str]:
+    return sorted(path.name for path in parent.iterdir() if path.is_dir())
+
+
+def _named(kind: str, name: str, known: list[str], parent: Path) -> Path:
+    if name in known:
+        return parent / name
+    near = get_close_matches(name, known, n=3, cutoff=0.3) or known
+    raise UnknownName(f"The world has no {kind} {name!r}. Nearest: {', '.join(near)}.")
