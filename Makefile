@@ -2,7 +2,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test check
+.PHONY: demo test check world docs
+
+demo: $(VENV)/installed
+	$(BIN)/sae-lm-eval demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q
@@ -12,6 +15,13 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest -q
+
+# An hour and a half on two cores; rewrites the embedded world in src/sae_lm_eval/world/files.
+world: $(VENV)/installed
+	$(BIN)/python scripts/make_world.py
+
+docs: $(VENV)/installed
+	$(BIN)/python scripts/specs_table.py
 
 # torch first: what depends on it would bring a build of its own choice.
 $(VENV)/installed: pyproject.toml constraints.txt

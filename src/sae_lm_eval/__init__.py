@@ -6,11 +6,18 @@ if TYPE_CHECKING:
     from sae_lm_eval.adapter import SaeHFLM
     from sae_lm_eval.dictionary import Dictionary
     from sae_lm_eval.errors import UserError
+    from sae_lm_eval.scaling import effective_compute
     from sae_lm_eval.spec import SaeSpec
 
-__all__ = ["Dictionary", "SaeHFLM", "SaeSpec", "UserError"]
+__all__ = ["Dictionary", "SaeHFLM", "SaeSpec", "UserError", "effective_compute"]
 
-_HOMES = {"Dictionary": "dictionary", "SaeHFLM": "adapter", "SaeSpec": "spec", "UserError": "errors"}
+_HOMES = {
+    "Dictionary": "dictionary",
+    "SaeHFLM": "adapter",
+    "SaeSpec": "spec",
+    "UserError": "errors",
+    "effective_compute": "scaling",
+}
 
 
 def __getattr__(name: str) -> Any:

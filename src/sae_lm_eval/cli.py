@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sae_lm_eval.effective_compute_cli import effective_compute
 from sae_lm_eval.errors import UserError
 
 DEMO_FOLDER = Path("out/demo")
@@ -19,9 +20,7 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps the name of a single command on the command line."""
+app.command("effective-compute")(effective_compute)
 
 
 def _model_args(text: str) -> dict[str, Any]:

@@ -1,0 +1,187 @@
+"""Measured curves: the losses of several models, or of the checkpoints of one, on the same text.
+
+A family is read from a CSV with a `loss` column (nats/token) and, for the compute of each row, `flops`,
+or `params` and `tokens`; checkpoints may give `tokens` or `step` alone, because the parameters cancel.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import isotonic_regression
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.scaling.fit import fit_compute_law, residual_scale
+from sae_lm_eval.scaling.laws import ComputeLaw
+from sae_lm_eval.scaling.tables import Row, data_path, read_rows, unknown
+
+Kind = Literal["family", "checkpoints"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Family:
+    """Losses (nats/token) of models by training compute, sorted by compute, on one text.
+
+    `compute` is in `unit`: FLOPs, or tokens or steps for the checkpoints of one model.
+    """
+
+    name: str
+    kind: Kind
+    models: tuple[str, ...]
+    compute: np.ndarray
+    loss: np.ndarray
+    unit: str = "FLOPs"
+    text: str = "unstated"
+    source: str = "given by the user"
+    flags: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def fit(self) -> ComputeLaw | None:
+        """L = E + K C^-gamma through the points; None with fewer than four."""
+        if len(self.loss) < 4 or len(np.unique(self.compute)) < 3:
+            return None
+        ranges = {"text": self.text, "source": f"least squares on log L of {self.name}", "flops": self.unit}
+        return fit_compute_law(self.compute, self.loss, name=self.name, **ranges)
+
+    @functools.cached_property
+    def scatter(self) -> tuple[float, float] | None:
+        """Standard deviation of log L around a smooth curve and its degrees of freedom; None if unknown.
+
+        Models of a family scatter around their fitted law. The course of one training run follows no power
+        law, so the checkpoints' scatter comes from second differences (Gasser, Sroka and Jennen-Steinmetz
+        1986, Biometrika 73), whose n-2 terms are worth 18/35 of a degree of freedom each.
+        """
+        if self.kind == "family":
+            return None if self.fit is None else (residual_scale(self.fit, self.compute, self.loss), len(self.loss) - 3)
+        if len(self.loss) < 5:
+            return None
+        x, y = np.log(self.compute), np.log(self.loss)
+        left = (x[2:] - x[1:-1]) / (x[2:] - x[:-2])
+        pseudo = y[1:-1] - left * y[:-2] - (1 - left) * y[2:]
+        scaled = pseudo / np.sqrt(1 + left**2 + (1 - left) ** 2)
+        return float(np.sqrt(np.mean(scaled**2))), (len(y) - 2) * 18 / 35
+
+
+@dataclass(frozen=True, eq=False)
+class MonotoneCurve:
+    """log compute as a monotone function of the loss, by isotonic regression and PCHIP interpolation.
+
+    Losses that do not fall with compute are pooled (pool-adjacent-violators); each pool is one knot at its
+    mean log compute, so that the curve is strictly falling and has one inverse.
+    """
+
+    log_compute: np.ndarray
+    loss: np.ndarray  # strictly falling
+
+    @property
+    def best(self) -> float:
+        return float(self.loss[-1])
+
+    @property
+    def worst(self) -> float:
+        return float(self.loss[0])
+
+    def log_compute_at(self, loss: np.ndarray | float) -> np.ndarray:
+        """log C(L); +inf below the best loss and -inf above the worst, where the curve says no more."""
+        target = np.asarray(loss, dtype=float)
+        inside = PchipInterpolator(self.loss[::-1], self.log_compute[::-1])(np.clip(target, self.best, self.worst))
+        slack = 1e-12 * self.worst
+        return np.where(target < self.best - slack, np.inf, np.where(target > self.worst + slack, -np.inf, inside))
+
+
+def monotone_curve(compute: np.ndarray, loss: np.ndarray) -> MonotoneCurve:
+    """The monotone curve through measured points; raises UserError when fewer than two knots remain."""
+    log_compute = np.log(compute)
+    pooled = isotonic_regression(loss, increasing=False)
+    starts = np.asarray(pooled.blocks)
+    centres = np.add.reduceat(log_compute, starts[:-1]) / np.diff(starts)
+    if len(centres) < 2:
+        raise UserError("The measured losses do not fall with compute, so there is no curve to interpolate.")
+    return MonotoneCurve(centres, pooled.x[starts[:-1]])
+
+
+def builtin_families() -> tuple[str, ...]:
+    """Names of the families that come with the package."""
+    return tuple(dict.fromkeys(row["family"] for row in _builtin()))
+
+
+def read_family(source: str | Path, *, kind: Kind = "family") -> Family:
+    """A family from a CSV file, or one of `builtin_families()` by name."""
+    if str(source) in builtin_families():
+        rows = [row for row in _builtin() if row["family"] == str(source)]
+        return _family(rows, name=str(source), kind=kind, where=str(source))
+    path = Path(source)
+    if path.suffix != ".csv":
+        raise unknown("CSV file or built-in family", str(source), builtin_families())
+    return _family(read_rows(path, required=["loss"]), name=path.stem, kind=kind, where=str(path))
+
+
+@functools.cache
+def _builtin() -> tuple[Row, ...]:
+    return tuple(read_rows(data_path("families.csv"), required=["family", "model", "flops", "loss"]))
+
+
+def _family(rows: Sequence[Row], *, name: str, kind: Kind, where: str) -> Family:
+    unit, compute = _compute(rows, kind=kind, where=where)
+    loss = _numbers(rows, "loss", where=where)
+    models = np.array([str(row.get("model", f"row {i + 1}")) for i, row in enumerate(rows)])
+    usable = np.isfinite(loss) & (loss > 0) & np.isfinite(compute) & (compute >= 0)
+    if not usable.all():
+        raise UserError(f"{where}: {models[~usable][0]} has no usable loss or {unit}.")
+    flags = []
+    trained = compute > 0
+    if not trained.all():
+        flags.append(f"untrained rows left out ({', '.join(models[~trained])}): zero {unit} have no logarithm")
+    amounts, place = np.unique(compute[trained], return_inverse=True)
+    if len(amounts) < 2:
+        raise UserError(f"{where}: a curve needs two rows or more that differ in {unit}.")
+    tokens = _numbers(rows, "tokens", where=where)
+    if kind == "family" and len(np.unique(tokens)) == 1 and np.isfinite(tokens).all():
+        flags.append(
+            "every member saw the same number of tokens, so along this family effective compute is effective "
+            "parameters at fixed tokens"
+        )
+    return Family(
+        name=name,
+        kind=kind,
+        models=tuple("/".join(models[trained][place == i]) for i in range(len(amounts))),
+        compute=amounts,
+        loss=np.bincount(place, weights=loss[trained]) / np.bincount(place),
+        unit=unit,
+        text=_one(rows, "text", where=where) or "unstated",
+        source=_one(rows, "source", where=where) or where,
+        flags=tuple(flags),
+    )
+
+
+def _compute(rows: Sequence[Row], *, kind: Kind, where: str) -> tuple[str, np.ndarray]:
+    flops, params, tokens, step = (_numbers(rows, name, where=where) for name in ("flops", "params", "tokens", "step"))
+    choices = [("FLOPs", flops), ("FLOPs", 6 * params * tokens)]
+    if kind == "checkpoints":  # of one model: the parameters cancel in the ratio
+        choices += [("tokens", tokens), ("steps", step)]
+    for unit, amount in choices:
+        if np.isfinite(amount).any():
+            return unit, amount
+    wanted = "flops, tokens or step" if kind == "checkpoints" else "flops, or params and tokens,"
+    raise UserError(f"{where}: {kind} need a column {wanted} beside loss.")
+
+
+def _numbers(rows: Sequence[Row], column: str, *, where: str) -> np.ndarray:
+    """A column as floats; NaN stands for an empty or absent cell."""
+    try:
+        return np.array([math.nan if row.get(column) is None else float(row[column]) for row in rows])
+    except ValueError as error:
+        raise UserError(f"{where}: column {column} holds something other than a number ({error}).") from error
+
+
+def _one(rows: Sequence[Row], column: str, *, where: str) -> str:
+    """The single value of a column that describes the whole family, or an empty string."""
+    values = list(dict.fromkeys(str(row[column]) for row in rows if row.get(column) is not None))
+    if len(values) > 1 and column == "text":
+        raise UserError(f"{where}: losses on different texts ({'; '.join(values)}) are not one curve.")
+    return "; ".join(values)

@@ -1,0 +1,137 @@
+"""The command as a user meets it."""
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from sae_lm_eval.effective_compute_cli import effective_compute
+
+app = typer.Typer()
+app.command("effective-compute")(effective_compute)
+
+
+@pytest.fixture
+def call(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    return lambda *arguments: CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+LOSSES = ("--ce-baseline", 3.139, "--ce-spliced", 3.283)
+SIZE = ("--params", "124e6", "--tokens", "1e10")
+
+
+def test_numbers_in_effective_compute_out(call):
+    result = call(*LOSSES, *SIZE)
+    assert result.exit_code == 0, result.output
+    for expected in (
+        "0.529",
+        "0.599",
+        "0.474",
+        "effective compute",
+        "law-relative",
+        "besiroglu2024",
+        "-0.28",
+    ):
+        assert expected in result.output
+
+
+def test_loss_recovered_with_its_ablation(call):
+    result = call("--loss-recovered", 0.993, "--ce-ablated", 12.4, "--ablation", "zero", "--ce-baseline", 3.139, *SIZE)
+    assert result.exit_code == 0, result.output
+    assert "zero-ablation CE 12.4, loss recovered 0.993" in result.output
+    assert "delta CE 0.064827 nats/token" in result.output
+    assert "spliced CE 3.20383" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--loss-recovered", 0.993, *SIZE), "cannot be read without its ablation CE"),
+        (("--loss-recovered", 0.993, "--ce-ablated", 12.4, *SIZE), "needs the baseline CE"),
+        (("--loss-recovered", 0.993, "--ce-ablated", 12.4, "--ce-baseline", 3, *SIZE), "is not named"),
+        (
+            ("--loss-recovered", 0.9, "--ce-ablated", 12, "--ce-baseline", 3, "--ablation", "one", *SIZE),
+            "behind a loss recovered is 'one'; name it",
+        ),
+        (
+            ("--loss-recovered", 0.9, "--ce-ablated", 2, "--ce-baseline", 3, "--ablation", "zero", *SIZE),
+            "ablation CE 2 is not above the baseline CE 3",
+        ),
+        (
+            ("--loss-recovered", 99.3, "--ce-ablated", 12, "--ce-baseline", 3, "--ablation", "zero", *SIZE),
+            "give a fraction (0.993), not per cent",
+        ),
+        ((*LOSSES, "--loss-recovered", 0.9, *SIZE), "not several"),
+        (("--ce-baseline", 3.139, *SIZE), "Give two losses"),
+        ((*LOSSES, *SIZE, "--ablation", "zero"), "belong to --loss-recovered"),
+        (("--documents", "d.csv", "--delta-se", 0.1, *SIZE), "--delta-se belongs to"),
+        (("--documents", "d.csv", "--ce-baseline", 3, *SIZE), "holds the baseline CE"),
+        (LOSSES, "needs parameters and training tokens"),
+        ((*LOSSES, "--model", "gpt2"), "needs training tokens (gpt2-small: never published"),
+        ((*LOSSES, "--model", "gtp2"), "Did you mean gpt2"),
+        ((*LOSSES, *SIZE, "--law", "besirolgu"), "Did you mean besiroglu2024"),
+        ((*LOSSES, *SIZE, "--family", "absent.csv"), "absent.csv does not exist"),
+    ],
+)
+def test_mistakes_exit_with_2_and_one_sentence(call, arguments, message):
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+
+
+def test_all_laws_and_the_spread_between_them(call):
+    result = call("--ce-baseline", 1.9698, "--ce-spliced", 2.1324, "--model", "pythia-2.8b", "--all-laws")
+    for law in ("hoffmann2022", "muennighoff2023", "cerebras2023", "olmo_ladder_pile", "kaplan2020"):
+        assert law in result.output
+    assert "Between 7 laws: 0.131 to 0.186 (0.15 decades)" in result.output
+
+
+def test_undefined_is_na_with_the_reason(call):
+    result = call("--ce-baseline", 3, "--ce-spliced", 1.5, *SIZE)
+    assert result.exit_code == 0
+    assert "n/a" in result.output
+    assert "at or below the law's floor E" in result.output
+
+
+def test_families_checkpoints_and_runs_from_files(call, tmp_path):
+    family = tmp_path / "family.csv"
+    family.write_text("model,flops,loss\na,1e18,4.2\nb,1e19,3.6\nc,1e20,3.15\nd,1e21,2.8\n")
+    run = tmp_path / "run.csv"
+    run.write_text("step,loss\n1000,5.1\n4000,4.1\n16000,3.4\n64000,3.1\n")
+    result = call(*LOSSES, "--family", family, "--checkpoints", run)
+    assert result.exit_code == 0, result.output
+    for definition in ("family fit", "family interpolation", "checkpoints isotonic"):
+        assert definition in result.output
+    runs = tmp_path / "runs.csv"
+    rows = [(n, d, 1.8 + 480 * n**-0.35 + 2000 * d**-0.37) for n in (1e8, 3e8, 1e9) for d in (2e9, 2e10, 2e11)]
+    runs.write_text("params,tokens,loss\n" + "\n".join(",".join(map(repr, row)) for row in rows))
+    fitted = call(*LOSSES, *SIZE, "--law", runs, "--format", "json")
+    assert json.loads(fitted.stdout)[0]["constants"] == "E=1.8, A=480, alpha=0.35, B=2000, beta=0.37"
+
+
+@pytest.mark.parametrize("output_format", ["csv", "json", "markdown"])
+def test_other_formats_carry_the_law_and_its_constants(call, output_format):
+    result = call(*LOSSES, *SIZE, "--format", output_format)
+    assert "E=1.8172, A=482.01" in result.stdout
+    assert "arXiv:2404.10102" in result.stdout
+    assert "nan" not in result.stdout.lower()
+
+
+def test_undefined_is_null_in_json(call):
+    rows = json.loads(call("--ce-baseline", 3, "--ce-spliced", 1.5, *SIZE, "--format", "json").stdout)
+    assert rows[0]["fraction"] is None
+    assert rows[0]["reason"]
+
+
+def test_literature_is_reprinted_with_citations(call):
+    result = call("--literature")
+    assert result.exit_code == 0, result.output
+    assert "arXiv:2404.16014" in result.output
+    assert "Identifying Functionally Important Features" in result.output
+    rows = json.loads(call("--literature", "--format", "json").stdout)
+    assert len(rows) == 159
+    assert sum(row["effective_compute"] is None for row in rows) == 3
