@@ -225,3 +225,45 @@ def test_splice_mean_takes_the_mean_of_a_text(tmp_path):
 
 def test_none_is_a_mode_however_lm_eval_reads_it():
     assert adapter(splice=None).choices.splice == adapter(splice="none").choices.splice == "none"
+
+
+def test_what_a_release_warns_of_is_told(caplog):
+    from dataclasses import replace
+
+    from sae_lm_eval.dictionary import load
+
+    remarked = replace(load(random_sae(WIDTH, RESID)), name="clt#3", remarks=("its decoders are summed",))
+    logging.getLogger("lm_eval").propagate = True
+    with caplog.at_level(logging.WARNING, logger="lm_eval"):
+        lm = adapter(remarked)
+    assert "clt#3: its decoders are summed" in [r.message for r in caplog.records]
+    assert lm.provenance()["splices"][0]["remarks"] == ["its decoders are summed"]
+
+
+def test_a_dictionary_follows_the_device_of_its_module():
+    from sae_lm_eval.build import Choices, build_variant, place
+    from sae_lm_eval.dictionary import load
+
+    model = random_model("llama")
+    saes = [random_sae(WIDTH, f"blocks.{layer}.hook_resid_post", seed=layer) for layer in (0, 1)]
+    variant = build_variant(model, [load(sae) for sae in saes], Choices(), frozenset())
+    model.model.layers[1].to("meta")  # as a sharded model has its blocks on several devices
+    place(model, variant)
+    assert [splice.dictionary.device.type for splice in variant.splices] == ["cpu", "meta"]
+
+
+def test_a_chat_template_brings_its_own_bos():
+    lm = adapter(random_sae(WIDTH, RESID, prepend_bos=True))
+    lm.tokenizer.chat_template = "<s>{% for m in messages %} {{ m.content }}{% endfor %}"
+    prompt = lm.apply_chat_template([{"role": "user", "content": "w4 w5"}])
+    assert lm.tok_encode(prompt) == [1, 4, 5]
+    assert lm.tok_batch_encode([prompt])[0].tolist() == [[1, 4, 5]]
+
+
+def test_batch_size_auto_finds_one():
+    lm = adapter()
+    lm.batch_size_per_gpu, lm.max_batch_size = "auto", 4
+    first = [answer[0] for answer in lm.loglikelihood(requests("loglikelihood"))]
+    assert first == pytest.approx(
+        [answer[0] for answer in adapter().loglikelihood(requests("loglikelihood"))], abs=1e-4
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -117,3 +118,13 @@ def test_accuracies_are_those_of_the_model_card(report):
     baseline = drops.drop_duplicates("category").set_index("category")["baseline_accuracy"]
     for category, said in measured.items():
         assert baseline[category] == pytest.approx(said["accuracy"], abs=0.02)
+
+
+def test_lm_evals_own_command_runs_on_it(tmp_path):
+    arguments = f"--model sae_hf --model_args pretrained=world,sae={MIDDLE} --tasks sae_world_homes --limit 20"
+    command = [str(Path(sys.executable).parent / "lm_eval"), *arguments.split(), "--output_path", str(tmp_path)]
+    said = subprocess.run(command, env=OFFLINE, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr[-2000:]
+    written = json.loads(next(tmp_path.rglob("results_*.json")).read_text())
+    assert written["results"]["sae_world_homes"]["acc,none"] > 0.5
+    assert written["config"]["sae_lm_eval"]["splices"][0]["dictionary"] == MIDDLE

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,7 +95,7 @@ def test_explained_variance_agrees_with_a_direct_computation(folder):
     z = SAE.load_from_disk(folder / "centered")(x.float()).double()
     variance = x.pow(2).sum(-1).mean() - x.mean(0).pow(2).sum()
     expected = 1 - (x - z).pow(2).sum(-1).mean() / variance
-    assert fit.explained_variance == pytest.approx(float(expected), abs=1e-5)
+    assert fit.explained_variance == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_a_missing_norm_factor_is_estimated_from_the_text(folder):
@@ -115,3 +118,26 @@ def test_the_command(folder):
 
 def test_all_processing_options_are_known():
     assert {"fold_ln", "center_writing_weights", "fold_value_biases"} >= PROCESSING
+
+
+@pytest.mark.parametrize(
+    ("arguments_", "sentence"),
+    [
+        ([], "Give --model_args pretrained=...,sae=... to inspect a splice, or --list PATTERN to search."),
+        (["--model_args", "sae=world#blocks.2.hook_resid_post.k4"], "pretrained= is missing: name a model"),
+        (["--model_args", "pretrained=world,sae=world#k4"], "The world has no dictionary 'k4'. Nearest: "),
+        (["--list", "gemma-scop-2b-pt-res#*"], "No dictionary that SAELens has registered matches"),
+    ],
+)
+def test_a_mistake_ends_the_command_with_a_sentence(arguments_, sentence):
+    command = [str(Path(sys.executable).parent / "sae-lm-eval"), "inspect", *arguments_]
+    said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    assert said.returncode == 2
+    assert said.stderr.startswith(f"sae-lm-eval: {sentence}")
+    assert len(said.stderr.strip().splitlines()) == 1
+
+
+def test_the_embedded_world_can_be_inspected():
+    (splice,) = inspection.plan({"pretrained": "world", "sae": "world#blocks.2.mlp.transcoder"}).splices
+    assert str(splice.site_in.read) == "model.layers.2.mlp.input"
+    assert str(splice.site_out.write) == "model.layers.2.mlp.output"

@@ -12,7 +12,6 @@ import inspect
 import json
 import logging
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,22 +24,16 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from sae_lm_eval import text, world
-from sae_lm_eval.build import Choices, build_variant, describe, place, with_means
+from sae_lm_eval.arguments import choices_of, dtype_of, refuse_misspelt, sources_of
+from sae_lm_eval.build import build_variant, describe, place, with_means
 from sae_lm_eval.dictionary import Dictionary, load
-from sae_lm_eval.errors import UserError, did_you_mean, one_of
+from sae_lm_eval.errors import UserError, explain_without_traceback
 from sae_lm_eval.saelens import WORLD
-from sae_lm_eval.spec import SaeSpec, parse_specs
 from sae_lm_eval.splice import attached
 
 # Below lm_eval's own logger, whose verbosity the user sets.
 logger = logging.getLogger(f"lm_eval.{__name__}")
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
 PACKAGES = ("sae_lm_eval", "lm_eval", "torch", "transformers", "sae_lens", "transformer_lens")
 
 
@@ -83,23 +76,20 @@ class SaeHFLM(HFLM):
         mean_tokens: int = 16384,
         **kwargs: Any,
     ) -> None:
-        _refuse_misspelt(kwargs)
-        choices = Choices(
-            splice,
-            splice_tokens,
-            hooks=None if hook is None else tuple(hook.split("+")),
-            hook_maps=None if hook_map is None else tuple(hook_map.split("+")),
-            seed=seed,
-        )
-        dtype = DTYPES[one_of(sae_dtype, DTYPES, "sae_dtype")]
+        refuse_misspelt(kwargs, [*inspect.signature(HFLM.__init__).parameters, *OWN])
+        choices = choices_of(splice, splice_tokens, hook, hook_map, seed)
+        dtype = dtype_of(sae_dtype)
         if splice == "mean" and mean_text is None:
             raise UserError(
                 "splice=mean needs mean_text=FILE (.txt, .jsonl or .parquet): the text whose activations are averaged."
             )
-        dictionaries = [load(source, dtype=dtype, norm_factor=norm_factor) for source in sources(sae)]
+        dictionaries = [load(source, dtype=dtype, norm_factor=norm_factor) for source in sources_of(sae)]
         if kwargs.get("device") is None:
             # lm_eval's default is "cuda" on every machine.
             kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+        for dictionary in dictionaries:
+            for remark in dictionary.remarks:
+                logger.warning("%s: %s", dictionary.name, remark)
         embedded = pretrained == WORLD and not Path(WORLD).is_dir()
         super().__init__(str(world.model_path()) if embedded else pretrained, **kwargs)
         if embedded:
@@ -327,24 +317,6 @@ OWN = tuple(
 )
 
 
-def _refuse_misspelt(kwargs: dict[str, Any]) -> None:
-    known = [*inspect.signature(HFLM.__init__).parameters, *OWN]
-    for name in kwargs:
-        if name not in known and (hint := did_you_mean(name, known, most=1)):
-            raise UserError(f"sae_hf has no argument '{name}'.{hint}")
-
-
-def sources(sae: Any) -> list[Any]:
-    """The dictionaries that the argument `sae` names or holds."""
-    if sae is None or (isinstance(sae, (str, list, tuple)) and not sae):
-        raise UserError("sae= is missing: name a dictionary, as in sae=gpt2-small-res-jb#blocks.8.hook_resid_pre.")
-    if isinstance(sae, str):
-        return list(parse_specs(sae))
-    if isinstance(sae, (list, tuple)):
-        return [source for item in sae for source in sources(item)]
-    return [SaeSpec.parse(sae) if isinstance(sae, str) else sae]
-
-
 def special_ids(tokenizer: Any, model: Any) -> frozenset[int]:
     """The ids of bos, eos and pad that the tokenizer, the model's configuration and its generation defaults have."""
     found: set[int] = set()
@@ -383,22 +355,4 @@ def _shorten(prompt: str, most: int = 60) -> str:
     return repr(prompt if len(prompt) <= most else f"...{prompt[-most:]}")
 
 
-def _explain_without_traceback() -> None:
-    """Let the lm_eval command tell a user's mistake in a sentence; other programs see the exception as it is."""
-    main = sys.modules["__main__"]
-    module = getattr(getattr(main, "__spec__", None), "name", "")
-    script = getattr(main, "__file__", None) or ""
-    if module != "lm_eval.__main__" and Path(script).stem not in ("lm_eval", "lm-eval"):
-        return
-    otherwise = sys.excepthook
-
-    def hook(kind, error, trace):
-        if issubclass(kind, UserError):
-            print(f"sae_hf: {error}", file=sys.stderr)
-        else:
-            otherwise(kind, error, trace)
-
-    sys.excepthook = hook
-
-
-_explain_without_traceback()
+explain_without_traceback("lm_eval", "lm-eval")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -22,3 +24,21 @@ def one_of(word: str, known: Iterable[str], what: str) -> str:
     if word not in known:
         raise UserError(f"{what} '{word}' is unknown.{did_you_mean(word, known)} Choose from {', '.join(known)}.")
     return word
+
+
+def explain_without_traceback(*programs: str) -> None:
+    """Let the commands `programs` tell a `UserError` in a sentence; other programs see the exception as it is."""
+    main = sys.modules["__main__"]
+    module = getattr(getattr(main, "__spec__", None), "name", None) or ""
+    script = Path(getattr(main, "__file__", None) or "").stem
+    if script not in programs and module.removesuffix(".__main__") not in programs:
+        return
+    otherwise = sys.excepthook
+
+    def hook(kind, error, trace):
+        if issubclass(kind, UserError):
+            print(f"sae_hf: {error}", file=sys.stderr)
+        else:
+            otherwise(kind, error, trace)
+
+    sys.excepthook = hook

@@ -15,14 +15,16 @@ from torch import Tensor
 
 from sae_lm_eval import text, world
 from sae_lm_eval.activation_map import MAPS, build_map
-from sae_lm_eval.adapter import DTYPES, SaeHFLM, innermost, sources
+from sae_lm_eval.adapter import SaeHFLM, innermost
 from sae_lm_eval.architecture import Architecture
-from sae_lm_eval.build import Choices, build_variant
+from sae_lm_eval.arguments import choices_of, dtype_of, sources_of
+from sae_lm_eval.build import build_variant
 from sae_lm_eval.dictionary import Dictionary, find, load
-from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.errors import UserError
 from sae_lm_eval.saelens import WORLD
 from sae_lm_eval.splice import Splice, Variant
 
+CHOICES = ("splice", "splice_tokens", "hook", "hook_map", "seed")
 STATED = ("model_names", "hook_in", "hook_out", "context_size", "prepend_bos")
 
 
@@ -41,24 +43,12 @@ def plan(model_args: Mapping[str, Any]) -> Variant:
 
     Raises `UserError` for all that `lm_eval --model sae_hf` would refuse of sites and dictionaries.
     """
-    dtype = DTYPES[one_of(model_args.get("sae_dtype", "float32"), DTYPES, "sae_dtype")]
-    dictionaries = [find(source) for source in sources(model_args.get("sae"))]
+    dtype = dtype_of(model_args.get("sae_dtype", "float32"))
+    choices = choices_of(**{name: value for name, value in model_args.items() if name in CHOICES})
+    dictionaries = [find(source) for source in sources_of(model_args.get("sae"))]
     for dictionary in dictionaries:
         dictionary.module.to(dtype=dtype)
-    return build_variant(skeleton(model_args), dictionaries, choices_of(model_args), frozenset())
-
-
-def choices_of(model_args: Mapping[str, Any]) -> Choices:
-    def each(name: str) -> tuple[str, ...] | None:
-        given = model_args.get(name)
-        return None if given is None else tuple(str(given).split("+"))
-
-    return Choices(
-        splice=model_args.get("splice", "reconstruction"),
-        splice_tokens=model_args.get("splice_tokens", "non_special"),
-        hooks=each("hook"),
-        hook_maps=each("hook_map"),
-    )
+    return build_variant(skeleton(model_args), dictionaries, choices, frozenset())
 
 
 def skeleton(model_args: Mapping[str, Any]) -> torch.nn.Module:
@@ -116,13 +106,13 @@ def fits(model_args: Mapping[str, Any], path: str, tokens: int) -> tuple[list[li
     sqrt(d_in) / E|x| that this text gives; the fits are then with it.
     """
     own = {k: v for k, v in model_args.items() if k not in ("sae", "norm_factor")}
-    found = [find(source) for source in sources(model_args.get("sae"))]
+    found = [find(source) for source in sources_of(model_args.get("sae"))]
     factors: list[float | None] = [None] * len(found)
     if any(dictionary.needs_norm_factor for dictionary in found):
         # To find the sites any factor serves; the text then gives the right one.
         lm, texts = _reader(own, [_with_factor(d, 1.0) for d in found], path, tokens)
         norms = _mean_norms(lm, texts)
-        found = [find(source) for source in sources(model_args.get("sae"))]
+        found = [find(source) for source in sources_of(model_args.get("sae"))]
         factors = [d.d_in**0.5 / norm if d.needs_norm_factor else None for d, norm in zip(found, norms, strict=True)]
         found = [_with_factor(d, f or 1.0) for d, f in zip(found, factors, strict=True)]
     lm, texts = _reader(own, found, path, tokens)

@@ -1,0 +1,60 @@
+"""The adapter's arguments as text or objects -> values; no model is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from sae_lm_eval.build import Choices
+from sae_lm_eval.errors import UserError, did_you_mean, one_of
+from sae_lm_eval.spec import parse_specs
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype of dictionaries that `sae_dtype=` names."""
+    return DTYPES[one_of(name, DTYPES, "sae_dtype")]
+
+
+def sources_of(sae: Any) -> list[Any]:
+    """The dictionaries that `sae=` names or holds: specs, or objects as they were given."""
+    if sae is None or (isinstance(sae, (str, list, tuple)) and not sae):
+        raise UserError("sae= is missing: name a dictionary, as in sae=gpt2-small-res-jb#blocks.8.hook_resid_pre.")
+    if isinstance(sae, str):
+        return list(parse_specs(sae))
+    if isinstance(sae, (list, tuple)):
+        return [source for item in sae for source in sources_of(item)]
+    return [sae]
+
+
+def choices_of(
+    splice: str | None = "reconstruction",
+    splice_tokens: str = "non_special",
+    hook: str | None = None,
+    hook_map: str | None = None,
+    seed: int = 0,
+) -> Choices:
+    """What is said of a variant beyond its dictionaries; `+` joins what goes by dictionary."""
+    return Choices(
+        splice,
+        splice_tokens,
+        hooks=None if hook is None else tuple(str(hook).split("+")),
+        hook_maps=None if hook_map is None else tuple(str(hook_map).split("+")),
+        seed=seed,
+    )
+
+
+def refuse_misspelt(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `UserError` for a name that is not known and near to one that is; others may be the model's own."""
+    known = list(known)
+    for name in given:
+        if name not in known and (hint := did_you_mean(name, known, most=1)):
+            raise UserError(f"sae_hf has no argument '{name}'.{hint}")
