@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Two files at a time, with a thread each: threads of several processes on one core slow each other manyfold.
+TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .PHONY: demo test check world docs
 
@@ -8,13 +10,13 @@ demo: $(VENV)/installed
 	$(BIN)/sae-lm-eval demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q
+	$(TEST)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -q
+	$(TEST)
 
 # An hour and a half on two cores; rewrites the embedded world in src/sae_lm_eval/world/files.
 world: $(VENV)/installed

@@ -162,11 +162,13 @@ def _quiet() -> Iterator[None]:
 
 def run_all(console: Any) -> list[Row]:
     """Evaluate the baseline and the variants on every category, with a progress bar on `console`."""
+    import torch
     from lm_eval.tasks import TaskManager
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     answers: dict[str, dict[str, dict[int, bool]]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    torch.set_num_threads(1)  # a second one has too little to do in a model this small
     with _quiet(), Progress(*columns, console=console, transient=True) as progress:
         task_manager = TaskManager()
         loaded: Any = task_manager.load([TASK])
