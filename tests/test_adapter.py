@@ -137,6 +137,15 @@ def test_prompts_beyond_the_dictionarys_context_are_told_of_once(caplog):
     assert told == ["6 of 16 prompts (38%) are longer than the 16 tokens that the dictionary was trained on."]
 
 
+def test_documents_are_counted_as_prompts_are(caplog):
+    lm = adapter(random_sae(WIDTH, RESID, context_size=16))
+    logging.getLogger("lm_eval").propagate = True
+    with caplog.at_level(logging.WARNING, logger="lm_eval"):
+        lm.loglikelihood_rolling(requests("loglikelihood_rolling"))
+    told = [r.message for r in caplog.records if "longer than the 16 tokens" in r.message]
+    assert told == ["2 of 5 prompts (40%) are longer than the 16 tokens that the dictionary was trained on."]
+
+
 class TestCache:
     def test_two_splices_never_share_an_answer(self, tmp_path):
         cache = str(tmp_path / "answers.db")

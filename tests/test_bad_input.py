@@ -234,6 +234,33 @@ CASES: dict[str, tuple[Case, str]] = {
         r"sae_hf has no argument 'splcie'\. Did you mean 'splice'\?",
     ),
     "mean without a text": (lambda _: adapter(splice="mean"), r"splice=mean needs mean_text=FILE"),
+    "no model": (lambda _: SaeHFLM(sae=random_sae(WIDTH, RESID)), r"pretrained= is missing: name a model, as in"),
+    "a seed that is no number": (lambda _: adapter(seed="abc"), r"seed=abc must be a whole number of at least 0\."),
+    "fewer tokens than none": (
+        lambda _: adapter(splice="mean", mean_text="a.txt", mean_tokens=-5),
+        r"mean_tokens=-5 must be a whole number of at least 1\.",
+    ),
+    "half a token": (
+        lambda _: adapter(splice="mean", mean_text="a.txt", mean_tokens=0.5),
+        r"mean_tokens=0\.5 must be a whole number of at least 1\.",
+    ),
+    "a text for a mean that is not taken": (
+        lambda _: adapter(mean_text="a.txt"),
+        r"mean_text= is for splice=mean, and splice is reconstruction\.",
+    ),
+    "two sites for an SAE": (
+        lambda _: adapter(hook="blocks.0.hook_mlp_out:blocks.1.hook_mlp_out"),
+        r"writes where it reads: give hook=SITE; IN:OUT is for transcoders\.",
+    ),
+    "a sum of nothing": (lambda _: adapter(sae="a#b+"), r"'a#b\+' joins nothing by '\+'"),
+    "no dtype of torch": (
+        lambda p: SaeHFLM(pretrained="world", sae="world#blocks.2.hook_resid_post.k4", dtype="bfloat17", device="cpu"),
+        r"dtype=bfloat17 is none of torch's",
+    ),
+    "a SAELens folder as sparsify's": (
+        lambda p: load(f"sparsify:{saved(p)}"),
+        r"has no sae\.safetensors, which is sparsify's format; for SAELens' leave out 'sparsify:'\.",
+    ),
     "text that is not there": (
         lambda _: adapter(splice="mean", mean_text="nowhere.txt"),
         r"There is no text file 'nowhere\.txt'\.",

@@ -45,7 +45,7 @@ def test_no_other_model_is_warned_of(caplog):
     ("spec", "sentence"),
     [
         ("world#blocks.2.hook_resid_post.k5", "The world has no dictionary 'blocks.2.hook_resid_post.k5'. Nearest: "),
-        ("world", "The world has no dictionary ''. Nearest: "),
+        ("world", "The world has no dictionary ''. It has blocks.1.hook_resid_post.k32, "),
         (f"{MIDDLE}@main", "The embedded world has no revisions: leave out @main."),
     ],
 )
@@ -92,6 +92,14 @@ def report(tmp_path_factory) -> tuple[str, pd.DataFrame]:
     assert said.returncode == 0, said.stderr
     assert not said.stderr
     return said.stdout, pd.read_csv(folder / "drops.csv")
+
+
+def test_a_folder_that_cannot_be_is_told_of_first(tmp_path):
+    (tmp_path / "a_file").write_text("")
+    command = [str(Path(sys.executable).parent / "sae-lm-eval"), "demo", "--output_path", str(tmp_path / "a_file")]
+    said = subprocess.run(command, env=OFFLINE, capture_output=True, text=True)
+    assert said.returncode == 2
+    assert said.stderr.strip().endswith("cannot be made: File exists. Give another --output_path.")
 
 
 def test_the_command_prints_the_table(report):

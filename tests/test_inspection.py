@@ -125,7 +125,10 @@ def test_all_processing_options_are_known():
     [
         ([], "Give --model_args pretrained=...,sae=... to inspect a splice, or --list PATTERN to search."),
         (["--model_args", "sae=world#blocks.2.hook_resid_post.k4"], "pretrained= is missing: name a model"),
-        (["--model_args", "pretrained=world,sae=world#k4"], "The world has no dictionary 'k4'. Nearest: "),
+        (["--model_args", "pretrained=world,sae=world#k4"], "The world has no dictionary 'k4'. It has "),
+        (["--model_args", "pretrained=world,sea=world#k4"], "sae_hf has no argument 'sea'. Did you mean 'sae'?"),
+        (["--model_args", "pretrained=world,sae=world#k4", "--tokens", "0"], "--tokens=0 must be a whole number"),
+        (["--model_args", "pretrained=world,sae=world#k4", "--text", "no.txt"], "There is no text file 'no.txt'."),
         (["--list", "gemma-scop-2b-pt-res#*"], "No dictionary that SAELens has registered matches"),
     ],
 )

@@ -60,6 +60,13 @@ def test_known_specs(text, spec):
     assert str(spec) == text
 
 
+def test_the_package_shows_what_it_has():
+    import sae_lm_eval
+
+    assert {"SaeHFLM", "effective_compute", "__version__"} <= set(dir(sae_lm_eval))
+    assert sae_lm_eval.__version__
+
+
 @pytest.mark.parametrize("module", ["sae_lm_eval", "sae_lm_eval.spec", "sae_lm_eval.cli", "sae_lm_eval.errors"])
 def test_light_modules_take_no_torch(module):
     code = f"import sys, {module}; print('torch' in sys.modules, 'lm_eval' in sys.modules)"

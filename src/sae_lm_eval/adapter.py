@@ -24,7 +24,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 
 from sae_lm_eval import text, world
-from sae_lm_eval.arguments import choices_of, dtype_of, refuse_misspelt, sources_of
+from sae_lm_eval.arguments import choices_of, dtype_of, refuse_misspelt, sources_of, whole
 from sae_lm_eval.build import build_variant, describe, place, with_means
 from sae_lm_eval.dictionary import Dictionary, load
 from sae_lm_eval.errors import UserError, explain_without_traceback
@@ -63,7 +63,7 @@ class SaeHFLM(HFLM):
 
     def __init__(
         self,
-        pretrained: Any,
+        pretrained: Any = None,
         sae: Any = None,
         splice: str | None = "reconstruction",
         splice_tokens: str = "non_special",
@@ -76,13 +76,20 @@ class SaeHFLM(HFLM):
         mean_tokens: int = 16384,
         **kwargs: Any,
     ) -> None:
-        refuse_misspelt(kwargs, [*inspect.signature(HFLM.__init__).parameters, *OWN])
+        refuse_misspelt(kwargs, KNOWN)
+        if pretrained is None:
+            raise UserError("pretrained= is missing: name a model, as in pretrained=gpt2.")
         choices = choices_of(splice, splice_tokens, hook, hook_map, seed)
         dtype = dtype_of(sae_dtype)
+        mean_tokens = whole(mean_tokens, "mean_tokens", least=1)
         if splice == "mean" and mean_text is None:
             raise UserError(
                 "splice=mean needs mean_text=FILE (.txt, .jsonl or .parquet): the text whose activations are averaged."
             )
+        if splice != "mean" and mean_text is not None:
+            raise UserError(f"mean_text= is for splice=mean, and splice is {choices.splice}.")
+        if mean_text is not None:
+            text.check_file(mean_text)
         dictionaries = [load(source, dtype=dtype, norm_factor=norm_factor) for source in sources_of(sae)]
         if kwargs.get("device") is None:
             # lm_eval's default is "cuda" on every machine.
@@ -125,6 +132,10 @@ class SaeHFLM(HFLM):
     def _create_model(self, pretrained: str, **kwargs: Any) -> None:
         try:
             super()._create_model(pretrained, **kwargs)
+        except AttributeError as error:
+            if "module 'torch' has no attribute" not in str(error):
+                raise
+            raise UserError(f"dtype={kwargs.get('dtype')} is none of torch's: {error}.") from error
         except TypeError as error:
             if "unexpected keyword argument" not in str(error):
                 raise
@@ -235,6 +246,7 @@ class SaeHFLM(HFLM):
         return out
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        self._tell_of_context([min(len(self.tok_encode(r.args[0])), self.max_length) for r in requests])
         # A document's first token is given the prefix token, which is the BOS token already.
         adds_bos, self._adds_bos = self._adds_bos, False
         try:
@@ -315,6 +327,7 @@ OWN = tuple(
     for name, parameter in inspect.signature(SaeHFLM.__init__).parameters.items()
     if name not in ("self", "pretrained") and parameter.kind is not parameter.VAR_KEYWORD
 )
+KNOWN = ("pretrained", *inspect.signature(HFLM.__init__).parameters, *OWN)
 
 
 def special_ids(tokenizer: Any, model: Any) -> frozenset[int]:

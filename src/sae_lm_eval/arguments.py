@@ -48,8 +48,19 @@ def choices_of(
         splice_tokens,
         hooks=None if hook is None else tuple(str(hook).split("+")),
         hook_maps=None if hook_map is None else tuple(str(hook_map).split("+")),
-        seed=seed,
+        seed=whole(seed, "seed", least=0),
     )
+
+
+def whole(value: Any, name: str, *, least: int) -> int:
+    """`value` as a whole number of at least `least`; lm_eval reads 1e3 as a float."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or isinstance(value, bool) or number != value or number < least:
+        raise UserError(f"{name}={value} must be a whole number of at least {least}.")
+    return number
 
 
 def refuse_misspelt(given: Iterable[str], known: Iterable[str]) -> None:

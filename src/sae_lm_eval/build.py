@@ -102,6 +102,8 @@ def find_sites(architecture: Architecture, dictionary: Dictionary, hook: str | N
             raise UserError(
                 f"{dictionary.name} is a transcoder, which reads and writes at two sites: give hook=IN:OUT."
             )
+        if hook_out and dictionary.hook_in is not None and not dictionary.is_transcoder:
+            raise UserError(f"{dictionary.name} writes where it reads: give hook=SITE; IN:OUT is for transcoders.")
         site_in = resolve_site(architecture, hook_in)
         return site_in, resolve_site(architecture, hook_out) if hook_out else site_in
     if dictionary.hook_in is None or dictionary.hook_out is None:

@@ -51,7 +51,12 @@ def inspect(
     if model_args is None:
         raise UserError("Give --model_args pretrained=...,sae=... to inspect a splice, or --list PATTERN to search.")
     from sae_lm_eval import inspection
+    from sae_lm_eval.arguments import whole
+    from sae_lm_eval.text import check_file
 
+    whole(tokens, "--tokens", least=1)
+    if text is not None:
+        check_file(text)
     arguments = _model_args(model_args)
     keeps = arguments.get("splice_tokens", "non_special") == "non_special"
     special = "bos, eos and pad keep the original activation" if keeps else "all are spliced"
@@ -76,6 +81,7 @@ def demo(
     from sae_lm_eval import demo as world_demo
 
     console = Console()
+    world_demo.make_folder(output_path)
     rows = world_demo.run_all(console)
     (_, *heading), body = world_demo.lines(rows)
     table = Table(title=world_demo.TITLE, caption=world_demo.CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
@@ -110,20 +116,23 @@ def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | None])
 
 
 def _list(console: Any, pattern: str) -> None:
+    """A table on a terminal; elsewhere a line for each dictionary, its cells parted by tabs."""
     from rich.markup import escape
     from rich.table import Table
 
     from sae_lm_eval import registry
 
     found = registry.search(pattern)
-    table = Table("spec", "model", "site", "map", "width", "L0", "verdict", title=f"{len(found):,} dictionaries")
-    for row in found:
-        cells = (row[name] for name in ("spec", "model", "hook", "map", "width", "l0"))
-        verdict = row["verdict"] if not row["why"] else f"{row['verdict']} ({row['why']})"
-        table.add_row(
-            *("" if cell is None else escape(f"{cell:,}" if isinstance(cell, int) else str(cell)) for cell in cells),
-            escape(verdict),
-        )
+    names = ("spec", "model", "hook", "map", "width", "l0", "verdict", "why")
+    lines = [["" if row[name] is None else str(row[name]) for name in names] for row in found]
+    if not console.is_terminal:
+        print("\n".join("\t".join(line) for line in [names, *lines]))
+        return
+    table = Table(title=f"{len(found):,} dictionaries")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    for line in lines:
+        table.add_row(*map(escape, line))
     console.print(table)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pandas as pd
 from lm_eval.api.model import CacheHook
 
 from sae_lm_eval.compare import Drop, paired_drop
+from sae_lm_eval.errors import UserError
 
 TASK = "sae_world"
 TITLE = "Accuracy lost in the embedded world, by category"
@@ -130,9 +131,18 @@ def markdown(rows: Sequence[Row]) -> str:
     )
 
 
+def make_folder(folder: Path) -> None:
+    """Before anything is evaluated. Raises `UserError` where there can be no such folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The folder '{folder}' cannot be made: {error.strerror}. Give another --output_path."
+        ) from error
+
+
 def write(rows: Sequence[Row], folder: Path) -> None:
     """report.md and drops.csv in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text(markdown(rows))
     frame(rows).to_csv(folder / "drops.csv", index=False)
 
@@ -150,14 +160,18 @@ class _Ticker(CacheHook):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """lm_eval and its libraries log and draw bars of their own on stderr, where no option stops them all."""
-    before = logging.root.manager.disable
+    """lm_eval, its libraries and the commands they start write on stderr, where no option stops them all."""
+    logged = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    stderr = os.dup(2)
     try:
-        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
             yield
     finally:
-        logging.disable(before)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        logging.disable(logged)
 
 
 def run_all(console: Any) -> list[Row]:
@@ -168,8 +182,9 @@ def run_all(console: Any) -> list[Row]:
 
     answers: dict[str, dict[str, dict[int, bool]]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    screen: dict[str, Any] = {"console": console, "transient": True, "redirect_stderr": False}
     torch.set_num_threads(1)  # a second one has too little to do in a model this small
-    with _quiet(), Progress(*columns, console=console, transient=True) as progress:
+    with _quiet(), Progress(*columns, **screen) as progress:
         task_manager = TaskManager()
         loaded: Any = task_manager.load([TASK])
         requests = sum(4 * len(task.test_docs()) for task in loaded["tasks"].values())

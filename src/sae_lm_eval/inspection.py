@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sae_lm_eval import text, world
 from sae_lm_eval.activation_map import MAPS, build_map
-from sae_lm_eval.adapter import SaeHFLM, innermost
+from sae_lm_eval.adapter import KNOWN, SaeHFLM, innermost
 from sae_lm_eval.architecture import Architecture
-from sae_lm_eval.arguments import choices_of, dtype_of, sources_of
+from sae_lm_eval.arguments import choices_of, dtype_of, refuse_misspelt, sources_of
 from sae_lm_eval.build import build_variant
 from sae_lm_eval.dictionary import Dictionary, find, load
 from sae_lm_eval.errors import UserError
@@ -43,12 +43,14 @@ def plan(model_args: Mapping[str, Any]) -> Variant:
 
     Raises `UserError` for all that `lm_eval --model sae_hf` would refuse of sites and dictionaries.
     """
+    refuse_misspelt(model_args, KNOWN)
+    model = skeleton(model_args)
     dtype = dtype_of(model_args.get("sae_dtype", "float32"))
     choices = choices_of(**{name: value for name, value in model_args.items() if name in CHOICES})
     dictionaries = [find(source) for source in sources_of(model_args.get("sae"))]
     for dictionary in dictionaries:
         dictionary.module.to(dtype=dtype)
-    return build_variant(skeleton(model_args), dictionaries, choices, frozenset())
+    return build_variant(model, dictionaries, choices, frozenset())
 
 
 def skeleton(model_args: Mapping[str, Any]) -> torch.nn.Module:

@@ -12,7 +12,7 @@ from sae_lm_eval.dictionary import Dictionary, weights_folder
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.spec import SaeSpec
 
-CONFIG = "cfg.json"
+CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 
 
 def load(spec: SaeSpec) -> Dictionary:
@@ -26,6 +26,8 @@ def load(spec: SaeSpec) -> Dictionary:
             f"'{spec}' needs EleutherAI's sparsify: pip install 'sae-lm-eval[sparsify]' (the package eai-sparsify)."
         ) from error
     folder, commit = weights_folder(spec, CONFIG)
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"'{spec}' has no {WEIGHTS}, which is sparsify's format; for SAELens' leave out 'sparsify:'.")
     hookpoint = folder.name if spec.id is None else spec.id.split("/")[-1]
     try:
         coder = SparseCoder.load_from_disk(folder)

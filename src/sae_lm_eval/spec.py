@@ -55,4 +55,6 @@ class SaeSpec:
 
 def parse_specs(text: str) -> tuple[SaeSpec, ...]:
     """The specs of one variant, as `+` joins them."""
+    if text.startswith("+") or text.endswith("+"):
+        raise UserError(f"'{text}' joins nothing by '+': a spec stands on both sides of it.")
     return tuple(SaeSpec.parse(part) for part in text.split("+"))

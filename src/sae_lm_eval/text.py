@@ -15,15 +15,20 @@ from sae_lm_eval.splice import Variant
 READERS = ("txt", "jsonl", "parquet")
 
 
+def check_file(path: str | Path) -> tuple[Path, str]:
+    """The path and the kind of a text file. Raises `UserError` where it is missing or of another kind."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"There is no text file '{path}'.")
+    return path, one_of(path.suffix.removeprefix("."), READERS, f"The kind of '{path.name}':")
+
+
 def read_documents(path: str | Path, column: str = "text") -> list[str]:
     """The documents of a file: a .txt is one, a .jsonl or .parquet has one a row in `column`.
 
     Raises `UserError` where the file is missing, of another kind, empty, or has no such column.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"There is no text file '{path}'.")
-    kind = one_of(path.suffix.removeprefix("."), READERS, f"The kind of '{path.name}':")
+    path, kind = check_file(path)
     if kind == "txt":
         documents = [path.read_text()]
     else:

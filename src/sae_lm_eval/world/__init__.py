@@ -46,5 +46,6 @@ def _folders(parent: Path) -> list[str]:
 def _named(kind: str, name: str, known: list[str], parent: Path) -> Path:
     if name in known:
         return parent / name
-    near = get_close_matches(name, known, n=3, cutoff=0.3) or known
-    raise UnknownName(f"The world has no {kind} {name!r}. Nearest: {', '.join(near)}.")
+    near = get_close_matches(name, known, n=3, cutoff=0.3)
+    which = f"Nearest: {', '.join(near)}." if near else f"It has {', '.join(known)}."
+    raise UnknownName(f"The world has no {kind} {name!r}. {which}")
