@@ -18,7 +18,7 @@ check: $(VENV)/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(TEST)
 
-# An hour and a half on two cores; rewrites the embedded world in src/sae_lm_eval/world/files.
+# About half an hour on one core, to the same weights bit for bit on the same machine; rewrites the embedded world in src/sae_lm_eval/world/files.
 world: $(VENV)/installed
 	$(BIN)/python scripts/make_world.py
 
