@@ -107,7 +107,8 @@ def fits(model_args: Mapping[str, Any], path: str, tokens: int) -> tuple[list[li
     Second, for each dictionary that was trained on normalised activations without saying by how much, the factor
     sqrt(d_in) / E|x| that this text gives; the fits are then with it.
     """
-    own = {k: v for k, v in model_args.items() if k not in ("sae", "norm_factor")}
+    replaced = ("sae", "norm_factor", "splice", "mean_text", "mean_tokens")
+    own = {name: value for name, value in model_args.items() if name not in replaced}
     found = [find(source) for source in sources_of(model_args.get("sae"))]
     factors: list[float | None] = [None] * len(found)
     if any(dictionary.needs_norm_factor for dictionary in found):
