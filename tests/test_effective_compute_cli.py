@@ -135,3 +135,17 @@ def test_literature_is_reprinted_with_citations(call):
     rows = json.loads(call("--literature", "--format", "json").stdout)
     assert len(rows) == 159
     assert sum(row["effective_compute"] is None for row in rows) == 3
+
+
+def test_the_estimate_to_quote_is_named(call):
+    assert "To quote: effective compute" in call(*LOSSES, *SIZE).stdout
+
+
+def test_no_answer_is_no_success(call):
+    assert call("--ce-baseline", 3, "--ce-spliced", 1.5, *SIZE).exit_code == 1
+
+
+def test_literature_takes_no_losses(call):
+    result = call("--literature", "--model", "pythia-70m")
+    assert result.exit_code == 2
+    assert "leave out losses and models" in result.output

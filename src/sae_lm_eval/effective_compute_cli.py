@@ -69,6 +69,9 @@ def effective_compute(
     console = Console(soft_wrap=False)
     try:
         if literature:
+            others = (ce_baseline, ce_spliced, documents, loss_recovered, model, params, tokens, flops)
+            if any(value is not None for value in others):
+                raise UserError("--literature prints the published figures alone: leave out losses and models.")
             _print_literature(scaling.convert_literature(law, level=level, rng=seed), console, output_format)
             return
         result = scaling.effective_compute(
@@ -94,6 +97,8 @@ def effective_compute(
         _print_result(result, console)
     else:
         _print_frame(result.to_frame(), output_format)
+    if result.preferred is None:
+        raise typer.Exit(1)
 
 
 def _delta(
@@ -162,11 +167,16 @@ def _print_result(result: EffectiveCompute, console: Console) -> None:
             estimate.definition,
             estimate.curve,
             fraction(estimate),
-            NA if estimate.log10 is None else f"{estimate.log10:.2f}",
+            NA if estimate.log10 is None else f"{estimate.log10:.2f}".replace("-0.00", "0.00"),
             NA if estimate.equivalent is None else f"{estimate.equivalent:.3g} {estimate.unit}",
             marks,
         )
     console.print(table)
+    quoted = result.preferred
+    if quoted is not None:
+        console.print(
+            f"To quote: {quoted.quantity} {fraction(quoted)}, {quoted.definition}, {quoted.curve}.", highlight=False
+        )
     spread = result.law_spread
     if spread is not None:
         console.print(
@@ -201,7 +211,9 @@ def _print_literature(table: pd.DataFrame, console: Console, output_format: Form
 def _print_rich(rows: list[dict[str, str]], console: Console) -> None:
     from rich.table import Table
 
-    table = Table(*rows[0])
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*row.values())
     console.print(table)
