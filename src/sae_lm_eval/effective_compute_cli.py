@@ -97,8 +97,6 @@ def effective_compute(
         _print_result(result, console)
     else:
         _print_frame(result.to_frame(), output_format)
-    if result.preferred is None:
-        raise typer.Exit(1)
 
 
 def _delta(
@@ -173,7 +171,7 @@ def _print_result(result: EffectiveCompute, console: Console) -> None:
         )
     console.print(table)
     quoted = result.preferred
-    if quoted is not None:
+    if quoted.fraction is not None:
         console.print(
             f"To quote: {quoted.quantity} {fraction(quoted)}, {quoted.definition}, {quoted.curve}.", highlight=False
         )
