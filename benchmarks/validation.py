@@ -16,14 +16,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 DOC = HERE.parent / "docs" / "validation.md"
-SAE = "stories/sae-stories3M#blocks.2.hook_resid_post"
-MODELS = {
-    "hf": ("hf", "pretrained=stories3M"),
-    "none": ("sae_hf", f"pretrained=stories3M,sae={SAE}.topk32,splice=none"),
-    "topk32": ("sae_hf", f"pretrained=stories3M,sae={SAE}.topk32"),
-    "topk8": ("sae_hf", f"pretrained=stories3M,sae={SAE}.topk8"),
-    "zero": ("sae_hf", f"pretrained=stories3M,sae={SAE}.topk32,splice=zero"),
-}
+sys.path.insert(0, str(HERE.parent / "tests"))
+import test_oracle as t  # noqa: E402
+from models import ARCHITECTURES, random_ids, random_model, random_sae  # noqa: E402
+from test_real_input import RUNS as MODELS  # noqa: E402
+
 SUITES = {"blimp": "--tasks blimp", "mmlu": "--tasks mmlu --num_fewshot 5 --limit 10"}
 
 
@@ -65,10 +62,6 @@ def oracle_table() -> str:
     import warnings
 
     warnings.simplefilter("ignore")
-    sys.path.insert(0, str(HERE.parent / "tests"))
-    import test_oracle as t
-    from models import ARCHITECTURES, random_ids, random_model, random_sae
-
     rows = ["| architecture | raw | processed | hooks |", "|---|---:|---:|---:|"]
     for name in ARCHITECTURES:
         model, worst = random_model(name), []

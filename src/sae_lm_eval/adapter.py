@@ -12,8 +12,7 @@ import inspect
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,8 +26,7 @@ from sae_lm_eval import text, world
 from sae_lm_eval.arguments import choices_of, dtype_of, refuse_misspelt, sources_of, whole
 from sae_lm_eval.build import build_variant, describe, place, with_means
 from sae_lm_eval.dictionary import Dictionary, load
-from sae_lm_eval.errors import UserError, explain_without_traceback
-from sae_lm_eval.saelens import WORLD
+from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
 from sae_lm_eval.splice import attached
 
 # Below lm_eval's own logger, whose verbosity the user sets.
@@ -97,10 +95,10 @@ class SaeHFLM(HFLM):
         for dictionary in dictionaries:
             for remark in dictionary.remarks:
                 logger.warning("%s: %s", dictionary.name, remark)
-        embedded = pretrained == WORLD and not Path(WORLD).is_dir()
+        embedded = world.is_meant_by(pretrained)
         super().__init__(str(world.model_path()) if embedded else pretrained, **kwargs)
         if embedded:
-            self.model.config._name_or_path = WORLD
+            self.model.config._name_or_path = world.NAME
         self._join_other_processes()
         self.choices = choices
         self.special_ids = special_ids(self.tokenizer, self.model)
@@ -118,8 +116,7 @@ class SaeHFLM(HFLM):
         try:
             super()._get_config(pretrained, **kwargs)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"There is no model '{pretrained}' to load: {reason}") from error
+            raise UserError(f"There is no model '{pretrained}' to load: {first_line(error)}") from error
 
     def _get_backend(self, *args: Any, **kwargs: Any) -> None:
         super()._get_backend(*args, **kwargs)
@@ -143,8 +140,7 @@ class SaeHFLM(HFLM):
                 f"The model does not take that argument: {error}. sae_hf's own are {', '.join(OWN)}."
             ) from error
         except OSError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"The weights of '{pretrained}' cannot be loaded: {reason}") from error
+            raise UserError(f"The weights of '{pretrained}' cannot be loaded: {first_line(error)}") from error
 
     def _join_other_processes(self) -> None:
         # lm_eval divides the work of `accelerate launch` over GPUs only.
@@ -189,8 +185,12 @@ class SaeHFLM(HFLM):
     @property
     def context_size(self) -> int:
         """The longest prompt, in tokens, that no dictionary has to stretch for."""
-        sizes = [splice.dictionary.context_size for splice in self.variant.splices]
-        return min([self.max_length, *(size for size in sizes if size)])
+        return min(self.max_length, self._trained_context or self.max_length)
+
+    @property
+    def _trained_context(self) -> int | None:
+        """The shortest context that a dictionary was trained on, None where none says."""
+        return min((s.dictionary.context_size for s in self.variant.splices if s.dictionary.context_size), default=None)
 
     # -- tokens -------------------------------------------------------------------------------------------
 
@@ -246,7 +246,7 @@ class SaeHFLM(HFLM):
         return out
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        self._tell_of_context([min(len(self.tok_encode(r.args[0])), self.max_length) for r in requests])
+        self._tell_of_context(min(len(self.tok_encode(r.args[0])), self.max_length) for r in requests)
         # A document's first token is given the prefix token, which is the BOS token already.
         adds_bos, self._adds_bos = self._adds_bos, False
         try:
@@ -255,7 +255,7 @@ class SaeHFLM(HFLM):
             self._adds_bos = adds_bos
 
     def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
-        self._tell_of_context([len(context) + len(continuation) for _, context, continuation in requests])
+        self._tell_of_context(len(context) + len(continuation) for _, context, continuation in requests)
         answers = super()._loglikelihood_tokens(requests, **kwargs)
         for (asked, *_), (logprob, _) in zip(requests, answers, strict=True):
             if math.isnan(logprob) or logprob == math.inf:
@@ -264,22 +264,23 @@ class SaeHFLM(HFLM):
         return answers
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        self._tell_of_context([len(self.tok_encode(request.args[0])) for request in requests])
+        self._tell_of_context(len(self.tok_encode(request.args[0])) for request in requests)
         return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
-    def _tell_of_context(self, lengths: Sequence[int]) -> None:
-        sizes = [s.dictionary.context_size for s in self.variant.splices if s.dictionary.context_size]
-        if self._told_of_context or not sizes or not lengths:
+    def _tell_of_context(self, lengths: Iterable[int]) -> None:
+        """Told once; `lengths` are not looked at, nor tokenised for, where there is nothing to tell."""
+        trained = self._trained_context
+        if self._told_of_context or trained is None:
             return
-        longer = sum(length > min(sizes) for length in lengths)
-        if longer:
+        longer = [length > trained for length in lengths]
+        if any(longer):
             self._told_of_context = True
             logger.warning(
                 "%d of %d prompts (%.0f%%) are longer than the %d tokens that the dictionary was trained on.",
-                longer,
-                len(lengths),
-                100 * longer / len(lengths),
-                min(sizes),
+                sum(longer),
+                len(longer),
+                100 * sum(longer) / len(longer),
+                trained,
             )
 
     # -- what the results carry ---------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_lm_eval.errors import UserError
+from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.spec import SaeSpec
 
 
@@ -191,7 +191,7 @@ def _hub_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str]:
         ) from error
     except (LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"The hub cannot be reached and '{spec.source}' is not in the local cache: {_first_line(error)}"
+            f"The hub cannot be reached and '{spec.source}' is not in the local cache: {first_line(error)}"
         ) from error
     folder = snapshot / (spec.id or "")
     if not (folder / wanted).is_file():
@@ -210,10 +210,6 @@ def _ids(ids) -> str:
     if not ids:
         return " It holds none at all."
     return f" It has #{', #'.join(ids[:8])}{f' and {len(ids) - 8} more' if len(ids) > 8 else ''}."
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def quietly(function: Callable[[], Any]) -> tuple[Any, tuple[str, ...]]:

@@ -26,6 +26,12 @@ def one_of(word: str, known: Iterable[str], what: str) -> str:
     return word
 
 
+def first_line(error: BaseException) -> str:
+    """What `error` says, without what libraries add on further lines."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def explain_without_traceback(*programs: str) -> None:
     """Let the commands `programs` tell a `UserError` in a sentence; other programs see the exception as it is."""
     main = sys.modules["__main__"]

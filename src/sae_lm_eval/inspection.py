@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +19,7 @@ from sae_lm_eval.architecture import Architecture
 from sae_lm_eval.arguments import choices_of, dtype_of, refuse_misspelt, sources_of
 from sae_lm_eval.build import build_variant
 from sae_lm_eval.dictionary import Dictionary, find, load
-from sae_lm_eval.errors import UserError
-from sae_lm_eval.saelens import WORLD
+from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.splice import Splice, Variant
 
 CHOICES = ("splice", "splice_tokens", "hook", "hook_map", "seed")
@@ -60,7 +58,7 @@ def skeleton(model_args: Mapping[str, Any]) -> torch.nn.Module:
     pretrained = model_args.get("pretrained")
     if pretrained is None:
         raise UserError("pretrained= is missing: name a model, as in pretrained=gpt2.")
-    if pretrained == WORLD and not Path(WORLD).is_dir():
+    if world.is_meant_by(pretrained):
         pretrained = world.model_path()
     options = {name: model_args[name] for name in ("revision", "trust_remote_code", "subfolder") if name in model_args}
     try:
@@ -70,8 +68,7 @@ def skeleton(model_args: Mapping[str, Any]) -> torch.nn.Module:
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(config).eval()
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"There is no causal language model '{pretrained}': {reason}") from error
+        raise UserError(f"There is no causal language model '{pretrained}': {first_line(error)}") from error
 
 
 def facts(splice: Splice, special: str) -> dict[str, str]:

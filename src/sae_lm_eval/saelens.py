@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sae_lm_eval import world
 from sae_lm_eval.dictionary import Dictionary, quietly, weights_folder
-from sae_lm_eval.errors import UserError, did_you_mean
+from sae_lm_eval.errors import UserError, did_you_mean, first_line
 from sae_lm_eval.spec import SaeSpec
 
-WORLD = "world"  # the dictionaries that come with this package
 CONFIG = "cfg.json"
 NO_FACTOR = "expected_average_only_in"
 # How SAELens names normalisations that it applies by itself; any other needs numbers that are not in the file.
@@ -25,8 +25,8 @@ def load(spec: SaeSpec) -> Dictionary:
     releases = get_pretrained_saes_directory()
     if Path(spec.source).expanduser().is_dir():
         return _load_folder(spec)
-    if spec.source == WORLD:
-        return replace(_load_folder(SaeSpec(str(world_dictionary(spec)))), name=str(spec))
+    if spec.source == world.NAME:
+        return _from_folder(spec, world_dictionary(spec), None)
     spec = _registered(spec, releases)
     if spec.source in releases:
         return _load_release(spec, releases[spec.source])
@@ -39,8 +39,6 @@ def load(spec: SaeSpec) -> Dictionary:
 
 
 def world_dictionary(spec: SaeSpec) -> Path:
-    from sae_lm_eval import world
-
     if spec.revision is not None:
         raise UserError(f"The embedded world has no revisions: leave out @{spec.revision}.")
     try:
@@ -106,9 +104,12 @@ def _at_revision(spec: SaeSpec, release: Any) -> tuple[Any, tuple[str, ...], str
 
 
 def _load_folder(spec: SaeSpec) -> Dictionary:
+    return _from_folder(spec, *weights_folder(spec, CONFIG))
+
+
+def _from_folder(spec: SaeSpec, folder: Path, commit: str | None) -> Dictionary:
     from sae_lens import SAE
 
-    folder, commit = weights_folder(spec, CONFIG)
     try:
         config = json.loads((folder / CONFIG).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -137,7 +138,7 @@ def _read(spec: SaeSpec, function) -> Any:
             f"Convert them to safetensors."
         ) from error
     except (HfHubHTTPError, OSError) as error:
-        raise UserError(f"The files of '{spec}' cannot be had: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"The files of '{spec}' cannot be had: {first_line(error)}") from error
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"SAELens cannot load '{spec}': {type(error).__name__}: {reason}") from error

@@ -84,7 +84,7 @@ class Splice:
         # torch's generator on the CPU looks at 32 bits of its seed only.
         seed = zlib.crc32(f"{self.seed} {self.site_out.hook}".encode())
         table = torch.randn(DIRECTIONS, self.dictionary.d_out, generator=torch.Generator().manual_seed(seed))
-        return nn.functional.normalize(table, dim=-1)
+        return nn.functional.normalize(table, dim=-1).to(self.dictionary.device, self.dictionary.dtype)
 
     def _by_row(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
         # A dictionary that attends over positions must not see padding.
@@ -181,6 +181,7 @@ class _Attachment:
     def __init__(self, model: nn.Module, variant: Variant, scope: ExitStack):
         self.variant = variant
         self.context: Context | None = None
+        self.keep: Tensor | None = None  # positions of special tokens, (batch, positions, 1)
         self.passed: dict[Port, Tensor] = {}
         scope.callback(model.register_forward_pre_hook(self._begin, with_kwargs=True).remove)
         for splice in variant.in_order():
@@ -199,6 +200,9 @@ class _Attachment:
             )
         self.context = Context.of_call(input_ids, kwargs)
         self.passed.clear()
+        if self.variant.special_ids:
+            special = torch.tensor(sorted(self.variant.special_ids), device=input_ids.device)
+            self.keep = torch.isin(input_ids, special)[..., None]
 
     def _write(self, splice: Splice, passing: Tensor) -> Tensor | None:
         if splice.mode == "none":
@@ -214,8 +218,6 @@ class _Attachment:
         new = splice.edit(x, y, self.context)
         if stream is not None:
             new = new - stream
-        if self.variant.special_ids:
-            special = torch.tensor(sorted(self.variant.special_ids), device=self.context.input_ids.device)
-            keep = torch.isin(self.context.input_ids, special).to(new.device)
-            new = torch.where(keep[..., None], flat, new)
+        if self.keep is not None:
+            new = torch.where(self.keep.to(new.device), flat, new)
         return new.reshape(passing.shape)

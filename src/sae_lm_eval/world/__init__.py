@@ -4,6 +4,7 @@ import json
 from difflib import get_close_matches
 from pathlib import Path
 
+NAME = "world"  # as `pretrained=` and as the source of a spec
 FILES = Path(__file__).parent / "files"
 
 
@@ -12,6 +13,11 @@ class UnknownName(KeyError):
 
     def __str__(self) -> str:
         return self.args[0]
+
+
+def is_meant_by(pretrained: object) -> bool:
+    """Whether `pretrained=` names the world; a local folder of that name comes first."""
+    return pretrained == NAME and not Path(NAME).is_dir()
 
 
 def model_path(checkpoint: str | None = None) -> Path:
