@@ -1,0 +1,156 @@
+"""Token sequences -> log-probabilities and divergences of the baseline and its variants, where they are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from sae_lm_eval.fork import START, forked
+from sae_lm_eval.head import Head
+from sae_lm_eval.packing import plan
+from sae_lm_eval.splice import Variant, attached
+from sae_lm_eval.walk import Query, Scores, Walk
+
+logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+
+CAPACITY = 512  # tokens of a row that several sequences share
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is shared between a model, its variants and their sequences; an architecture may not bear all of it."""
+
+    blocks: bool = True  # those below a variant's first site
+    prefixes: bool = True
+    rows: bool = True
+
+    def __str__(self) -> str:
+        shared = [name for name, is_shared in vars(self).items() if is_shared]
+        return f"sharing {' and '.join(shared)}" if shared else "sharing nothing"
+
+
+LAYOUTS = (
+    Layout(),
+    Layout(rows=False),
+    Layout(prefixes=False, rows=False),
+    Layout(blocks=False),
+    Layout(blocks=False, rows=False),
+    Layout(blocks=False, prefixes=False, rows=False),
+)
+
+
+class Scorer:
+    """Scores queries by a model and its variants.
+
+    Args:
+        model: a causal language model of transformers.
+        rows: of `CAPACITY` tokens that are run at once; halved where memory does not suffice.
+        limit: the most tokens in one row, the model's context.
+        dtype: of the log-softmax.
+
+    Raises:
+        ValueError: where the model's head cannot be told from the rest.
+    """
+
+    def __init__(
+        self, model: Any, variants: Sequence[Variant], *, rows: int, limit: int, dtype: torch.dtype = torch.float32
+    ):
+        self.model, self.variants = model, tuple(variants)
+        self.rows, self.dtype = rows, dtype
+        self.limit = min([limit, *windows(model.config.get_text_config())])
+        self.head = Head(model)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The most that may be shared without changing a score, found by trying."""
+        found = next((layout for layout in LAYOUTS if self._agrees(layout)), None)
+        if found is None:
+            raise ValueError(f"{type(self.model).__name__} scores differently in a batch than by itself")
+        if found != LAYOUTS[0]:
+            logger.warning("%s is scored %s, which is slower.", type(self.model).__name__, found)
+        return found
+
+    @torch.no_grad()
+    def score(
+        self,
+        queries: Sequence[Query],
+        *,
+        measures: Sequence[str] = ("kl",),
+        tick: Callable[[int], object] = lambda _done: None,
+    ) -> list[Scores]:
+        """The scores of each query, by the baseline and every variant; `tick` is told how many more are done.
+
+        Raises `ValueError` where the model bears no layout, and what torch raises where memory does not suffice
+        for a single row.
+        """
+        return self._score(queries, self.layout, CAPACITY, measures, tick)
+
+    def _score(
+        self,
+        queries: Sequence[Query],
+        layout: Layout,
+        capacity: int,
+        measures: Sequence[str],
+        tick: Callable[[int], object],
+    ) -> list[Scores]:
+        root = plan(
+            [query.ids for query in queries],
+            capacity=capacity,
+            limit=self.limit,
+            prefixes=layout.prefixes,
+            trees=layout.rows,
+        )
+        with forked(self.model, self.variants, START if not layout.blocks else None) as fork:
+            walk = Walk(fork, self.head, queries, self.rows * capacity, self.dtype, measures, tick)
+            walk.behind(root, None)
+            self.rows = max(1, walk.tokens // capacity)
+        return walk.scores()
+
+    @torch.no_grad()
+    def _agrees(self, layout: Layout) -> bool:
+        """Whether a few short sequences get the log-probabilities that the model gives them one by one.
+
+        By the median, since a dictionary that keeps its k largest elements may round to another one.
+        """
+        vocabulary = self.model.config.get_text_config().vocab_size
+        stem, *rest = np.random.default_rng(0).integers(vocabulary, size=(6, 8)).tolist()
+        queries = [Query(stem[:5] + row[: 3 + i], row[:3]) for i, row in enumerate(rest)]
+        try:
+            scores = self._score(queries, layout, 9, (), lambda _done: None)
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            KeyError,
+            NotImplementedError,
+        ) as error:
+            logger.debug("%s cannot be scored %s: %r", type(self.model).__name__, layout, error)
+            return False
+        off = [np.abs(own.logprob - self._plainly(query)) for query, own in zip(queries, scores, strict=True)]
+        return bool(np.median(np.concatenate(off, axis=1), axis=1).max() < TOLERANCE[self.model.dtype])
+
+    def _plainly(self, query: Query) -> np.ndarray:
+        ids = torch.tensor([list(query.ids)], device=next(self.model.parameters()).device)
+        out = []
+        for variant in (None, *self.variants):
+            with attached(self.model, variant) if variant else contextlib.nullcontext():
+                logits = self.model(input_ids=ids, use_cache=False).logits[0, -len(query.targets) :]
+            logprob = logits.to(self.dtype).log_softmax(-1)
+            out.append(logprob.gather(-1, torch.tensor(query.targets, device=logits.device)[:, None])[:, 0])
+        return torch.stack(out).float().cpu().numpy()
+
+
+def windows(config: Any) -> list[int]:
+    """How far the model's layers look back, where some of them do not look at everything."""
+    names = ("sliding_window", "window_size", "attention_chunk_size")
+    return [size for name in names if isinstance(size := getattr(config, name, None), int)]

@@ -1,0 +1,211 @@
+"""Running a plan: its prefixes and rows through the forked model, and the head where something is asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
+
+from sae_lm_eval import prefix
+from sae_lm_eval.fork import Fork
+from sae_lm_eval.head import Head
+from sae_lm_eval.packing import Prefix, Row
+from sae_lm_eval.splice import Context
+
+logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+
+LOGITS = 2**25  # as many are held at a time, for each of the models
+
+
+@dataclass(frozen=True)
+class Query:
+    """What the model reads, and what its last `len(targets)` positions are asked for."""
+
+    ids: Sequence[int]
+    targets: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one query, float32 arrays (models, targets): the baseline first, then the variants.
+
+    `logprob` is the target's, in nats; `greedy` is 1 where it is the likeliest token; `measures` compare each
+    model with the baseline.
+    """
+
+    logprob: np.ndarray
+    greedy: np.ndarray
+    measures: dict[str, np.ndarray]
+
+
+def kl(baseline: Tensor, variant: Tensor) -> Tensor:
+    """KL(baseline || variant) in nats, from log-probabilities (..., vocabulary)."""
+    return (baseline.exp() * (baseline - variant)).sum(-1)
+
+
+def kl_reverse(baseline: Tensor, variant: Tensor) -> Tensor:
+    """KL(variant || baseline) in nats, from log-probabilities (..., vocabulary)."""
+    return kl(variant, baseline)
+
+
+def agreement(baseline: Tensor, variant: Tensor) -> Tensor:
+    """1 where both put the same token first, else 0."""
+    return (baseline.argmax(-1) == variant.argmax(-1)).to(baseline.dtype)
+
+
+MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl, "kl_reverse": kl_reverse, "agreement": agreement}
+
+
+class Walk:
+    """One walk over a plan, and the answers that it collects.
+
+    `tokens` is how many a batch may hold; it is halved where memory does not suffice for as many.
+    """
+
+    def __init__(
+        self,
+        fork: Fork,
+        head: Head,
+        queries: Sequence[Query],
+        tokens: int,
+        dtype: torch.dtype,
+        measures: Sequence[str],
+        tick: Callable[[int], object],
+    ) -> None:
+        self.fork, self.head, self.queries, self.tokens, self.dtype, self.tick = (
+            fork,
+            head,
+            queries,
+            tokens,
+            dtype,
+            tick,
+        )
+        self.device = next(head.model.parameters()).device
+        self.starts = np.concatenate([[0], np.cumsum([len(query.targets) for query in queries], dtype=int)])
+        names = ("logprob", "greedy", *measures)
+        self.tables = {name: np.zeros((fork.models, self.starts[-1]), dtype=np.float32) for name in names}
+        self.measures = {name: MEASURES[name] for name in measures}
+
+    def scores(self) -> list[Scores]:
+        """The answers to each query."""
+        cut = {name: np.split(table, self.starts[1:-1], axis=1) for name, table in self.tables.items()}
+        return [
+            Scores(cut["logprob"][i], cut["greedy"][i], {name: cut[name][i] for name in self.measures})
+            for i in range(len(self.queries))
+        ]
+
+    def behind(self, node: Prefix, cache: DynamicCache | None) -> None:
+        """Run everything that comes behind a prefix, whose cache is given."""
+        rows = sorted(node.rows, key=lambda row: -len(row.ids))
+        while rows:
+            count = max(1, self.tokens // max(1, len(rows[0].ids)))
+            try:
+                self._rows(rows[:count], cache)
+            except Exception as error:
+                if count == 1 or not should_reduce_batch_size(error):
+                    raise
+                self.tokens = max(1, min(count, len(rows)) // 2) * len(rows[0].ids)
+                logger.warning("Out of memory: continuing with batches of %d tokens.", self.tokens)
+                continue
+            self.tick(sum(len(row.paths) for row in rows[:count]))
+            rows = rows[count:]
+        for longer in node.longer:
+            self.behind(longer, self._prefix(longer, cache))
+
+    def _prefix(self, node: Prefix, cache: DynamicCache | None) -> DynamicCache:
+        ids = torch.tensor([node.ids], device=self.device)
+        positions = torch.arange(node.start, node.stop, device=self.device)[None]
+        cache = prefix.empty() if cache is None else prefix.extended(cache)
+        hidden = self._trunk(Context(ids, positions, None), cache)
+        wanted = (self._wanted(number, node.start, node.stop) for number in node.members)
+        self._answer(hidden, ((where - node.start, targets, goes) for where, targets, goes in wanted))
+        return cache
+
+    def _rows(self, rows: Sequence[Row], cache: DynamicCache | None) -> None:
+        depth, length = rows[0].depth, max(len(row.ids) for row in rows)
+        if not length:
+            return
+        # A tensor of (positions, ...) must not look like one of (rows, ...).
+        length += length == len(rows) * self.fork.copies
+        ids = np.zeros((len(rows), length), dtype=np.int64)
+        positions = np.tile(np.arange(depth, depth + length), (len(rows), 1))
+        for index, row in enumerate(rows):
+            ids[index, : len(row.ids)], positions[index, : len(row.ids)] = row.ids, row.depths
+        context = Context(self._here(ids), self._here(positions), None)
+        trees = {"position_ids": context.positions, "attention_mask": self._mask(rows, depth, length)}
+        branch = any(row.branches for row in rows)
+        hidden = self._trunk(context, None if cache is None else prefix.shared(cache), **(trees if branch else {}))
+        self._answer(hidden, self._asked(rows, depth, length))
+
+    def _asked(self, rows: Sequence[Row], depth: int, length: int) -> Iterable[tuple[np.ndarray, ...]]:
+        for index, row in enumerate(rows):
+            for number, path in row.paths.items():
+                where, targets, goes = self._wanted(number, depth, len(self.queries[number].ids))
+                yield index * length + path[where - depth], targets, goes
+
+    def _wanted(self, number: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What a query asks from `start` to `stop`: at which positions, the targets, and where its answers go."""
+        query = self.queries[number]
+        first = len(query.ids) - len(query.targets)
+        where = np.arange(max(start, first), max(start, first, min(stop, len(query.ids))))
+        return where, np.asarray(query.targets, dtype=np.int64)[where - first], self.starts[number] + where - first
+
+    def _mask(self, rows: Sequence[Row], depth: int, length: int) -> Tensor:
+        """(rows, 1, length, depth + length), to be added to attention scores."""
+        visible = np.tile(np.eye(length, dtype=bool), (len(rows), 1, 1))
+        for index, row in enumerate(rows):
+            visible[index, : len(row.ids), : len(row.ids)] = row.visible()
+        dtype = self.head.model.dtype
+        hidden = self._here(~np.pad(visible, ((0, 0), (0, 0), (depth, 0)), constant_values=True))
+        return torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill(hidden, torch.finfo(dtype).min)[
+            :, None
+        ]
+
+    def _here(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def _trunk(self, context: Context, cache: Cache | None, **kwargs: Tensor) -> Tensor:
+        """(models, rows x positions, width)."""
+        self.fork.begin(context)
+        copies = self.fork.copies
+        kwargs = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in kwargs.items()}
+        ids = context.input_ids.repeat(copies, 1)
+        out: Any = self.head.trunk(input_ids=ids, past_key_values=cache, use_cache=cache is not None, **kwargs)
+        return self.fork.in_order(out.last_hidden_state).flatten(1, 2)
+
+    def _answer(self, hidden: Tensor, asked: Iterable[tuple[np.ndarray, ...]]) -> None:
+        """`asked` gives flat positions, their targets and where the answers go."""
+        places, targets, goes = (np.concatenate(parts) for parts in zip(*asked, strict=True))
+        if not len(places):
+            return
+        places, which = np.unique(places, return_inverse=True)
+        order = np.argsort(which, kind="stable")
+        which, targets, goes = which[order], targets[order], goes[order]
+        step = max(1, LOGITS // self.head.model.config.get_text_config().vocab_size)
+        for start in range(0, len(places), step):
+            of_piece = slice(*np.searchsorted(which, [start, start + step]))
+            states = hidden[:, self._here(places[start : start + step])]
+            at, target = self._here(which[of_piece] - start), self._here(targets[of_piece])
+            for name, values in self._compare(states, at, target).items():
+                self.tables[name][:, goes[of_piece]] = values.float().cpu().numpy()
+
+    def _compare(self, states: Tensor, at: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Each table's (models, asked) from hidden states (models, positions, width)."""
+        columns: dict[str, list[Tensor]] = {name: [] for name in self.tables}
+        baseline = None
+        for of_model in states:
+            logprob = self.head(of_model).to(self.dtype).log_softmax(-1)
+            baseline = logprob if baseline is None else baseline
+            here, likeliest = at.to(logprob.device), logprob.argmax(-1)
+            columns["logprob"].append(logprob[here, target.to(logprob.device)])
+            columns["greedy"].append(likeliest[here] == target.to(logprob.device))
+            for name, measure in self.measures.items():
+                columns[name].append(measure(baseline, logprob)[here])
+        return {name: torch.stack(column) for name, column in columns.items()}
