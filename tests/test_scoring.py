@@ -56,8 +56,13 @@ def separately(model, variants, query):
     return torch.stack(rows)
 
 
-def assert_equal(model, variants, asked, scored, *, within=2e-5):
-    for query, scores in zip(asked, scored, strict=True):
+def assert_equal(scorer, asked, *, within=2e-5):
+    found = {}
+    scorer.score(asked, found.__setitem__)
+    assert sorted(found) == list(range(len(asked)))
+    model, variants = scorer.model, scorer.variants
+    for number, query in enumerate(asked):
+        scores = found[number]
         expected = separately(model, variants, query)
         targets = torch.tensor(query.targets)
         logprob = expected.gather(-1, targets.expand(len(expected), -1)[..., None])[..., 0].numpy()
@@ -83,4 +88,4 @@ def test_all_that_is_shared_changes_no_score(name, monkeypatch):
     scorer = Scorer(model, variants, rows=2, limit=64)
     asked = queries()
     assert scorer.layout == Layout()
-    assert_equal(model, variants, asked, scorer.score(asked))
+    assert_equal(scorer, asked)

@@ -6,31 +6,40 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib.metadata
 import inspect
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
+from tqdm import tqdm
 
 from sae_lm_eval import text, world
-from sae_lm_eval.arguments import choices_of, dtype_of, refuse_misspelt, sources_of, whole
-from sae_lm_eval.build import build_variant, describe, place, with_means
-from sae_lm_eval.dictionary import Dictionary, load
+from sae_lm_eval.arguments import Wanted, refuse_misspelt, wanted_of
+from sae_lm_eval.build import Choices, build_variant, describe, place, with_means
+from sae_lm_eval.dictionary import Dictionary
+from sae_lm_eval.divergence import Divergence
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
-from sae_lm_eval.splice import attached
+from sae_lm_eval.scoring import Scorer
+from sae_lm_eval.splice import Variant, attached
+from sae_lm_eval.together import Together
+from sae_lm_eval.walk import Query
 
 # Below lm_eval's own logger, whose verbosity the user sets.
 logger = logging.getLogger(f"lm_eval.{__name__}")
+
+AUTO_ROWS = {False: 8, True: 64}  # of `batch_size=auto` on a CPU and on a GPU, halved where memory does not suffice
 
 PACKAGES = ("sae_lm_eval", "lm_eval", "torch", "transformers", "sae_lens", "transformer_lens")
 
@@ -77,38 +86,57 @@ class SaeHFLM(HFLM):
         refuse_misspelt(kwargs, KNOWN)
         if pretrained is None:
             raise UserError("pretrained= is missing: name a model, as in pretrained=gpt2.")
-        choices = choices_of(splice, splice_tokens, hook, hook_map, seed)
-        dtype = dtype_of(sae_dtype)
-        mean_tokens = whole(mean_tokens, "mean_tokens", least=1)
-        if splice == "mean" and mean_text is None:
-            raise UserError(
-                "splice=mean needs mean_text=FILE (.txt, .jsonl or .parquet): the text whose activations are averaged."
-            )
-        if splice != "mean" and mean_text is not None:
-            raise UserError(f"mean_text= is for splice=mean, and splice is {choices.splice}.")
-        if mean_text is not None:
-            text.check_file(mean_text)
-        dictionaries = [load(source, dtype=dtype, norm_factor=norm_factor) for source in sources_of(sae)]
+        wanted = wanted_of(
+            sae, splice, splice_tokens, hook, hook_map, norm_factor, sae_dtype, seed, mean_text, mean_tokens
+        )
         if kwargs.get("device") is None:
             # lm_eval's default is "cuda" on every machine.
             kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-        for dictionary in dictionaries:
-            for remark in dictionary.remarks:
-                logger.warning("%s: %s", dictionary.name, remark)
         embedded = world.is_meant_by(pretrained)
         super().__init__(str(world.model_path()) if embedded else pretrained, **kwargs)
         if embedded:
             self.model.config._name_or_path = world.NAME
         self._join_other_processes()
-        self.choices = choices
         self.special_ids = special_ids(self.tokenizer, self.model)
-        self.variant = build_variant(innermost(self.model), dictionaries, choices, self.special_ids)
-        place(innermost(self.model), self.variant)
-        self._set_bos(dictionaries)
-        self.mean_source: dict[str, Any] | None = None
-        if splice == "mean":
-            self._take_means(str(mean_text), mean_tokens)
+        self._become(wanted)
+        self._set_bos(wanted.dictionaries)
+        self._take_means(wanted)
         self._told_of_context = False
+        self.divergence = Divergence()
+        self._answers: Together | None = None
+        self._model_index = 1  # of those that `_answers` knows, 0 being the baseline
+
+    def _become(self, wanted: Wanted) -> None:
+        """Run as another variant of the loaded model from here on."""
+        for dictionary in wanted.dictionaries:
+            for remark in dictionary.remarks:
+                logger.warning("%s: %s", dictionary.name, remark)
+        self.choices = wanted.choices
+        self.variant = build_variant(innermost(self.model), wanted.dictionaries, wanted.choices, self.special_ids)
+        place(innermost(self.model), self.variant)
+
+    def beside(self, *others: Mapping[str, Any]) -> list[SaeHFLM]:
+        """The baseline, this variant, and one for each of `others`, all answered from the same forked passes.
+
+        `others` are arguments as the constructor takes them, without those of the model.
+
+        Raises `UserError` as the constructor does.
+        """
+        wanted = [wanted_of(**other) for other in others]
+        variants = [copy.copy(self) for _ in others]
+        for lm, its in zip(variants, wanted, strict=True):
+            lm._become(its)
+        self._set_bos([s.dictionary for lm in (self, *variants) for s in lm.variant.splices])
+        baseline = copy.copy(self)
+        baseline.choices, baseline.variant = Choices("none"), Variant(())
+        family = [baseline, self, *variants]
+        for lm, its in zip(variants, wanted, strict=True):
+            lm._adds_bos, lm.bos_choice = self._adds_bos, self.bos_choice
+            lm._take_means(its)
+        together = self._together([lm.variant for lm in family[1:]])
+        for index, lm in enumerate(family):
+            lm._model_index, lm._answers, lm.divergence = index, together, Divergence()
+        return family
 
     # -- loading ------------------------------------------------------------------------------------------
 
@@ -176,11 +204,14 @@ class SaeHFLM(HFLM):
             tokens=tokens,
         )
 
-    def _take_means(self, path: str, tokens: int) -> None:
-        texts = self.windows(path, tokens)
+    def _take_means(self, wanted: Wanted) -> None:
+        self.mean_source: dict[str, Any] | None = None
+        if wanted.mean_text is None:
+            return
+        texts = self.windows(wanted.mean_text, wanted.mean_tokens)
         means = text.mean_activations(innermost(self.model), self.variant, texts, self.special_ids)
         self.variant = with_means(self.variant, means)
-        self.mean_source = {"text": path, "tokens": sum(len(ids) - 1 for ids in texts)}
+        self.mean_source = {"text": wanted.mean_text, "tokens": sum(len(ids) - 1 for ids in texts)}
 
     @property
     def context_size(self) -> int:
@@ -254,14 +285,76 @@ class SaeHFLM(HFLM):
         finally:
             self._adds_bos = adds_bos
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        self.divergence.note(requests, self._kl)
+        return answers
+
     def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
         self._tell_of_context(len(context) + len(continuation) for _, context, continuation in requests)
-        answers = super()._loglikelihood_tokens(requests, **kwargs)
+        if self._answers is None and self.choices.splice != "none":
+            self._answers = self._together([self.variant])
+        if self._answers is None:
+            answers, self._kl = super()._loglikelihood_tokens(requests, **kwargs), None
+        else:
+            answers = self._from(self._answers, requests, disable_tqdm=bool(kwargs.get("disable_tqdm")))
         for (asked, *_), (logprob, _) in zip(requests, answers, strict=True):
             if math.isnan(logprob) or logprob == math.inf:
                 what = "a window of a document" if asked is None else f"{_shorten(asked[0])} -> {_shorten(asked[1])}"
                 raise UserError(f"The log-probability of {what} is {logprob} with '{self.variant_name}'.")
         return answers
+
+    def _together(self, variants: Sequence[Variant]) -> Together | None:
+        """What answers for the baseline and `variants` in one pass; None where each must run as lm_eval runs it."""
+        model = innermost(self.model)
+        if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
+            logger.warning(
+                "A prompt-tuned model is run once for each variant: its virtual tokens are not in the batch."
+            )
+            return None
+        rows = self.batch_size if isinstance(self.batch_size, int) else AUTO_ROWS[self.device.type == "cuda"]
+        try:
+            scorer = Scorer(
+                model, variants, rows=rows, limit=self.max_length, dtype=self.softmax_dtype or torch.float32
+            )
+            with self._autocast():
+                logger.debug("%s: sharing %s", type(model).__name__, scorer.layout)
+        except ValueError as error:
+            logger.warning("Each variant is run by itself, and no KL is taken: %s.", error)
+            return None
+        return Together(scorer)
+
+    def _autocast(self) -> Any:
+        dtype = self.mixed_precision_dtype
+        return torch.autocast(device_type=self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _from(self, together: Together, requests: list, *, disable_tqdm: bool) -> list[tuple[float, bool]]:
+        """The answers to requests ((context, continuation), context ids, continuation ids), and KL at them."""
+        queries = [self._query(context, continuation) for _, context, continuation in requests]
+        answers: list[Any] = [None] * len(requests)
+        kl = [math.nan] * len(requests)
+        bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
+
+        def done(number: int, of_models: np.ndarray) -> None:
+            logprob, greedy, kl[number] = of_models[self._model_index].tolist()
+            answers[number] = (logprob, bool(greedy))
+            if (asked := requests[number][0]) is not None:
+                self.cache_hook.add_partial("loglikelihood", asked, answers[number])
+            bar.update()
+
+        with bar, self._autocast():
+            together.answers(queries, done)
+        self._kl = [(of, len(query.targets)) for of, query in zip(kl, queries, strict=True)]
+        return answers
+
+    def _query(self, context: list[int], continuation: list[int]) -> Query:
+        if len(context) + len(continuation) > self.max_length + 1:
+            logger.warning(
+                "A prompt of %d tokens is cut to the last %d, the model's context.",
+                len(context) + len(continuation) - 1,
+                self.max_length,
+            )
+        return Query((context + continuation)[-(self.max_length + 1) :][:-1], continuation)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         self._tell_of_context(len(self.tok_encode(request.args[0])) for request in requests)
@@ -287,6 +380,8 @@ class SaeHFLM(HFLM):
 
     @property
     def variant_name(self) -> str:
+        if not self.variant.splices:
+            return "baseline"
         names = "+".join(splice.dictionary.name for splice in self.variant.splices)
         return names if self.choices.splice == "reconstruction" else f"{names} ({self.choices.splice})"
 
@@ -306,7 +401,8 @@ class SaeHFLM(HFLM):
         }
 
     def get_model_info(self) -> dict[str, Any]:
-        return {**super().get_model_info(), "sae_lm_eval": self.provenance()}
+        own = {**self.provenance(), "kl_at_answers": self.divergence.by_task()}
+        return {**super().get_model_info(), "sae_lm_eval": own}
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Give this variant a table of its own in the file of `--use_cache`, whose keys are the prompts alone."""

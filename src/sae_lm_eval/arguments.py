@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from sae_lm_eval import text
 from sae_lm_eval.build import Choices
+from sae_lm_eval.dictionary import Dictionary, load
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.spec import parse_specs
 
@@ -17,6 +20,47 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A variant as the user asks for it, before any model is loaded."""
+
+    dictionaries: tuple[Dictionary, ...]
+    choices: Choices
+    mean_text: str | None
+    mean_tokens: int
+
+
+def wanted_of(
+    sae: Any = None,
+    splice: str | None = "reconstruction",
+    splice_tokens: str = "non_special",
+    hook: str | None = None,
+    hook_map: str | None = None,
+    norm_factor: float | None = None,
+    sae_dtype: str = "float32",
+    seed: int = 0,
+    mean_text: str | None = None,
+    mean_tokens: int = 16384,
+) -> Wanted:
+    """The variant that the adapter's arguments ask for, its dictionaries loaded; see `SaeHFLM` for what they mean.
+
+    Raises `UserError` for whatever the user can mend.
+    """
+    choices = choices_of(splice, splice_tokens, hook, hook_map, seed)
+    dtype = dtype_of(sae_dtype)
+    mean_tokens = whole(mean_tokens, "mean_tokens", least=1)
+    if choices.splice == "mean" and mean_text is None:
+        raise UserError(
+            "splice=mean needs mean_text=FILE (.txt, .jsonl or .parquet): the text whose activations are averaged."
+        )
+    if choices.splice != "mean" and mean_text is not None:
+        raise UserError(f"mean_text= is for splice=mean, and splice is {choices.splice}.")
+    if mean_text is not None:
+        text.check_file(mean_text)
+    dictionaries = tuple(load(source, dtype=dtype, norm_factor=norm_factor) for source in sources_of(sae))
+    return Wanted(dictionaries, choices, mean_text, mean_tokens)
 
 
 def dtype_of(name: str) -> torch.dtype:

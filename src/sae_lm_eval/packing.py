@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -92,7 +93,7 @@ class _Planner:
         # Big-endian bytes sort as the numbers do, and much faster.
         arrays = [np.asarray(ids, dtype=">u4") for ids in sequences]
         self.order = sorted(range(len(arrays)), key=lambda i: arrays[i].tobytes())
-        neighbours = zip(self.order, self.order[1:], strict=False)
+        neighbours = pairwise(self.order)
         # shared[i]: what the i-th in order has in common with the one before it.
         self.shared = np.array([0, *(common(arrays[a], arrays[b]) for a, b in neighbours)], dtype=int)
         new = np.array([len(arrays[i]) for i in self.order], dtype=int) - self.shared
@@ -120,7 +121,7 @@ class _Planner:
                 loose.extend(range(start, stop))
             else:
                 cuts = [start, *(start + 1 + np.flatnonzero(self.shared[start + 1 : stop] == length)), stop]
-                pending.extend(reversed(list(zip(cuts, cuts[1:], strict=False))))
+                pending.extend(reversed(list(pairwise(cuts))))
         prefix.rows = self._rows(loose, prefix.stop)
 
     def _common(self, start: int, stop: int) -> int:

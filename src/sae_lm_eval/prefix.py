@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 
-class _Shared(DynamicLayer):
-    """Gives a batch the prefix's keys and values before its own; keeps nothing of the batch.
-
-    The prefix has one row for each copy that the fork has made of it by this layer, the batch as many for each.
-    """
+class _Kept(DynamicLayer):
+    """A layer that begins with a prefix's keys and values, and grows apart from it."""
 
     def __init__(self, keys: Tensor, values: Tensor):
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_args, **_kwargs) -> tuple[Tensor, Tensor]:
+
+class _Shared(_Kept):
+    """Gives a batch the prefix's keys and values before its own; keeps nothing of the batch.
+
+    The prefix has one row for each copy that the fork has made of it by this layer, the batch as many for each.
+    """
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.keys is not None and self.values is not None
         return self._before(self.keys, key_states), self._before(self.values, value_states)
 
     @staticmethod
@@ -29,22 +37,21 @@ class _Shared(DynamicLayer):
         return torch.cat([repeated, own.unflatten(0, (copies, rows))], dim=-2).flatten(0, 1)
 
 
-def empty() -> DynamicCache:
+def empty() -> Cache:
     """A cache to run a prefix through. Sliding-window layers keep all of it, so that none of it is missed later."""
     return DynamicCache()
 
 
-def shared(prefix: DynamicCache) -> Cache:
+def shared(prefix: Cache) -> Cache:
     """What a batch of rows behind `prefix` is run with; `prefix` stays as it is."""
-    return Cache(layers=[_Shared(layer.keys, layer.values) for layer in prefix.layers])
+    return Cache(layers=[_Shared(*pair) for pair in _pairs(prefix)])
 
 
-def extended(prefix: DynamicCache) -> DynamicCache:
+def extended(prefix: Cache) -> Cache:
     """What a longer prefix is run with that begins as `prefix` does; `prefix` stays as it is."""
-    longer = DynamicCache()
-    for layer in prefix.layers:
-        copy = DynamicLayer()
-        copy.lazy_initialization(layer.keys, layer.values)
-        copy.keys, copy.values = layer.keys, layer.values
-        longer.layers.append(copy)
-    return longer
+    return Cache(layers=[_Kept(*pair) for pair in _pairs(prefix)])
+
+
+def _pairs(cache: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    for layer in cache.layers:
+        yield layer.keys, layer.values

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sae_lm_eval.errors import UserError
 from sae_lm_eval.fork import START, forked
 from sae_lm_eval.head import Head
 from sae_lm_eval.packing import plan
@@ -82,16 +83,16 @@ class Scorer:
     def score(
         self,
         queries: Sequence[Query],
+        done: Callable[[int, Scores], object],
         *,
         measures: Sequence[str] = ("kl",),
-        tick: Callable[[int], object] = lambda _done: None,
-    ) -> list[Scores]:
-        """The scores of each query, by the baseline and every variant; `tick` is told how many more are done.
+    ) -> None:
+        """Score each query by the baseline and every variant; `done` is told its number and scores, in any order.
 
         Raises `ValueError` where the model bears no layout, and what torch raises where memory does not suffice
         for a single row.
         """
-        return self._score(queries, self.layout, CAPACITY, measures, tick)
+        self._score(queries, self.layout, CAPACITY, measures, done)
 
     def _score(
         self,
@@ -99,8 +100,8 @@ class Scorer:
         layout: Layout,
         capacity: int,
         measures: Sequence[str],
-        tick: Callable[[int], object],
-    ) -> list[Scores]:
+        done: Callable[[int, Scores], object],
+    ) -> None:
         root = plan(
             [query.ids for query in queries],
             capacity=capacity,
@@ -108,11 +109,10 @@ class Scorer:
             prefixes=layout.prefixes,
             trees=layout.rows,
         )
-        with forked(self.model, self.variants, START if not layout.blocks else None) as fork:
-            walk = Walk(fork, self.head, queries, self.rows * capacity, self.dtype, measures, tick)
+        with forked(self.model, self.variants, None if layout.blocks else START) as fork:
+            walk = Walk(fork, self.head, queries, self.rows * capacity, self.dtype, measures, done)
             walk.behind(root, None)
-            self.rows = max(1, walk.tokens // capacity)
-        return walk.scores()
+        self.rows = max(1, walk.tokens // capacity)
 
     @torch.no_grad()
     def _agrees(self, layout: Layout) -> bool:
@@ -123,20 +123,15 @@ class Scorer:
         vocabulary = self.model.config.get_text_config().vocab_size
         stem, *rest = np.random.default_rng(0).integers(vocabulary, size=(6, 8)).tolist()
         queries = [Query(stem[:5] + row[: 3 + i], row[:3]) for i, row in enumerate(rest)]
+        scores: dict[int, Scores] = {}
         try:
-            scores = self._score(queries, layout, 9, (), lambda _done: None)
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            IndexError,
-            KeyError,
-            NotImplementedError,
-        ) as error:
+            self._score(queries, layout, 9, (), scores.__setitem__)
+        except UserError:
+            raise
+        except Exception as error:  # whatever an architecture does not bear; it gets the next layout
             logger.debug("%s cannot be scored %s: %r", type(self.model).__name__, layout, error)
             return False
-        off = [np.abs(own.logprob - self._plainly(query)) for query, own in zip(queries, scores, strict=True)]
+        off = [np.abs(scores[i].logprob - self._plainly(query)) for i, query in enumerate(queries)]
         return bool(np.median(np.concatenate(off, axis=1), axis=1).max() < TOLERANCE[self.model.dtype])
 
     def _plainly(self, query: Query) -> np.ndarray:

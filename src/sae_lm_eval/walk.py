@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from sae_lm_eval import prefix
 from sae_lm_eval.fork import Fork
@@ -64,9 +64,10 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl, "kl_reverse
 
 
 class Walk:
-    """One walk over a plan, and the answers that it collects.
+    """One walk over a plan.
 
-    `tokens` is how many a batch may hold; it is halved where memory does not suffice for as many.
+    `tokens` is how many a batch may hold; it is halved where memory does not suffice for as many. `done` is told
+    the number and the scores of each query as soon as they are there.
     """
 
     def __init__(
@@ -77,31 +78,17 @@ class Walk:
         tokens: int,
         dtype: torch.dtype,
         measures: Sequence[str],
-        tick: Callable[[int], object],
+        done: Callable[[int, Scores], object],
     ) -> None:
-        self.fork, self.head, self.queries, self.tokens, self.dtype, self.tick = (
-            fork,
-            head,
-            queries,
-            tokens,
-            dtype,
-            tick,
-        )
+        self.fork, self.head, self.queries = fork, head, queries
+        self.tokens, self.dtype, self.done = tokens, dtype, done
         self.device = next(head.model.parameters()).device
         self.starts = np.concatenate([[0], np.cumsum([len(query.targets) for query in queries], dtype=int)])
         names = ("logprob", "greedy", *measures)
         self.tables = {name: np.zeros((fork.models, self.starts[-1]), dtype=np.float32) for name in names}
         self.measures = {name: MEASURES[name] for name in measures}
 
-    def scores(self) -> list[Scores]:
-        """The answers to each query."""
-        cut = {name: np.split(table, self.starts[1:-1], axis=1) for name, table in self.tables.items()}
-        return [
-            Scores(cut["logprob"][i], cut["greedy"][i], {name: cut[name][i] for name in self.measures})
-            for i in range(len(self.queries))
-        ]
-
-    def behind(self, node: Prefix, cache: DynamicCache | None) -> None:
+    def behind(self, node: Prefix, cache: Cache | None) -> None:
         """Run everything that comes behind a prefix, whose cache is given."""
         rows = sorted(node.rows, key=lambda row: -len(row.ids))
         while rows:
@@ -114,12 +101,18 @@ class Walk:
                 self.tokens = max(1, min(count, len(rows)) // 2) * len(rows[0].ids)
                 logger.warning("Out of memory: continuing with batches of %d tokens.", self.tokens)
                 continue
-            self.tick(sum(len(row.paths) for row in rows[:count]))
+            for number in (number for row in rows[:count] for number in row.paths):
+                self.done(number, self._scores(number))
             rows = rows[count:]
         for longer in node.longer:
             self.behind(longer, self._prefix(longer, cache))
 
-    def _prefix(self, node: Prefix, cache: DynamicCache | None) -> DynamicCache:
+    def _scores(self, number: int) -> Scores:
+        of_query = slice(self.starts[number], self.starts[number + 1])
+        cut = {name: table[:, of_query] for name, table in self.tables.items()}
+        return Scores(cut["logprob"], cut["greedy"], {name: cut[name] for name in self.measures})
+
+    def _prefix(self, node: Prefix, cache: Cache | None) -> Cache:
         ids = torch.tensor([node.ids], device=self.device)
         positions = torch.arange(node.start, node.stop, device=self.device)[None]
         cache = prefix.empty() if cache is None else prefix.extended(cache)
@@ -128,7 +121,7 @@ class Walk:
         self._answer(hidden, ((where - node.start, targets, goes) for where, targets, goes in wanted))
         return cache
 
-    def _rows(self, rows: Sequence[Row], cache: DynamicCache | None) -> None:
+    def _rows(self, rows: Sequence[Row], cache: Cache | None) -> None:
         depth, length = rows[0].depth, max(len(row.ids) for row in rows)
         if not length:
             return
