@@ -39,7 +39,9 @@ from sae_lm_eval.walk import Query
 # Below lm_eval's own logger, whose verbosity the user sets.
 logger = logging.getLogger(f"lm_eval.{__name__}")
 
-AUTO_ROWS = {False: 8, True: 64}  # of `batch_size=auto` on a CPU and on a GPU, halved where memory does not suffice
+# Rows to run at once. On a GPU it is what `batch_size=auto` begins with, and is halved where memory does not suffice;
+# on a CPU there are never more, since more do not stay in its cache.
+ROWS_ON_GPU, ROWS_ON_CPU = 64, 2
 
 PACKAGES = ("sae_lm_eval", "lm_eval", "torch", "transformers", "sae_lens", "transformer_lens")
 
@@ -115,7 +117,7 @@ class SaeHFLM(HFLM):
         self.variant = build_variant(innermost(self.model), wanted.dictionaries, wanted.choices, self.special_ids)
         place(innermost(self.model), self.variant)
 
-    def beside(self, *others: Mapping[str, Any]) -> list[SaeHFLM]:
+    def beside(self, *others: Mapping[str, Any]) -> list[Any]:
         """The baseline, this variant, and one for each of `others`, all answered from the same forked passes.
 
         `others` are arguments as the constructor takes them, without those of the model.
@@ -312,7 +314,9 @@ class SaeHFLM(HFLM):
                 "A prompt-tuned model is run once for each variant: its virtual tokens are not in the batch."
             )
             return None
-        rows = self.batch_size if isinstance(self.batch_size, int) else AUTO_ROWS[self.device.type == "cuda"]
+        rows = self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU
+        if self.device.type == "cpu":
+            rows = min(rows, ROWS_ON_CPU)
         try:
             scorer = Scorer(
                 model, variants, rows=rows, limit=self.max_length, dtype=self.softmax_dtype or torch.float32

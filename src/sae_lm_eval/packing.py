@@ -152,7 +152,8 @@ class _Planner:
             ids = self.sequences[number]
             shared = int(self.shared[last + 1 : place + 1].min()) - depth if rows else 0
             shared = min(max(shared, 0), len(before))
-            fits = rows and len(rows[-1].ids) + len(ids) - depth - shared <= room
+            new = len(ids) - depth - shared
+            fits = rows and (new <= 0 or len(rows[-1].ids) + new <= room)
             follows = self.trees or (shared == len(before) == len(rows[-1].ids) if rows else False)
             if not (fits and follows):
                 rows.append(Row(depth))

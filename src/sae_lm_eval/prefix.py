@@ -26,7 +26,8 @@ class _Shared(_Kept):
     """
 
     def update(self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, Tensor]:
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         return self._before(self.keys, key_states), self._before(self.values, value_states)
 
     @staticmethod

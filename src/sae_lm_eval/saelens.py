@@ -10,6 +10,7 @@ from typing import Any
 from sae_lm_eval import world
 from sae_lm_eval.dictionary import Dictionary, quietly, weights_folder
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
+from sae_lm_eval.sparse import SparseDecoding
 from sae_lm_eval.spec import SaeSpec
 
 CONFIG = "cfg.json"
@@ -178,6 +179,11 @@ def from_sae(sae: Any, *, name: str, model_name: str | None = None) -> Dictionar
     if sae.hook_z_reshaping_mode:
         # On the Hugging Face side z is already flat over heads.
         sae.turn_off_forward_pass_hook_z_reshaping()
+
+    def reconstruct(x: Any) -> Any:
+        with SparseDecoding(sae.W_dec):
+            return sae(x)
+
     hook_in = metadata.get("hook_name")
     hook_out = metadata.get("hook_name_out") or hook_in
     names = [name for name in (metadata.get("model_name"), model_name) if name]
@@ -186,7 +192,7 @@ def from_sae(sae: Any, *, name: str, model_name: str | None = None) -> Dictionar
     return Dictionary(
         name=name,
         module=sae,
-        reconstruct=sae,
+        reconstruct=reconstruct,
         encode=sae.encode,
         architecture=config.architecture(),
         d_in=config.d_in,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,13 +16,14 @@ import torch
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.fork import START, forked
 from sae_lm_eval.head import Head
+from sae_lm_eval.last_mlp import LastMlp, path_of_last_mlp
 from sae_lm_eval.packing import plan
 from sae_lm_eval.splice import Variant, attached
 from sae_lm_eval.walk import Query, Scores, Walk
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
-CAPACITY = 512  # tokens of a row that several sequences share
+CAPACITY = 256  # tokens of a row that several sequences share
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 
 
@@ -32,19 +34,21 @@ class Layout:
     blocks: bool = True  # those below a variant's first site
     prefixes: bool = True
     rows: bool = True
+    last_mlp: bool = True  # it is run where something is asked only
 
     def __str__(self) -> str:
-        shared = [name for name, is_shared in vars(self).items() if is_shared]
-        return f"sharing {' and '.join(shared)}" if shared else "sharing nothing"
+        names = [name for name, is_used in vars(self).items() if is_used and name != "last_mlp"]
+        return f"sharing {' and '.join(names)}" if names else "sharing nothing"
 
 
 LAYOUTS = (
     Layout(),
-    Layout(rows=False),
-    Layout(prefixes=False, rows=False),
-    Layout(blocks=False),
-    Layout(blocks=False, rows=False),
-    Layout(blocks=False, prefixes=False, rows=False),
+    Layout(last_mlp=False),
+    Layout(rows=False, last_mlp=False),
+    Layout(prefixes=False, rows=False, last_mlp=False),
+    Layout(blocks=False, last_mlp=False),
+    Layout(blocks=False, rows=False, last_mlp=False),
+    Layout(blocks=False, prefixes=False, rows=False, last_mlp=False),
 )
 
 
@@ -75,7 +79,7 @@ class Scorer:
         found = next((layout for layout in LAYOUTS if self._agrees(layout)), None)
         if found is None:
             raise ValueError(f"{type(self.model).__name__} scores differently in a batch than by itself")
-        if found != LAYOUTS[0]:
+        if found not in LAYOUTS[:2]:
             logger.warning("%s is scored %s, which is slower.", type(self.model).__name__, found)
         return found
 
@@ -109,8 +113,11 @@ class Scorer:
             prefixes=layout.prefixes,
             trees=layout.rows,
         )
-        with forked(self.model, self.variants, None if layout.blocks else START) as fork:
-            walk = Walk(fork, self.head, queries, self.rows * capacity, self.dtype, measures, done)
+        with ExitStack() as scope:
+            fork = scope.enter_context(forked(self.model, self.variants, None if layout.blocks else START))
+            path = path_of_last_mlp(self.model, self.variants) if layout.last_mlp else None
+            last_mlp = None if path is None else LastMlp(self.model, path, scope)
+            walk = Walk(fork, self.head, queries, self.rows * capacity, self.dtype, measures, done, last_mlp)
             walk.behind(root, None)
         self.rows = max(1, walk.tokens // capacity)
 

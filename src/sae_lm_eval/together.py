@@ -56,9 +56,5 @@ def _key(query: Query) -> bytes:
 
 
 def _summed(scores: Scores) -> np.ndarray:
-    columns = (
-        scores.logprob.sum(1, dtype=np.float64),
-        scores.greedy.all(1),
-        scores.measures["kl"].sum(1, dtype=np.float64),
-    )
-    return np.stack(columns, axis=1, dtype=np.float64)
+    kl = np.concatenate([[0.0], scores.measures["kl"].sum(1, dtype=np.float64)])
+    return np.stack([scores.logprob.sum(1, dtype=np.float64), scores.greedy.all(1), kl], axis=1, dtype=np.float64)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +16,14 @@ from transformers.cache_utils import Cache
 from sae_lm_eval import prefix
 from sae_lm_eval.fork import Fork
 from sae_lm_eval.head import Head
+from sae_lm_eval.last_mlp import LastMlp
 from sae_lm_eval.packing import Prefix, Row
 from sae_lm_eval.splice import Context
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
-LOGITS = 2**25  # as many are held at a time, for each of the models
+# Logits held at a time: on a CPU as many as its cache makes quick work of, elsewhere as many as keep it busy.
+LOGITS_ON_CPU, LOGITS = 2**22, 2**26
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,10 @@ class Query:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one query, float32 arrays (models, targets): the baseline first, then the variants.
+    """Of one query, float32 arrays.
 
-    `logprob` is the target's, in nats; `greedy` is 1 where it is the likeliest token; `measures` compare each
-    model with the baseline.
+    `logprob` (1 + variants, targets) is the target's, in nats, and `greedy` is 1 where it is the likeliest token,
+    the baseline first; `measures` (variants, targets) compare each variant with the baseline.
     """
 
     logprob: np.ndarray
@@ -63,6 +65,24 @@ def agreement(baseline: Tensor, variant: Tensor) -> Tensor:
 MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl, "kl_reverse": kl_reverse, "agreement": agreement}
 
 
+class Asked(NamedTuple):
+    """What is asked of a batch: the positions, among rows x positions, of which each is listed once; then for every
+    answer which of these it is asked of, the token, and where it goes. Sorted by position."""
+
+    places: np.ndarray
+    which: np.ndarray
+    targets: np.ndarray
+    goes: np.ndarray
+
+    @classmethod
+    def of(cls, parts: Iterable[tuple[np.ndarray, ...]]) -> Asked:
+        """From pieces of positions, targets and where the answers go."""
+        everywhere, targets, goes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        places, which = np.unique(everywhere, return_inverse=True)
+        order = np.argsort(which, kind="stable")
+        return cls(places, which[order], targets[order], goes[order])
+
+
 class Walk:
     """One walk over a plan.
 
@@ -79,13 +99,14 @@ class Walk:
         dtype: torch.dtype,
         measures: Sequence[str],
         done: Callable[[int, Scores], object],
+        last_mlp: LastMlp | None = None,
     ) -> None:
         self.fork, self.head, self.queries = fork, head, queries
-        self.tokens, self.dtype, self.done = tokens, dtype, done
+        self.tokens, self.dtype, self.done, self.last_mlp = tokens, dtype, done, last_mlp
         self.device = next(head.model.parameters()).device
         self.starts = np.concatenate([[0], np.cumsum([len(query.targets) for query in queries], dtype=int)])
-        names = ("logprob", "greedy", *measures)
-        self.tables = {name: np.zeros((fork.models, self.starts[-1]), dtype=np.float32) for name in names}
+        models = {"logprob": fork.models, "greedy": fork.models} | dict.fromkeys(measures, fork.models - 1)
+        self.tables = {name: np.zeros((rows, self.starts[-1]), dtype=np.float32) for name, rows in models.items()}
         self.measures = {name: MEASURES[name] for name in measures}
 
     def behind(self, node: Prefix, cache: Cache | None) -> None:
@@ -116,9 +137,9 @@ class Walk:
         ids = torch.tensor([node.ids], device=self.device)
         positions = torch.arange(node.start, node.stop, device=self.device)[None]
         cache = prefix.empty() if cache is None else prefix.extended(cache)
-        hidden = self._trunk(Context(ids, positions, None), cache)
-        wanted = (self._wanted(number, node.start, node.stop) for number in node.members)
-        self._answer(hidden, ((where - node.start, targets, goes) for where, targets, goes in wanted))
+        wanted = [self._wanted(number, node.start, node.stop) for number in node.members]
+        asked = Asked.of((where - node.start, targets, goes) for where, targets, goes in wanted)
+        self._answer(Context(ids, positions, None), cache, asked)
         return cache
 
     def _rows(self, rows: Sequence[Row], cache: Cache | None) -> None:
@@ -134,10 +155,10 @@ class Walk:
         context = Context(self._here(ids), self._here(positions), None)
         trees = {"position_ids": context.positions, "attention_mask": self._mask(rows, depth, length)}
         branch = any(row.branches for row in rows)
-        hidden = self._trunk(context, None if cache is None else prefix.shared(cache), **(trees if branch else {}))
-        self._answer(hidden, self._asked(rows, depth, length))
+        asked = Asked.of(self._asked(rows, depth, length))
+        self._answer(context, None if cache is None else prefix.shared(cache), asked, **(trees if branch else {}))
 
-    def _asked(self, rows: Sequence[Row], depth: int, length: int) -> Iterable[tuple[np.ndarray, ...]]:
+    def _asked(self, rows: Sequence[Row], depth: int, length: int) -> Iterator[tuple[np.ndarray, ...]]:
         for index, row in enumerate(rows):
             for number, path in row.paths.items():
                 where, targets, goes = self._wanted(number, depth, len(self.queries[number].ids))
@@ -164,41 +185,38 @@ class Walk:
     def _here(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
-    def _trunk(self, context: Context, cache: Cache | None, **kwargs: Tensor) -> Tensor:
-        """(models, rows x positions, width)."""
+    def _answer(self, context: Context, cache: Cache | None, asked: Asked, **kwargs: Tensor) -> None:
+        """Run a batch, and write what is asked of it into the tables; `kwargs` are the trunk's own."""
+        places = self._here(asked.places)
         self.fork.begin(context)
+        if self.last_mlp is not None:
+            self.last_mlp.places, self.last_mlp.positions = places, context.input_ids.numel()
         copies = self.fork.copies
         kwargs = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in kwargs.items()}
         ids = context.input_ids.repeat(copies, 1)
         out: Any = self.head.trunk(input_ids=ids, past_key_values=cache, use_cache=cache is not None, **kwargs)
-        return self.fork.in_order(out.last_hidden_state).flatten(1, 2)
-
-    def _answer(self, hidden: Tensor, asked: Iterable[tuple[np.ndarray, ...]]) -> None:
-        """`asked` gives flat positions, their targets and where the answers go."""
-        places, targets, goes = (np.concatenate(parts) for parts in zip(*asked, strict=True))
-        if not len(places):
-            return
-        places, which = np.unique(places, return_inverse=True)
-        order = np.argsort(which, kind="stable")
-        which, targets, goes = which[order], targets[order], goes[order]
-        step = max(1, LOGITS // self.head.model.config.get_text_config().vocab_size)
+        hidden = self.fork.in_order(out.last_hidden_state).flatten(1, 2)
+        logits = LOGITS_ON_CPU if self.device.type == "cpu" else LOGITS
+        step = max(1, logits // self.head.model.config.get_text_config().vocab_size)
         for start in range(0, len(places), step):
-            of_piece = slice(*np.searchsorted(which, [start, start + step]))
-            states = hidden[:, self._here(places[start : start + step])]
-            at, target = self._here(which[of_piece] - start), self._here(targets[of_piece])
-            for name, values in self._compare(states, at, target).items():
-                self.tables[name][:, goes[of_piece]] = values.float().cpu().numpy()
+            piece = slice(*np.searchsorted(asked.which, [start, start + step]))
+            at, target = self._here(asked.which[piece] - start), self._here(asked.targets[piece])
+            compared = self._compare(hidden[:, places[start : start + step]], at, target)
+            for name, values in compared.items():
+                self.tables[name][:, asked.goes[piece]] = values.float().cpu().numpy()
 
     def _compare(self, states: Tensor, at: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Each table's (models, asked) from hidden states (models, positions, width)."""
+        """Columns of each table from hidden states (1 + variants, positions, width)."""
         columns: dict[str, list[Tensor]] = {name: [] for name in self.tables}
         baseline = None
         for of_model in states:
             logprob = self.head(of_model).to(self.dtype).log_softmax(-1)
-            baseline = logprob if baseline is None else baseline
-            here, likeliest = at.to(logprob.device), logprob.argmax(-1)
-            columns["logprob"].append(logprob[here, target.to(logprob.device)])
-            columns["greedy"].append(likeliest[here] == target.to(logprob.device))
+            at, target = at.to(logprob.device), target.to(logprob.device)
+            columns["logprob"].append(logprob[at, target])
+            columns["greedy"].append(logprob.argmax(-1)[at] == target)
+            if baseline is None:
+                baseline = logprob
+                continue
             for name, measure in self.measures.items():
-                columns[name].append(measure(baseline, logprob)[here])
-        return {name: torch.stack(column) for name, column in columns.items()}
+                columns[name].append(measure(baseline, logprob)[at])
+        return {name: torch.stack(column) for name, column in columns.items() if column}

@@ -1,0 +1,52 @@
+"""Decoding as a gather: of a dictionary's elements a few in a hundred are active, and the others add nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+# A gather pays below about one active element in 32, whatever the widths; only on the CPU was that measured
+# (benchmarks/sparse.py).
+PAYS_BELOW = {"cpu": 1 / 32}
+PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+
+
+class SparseDecoding(TorchFunctionMode):
+    """Inside the scope, `activations @ decoder` is a gather where it pays, and the product that it was elsewhere."""
+
+    def __init__(self, decoder: Tensor):
+        super().__init__()
+        self.decoder = decoder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in PRODUCTS and len(args) == 2 and args[1] is self.decoder and gather_pays(args[0], self.decoder):
+            return gather(args[0], self.decoder)
+        return func(*args, **(kwargs or {}))
+
+
+def gather_pays(activations: Tensor, decoder: Tensor) -> bool:
+    """Whether `gather` is quicker than the product: it is never tried in training."""
+    if (
+        activations.device.type not in PAYS_BELOW
+        or activations.dtype != torch.float32
+        or decoder.dtype != torch.float32
+    ):
+        return False
+    if torch.is_grad_enabled() and (activations.requires_grad or decoder.requires_grad):
+        return False
+    return int(activations.count_nonzero()) < PAYS_BELOW[activations.device.type] * activations.numel()
+
+
+def gather(activations: Tensor, decoder: Tensor) -> Tensor:
+    """`activations @ decoder`, (..., elements) by (elements, width), from the elements that are not 0 alone."""
+    rows = activations.reshape(-1, activations.shape[-1])
+    row, element = rows.nonzero(as_tuple=True)
+    starts = torch.searchsorted(row, torch.arange(len(rows), device=rows.device))
+    out = nn.functional.embedding_bag(element, decoder, starts, mode="sum", per_sample_weights=rows[row, element])
+    return out.unflatten(0, activations.shape[:-1])
