@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 from lm_eval.api.model import CacheHook
 
-from sae_lm_eval.compare import Drop, paired_drop
+from sae_lm_eval.paired import Drop, paired_drop
 from sae_lm_eval.errors import UserError
 
 TASK = "sae_world"

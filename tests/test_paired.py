@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
-from sae_lm_eval.compare import paired_drop, tango_interval
+from sae_lm_eval.paired import paired_drop, tango_interval
 
 COUNTS = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 200))
 
@@ -78,6 +78,6 @@ def test_answers_that_do_not_pair_are_refused(before, after):
 
 
 def test_it_takes_neither_torch_nor_lm_eval():
-    code = "import sys, sae_lm_eval.compare; print('torch' in sys.modules, 'lm_eval' in sys.modules)"
+    code = "import sys, sae_lm_eval.paired; print('torch' in sys.modules, 'lm_eval' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["False", "False"]
