@@ -155,7 +155,7 @@ def accuracy_change(strata: Sequence[Stratum], *, level: float, draws: int, seed
     low, high = bonett_price_interval(weight, lost, gained, n, level=level)
     flipped = np.random.default_rng(seed).binomial(lost + gained, 0.5, size=(draws, len(strata)))
     null = (2 * flipped - lost - gained) @ (weight / n)
-    p = _exceeded(null, ((lost - gained) / n) @ weight)
+    p = _exceeded(null, float(((lost - gained) / n) @ weight))
     return Change(baseline, variant, baseline - variant, low, high, "Bonett-Price, stratified", p, "permutation")
 
 
