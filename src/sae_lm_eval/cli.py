@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sae_lm_eval.compare_cli import compare
 from sae_lm_eval.effective_compute_cli import effective_compute
 from sae_lm_eval.errors import UserError
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 
 
 app.command("effective-compute")(effective_compute)
+app.command("compare")(compare)
 
 
 def _model_args(text: str) -> dict[str, Any]:
