@@ -107,10 +107,9 @@ class Stratum:
     sizes: np.ndarray | None = None
     scale: Callable[[Any], Any] = lambda mean: mean
 
-    def score(self, sums: Any, sizes: Any = None) -> Any:
+    def score(self, sums: Any) -> Any:
         """The metric, from the sum of the scores."""
-        whole = len(self.baseline) if self.sizes is None else self.sizes.sum()
-        return self.scale(sums / (whole if sizes is None else sizes))
+        return self.scale(sums / (len(self.baseline) if self.sizes is None else self.sizes.sum()))
 
 
 @dataclass(frozen=True)
@@ -172,24 +171,28 @@ def bonett_price_interval(
 
 
 def continuous_change(strata: Sequence[Stratum], *, level: float, draws: int, seed: int) -> Change:
-    """The drop of any other metric: paired bootstrap over the documents of each task, and a permutation test.
+    """The drop of any other metric: paired bootstrap-t over the documents of each task, and a permutation test.
 
-    The bootstrap's interval is the percentile one, widened by sqrt(n / (n - 1)) in each task, which it is too narrow
-    by; the test swaps baseline and variant of each document at random. p is at least 1 / (draws + 1).
+    The bootstrap studentises the drop, taken as linear in the runs' means (Efron and Tibshirani 1993, An Introduction
+    to the Bootstrap, chapter 12); the percentile interval is too narrow for 50 documents of unlike length. The test
+    swaps baseline and variant of each document at random; its p is at least 1 / (draws + 1). Bounds are nan where a
+    task has one document.
     """
     rng = np.random.default_rng(seed)
-    values = [(s.score(s.baseline.sum()), s.score(s.variant.sum())) for s in strata]
-    baseline, variant = (float(sum(s.weight * v[i] for s, v in zip(strata, values, strict=True))) for i in (0, 1))
-    resampled, null = np.zeros(draws), np.zeros(draws)
-    for stratum, (before, after) in zip(strata, values, strict=True):
-        n = len(stratum.baseline)
-        drops = _resample(stratum, rng, draws)
-        resampled += stratum.weight * np.sqrt(n / max(n - 1, 1)) * (drops - (before - after))
-        null += stratum.weight * _swap(stratum, rng, draws)
+    scores = [[s.weight * s.score(side.sum()) for side in (s.baseline, s.variant)] for s in strata]
+    baseline, variant = (float(total) for total in np.sum(scores, axis=0))
+    null = np.sum([s.weight * _swapped(s, rng, draws) for s in strata], axis=0)
+    linear = [_linear(s) for s in strata]
+    low = high = float("nan")
+    if min(len(values) for values, _ in linear) > 1:
+        error = np.sqrt(sum(float(_ratio(*each)[1]) for each in linear))
+        off, variances = np.sum([_resampled(*each, rng, draws) for each in linear], axis=0)
+        off, variances = off[variances > 0], variances[variances > 0]
+        quantiles = [0.5 - level / 2, 0.5 + level / 2]
+        below, above = np.quantile(off / np.sqrt(variances), quantiles) if len(off) else (0.0, 0.0)
+        low, high = float(baseline - variant - above * error), float(baseline - variant - below * error)
     drop = baseline - variant
-    low, high = drop + np.quantile(resampled, [0.5 - level / 2, 0.5 + level / 2])
-    p = _exceeded(null, drop)
-    return Change(baseline, variant, drop, float(low), float(high), "paired bootstrap", p, "permutation")
+    return Change(baseline, variant, drop, low, high, "paired bootstrap-t", _exceeded(null, drop), "permutation")
 
 
 def mean_change(strata: Sequence[Stratum], *, level: float) -> tuple[float, float, float]:
@@ -222,17 +225,39 @@ def _chunks(draws: int, n: int, *, most: int = 4_000_000) -> list[int]:
     return [min(size, draws - start) for start in range(0, draws, size)]
 
 
-def _resample(stratum: Stratum, rng: np.random.Generator, draws: int) -> np.ndarray:
-    n, drops = len(stratum.baseline), []
+def _linear(stratum: Stratum) -> tuple[np.ndarray, np.ndarray]:
+    """Values and sizes by document: near what was seen, the drop moves as the sum of values over the sum of sizes."""
+    sizes = np.ones(len(stratum.baseline)) if stratum.sizes is None else stratum.sizes
+
+    def of(values: np.ndarray) -> np.ndarray:
+        mean = values.sum() / sizes.sum()
+        step = 1e-5 * max(abs(mean), 1.0)
+        return values * (stratum.scale(mean + step) - stratum.scale(mean - step)) / (2 * step)
+
+    return stratum.weight * (of(stratum.baseline) - of(stratum.variant)), sizes
+
+
+def _ratio(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ratio of sums along the last axis, and its variance by the delta method (Cochran 1977, section 6.4)."""
+    ratio = values.sum(-1) / sizes.sum(-1)
+    rest = values - ratio[..., None] * sizes
+    return ratio, rest.var(-1, ddof=1) / sizes.mean(-1) ** 2 / values.shape[-1]
+
+
+def _resampled(
+    values: np.ndarray, sizes: np.ndarray, rng: np.random.Generator, draws: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """By how far the ratio of each resample is off, and the variance that the resample gives it."""
+    n, found = len(values), []
     for size in _chunks(draws, n):
         index = rng.integers(0, n, (size, n))
-        sizes = None if stratum.sizes is None else stratum.sizes[index].sum(1)
-        before, after = stratum.baseline[index].sum(1), stratum.variant[index].sum(1)
-        drops.append(stratum.score(before, sizes) - stratum.score(after, sizes))
-    return np.concatenate(drops)
+        found.append(_ratio(values[index], sizes[index]))
+    ratios, variances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return ratios - values.sum() / sizes.sum(), variances
 
 
-def _swap(stratum: Stratum, rng: np.random.Generator, draws: int) -> np.ndarray:
+def _swapped(stratum: Stratum, rng: np.random.Generator, draws: int) -> np.ndarray:
+    """Drops where baseline and variant change places at random."""
     n, drops = len(stratum.baseline), []
     before, after = stratum.baseline.sum(), stratum.variant.sum()
     for size in _chunks(draws, n):

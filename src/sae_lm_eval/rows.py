@@ -122,8 +122,8 @@ def _above_chance(
         return {"above_chance_reason": NO_CHOICES}
     # With unequal weights, the number of equally weighted documents that would say as much (Kish).
     n = 1 / sum(w**2 / size for w, size in zip(weights, sizes, strict=True))
-    low, _ = proportion_confint(baseline * n, n, alpha=1 - level, method="wilson")
-    if float(low) <= chance:
+    confidence: Any = proportion_confint(baseline * n, n, alpha=1 - level, method="wilson")
+    if confidence[0] <= chance:
         return {"chance": chance, "above_chance_reason": NOT_ABOVE}
     return {"chance": chance, "above_chance_lost": drop / (baseline - chance), "above_chance_reason": None}
 
