@@ -139,12 +139,11 @@ def test_real_runs_of_uneven_groups_equal_lm_evals_numbers(tmp_path):
         )
     documents = {"trades": range(40), "pets": range(30, 40), "order": [0, 5, 9], "villages": range(20)}
     asked = {f"sae_world_{task}": list(ids) for task, ids in documents.items()}
-    paths = []
+    paths, manager = [], TaskManager(include_path=str(tmp_path))
     for splice in ("none", "zero"):
         paths.append(tmp_path / splice)
         arguments = {"pretrained": "world", "sae": "world#blocks.2.hook_resid_post.k4", "splice": splice}
         tracker = EvaluationTracker(output_path=str(paths[-1]))
-        manager = TaskManager(include_path=str(tmp_path))
         results = lm_eval.simple_evaluate(
             model="sae_hf",
             model_args={**arguments, "device": "cpu"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -129,12 +130,17 @@ def _right_choices(frame: pd.DataFrame, logprobs: Sequence[np.ndarray]) -> list[
 
 
 def _by_index(target: str, _continuations: Sequence[Any], logprobs: np.ndarray, _acc: float) -> set[int]:
+    return {index for index in _indices(str(target)) if 0 <= index < len(logprobs)}
+
+
+@lru_cache
+def _indices(target: str) -> frozenset[int]:
     try:
-        value = ast.literal_eval(str(target))
+        value = ast.literal_eval(target)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return set()
+        return frozenset()
     listed = value if isinstance(value, (list, tuple)) else [value]
-    return {index for index in listed if type(index) is int and 0 <= index < len(logprobs)}
+    return frozenset(index for index in listed if type(index) is int)
 
 
 def _by_text(target: str, continuations: Sequence[Any], logprobs: np.ndarray, _acc: float) -> set[int]:
