@@ -323,6 +323,23 @@ def test_a_metric_that_documents_do_not_average_to_is_left_out(tmp_path):
     assert comparison.notes[0].startswith("one: exact_match,none is left out, for its documents' values do not average")
 
 
+def test_a_group_scored_by_another_metric_than_its_tasks_first_is_told(tmp_path):
+    paths = []
+    for name in "ab":
+        lines = [{**line, "metrics": ["acc", "acc_norm"], "acc_norm": 1.0} for line in answers({"one": [1, 0]})["one"]]
+        paths.append(write_run(tmp_path / name, {"one": lines}, groups={"g": (["one"], "sized")}, model=name))
+        file = paths[-1] / "model" / f"results_{STAMP}.json"
+        raw = json.loads(file.read_text())
+        raw["results"]["g"] = {"alias": "g", "acc_norm,none": 1.0}
+        file.write_text(json.dumps(raw))
+    runs = [read_results(path) for path in paths]
+    assert (
+        compare(runs[0], runs[1:], draws=10).notes[0].startswith("Group g is left out: lm_eval scores it by acc_norm")
+    )
+    every = compare(runs[0], runs[1:], draws=10, metrics="all").drops.query("section == 'group'")
+    assert every["metric"].tolist() == ["acc_norm"]
+
+
 def test_margins_by_every_kind_of_target(tmp_path):
     logprobs, acc = [[-1.0, -3.0], [-2.0, -2.5], [-4.0, -1.0]], [1.0, 0.0, 0.0]
     expected = [2.0, -0.5, -3.0]

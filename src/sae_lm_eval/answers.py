@@ -48,7 +48,7 @@ def check_runs(baseline: Results, variant: Results) -> None:
     """Raise `UserError` where the two were not asked the same tasks in the same way, as far as their heads tell."""
     pair = f"{baseline.name} ('{baseline.file}') and {variant.name} ('{variant.file}')"
     only = [
-        f"only {of.name} has {', '.join(missing)}"
+        f"only {of.name} has {', '.join(missing[:5])}{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}"
         for of, other in ((baseline, variant), (variant, baseline))
         if (missing := [task for task in of.tasks if task not in other.tasks])
     ]

@@ -199,6 +199,9 @@ def _group_rows(
             notes.append(f"Group {cut.name}: {key} is left out, for {why}.")
             continue
         rows.append(row_of(cut, run, runs[0], members, weights, options))
+    if not rows and not notes:
+        scored = " or ".join(key for key in runs[0].scores[cut.name] if "," in key and "_stderr" not in key)
+        notes.append(f"Group {cut.name} is left out: lm_eval scores it by {scored}; metrics=all compares all metrics.")
     return rows, notes
 
 
