@@ -7,6 +7,12 @@ from __future__ import annotations
 from urllib.parse import quote
 
 REFERENCES: dict[str, dict[str, str]] = {
+    "sae-lm-eval": {
+        "type": "misc",
+        "author": r"{The sae\_lm\_eval developers}",
+        "title": r"{sae\_lm\_eval}: evaluate language models with sparse autoencoders spliced in",
+        "year": "2026",
+    },
     "lm-eval": {
         "type": "misc",
         "author": "Gao, Leo and Tow, Jonathan and Abbasi, Baber and Biderman, Stella and Black, Sid and DiPofi, Anthony "
@@ -138,6 +144,15 @@ REFERENCES: dict[str, dict[str, str]] = {
 }
 
 
+def entry(key: str) -> str:
+    """The reference for BibTeX; the plain styles print the address of a `misc` from `howpublished` alone."""
+    of = dict(REFERENCES[key])
+    kind = of.pop("type")
+    if kind == "misc" and (address := link(key)):
+        of["howpublished"] = rf"\url{{{address}}}"
+    return "\n".join([f"@{kind}{{{key},", *(f"  {name} = {{{value}}}," for name, value in of.items()), "}"])
+
+
 def plain(key: str) -> str:
     """A reference as a line of text."""
     fields = REFERENCES[key]
@@ -147,7 +162,7 @@ def plain(key: str) -> str:
     volume = f" {fields['volume']}({fields['number']})" if "volume" in fields else ""
     pages = f":{fields['pages']}" if "volume" in fields else f", pages {fields['pages']}" if "pages" in fields else ""
     text = f"{who} {fields['title']}. {where}{volume}{pages}{', ' if where else ''}{fields['year']}."
-    return text.replace("{", "").replace("}", "").replace("--", "\N{EN DASH}")
+    return text.replace("{", "").replace("}", "").replace(r"\_", "_").replace("--", "\N{EN DASH}")
 
 
 def link(key: str) -> str | None:

@@ -188,13 +188,8 @@ def _tex_columns(table: Table) -> Tex:
 
 
 def bibtex(report: Report) -> str:
-    """The works cited, and the package itself."""
-    entries = []
-    for key in report.works:
-        fields = {name: value for name, value in references.REFERENCES[key].items() if name != "type"}
-        lines = [f"  {name} = {{{value}}}," for name, value in fields.items()]
-        entries.append("\n".join([f"@{references.REFERENCES[key]['type']}{{{key},", *lines, "}"]))
-    return "\n\n".join(entries) + "\n"
+    """The works cited."""
+    return "\n\n".join(map(references.entry, report.works)) + "\n"
 
 
 def markdown_report(report: Report) -> str:

@@ -25,6 +25,7 @@ WORKS = {
     r"Holm(?:'s)?": "holm1979",
 }
 LIBRARIES = {
+    "sae_lm_eval": ("sae_lm_eval", "sae-lm-eval"),
     "lm_eval": ("the Language Model Evaluation Harness", "lm-eval"),
     "sae_lens": ("SAELens", "saelens"),
     "transformers": ("Transformers", "transformers"),
