@@ -1,83 +1,437 @@
-"""Paired drops: laws, agreement with statsmodels, and the coverage of the interval."""
+"""Comparisons of result folders: laws, lm_eval's own numbers, independent oracles, and what is refused."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from runs import answers, question, write_run
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
-from sae_lm_eval.compare import paired_drop, tango_interval
+from sae_lm_eval.compare import compare
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.results import read_results
+from sae_lm_eval.rows import NO_CHOICES, NOT_ABOVE
 
-COUNTS = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 200))
-
-
-@given(COUNTS)
-def test_the_interval_holds_the_estimate_and_mirrors(counts):
-    lost, gained, same = counts
-    n = lost + gained + same
-    low, high = tango_interval(lost, gained, n)
-    assert -1 <= low <= (lost - gained) / n <= high <= 1
-    assert tango_interval(gained, lost, n) == pytest.approx((-high, -low), abs=1e-8)
+STAMP = "2026-01-01T00-00-00.000000"
+GROUPS = {"sized": (["one", "two"], "sized"), "unsized": (["one", "two"], "unsized")}
+NUMBERS = ["n", "baseline", "score", "drop", "low", "high", "p", "p_adjusted", "margin_change"]
 
 
-@given(COUNTS)
-def test_it_leaves_zero_out_exactly_when_mcnemars_score_test_rejects(counts):
-    lost, gained, same = counts
-    if lost + gained == 0:
-        return
-    p = statsmodels_mcnemar([[0, lost], [gained, 0]], exact=False, correction=False).pvalue
-    if abs(p - 0.05) < 1e-9:
-        return
-    low, high = tango_interval(lost, gained, lost + gained + same)
-    assert (low > 0 or high < 0) == (p < 0.05)
+def drawn(seed: int, *, accuracy: float = 0.8) -> dict[str, list[float]]:
+    rng = np.random.default_rng(seed)
+    return {"one": rng.binomial(1, accuracy, 120).tolist(), "two": rng.binomial(1, accuracy, 30).tolist()}
 
 
-def test_more_questions_narrow_it():
-    widths = [np.diff(tango_interval(5 * k, 2 * k, 50 * k))[0] for k in (1, 4, 16)]
-    assert widths[0] > 1.8 * widths[1] > 3.2 * widths[2]
+@pytest.fixture
+def folders(tmp_path):
+    """A baseline and a worse variant on two tasks of unlike size."""
+    return (
+        write_run(tmp_path / "baseline", answers(drawn(0)), groups=GROUPS),
+        write_run(tmp_path / "variant", answers(drawn(1, accuracy=0.6)), groups=GROUPS, model="other"),
+    )
+
+
+def rows(*paths: Path, **options) -> pd.DataFrame:
+    baseline, *variants = (read_results(path) for path in paths)
+    return compare(baseline, variants, draws=500, **options).drops.set_index(["section", "name"])
+
+
+# -- laws -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_beside_itself_lost_nothing(folders):
+    found = rows(folders[0], folders[0])
+    assert (found["drop"] == 0).all()
+    assert (found["p"] == 1).all()
+    assert ((found["low"] < 0) & (found["high"] > 0)).all()
+    assert (found[["lost", "gained", "margin_change"]] == 0).all(axis=None)
+
+
+def test_swapping_negates_the_drop(folders):
+    there, back = rows(*folders), rows(*reversed(folders))
+    for one, other in (("drop", "drop"), ("low", "high"), ("margin_change", "margin_change")):
+        np.testing.assert_allclose(there[one], -back[other], atol=1e-9)
+    assert there["lost"].tolist() == back["gained"].tolist()
+    assert there["gained"].tolist() == back["lost"].tolist()
+    np.testing.assert_allclose(there["p"], back["p"], atol=0.05)  # the permutation's draws mirror each other
+
+
+def test_the_order_of_lines_does_not_matter(folders):
+    before = rows(*folders)
+    for folder, seed in zip(folders, (1, 2), strict=True):
+        for file in (folder / "model").glob("samples_*"):
+            lines = file.read_text().splitlines(keepends=True)
+            np.random.default_rng(seed).shuffle(lines)
+            file.write_text("".join(lines))
+    pd.testing.assert_frame_equal(rows(*folders), before)
+
+
+def test_each_variant_has_the_rows_it_has_alone(folders, tmp_path):
+    third = write_run(tmp_path / "third", answers(drawn(2)), groups=GROUPS, model="third")
+    both = rows(*folders, third)
+    for folder, name in ((folders[1], "other"), (third, "third")):
+        alone = rows(folders[0], folder).drop(columns="p_adjusted")
+        pd.testing.assert_frame_equal(both[both["variant"] == name].drop(columns="p_adjusted"), alone)
+
+
+# -- oracles --------------------------------------------------------------------------------------------------
+
+
+def test_a_task_by_hand_and_by_statsmodels(folders):
+    before, after = np.array(drawn(0)["one"]), np.array(drawn(1, accuracy=0.6)["one"])
+    row = rows(*folders).loc[("task", "one")]
+    lost, gained = int((before > after).sum()), int((after > before).sum())
+    assert (row["lost"], row["gained"], row["n"]) == (lost, gained, 120)
+    assert row["drop"] == pytest.approx(100 * (before.mean() - after.mean()))
+    assert row["p"] == pytest.approx(mcnemar([[0, lost], [gained, 0]], exact=False, correction=False).pvalue)
+    assert row["above_chance_lost"] == pytest.approx((before.mean() - after.mean()) / (before.mean() - 0.25))
+
+
+def test_holm_goes_over_a_section_and_all_variants(folders, tmp_path):
+    third = write_run(tmp_path / "third", answers(drawn(2)), groups=GROUPS, model="third")
+    comparison = compare(read_results(folders[0]), [read_results(folder) for folder in (folders[1], third)], draws=500)
+    for _, section in comparison.drops.groupby("section"):
+        np.testing.assert_allclose(section["p_adjusted"], multipletests(section["p"], method="holm")[1])
+    assert "over the 2 variants at once" in comparison.family
+    assert "2 of overall, 4 of groups, 4 of tasks" in comparison.family
+
+
+def test_groups_carry_lm_evals_weights(folders):
+    found = rows(*folders)
+    for name in GROUPS:
+        for folder, column in zip(folders, ("baseline", "score"), strict=True):
+            assert found.loc[("group", name), column] == pytest.approx(read_results(folder).scores[name]["acc,none"])
+    assert found.loc[("group", "sized"), "interval"] == "Tango"
+    assert found.loc[("group", "unsized"), "interval"] == "Bonett-Price, stratified"
+    mean = np.mean([found.loc[("task", name), "drop"] for name in ("one", "two")])
+    assert found.loc[("group", "unsized"), "drop"] == pytest.approx(mean)
+
+
+def test_a_group_whose_number_its_tasks_do_not_give_is_left_out(folders):
+    for folder in folders:
+        file = folder / "model" / f"results_{STAMP}.json"
+        raw = json.loads(file.read_text())
+        raw["results"]["sized"]["acc,none"] += 0.01
+        file.write_text(json.dumps(raw))
+    comparison = compare(read_results(folders[0]), [read_results(folders[1])], draws=500)
+    assert "sized" not in comparison.drops["name"].tolist()
+    assert "Group sized: acc,none is left out, for its tasks do not average to it." in comparison.notes
+
+
+def test_real_runs_of_uneven_groups_equal_lm_evals_numbers(tmp_path):
+    """The embedded world through lm_eval itself, in groups with and without weight_by_size."""
+    import lm_eval
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.tasks import TaskManager
+
+    members = {"sized": ("trades", "pets"), "unsized": ("order", "villages")}
+    for name, by_size in (("sized", "true"), ("unsized", "false")):
+        (tmp_path / f"{name}.yaml").write_text(
+            f"group: {name}\ntask: [{', '.join(f'sae_world_{member}' for member in members[name])}]\n"
+            f"aggregate_metric_list:\n  - metric: acc\n    weight_by_size: {by_size}\n"
+        )
+    documents = {"trades": range(40), "pets": range(30, 40), "order": [0, 5, 9], "villages": range(20)}
+    asked = {f"sae_world_{task}": list(ids) for task, ids in documents.items()}
+    paths, manager = [], TaskManager(include_path=str(tmp_path))
+    for splice in ("none", "zero"):
+        paths.append(tmp_path / splice)
+        arguments = {"pretrained": "world", "sae": "world#blocks.2.hook_resid_post.k4", "splice": splice}
+        tracker = EvaluationTracker(output_path=str(paths[-1]))
+        results = lm_eval.simple_evaluate(
+            model="sae_hf",
+            model_args={**arguments, "device": "cpu"},
+            tasks=["sized", "unsized"],
+            task_manager=manager,
+            samples=asked,
+            evaluation_tracker=tracker,
+            bootstrap_iters=0,
+        )
+        samples = results.pop("samples")
+        tracker.save_results_aggregated(results=results, samples=samples)
+        for task, lines in samples.items():
+            tracker.save_results_samples(task_name=task, samples=lines)
+    found = rows(*paths)
+    runs = [read_results(path) for path in paths]
+    for section, name in found.index.drop(("overall", "overall")):
+        row = found.loc[(section, name)]
+        assert [row["baseline"], row["score"]] == pytest.approx(
+            [run.scores[name]["acc,none"] for run in runs], abs=1e-12
+        )
+    assert found.loc["group"]["interval"].to_dict() == {"sized": "Tango", "unsized": "Bonett-Price, stratified"}
+    assert found.loc["group"]["n"].to_dict() == {"sized": 50, "unsized": 23}
+    assert (found["margin_change"] < 0).all()
+    assert runs[1].name == "world#blocks.2.hook_resid_post.k4 (zero)"
+    documents = compare(runs[0], runs[1:]).documents()
+    assert documents.loc[documents["task"] == "sae_world_pets", "doc_id"].tolist() == asked["sae_world_pets"]
+
+
+# -- what does not pair ---------------------------------------------------------------------------------------
+
+
+def changed(folder: Path, edit, task: str = "one") -> Path:
+    file = folder / "model" / f"samples_{task}_{STAMP}.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(line) + "\n" for line in edit(lines)))
+    return folder
+
+
+def with_value(number: int, **values):
+    return lambda lines: [line | values if line["doc_id"] == number else line for line in lines]
 
 
 @pytest.mark.parametrize(
-    ("n", "lost", "gained"), [(50, 0.05, 0.05), (50, 0.15, 0.05), (200, 0.04, 0.02), (1000, 0.12, 0.02)]
+    ("edit", "says"),
+    [
+        (lambda lines: lines[:7] + lines[8:], r"1 of 120 answers of gpt2 to one are missing in other.* document 7 \("),
+        (lambda lines: lines[:20], r"100 of 120 answers of gpt2 .*has --limit none.*Evaluate both on the same"),
+        (
+            with_value(9, prompt_hash="x"),
+            r"Document 9 of one \(filter none\) was asked with another prompt .* 1 of 120",
+        ),
+        (with_value(3, doc_hash="x"), r"Document 3 of one \(filter none\) is another document"),
+        (with_value(3, target_hash="x"), r"Document 3 of one \(filter none\) has another target"),
+        (with_value(3, filter="strict"), r"1 of 120 answers .* document 3 \(filter none\)"),
+        (with_value(3, doc_id=4), r"have document 4 of one twice"),
+        (lambda lines: lines + lines[:1], r"samples of other have document 0 of one twice"),
+        (with_value(3, metrics=["f1"], f1=1), r"one has 'acc' for other documents in other than in gpt2"),
+    ],
 )
-def test_coverage(n, lost, gained):
-    draws = 2000
+def test_a_mismatch_is_named(folders, edit, says):
+    changed(folders[1], edit)
+    with pytest.raises(UserError, match=says):
+        rows(*folders)
+
+
+def test_other_tasks_and_other_shots_are_named(folders, tmp_path):
+    lacks = write_run(tmp_path / "lacks", answers({"one": drawn(1)["one"], "three": [1]}), model="lacks")
+    with pytest.raises(UserError, match=r"different tasks: only gpt2 has two; only lacks has three\."):
+        rows(folders[0], lacks)
+    shot = write_run(tmp_path / "shot", answers(drawn(1)), shots=5, model="shot")
+    with pytest.raises(UserError, match=r"differ in the shots of one: 0 and 5"):
+        rows(folders[0], shot)
+
+
+def test_missing_samples_are_named(folders):
+    (folders[1] / "model" / f"samples_two_{STAMP}.jsonl").unlink()
+    with pytest.raises(UserError, match="answers of other to two are missing"):
+        rows(*folders)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"level": 1.5}, "level=1.5 must lie between"),
+        ({"metrics": "al"}, "Did you mean 'all'"),
+        (
+            {"categories": {"a": "onne"}},
+            "Category 'a': 'onne' is no task or group of these results. Did you mean 'one'",
+        ),
+        ({"categories": {"a": {"field": "topic"}}}, "no document has a field 'topic', only text"),
+        ({"categories": {"a": {"feild": "text"}}}, "Category 'a' has feild: give 'field'"),
+        ({"categories": {"a": {"field": "text", "values": ["one 900"]}}}, "no document's text is 'one 900'. Did you"),
+    ],
+)
+def test_mistaken_options_are_named(folders, options, says):
+    with pytest.raises(UserError, match=says):
+        rows(*folders, **options)
+    with pytest.raises(UserError, match="name at least one variant"):
+        rows(folders[0])
+
+
+# -- what a row holds -----------------------------------------------------------------------------------------
+
+
+def test_categories_by_task_and_by_field(tmp_path):
     rng = np.random.default_rng(0)
-    counts = rng.multinomial(n, [lost, gained, 1 - lost - gained], size=draws)
-    truth = lost - gained
-    held = sum(low <= truth <= high for low, high in (tango_interval(a, b, n) for a, b, _ in counts))
-    assert held / draws > 0.95 - 3 * np.sqrt(0.95 * 0.05 / draws) - 0.005
+    subjects = ["law", "art", "law"]
+    paths = []
+    for name, right in (("a", [1, 1, 1, 0, 1, 1]), ("b", [0, 1, 1, 1, 0, 1])):
+        samples = {
+            task: [question(task, i, right[3 * k + i], rng, subjects[i]) for i in range(3)]
+            for k, task in enumerate(("one", "two"))
+        }
+        paths.append(write_run(tmp_path / name, samples, groups={"all": (["one", "two"], "sized")}, model=name))
+    categories = {
+        "first": "one",
+        "both": ["all"],
+        "pattern": "*o",
+        "by": {"field": "subject"},
+        "art": {"field": "subject", "values": "art", "tasks": ["two"]},
+    }
+    found = rows(*paths, categories=categories).loc["category"]
+    assert found["n"].to_dict() == {"first": 3, "both": 6, "pattern": 3, "by: law": 4, "by: art": 2, "art": 1}
+    assert found.loc["by: law", ["lost", "gained"]].tolist() == [1, 1]
+    assert found.loc["by: art", ["lost", "gained"]].tolist() == [1, 0]
+    assert found.loc["by: art", "alias"] == "art"
+    assert found.loc["art", ["baseline", "score"]].tolist() == [1, 0]
 
 
-def test_a_table_by_hand():
-    before = [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
-    after = [1, 1, 0, 0, 0, 1, 1, 0, 0, 0]
-    drop = paired_drop(before, after)
-    assert (drop.n, drop.lost, drop.gained) == (10, 3, 1)
-    assert (drop.baseline, drop.variant) == (0.6, 0.4)
-    assert drop.drop == pytest.approx(20)
-    assert drop.p == pytest.approx(stats.binomtest(1, 4).pvalue)
+def test_accuracy_above_chance_is_undefined_where_there_is_hardly_any(tmp_path):
+    low = [write_run(tmp_path / name, answers({"one": [1, 0, 0, 0] * 5}), model=name) for name in "ab"]
+    row = rows(*low).loc[("task", "one")]
+    assert pd.isna(row["above_chance_lost"])
+    assert (row["chance"], row["above_chance_reason"]) == (0.25, NOT_ABOVE)
 
 
-def test_nothing_changed():
-    drop = paired_drop([1, 0, 1], [1, 0, 1])
-    assert (drop.drop, drop.p) == (0, 1)
-    assert drop.low < 0 < drop.high
+def generated(values: list[float], metric: str = "exact_match") -> list[dict]:
+    lines = answers({"one": values})["one"]
+    return [
+        {**line, "filtered_resps": ["x"], "metrics": [metric], metric: value}
+        for line, value in zip(lines, values, strict=True)
+    ]
 
 
-@pytest.mark.parametrize(("before", "after"), [([1, 0], [1]), ([], [])])
-def test_answers_that_do_not_pair_are_refused(before, after):
-    with pytest.raises(ValueError, match="must be two lists of one length"):
-        paired_drop(before, after)
+def test_generated_answers_have_neither_chance_nor_margin(tmp_path):
+    paths = [write_run(tmp_path / name, {"one": generated([1, 1, 0] * 9)}, model=name) for name in "ab"]
+    row = rows(*paths).loc[("task", "one")]
+    assert (row["metric"], row["above_chance_reason"]) == ("exact_match", NO_CHOICES)
+    assert row[["chance", "margin_change", "above_chance_lost", "kl"]].isna().all()
 
 
-def test_it_takes_neither_torch_nor_lm_eval():
-    code = "import sys, sae_lm_eval.compare; print('torch' in sys.modules, 'lm_eval' in sys.modules)"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.split() == ["False", "False"]
+def test_word_perplexity_is_lm_evals_and_falls_with_lower_being_better(tmp_path):
+    rng = np.random.default_rng(0)
+    words = rng.integers(20, 200, 40)
+    paths, nats = [], []
+    for name, loss in (("a", 3.0), ("b", 3.2)):
+        nats.append(words * rng.normal(loss, 0.1, 40))
+        pairs = [[-value, int(size)] for value, size in zip(nats[-1], words, strict=True)]
+        score = {"word_perplexity,none": float(np.exp(nats[-1].sum() / words.sum()))}
+        lines = generated([0] * 40, "word_perplexity")
+        samples = {"one": [{**line, "word_perplexity": pair} for line, pair in zip(lines, pairs, strict=True)]}
+        lower = {"word_perplexity": False}
+        paths.append(write_run(tmp_path / name, samples, {"one": score}, higher_is_better=lower, model=name))
+    row = rows(*paths).loc[("task", "one")]
+    assert (row["kind"], row["interval"]) == ("continuous", "paired bootstrap-t")
+    assert row["drop"] == pytest.approx(row["score"] - row["baseline"])
+    assert 0 < row["low"] < row["drop"] < row["high"]
+    assert row["p"] == pytest.approx(1 / 501)
+    assert rows(*reversed(paths)).loc[("task", "one"), "drop"] == pytest.approx(-row["drop"])
+
+
+def test_a_metric_that_documents_do_not_average_to_is_left_out(tmp_path):
+    samples = {"one": generated([1, 0, 1]), "two": answers({"two": [1, 0]})["two"]}
+    paths = [write_run(tmp_path / n, samples, {"one": {"exact_match,none": 0.9}}, model=n) for n in "ab"]
+    comparison = compare(*[read_results(paths[0]), [read_results(paths[1])]], draws=100)
+    assert comparison.drops.query("section == 'task'")["name"].tolist() == ["two"]
+    assert comparison.notes[0].startswith("one: exact_match,none is left out, for its documents' values do not average")
+
+
+def test_a_group_scored_by_another_metric_than_its_tasks_first_is_told(tmp_path):
+    paths = []
+    for name in "ab":
+        lines = [{**line, "metrics": ["acc", "acc_norm"], "acc_norm": 1.0} for line in answers({"one": [1, 0]})["one"]]
+        paths.append(write_run(tmp_path / name, {"one": lines}, groups={"g": (["one"], "sized")}, model=name))
+        file = paths[-1] / "model" / f"results_{STAMP}.json"
+        raw = json.loads(file.read_text())
+        raw["results"]["g"] = {"alias": "g", "acc_norm,none": 1.0}
+        file.write_text(json.dumps(raw))
+    runs = [read_results(path) for path in paths]
+    assert (
+        compare(runs[0], runs[1:], draws=10).notes[0].startswith("Group g is left out: lm_eval scores it by acc_norm")
+    )
+    every = compare(runs[0], runs[1:], draws=10, metrics="all").drops.query("section == 'group'")
+    assert every["metric"].tolist() == ["acc_norm"]
+
+
+def test_margins_by_every_kind_of_target(tmp_path):
+    logprobs, acc = [[-1.0, -3.0], [-2.0, -2.5], [-4.0, -1.0]], [1.0, 0.0, 0.0]
+    expected = [2.0, -0.5, -3.0]
+    for kind, targets in {
+        "index": "010",
+        "text": ["yes", "no", "yes"],
+        "unknown": "???",
+        "list": ["[0]", "[1]", "[0]"],
+    }.items():
+        lines = []
+        for line, answer, target, right in zip(answers({"one": acc})["one"], logprobs, targets, acc, strict=True):
+            asked = {f"gen_args_{i}": {"arg_0": "q", "arg_1": f" {text}"} for i, text in enumerate(("yes", "no"))}
+            resps = [[str(value), "False"] for value in answer]
+            lines.append({**line, "filtered_resps": resps, "target": target, "acc": right, "arguments": asked})
+        results = read_results(write_run(tmp_path / kind, {"one": lines}))
+        margins = compare(results, [results], draws=10).documents()["margin_baseline"]
+        np.testing.assert_allclose(margins, expected, err_msg=kind)
+
+
+def test_a_target_that_does_not_explain_the_accuracy_gives_no_margin(folders):
+    for folder in folders:
+        changed(folder, lambda lines: [line | {"target": "0"} for line in lines])
+    found = rows(*folders)
+    assert np.isnan(found.loc[("task", "one"), "margin_change"])
+    assert not np.isnan(found.loc[("task", "two"), "margin_change"])
+
+
+def test_kl_is_the_variants_own_weighted_by_positions(tmp_path, folders):
+    measured = {"one": {"kl": 0.1, "positions": 30}, "two": {"kl": 0.4, "positions": 10}}
+    config = {"sae_lm_eval": {"splices": [{"dictionary": "d"}], "kl_at_answers": measured}}
+    variant = write_run(tmp_path / "kl", answers(drawn(1)), groups=GROUPS, config=config)
+    found = rows(folders[0], variant)["kl"]
+    assert found[("task", "two")] == 0.4
+    assert found[("group", "sized")] == pytest.approx(0.175)
+    assert rows(*folders)["kl"].isna().all()
+
+
+def test_a_bos_token_on_one_side_is_told(tmp_path, folders):
+    config = {"sae_lm_eval": {"splices": [{"dictionary": "d"}], "bos": "one BOS token is added to every prompt: ..."}}
+    variant = read_results(write_run(tmp_path / "bos", answers(drawn(1)), groups=GROUPS, config=config))
+    assert "with a BOS token" in compare(read_results(folders[0]), [variant], draws=10).notes[0]
+    assert not [note for note in compare(variant, [variant], draws=10).notes if "BOS" in note]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path, folders):
+    other = write_run(tmp_path / "more", answers(drawn(1)), config={"model_args": {"dtype": "float16"}})
+    same = write_run(tmp_path / "most", answers(drawn(1)))
+    for folder in (other, same):
+        raw = folder / "model" / f"results_{STAMP}.json"
+        raw.write_text(raw.read_text())
+    comparison = compare(read_results(same), [read_results(other), read_results(same)], draws=10)
+    names = [comparison.baseline.name, *(run.name for run in comparison.variants)]
+    assert len(set(names)) == 3
+    assert names[1] == "gpt2 (dtype=float16)"
+
+
+# -- the command ----------------------------------------------------------------------------------------------
+
+HOSTILE = "[red]a|b[/red] \\ <i>&\u202e=1+1 名前"
+
+
+def command(*arguments: object, columns: int = 80) -> subprocess.CompletedProcess[str]:
+    code = (
+        "import sys; from sae_lm_eval import cli; sys.argv[0] = 'sae-lm-eval'\n"
+        "try: cli.main()\n"
+        "finally: print(sorted({'torch', 'lm_eval', 'transformers'} & set(sys.modules)))"
+    )
+    line = [sys.executable, "-c", code, "compare", *map(str, arguments)]
+    env = {"COLUMNS": str(columns), "PATH": "", "PYTHONPATH": ":".join(sys.path), "PYTHONIOENCODING": "utf-8"}
+    return subprocess.run(line, capture_output=True, text=True, env=env, check=False)
+
+
+def test_the_command_prints_80_columns_writes_csv_and_imports_no_model(folders, tmp_path):
+    categories = tmp_path / "categories.yaml"
+    categories.write_text(f"'{HOSTILE}': [one]\n")
+    said = command(*folders, "--categories", categories, "--csv", tmp_path / "drops.csv")
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.splitlines()[-1] == "[]"
+    assert max(map(len, said.stdout.splitlines())) <= 80
+    assert HOSTILE[:12] in said.stdout
+    frame = pd.read_csv(tmp_path / "drops.csv")
+    assert frame["name"].tolist() == ["overall", "sized", "unsized", HOSTILE, "one", "two"]
+    assert f"{frame['drop'][0]:.1f}" in said.stdout
+
+
+def test_the_command_tells_a_mistake_in_a_sentence(folders, tmp_path):
+    said = command(folders[0], tmp_path / "nowhere")
+    assert said.returncode == 2
+    assert said.stderr.startswith("sae-lm-eval: There is no '")
+    assert "Traceback" not in said.stderr
+    (tmp_path / "bad.yaml").write_text("a: [")
+    said = command(*folders, "--categories", tmp_path / "bad.yaml")
+    assert "is not YAML" in said.stderr
+    said = command(*folders, "--csv", tmp_path / "no" / "drops.csv")
+    assert "cannot be written" in said.stderr

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from sae_lm_eval.compare_cli import compare
 from sae_lm_eval.effective_compute_cli import effective_compute
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.report_cli import report
 
 DEMO_FOLDER = Path("out/demo")
 app = typer.Typer(
@@ -21,6 +23,8 @@ app = typer.Typer(
 
 
 app.command("effective-compute")(effective_compute)
+app.command("compare")(compare)
+app.command("report")(report)
 
 
 def _model_args(text: str) -> dict[str, Any]:

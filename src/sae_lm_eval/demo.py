@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 from lm_eval.api.model import CacheHook
 
-from sae_lm_eval.compare import Drop, paired_drop
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.paired import Drop, paired_drop
 
 TASK = "sae_world"
 TITLE = "Accuracy lost in the embedded world, by category"

@@ -1,0 +1,176 @@
+"""A comparison -> the report: its sentences, tables and figures, for whatever format it is written in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from sae_lm_eval.compare import COLUMNS, Comparison, compare
+from sae_lm_eval.report import figures
+from sae_lm_eval.report.drops import (
+    Row,
+    Shown,
+    Told,
+    categories,
+    category_tables,
+    detail_tables,
+    main_metric,
+    overall_tables,
+    rows_of,
+    section_of,
+    variants_of,
+)
+from sae_lm_eval.report.fidelity import Fidelity, fidelity_of, fidelity_tables, tidy, without_fidelity
+from sae_lm_eval.report.provenance import Source, dictionary_of, mode_of, model_name, packages, site_of, sources
+from sae_lm_eval.report.story import cited, headline, methods
+from sae_lm_eval.report.text import Column, Table, text_cell, without_shared_start
+from sae_lm_eval.results import Results
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, its caption, and what it shows for someone who does not see it."""
+
+    name: str
+    title: str
+    caption: str
+    alternative: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Report:
+    title: str
+    headline: tuple[str, ...]
+    tables: tuple[Table, ...]
+    pictures: tuple[Picture, ...]
+    methods: str
+    works: tuple[str, ...]
+    common: tuple[tuple[str, str], ...]
+    sources: tuple[Source, ...]
+    packages: dict[str, str]
+    notes: tuple[str, ...]
+    drops: pd.DataFrame
+    fidelity: pd.DataFrame
+
+
+def pair_up(
+    baseline: Results, variants: Sequence[Results], *, categories: Mapping[str, Any] | None = None
+) -> Comparison:
+    """The comparison on every task but those of fidelity, which may be all that was run."""
+    less, *others = map(without_fidelity, (baseline, *variants))
+    if less.tasks:
+        comparison = compare(less, others, categories=categories)
+        return replace(comparison, baseline=baseline, variants=tuple(variants))
+    return Comparison(baseline, tuple(variants), pd.DataFrame(columns=COLUMNS), family="", level=0.95)
+
+
+def build(comparison: Comparison) -> Report:
+    """The report of a comparison; pure: nothing is read or written."""
+    names = without_shared_start([results.name for results in comparison.variants])
+    variants = tuple(replace(results, name=names[results.name]) for results in comparison.variants)
+    rows = [replace(row, variant=names[row.variant]) for row in rows_of(comparison.drops)]
+    fidelity, shown, told = fidelity_of(variants), categories(rows), Told(comparison.level, comparison.family)
+    named = replace(comparison, variants=variants)
+    text = methods(named, rows, fidelity)
+    common, own = sources((comparison.baseline, *variants))
+    return Report(
+        title=f"What a splice costs {model_name(comparison.baseline)}",
+        headline=tuple(headline(named, rows, fidelity)),
+        tables=(
+            variants_table(named, names),
+            *overall_tables(rows, told),
+            *category_tables(shown, told),
+            *fidelity_tables(fidelity),
+            *detail_tables(rows, told),
+        ),
+        pictures=tuple(pictures(rows, shown, fidelity, told)),
+        methods=text,
+        works=tuple(cited(text)),
+        common=common,
+        sources=own,
+        packages=packages(variants[0]),
+        notes=comparison.notes,
+        drops=comparison.drops,
+        fidelity=tidy(fidelity_of(comparison.variants)),
+    )
+
+
+def variants_table(comparison: Comparison, names: Mapping[str, str]) -> Table:
+    """What each variant is; `names` leads from those of the results to those of the report."""
+    renamed = any(name != shown for name, shown in names.items())
+    heads = ("variant", *(["results"] if renamed else []), "dictionary", "site", "mode")
+    rows = [
+        (shown, *([name] if renamed else []), dictionary_of(results), site_of(results), mode_of(results))
+        for (name, shown), results in zip(names.items(), comparison.variants, strict=True)
+    ]
+    model = model_name(comparison.baseline)
+    caption = f"What is spliced into {model}, where, and what stands in the place of the activations."
+    columns = tuple(Column(head, "left") for head in heads)
+    return Table("variants", "The variants", caption, columns, tuple(tuple(map(text_cell, row)) for row in rows))
+
+
+def pictures(rows: Sequence[Row], shown: Shown, fidelity: Fidelity, told: Told) -> list[Picture]:
+    """The figures for which there are numbers."""
+    tasks, bars = section_of(main_metric(rows), "task"), f"{told.level:.0%} interval"
+    some = f" The {len({row.name for row in shown.rows})} with the largest drop." if shown.left_out else ""
+    numbers = "All numbers are in the tables."
+    made = [
+        (
+            f"drop-by-category{part}",
+            f"Drop by {shown.what}",
+            f"Drop in accuracy with its {bars}, in percentage points; to the right of zero is worse.{some}",
+            f"A row for each {shown.what}, a point with a bar for each variant. {_largest(some_rows)} {numbers}",
+            figures.drop_by_category(some_rows),
+        )
+        for part, some_rows in _parts(shown.rows)
+    ]
+    made.append(
+        (
+            "heat-map",
+            f"Drop by {shown.what} and variant",
+            f"Drop in accuracy in percentage points: red is worse, blue better.{some}",
+            f"A grid, a row for each {shown.what} and a column for each variant. {_largest(shown.rows)} {numbers}",
+            figures.heat_map(shown.rows),
+        )
+    )
+    made += [
+        (
+            f"drop-against-baseline{part}",
+            "Drop against baseline accuracy",
+            f"Each task's drop with its {bars} against the accuracy of the untouched model"
+            f"{'' if figures.one_chance(some_rows) is None else '; dashed: everything above chance is lost'}.",
+            f"A point for each task and variant. {_largest(some_rows)} {numbers}",
+            figures.drop_against_baseline(some_rows),
+        )
+        for part, some_rows in _parts(tasks)
+    ]
+    made.append(
+        (
+            "l0-against-effective-compute",
+            "L0 against effective compute",
+            "Active features a token and the fraction of the training compute that buys the spliced loss, on "
+            "logarithmic axes; bars: the 95% interval of the fraction.",
+            f"A point for each variant and text. {numbers}",
+            figures.l0_against_compute(fidelity),
+        )
+    )
+    return [Picture(*of[:4], figure=of[4]) for of in made if of[4] is not None]
+
+
+def _parts(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """The rows by as many variants as a figure tells apart, and what to add to the figure's name."""
+    variants = variants_of(rows)
+    starts = range(0, len(variants), figures.MOST_VARIANTS)
+    parts = [[row for row in rows if row.variant in variants[at : at + figures.MOST_VARIANTS]] for at in starts]
+    return [(f"-{number}" if len(parts) > 1 else "", part) for number, part in enumerate(parts, start=1)]
+
+
+def _largest(rows: Sequence[Row]) -> str:
+    """`Largest: villages, 27.0 points in k4.`"""
+    row = max(rows, key=lambda row: row.drop, default=None)
+    return f"Largest: {row.alias}, {row.drop:.1f} points in {row.variant}." if row else ""

@@ -1,0 +1,296 @@
+"""The pictures of a report: each function returns a figure, or None where there is nothing to draw.
+
+Sizes are those of a paper's text block (5.5 inches), letters 7 to 8 points. Series differ by colour (Okabe and Ito's
+palette, safe for the colour-blind) and by marker.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.transforms import ScaledTranslation
+
+from sae_lm_eval.report.drops import Row, in_order, variants_of
+from sae_lm_eval.report.fidelity import Fidelity, Measured
+from sae_lm_eval.report.text import MINUS, fitting, fixed
+
+WIDTH, NARROW, TALLEST = 5.5, 4.2, 7.5
+# With more points than these, the variants do not stand side by side in one panel of a page's height.
+MOST_POINTS = 110
+# More variants than these, no colours tell apart.
+MOST_VARIANTS = 6
+# With more variants, the cells of a heat map are too narrow for numbers, and a scale of colours stands beside it.
+MOST_NUMBERED = 9
+INK, RULE = "#1b1f24", "#c9ced6"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+CHANCE = "down to chance"
+MARKERS = ("o", "s", "^", "D", "v", "P")
+LETTER = 0.058  # width of a letter of 7 points, in inches
+STYLE: Any = {
+    "font.size": 8,
+    "font.family": "DejaVu Sans",
+    "text.parse_math": False,  # a name may hold dollars
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 0.9,
+    "lines.markersize": 3.6,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sae_lm_eval",
+    "savefig.dpi": 300,
+    "figure.constrained_layout.use": True,
+}
+DATELESS = {"pdf": {"CreationDate": None}, "svg": {"Date": None, "Creator": None}, "png": {}}
+
+
+def as_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as a file: pdf, svg (letters as text) or png; the same bytes each time, on a clear background."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a name in letters that no font here has
+        figure.savefig(buffer, format=kind, metadata=DATELESS[kind], transparent=kind != "png")
+    figure.set_layout_engine("none")  # it is laid out now; to do so for each format takes most of the time
+    return buffer.getvalue()
+
+
+def drop_by_category(rows: Sequence[Row]) -> Figure | None:
+    """Drop (pp) with its interval of each category, the largest first in each group; at most six variants.
+
+    The variants stand side by side in one panel, or each in a panel of its own where that is too high for a page.
+    """
+    if not rows:
+        return None
+    variants, grouped = variants_of(rows), in_order(rows)
+    crowded = sum(map(len, grouped.values())) * len(variants) > MOST_POINTS
+    panels = [[variant] for variant in variants] if crowded else [variants]
+    places, ticks, end = _places(rows, spread=len(panels[0]))
+    columns = min(len(panels), 3)
+    lines = -(-len(panels) // columns)
+    pitch = min(0.15, (TALLEST / lines - 0.3) / end)
+    narrow = columns == 1 and max(len(text) for _, text, _ in ticks) < 24
+    with mpl.rc_context(STYLE):
+        figure = Figure((NARROW if narrow else WIDTH, 0.5 + (end * pitch + 0.3) * lines))
+        axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+        for axis, panel in zip(axes.flat, panels, strict=False):
+            for index, variant in enumerate(panel):
+                own = [row for row in rows if row.variant == variant]
+                shift = (index - (len(panel) - 1) / 2) * 0.8
+                heights = [places[row.name] + shift for row in own]
+                _points(axis, index, variant, [row.drop for row in own], heights, xerr=_reach(own))
+            _ruled(axis, ticks, end, small=min(7, 60 * pitch) if len(panels) > 1 else 7)
+            if len(panels) > 1:
+                axis.set_title(textwrap.fill(panel[0], 24), fontsize=6)
+        for axis in list(axes.flat)[len(panels) :]:
+            axis.set_axis_off()
+        figure.supxlabel("drop in accuracy (percentage points)", fontsize=8)
+        if len(panels[0]) > 1:
+            _legend(figure, axes[0, 0])
+    return figure
+
+
+def _places(rows: Sequence[Row], spread: int) -> tuple[dict[str, float], list[tuple[float, str, str]], float]:
+    """The height of each category's row, the labels as (height, text, weight), and the height of them all."""
+    labels, grouped = labels_of(rows), in_order(rows)
+    step, at = max(1.0, 0.8 * spread + 0.4), 0.0
+    places: dict[str, float] = {}
+    ticks: list[tuple[float, str, str]] = []
+    for parent, names in grouped.items():
+        if len(grouped) > 1:
+            ticks.append((at + 0.5, parent, "bold"))
+            at += 1.1
+        for name in names:
+            places[name] = at + step / 2
+            ticks.append((places[name], labels[name], "normal"))
+            at += step
+    return places, ticks, at
+
+
+def _reach(rows: Sequence[Row]) -> np.ndarray:
+    """How far the interval reaches to each side of the drop."""
+    return np.array([[row.drop - row.low for row in rows], [row.high - row.drop for row in rows]])
+
+
+def _points(axis: Axes, index: int, label: str, x: Any, y: Any, **more: Any) -> None:
+    axis.errorbar(x, y, fmt=MARKERS[index], color=COLOURS[index], label=label, **more)
+
+
+def _ruled(axis: Axes, ticks: Sequence[tuple[float, str, str]], end: float, small: float) -> None:
+    axis.set_yticks([at for at, *_ in ticks], [text for _, text, _ in ticks])
+    for label, (*_, weight) in zip(axis.get_yticklabels(), ticks, strict=False):  # none inside a grid of panels
+        label.set_fontweight(weight)
+    axis.tick_params(axis="y", length=0, labelsize=small)
+    axis.spines["left"].set_visible(False)
+    axis.set_ylim(end, 0)
+    axis.axvline(0, color=INK, linewidth=0.6, zorder=0.5)
+    axis.grid(axis="x")
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axis.xaxis.set_major_formatter(FuncFormatter(_plain))
+
+
+def _plain(value: float, _: int | None) -> str:
+    return f"{value:g}".replace("-", MINUS)
+
+
+def labels_of(rows: Sequence[Row]) -> dict[str, str]:
+    """The label of each category, by its name, as a figure has room for it."""
+    short = fitting(row.alias for row in rows)
+    return {row.name: short[row.alias] for row in rows}
+
+
+def heat_map(rows: Sequence[Row]) -> Figure | None:
+    """Drop (pp) of each category in each variant: red is worse, blue better, white no change."""
+    if not rows:
+        return None
+    names, variants = [name for names in in_order(rows).values() for name in names], variants_of(rows)
+    values = np.full((len(names), len(variants)), np.nan)
+    for row in rows:
+        values[names.index(row.name), variants.index(row.variant)] = row.drop
+    most = max(1.0, float(np.nanmax(np.abs(values))))
+    left, above = [labels_of(rows)[name] for name in names], list(fitting(variants).values())
+    width = LETTER * max(map(len, left)) + 0.5 + 0.5 * len(variants)
+    height = 0.2 + 0.7 * LETTER * max(map(len, above)) + 0.2 * len(names)
+    with mpl.rc_context(STYLE):
+        figure = Figure((min(WIDTH, width), min(TALLEST, height)))
+        axis = figure.subplots()
+        edges: dict[str, Any] = {"edgecolors": "white", "linewidth": 0.8}
+        image = axis.pcolormesh(values, cmap="RdBu_r", norm=TwoSlopeNorm(0, -most, most), **edges)
+        axis.invert_yaxis()
+        axis.set_yticks(np.arange(len(left)) + 0.5, left)
+        slanted: dict[str, Any] = {"rotation": 45, "ha": "left", "rotation_mode": "anchor"}
+        axis.set_xticks(np.arange(len(above)) + 0.5, above, **slanted)
+        axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
+        axis.spines[:].set_visible(False)
+        if len(variants) <= MOST_NUMBERED:
+            _numbers(axis, values, most)
+        else:
+            figure.colorbar(image, ax=axis, shrink=min(1.0, 8 / len(names)), aspect=15, label="drop (pp)")
+    return figure
+
+
+def _numbers(axis: Axes, values: np.ndarray, most: float) -> None:
+    for (row, column), value in np.ndenumerate(values):
+        colour = "white" if abs(value) > 0.62 * most else "black"
+        middle: dict[str, Any] = {"ha": "center", "va": "center"}
+        axis.text(column + 0.5, row + 0.5, fixed(value), fontsize=6.5, color=colour, **middle)
+
+
+def drop_against_baseline(rows: Sequence[Row]) -> Figure | None:
+    """Drop (pp) of each task against the untouched model's accuracy (%); at most six variants.
+
+    A dashed line shows where everything above chance is lost, if all tasks have the same chance.
+    """
+    if len({row.name for row in rows}) < 2:
+        return None
+    variants = variants_of(rows)
+    baselines = [100 * row.baseline for row in rows]
+    with mpl.rc_context(STYLE):
+        figure = Figure((NARROW, 2.9))
+        axis = figure.subplots()
+        for index, variant in enumerate(variants):
+            own = [row for row in rows if row.variant == variant]
+            # Beside each other by points on paper, for many tasks have the same baseline, 100% above all.
+            aside = ScaledTranslation((index - (len(variants) - 1) / 2) * 3.5 / 72, 0, figure.dpi_scale_trans)
+            fine = {"yerr": _reach(own), "elinewidth": 0.5, "alpha": 0.85, "transform": axis.transData + aside}
+            _points(axis, index, variant, [100 * row.baseline for row in own], [row.drop for row in own], **fine)
+        if (chance := one_chance(rows)) is not None:
+            ends = np.array([max(100 * chance, min(baselines)), max(baselines)])
+            dashed: dict[str, Any] = {"color": INK, "linewidth": 0.7, "linestyle": (0, (4, 3))}
+            axis.plot(ends, ends - 100 * chance, label=CHANCE, zorder=1, **dashed)
+        axis.axhline(0, color=INK, linewidth=0.6, zorder=0.5)
+        axis.grid(axis="y")
+        axis.set_xlabel("accuracy of the baseline (%)")
+        axis.set_ylabel("drop (percentage points)")
+        axis.set_xlim(*_widened(baselines))
+        axis.set_ylim(*_widened([bound for row in rows for bound in (row.low, row.high)]))
+        _legend(figure, axis)
+    return figure
+
+
+def one_chance(rows: Sequence[Row]) -> float | None:
+    """The chance level (a fraction) that all tasks share, if they do."""
+    chances = {row.chance for row in rows}
+    return chances.pop() if len(chances) == 1 else None
+
+
+def _widened(values: Sequence[float]) -> tuple[float, float]:
+    least, most = min(values), max(values)
+    margin = 0.05 * (most - least) or 1.0
+    return least - margin, most + margin
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    """Above the axes, in as many columns as the names leave room for, the line of chance last."""
+    handles, names = axis.get_legend_handles_labels()
+    labels = fitting(names)
+    order = sorted(range(len(names)), key=lambda at: names[at] == CHANCE)
+    columns = max(1, min(len(names), int(19 * figure.get_figwidth()) // (max(map(len, labels.values())) + 8)))
+    entries = [handles[at] for at in order], [labels[names[at]] for at in order]
+    figure.legend(*entries, loc="outside upper center", ncols=columns)
+
+
+def l0_against_compute(fidelity: Fidelity) -> Figure | None:
+    """Effective compute with its interval against L0, both on logarithmic axes: a point for each variant and text."""
+    points: list[tuple[str, str, float, float, Measured]] = []
+    for (variant, task), of in fidelity.items():
+        l0, made = of["l0"].value, of["effective_compute"]
+        if l0 and made.value and min(l0, made.value) > 0:
+            points.append((variant, task, l0, made.value, made))
+    if len({variant for variant, *_ in points}) < 2:
+        return None
+    tasks = list(dict.fromkeys(task for _, task, *_ in points))
+    with mpl.rc_context(STYLE):
+        figure = Figure((NARROW, 2.9))
+        axis = figure.subplots()
+        for index, task in enumerate(tasks):
+            own = sorted((point for point in points if point[1] == task), key=lambda point: point[2])
+            ends = [[value - (made.low or value), (made.high or value) - value] for *_, value, made in own]
+            l0s, values = [point[2] for point in own], [point[3] for point in own]
+            _points(axis, index % len(MARKERS), task, l0s, values, yerr=np.array(ends).T)
+            for number, (variant, _, l0, value, _) in enumerate(own):
+                place: dict[str, Any] = {"ha": "right", "xytext": (-4, 3)} if number % 2 else {"xytext": (4, -8)}
+                axis.annotate(variant, (l0, value), textcoords="offset points", fontsize=6.5, **place)
+        axis.set_xlabel("L0 (active features a token)")
+        axis.set_ylabel("effective compute (fraction)")
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        _logarithmic(axis.xaxis, [point[2] for point in points])
+        _logarithmic(axis.yaxis, [point[3] for point in points])
+        axis.margins(x=0.2, y=0.15)
+        axis.grid()
+        if len(tasks) > 1:
+            _legend(figure, axis)
+    return figure
+
+
+def _logarithmic(axis: Axis, values: Sequence[float]) -> None:
+    """Plain numbers at the powers of ten, and at finer ticks where there are too few powers."""
+    axis.set_major_formatter(FuncFormatter(_plain))
+    axis.set_minor_formatter(FuncFormatter(_plain) if max(values) < 5 * min(values) else NullFormatter())

@@ -1,0 +1,161 @@
+"""What each set of results came from, by its own record, and the command that makes it again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sae_lm_eval.report.text import NA
+from sae_lm_eval.results import Results
+
+SEEDS: dict[str, Any] = {"random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed": 1234}
+# Of each splice, in this order; what is not named here is shown under the name in the record.
+SPLICE_LABELS = {
+    "dictionary": "dictionary",
+    "revision": "dictionary revision",
+    "weights_sha256": "weights, SHA-256",
+    "architecture": "architecture",
+    "hook_in": "reads at",
+    "hook_out": "writes at",
+    "mode": "mode",
+    "map_in": "activation map in",
+    "map_out": "activation map out",
+}
+
+
+# Of the record, these are splices, shown one by one, or numbers of the tables.
+ELSEWHERE = ("splices", "packages", "effective_compute", "kl_at_answers")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One set of results: facts as (label, value), and its command for a shell."""
+
+    name: str
+    facts: tuple[tuple[str, str], ...]
+    command: str
+
+
+def sources(runs: Sequence[Results]) -> tuple[tuple[tuple[str, str], ...], tuple[Source, ...]]:
+    """The facts that all runs share, and each run with what is its own."""
+    every = [source(run) for run in runs]
+    common = tuple(fact for fact in every[0].facts if all(fact in other.facts for other in every))
+    own = (replace(one, facts=tuple(fact for fact in one.facts if fact not in common)) for one in every)
+    return common, tuple(own)
+
+
+def source(results: Results) -> Source:
+    config, raw = results.config, results.raw
+    facts = {
+        "model": model_name(results),
+        "model revision": config.get("model_revision"),
+        "model commit": config.get("model_sha"),
+        "parameters": config.get("model_num_parameters"),
+        "model dtype": config.get("model_dtype"),
+        "context length": raw.get("max_length"),
+        "batch size": config.get("batch_size"),
+        "documents a task": config.get("limit") or "all",
+        "chat template": "applied" if raw.get("chat_template") else "none",
+        **_ours(results.provenance),
+        "date (UTC)": _date(raw.get("date")),
+        "git commit": raw.get("git_hash"),
+    }
+    return Source(results.name, tuple((label, _plain(value)) for label, value in facts.items()), command(results))
+
+
+def _ours(record: dict[str, Any]) -> dict[str, Any]:
+    """The record of the splice as labelled facts, the splices numbered where there are several."""
+    facts: dict[str, Any] = {}
+    splices = record.get("splices") or []
+    for number, splice in enumerate(splices, start=1):
+        prefix = f"splice {number}: " if len(splices) > 1 else ""
+        for key in [*SPLICE_LABELS, *(key for key in splice if key not in SPLICE_LABELS)]:
+            label = SPLICE_LABELS.get(key) or key.replace("_", " ")
+            facts[f"{prefix}{label}"] = splice.get(key)
+    rest = {key: value for key, value in record.items() if key not in ELSEWHERE}
+    return facts | {key.replace("_", " "): value for key, value in rest.items()}
+
+
+def _plain(value: Any) -> str:
+    if value is None or value == "" or value == []:
+        return NA
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {of}" for key, of in value.items())
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _date(seconds: Any) -> str | None:
+    from datetime import UTC, datetime
+
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}" if isinstance(seconds, int | float) else None
+
+
+def model_name(results: Results) -> str:
+    """The model as it was asked for."""
+    return str(results.model_args.get("pretrained") or results.raw.get("model_name") or NA)
+
+
+def packages(results: Results) -> dict[str, str]:
+    """Versions of the packages that made the results."""
+    raw = results.raw
+    recorded = results.provenance.get("packages")
+    plain = {"lm_eval": raw.get("lm_eval_version"), "transformers": raw.get("transformers_version")}
+    return recorded or {name: version for name, version in plain.items() if version}
+
+
+def dictionary_of(results: Results) -> str:
+    splices = results.provenance.get("splices") or []
+    return " + ".join(splice["dictionary"] for splice in splices) or NA
+
+
+def site_of(results: Results) -> str:
+    """The hooks that are written, with those that are read where they differ."""
+    splices = results.provenance.get("splices") or []
+    ends = [(splice["hook_in"], splice["hook_out"]) for splice in splices]
+    return " + ".join(out if out == into else f"{into} to {out}" for into, out in ends) or NA
+
+
+def mode_of(results: Results) -> str:
+    return str(results.provenance.get("splice", NA))
+
+
+def command(results: Results) -> str:
+    """The lm_eval command with everything that the result file records of it."""
+    config, raw = results.config, results.raw
+    words = ["lm_eval", "--model", str(config.get("model"))]
+    if results.model_args:
+        words += ["--model_args", _argument(results.model_args)]
+    words += ["--tasks", ",".join(_asked(results))]
+    shots = set(results.n_shot.values())
+    if len(shots) == 1:
+        words += ["--num_fewshot", str(*shots)]
+    for flag in ("batch_size", "limit", "gen_kwargs"):
+        value = config.get(flag)
+        if value:
+            words += [f"--{flag}", _argument(value)]
+    seeds = {name: config.get(name, usual) for name, usual in SEEDS.items()}
+    if seeds != SEEDS:
+        words += ["--seed", ",".join(map(str, seeds.values()))]
+    if raw.get("system_instruction"):
+        words += ["--system_instruction", raw["system_instruction"]]
+    words += ["--apply_chat_template"] if raw.get("chat_template") else []
+    words += ["--fewshot_as_multiturn"] if raw.get("fewshot_as_multiturn") else []
+    return shlex.join([*words, "--log_samples", "--output_path", results.name])
+
+
+def _argument(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{key}={of}" for key, of in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _asked(results: Results) -> list[str]:
+    """The tasks and groups that no other group brought in."""
+    below = {child for children in results.groups.values() for child in children}
+    return [name for name in dict.fromkeys([*results.groups, *results.scores]) if name not in below]

@@ -1,0 +1,213 @@
+"""A report as HTML, LaTeX, BibTeX and Markdown. Every value is escaped for its format unless it is marked otherwise."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import textwrap
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from sae_lm_eval.report import references
+from sae_lm_eval.report.build import Picture, Report
+from sae_lm_eval.report.figures import INK, RULE, as_bytes
+from sae_lm_eval.report.story import CITED
+from sae_lm_eval.report.text import MINUS, Table
+
+# Pixels of the page for a point of a figure: letters of 8 points are nearly as large as the page's.
+ENLARGED = 1.75
+# A column of text with more letters than these wraps in print.
+MOST_LETTERS = 24
+# Letters on a line of print, in the size of a table that spans pages and of one that does not.
+LETTERS_A_LINE = {"long": 125, "short": 120}
+LOADER = PackageLoader("sae_lm_eval", "report/templates")
+TEX_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "'": "'",
+    "`": r"\textasciigrave{}",
+    MINUS: r"\ensuremath{-}",
+    "\N{EN DASH}": "--",
+    "…": r"\ldots{}",
+    "±": r"\ensuremath{\pm}",
+    "\N{MULTIPLICATION SIGN}": r"\ensuremath{\times}",
+    # Long names break after these.
+    "_": r"\_\allowbreak{}",
+    "/": r"/\allowbreak{}",
+    "#": r"\#\allowbreak{}",
+    "+": r"+\allowbreak{}",
+    **{character: f"\\{character}" for character in "&%${}"},
+}
+
+
+class Tex(str):
+    """LaTeX that is inserted as it is."""
+
+
+class Verbatim(str):
+    """Markdown that is inserted as it is."""
+
+
+def tex(value: Any) -> Tex:
+    """Text as LaTeX. Letters that pdfTeX's T1 fonts lack are written as their code points."""
+    if isinstance(value, Tex):
+        return value
+    return Tex("".join(TEX_SPECIAL.get(character) or _tex_letter(character) for character in one_line(value)))
+
+
+def _tex_letter(character: str) -> str:
+    if character < "\x7f" or "\xc0" <= character <= "\xff":
+        return character
+    return rf"\texttt{{U+{ord(character):04X}}}"
+
+
+def markdown(value: Any) -> str:
+    """Text as Markdown, also inside a table's cell."""
+    if isinstance(value, Verbatim):
+        return value
+    return re.sub(r"([\\`*_{}\[\]<>|#~$])", r"\\\1", one_line(value))
+
+
+def one_line(value: Any) -> str:
+    """Composed letters, without line breaks and control characters."""
+    text = unicodedata.normalize("NFC", " ".join(str(value).split()))
+    return "".join(character for character in text if unicodedata.category(character)[0] != "C")
+
+
+def citing(
+    text: str, works: Sequence[str], plain: Callable[[str], str], cite: Callable[[int, str], str]
+) -> Iterable[str]:
+    """The pieces of `text`, what stands between works by `plain` and each [@key] by `cite` (its number and key)."""
+    for index, piece in enumerate(CITED.split(text)):
+        yield cite(works.index(piece) + 1, piece) if index % 2 else plain(piece)
+
+
+def html(report: Report) -> str:
+    """One page that needs nothing else: its style, script and figures are in it."""
+    environment = Environment(loader=LOADER, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    script, style = (LOADER.get_source(environment, f"report.{kind}")[0] for kind in ("js", "css"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+    def cite(text: str) -> Markup:
+        link = Markup('<a href="#ref-{1}">[{0}]</a>')
+        return Markup("").join(citing(text, report.works, escape, link.format))
+
+    environment.filters |= {"cite": cite, "svg": inline_svg}
+    return environment.get_template("report.html").render(
+        report=report, references=references, script=Markup(script), style=Markup(style), digest=digest
+    )
+
+
+def inline_svg(picture: Picture) -> Markup:
+    """The figure for the page: a name and a description of its own, ids that are its own, ink of the page's colour."""
+    svg = as_bytes(picture.figure, "svg").decode()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{picture.name}-", svg)
+    svg = svg.replace(INK, "currentColor").replace(RULE, "var(--rule)")
+    width, height = map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
+    title, description = f"{picture.name}-title", f"{picture.name}-description"
+    head = Markup(
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {} {}" '
+        'width="{:.0f}" role="img" aria-labelledby="{}" aria-describedby="{}"><title id="{}">{}</title>'
+        '<desc id="{}">{}</desc>'
+    ).format(
+        width, height, ENLARGED * width, title, description, title, picture.title, description, picture.alternative
+    )
+    return head + Markup(svg[svg.index(">") + 1 :])
+
+
+def latex(report: Report) -> str:
+    """The appendix: a document by itself, or the body of one when another file reads it with \\input."""
+    environment = Environment(
+        loader=LOADER,
+        finalize=tex,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+    )
+    environment.filters |= {
+        "cite": lambda text: Tex("".join(citing(text, report.works, tex, lambda _, key: f"\\cite{{{key}}}"))),
+        "columns": _tex_columns,
+        "headings": _tex_headings,
+        "ascii": Tex,  # names of our own: letters, digits and dashes
+    }
+    return environment.get_template("appendix.tex").render(report=report, separator=Tex(" & "))
+
+
+def _tex_headings(table: Table) -> Tex:
+    """The headings, wrapped so that no column is wider for its heading than for what it holds."""
+    columns = zip(table.columns, _heading_lines(table), strict=True)
+    cells = (rf"\shortstack[{column.align[0]}]{{{(chr(92) * 2).join(map(tex, lines))}}}" for column, lines in columns)
+    return Tex(" & ".join(cells))
+
+
+def _heading_lines(table: Table) -> list[list[str]]:
+    lines = []
+    for column, width in zip(table.columns, _widths(table), strict=True):
+        words = re.split(r"[\s-]", column.heading)
+        lines.append(textwrap.wrap(one_line(column.heading), max(width, min(12, *map(len, [*words, " " * 12])), 1)))
+    return lines
+
+
+def _widths(table: Table) -> list[int]:
+    """Letters in the longest cell of each column."""
+    return [max((len(row[index].text) for row in table.rows), default=0) for index in range(len(table.columns))]
+
+
+def _tex_columns(table: Table) -> Tex:
+    """The column specification: numbers to the right; long text wraps in the room that is left."""
+    widths = [
+        max(width, *map(len, lines), 1) for width, lines in zip(_widths(table), _heading_lines(table), strict=True)
+    ]
+    wrapped = [
+        column.align == "left" and width > MOST_LETTERS for column, width in zip(table.columns, widths, strict=True)
+    ]
+    taken = sum(2 + (0 if wraps else width) for wraps, width in zip(wrapped, widths, strict=True))
+    room = max(12, (LETTERS_A_LINE[table.extent] - taken) // max(1, sum(wrapped)))
+    kinds = [
+        rf">{{\raggedright\arraybackslash}}p{{{0.5 * min(width, room):g}em}}" if wraps else column.align[0]
+        for column, wraps, width in zip(table.columns, wrapped, widths, strict=True)
+    ]
+    return Tex(f"@{{}}{''.join(kinds)}@{{}}")
+
+
+def bibtex(report: Report) -> str:
+    """The works cited."""
+    return "\n\n".join(map(references.entry, report.works)) + "\n"
+
+
+def markdown_report(report: Report) -> str:
+    """For a repository or a chat: the tables, the figures as links to their PNG."""
+    environment = Environment(
+        loader=LOADER, finalize=markdown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+    def cite(text: str) -> Verbatim:
+        return Verbatim("".join(citing(text, report.works, markdown, lambda number, _: f"[{number}]")))
+
+    environment.filters |= {
+        "cite": cite,
+        "rule": _markdown_rule,
+        "code": lambda text: Verbatim(text.replace("\n", "\n    ")),  # indented, a line cannot leave the block
+    }
+    return environment.get_template("report.md").render(report=report, references=references)
+
+
+def _markdown_rule(table: Table) -> Verbatim:
+    return Verbatim(" | ".join("---:" if column.align == "right" else "---" for column in table.columns))

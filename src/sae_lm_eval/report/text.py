@@ -1,0 +1,129 @@
+"""Numbers as a reader sees them, and tables of them that every format shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal
+
+NA = "n/a"
+# Names of variants with more letters lose what all of them begin with.
+LONG_NAME = 16
+MOST_IN_FIGURE = 34
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True)
+class Column:
+    heading: str
+    align: Literal["left", "right"] = "right"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is shown, and what the column is sorted by (None: undefined, sorted last)."""
+
+    text: str
+    value: float | str | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """`name` is of ASCII letters and dashes; a `long` table is folded up on the page and may span pages in print."""
+
+    name: str
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    extent: Literal["short", "long"] = "short"
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a defined number: neither None, nor NaN, nor lm_eval's "N/A"."""
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def fixed(value: Any, digits: int = 1) -> str:
+    """A number with `digits` decimals and a true minus sign, or n/a."""
+    if not is_number(value):
+        return NA
+    text = f"{value:,.{digits}f}"
+    if float(text.replace(",", "")) == 0:
+        text = text.removeprefix("-")
+    return text.replace("-", MINUS)
+
+
+def significant(value: Any, digits: int = 3) -> str:
+    """A number with `digits` significant digits, or n/a."""
+    if not is_number(value):
+        return NA
+    if value and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{digits - 1}e}".replace("-", MINUS)
+    decimals = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
+    return fixed(value, decimals)
+
+
+def probability(p: Any) -> str:
+    """A p-value as papers print it."""
+    if not is_number(p):
+        return NA
+    return "<0.001" if p < 0.0005 else f"{p:.3f}"
+
+
+def percent(value: Any) -> str:
+    return fixed(100 * value) if is_number(value) else NA
+
+
+def span(values: Iterable[Any], what: str = "{}") -> str:
+    """One value where all agree, otherwise the least and the most of them; n/a where none is defined."""
+    defined = sorted({value for value in values if is_number(value)})
+    if not defined:
+        return what.format(NA)
+    ends = [f"{int(value):,}" if value == int(value) else f"{value:g}" for value in defined]
+    return what.format(ends[0] if len(ends) == 1 else f"{ends[0]} to {ends[-1]}")
+
+
+def text_cell(text: Any) -> Cell:
+    return Cell(str(text), str(text))
+
+
+def number_cell(value: Any, text: str) -> Cell:
+    return Cell(text, float(value) if is_number(value) else None)
+
+
+def listing(words: Iterable[str]) -> str:
+    """`a, b and c`."""
+    *most, last = words
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def distinct(column: Iterable[Any]) -> list[str]:
+    """The texts in a column of a frame, each once, in their order."""
+    return [text for text in dict.fromkeys(column) if isinstance(text, str)]
+
+
+def alternatives(column: Iterable[Any]) -> str:
+    """The texts in a column of a frame, which may hold commas themselves; n/a where it has none."""
+    return "; ".join(distinct(column)) or NA
+
+
+def without_shared_start(names: Sequence[str]) -> dict[str, str]:
+    """Long names less what they all begin with; each then still begins with a letter. Short names stay."""
+    cut = 0
+    if len(names) > 1 and max(map(len, names)) > LONG_NAME:
+        for at in range(1, min(map(len, names))):
+            if len({name[:at] for name in names}) > 1:
+                break
+            if names[0][at - 1] in "-_./#+ " and all(name[at].isalpha() for name in names):
+                cut = at
+    return {name: name[cut:] for name in names}
+
+
+def fitting(names: Iterable[str]) -> dict[str, str]:
+    """Names as a figure has room for them: long ones without their middle, unless two would look alike."""
+    half = MOST_IN_FIGURE // 2
+    short = {name: name if len(name) <= MOST_IN_FIGURE else f"{name[:half]}…{name[-half:]}" for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in short}

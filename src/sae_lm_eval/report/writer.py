@@ -1,0 +1,64 @@
+"""The one place where a report touches the disk."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.report import render
+from sae_lm_eval.report.build import Report
+from sae_lm_eval.report.figures import as_bytes
+
+KINDS = ("pdf", "svg", "png")
+PICTURES = ("drop-by-category", "heat-map", "drop-against-baseline", "l0-against-effective-compute")
+
+
+def write(report: Report, folder: Path) -> list[Path]:
+    """Write the report into `folder` and return the paths of what is in it.
+
+    Everything is made in a folder beside it first and then moved, file by file: no file is ever half written, and what
+    else the folder holds stays. Raises `UserError` where the folder cannot be made or written.
+    """
+    contents = files(report)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as staged:
+            for name, content in contents.items():
+                path = Path(staged) / name
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(content)
+            for name in contents:
+                (folder / name).parent.mkdir(exist_ok=True)
+                (Path(staged) / name).replace(folder / name)
+        _forget(folder / "figures", {Path(name).name for name in contents})
+    except OSError as error:
+        raise UserError(
+            f"The report cannot be written to '{folder}': {error.strerror}. Give another --output_path."
+        ) from error
+    return [folder / name for name in contents]
+
+
+def _forget(pictures: Path, made: set[str]) -> None:
+    """Remove figures of an earlier report that this one has no numbers for."""
+    for path in pictures.glob("*"):
+        if path.name not in made and path.suffix[1:] in KINDS and path.name.startswith(PICTURES):
+            path.unlink()
+
+
+def files(report: Report) -> dict[str, bytes]:
+    """The content of each file by its name within the folder."""
+    text = {
+        "report.html": render.html(report),
+        "report.md": render.markdown_report(report),
+        "appendix.tex": render.latex(report),
+        "appendix.bib": render.bibtex(report),
+        "drops.csv": report.drops.to_csv(index=False),
+        "fidelity.csv": report.fidelity.to_csv(index=False),
+    }
+    pictures = {
+        f"figures/{picture.name}.{kind}": as_bytes(picture.figure, kind)
+        for picture in report.pictures
+        for kind in KINDS
+    }
+    return {name: content.encode() for name, content in text.items()} | pictures

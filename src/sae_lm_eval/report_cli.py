@@ -1,0 +1,67 @@
+"""`sae-lm-eval report`: a folder of result folders in, a report out; from files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sae_lm_eval.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sae_lm_eval.report.text import Table
+
+
+def report(
+    out: Annotated[Path, typer.Argument(help="A folder with the results of a baseline and of variants in it.")],
+    baseline: Annotated[
+        str | None, typer.Option(help="The baseline's folder, where it is not called baseline and not plain to see.")
+    ] = None,
+    output_path: Annotated[
+        Path | None, typer.Option("--output_path", help="Where to write. Default: OUT/report.")
+    ] = None,
+    categories: Annotated[
+        Path | None, typer.Option(help="YAML: category -> tasks or groups, or {field: name} of the documents.")
+    ] = None,
+) -> None:
+    """Write report.html, report.md, appendix.tex and .bib, drops.csv, fidelity.csv and figures; no model is loaded."""
+    from rich.console import Console
+
+    from sae_lm_eval.cuts import read_categories
+    from sae_lm_eval.report import build, folders, writer
+
+    chosen = None
+    if categories is not None:
+        try:
+            chosen = read_categories(categories.read_text(encoding="utf-8"), f"'{categories}'")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"'{categories}' cannot be read: {error}") from error
+    console = Console()
+    made = build.build(build.pair_up(*folders.find(out, baseline), categories=chosen))
+    target = output_path or out / "report"
+    writer.write(made, target)
+    for sentence in made.headline:
+        console.print(sentence, markup=False, highlight=False)
+    for table in made.tables:
+        if table.extent == "short" and table.name != "variants":
+            _print(table, console)
+    for note in made.notes:
+        console.print(f"Note: {note}", markup=False, highlight=False)
+    console.print(f"Written: {target / 'report.html'}, report.md, appendix.tex, drops.csv, ...", markup=False)
+
+
+def _print(table: Table, console: Console) -> None:
+    """A table of the report on the terminal."""
+    from rich import box
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in table.columns:
+        grid.add_column(Text(column.heading), justify=column.align, overflow="fold")
+    for row in table.rows:
+        grid.add_row(*(Text(cell.text.replace(", ", ",")) for cell in row))  # so an interval does not break
+    console.print(grid)

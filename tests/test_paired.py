@@ -1,0 +1,225 @@
+"""Paired drops: laws, agreement with statsmodels, and the coverage of the interval."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+
+from sae_lm_eval.paired import (
+    Stratum,
+    accuracy_change,
+    bonett_price_interval,
+    continuous_change,
+    mcnemar,
+    mean_change,
+    paired_drop,
+    tango_interval,
+)
+
+COUNTS = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 200))
+
+
+@given(COUNTS)
+def test_the_interval_holds_the_estimate_and_mirrors(counts):
+    lost, gained, same = counts
+    n = lost + gained + same
+    low, high = tango_interval(lost, gained, n)
+    assert -1 <= low <= (lost - gained) / n <= high <= 1
+    assert tango_interval(gained, lost, n) == pytest.approx((-high, -low), abs=1e-8)
+
+
+@given(COUNTS)
+def test_it_leaves_zero_out_exactly_when_mcnemars_score_test_rejects(counts):
+    lost, gained, same = counts
+    if lost + gained == 0:
+        return
+    p = statsmodels_mcnemar([[0, lost], [gained, 0]], exact=False, correction=False).pvalue
+    if abs(p - 0.05) < 1e-9:
+        return
+    low, high = tango_interval(lost, gained, lost + gained + same)
+    assert (low > 0 or high < 0) == (p < 0.05)
+
+
+def test_more_questions_narrow_it():
+    widths = [np.diff(tango_interval(5 * k, 2 * k, 50 * k))[0] for k in (1, 4, 16)]
+    assert widths[0] > 1.8 * widths[1] > 3.2 * widths[2]
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "gained"), [(50, 0.05, 0.05), (50, 0.15, 0.05), (200, 0.04, 0.02), (1000, 0.12, 0.02)]
+)
+def test_coverage(n, lost, gained):
+    draws = 2000
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(n, [lost, gained, 1 - lost - gained], size=draws)
+    truth = lost - gained
+    held = sum(low <= truth <= high for low, high in (tango_interval(a, b, n) for a, b, _ in counts))
+    assert held / draws > 0.95 - 3 * np.sqrt(0.95 * 0.05 / draws) - 0.005
+
+
+def test_a_table_by_hand():
+    before = [1, 1, 1, 1, 1, 1, 0, 0, 0, 0]
+    after = [1, 1, 0, 0, 0, 1, 1, 0, 0, 0]
+    drop = paired_drop(before, after)
+    assert (drop.n, drop.lost, drop.gained) == (10, 3, 1)
+    assert (drop.baseline, drop.variant) == (0.6, 0.4)
+    assert drop.drop == pytest.approx(20)
+    assert drop.p == pytest.approx(stats.binomtest(1, 4).pvalue)
+
+
+def test_nothing_changed():
+    drop = paired_drop([1, 0, 1], [1, 0, 1])
+    assert (drop.drop, drop.p) == (0, 1)
+    assert drop.low < 0 < drop.high
+
+
+@pytest.mark.parametrize(("before", "after"), [([1, 0], [1]), ([], [])])
+def test_answers_that_do_not_pair_are_refused(before, after):
+    with pytest.raises(ValueError, match="must be two lists of one length"):
+        paired_drop(before, after)
+
+
+# -- tasks with weights ---------------------------------------------------------------------------------------
+
+RNG = np.random.default_rng(5)
+
+
+def right(n: int, accuracy: float) -> np.ndarray:
+    return RNG.binomial(1, accuracy, n).astype(float)
+
+
+def test_documents_that_count_alike_are_one_sample():
+    strata = [Stratum(n / 90, right(n, 0.8), right(n, 0.6)) for n in (20, 70)]
+    change = accuracy_change(strata, level=0.9, draws=10, seed=0)
+    pooled = [np.concatenate([getattr(s, side) for s in strata]) for side in ("baseline", "variant")]
+    drop = paired_drop(*pooled, level=0.9)
+    assert [100 * change.drop, 100 * change.low, 100 * change.high] == pytest.approx([drop.drop, drop.low, drop.high])
+    assert change.p == drop.p
+
+
+def test_one_task_is_bonett_and_prices_interval():
+    """Their formula: one lost and one gained document more, n + 2 documents."""
+    low, high = bonett_price_interval([1.0], [12], [4], [60])
+    more, fewer = 13 / 62, 5 / 62
+    half = stats.norm.ppf(0.975) * np.sqrt((more + fewer - (more - fewer) ** 2) / 62)
+    assert [low, high] == pytest.approx([more - fewer - half, more - fewer + half])
+
+
+def swaps(strata: list[Stratum]) -> np.ndarray:
+    """The drop under every way of swapping baseline and variant, document by document."""
+    counts = [len(s.baseline) for s in strata]
+    drops = []
+    for flat in itertools.product((False, True), repeat=sum(counts)):
+        drop = 0.0
+        for stratum, swap in zip(strata, np.split(np.array(flat), np.cumsum(counts)[:-1]), strict=True):
+            before = np.where(swap, stratum.variant, stratum.baseline).sum()
+            after = np.where(swap, stratum.baseline, stratum.variant).sum()
+            drop += stratum.weight * (stratum.score(before) - stratum.score(after))
+        drops.append(drop)
+    return np.array(drops)
+
+
+@pytest.mark.parametrize("change_of", [accuracy_change, continuous_change])
+def test_the_permutation_agrees_with_all_swaps(change_of):
+    if change_of is accuracy_change:
+        strata = [
+            Stratum(0.5, np.array([1.0, 1, 1, 0]), np.array([0.0, 0, 1, 0])),
+            Stratum(0.5, np.array([1.0, 1, 0, 1, 1, 0, 1, 1]), np.array([0.0, 1, 1, 0, 0, 0, 0, 1])),
+        ]
+    else:
+        sizes = RNG.integers(5, 50, 7).astype(float)
+        strata = [
+            Stratum(0.5, RNG.normal(size=4), RNG.normal(-0.5, size=4)),
+            Stratum(0.5, -3 * sizes, -3.2 * sizes + RNG.normal(size=7), sizes, lambda mean: np.exp(-mean)),
+        ]
+    change = change_of(strata, level=0.95, draws=40_000, seed=1)
+    every = swaps(strata)
+    exact = np.mean(np.abs(every) >= abs(change.drop) - 1e-9)
+    assert change.p == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 40_000) + 1e-4)
+
+
+def test_the_exact_mcnemar_agrees_with_all_swaps():
+    before, after = np.array([1.0] * 7 + [0, 1, 0, 1]), np.array([0.0] * 7 + [1, 1, 0, 0])
+    every = swaps([Stratum(1.0, before, after)])
+    assert mcnemar(8, 1) == pytest.approx(np.mean(np.abs(every) >= before.mean() - after.mean() - 1e-9))
+
+
+def test_the_bootstrap_of_normal_scores_is_students_interval():
+    before, after = RNG.normal(size=400), RNG.normal(0.2, size=400)
+    change = continuous_change([Stratum(1.0, before, after)], level=0.95, draws=20_000, seed=0)
+    student = stats.ttest_rel(before, after).confidence_interval()
+    assert [change.low, change.high] == pytest.approx([student.low, student.high], rel=0.1)
+    assert change.drop == pytest.approx(before.mean() - after.mean())
+
+
+def test_the_bootstrap_of_a_ratio_has_scipys_width():
+    sizes = RNG.integers(20, 200, 150).astype(float)
+    before, after = -sizes * RNG.normal(3, 0.2, 150), -sizes * RNG.normal(3.1, 0.2, 150)
+    stratum = Stratum(1.0, before, after, sizes, lambda mean: np.exp(-mean))
+    change = continuous_change([stratum], level=0.95, draws=5000, seed=0)
+
+    def drop(b: np.ndarray, a: np.ndarray, s: np.ndarray) -> float:
+        return np.exp(-b.sum() / s.sum()) - np.exp(-a.sum() / s.sum())
+
+    scipys = stats.bootstrap(
+        (before, after, sizes), drop, paired=True, vectorized=False, n_resamples=2000, rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert change.high - change.low == pytest.approx(scipys.high - scipys.low, rel=0.1)
+    assert change.drop == pytest.approx(drop(before, after, sizes))
+
+
+def test_mean_change_is_students_for_one_task_and_welchs_for_two():
+    one, other = (Stratum(0.5, RNG.normal(size=n), RNG.normal(1, size=n)) for n in (20, 35))
+    paired = stats.ttest_1samp(one.variant - one.baseline, 0)
+    found = mean_change([Stratum(1.0, one.baseline, one.variant)], level=0.95)
+    assert found == pytest.approx([(one.variant - one.baseline).mean(), *paired.confidence_interval()])
+    welch = stats.ttest_ind(one.variant - one.baseline, other.baseline - other.variant, equal_var=False)
+    bounds = welch.confidence_interval()
+    assert mean_change([one, other], level=0.95)[1:] == pytest.approx([bounds.low / 2, bounds.high / 2])
+
+
+def test_one_document_has_no_interval():
+    lonely = [Stratum(1.0, np.array([0.3]), np.array([0.1]))]
+    assert np.isnan(
+        [*mean_change(lonely, level=0.95)[1:], continuous_change(lonely, level=0.95, draws=9, seed=0).low]
+    ).all()
+
+
+# -- simulations: benchmarks/comparison_coverage.py at length -------------------------------------------------
+
+
+def test_coverage_of_weighted_tasks():
+    draws, weight, n = 2000, np.array([0.5, 0.5]), np.array([50, 300])
+    rng = np.random.default_rng(0)
+    counts = np.stack(
+        [rng.multinomial(m, [a, 0.02, 0.98 - a], size=draws)[:, :2] for m, a in ((50, 0.15), (300, 0.05))], 1
+    )
+    bounds = np.array([bonett_price_interval(weight, row[:, 0], row[:, 1], n) for row in counts])
+    held = (bounds[:, 0] <= 0.08) & (bounds[:, 1] >= 0.08)
+    assert 0.93 < held.mean() < 0.98
+
+
+def test_coverage_of_the_bootstrap():
+    rng, held = np.random.default_rng(0), []
+    for trial in range(400):
+        sizes = np.exp(rng.uniform(3, 6, 50))
+        before = -3 * sizes
+        stratum = Stratum(1.0, before, before - sizes * rng.normal(0.1, 0.2, 50), sizes)
+        change = continuous_change([stratum], level=0.95, draws=500, seed=trial)
+        held.append(change.low <= 0.1 <= change.high)
+    assert 0.91 < np.mean(held) < 0.98
+
+
+def test_false_positives_over_57_categories():
+    """Holm rejects something exactly when the smallest p is below .05 / 57."""
+    rng = np.random.default_rng(0)
+    lost, gained, _ = np.moveaxis(rng.multinomial(200, [0.15, 0.15, 0.7], size=(1000, 57)), -1, 0)
+    pairs, index = np.unique(np.stack([lost.ravel(), gained.ravel()], 1), axis=0, return_inverse=True)
+    p = np.array([mcnemar(int(a), int(b)) for a, b in pairs])[index].reshape(lost.shape)
+    assert np.mean(57 * p.min(1) < 0.05) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1000)

@@ -1,0 +1,378 @@
+"""`sae-lm-eval report`: from result files to pages, without torch; hostile names; undefined numbers."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.report import build, folders, render, writer
+from sae_lm_eval.report.text import fixed, probability, significant, without_shared_start
+
+HOSTILE = r"<script>alert('a')</script> & 50% $x^2$ \input{b} #1 {c} ~d_e|f *g* [h](i) `j` é ф 中"
+SPLICE = {
+    "dictionary": "rel/ease#blocks.1.hook_resid_post",
+    "hook_in": "blocks.1.hook_resid_post",
+    "hook_out": "blocks.1.hook_resid_post",
+    "mode": "reconstruction",
+}
+FIDELITY = {
+    "ce_baseline": 3.0,
+    "ce_spliced": 3.25,
+    "ce_delta": 0.25,
+    "ce_zero": 10.0,
+    "loss_recovered_zero": 0.9643,
+    "loss_recovered_mean": 0.9,
+    "kl": 0.2,
+    "l0": 32.0,
+    "effective_compute": 0.4,
+}
+
+
+def write_run(
+    folder: Path,
+    answers: Mapping[str, Sequence[int]],
+    *,
+    splice: str | None = "reconstruction",
+    fidelity: Mapping[str, Any] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    pretrained: str = "gpt2",
+    **record: Any,
+) -> None:
+    """What lm_eval writes into --output_path: `answers` are right (1) or wrong (0) by task and document."""
+    inner = folder / "model"
+    inner.mkdir(parents=True)
+    results: dict[str, dict[str, Any]] = {}
+    for index, (task, right) in enumerate(answers.items()):
+        mean = sum(right) / len(right)
+        results[task] = {"alias": task, "sample_len": len(right), "acc,none": mean, "acc_stderr,none": 0.1}
+        samples = inner / f"samples_{task}_2026-01-01T00-00-00.000000.jsonl"
+        samples.write_text("\n".join(json.dumps(_sample(index, document, acc)) for document, acc in enumerate(right)))
+    for group, members in (groups or {}).items():
+        of = [acc for task in members for acc in answers[task]]
+        results[group] = {"alias": group, "sample_len": len(of), "acc,none": sum(of) / len(of)}
+    if fidelity is not None:
+        results["sae_fidelity"] = {"alias": "sae_fidelity", **{f"{name},none": of for name, of in fidelity.items()}}
+    ours = {"splices": [SPLICE], "splice": splice, "packages": {"sae_lm_eval": "0.1.0", "lm_eval": "0.4.13"}, **record}
+    arguments = {"pretrained": pretrained} | ({"sae": SPLICE["dictionary"], "splice": splice} if splice else {})
+    config = {"model": "sae_hf" if splice else "hf", "model_args": arguments, "limit": 4.0, "batch_size": 8}
+    raw = {
+        "results": results,
+        "group_subtasks": groups or {},
+        "configs": {task: {"output_type": "multiple_choice"} for task in answers},
+        "versions": dict.fromkeys(results, 1.0),
+        "n-shot": dict.fromkeys(results, 0),
+        "higher_is_better": {task: {"acc": True} for task in results},
+        "n-samples": {task: {"original": 9, "effective": 9} for task in results if task not in (groups or {})},
+        "config": config | ({"sae_lm_eval": ours} if splice else {}),
+        "lm_eval_version": "0.4.13",
+        "date": 1_767_225_600.0,
+    }
+    (inner / "results_2026-01-01T00-00-00.000000.json").write_text(json.dumps(raw))
+
+
+def _sample(task: int, document: int, acc: int) -> dict[str, Any]:
+    requests = {f"gen_args_{choice}": {"arg_0": "Q", "arg_1": f" {choice}"} for choice in range(4)}
+    return {
+        "doc_id": document,
+        "doc": {"subject": "odd" if document % 2 else "even"},
+        "target": "0",
+        "arguments": requests,
+        "filtered_resps": [[-1.0 if choice == (0 if acc else 1) else -2.0, False] for choice in range(4)],
+        "filter": "none",
+        "metrics": ["acc"],
+        **{f"{part}_hash": f"{part}-{task}-{document}" for part in ("doc", "prompt", "target")},
+        "acc": float(acc),
+    }
+
+
+QUESTIONS = {"birds": [1] * 18 + [0] * 2, "fish_x": [1] * 20, "plants": [1] * 15 + [0] * 5}
+WORSE = {"birds": [1] * 10 + [0] * 10, "fish_x": [1] * 12 + [0] * 8, "plants": [1] * 14 + [0] * 6}
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A baseline, and two variants of which one measured fidelity."""
+    write_run(tmp_path / "baseline", QUESTIONS, splice=None)
+    write_run(tmp_path / "k4", WORSE, fidelity=FIDELITY)
+    write_run(tmp_path / "k32", QUESTIONS)
+    return tmp_path
+
+
+def made(out: Path, **options: Any) -> build.Report:
+    return build.build(build.pair_up(*folders.find(out), **options))
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would find: tags, ids, everything loaded, the text of cells and of the alternatives."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.loaded: list[str] = []
+        self.attributes: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        of = dict(attrs)
+        self.tags.append(tag)
+        self.attributes.append((tag, of))
+        self.ids += [of["id"] or ""] if "id" in of else []
+        sources = [of.get("src"), of.get("href") if tag != "a" else None, of.get("xlink:href")]
+        self.loaded += [source for source in sources if source and not source.startswith("#")]
+
+
+def test_command_writes_everything_without_torch(out: Path) -> None:
+    program = (
+        "import sys; from sae_lm_eval.cli import main; sys.argv = ['sae-lm-eval', 'report', sys.argv[1]]\n"
+        "try: main()\n"
+        "finally: print('LOADED', {'torch', 'lm_eval', 'transformers'} & set(sys.modules))"
+    )
+    told = subprocess.run([sys.executable, "-c", program, str(out)], capture_output=True, text=True)
+    assert "LOADED set()" in told.stdout, told.stderr
+    assert "k4 costs most: it loses 28.3 percentage points of accuracy" in " ".join(told.stdout.split())
+    names = {str(path.relative_to(out / "report")) for path in (out / "report").rglob("*") if path.is_file()}
+    pictures = {"drop-by-category", "heat-map", "drop-against-baseline"}
+    files = {"report.html", "report.md", "appendix.tex", "appendix.bib", "drops.csv", "fidelity.csv"}
+    assert names == files | {f"figures/{name}.{kind}" for name in pictures for kind in ("pdf", "svg", "png")}
+
+
+def test_numbers_are_those_of_the_comparison(out: Path) -> None:
+    report = made(out)
+    text = render.html(report)
+    overall = report.drops.query("variant == 'k4' and section == 'overall'").iloc[0]
+    assert overall["drop"] == pytest.approx(100 * (53 - 36) / 60)
+    assert f"({95}% interval {overall['low']:.1f} to {overall['high']:.1f}; from 88.3% to 60.0%, n = 60)" in text
+    table = next(table for table in report.tables if table.name == "categories-1")
+    assert [row[0].text for row in table.rows] == ["birds", "fish_x", "plants"], "largest mean drop first"
+    k4 = [column.heading for column in table.columns].index("k4")
+    birds = report.drops.query("variant == 'k4' and name == 'birds'").iloc[0]
+    assert table.rows[0][k4].value == birds["drop"] == 40.0
+    assert table.rows[0][k4].text == f"40.0 [{birds['low']:.1f}, {birds['high']:.1f}]*"
+    for part in ("n = 20 questions a row", "0 shots", "metric acc", "95% interval: Tango", "Test: McNemar", "Holm"):
+        assert part in table.caption
+
+
+def test_captions_cells_and_alternatives_are_complete(out: Path) -> None:
+    page = Page(render.html(made(out)))
+    assert page.loaded == []
+    assert len(page.ids) == len(set(page.ids))
+    assert page.tags.count("caption") == page.tags.count("table") > 3
+    assert all("scope" in of for tag, of in page.attributes if tag == "th")
+    drawings = [of for tag, of in page.attributes if tag == "svg"]
+    assert len(drawings) == 3
+    for of in drawings:
+        assert of["role"] == "img"
+        assert {of["aria-labelledby"], of["aria-describedby"]} <= set(page.ids)
+    references = [of["href"] for tag, of in page.attributes if tag == "a" and (of["href"] or "").startswith("#")]
+    assert {reference[1:] for reference in references if reference} <= set(page.ids)
+
+
+def test_hostile_names_are_text_everywhere(tmp_path: Path) -> None:
+    task = HOSTILE.replace("/", "_")
+    for name in ("baseline", "<b>v_1", "$v$ 5%"):
+        answers = {task: QUESTIONS["birds"] if name == "baseline" else WORSE["birds"], "y": [1, 0]}
+        write_run(tmp_path / name, answers, splice=None if name == "baseline" else "zero", pretrained=HOSTILE)
+    report = made(tmp_path)
+    text = render.html(report)
+    assert Page(text).tags.count("script") == 1, "the page's own"
+    assert "<b>" not in text
+    assert "&lt;b&gt;v_1" in text
+    markdown = render.markdown_report(report)
+    tables = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert not re.search(r"(?<!\\)<script>", re.sub(r"^    .*$", "", markdown, flags=re.MULTILINE))
+    assert all(len(re.findall(r"(?<!\\)\|", line)) >= 3 for line in tables)
+    tex = render.latex(report)
+    assert r"\input{b}" not in tex
+    assert r"\textbackslash{}input\{b\}" in tex
+    assert r"\texttt{U+4E2D}" in tex
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="NOT TESTED WITH TEX: there is no pdflatex")
+@pytest.mark.parametrize("within", ["itself", "a paper"])
+def test_appendix_compiles(tmp_path: Path, within: str) -> None:
+    for name in ("baseline", "v_1 & 50%"):
+        answers = {HOSTILE.replace("/", "_"): QUESTIONS["birds"], "y^2#": WORSE["birds"]}
+        write_run(tmp_path / name, answers, splice="none" if name == "baseline" else "zero", fidelity=FIDELITY)
+    writer.write(made(tmp_path), tmp_path / "report")
+    name = "appendix"
+    if within == "a paper":
+        name = "paper"
+        (tmp_path / "report" / "paper.tex").write_text(
+            r"\documentclass{article}\usepackage[T1]{fontenc}\usepackage{array,booktabs,longtable,graphicx}"
+            r"\graphicspath{{figures/}}\begin{document}Before.\input{appendix}After, in table~\ref{tab:sae-overall}."
+            r"\bibliographystyle{plain}\bibliography{appendix}\end{document}"
+        )
+    for command in (["pdflatex", "-halt-on-error"], ["bibtex"], ["pdflatex"], ["pdflatex"]):
+        command += ["-interaction=nonstopmode"] if command[0] == "pdflatex" else []
+        told = subprocess.run([*command, name], cwd=tmp_path / "report", capture_output=True, text=True)
+        assert told.returncode == 0, told.stdout[-2000:]
+    assert "undefined" not in told.stdout
+    assert within == "a paper" or "Overfull" not in told.stdout, "a paper's lines may be shorter"
+    assert (tmp_path / "report" / f"{name}.pdf").stat().st_size > 20_000
+
+
+def test_every_key_cited_is_in_the_bibliography(out: Path) -> None:
+    report = made(out)
+    cited = set(re.findall(r"\\cite\{([^}]*)\}", render.latex(report)))
+    assert cited == set(re.findall(r"^@\w+\{([^,]*),", render.bibtex(report), flags=re.MULTILINE))
+    assert cited >= {"tango1998", "mcnemar1947", "holm1979", "lm-eval"}
+
+
+def test_loss_recovered_needs_its_losses(out: Path) -> None:
+    report = made(out)
+    frame = report.fidelity.set_index("metric")
+    assert frame.loc["loss_recovered_zero", "value"] == 0.9643
+    assert pd.isna(frame.loc["loss_recovered_mean", "value"])
+    assert frame.loc["loss_recovered_mean", "reason"] == "the results lack the mean-ablation CE"
+    losses = next(table for table in report.tables if table.name == "fidelity-losses")
+    assert [column.heading for column in losses.columns][2:] == [
+        *("baseline CE", "spliced CE", "delta CE", "zero-ablation CE", "loss recovered (zero ablation)"),
+    ]
+    assert "0.9000" not in render.html(report)
+
+
+def test_effective_compute_as_the_run_recorded_it(tmp_path: Path) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice="none")
+    recorded = {"fraction": 0.31, "low": 0.25, "high": 0.4, "law": "besiroglu2024", "flags": ["beyond its range"]}
+    write_run(tmp_path / "a", WORSE, fidelity=FIDELITY, effective_compute={"sae_fidelity": recorded})
+    undefined = {"fraction": None, "reason": "the model's tokens are unknown"}
+    write_run(tmp_path / "b", WORSE, fidelity=FIDELITY, effective_compute={"sae_fidelity": undefined})
+    report = made(tmp_path)
+    table = next(table for table in report.tables if table.name == "fidelity-compute")
+    assert [[cell.text for cell in row][2:] for row in table.rows] == [
+        ["0.310", "[0.250, 0.400]", "besiroglu2024", "beyond its range"],
+        ["n/a", "n/a", "n/a", "the model's tokens are unknown"],
+    ]
+    assert "besiroglu2024" in report.works
+    assert "l0-against-effective-compute" not in [picture.name for picture in report.pictures], "one point is no curve"
+
+
+def test_many_variants(tmp_path: Path) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice="none")
+    for l0 in (8, 16, 128, 32, 64, 256, 512):
+        write_run(tmp_path / f"a-long-release-name-l0_{l0}", WORSE, fidelity=FIDELITY | {"l0": l0})
+    report = made(tmp_path)
+    names = [row[0].text for row in report.tables[0].rows]
+    assert names == [f"l0_{l0}" for l0 in (8, 16, 32, 64, 128, 256, 512)]
+    assert report.tables[0].rows[0][1].text == "a-long-release-name-l0_8"
+    assert set(report.drops["variant"]) == {f"a-long-release-name-{name}" for name in names}
+    drawn = [picture.name for picture in report.pictures]
+    assert {"drop-by-category-1", "drop-by-category-2", "l0-against-effective-compute"} <= set(drawn)
+    for picture in report.pictures:
+        assert max(picture.figure.get_size_inches()) <= 8.5, picture.name
+
+
+def test_fidelity_alone(tmp_path: Path) -> None:
+    write_run(tmp_path / "baseline", {}, splice="none", fidelity=FIDELITY)
+    write_run(tmp_path / "k4", {}, fidelity=FIDELITY)
+    report = made(tmp_path)
+    assert report.pictures == ()
+    assert report.headline[1] == (
+        "k4: delta CE 0.250 nats/token (from 3.000 to 3.250), KL 0.200 nats/token, effective compute 0.400 "
+        "on sae_fidelity."
+    )
+    assert "so there is nothing to draw" in render.html(report)
+
+
+def test_groups_and_categories(out: Path, tmp_path: Path) -> None:
+    report = made(out, categories={"animals": ["birds", "fish_x"], "all else": "plants"})
+    table = next(table for table in report.tables if table.name == "categories-1")
+    assert {row[0].text for row in table.rows} == {"animals", "all else"}
+    other = tmp_path / "grouped"
+    groups = {"living": ["birds", "fish_x"], "green": ["plants"]}
+    for name, answers in (("baseline", QUESTIONS), ("k4", WORSE)):
+        write_run(other / name, answers, groups=groups, splice="none" if name == "baseline" else "zero")
+    table = next(table for table in made(other).tables if table.name == "categories-1")
+    assert [[cell.text for cell in row[:2]] for row in table.rows] == [
+        ["living", "birds"],
+        ["living", "fish_x"],
+        ["green", "plants"],
+    ]
+
+
+def test_commands_ask_for_the_same(out: Path) -> None:
+    commands = {source.name: source.command for source in made(out).sources}
+    assert commands["k4"] == (
+        "lm_eval --model sae_hf --model_args "
+        "'pretrained=gpt2,sae=rel/ease#blocks.1.hook_resid_post,splice=reconstruction' "
+        "--tasks birds,fish_x,plants,sae_fidelity --num_fewshot 0 --batch_size 8 --limit 4 --log_samples "
+        "--output_path k4"
+    )
+    assert commands["baseline"].startswith("lm_eval --model hf --model_args pretrained=gpt2 --tasks birds,")
+
+
+def test_which_is_the_baseline(out: Path, tmp_path: Path) -> None:
+    (out / "baseline").rename(out / "plain")
+    assert folders.find(out)[0].name == "plain"
+    assert folders.find(out, "k4")[0].name == "k4"
+    with pytest.raises(UserError, match=r"has no results named 'k33'[.] Did you mean 'k32'"):
+        folders.find(out, "k33")
+    write_run(out / "plain too", QUESTIONS, splice="none")
+    with pytest.raises(
+        UserError, match=r"several results of an untouched model.*--baseline NAME, one of k4, k32, plain"
+    ):
+        folders.find(out)
+    shutil.rmtree(out / "plain")
+    shutil.rmtree(out / "plain too")
+    with pytest.raises(UserError, match="no results of an untouched model"):
+        folders.find(out)
+    shutil.rmtree(out / "k32")
+    with pytest.raises(UserError, match="holds 1 folder with lm_eval results: a report needs a baseline and at least"):
+        folders.find(out)
+    with pytest.raises(UserError, match="There is no folder"):
+        folders.find(tmp_path / "nowhere")
+
+
+def test_writing_again_leaves_what_is_not_the_reports(out: Path) -> None:
+    report, folder = made(out), out / "report"
+    (folder / "figures").mkdir(parents=True)
+    for mine in ("notes.txt", "figures/mine.pdf"):
+        (folder / mine).write_text("mine")
+    (folder / "figures" / "drop-by-category-9.pdf").write_text("of an earlier report")
+    paths = writer.write(report, folder)
+    before = {path: path.read_bytes() for path in paths}
+    assert {path: path.read_bytes() for path in writer.write(made(out), folder)} == before, "the same bytes"
+    assert (folder / "notes.txt").read_text() == (folder / "figures/mine.pdf").read_text() == "mine"
+    left = {path for path in folder.rglob("*") if path.is_file()} - set(paths)
+    assert left == {folder / "notes.txt", folder / "figures/mine.pdf"}
+    (out / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written to .*Give another --output_path"):
+        writer.write(report, out / "file" / "report")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (fixed(-0.04), "0.0"),
+        (fixed(-3.21), "\N{MINUS SIGN}3.2"),
+        (fixed(float("nan")), "n/a"),
+        (significant(0), "0.00"),
+        (significant(0.012345), "0.0123"),
+        (significant(1234567.0), "1.23e+06"),
+        (significant(-0.00001), "\N{MINUS SIGN}1.00e\N{MINUS SIGN}05"),
+        (significant("N/A"), "n/a"),
+        (probability(0.0004), "<0.001"),
+        (probability(0.0456), "0.046"),
+    ],
+)
+def test_numbers_as_text(text: str, expected: str) -> None:
+    assert text == expected
+
+
+def test_long_names_lose_what_they_share() -> None:
+    names = [f"gemma-scope-2b-width_16k-l0_{l0}" for l0 in (16, 128)]
+    assert list(without_shared_start(names).values()) == ["l0_16", "l0_128"]
+    assert list(without_shared_start([*names, "zero"]).values()) == [*names, "zero"]
+    assert without_shared_start(["k4", "k32"]) == {"k4": "k4", "k32": "k32"}
