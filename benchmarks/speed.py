@@ -69,15 +69,22 @@ def evaluate(suite: str, run: str, out: Path, device: str) -> dict[str, Any]:
     import torch
     from lm_eval.models.huggingface import HFLM
 
-    from sae_lm_eval.adapter import SaeHFLM
+    from sae_lm_eval.adapter import SaeHFLM, join
+    from sae_lm_eval.arguments import wanted_of
 
     settings = dict(SUITES[suite])
     layers, batch_size = settings.pop("layers"), settings.pop("batch_size")
     common = {"pretrained": str(out / "model"), "batch_size": batch_size, "device": device, "dtype": "float32"}
+    import sae_lens  # noqa: F401  (its import takes seconds, which are no part of an evaluation)
+    from lm_eval.tasks import TaskManager
+
     started = time.perf_counter()
+    task_manager = TaskManager()
     if run == "forked":
-        others = [{"sae": str(out / f"sae{layer}")} for layer in layers]
-        models: list[Any] = SaeHFLM(**common, **others[0]).beside(*others[1:])
+        baseline: Any = SaeHFLM(sae=[], splice="none", **common)
+        variants = [baseline.as_variant(wanted_of(str(out / f"sae{layer}"))) for layer in layers]
+        join(baseline, variants)
+        models = [baseline, *variants]
     else:
         models = [HFLM(**common)]
         if run != "hf":
@@ -85,14 +92,27 @@ def evaluate(suite: str, run: str, out: Path, device: str) -> dict[str, Any]:
 
             sae: Any = SAE.load_from_disk(str(out / f"sae{run.removeprefix('hook')}"), device=device)
             block = models[0].model.model.layers[int(run.removeprefix("hook"))]
-            block.register_forward_hook(lambda _m, _a, x: sae(x) if isinstance(x, torch.Tensor) else (sae(x[0]), *x[1:]))
+            block.register_forward_hook(
+                lambda _m, _a, x: sae(x) if isinstance(x, torch.Tensor) else (sae(x[0]), *x[1:])
+            )
     samples = [
-        lm_eval.simple_evaluate(model=lm, **settings, bootstrap_iters=0, log_samples=True)["samples"] for lm in models
+        lm_eval.simple_evaluate(model=lm, task_manager=task_manager, **settings, bootstrap_iters=0, log_samples=True)[
+            "samples"
+        ]
+        for lm in models
     ]
     seconds = time.perf_counter() - started
-    memory = torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = (
+        torch.cuda.max_memory_allocated()
+        if device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     answers = [
-        [[ll for (ll, _), in s["resps"]] + [s["acc"]] for task in sorted(of) for s in sorted(of[task], key=lambda s: s["doc_id"])]
+        [
+            [ll for ((ll, _),) in s["resps"]] + [s["acc"]]
+            for task in sorted(of)
+            for s in sorted(of[task], key=lambda s: s["doc_id"])
+        ]
         for of in samples
     ]
     return {"seconds": seconds, "memory": memory, "answers": answers}

@@ -13,7 +13,7 @@ import inspect
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from sae_lm_eval import text, world
 from sae_lm_eval.arguments import Wanted, refuse_misspelt, wanted_of
-from sae_lm_eval.build import Choices, build_variant, describe, place, with_means
+from sae_lm_eval.build import build_variant, describe, place, with_means
 from sae_lm_eval.dictionary import Dictionary
 from sae_lm_eval.divergence import Divergence
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
@@ -54,7 +54,8 @@ class SaeHFLM(HFLM):
 
     Args:
         sae: one or more dictionaries: spec text (`[loader:]source[#id][@revision]`, several joined by `+`),
-            a SAELens SAE, a sparsify SparseCoder, a `Dictionary`, or a list of these.
+            a SAELens SAE, a sparsify SparseCoder, a `Dictionary`, or a list of these; with `splice="none"` an empty
+            list, for the untouched model, of which `as_variant` makes variants.
         splice: what takes the place of the activations: `reconstruction`, `with_error`, `zero`, `mean`,
             `random_error` or `none`.
         splice_tokens: `non_special` keeps the original activation where the token is bos, eos or pad; `all` does not.
@@ -100,45 +101,28 @@ class SaeHFLM(HFLM):
             self.model.config._name_or_path = world.NAME
         self._join_other_processes()
         self.special_ids = special_ids(self.tokenizer, self.model)
+        self._told_of_context = False
         self._become(wanted)
         self._set_bos(wanted.dictionaries)
-        self._take_means(wanted)
-        self._told_of_context = False
-        self.divergence = Divergence()
-        self._answers: Together | None = None
-        self._model_index = 1  # of those that `_answers` knows, 0 being the baseline
 
     def _become(self, wanted: Wanted) -> None:
-        """Run as another variant of the loaded model from here on."""
+        """Run as that variant of the loaded model from here on."""
         for dictionary in wanted.dictionaries:
             for remark in dictionary.remarks:
                 logger.warning("%s: %s", dictionary.name, remark)
         self.choices = wanted.choices
         self.variant = build_variant(innermost(self.model), wanted.dictionaries, wanted.choices, self.special_ids)
         place(innermost(self.model), self.variant)
+        self._take_means(wanted)
+        self.divergence = Divergence()
+        self._answers: Together | None = None
+        self._index = 1  # among the models that `_answers` answers for, 0 being the baseline
 
-    def beside(self, *others: Mapping[str, Any]) -> list[Any]:
-        """The baseline, this variant, and one for each of `others`, all answered from the same forked passes.
-
-        `others` are arguments as the constructor takes them, without those of the model.
-
-        Raises `UserError` as the constructor does.
-        """
-        wanted = [wanted_of(**other) for other in others]
-        variants = [copy.copy(self) for _ in others]
-        for lm, its in zip(variants, wanted, strict=True):
-            lm._become(its)
-        self._set_bos([s.dictionary for lm in (self, *variants) for s in lm.variant.splices])
-        baseline = copy.copy(self)
-        baseline.choices, baseline.variant = Choices("none"), Variant(())
-        family = [baseline, self, *variants]
-        for lm, its in zip(variants, wanted, strict=True):
-            lm._adds_bos, lm.bos_choice = self._adds_bos, self.bos_choice
-            lm._take_means(its)
-        together = self._together([lm.variant for lm in family[1:]])
-        for index, lm in enumerate(family):
-            lm._model_index, lm._answers, lm.divergence = index, together, Divergence()
-        return family
+    def as_variant(self, wanted: Wanted) -> Any:
+        """The same model, loaded once, as another variant. Raises `UserError` as the constructor does."""
+        other = copy.copy(self)
+        other._become(wanted)
+        return other
 
     # -- loading ------------------------------------------------------------------------------------------
 
@@ -295,7 +279,7 @@ class SaeHFLM(HFLM):
     def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
         self._tell_of_context(len(context) + len(continuation) for _, context, continuation in requests)
         if self._answers is None and self.choices.splice != "none":
-            self._answers = self._together([self.variant])
+            self._answers = self.together([self.variant])
         if self._answers is None:
             answers, self._kl = super()._loglikelihood_tokens(requests, **kwargs), None
         else:
@@ -306,7 +290,7 @@ class SaeHFLM(HFLM):
                 raise UserError(f"The log-probability of {what} is {logprob} with '{self.variant_name}'.")
         return answers
 
-    def _together(self, variants: Sequence[Variant]) -> Together | None:
+    def together(self, variants: Sequence[Variant]) -> Together | None:
         """What answers for the baseline and `variants` in one pass; None where each must run as lm_eval runs it."""
         model = innermost(self.model)
         if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
@@ -340,7 +324,7 @@ class SaeHFLM(HFLM):
         bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
 
         def done(number: int, of_models: np.ndarray) -> None:
-            logprob, greedy, kl[number] = of_models[self._model_index].tolist()
+            logprob, greedy, kl[number] = of_models[self._index].tolist()
             answers[number] = (logprob, bool(greedy))
             if (asked := requests[number][0]) is not None:
                 self.cache_hook.add_partial("loglikelihood", asked, answers[number])
@@ -421,6 +405,18 @@ class SaeHFLM(HFLM):
             SqliteDict(cache_hook.dbdict.filename, tablename=key).close()
             cache_hook.dbdict.tablename = key
         super().set_cache_hook(cache_hook)
+
+
+def join(baseline: Any, variants: Sequence[Any]) -> None:
+    """Let a `SaeHFLM` without dictionaries and variants made of it answer from the same forked passes.
+
+    All are asked with a BOS token where one of the dictionaries was trained behind one.
+    """
+    baseline._set_bos([splice.dictionary for lm in variants for splice in lm.variant.splices])
+    together = baseline.together([lm.variant for lm in variants])
+    for index, lm in enumerate((baseline, *variants)):
+        lm._adds_bos, lm.bos_choice = baseline._adds_bos, baseline.bos_choice
+        lm._index, lm._answers = index, together
 
 
 OWN = tuple(

@@ -59,7 +59,9 @@ def wanted_of(
         raise UserError(f"mean_text= is for splice=mean, and splice is {choices.splice}.")
     if mean_text is not None:
         text.check_file(mean_text)
-    dictionaries = tuple(load(source, dtype=dtype, norm_factor=norm_factor) for source in sources_of(sae))
+    untouched = isinstance(sae, list) and not sae and choices.splice == "none"
+    sources = [] if untouched else sources_of(sae)
+    dictionaries = tuple(load(source, dtype=dtype, norm_factor=norm_factor) for source in sources)
     return Wanted(dictionaries, choices, mean_text, mean_tokens)
 
 
