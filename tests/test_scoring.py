@@ -58,7 +58,7 @@ def separately(model, variants, query):
 
 def assert_equal(scorer, asked, *, within=2e-5):
     found = {}
-    scorer.score(asked, found.__setitem__)
+    scorer.score(asked, found.update)
     assert sorted(found) == list(range(len(asked)))
     model, variants = scorer.model, scorer.variants
     for number, query in enumerate(asked):

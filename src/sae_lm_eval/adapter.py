@@ -14,6 +14,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -290,7 +291,9 @@ class SaeHFLM(HFLM):
                 raise UserError(f"The log-probability of {what} is {logprob} with '{self.variant_name}'.")
         return answers
 
-    def together(self, variants: Sequence[Variant]) -> Together | None:
+    def together(
+        self, variants: Sequence[Variant], journal: Path | None = None, identities: Sequence[str] = ()
+    ) -> Together | None:
         """What answers for the baseline and `variants` in one pass; None where each must run as lm_eval runs it."""
         model = innermost(self.model)
         if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
@@ -310,7 +313,7 @@ class SaeHFLM(HFLM):
         except ValueError as error:
             logger.warning("Each variant is run by itself, and no KL is taken: %s.", error)
             return None
-        return Together(scorer)
+        return Together(scorer, journal, identities)
 
     def _autocast(self) -> Any:
         dtype = self.mixed_precision_dtype
@@ -392,28 +395,33 @@ class SaeHFLM(HFLM):
         own = {**self.provenance(), "kl_at_answers": self.divergence.by_task()}
         return {**super().get_model_info(), "sae_lm_eval": own}
 
+    def identity(self) -> str:
+        """A hash of everything that an answer depends on besides the prompt."""
+        model = str(self.pretrained if isinstance(self.pretrained, str) else self.model.name_or_path)
+        what = [model, str(self.revision), self.provenance()]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Give this variant a table of its own in the file of `--use_cache`, whose keys are the prompts alone."""
         if cache_hook.dbdict is not None:
             from sqlitedict import SqliteDict
 
-            what = [
-                str(self.pretrained if isinstance(self.pretrained, str) else self.model.name_or_path),
-                str(self.revision),
-            ]
-            key = hashlib.sha256(json.dumps([what, self.provenance()], sort_keys=True).encode()).hexdigest()
+            key = self.identity()
             SqliteDict(cache_hook.dbdict.filename, tablename=key).close()
             cache_hook.dbdict.tablename = key
         super().set_cache_hook(cache_hook)
 
 
-def join(baseline: Any, variants: Sequence[Any]) -> None:
+def join(baseline: Any, variants: Sequence[Any], journal: Path | None = None) -> None:
     """Let a `SaeHFLM` without dictionaries and variants made of it answer from the same forked passes.
 
-    All are asked with a BOS token where one of the dictionaries was trained behind one.
+    All are asked with a BOS token where one of the dictionaries was trained behind one. Answers are kept in the file
+    `journal`, from which the same models answer in another process.
     """
     baseline._set_bos([splice.dictionary for lm in variants for splice in lm.variant.splices])
-    together = baseline.together([lm.variant for lm in variants])
+    together = baseline.together(
+        [lm.variant for lm in variants], journal, [lm.identity() for lm in (baseline, *variants)]
+    )
     for index, lm in enumerate((baseline, *variants)):
         lm._adds_bos, lm.bos_choice = baseline._adds_bos, baseline.bos_choice
         lm._index, lm._answers = index, together

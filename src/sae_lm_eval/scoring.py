@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,16 +87,19 @@ class Scorer:
     def score(
         self,
         queries: Sequence[Query],
-        done: Callable[[int, Scores], object],
+        done: Callable[[Mapping[int, Scores]], object],
         *,
         measures: Sequence[str] = ("kl",),
+        known: Collection[int] = (),
     ) -> None:
-        """Score each query by the baseline and every variant; `done` is told its number and scores, in any order.
+        """Score each query by the baseline and every variant; `done` is told of each batch's, by number, in any order.
+
+        Batches do not depend on what is `known`, so that neither do the scores; those wholly known are left out.
 
         Raises `ValueError` where the model bears no layout, and what torch raises where memory does not suffice
         for a single row.
         """
-        self._score(queries, self.layout, CAPACITY, measures, done)
+        self._score(queries, self.layout, CAPACITY, measures, done, known)
 
     def _score(
         self,
@@ -104,7 +107,8 @@ class Scorer:
         layout: Layout,
         capacity: int,
         measures: Sequence[str],
-        done: Callable[[int, Scores], object],
+        done: Callable[[Mapping[int, Scores]], object],
+        known: Collection[int] = (),
     ) -> None:
         root = plan(
             [query.ids for query in queries],
@@ -117,7 +121,7 @@ class Scorer:
             fork = scope.enter_context(forked(self.model, self.variants, None if layout.blocks else START))
             path = path_of_last_mlp(self.model, self.variants) if layout.last_mlp else None
             last_mlp = None if path is None else LastMlp(self.model, path, scope)
-            walk = Walk(fork, self.head, queries, self.rows * capacity, self.dtype, measures, done, last_mlp)
+            walk = Walk(fork, self.head, queries, self.rows * capacity, self.dtype, measures, done, known, last_mlp)
             walk.behind(root, None)
         self.rows = max(1, walk.tokens // capacity)
 
@@ -132,7 +136,7 @@ class Scorer:
         queries = [Query(stem[:5] + row[: 3 + i], row[:3]) for i, row in enumerate(rest)]
         scores: dict[int, Scores] = {}
         try:
-            self._score(queries, layout, 9, (), scores.__setitem__)
+            self._score(queries, layout, 9, (), scores.update)
         except UserError:
             raise
         except Exception as error:  # whatever an architecture does not bear; it gets the next layout

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -17,36 +18,47 @@ FIELDS = ("logprob", "greedy", "kl")  # sums over the targets; whether all of th
 class Together:
     """Answers loglikelihood requests for the baseline and every variant; what was asked before is not run again.
 
-    Answers are kept in a temporary SQLite database, which stays in memory while it is small.
+    Answers are kept in the SQLite file `journal`, written batch by batch, under the `identities` of the models; or
+    else in a temporary one, which stays in memory while it is small.
     """
 
-    def __init__(self, scorer: Scorer):
+    def __init__(self, scorer: Scorer, journal: Path | None = None, identities: Sequence[str] = ()):
         self.scorer = scorer
-        self._store = sqlite3.connect("", check_same_thread=False)
-        self._store.execute("create table answers (asked blob primary key, answer blob) without rowid")
+        self._store = sqlite3.connect(journal or "", check_same_thread=False)
+        self._table = f"answers_{hashlib.sha256(' '.join(identities).encode()).hexdigest()}"
+        self._store.execute(f"create table if not exists {self._table} (asked blob primary key, answer blob)")
 
     def answers(self, queries: Sequence[Query], done: Callable[[int, np.ndarray], object]) -> None:
         """Tell `done` of each query's number and answer, float64 (models, FIELDS), in any order."""
-        waiting: dict[bytes, list[int]] = {}
+        numbers: dict[bytes, list[int]] = {}
         for number, query in enumerate(queries):
-            key = _key(query)
-            if (known := self._known(key)) is not None:
-                done(number, known)
-            else:
-                waiting.setdefault(key, []).append(number)
-        keys = list(waiting)
+            numbers.setdefault(_key(query), []).append(number)
+        keys = list(numbers)
+        unique = [queries[numbers[key][0]] for key in keys]
 
-        def store(index: int, scores: Scores) -> None:
-            answer = _summed(scores)
-            self._store.execute("insert into answers values (?, ?)", (keys[index], answer.tobytes()))
-            for number in waiting[keys[index]]:
+        def tell(index: int, answer: np.ndarray) -> None:
+            for number in numbers[keys[index]]:
                 done(number, answer)
 
-        if keys:
-            self.scorer.score([queries[waiting[key][0]] for key in keys], store)
+        known = set()
+        for index, key in enumerate(keys):
+            if (answer := self._known(key)) is not None:
+                known.add(index)
+                tell(index, answer)
+
+        def store(scored: Mapping[int, Scores]) -> None:
+            answers = {index: _summed(scores) for index, scores in scored.items() if index not in known}
+            rows = [(keys[index], answer.tobytes()) for index, answer in answers.items()]
+            with self._store:
+                self._store.executemany(f"insert into {self._table} values (?, ?)", rows)
+            for index, answer in answers.items():
+                tell(index, answer)
+
+        if len(known) < len(keys):
+            self.scorer.score(unique, store, known=known)
 
     def _known(self, key: bytes) -> np.ndarray | None:
-        found = self._store.execute("select answer from answers where asked = ?", (key,)).fetchone()
+        found = self._store.execute(f"select answer from {self._table} where asked = ?", (key,)).fetchone()
         return None if found is None else np.frombuffer(found[0]).reshape(-1, len(FIELDS))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -86,8 +86,8 @@ class Asked(NamedTuple):
 class Walk:
     """One walk over a plan.
 
-    `tokens` is how many a batch may hold; it is halved where memory does not suffice for as many. `done` is told
-    the number and the scores of each query as soon as they are there.
+    `tokens` is how many a batch may hold; it is halved where memory does not suffice for as many. `done` is told of
+    each batch's scores, by the number of the query; batches of which all are `known` are not run.
     """
 
     def __init__(
@@ -98,11 +98,13 @@ class Walk:
         tokens: int,
         dtype: torch.dtype,
         measures: Sequence[str],
-        done: Callable[[int, Scores], object],
+        done: Callable[[Mapping[int, Scores]], object],
+        known: Collection[int] = (),
         last_mlp: LastMlp | None = None,
     ) -> None:
         self.fork, self.head, self.queries = fork, head, queries
-        self.tokens, self.dtype, self.done, self.last_mlp = tokens, dtype, done, last_mlp
+        self.tokens, self.dtype, self.done = tokens, dtype, done
+        self.known, self.last_mlp = frozenset(known), last_mlp
         self.device = next(head.model.parameters()).device
         self.starts = np.concatenate([[0], np.cumsum([len(query.targets) for query in queries], dtype=int)])
         models = {"logprob": fork.models, "greedy": fork.models} | dict.fromkeys(measures, fork.models - 1)
@@ -114,19 +116,21 @@ class Walk:
         rows = sorted(node.rows, key=lambda row: -len(row.ids))
         while rows:
             count = max(1, self.tokens // max(1, len(rows[0].ids)))
-            try:
-                self._rows(rows[:count], cache)
-            except Exception as error:
-                if count == 1 or not should_reduce_batch_size(error):
-                    raise
-                self.tokens = max(1, min(count, len(rows)) // 2) * len(rows[0].ids)
-                logger.warning("Out of memory: continuing with batches of %d tokens.", self.tokens)
-                continue
-            for number in (number for row in rows[:count] for number in row.paths):
-                self.done(number, self._scores(number))
+            numbers = [number for row in rows[:count] for number in row.paths]
+            if not self.known.issuperset(numbers):
+                try:
+                    self._rows(rows[:count], cache)
+                except Exception as error:
+                    if count == 1 or not should_reduce_batch_size(error):
+                        raise
+                    self.tokens = max(1, min(count, len(rows)) // 2) * len(rows[0].ids)
+                    logger.warning("Out of memory: continuing with batches of %d tokens.", self.tokens)
+                    continue
+                self.done({number: self._scores(number) for number in numbers})
             rows = rows[count:]
         for longer in node.longer:
-            self.behind(longer, self._prefix(longer, cache))
+            if not self.known.issuperset(longer.members):
+                self.behind(longer, self._prefix(longer, cache))
 
     def _scores(self, number: int) -> Scores:
         of_query = slice(self.starts[number], self.starts[number + 1])
