@@ -38,6 +38,7 @@ FIDELITY = {
     "loss_recovered_mean": 0.9,
     "kl": 0.2,
     "l0": 32.0,
+    "l0_stderr": 1.234,
     "effective_compute": 0.4,
 }
 
@@ -239,6 +240,7 @@ def test_every_key_cited_is_in_the_bibliography(out: Path) -> None:
     report = made(out)
     cited = set(re.findall(r"\\cite\{([^}]*)\}", render.latex(report)))
     assert cited == set(re.findall(r"^@\w+\{([^,]*),", render.bibtex(report), flags=re.MULTILINE))
+    assert r"0.4.13 \cite{lm-eval}" in render.latex(report)
     assert cited >= {"tango1998", "mcnemar1947", "holm1979", "lm-eval"}
 
 
@@ -253,6 +255,8 @@ def test_loss_recovered_needs_its_losses(out: Path) -> None:
         *("baseline CE", "spliced CE", "delta CE", "zero-ablation CE", "loss recovered (zero ablation)"),
     ]
     assert "0.9000" not in render.html(report)
+    activations = next(table for table in report.tables if table.name == "fidelity-activations")
+    assert [cell.text for cell in activations.rows[0]] == ["k4", "sae_fidelity", "32.0 ± 1.2"]
 
 
 def test_effective_compute_as_the_run_recorded_it(tmp_path: Path) -> None:
