@@ -14,8 +14,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from sae_lm_eval.cli import app
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.paired import tango_interval
 from sae_lm_eval.report import build, folders, render, writer
 from sae_lm_eval.report.text import fixed, probability, significant, without_shared_start
 
@@ -35,6 +38,7 @@ FIDELITY = {
     "loss_recovered_mean": 0.9,
     "kl": 0.2,
     "l0": 32.0,
+    "l0_stderr": 1.234,
     "effective_compute": 0.4,
 }
 
@@ -59,7 +63,8 @@ def write_run(
         samples = inner / f"samples_{task}_2026-01-01T00-00-00.000000.jsonl"
         samples.write_text("\n".join(json.dumps(_sample(index, document, acc)) for document, acc in enumerate(right)))
     for group, members in (groups or {}).items():
-        of = [acc for task in members for acc in answers[task]]
+        tasks = [task for member in members for task in (groups or {}).get(member, [member])]
+        of = [acc for task in tasks for acc in answers[task]]
         results[group] = {"alias": group, "sample_len": len(of), "acc,none": sum(of) / len(of)}
     if fidelity is not None:
         results["sae_fidelity"] = {"alias": "sae_fidelity", **{f"{name},none": of for name, of in fidelity.items()}}
@@ -148,6 +153,14 @@ def test_command_writes_everything_without_torch(out: Path) -> None:
     assert names == files | {f"figures/{name}.{kind}" for name in pictures for kind in ("pdf", "svg", "png")}
 
 
+def test_terminal_leaves_out_the_intervals_that_do_not_fit(out: Path) -> None:
+    low, high = (100 * bound for bound in tango_interval(8, 0, 20))
+    for columns, birds in (("120", f"birds 90.0 40.0 [{low:.1f}, {high:.1f}]* 0.0 ["), ("50", "birds 90.0 40.0* 0.0")):
+        told = CliRunner().invoke(app, ["report", str(out)], env={"COLUMNS": columns})
+        assert told.exit_code == 0, told.output
+        assert birds in " ".join(told.output.split())
+
+
 def test_numbers_are_those_of_the_comparison(out: Path) -> None:
     report = made(out)
     text = render.html(report)
@@ -227,6 +240,7 @@ def test_every_key_cited_is_in_the_bibliography(out: Path) -> None:
     report = made(out)
     cited = set(re.findall(r"\\cite\{([^}]*)\}", render.latex(report)))
     assert cited == set(re.findall(r"^@\w+\{([^,]*),", render.bibtex(report), flags=re.MULTILINE))
+    assert r"0.4.13 \cite{lm-eval}" in render.latex(report)
     assert cited >= {"tango1998", "mcnemar1947", "holm1979", "lm-eval"}
 
 
@@ -241,6 +255,8 @@ def test_loss_recovered_needs_its_losses(out: Path) -> None:
         *("baseline CE", "spliced CE", "delta CE", "zero-ablation CE", "loss recovered (zero ablation)"),
     ]
     assert "0.9000" not in render.html(report)
+    activations = next(table for table in report.tables if table.name == "fidelity-activations")
+    assert [cell.text for cell in activations.rows[0]] == ["k4", "sae_fidelity", "32.0 ± 1.2"]
 
 
 def test_effective_compute_as_the_run_recorded_it(tmp_path: Path) -> None:
@@ -300,6 +316,20 @@ def test_groups_and_categories(out: Path, tmp_path: Path) -> None:
         ["living", "fish_x"],
         ["green", "plants"],
     ]
+
+
+def test_groups_stand_for_many_tasks(tmp_path: Path) -> None:
+    answers = {f"t{index}": QUESTIONS["birds"] for index in range(40)} | {"alone": WORSE["birds"]}
+    names = [f"t{index}" for index in range(40)]
+    groups = {"all": ["stem", "arts"], "stem": names[:25], "arts": names[25:]}
+    for name in ("baseline", "k4"):
+        write_run(tmp_path / name, answers, groups=groups, splice="none" if name == "baseline" else "zero")
+    report = made(tmp_path)
+    table = next(table for table in report.tables if table.name == "categories-1")
+    shown = {cell.text for row in table.rows for cell in row}
+    assert {"stem", "arts", "alone"} <= shown
+    assert "t1" not in shown
+    assert sorted(row[0].text for row in table.rows) == ["", "all", "all"]
 
 
 def test_commands_ask_for_the_same(out: Path) -> None:

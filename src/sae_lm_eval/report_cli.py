@@ -54,14 +54,22 @@ def report(
 
 
 def _print(table: Table, console: Console) -> None:
-    """A table of the report on the terminal."""
+    """A table of the report; where it is too wide for the terminal, its drops go without their intervals."""
+    import re
+
     from rich import box
+    from rich.measure import Measurement
     from rich.table import Table as Grid
     from rich.text import Text
 
-    grid = Grid(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in table.columns:
-        grid.add_column(Text(column.heading), justify=column.align, overflow="fold")
-    for row in table.rows:
-        grid.add_row(*(Text(cell.text.replace(", ", ",")) for cell in row))  # so an interval does not break
-    console.print(grid)
+    def grid(pattern: str) -> Grid:
+        made = Grid(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for column in table.columns:
+            made.add_column(Text(column.heading), justify=column.align, overflow="fold")
+        for row in table.rows:
+            made.add_row(*(Text(re.sub(pattern, "", cell.text)) for cell in row))
+        return made
+
+    whole = grid("$^")
+    wide = Measurement.get(console, console.options.update(max_width=1000), whole).maximum > console.width
+    console.print(grid(r"(?<=\d) \[.*\]") if wide else whole)

@@ -121,13 +121,13 @@ def pictures(rows: Sequence[Row], shown: Shown, fidelity: Fidelity, told: Told) 
     numbers = "All numbers are in the tables."
     made = [
         (
-            f"drop-by-category{part}",
-            f"Drop by {shown.what}",
+            f"drop-by-category{suffix}",
+            f"Drop by {shown.what}{part}",
             f"Drop in accuracy with its {bars}, in percentage points; to the right of zero is worse.{some}",
             f"A row for each {shown.what}, a point with a bar for each variant. {_largest(some_rows)} {numbers}",
             figures.drop_by_category(some_rows),
         )
-        for part, some_rows in _parts(shown.rows)
+        for suffix, part, some_rows in _parts(shown.rows)
     ]
     made.append(
         (
@@ -140,14 +140,14 @@ def pictures(rows: Sequence[Row], shown: Shown, fidelity: Fidelity, told: Told) 
     )
     made += [
         (
-            f"drop-against-baseline{part}",
-            "Drop against baseline accuracy",
+            f"drop-against-baseline{suffix}",
+            f"Drop against baseline accuracy{part}",
             f"Each task's drop with its {bars} against the accuracy of the untouched model"
             f"{'' if figures.one_chance(some_rows) is None else '; dashed: everything above chance is lost'}.",
             f"A point for each task and variant. {_largest(some_rows)} {numbers}",
             figures.drop_against_baseline(some_rows),
         )
-        for part, some_rows in _parts(tasks)
+        for suffix, part, some_rows in _parts(tasks)
     ]
     made.append(
         (
@@ -162,12 +162,17 @@ def pictures(rows: Sequence[Row], shown: Shown, fidelity: Fidelity, told: Told) 
     return [Picture(*of[:4], figure=of[4]) for of in made if of[4] is not None]
 
 
-def _parts(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """The rows by as many variants as a figure tells apart, and what to add to the figure's name."""
+def _parts(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
+    """The rows by as many variants as a figure tells apart, and what to add to the figure's name and title."""
     variants = variants_of(rows)
     starts = range(0, len(variants), figures.MOST_VARIANTS)
-    parts = [[row for row in rows if row.variant in variants[at : at + figures.MOST_VARIANTS]] for at in starts]
-    return [(f"-{number}" if len(parts) > 1 else "", part) for number, part in enumerate(parts, start=1)]
+    if len(starts) < 2:
+        return [("", "", list(rows))]
+    parts = [variants[at : at + figures.MOST_VARIANTS] for at in starts]
+    return [
+        (f"-{number}", f" ({number} of {len(parts)})", [row for row in rows if row.variant in part])
+        for number, part in enumerate(parts, start=1)
+    ]
 
 
 def _largest(rows: Sequence[Row]) -> str:

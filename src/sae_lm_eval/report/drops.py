@@ -105,9 +105,11 @@ def main_metric(rows: Iterable[Row]) -> list[Row]:
 def categories(rows: Sequence[Row]) -> Shown:
     """The given categories; without any, the tasks if a figure holds them, or else lm_eval's groups of them.
 
-    Where even that is too much, the tasks whose drop is largest in any variant. Parents go by their aliases.
+    Of groups within groups these are the inner ones, and a task of no group stands beside them. Where there are no
+    groups, the tasks whose drop is largest in any variant. Parents go by their aliases.
     """
     aliases = {row.name: row.alias for row in rows}
+    outer = {row.parent for row in section_of(rows, "group")}
     accuracies = [replace(row, parent=aliases.get(row.parent or "", row.parent)) for row in main_metric(rows)]
     of = {section: section_of(accuracies, section) for section in ("category", "group", "task")}
     if of["category"]:
@@ -116,7 +118,8 @@ def categories(rows: Sequence[Row]) -> Shown:
     for row in of["task"]:
         largest[row.name] = max(row.drop, largest.get(row.name, row.drop))
     if of["group"] and len(largest) > MOST_ROWS:
-        return Shown(tuple(of["group"]), "group")
+        inner = [row for row in of["group"] if row.name not in outer]
+        return Shown((*inner, *(row for row in of["task"] if not row.parent)), "group")
     kept = sorted(largest, key=lambda name: -largest[name])[:MOST_ROWS]
     return Shown(tuple(row for row in of["task"] if row.name in kept), "task", len(largest) - len(kept))
 

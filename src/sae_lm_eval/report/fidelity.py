@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -178,9 +179,10 @@ def _table(fidelity: Fidelity, name: str, title: str, metrics: Sequence[str], ca
 
 
 def _value_cell(made: Measured) -> Cell:
-    if made.value is None or made.stderr is None:
+    """With its standard error to two significant digits, and as many decimals itself."""
+    if made.value is None or not made.stderr:
         return number_cell(made.value, significant(made.value, 4))
-    digits = 3 if abs(made.value) < 100 else 1
+    digits = min(max(1 - math.floor(math.log10(made.stderr)), 0), 6)
     return number_cell(made.value, f"{fixed(made.value, digits)} ± {fixed(made.stderr, digits)}")
 
 

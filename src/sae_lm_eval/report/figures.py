@@ -235,9 +235,12 @@ def drop_against_baseline(rows: Sequence[Row]) -> Figure | None:
 
 
 def one_chance(rows: Sequence[Row]) -> float | None:
-    """The chance level (a fraction) that all tasks share, if they do."""
+    """The chance level (a fraction) that all tasks share, if they do and anything comes near to losing all above it."""
     chances = {row.chance for row in rows}
-    return chances.pop() if len(chances) == 1 else None
+    chance = chances.pop() if len(chances) == 1 else None
+    if chance is None or 100 * (min(row.baseline for row in rows) - chance) > max(row.high for row in rows):
+        return None
+    return chance
 
 
 def _widened(values: Sequence[float]) -> tuple[float, float]:

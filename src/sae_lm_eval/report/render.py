@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 
 from sae_lm_eval.report import references
 from sae_lm_eval.report.build import Picture, Report
-from sae_lm_eval.report.figures import INK, RULE, as_bytes
+from sae_lm_eval.report.figures import INK, NARROW, RULE, as_bytes
 from sae_lm_eval.report.story import CITED
 from sae_lm_eval.report.text import MINUS, Table
 
@@ -80,7 +80,7 @@ def markdown(value: Any) -> str:
 
 def one_line(value: Any) -> str:
     """Composed letters, without line breaks and control characters."""
-    text = unicodedata.normalize("NFC", " ".join(str(value).split()))
+    text = unicodedata.normalize("NFC", re.sub(r"\s+", " ", str(value)))
     return "".join(character for character in text if unicodedata.category(character)[0] != "C")
 
 
@@ -118,10 +118,19 @@ def inline_svg(picture: Picture) -> Markup:
     title, description = f"{picture.name}-title", f"{picture.name}-description"
     head = Markup(
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {} {}" '
-        'width="{:.0f}" role="img" aria-labelledby="{}" aria-describedby="{}"><title id="{}">{}</title>'
+        'width="{:.0f}" class="{}" role="img" aria-labelledby="{}" aria-describedby="{}"><title id="{}">{}</title>'
         '<desc id="{}">{}</desc>'
     ).format(
-        width, height, ENLARGED * width, title, description, title, picture.title, description, picture.alternative
+        width,
+        height,
+        ENLARGED * width,
+        "wide" if width > 72 * NARROW + 1 else "narrow",
+        title,
+        description,
+        title,
+        picture.title,
+        description,
+        picture.alternative,
     )
     return head + Markup(svg[svg.index(">") + 1 :])
 
@@ -160,8 +169,8 @@ def _tex_headings(table: Table) -> Tex:
 def _heading_lines(table: Table) -> list[list[str]]:
     lines = []
     for column, width in zip(table.columns, _widths(table), strict=True):
-        words = re.split(r"[\s-]", column.heading)
-        lines.append(textwrap.wrap(one_line(column.heading), max(width, min(12, *map(len, [*words, " " * 12])), 1)))
+        longest = max(map(len, re.split(r"[\s-]", column.heading)))
+        lines.append(textwrap.wrap(one_line(column.heading), max(width, min(longest, 12), 1)))
     return lines
 
 
