@@ -73,7 +73,8 @@ class _Evaluation:
         self.model_args, self.settings, self.output_path = model_args, settings, output_path
         self.task_manager = settings.process_tasks(settings.metadata)
         given = {name: getattr(settings, name) for name in ("batch_size", "max_batch_size", "device")}
-        self.baseline: Any = SaeHFLM(sae=[], splice="none", **given, **model_args)
+        make: Any = SaeHFLM  # lm_eval's decorator hides its parameters
+        self.baseline: Any = make(sae=[], splice="none", **given, **model_args)
 
     def all(self, variants: Sequence[Asked]) -> dict[str, str]:
         """Evaluate what is not yet evaluated, a few variants at a time; why those that failed did, by name."""
@@ -102,7 +103,7 @@ class _Evaluation:
         return failed
 
     def _evaluate(self, name: str, lm: Any, model_args: Mapping[str, Any]) -> None:
-        from lm_eval import simple_evaluate
+        import lm_eval
         from lm_eval.loggers import EvaluationTracker
 
         s = self.settings
@@ -112,7 +113,8 @@ class _Evaluation:
         seeds = dict(
             zip(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), s.seed, strict=True)
         )
-        results: Any = simple_evaluate(
+        evaluate: Any = lm_eval.simple_evaluate  # its decorator hides its parameters
+        results = evaluate(
             model=lm,
             model_args=dict(model_args),
             evaluation_tracker=tracker,

@@ -75,7 +75,7 @@ def _settings(flags: list[str], model_args: str) -> Any:
 
     parser = argparse.ArgumentParser(prog="sae-lm-eval")
     Run.create(parser.add_subparsers())
-    args = parser.parse_args(["run", "--model", "sae_hf", "--model_args", model_args, "--log_samples", *flags])
+    args = parser.parse_args(["run", "--model", "sae_hf", "--model_args", model_args, *flags])
     settings = EvaluatorConfig.from_cli(args)
     if settings.wandb_args or settings.trackio_args:
         raise UserError("run does not log to W&B or Trackio: log the results folders afterwards.")
