@@ -12,6 +12,7 @@ from sae_lm_eval.compare_cli import compare
 from sae_lm_eval.effective_compute_cli import effective_compute
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report_cli import report
+from sae_lm_eval.talk_cli import talk
 
 DEMO_FOLDER = Path("out/demo")
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command("effective-compute")(effective_compute)
 app.command("compare")(compare)
 app.command("report")(report)
+app.command("talk")(talk)
 
 
 def _model_args(text: str) -> dict[str, Any]:
