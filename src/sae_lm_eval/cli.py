@@ -77,7 +77,9 @@ def inspect(
 
 @app.command()
 def demo(
-    output_path: Annotated[Path, typer.Option("--output_path", help="Folder of report.md, drops.csv.")] = DEMO_FOLDER,
+    output_path: Annotated[
+        Path, typer.Option("--output_path", help="Folder of report.md, drops.csv and talk.html.")
+    ] = DEMO_FOLDER,
 ) -> None:
     """Splice the dictionaries of the embedded world into its model, and show what it loses; no network, no GPU."""
     from rich import box
@@ -103,6 +105,7 @@ def demo(
     console.print(table)
     world_demo.write(rows, output_path)
     console.print(f"Written: {output_path / 'report.md'} and {output_path / 'drops.csv'}")
+    console.print(f"Written: {world_demo.write_page(output_path)}, where the baseline and two of the variants talk")
 
 
 def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | None]) -> None:

@@ -51,10 +51,10 @@ def talk(
 
     sampling = Sampling(
         temperature_of(temperature),
-        whole(seed, "--seed ", least=0),
-        whole(max_new_tokens, "--max_new_tokens ", least=1),
+        whole(seed, "--seed", least=0),
+        whole(max_new_tokens, "--max_new_tokens", least=1),
     )
-    whole(tokens, "--tokens ", least=1)
+    whole(tokens, "--tokens", least=1)
     asked = read_prompts(prompts) if prompts is not None else []
     if text is not None:
         check_file(text)
@@ -163,14 +163,13 @@ def _print_exchange(model: Model, exchange: Exchange, console: Console) -> None:
 
 
 def _print_text(model: Model, read: list[Passage], console: Console) -> None:
-    """On a terminal the table of categories, elsewhere a line of jsonl for each token."""
+    """On a terminal the table of categories, elsewhere a line of jsonl for each passage."""
     from sae_lm_eval.talk import passages
     from sae_lm_eval.talk.columns import category_table
 
     if not console.is_terminal:
         for passage in read:
-            for line in passages.records(passage, model.name_token):
-                print(json.dumps(line, ensure_ascii=False))
+            print(json.dumps(passages.record(passage, model.name_token), ensure_ascii=False))
         return
     for variant, rows in passages.tables(read, model.lm.special_ids).items():
         console.print(category_table(variant, rows))

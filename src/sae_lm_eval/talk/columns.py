@@ -39,7 +39,7 @@ class Columns:
     def table(self, console: Console, lines: int | None = None) -> Table:
         """A column each, with only the last `lines` lines where these are given."""
         table = Table(box=box.SIMPLE_HEAD, expand=True, pad_edge=False, padding=(0, 2, 0, 0), show_footer=True)
-        width = max(8, console.width // max(1, len(self.texts)) - 2)
+        width = max(8, (console.width - 2) // max(1, len(self.texts)) - 3)  # at most what a cell gets
         cells = []
         for text, pieces in zip(self.texts, self.pieces, strict=True):
             parted = None if text.column.variant is None else parting(self.texts[0].ids, text.ids)
@@ -53,10 +53,13 @@ class Columns:
         return table
 
     def _foot(self, text: Written, pieces: Sequence[str], parted: int | None) -> str:
+        length = text.ended or f"{len(text.ids)} tokens"
+        if text.column.variant is None:
+            return length
         if parted is None:
-            return text.ended or f"{len(text.ids)} tokens"
-        ours, theirs = (label(p[parted]) if parted < len(p) else "" for p in (self.pieces[0], pieces))
-        return f"parts at token {parted + 1}: {theirs} for {ours}; {text.ended or f'{len(text.ids)} tokens'}"
+            return f"as the baseline; {length}"
+        ours, theirs = (label(of_column[parted]) for of_column in (self.pieces[0], pieces))
+        return f"parts at token {parted + 1}: {theirs} for {ours}; {length}"
 
 
 def _last_lines(text: Text, console: Console, width: int, lines: int | None) -> Text:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.talk.categories import Row, describe, tabulate
 from sae_lm_eval.talk.conversation import Answer, Exchange, Model
 from sae_lm_eval.talk.pieces import pieces
-from sae_lm_eval.talk.token_view import Place, token_view
+from sae_lm_eval.talk.token_view import Place, Prediction, token_view
 
 WINDOW = 1024  # tokens at most, so that logits of (window, vocabulary) fit beside any model that fits
 
@@ -95,23 +95,28 @@ def tables(passages: Sequence[Passage], special_ids: frozenset[int]) -> dict[str
     return out
 
 
-def records(passage: Passage, name: Any) -> Iterator[dict[str, Any]]:
-    """Each token that was looked at as plain values; `name` gives the text of an id."""
+def record(passage: Passage, name: Callable[[int], str]) -> dict[str, Any]:
+    """A passage as plain values, with all that it depends on: a line of jsonl; `name` gives the text of an id."""
 
-    def prediction(p: Any) -> dict[str, Any]:
+    def of(p: Prediction) -> dict[str, Any]:
         return {"probability": p.probability, "top": [{"text": name(i), "id": i, "probability": q} for i, q in p.top]}
 
-    for piece, place in passage.shown:
-        yield {
-            "passage": passage.title,
-            "id": place.token,
-            "text": piece,
-            "baseline": prediction(place.baseline),
-            "variants": [
-                {"variant": variant, "kl_nats": kl, **prediction(p)}
-                for variant, kl, p in zip(passage.variants, place.kl, place.variants, strict=True)
-            ],
-        }
+    return {
+        "passage": passage.title,
+        "tokens": [
+            {
+                "id": place.token,
+                "text": piece,
+                "baseline": of(place.baseline),
+                "variants": [
+                    {"variant": variant, "kl_nats": kl, **of(p)}
+                    for variant, kl, p in zip(passage.variants, place.kl, place.variants, strict=True)
+                ],
+            }
+            for piece, place in passage.shown
+        ],
+        "provenance": dict(passage.provenance),
+    }
 
 
 def _kls(passage: Passage, variant: int) -> list[float | None]:

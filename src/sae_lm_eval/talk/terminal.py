@@ -141,7 +141,7 @@ class Session:
         self._set(temperature=temperature_of(text))
 
     def set_seed(self, text: str) -> None:
-        self._set(seed=whole(text, "/seed ", least=0))
+        self._set(seed=whole(int(text) if text.isdecimal() else text, "/seed", least=0))
 
     def _set(self, **changes: Any) -> None:
         self.conversation.sampling = replace(self.conversation.sampling, **changes)
