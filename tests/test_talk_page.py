@@ -14,7 +14,7 @@ import tokenizers
 import transformers
 from models import WIDTH, random_model, random_sae
 
-from sae_lm_eval import UserError
+from sae_lm_eval import UserError, demo
 from sae_lm_eval.talk import page
 from sae_lm_eval.talk.categories import CATEGORIES, Token, describe, tabulate
 from sae_lm_eval.talk.conversation import Conversation, Model
@@ -275,6 +275,13 @@ def test_a_file_that_cannot_be_is_told_of(tmp_path: Path):
     check_writable(tmp_path / "new.html")
     assert [p.name for p in tmp_path.iterdir()] == ["kept.html"]
     assert kept.read_text() == "kept"
+
+
+def test_the_page_of_the_demo_asks_a_question_of_each_category(tmp_path, capfd):
+    html = demo.write_page(tmp_path).read_text()
+    assert html.count("<blockquote") == len(text.categories())
+    assert re.findall(r"<caption>(.*)</caption>", html) == [f"{demo.MIDDLE}.k4", f"{demo.MIDDLE}.k32"]
+    assert capfd.readouterr() == ("", "")
 
 
 def test_every_filter_of_the_template_is_there():
