@@ -246,6 +246,7 @@ def test_keys_in_a_terminal():
             os.write(main, b"/splice zer\n")
             until("is unknown")
             until("> ")
+            time.sleep(0.5)  # readline shows its prompt a moment before it listens, and a signal in between waits for a key
             os.write(main, b"\x03")
             assert process.wait(60) == 0
         finally:
