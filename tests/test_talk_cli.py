@@ -217,7 +217,10 @@ def test_keys_in_a_terminal():
     """Typing, Ctrl-C while an answer is written, and Ctrl-C at the prompt: exit code 0 and no traceback."""
     main, terminal = pty.openpty()
     environment = {**OFFLINE, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-    command = [*COMMAND, K4, "--max_new_tokens", "120"]
+    more = [
+        f"--sae=world#blocks.{layer}.hook_resid_post.k32" for layer in (1, 2, 3)
+    ]  # so that there is time for Ctrl-C
+    command = [*COMMAND, K4, *more, "--max_new_tokens", "120"]
     session = {"stdin": terminal, "stdout": terminal, "stderr": terminal, "env": environment, "start_new_session": True}
     controlled = (
         "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -246,7 +249,7 @@ def test_keys_in_a_terminal():
             os.write(main, b"/splice zer\n")
             until("is unknown")
             until("> ")
-            time.sleep(0.5)  # readline shows its prompt a moment before it listens, and a signal in between waits for a key
+            time.sleep(0.5)  # readline listens a moment after its prompt; a signal in between waits for a key
             os.write(main, b"\x03")
             assert process.wait(60) == 0
         finally:
