@@ -133,7 +133,7 @@ def _unattended(
     read = list(passages.of_text(model, text, tokens)) if text is not None else []
     if html is not None:
         html.write_text(render(model, [*pages, *read]), encoding="utf-8")
-        console.print(f"Written: {html}", markup=False, highlight=False)
+        console.print(f"Written: {html}", markup=False, highlight=False, soft_wrap=True)
     elif read:
         _print_text(model, read, console)
 

@@ -46,22 +46,23 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 def show(conversation: Conversation, prompt: str, console: Console) -> Exchange | None:
     """Ask, let the answers grow on the screen, and leave them there; None where Ctrl-C came before the first token."""
-    growing, texts = Columns(conversation.model.decode), None
+    columns, texts = Columns(conversation.model.decode), None
     asked = conversation.ask(prompt)
-    screen = Live(
-        get_renderable=lambda: growing.table(console, max(1, console.height - 6)),
+    # On a screen of its own: what is resized there leaves nothing behind.
+    growing = Live(
+        get_renderable=lambda: columns.table(console, max(1, console.height - 6)),
         console=console, screen=True, refresh_per_second=12,
     )  # fmt: skip
-    # On a screen of its own: what is resized there leaves nothing behind.
-    with interruptible() as interrupted, screen if console.is_terminal else contextlib.nullcontext():
+    shows = console.is_terminal and not console.is_dumb_terminal
+    with interruptible() as interrupted, growing if shows else contextlib.nullcontext():
         for texts in asked:
-            growing.update(texts)
+            columns.update(texts)
             if interrupted():
                 break
     if texts is None:
         return None
     exchange = conversation.finish(prompt, texts)
-    console.print(growing.table(console))
+    console.print(columns.table(console))
     if exchange.beyond:
         console.print(f"The last {exchange.beyond} tokens lie beyond the context that a dictionary was trained on.")
     return exchange
