@@ -13,6 +13,7 @@ from sae_lm_eval.effective_compute_cli import effective_compute
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report_cli import report
 from sae_lm_eval.run_cli import LM_EVAL_FLAGS, run
+from sae_lm_eval.talk_cli import talk
 
 DEMO_FOLDER = Path("out/demo")
 app = typer.Typer(
@@ -27,6 +28,7 @@ app.command("effective-compute")(effective_compute)
 app.command("compare")(compare)
 app.command("report")(report)
 app.command("run", context_settings=LM_EVAL_FLAGS)(run)
+app.command("talk")(talk)
 
 
 def _model_args(text: str) -> dict[str, Any]:
@@ -77,7 +79,9 @@ def inspect(
 
 @app.command()
 def demo(
-    output_path: Annotated[Path, typer.Option("--output_path", help="Folder of report.md, drops.csv.")] = DEMO_FOLDER,
+    output_path: Annotated[
+        Path, typer.Option("--output_path", help="Folder of report.md, drops.csv and talk.html.")
+    ] = DEMO_FOLDER,
 ) -> None:
     """Splice the dictionaries of the embedded world into its model, and show what it loses; no network, no GPU."""
     from rich import box
@@ -103,6 +107,7 @@ def demo(
     console.print(table)
     world_demo.write(rows, output_path)
     console.print(f"Written: {output_path / 'report.md'} and {output_path / 'drops.csv'}")
+    console.print(f"Written: {world_demo.write_page(output_path)}, where the baseline and two of the variants talk")
 
 
 def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | None]) -> None:

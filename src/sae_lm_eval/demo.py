@@ -147,6 +147,24 @@ def write(rows: Sequence[Row], folder: Path) -> None:
     frame(rows).to_csv(folder / "drops.csv", index=False)
 
 
+def write_page(folder: Path) -> Path:
+    """talk.html in `folder`: what the untouched model and two variants answer to a question of each category."""
+    from sae_lm_eval.talk.conversation import Conversation, Model
+    from sae_lm_eval.talk.generation import Sampling
+    from sae_lm_eval.talk.page import render
+    from sae_lm_eval.talk.passages import of_exchange
+    from sae_lm_eval.world import text
+
+    path = folder / "talk.html"
+    with _quiet():
+        model = Model({"pretrained": "world", "sae": f"{MIDDLE}.k4"}, [f"{MIDDLE}.k32"])
+        prompts = [text.questions(category, 1)[0].prompt for category in text.categories()]
+        answers = [Conversation(model, Sampling(max_new_tokens=16)).answer(prompt) for prompt in prompts]
+        page = render(model, [of_exchange(model, answer) for answer in answers])
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
 class _Ticker(CacheHook):
     """lm_eval tells its cache hook of each answer; this one moves a progress bar."""
 

@@ -144,20 +144,41 @@ class _Planner:
         return (length - depth) * (rows - 1) > self.capacity
 
     def _rows(self, loose: Sequence[int], depth: int) -> list[Row]:
-        rows: list[Row] = []
-        room = min(self.capacity, self.limit - depth)
-        last, before = -1, np.zeros(0, dtype=int)
-        for place in loose:
-            number = self.order[place]
-            ids = self.sequences[number]
-            shared = int(self.shared[last + 1 : place + 1].min()) - depth if rows else 0
-            shared = min(max(shared, 0), len(before))
-            new = len(ids) - depth - shared
-            fits = rows and (new <= 0 or len(rows[-1].ids) + new <= room)
-            follows = self.trees or (shared == len(before) == len(rows[-1].ids) if rows else False)
-            if not (fits and follows):
-                rows.append(Row(depth))
-                shared = 0
-            rows[-1].add(number, ids, shared, before)
-            last, before = place, rows[-1].paths[number]
+        """Rows of the sequences at the places `loose` in order, behind a prefix of `depth` tokens."""
+        numbers = [self.order[place] for place in loose]
+        lengths = [max(0, len(self.sequences[number]) - depth) for number in numbers]
+        shared = [0]
+        for last, place in pairwise(loose):
+            beginning = int(self.shared[last + 1 : place + 1].min()) - depth
+            shared.append(min(max(beginning, 0), lengths[len(shared) - 1]))
+        rows, start = [], 0
+        while start < len(loose):
+            end = self._end(lengths, shared, start, min(self.capacity, self.limit - depth))
+            row, path = Row(depth), np.zeros(0, dtype=int)
+            for index in range(start, end):
+                number = numbers[index]
+                row.add(number, self.sequences[number], shared[index] if index > start else 0, path)
+                path = row.paths[number]
+            rows.append(row)
+            start = end
         return rows
+
+    def _end(self, lengths: Sequence[int], shared: Sequence[int], start: int, room: int) -> int:
+        """Where the row that begins at `start` ends: with as much as there is room for, so that little is torn apart.
+
+        What a sequence shares with the one before it is run again if the row ends between them; so of the places in
+        the row's latter half the one is taken where that is least.
+        """
+        tokens = [lengths[start]]
+        for end in range(start + 1, len(lengths)):
+            new = lengths[end] - shared[end]
+            follows = self.trees or shared[end] == lengths[end - 1] == tokens[-1]
+            if not follows or (new and tokens[-1] + new > room):
+                break
+            tokens.append(tokens[-1] + new)
+        else:
+            return len(lengths)
+        if not self.trees:
+            return end
+        latter = [place for place in range(start + 1, end + 1) if 2 * tokens[place - start - 1] >= room]
+        return min(latter, key=lambda place: (shared[place], -place), default=end)
