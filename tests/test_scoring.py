@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 
 import numpy as np
 import pytest
 import torch
-from models import ARCHITECTURES, LAYERS, VOCABULARY, WIDTH, random_model, random_sae
+import transformers
+from models import ARCHITECTURES, COMMON, LAYERS, VOCABULARY, WIDTH, random_model, random_sae
 
-from sae_lm_eval import scoring
+from sae_lm_eval import scoring, walk
 from sae_lm_eval.build import Choices, build_variant
 from sae_lm_eval.dictionary import load
-from sae_lm_eval.scoring import Layout, Scorer
+from sae_lm_eval.last_mlp import path_of_last_mlp
+from sae_lm_eval.scoring import LAYOUTS, Layout, Scorer
 from sae_lm_eval.splice import attached
-from sae_lm_eval.walk import Query
+from sae_lm_eval.walk import MEASURES, Query
 
 SPECIAL = frozenset({0, 1, 2})
 
@@ -89,3 +92,224 @@ def test_all_that_is_shared_changes_no_score(name, monkeypatch):
     asked = queries()
     assert scorer.layout == Layout()
     assert_equal(scorer, asked)
+
+
+def scores_of(scorer, asked, **options):
+    found = {}
+    scorer.score(asked, found.update, **options)
+    return [found[number] for number in range(len(asked))]
+
+
+def assert_same(some, others, *, within=2e-5):
+    for one, other in zip(some, others, strict=True):
+        np.testing.assert_allclose(one.logprob, other.logprob, atol=within)
+        np.testing.assert_array_equal(one.greedy, other.greedy)
+        for name in one.measures:
+            np.testing.assert_allclose(one.measures[name], other.measures[name], atol=within)
+
+
+def hooks_of(model):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+@pytest.fixture
+def llama():
+    return random_model("llama")
+
+
+@pytest.fixture
+def scorer(llama, monkeypatch):
+    monkeypatch.setattr(scoring, "CAPACITY", 40)
+    return Scorer(llama, [variant(llama, "blocks.1.hook_resid_post")], rows=2, limit=64)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_each_layout_gives_the_same(name, layout, monkeypatch):
+    monkeypatch.setattr(scoring, "CAPACITY", 40)
+    model = random_model(name)
+    scorer = Scorer(model, [variant(model, "blocks.1.hook_resid_pre")], rows=2, limit=64)
+    scorer.layout = layout
+    assert_equal(scorer, queries())
+
+
+def test_neither_batch_nor_row_size_changes_a_score(scorer, monkeypatch):
+    asked = queries()
+    expected = scores_of(scorer, asked)
+    for rows, capacity in ((1, 40), (7, 40), (1, 3), (2, 1000)):
+        scorer.rows = rows
+        monkeypatch.setattr(scoring, "CAPACITY", capacity)
+        assert_same(scores_of(scorer, asked), expected)
+
+
+def test_neither_does_the_size_of_the_pieces_of_logits(scorer, monkeypatch):
+    expected = scores_of(scorer, queries(), measures=tuple(MEASURES))
+    monkeypatch.setattr(walk, "LOGITS_ON_CPU", 2 * VOCABULARY)
+    assert_same(scores_of(scorer, queries(), measures=tuple(MEASURES)), expected, within=1e-5)
+
+
+def test_measures(scorer):
+    for query, scores in zip(queries(), scores_of(scorer, queries(), measures=tuple(MEASURES)), strict=True):
+        baseline, spliced = separately(scorer.model, scorer.variants, query).double()
+        distributions = (
+            torch.distributions.Categorical(logits=baseline),
+            torch.distributions.Categorical(logits=spliced),
+        )
+        kl = torch.distributions.kl_divergence(*distributions), torch.distributions.kl_divergence(*distributions[::-1])
+        np.testing.assert_allclose(scores.measures["kl"][0], kl[0], atol=2e-5)
+        np.testing.assert_allclose(scores.measures["kl_reverse"][0], kl[1], atol=2e-5)
+        np.testing.assert_array_equal(scores.measures["agreement"][0], baseline.argmax(-1) == spliced.argmax(-1))
+
+
+def test_a_variant_that_edits_nothing_has_the_baselines_bits(llama):
+    nothing = variant(llama, "blocks.0.hook_resid_pre", mode="none")
+    for scores in scores_of(Scorer(llama, [nothing], rows=2, limit=64), queries(), measures=tuple(MEASURES)):
+        np.testing.assert_array_equal(scores.logprob[0], scores.logprob[1])
+        assert not scores.measures["kl"].any()
+        assert scores.measures["agreement"].all()
+
+
+def test_shared_blocks_give_the_same_bits(llama):
+    """What lies below the fork is the baseline's own; above, each variant's rows are computed as if alone."""
+    at = variant(llama, f"blocks.{LAYERS - 1}.hook_resid_post")
+    asked = queries()
+    late, early = (Scorer(llama, [at], rows=2, limit=64) for _ in range(2))
+    early.layout = Layout(blocks=False)
+    for one, other in zip(scores_of(late, asked), scores_of(early, asked), strict=True):
+        np.testing.assert_allclose(one.logprob, other.logprob, atol=2e-6)
+
+
+def test_bfloat16_is_scored_in_float32(llama):
+    model = llama.to(torch.bfloat16)
+    scorer = Scorer(model, [variant(model, "blocks.1.hook_resid_post")], rows=2, limit=64)
+    assert scorer.layout == Layout()
+    for query, scores in zip(queries(), scores_of(scorer, queries()), strict=True):
+        expected = separately(model, scorer.variants, query)
+        logprob = expected.gather(-1, torch.tensor(query.targets).expand(2, -1)[..., None])[..., 0]
+        assert np.median(np.abs(scores.logprob - logprob.numpy())) < 0.1
+
+
+class TestLastMlp:
+    def test_it_runs_where_something_is_asked(self, scorer):
+        seen = []
+        mlp = scorer.model.model.layers[-1].mlp
+        handle = mlp.gate_proj.register_forward_hook(lambda _m, args, _out: seen.append(args[0].shape[-2]))
+        scorer.layout  # noqa: B018  (found by trying, which is not what is counted)
+        seen.clear()
+        asked = queries()
+        scorer.score(asked, lambda _scores: None)
+        handle.remove()
+        assert 0 < sum(seen) <= sum(len(query.targets) for query in asked)
+
+    @pytest.mark.parametrize("hook", ["hook_mlp_out", "mlp.hook_in"])
+    def test_it_runs_everywhere_where_a_dictionary_sits_in_it(self, llama, hook):
+        last = LAYERS - 1
+        assert path_of_last_mlp(llama, [variant(llama, f"blocks.{last}.{hook}")]) is None
+        assert path_of_last_mlp(llama, [variant(llama, f"blocks.{last - 1}.{hook}")]) == f"model.layers.{last}.mlp"
+
+
+class TestWhatAnArchitectureDoesNotBear:
+    def test_trees_where_positions_cannot_be_given(self, llama, monkeypatch, caplog):
+        """A model that ignores position ids cannot have trees in its rows."""
+        forward = type(llama.model).forward
+
+        def deaf(self, *args, position_ids=None, **kwargs):
+            return forward(self, *args, **kwargs)
+
+        monkeypatch.setattr(type(llama.model), "forward", deaf)
+        monkeypatch.setattr(scoring.logger, "propagate", True)
+        scorer = Scorer(llama, [variant(llama, "blocks.1.hook_resid_post")], rows=2, limit=64)
+        with caplog.at_level(logging.WARNING):
+            assert scorer.layout == Layout(rows=False, last_mlp=False)
+        assert "LlamaForCausalLM is scored sharing blocks and prefixes, which is slower." in caplog.text
+        assert_equal(scorer, queries())
+
+    def test_alibi_is_scored_with_what_it_bears(self):
+        torch.manual_seed(0)
+        model = transformers.BloomForCausalLM(
+            transformers.BloomConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, n_layer=3, n_head=4)
+        ).eval()
+        scorer = Scorer(model, [variant(model, "blocks.1.hook_resid_post")], rows=2, limit=64)
+        assert scorer.layout != Layout()
+        assert_equal(scorer, queries())
+
+    def test_a_flip_of_a_few_elements_is_no_reason(self, llama):
+        """Random top-k dictionaries have many near ties, which rounding decides one way or the other."""
+        scorer = Scorer(llama, [variant(llama, "blocks.1.hook_resid_post", architecture="topk")], rows=2, limit=64)
+        assert scorer.layout == Layout()
+
+    def test_a_mixture_of_experts_is_scored_too(self):
+        torch.manual_seed(0)
+        config = transformers.MixtralConfig(**COMMON, num_local_experts=4, sliding_window=None)
+        model = transformers.MixtralForCausalLM(config).eval()
+        scorer = Scorer(model, [variant(model, "blocks.1.hook_resid_post")], rows=2, limit=64)
+        assert_equal(scorer, queries())
+
+    def test_a_state_space_model_shares_no_prefixes(self):
+        torch.manual_seed(0)
+        config = transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=3, state_size=4)
+        model = transformers.MambaForCausalLM(config).eval()
+        dictionary = load(random_sae(WIDTH, "backbone.layers.1.output"))
+        spliced = build_variant(model, [dictionary], Choices(), SPECIAL)
+        scorer = Scorer(model, [spliced], rows=2, limit=64)
+        assert not scorer.layout.prefixes
+        assert_equal(scorer, queries())
+
+    def test_a_dictionary_that_attends_over_positions_shares_none(self, llama):
+        spliced = variant(llama, "blocks.1.hook_resid_post", architecture="temporal")
+        scorer = Scorer(llama, [spliced], rows=2, limit=64)
+        assert not scorer.layout.prefixes
+        assert_equal(scorer, queries())
+
+
+class TestMemory:
+    def test_batches_are_halved_until_they_fit(self, scorer, monkeypatch):
+        expected = scores_of(scorer, queries())
+        scorer.rows = 8
+        answer = walk.Walk._answer
+
+        def tight(self, context, *args, **kwargs):
+            if context.input_ids.shape[0] > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            answer(self, context, *args, **kwargs)
+
+        monkeypatch.setattr(walk.Walk, "_answer", tight)
+        assert_same(scores_of(scorer, queries()), expected)
+        assert scorer.rows < 8
+
+    def test_a_row_that_does_not_fit_is_told(self, scorer, monkeypatch):
+        scorer.layout  # noqa: B018
+
+        def never(*_args, **_kwargs):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        monkeypatch.setattr(walk.Walk, "_answer", never)
+        before = hooks_of(scorer.model)
+        with pytest.raises(torch.OutOfMemoryError):
+            scorer.score(queries(), lambda _scores: None)
+        assert hooks_of(scorer.model) == before
+
+
+def test_no_hook_is_left(scorer):
+    before = hooks_of(scorer.model)
+    scorer.score(queries(), lambda _scores: None)
+    assert hooks_of(scorer.model) == before == 0
+    assert "forward" not in vars(scorer.model.model)
+
+
+def test_known_batches_are_not_run_and_change_no_bit_of_the_others(scorer):
+    asked = queries()
+    whole = scores_of(scorer, asked)
+    batches = []
+    scorer.score(asked, batches.append)
+    known = {number for batch in batches[::2] for number in batch}
+    rest = {}
+    scorer.score(asked, rest.update, known=known)
+    assert set(rest) == set(range(len(asked))) - known
+    for number, scores in rest.items():
+        np.testing.assert_array_equal(scores.logprob, whole[number].logprob)
+
+
+def test_a_query_without_targets_is_refused(scorer):
+    with pytest.raises(ValueError, match="0 targets cannot be asked of 3 positions"):
+        scorer.score([Query([1, 2, 3], [])], lambda _scores: None)

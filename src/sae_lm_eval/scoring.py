@@ -96,9 +96,12 @@ class Scorer:
 
         Batches do not depend on what is `known`, so that neither do the scores; those wholly known are left out.
 
-        Raises `ValueError` where the model bears no layout, and what torch raises where memory does not suffice
-        for a single row.
+        Raises `ValueError` where the model bears no layout or a query has fewer positions than targets, and what torch
+        raises where memory does not suffice for a single row.
         """
+        for query in queries:
+            if not 0 < len(query.targets) <= len(query.ids):
+                raise ValueError(f"{len(query.targets)} targets cannot be asked of {len(query.ids)} positions")
         self._score(queries, self.layout, CAPACITY, measures, done, known)
 
     def _score(
@@ -127,23 +130,24 @@ class Scorer:
 
     @torch.no_grad()
     def _agrees(self, layout: Layout) -> bool:
-        """Whether a few short sequences get the log-probabilities that the model gives them one by one.
+        """Whether short sequences get the log-probabilities that the model gives them one by one.
 
-        By the median, since a dictionary that keeps its k largest elements may round to another one.
+        Most of them, since a dictionary that keeps its k largest elements may round to others.
         """
         vocabulary = self.model.config.get_text_config().vocab_size
-        stem, *rest = np.random.default_rng(0).integers(vocabulary, size=(6, 8)).tolist()
-        queries = [Query(stem[:5] + row[: 3 + i], row[:3]) for i, row in enumerate(rest)]
+        stem, *rest = np.random.default_rng(0).integers(vocabulary, size=(9, 8)).tolist()
+        # Behind the stem, of which a prefix is made, a row of 16 has room for three or four branches.
+        queries = [Query(stem + row[: 4 + i % 3], row[:4]) for i, row in enumerate(rest)]
         scores: dict[int, Scores] = {}
         try:
-            self._score(queries, layout, 9, (), scores.update)
+            self._score(queries, layout, 16, (), scores.update)
         except UserError:
             raise
         except Exception as error:  # whatever an architecture does not bear; it gets the next layout
             logger.debug("%s cannot be scored %s: %r", type(self.model).__name__, layout, error)
             return False
         off = [np.abs(scores[i].logprob - self._plainly(query)) for i, query in enumerate(queries)]
-        return bool(np.median(np.concatenate(off, axis=1), axis=1).max() < TOLERANCE[self.model.dtype])
+        return bool(np.quantile(np.concatenate(off, axis=1), 0.7, axis=1).max() < TOLERANCE[self.model.dtype])
 
     def _plainly(self, query: Query) -> np.ndarray:
         ids = torch.tensor([list(query.ids)], device=next(self.model.parameters()).device)

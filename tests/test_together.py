@@ -1,0 +1,125 @@
+"""What variants answer together is what each answers alone; and what is kept of it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from lm_eval.api.instance import Instance
+from models import WIDTH, random_model, random_sae, word_tokenizer, words
+
+from sae_lm_eval.adapter import SaeHFLM, join
+from sae_lm_eval.arguments import wanted_of
+
+HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.2.hook_mlp_out")
+
+
+def saes():
+    return [random_sae(WIDTH, hook, seed=i) for i, hook in enumerate(HOOKS)]
+
+
+def instances():
+    out = []
+    for document in range(12):
+        context = words(20, seed=document % 3) + " " + words(4, seed=document)
+        for answer in range(3):
+            arguments = (context, " " + words(1 + answer, seed=100 + answer))
+            task = ("first", "second")[document % 2]
+            out.append(Instance("loglikelihood", {}, arguments, answer, (task, document, 1)))
+    return out
+
+
+def make(**arguments):
+    return SaeHFLM(pretrained=random_model("llama"), tokenizer=word_tokenizer(), device="cpu", **arguments)
+
+
+@pytest.fixture
+def family():
+    baseline = make(sae=[], splice="none")
+    variants = [baseline.as_variant(wanted_of(sae)) for sae in saes()]
+    return baseline, variants
+
+
+def test_together_as_alone(family):
+    baseline, variants = family
+    join(baseline, variants)
+    plain = make(sae=[], splice="none")
+    together = [lm.loglikelihood(instances()) for lm in (baseline, *variants)]
+    alone = [lm.loglikelihood(instances()) for lm in (plain, *(make(sae=sae) for sae in saes()))]
+    for some, others in zip(together, alone, strict=True):
+        np.testing.assert_allclose([a for a, _ in some], [a for a, _ in others], atol=2e-5)
+        assert [greedy for _, greedy in some] == [greedy for _, greedy in others]
+
+
+def test_the_first_computes_and_the_others_look_up(family):
+    baseline, variants = family
+    join(baseline, variants)
+    baseline.loglikelihood(instances())
+    baseline._answers.scorer = None
+    for lm in variants:
+        assert lm.loglikelihood(instances())
+
+
+def test_rolling_is_answered_together_as_well(family):
+    baseline, variants = family
+    join(baseline, variants)
+    documents = [Instance("loglikelihood_rolling", {}, (words(150, seed=i),), 0, ("text", i, 1)) for i in range(3)]
+    expected = make(sae=saes()[1]).loglikelihood_rolling(documents)
+    np.testing.assert_allclose(variants[1].loglikelihood_rolling(documents), expected, atol=1e-4)
+
+
+def test_the_journal_answers_another_process(family, tmp_path):
+    baseline, variants = family
+    join(baseline, variants, tmp_path / "journal")
+    expected = variants[2].loglikelihood(instances())
+    baseline = make(sae=[], splice="none")
+    variants = [baseline.as_variant(wanted_of(sae)) for sae in saes()]
+    join(baseline, variants, tmp_path / "journal")
+    baseline._answers.scorer = None
+    assert variants[2].loglikelihood(instances()) == expected
+    other = baseline.as_variant(wanted_of(saes()[0], splice="zero"))
+    join(baseline, [other], tmp_path / "journal")
+    baseline._answers.scorer = None
+    with pytest.raises(AttributeError):
+        other.loglikelihood(instances())
+
+
+def test_one_bos_token_for_all_where_one_dictionary_had_one(family):
+    baseline, _ = family
+    variants = [
+        baseline.as_variant(wanted_of(random_sae(WIDTH, HOOKS[0], prepend_bos=prepend))) for prepend in (True, False)
+    ]
+    join(baseline, variants)
+    for lm in (baseline, *variants):
+        assert lm.tok_encode("w5 w6") == [1, 5, 6]
+        assert lm.provenance()["bos"].startswith("one BOS token is added")
+
+
+class TestDivergence:
+    def test_it_is_the_mean_over_scored_tokens_by_task(self, family):
+        baseline, variants = family
+        join(baseline, variants)
+        variants[0].loglikelihood(instances())
+        found = variants[0].get_model_info()["sae_lm_eval"]["kl_at_answers"]
+        assert set(found) == {"first", "second"}
+        assert found["first"]["documents"] == 6
+        assert found["first"]["positions"] == 6 * (1 + 2 + 3)
+        by_document = []
+        for document in range(0, 12, 2):
+            lm = make(sae=saes()[0])
+            lm.loglikelihood([i for i in instances() if i.doc_id == document])
+            by_document.append(lm.divergence.by_task()["first"]["kl"])
+        assert math.isclose(found["first"]["kl"], np.mean(by_document), rel_tol=1e-5)
+        assert math.isclose(found["first"]["stderr"], np.std(by_document, ddof=1) / 6**0.5, rel_tol=1e-4)
+
+    def test_the_baseline_has_none(self, family):
+        baseline, variants = family
+        join(baseline, variants)
+        baseline.loglikelihood(instances())
+        assert {of["kl"] for of in baseline.divergence.by_task().values()} == {0.0}
+
+    def test_it_is_left_out_where_it_was_not_taken(self):
+        lm = make(sae=saes()[0], splice="none")
+        lm.loglikelihood(instances())
+        assert lm.divergence.by_task() == {}
