@@ -19,7 +19,7 @@ from sae_lm_eval.head import Head
 from sae_lm_eval.last_mlp import LastMlp, path_of_last_mlp
 from sae_lm_eval.packing import plan
 from sae_lm_eval.splice import Variant, attached
-from sae_lm_eval.walk import Query, Scores, Walk
+from sae_lm_eval.walk import Query, Scores, Walk, Watch
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
@@ -90,13 +90,17 @@ class Scorer:
         done: Callable[[int, Scores], object],
         *,
         measures: Sequence[str] = ("kl",),
+        compared: int | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Score each query by the baseline and every variant; `done` is told its number and scores, in any order.
+
+        `measures` are of the first `compared` variants, None being all of them; `watch` sees the first variant.
 
         Raises `ValueError` where the model bears no layout, and what torch raises where memory does not suffice
         for a single row.
         """
-        self._score(queries, self.layout, CAPACITY, measures, done)
+        self._score(queries, self.layout, CAPACITY, measures, done, compared, watch)
 
     def _score(
         self,
@@ -105,6 +109,8 @@ class Scorer:
         capacity: int,
         measures: Sequence[str],
         done: Callable[[int, Scores], object],
+        compared: int | None = None,
+        watch: Watch | None = None,
     ) -> None:
         root = plan(
             [query.ids for query in queries],
@@ -117,7 +123,11 @@ class Scorer:
             fork = scope.enter_context(forked(self.model, self.variants, None if layout.blocks else START))
             path = path_of_last_mlp(self.model, self.variants) if layout.last_mlp else None
             last_mlp = None if path is None else LastMlp(self.model, path, scope)
-            walk = Walk(fork, self.head, queries, self.rows * capacity, self.dtype, measures, done, last_mlp)
+            if watch is not None:
+                fork.watch(0, watch)
+            walk = Walk(
+                fork, self.head, queries, self.rows * capacity, self.dtype, measures, done, last_mlp, compared, watch
+            )
             walk.behind(root, None)
         self.rows = max(1, walk.tokens // capacity)
 
