@@ -35,10 +35,12 @@ class Adapter(Protocol):
     """What is asked of the adapter; see `SaeHFLM`."""
 
     variant: Variant
-    variant_name: str
     choices: Choices
     special_ids: frozenset[int]
     mean_tokens: int
+
+    @property
+    def variant_name(self) -> str: ...
 
     def windows(self, documents: Iterable[str], tokens: int) -> list[list[int]]: ...
 
