@@ -23,6 +23,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,6 +33,7 @@ from sae_lm_eval.build import build_variant, describe, place, with_means
 from sae_lm_eval.dictionary import Dictionary
 from sae_lm_eval.divergence import Divergence
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
+from sae_lm_eval.fidelity import Fidelity
 from sae_lm_eval.scoring import Scorer
 from sae_lm_eval.splice import Variant, attached
 from sae_lm_eval.together import Together
@@ -115,7 +117,7 @@ class SaeHFLM(HFLM):
         self.variant = build_variant(innermost(self.model), wanted.dictionaries, wanted.choices, self.special_ids)
         place(innermost(self.model), self.variant)
         self._take_means(wanted)
-        self.divergence = Divergence()
+        self.divergence, self.fidelity = Divergence(), Fidelity()
         self._answers: Together | None = None
         self._index = 1  # among the models that `_answers` answers for, 0 being the baseline
 
@@ -181,10 +183,10 @@ class SaeHFLM(HFLM):
             self.bos_choice = f"lm_eval's default, which adds {'one' if given else 'none'}"
         logger.info("BOS token: %s", self.bos_choice)
 
-    def windows(self, path: str, tokens: int) -> list[list[int]]:
-        """The first `tokens` ids of a text file, in windows that no dictionary has to stretch for."""
+    def windows(self, documents: Iterable[str], tokens: int) -> list[list[int]]:
+        """The first `tokens` ids of a text, in windows that no dictionary has to stretch for."""
         return text.windows(
-            text.read_documents(path),
+            documents,
             lambda document: self.tok_encode(document, add_special_tokens=False),
             prefix=self.prefix_token_id,
             length=self.context_size,
@@ -193,9 +195,10 @@ class SaeHFLM(HFLM):
 
     def _take_means(self, wanted: Wanted) -> None:
         self.mean_source: dict[str, Any] | None = None
+        self.mean_tokens = wanted.mean_tokens
         if wanted.mean_text is None:
             return
-        texts = self.windows(wanted.mean_text, wanted.mean_tokens)
+        texts = self.windows(text.read_documents(wanted.mean_text), wanted.mean_tokens)
         means = text.mean_activations(innermost(self.model), self.variant, texts, self.special_ids)
         self.variant = with_means(self.variant, means)
         self.mean_source = {"text": wanted.mean_text, "tokens": sum(len(ids) - 1 for ids in texts)}
@@ -265,12 +268,30 @@ class SaeHFLM(HFLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         self._tell_of_context(min(len(self.tok_encode(r.args[0])), self.max_length) for r in requests)
+        with self._as_documents():
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+
+    @contextlib.contextmanager
+    def _as_documents(self) -> Iterator[None]:
         # A document's first token is given the prefix token, which is the BOS token already.
         adds_bos, self._adds_bos = self._adds_bos, False
         try:
-            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+            yield
         finally:
             self._adds_bos = adds_bos
+
+    def rolling(self, document: str) -> list[Query]:
+        """The windows in which lm_eval's rolling loglikelihood scores every token of a document once."""
+        with self._as_documents():
+            ids = self.tok_encode(document)
+        windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
+        return [self._query(*make_disjoint_window(window)) for window in windows]
+
+    def sae_fidelity(self, requests: list[Instance], disable_tqdm: bool = False) -> list[dict[str, Any]]:
+        """A document's sums for each request ((document, category, source), ...); see `fidelity`."""
+        self._tell_of_context(min(len(self.tok_encode(r.args[0])), self.max_length) for r in requests)
+        with self._autocast():
+            return self.fidelity.answer(self, requests, show=not disable_tqdm and self.rank == 0)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
@@ -301,19 +322,22 @@ class SaeHFLM(HFLM):
                 "A prompt-tuned model is run once for each variant: its virtual tokens are not in the batch."
             )
             return None
-        rows = self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU
-        if self.device.type == "cpu":
-            rows = min(rows, ROWS_ON_CPU)
         try:
-            scorer = Scorer(
-                model, variants, rows=rows, limit=self.max_length, dtype=self.softmax_dtype or torch.float32
-            )
+            scorer = self.scorer(variants)
             with self._autocast():
                 logger.debug("%s: sharing %s", type(model).__name__, scorer.layout)
         except ValueError as error:
             logger.warning("Each variant is run by itself, and no KL is taken: %s.", error)
             return None
         return Together(scorer, journal, identities)
+
+    def scorer(self, variants: Sequence[Variant]) -> Scorer:
+        """Raises `ValueError` where the model's head cannot be told from the rest."""
+        rows = self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU
+        if self.device.type == "cpu":
+            rows = min(rows, ROWS_ON_CPU)
+        dtype = self.softmax_dtype or torch.float32
+        return Scorer(innermost(self.model), variants, rows=rows, limit=self.max_length, dtype=dtype)
 
     def _autocast(self) -> Any:
         dtype = self.mixed_precision_dtype
@@ -392,7 +416,7 @@ class SaeHFLM(HFLM):
         }
 
     def get_model_info(self) -> dict[str, Any]:
-        own = {**self.provenance(), "kl_at_answers": self.divergence.by_task()}
+        own = {**self.provenance(), "kl_at_answers": self.divergence.by_task(), "fidelity": self.fidelity.by_task}
         return {**super().get_model_info(), "sae_lm_eval": own}
 
     def identity(self) -> str:

@@ -71,6 +71,10 @@ class Fork:
                     )
         self._attachments = [Attachment(model, variant, scope) for variant in variants]
 
+    def watch(self, variant: int, watch: Any) -> None:
+        """Let `watch` be called at each splice of a variant; see `splice.Attachment`."""
+        self._attachments[variant].watch = watch
+
     def begin(self, context: Context) -> None:
         """To be called before each pass through the trunk."""
         self._rows = context.input_ids.shape[0]

@@ -127,7 +127,7 @@ def _reader(
     own: Mapping[str, Any], dictionaries: Sequence[Dictionary], path: str, tokens: int
 ) -> tuple[SaeHFLM, list[list[int]]]:
     lm = SaeHFLM(**{**own, "sae": list(dictionaries), "splice": "none"})
-    return lm, lm.windows(path, tokens)
+    return lm, lm.windows(text.read_documents(path), tokens)
 
 
 def _mean_norms(lm: SaeHFLM, texts: Sequence[Sequence[int]]) -> list[float]:

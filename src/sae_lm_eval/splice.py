@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -197,6 +197,8 @@ class Attachment:
         self.rows = slice(None)
         self.keep: Tensor | None = None  # positions of special tokens, (batch, positions, 1)
         self.passed: dict[Port, Tensor] = {}
+        # Told at each splice of what it reads, what it stands for, and what takes its place: (rows, positions, width).
+        self.watch: Callable[[Splice, Tensor, Tensor, Tensor | None, Context], object] | None = None
         for splice in variant.in_order():
             ports = {splice.site_in.read, splice.site_out.residual} - {None, splice.site_out.write}
             for port in ports:
@@ -223,7 +225,7 @@ class Attachment:
         self.passed[port] = self._by_position(passing)[self.rows]
 
     def _write(self, splice: Splice, passing: Tensor) -> Tensor | None:
-        if splice.mode == "none":
+        if splice.mode == "none" and self.watch is None:
             return None
         assert self.context is not None
         everything = self._by_position(passing)
@@ -232,7 +234,11 @@ class Attachment:
         stream = None if site.residual is None else self.passed[site.residual].to(flat.device)
         y = flat if stream is None else stream + flat
         x = y if splice.site_in.read == site.read else self.passed[splice.site_in.read]
-        new = splice.edit(x, y, self.context)
+        new = None if splice.mode == "none" else splice.edit(x, y, self.context)
+        if self.watch is not None:
+            self.watch(splice, x, y, new, self.context)
+        if new is None:
+            return None
         if stream is not None:
             new = new - stream
         if self.keep is not None:
