@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from sae_lm_eval.report.drops import Row, in_order, variants_of
@@ -272,5 +272,8 @@ def legend(figure: Figure, axis: Axes) -> None:
 
 def logarithmic(axis: Axis, values: Sequence[float]) -> None:
     """Plain numbers at the powers of ten, and at finer ticks where there are too few powers."""
+    span = max(values) / min(values)
+    if 5 <= span < 100:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(plain))
-    axis.set_minor_formatter(FuncFormatter(plain) if max(values) < 5 * min(values) else NullFormatter())
+    axis.set_minor_formatter(FuncFormatter(plain) if span < 5 else NullFormatter())

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from sae_lm_eval.report.drops import Told
 from sae_lm_eval.report.figures import (
@@ -27,6 +26,7 @@ from sae_lm_eval.report.figures import (
     logarithmic,
 )
 from sae_lm_eval.report.sweep import (
+    RECONSTRUCTION,
     Setting,
     by_scale,
     compute_lost,
@@ -35,10 +35,11 @@ from sae_lm_eval.report.sweep import (
     on_frontier,
     singles,
 )
-from sae_lm_eval.report.text import fitting
+from sae_lm_eval.report.text import listing, without_shared_start
 
-# With more points, only those of the frontier have their names beside them.
-MOST_NAMED = 10
+# More or longer names have no room beside their points; the tables have them.
+MOST_NAMED, MOST_LETTERS = 8, 16
+MOST_TICKS = 8
 Bounds = tuple[float, float, float]
 
 
@@ -137,8 +138,7 @@ def pareto(
             _bar(axis, x, bounds(of), fmt=markers[of.width], color=colours[of.layer])
         steps = [(of.value("l0"), value(of)) for of in best]
         axis.step(*zip(*steps, strict=True), where="post", color=INK, linewidth=0.7, zorder=1)
-        named = list(chosen) if len(chosen) <= MOST_NAMED else list(best)
-        _named(axis, [(of.name, of.value("l0"), value(of)) for of in named])
+        _named(axis, [(of.name, of.value("l0"), value(of)) for of in chosen])
         axis.set_xscale("log")
         logarithmic(axis.xaxis, [of.value("l0") or 1.0 for of in chosen])
         axis.set_xlabel("L0 (active features a token)")
@@ -161,11 +161,12 @@ def _bar(axis: Axes, x: Any, bounds: Bounds, **more: Any) -> None:
 
 
 def _named(axis: Axes, named: Sequence[tuple[str, Any, Any]]) -> None:
-    """Names beside the points, to the left and to the right in turns, so that neighbours do not meet."""
-    short = fitting(name for name, *_ in named)
+    """Names beside the points where they have room, to the left and right in turns, so that neighbours do not meet."""
+    if len(named) > MOST_NAMED or max(len(name) for name, *_ in named) > MOST_LETTERS:
+        return
     for number, (name, x, y) in enumerate(sorted(named, key=lambda of: of[1])):
         place: dict[str, Any] = {"ha": "right", "xytext": (-4, 3)} if number % 2 else {"xytext": (4, 3)}
-        axis.annotate(short[name], (x, y), textcoords="offset points", fontsize=6, **place)
+        axis.annotate(name, (x, y), textcoords="offset points", fontsize=6, **place).set_in_layout(False)
 
 
 def drop_against_layers(chosen: Sequence[Setting]) -> Figure:
@@ -180,8 +181,7 @@ def drop_against_layers(chosen: Sequence[Setting]) -> Figure:
             for of, x in zip(own, at + np.linspace(-0.25, 0.25, len(own) + 2)[1:-1], strict=True):
                 _bar(axis, x, drop_bounds(of), fmt=MARKERS[0], color=COLOURS[0])
                 named.append((of.name, x, drop_of(of)))
-        if len(named) <= MOST_NAMED:
-            _named(axis, named)
+        _named(axis, named)
         axis.axhline(0, color=INK, linewidth=0.6, zorder=0.5)
         axis.set_xticks(range(len(counts)), [str(count) for count in counts])
         axis.set_xlim(-0.6, len(counts) - 0.4)
@@ -200,16 +200,25 @@ def _doses(chosen: Sequence[Setting], suffix: str, on: str, told: Told) -> list[
     }
     if not panels:
         return []
+    named = listing(_family_names(families).values())
     return [
         Picture(
             f"drop-against-scale{suffix}",
             f"Dose and response{on}",
-            "What the variants that differ in nothing but the scale do: 0 leaves the activation as it is, 1 is the "
-            f"whole edit. Bars: {told.level:.0%} intervals.",
+            f"Variants that differ in nothing but the scale ({named}): 0 leaves the activation as it "
+            f"is, 1 is the whole edit. Bars: {told.level:.0%} intervals.",
             f"A panel for each of {', '.join(panels)}, a line for each dictionary. All numbers are in the tables.",
             dose_response(families[: len(COLOURS)], panels),
         )
     ]
+
+
+def _family_names(families: Sequence[Sequence[Setting]]) -> dict[int, str]:
+    """What is spliced in each, with the mode where that is no reconstruction."""
+    first = [family[0] for family in families]
+    short = without_shared_start(list(dict.fromkeys(of.dictionary for of in first)))
+    modes = ["" if of.mode == RECONSTRUCTION else f" ({of.mode})" for of in first]
+    return {at: f"{short[of.dictionary]}{mode}" for at, (of, mode) in enumerate(zip(first, modes, strict=True))}
 
 
 def _responses(told: Told) -> dict[str, Callable[[Setting], Bounds | None]]:
@@ -239,6 +248,8 @@ def dose_response(
     """Each response against the scale, side by side; a line for each family of variants."""
     columns = min(len(panels), 2)
     lines = -(-len(panels) // columns)
+    scales = sorted({of.scale for family in families for of in family})
+    names = _family_names(families)
     with mpl.rc_context(STYLE):
         figure = Figure((NARROW if columns == 1 else WIDTH, 0.4 + 2.2 * lines))
         axes = figure.subplots(lines, columns, squeeze=False, sharex=True)
@@ -247,15 +258,16 @@ def dose_response(
                 known = [(of.scale, made) for of in family if (made := bounds(of)) is not None]
                 values = np.array([made for _, made in known]).reshape(-1, 3)
                 reach = [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]
-                name = f"{family[0].dictionary}, {family[0].mode}"
-                look: dict[str, Any] = {"fmt": f"{MARKERS[index]}-", "color": COLOURS[index], "label": name}
+                look: dict[str, Any] = {"fmt": f"{MARKERS[index]}-", "color": COLOURS[index], "label": names[index]}
                 axis.errorbar([scale for scale, _ in known], values[:, 0], yerr=reach, **look)
             axis.axhline(0, color=INK, linewidth=0.6, zorder=0.5)
             axis.set_ylabel(label)
             axis.grid(axis="y")
-            axis.xaxis.set_major_locator(MaxNLocator(nbins=6))
+            if len(scales) <= MOST_TICKS:
+                axis.set_xticks(scales, [f"{scale:g}" for scale in scales])
         for axis in list(axes.flat)[len(panels) :]:
             axis.set_axis_off()
         figure.supxlabel("scale", fontsize=8)
-        legend(figure, axes[0, 0])
+        if len(families) > 1:
+            legend(figure, axes[0, 0])
     return figure
