@@ -42,15 +42,10 @@ def compare(
     from rich.console import Console
 
     from sae_lm_eval.compare import compare as pair_up
-    from sae_lm_eval.cuts import read_categories
+    from sae_lm_eval.cuts import read_categories_file
     from sae_lm_eval.results import read_results
 
-    chosen = None
-    if categories is not None:
-        try:
-            chosen = read_categories(categories.read_text(encoding="utf-8"), f"'{categories}'")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"'{categories}' cannot be read: {error}") from error
+    chosen = None if categories is None else read_categories_file(categories)
     console = Console()
     comparison = pair_up(
         read_results(baseline),

@@ -132,6 +132,11 @@ def _splicing(records: list[dict[str, Any]]) -> list[str]:
         out.append("Positions that hold a beginning, end or padding token kept their activation.")
     elif tokens == {"all"}:
         out.append("All positions were spliced.")
+    if any(record.get("splice") == "random_error" for record in records):
+        out.append(
+            "For random errors, a random vector with the norm of the dictionary's error was added to the activation in "
+            "place of that error [@gurnee2024]."
+        )
     starts = {record.get("bos") for record in records}
     if len(starts) == 1 and (start := starts.pop()):
         out.append(f"Start of prompts: {start}.")
