@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sae_lm_eval.compare_cli import compare
+from sae_lm_eval.curve_cli import curve
 from sae_lm_eval.effective_compute_cli import effective_compute
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report_cli import report
@@ -25,6 +26,7 @@ app = typer.Typer(
 
 
 app.command("effective-compute")(effective_compute)
+app.command("curve")(curve)
 app.command("compare")(compare)
 app.command("report")(report)
 app.command("run", context_settings=LM_EVAL_FLAGS)(run)
