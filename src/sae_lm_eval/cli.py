@@ -17,6 +17,8 @@ from sae_lm_eval.run_cli import LM_EVAL_FLAGS, run
 from sae_lm_eval.talk_cli import talk
 
 DEMO_FOLDER = Path("out/demo")
+# --ce_baseline is --ce-baseline, for lm_eval's flags have underscores.
+EITHER_SPELLING = {"token_normalize_func": lambda name: name.replace("_", "-")}
 app = typer.Typer(
     help="Evaluate language models with sparse autoencoders spliced in.",
     no_args_is_help=True,
@@ -25,8 +27,8 @@ app = typer.Typer(
 )
 
 
-app.command("effective-compute")(effective_compute)
-app.command("curve")(curve)
+app.command("effective-compute", context_settings=EITHER_SPELLING)(effective_compute)
+app.command("curve", context_settings=EITHER_SPELLING)(curve)
 app.command("compare")(compare)
 app.command("report")(report)
 app.command("run", context_settings=LM_EVAL_FLAGS)(run)

@@ -31,7 +31,7 @@ from sae_lm_eval.scaling import find_preset
 from sae_lm_eval.scaling.measured import COLUMNS, MAIN, read_measured, with_losses
 from sae_lm_eval.scaling.tables import Row
 
-ROLLING = "loglikelihood_rolling"
+DOCUMENT_TYPES = ("loglikelihood_rolling", "sae_fidelity")  # lm_eval's output_type of tasks that ask whole documents
 WINDOWS_AT_ONCE = 64  # between two steps of the progress bar
 TOKENS_A_STEP = 2_097_152  # of Pythia's batches: Biderman et al. 2023, arXiv:2304.01373
 
@@ -101,15 +101,21 @@ class Text:
         return sum(len(document.encode()) for document in self.documents)
 
 
-def read_text(task: str, *, limit: float | None = None, include_path: Path | None = None) -> Text:
-    """The documents that lm_eval asks of a task with --limit. Raises `UserError` where it asks no rolling loss."""
-    manager = TaskManager(include_path=include_path)
+def read_text(
+    task: str,
+    *,
+    limit: float | None = None,
+    metadata: dict[str, Any] | None = None,
+    include_path: Path | None = None,
+) -> Text:
+    """The documents that lm_eval asks of a task with --limit. Raises `UserError` where it asks no whole documents."""
+    manager = TaskManager(include_path=include_path, metadata=metadata)
     if task not in manager.all_subtasks:
         raise UserError(f"lm_eval has no task '{task}'.{did_you_mean(task, manager.all_subtasks)}")
     loaded: Any = manager.load([task])["tasks"][task]
-    if loaded.OUTPUT_TYPE != ROLLING:
+    if loaded.OUTPUT_TYPE not in DOCUMENT_TYPES:
         raise UserError(
-            f"The task '{task}' asks {loaded.OUTPUT_TYPE}: a curve needs a task of whole documents ({ROLLING})."
+            f"The task '{task}' asks {loaded.OUTPUT_TYPE}; a curve needs the loss of whole documents, as wikitext does."
         )
     loaded.build_all_requests(limit=get_sample_size(loaded, limit), rank=0, world_size=1)
     return Text(task, tuple(instance.args[0] for instance in loaded.instances))
@@ -272,8 +278,6 @@ def _held(path: Path) -> Iterator[None]:
         with FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
             yield
     except Timeout:
-        raise UserError(
-            f"Another process is at work on '{path}'. Wait for it, or give another --output_path."
-        ) from None
+        raise UserError(f"Another process is at work on '{path}'. Wait, or give another --output_path.") from None
     except FileExistsError:
         raise UserError(f"'{path.parent}' is a file, not a folder. Give another --output_path.") from None

@@ -25,7 +25,7 @@ class Per(enum.StrEnum):
 
 def curve(
     models: Annotated[
-        str, typer.Option(help="name[@revision],... or a CSV with the columns model and, if need be, tokens.")
+        str, typer.Option(help="name or name@revision, joined by commas; or a CSV of model and, if need be, tokens.")
     ],
     task: Annotated[str | None, typer.Option(help="A task of whole documents, such as wikitext.")] = None,
     like: Annotated[
@@ -36,12 +36,13 @@ def curve(
         int | None, typer.Option("--max_length", help="Windows of so many tokens; otherwise the first model's context.")
     ] = None,
     tokens: Annotated[
-        str, typer.Option(help="Training tokens of models that are not known: name[@revision]=1e11,...")
+        str, typer.Option(help="Training tokens of models that are not known: name@revision=1e11,...")
     ] = "",
     per: Annotated[Per, typer.Option(help="What losses are compared by; byte where tokenizers differ.")] = Per.token,
     model_args: Annotated[str, typer.Option("--model_args", help="For every model: dtype=bfloat16,...")] = "",
     batch_size: Annotated[str, typer.Option("--batch_size", help="As for lm_eval.")] = "1",
     device: Annotated[str | None, typer.Option(help="As for lm_eval.")] = None,
+    metadata: Annotated[str | None, typer.Option(help="As for lm_eval: options of a task, as JSON.")] = None,
     include_path: Annotated[Path | None, typer.Option("--include_path", help="Tasks of your own.")] = None,
     output_path: Annotated[Path | None, typer.Option("--output_path", help="The family: a CSV file.")] = None,
 ) -> None:
@@ -69,7 +70,8 @@ def curve(
     if fixed := [name for name in FIXED if name in loading]:
         raise UserError(f"--model_args has {fixed[0]}=, which curve sets by itself; models stand in --models.")
     members = _members(models, _mapping(tokens))
-    text = curves.read_text(asked["task"], limit=asked.get("limit"), include_path=include_path)
+    options = asked.get("metadata") if metadata is None else _options(metadata)
+    text = curves.read_text(asked["task"], limit=asked.get("limit"), metadata=options, include_path=include_path)
     if asked.get("documents", len(text.documents)) != len(text.documents):
         raise UserError(
             f"{asked['task']} has {len(text.documents)} documents here, and {asked['documents']} in '{like}': "
@@ -82,22 +84,37 @@ def curve(
 
 def _text_of(like: Path, task: str | None) -> dict[str, Any]:
     """What a run was asked the loss of, as far as its results say."""
+    from sae_lm_eval.curve import DOCUMENT_TYPES
     from sae_lm_eval.effective_compute_folder import read_all
 
     for results in read_all(like):
-        rolling = [name for name in results.tasks if results.raw["configs"][name].get("output_type", "") == ROLLING]
-        found = [name for name in rolling if task in (None, name)]
+        kinds = {name: results.raw["configs"].get(name, {}).get("output_type") for name in results.tasks}
+        found = [name for name, kind in kinds.items() if kind in DOCUMENT_TYPES and task in (None, name)]
         if len(found) > 1:
             raise UserError(f"'{like}' has several texts: choose one with --task, of {', '.join(found)}.")
         if found:
             context = results.provenance.get("max_length") or results.model_args.get("max_length")
-            asked = {"task": found[0], "documents": results.raw["n-samples"][found[0]]["effective"]}
-            asked |= {"limit": results.config.get("limit"), "context": context and int(context)}
+            asked = {
+                "task": found[0],
+                "documents": results.raw["n-samples"][found[0]]["effective"],
+                "limit": results.config.get("limit"),
+                "context": context and int(context),
+                "metadata": {found[0]: results.raw["configs"][found[0]].get("metadata") or {}},
+            }
             return {name: value for name, value in asked.items() if value is not None}
     raise UserError(f"'{like}' has no results of {task or 'a task of whole documents'}: name the text with --task.")
 
 
-ROLLING = "loglikelihood_rolling"
+def _options(text: str) -> dict[str, Any]:
+    import json
+
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--metadata is not JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise UserError(f'--metadata is {text}, and an object is wanted, as in {{"sae_fidelity_text": {{...}}}}.')
+    return found
 
 
 def _mapping(text: str) -> dict[str, float]:
