@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sae_lm_eval.compare_cli import compare
+from sae_lm_eval.curve_cli import curve
 from sae_lm_eval.effective_compute_cli import effective_compute
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report_cli import report
@@ -16,6 +17,8 @@ from sae_lm_eval.run_cli import LM_EVAL_FLAGS, run
 from sae_lm_eval.talk_cli import talk
 
 DEMO_FOLDER = Path("out/demo")
+# --ce_baseline is --ce-baseline, for lm_eval's flags have underscores.
+EITHER_SPELLING = {"token_normalize_func": lambda name: name.replace("_", "-")}
 app = typer.Typer(
     help="Evaluate language models with sparse autoencoders spliced in.",
     no_args_is_help=True,
@@ -24,7 +27,8 @@ app = typer.Typer(
 )
 
 
-app.command("effective-compute")(effective_compute)
+app.command("effective-compute", context_settings=EITHER_SPELLING)(effective_compute)
+app.command("curve", context_settings=EITHER_SPELLING)(curve)
 app.command("compare")(compare)
 app.command("report")(report)
 app.command("run", context_settings=LM_EVAL_FLAGS)(run)

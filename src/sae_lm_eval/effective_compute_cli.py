@@ -1,14 +1,23 @@
-"""`sae-lm-eval effective-compute`: losses in, effective compute out; mistakes exit with 2."""
+"""`sae-lm-eval effective-compute`: losses, or folders of results, in; effective compute out."""
 
 from __future__ import annotations
 
 import enum
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sae_lm_eval.effective_compute_text import NA, fraction, literature_rows, markdown, number, summary_rows
+from sae_lm_eval.effective_compute_text import (
+    converted_rows,
+    estimate_rows,
+    fraction,
+    literature_rows,
+    markdown,
+    number,
+    summary_rows,
+)
 from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +35,9 @@ class Format(enum.StrEnum):
 
 
 def effective_compute(
+    out: Annotated[
+        Path | None, typer.Argument(help="Results of sae_fidelity tasks: a folder that lm_eval or run wrote.")
+    ] = None,
     ce_baseline: Annotated[float | None, typer.Option(help="CE of the original, nats/token.")] = None,
     ce_spliced: Annotated[float | None, typer.Option(help="CE with the dictionary spliced in, nats/token.")] = None,
     delta_se: Annotated[float | None, typer.Option(help="Standard error of delta CE, paired over documents.")] = None,
@@ -67,36 +79,45 @@ def effective_compute(
     from sae_lm_eval import scaling
 
     console = Console(soft_wrap=False)
-    try:
-        if literature:
-            others = (ce_baseline, ce_spliced, documents, loss_recovered, model, params, tokens, flops)
-            if any(value is not None for value in others):
-                raise UserError("--literature prints the published figures alone: leave out losses and models.")
-            _print_literature(scaling.convert_literature(law, level=level, rng=seed), console, output_format)
-            return
-        result = scaling.effective_compute(
-            _delta(ce_baseline, ce_spliced, delta_se, documents, loss_recovered, ce_ablated, ablation),
-            model=model,
-            params=params,
-            tokens=tokens,
-            flops=flops,
-            law="all" if all_laws else law,
-            family=family,
-            checkpoints=checkpoints,
-            law_text="same" if same_text else "other",
-            level=level,
-            rng=seed,
-        )
-        lacks = result.original.lacks
-        if lacks is not None and all(estimate.reason == lacks for estimate in result.estimates):
-            raise UserError(f"Effective compute {lacks}.")
-    except UserError as error:
-        Console(stderr=True).print(str(error), style="red", markup=False, highlight=False)
-        raise typer.Exit(2) from error
+    losses = (ce_baseline, ce_spliced, delta_se, documents, loss_recovered, ce_ablated, ablation)
+    original = {"model": model, "params": params, "tokens": tokens, "flops": flops}
+    given = any(value is not None for value in losses)
+    if literature:
+        if given or out is not None or any(value is not None for value in original.values()):
+            raise UserError("--literature prints the published figures alone: leave out losses, results and models.")
+        _print_literature(scaling.convert_literature(law, level=level, rng=seed), console, output_format)
+        return
+    curve = {"law": "all" if all_laws else law, "family": family, "checkpoints": checkpoints, "level": level}
+    curve |= {"law_text": "same" if same_text else "other", "rng": seed}
+    if out is not None:
+        if given:
+            raise UserError("Results folders hold the losses: leave out the folder, or --ce-baseline and the like.")
+        _print_folder(out, original, curve, console, output_format)
+        return
+    result = scaling.effective_compute(_delta(*losses), **original, **curve)
+    lacks = result.original.lacks
+    if lacks is not None and all(estimate.reason == lacks for estimate in result.estimates):
+        raise UserError(f"Effective compute {lacks}.")
     if output_format is Format.table:
         _print_result(result, console)
     else:
         _print_frame(result.to_frame(), output_format)
+
+
+def _print_folder(
+    out: Path, original: dict[str, Any], curve: dict[str, Any], console: Console, output_format: Format
+) -> None:
+    from sae_lm_eval import effective_compute_folder as folder
+
+    found = folder.convert(out, original=original, **curve)
+    if output_format is not Format.table:
+        _print_frame(folder.to_frame(found), output_format)
+        return
+    for described in dict.fromkeys(_describe_original(made.result) for made in found):
+        console.print(described, highlight=False)
+    notes: dict[str, int] = {}
+    _print_grouped(converted_rows(found, notes, spread=curve["law"] == "all"), console)
+    _print_notes(notes, console)
 
 
 def _delta(
@@ -136,8 +157,6 @@ def _delta(
 
 
 def _print_result(result: EffectiveCompute, console: Console) -> None:
-    from rich.table import Table
-
     delta = result.delta
     losses = f"baseline CE {number(delta.baseline)}, spliced CE {number(delta.spliced)}"
     if delta.loss_recovered is not None:
@@ -145,31 +164,8 @@ def _print_result(result: EffectiveCompute, console: Console) -> None:
         losses += f", loss recovered {number(delta.loss_recovered)}"
     console.print(f"delta CE {number(delta.value)} nats/token ({losses})", highlight=False)
     console.print(_describe_original(result), highlight=False)
-    table = Table()
-    for column in (
-        "quantity",
-        "definition",
-        "curve",
-        f"fraction ({result.level:.0%} interval)",
-        "log10",
-        "worth",
-    ):
-        table.add_column(column, overflow="fold")
-    table.add_column("notes", overflow="fold")
     notes: dict[str, int] = {}
-    for estimate in result.estimates:
-        own = [*([estimate.reason] if estimate.reason else []), *estimate.flags]
-        marks = ",".join(map(str, sorted(notes.setdefault(note, len(notes) + 1) for note in own)))
-        table.add_row(
-            estimate.quantity,
-            estimate.definition,
-            estimate.curve,
-            fraction(estimate),
-            NA if estimate.log10 is None else f"{estimate.log10:.2f}".replace("-0.00", "0.00"),
-            NA if estimate.equivalent is None else f"{estimate.equivalent:.3g} {estimate.unit}",
-            marks,
-        )
-    console.print(table)
+    _print_grouped(estimate_rows(result, notes), console)
     quoted = result.preferred
     if quoted.fraction is not None:
         console.print(
@@ -182,6 +178,10 @@ def _print_result(result: EffectiveCompute, console: Console) -> None:
             f"({spread.decades:.2f} decades); no interval above includes this.",
             highlight=False,
         )
+    _print_notes(notes, console)
+
+
+def _print_notes(notes: dict[str, int], console: Console) -> None:
     for note, mark in notes.items():
         console.print(f"{mark}. {note}", markup=False, highlight=False)
 
@@ -199,22 +199,39 @@ def _print_literature(table: pd.DataFrame, console: Console, output_format: Form
     if output_format is not Format.table:
         _print_frame(table, output_format)
         return
-    _print_rich(literature_rows(table), console)
-    _print_rich(summary_rows(summarise_literature(table)), console)
+    _print_grouped(literature_rows(table), console, by=3)
+    _print_grouped(summary_rows(summarise_literature(table)), console, by=3)
     console.print("Loss recovered is the work's own; ablation CE is published or follows from it and delta CE.")
+    console.print("Effective compute is law-relative; its intervals are in --format csv.")
     for key in dict.fromkeys(table["work"]):
         console.print(f"{works()[key]['short']}: {works()[key]['citation']}", markup=False, highlight=False)
 
 
-def _print_rich(rows: list[dict[str, str]], console: Console) -> None:
+def _print_grouped(rows: list[dict[str, str]], console: Console, *, by: int = 1) -> None:
+    """A table whose first `by` columns are a line of their own above the rows that share them: the rest is narrow."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table()
-    for name in rows[0]:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table)
+    first, names = list(rows[0])[:by], list(rows[0])[by:]
+    lines = [names, *([row[name] for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    while sum(widths) + len(widths) > console.width and max(widths) > 8:
+        widths[widths.index(max(widths))] -= 1
+    groups = [(None, [dict(zip(names, names, strict=True))])]
+    groups += [
+        (heading, list(group))
+        for heading, group in groupby(rows, key=lambda row: ", ".join(row[name] for name in first))
+    ]
+    for heading, group in groups:
+        if heading is not None:
+            console.print(Text(heading, style="bold"))
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        for width in widths:
+            grid.add_column(width=width, overflow="fold")
+        for row in group:
+            grid.add_row(*(Text(row[name]) for name in names))
+        console.print(grid)
+    console.print()
 
 
 def _print_frame(frame: pd.DataFrame, output_format: Format) -> None:

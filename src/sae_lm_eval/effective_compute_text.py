@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sae_lm_eval.scaling import Estimate
+    from sae_lm_eval.effective_compute_folder import Converted
+    from sae_lm_eval.scaling import EffectiveCompute, Estimate
 
 NA = "n/a"
+QUANTITIES = ("effective compute", "effective parameters", "effective tokens")
 
 
-def number(value: Any) -> str:
-    """Six digits, or n/a for None."""
+def number(value: Any, digits: int = 6) -> str:
+    """So many digits, or n/a for None."""
     if value is None:
         return NA
-    return f"{value:.6g}" if isinstance(value, int | float) else str(value)
+    return f"{value:.{digits}g}" if isinstance(value, int | float) else str(value)
 
 
 def fraction(estimate: Estimate) -> str:
@@ -30,6 +32,59 @@ def fraction(estimate: Estimate) -> str:
     return f"{text}, {estimate.bound} in range" if estimate.bound else text
 
 
+def estimate_rows(result: EffectiveCompute, notes: dict[str, int]) -> list[dict[str, str]]:
+    """Estimates as text, by quantity and definition, the undefined last.
+
+    `notes` numbers what is said of them, and is added to.
+    """
+    order = list(dict.fromkeys((estimate.quantity, estimate.definition) for estimate in result.estimates))
+    order.sort(key=lambda pair: QUANTITIES.index(pair[0]))
+    rows = []
+    for estimate in sorted(
+        result.estimates,
+        key=lambda estimate: (estimate.fraction is None, order.index((estimate.quantity, estimate.definition))),
+    ):
+        unit = f", worth in {estimate.unit}" if estimate.unit else ""
+        rows.append(
+            {
+                "estimate": f"{estimate.quantity}, {estimate.definition}{unit}",
+                "curve": estimate.curve,
+                f"fraction ({result.level:.0%} interval)": fraction(estimate),
+                "log10": NA if estimate.log10 is None else f"{estimate.log10:.2f}".replace("-0.00", "0.00"),
+                "worth": NA if estimate.equivalent is None else f"{estimate.equivalent:.3g}",
+                "notes": _marks(estimate, notes),
+            }
+        )
+    return rows
+
+
+def converted_rows(found: list[Converted], notes: dict[str, int], *, spread: bool) -> list[dict[str, str]]:
+    """What results folders hold, as text, one row per variant and text or category; `notes` as in `estimate_rows`."""
+    rows = []
+    for made in found:
+        result, quoted = made.result, made.result.preferred
+        category = "" if made.category is None else f" / {made.category}"
+        row = {
+            "text": f"{made.task}{category}",
+            "variant": made.variant,
+            "CE": number(result.delta.baseline, 5),
+            "spliced": number(result.delta.spliced, 5),
+            "effective compute": fraction(quoted),
+            "by": f"{quoted.definition}, {quoted.curve}",
+            "notes": _marks(quoted, notes, made.notes),
+        }
+        if spread:
+            laws = result.law_spread
+            row["between laws"] = NA if laws is None else f"{laws.low:.3g} to {laws.high:.3g}"
+        rows.append(row)
+    return rows
+
+
+def _marks(estimate: Estimate, notes: dict[str, int], further: tuple[str, ...] = ()) -> str:
+    own = [*([estimate.reason] if estimate.reason else []), *estimate.flags, *further]
+    return ",".join(map(str, sorted(notes.setdefault(note, len(notes) + 1) for note in own)))
+
+
 def literature_rows(table: pd.DataFrame) -> list[dict[str, str]]:
     """The converted literature as text, one row per dictionary."""
     from sae_lm_eval.scaling import works
@@ -37,19 +92,19 @@ def literature_rows(table: pd.DataFrame) -> list[dict[str, str]]:
     rows = []
     for row in table.to_dict("records"):
         value = row["effective_compute"]
-        span = "" if row["low"] is None else f" ({row['low']:.3g} to {row['high']:.3g})"
         rows.append(
             {
                 "work": works()[row["work"]]["short"],
                 "model": row["model"],
-                "site": f"{row['site']} {row['layer'] or ''}".strip(),
-                "L0": number(row["l0"]),
-                "CE": number(row["ce_baseline"]),
-                "spliced": number(row["ce_spliced"]),
-                "ablated": NA if row["ce_ablated"] is None else f"{number(row['ce_ablated'])} {row['ablation']}",
-                "loss recovered": number(row["loss_recovered"]),
-                "delta CE": number(row["delta_ce"]),
-                "effective compute": f"{NA}: {row['reason']}" if value is None else f"{value:.3g}{span}",
+                "site": row["site"],
+                "layer": str(row["layer"] or ""),
+                "L0": number(row["l0"], 4),
+                "CE": number(row["ce_baseline"], 5),
+                "spliced": number(row["ce_spliced"], 5),
+                "ablated": NA if row["ce_ablated"] is None else f"{number(row['ce_ablated'], 5)} {row['ablation']}",
+                "recovered": number(row["loss_recovered"], 4),
+                "delta CE": number(row["delta_ce"], 4),
+                "effective": f"{NA}: {row['reason']}" if value is None else f"{value:.3g}",
             }
         )
     return rows

@@ -21,7 +21,7 @@ def find(out: Path, baseline: str | None = None) -> tuple[Results, tuple[Results
     """
     if not out.is_dir():
         raise UserError(f"There is no folder '{out}'. Give the folder that `sae-lm-eval run --output_path` wrote.")
-    folders = [path for path in sorted(out.iterdir(), key=_natural) if path.is_dir() and _has_results(path)]
+    folders = [path for path in sorted(out.iterdir(), key=natural) if path.is_dir() and has_results(path)]
     if len(folders) < 2:
         raise UserError(
             f"'{out}' holds {len(folders) or 'no'} folder{'s' if len(folders) != 1 else ''} with lm_eval results: a "
@@ -32,12 +32,13 @@ def find(out: Path, baseline: str | None = None) -> tuple[Results, tuple[Results
     return chosen, tuple(results for results in found if results is not chosen)
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def natural(path: Path) -> list[tuple[int, str]]:
     """`k4` before `k32`."""
     return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def _has_results(folder: Path) -> bool:
+def has_results(folder: Path) -> bool:
+    """Whether lm_eval wrote results into a folder, or was given it as --output_path."""
     return any(folder.glob("results_*.json")) or any(folder.glob("*/results_*.json"))
 
 

@@ -1,7 +1,8 @@
 """Measured curves: the losses of several models, or of the checkpoints of one, on the same text.
 
 A family is read from a CSV with a `loss` column (nats/token) and, for the compute of each row, `flops`,
-or `params` and `tokens`; checkpoints may give `tokens` or `step` alone, because the parameters cancel.
+or `params` and `tokens`; checkpoints may give `tokens` or `step` alone, because the parameters cancel. A `model` may
+have a `revision` beside it.
 """
 
 import functools
@@ -114,11 +115,11 @@ def read_family(source: str | Path, *, kind: Kind = "family") -> Family:
     """A family from a CSV file, or one of `builtin_families()` by name."""
     if str(source) in builtin_families():
         rows = [row for row in _builtin() if row["family"] == str(source)]
-        return _family(rows, name=str(source), kind=kind, where=str(source))
+        return family_of(rows, name=str(source), kind=kind, where=str(source))
     path = Path(source)
     if path.suffix != ".csv":
         raise unknown("CSV file or built-in family", str(source), builtin_families())
-    return _family(read_rows(path, required=["loss"]), name=path.stem, kind=kind, where=str(path))
+    return family_of(read_rows(path, required=["loss"]), name=path.stem, kind=kind, where=str(path))
 
 
 @functools.cache
@@ -126,10 +127,11 @@ def _builtin() -> tuple[Row, ...]:
     return tuple(read_rows(data_path("families.csv"), required=["family", "model", "flops", "loss"]))
 
 
-def _family(rows: Sequence[Row], *, name: str, kind: Kind, where: str) -> Family:
+def family_of(rows: Sequence[Row], *, name: str, kind: Kind, where: str) -> Family:
+    """A family from rows as its file has them; `where` names them in errors."""
     unit, compute = _compute(rows, kind=kind, where=where)
     loss = _numbers(rows, "loss", where=where)
-    models = np.array([str(row.get("model", f"row {i + 1}")) for i, row in enumerate(rows)])
+    models = np.array([row_name(row, f"row {i + 1}") for i, row in enumerate(rows)])
     usable = np.isfinite(loss) & (loss > 0) & np.isfinite(compute) & (compute >= 0)
     if not usable.all():
         raise UserError(f"{where}: {models[~usable][0]} has no usable loss or {unit}.")
@@ -157,6 +159,12 @@ def _family(rows: Sequence[Row], *, name: str, kind: Kind, where: str) -> Family
         source=_one(rows, "source", where=where) or where,
         flags=tuple(flags),
     )
+
+
+def row_name(row: Row, otherwise: str = "") -> str:
+    """A row's model, with its revision where that is not the main one."""
+    name, revision = str(row.get("model") or otherwise), row.get("revision")
+    return name if revision in (None, "main") else f"{name}@{revision}"
 
 
 def _compute(rows: Sequence[Row], *, kind: Kind, where: str) -> tuple[str, np.ndarray]:

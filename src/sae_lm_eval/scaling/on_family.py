@@ -9,7 +9,7 @@ from sae_lm_eval.scaling.delta import DeltaCE
 from sae_lm_eval.scaling.estimate import Draws, Estimate
 from sae_lm_eval.scaling.family import Family, MonotoneCurve, monotone_curve
 from sae_lm_eval.scaling.laws import ComputeLaw
-from sae_lm_eval.scaling.models import Original
+from sae_lm_eval.scaling.models import Original, find_preset
 from sae_lm_eval.scaling.on_law import COMPUTE, FAMILY_FIT, at_the_loss
 
 INTERPOLATION = "family interpolation"
@@ -19,6 +19,7 @@ CHECKPOINTS = "checkpoints isotonic"
 END_SLOPE = math.sqrt(13) / 2
 CURVES = 1000  # resampled curves of checkpoints; each costs a regression
 SAME_TEXT_TOLERANCE = 0.01  # relative; more means another text, tokenizer or context length
+SAME_POINT_TOLERANCE = 0.001  # relative; dtypes and batches move the loss of one model on one text by less
 
 
 def family_estimates(family: Family, original: Original, draws: Draws) -> list[Estimate]:
@@ -62,7 +63,8 @@ def _interpolated(family: Family, draws: Draws, flags: tuple[str, ...]) -> Estim
     if delta.baseline is None:
         return replace(blank, reason="needs the baseline CE itself (--ce-baseline), not delta CE alone")
     curve = monotone_curve(family.compute, family.loss)
-    log_own = float(curve.log_compute_at(delta.baseline))
+    baseline = _at_the_edge(curve, delta.baseline)
+    log_own = float(curve.log_compute_at(baseline))
     if not math.isfinite(log_own):
         side, edge = ("below the best", curve.best) if log_own > 0 else ("above the worst", curve.worst)
         return replace(
@@ -70,10 +72,10 @@ def _interpolated(family: Family, draws: Draws, flags: tuple[str, ...]) -> Estim
             reason=f"baseline CE {delta.baseline:.4g} is {side} loss of the family, {edge:.4g}: "
             "the original has no point of its own on this curve",
         )
-    estimate = _on_curve(family, curve, delta.baseline, delta, blank)
+    estimate = _on_curve(family, curve, baseline, delta, blank)
     if estimate.fraction is None:
         return estimate
-    logs = curve.log_compute_at(delta.baseline + draws.deltas) - log_own
+    logs = curve.log_compute_at(baseline + draws.deltas) - log_own
     if family.fit is None or family.scatter is None:
         return _with_interval(estimate, logs, draws, scatter=False)
     scale, dof = family.scatter
@@ -89,6 +91,14 @@ def _interpolated(family: Family, draws: Draws, flags: tuple[str, ...]) -> Estim
         draws,
         scatter=True,
     )
+
+
+def _at_the_edge(curve: MonotoneCurve, baseline: float) -> float:
+    """The curve's own end where the baseline is that member, measured anew."""
+    for edge in (curve.best, curve.worst):
+        if abs(baseline - edge) <= SAME_POINT_TOLERANCE * edge:
+            return min(max(baseline, curve.best), curve.worst)
+    return baseline
 
 
 def _with_interval(estimate: Estimate, logs: np.ndarray, draws: Draws, *, scatter: bool) -> Estimate:
@@ -160,17 +170,28 @@ def _resampled_checkpoints(run: Family, scatter: tuple[float, float], draws: Dra
     return logs
 
 
+def same_loss(one: float, other: float) -> bool:
+    """Whether two losses can be of one model on one text at one context length."""
+    return abs(one - other) <= SAME_TEXT_TOLERANCE * one
+
+
 def _mismatch(family: Family, original: Original, delta: DeltaCE) -> str | None:
     """Why the family's losses cannot be on the text at hand: it holds the original at another loss."""
-    if original.name not in family.models or delta.baseline is None:
+    members = [_known(model) for model in family.models]
+    if original.name not in members or delta.baseline is None:
         return None
-    own = float(family.loss[family.models.index(original.name)])
-    if abs(own - delta.baseline) <= SAME_TEXT_TOLERANCE * own:
+    own = float(family.loss[members.index(original.name)])
+    if same_loss(own, delta.baseline):
         return None
     return (
         f"baseline CE is {delta.baseline:.4g}, but the family has {original.name} at {own:.4g}: not the same "
         "text, tokenizer or context length"
     )
+
+
+def _known(model: str) -> str:
+    found = find_preset(model)
+    return model if found is None else found.name
 
 
 def _blank(family: Family, definition: str) -> Estimate:

@@ -1,0 +1,171 @@
+"""Effective compute of the fidelity that lm_eval's results folders hold. Neither torch nor lm_eval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sae_lm_eval import world
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.report.folders import has_results, natural
+from sae_lm_eval.results import Results, read_results
+from sae_lm_eval.scaling import EffectiveCompute, delta_from_losses, effective_compute, find_preset
+from sae_lm_eval.scaling.measured import MAIN, Curves, Measured, curves_for
+
+ABLATIONS = ("ce_zero", "ce_mean", "loss_recovered_zero", "loss_recovered_mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """Effective compute of a variant on a text, or on a category of it; `notes` are of curves that were not used."""
+
+    variant: str
+    task: str
+    result: EffectiveCompute
+    ablations: Mapping[str, float | None]
+    category: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_all(out: Path) -> list[Results]:
+    """The run that `out` holds, or the newest of each folder in it: variants of `run` by the names of their folders.
+
+    Raises `UserError` where there is none.
+    """
+    folders = [path for path in sorted(out.glob("*"), key=natural) if path.is_dir() and has_results(path)]
+    if out.is_file() or any(out.glob("results_*.json")) or not folders:
+        return [read_results(out)]
+    found = [(path, read_results(path)) for path in folders]
+    return [read if read.folder == path else replace(read, name=path.name) for path, read in found]
+
+
+def convert(out: Path, *, original: Mapping[str, Any], **curve: Any) -> list[Converted]:
+    """Every text that a variant below `out` measured its spliced loss on, and its categories.
+
+    `original` may have `model`, `params`, `tokens` and `flops`, as `curve` what else `effective_compute` takes. What
+    they leave open is taken from the results and from a file of `curve` beside them. Categories have no curve of their
+    own, and are converted by the law alone. Raises `UserError` where no results have a spliced loss.
+    """
+    found = [converted for results in read_all(out) for converted in _of_results(results, out, original, curve)]
+    if not found:
+        raise UserError(
+            f"The results in '{out}' have no ce_baseline and ce_spliced: run a sae_fidelity task with a dictionary, as "
+            "in --tasks sae_fidelity_wikitext, or give the losses themselves (--ce-baseline 3.139 --ce-spliced 3.283)."
+        )
+    return found
+
+
+def _of_results(
+    results: Results, out: Path, original: Mapping[str, Any], curve: Mapping[str, Any]
+) -> Iterator[Converted]:
+    for task, scores in results.scores.items():
+        table = {name.removesuffix(",none"): value for name, value in scores.items()}
+        if _number(table, "ce_baseline") is None or _number(table, "ce_spliced") is None:
+            continue
+        beside = Curves()
+        if curve.get("family") is None and curve.get("checkpoints") is None:
+            beside = _beside(results, task, table, out)
+        known = _original(results, beside, original)
+        measured = {"family": beside.family, "checkpoints": beside.checkpoints} if beside.own else {}
+        yield _converted(results.name, task, table, known, {**curve, **measured}, beside.notes)
+        law_alone = {name: value for name, value in curve.items() if name not in ("family", "checkpoints")}
+        told = results.provenance.get("fidelity", {}).get(task, {}).get("by_category") or {}
+        for category, of_category in told.items():
+            if _number(of_category, "ce_baseline") is not None and _number(of_category, "ce_spliced") is not None:
+                made = _converted(results.name, task, of_category, known, law_alone, ())
+                yield replace(made, category=category)
+
+
+def _converted(
+    variant: str,
+    task: str,
+    table: Mapping[str, Any],
+    original: Mapping[str, Any],
+    curve: Mapping[str, Any],
+    notes: tuple[str, ...],
+) -> Converted:
+    delta = delta_from_losses(
+        ce_baseline=float(table["ce_baseline"]),
+        ce_spliced=float(table["ce_spliced"]),
+        standard_error=_number(table, "ce_delta_stderr"),
+    )
+    return Converted(
+        variant=variant,
+        task=task,
+        result=effective_compute(delta, **original, **curve),
+        ablations={name: _number(table, name) for name in ABLATIONS},
+        notes=notes,
+    )
+
+
+def _beside(results: Results, task: str, table: Mapping[str, Any], out: Path) -> Curves:
+    context = results.provenance.get("max_length")
+    if context is None:
+        return Curves()
+    model, revision = _model(results)
+    run = Measured(
+        task=task,
+        documents=results.raw["n-samples"][task]["effective"],
+        context=int(context),
+        model=model,
+        revision=revision,
+        baseline=float(table["ce_baseline"]),
+    )
+    root = out if out.is_dir() else out.parent
+    folders = [folder for folder in (results.folder, *results.folder.parents) if folder.is_relative_to(root)]
+    return curves_for(run, [file for folder in folders for file in sorted(folder.glob("*.csv"))])
+
+
+def _model(results: Results) -> tuple[str, str]:
+    given = results.model_args
+    return str(given.get("pretrained") or results.raw.get("model_name") or ""), str(given.get("revision") or MAIN)
+
+
+def _original(results: Results, beside: Curves, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given, or else a model that is known by name, by the curve beside the results, or as the world's."""
+    original = {name: value for name, value in given.items() if value is not None}
+    if "model" in original or "params" in original:
+        return original
+    model, revision = _model(results)
+    if find_preset(model) is not None and revision == MAIN:
+        return {"model": model, **original}
+    if beside.own is not None:
+        known = {"params": float(beside.own["params"]), "tokens": float(beside.own["tokens"])}
+    elif world.is_meant_by(model):
+        main = next(row for row in world.facts()["family"] if row["name"] == MAIN)
+        known = {"params": float(main["parameters"]), "tokens": float(main["tokens"])}
+    else:
+        return original
+    return {"model": model, **known, **original}
+
+
+def _number(table: Mapping[str, Any], name: str) -> float | None:
+    value = table.get(name)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def to_frame(found: list[Converted]) -> pd.DataFrame:
+    """A row for each estimate, with the variant, the text, its losses, and whether it is the one to quote."""
+    frames = []
+    for made in found:
+        frame = made.result.to_frame()
+        told = {
+            "variant": made.variant,
+            "task": made.task,
+            "category": made.category,
+            "ce_baseline": made.result.delta.baseline,
+            "ce_spliced": made.result.delta.spliced,
+            "ce_delta_stderr": made.result.delta.standard_error,
+            **made.ablations,
+        }
+        for place, (name, value) in enumerate(told.items()):
+            frame.insert(place, name, pd.Series([value] * len(frame), dtype=object))
+        quoted = made.result.preferred
+        frame["quoted"] = [estimate is quoted for estimate in made.result.estimates]
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
