@@ -29,7 +29,7 @@ def run(
     Each is written as an ordinary results folder of lm_eval's; the comparison and the report follow. The same
     command again continues where it was cut short.
     """
-    from sae_lm_eval import run as runs
+    from sae_lm_eval import running as runs
     from sae_lm_eval.adapter import OWN
     from sae_lm_eval.report_cli import report
 

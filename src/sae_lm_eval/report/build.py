@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from sae_lm_eval.compare import COLUMNS, Comparison, compare
+from sae_lm_eval.comparison import COLUMNS, Comparison, compare
 from sae_lm_eval.report import figures
 from sae_lm_eval.report.drops import (
     Row,
