@@ -67,6 +67,7 @@ class SaeHFLM(HFLM):
         seed: of `random_error`.
         mean_text: a .txt, .jsonl or .parquet file whose activations `splice=mean` averages.
         mean_tokens: how many tokens of it.
+        scale: how much of the edit is made, y + scale (new - y): 0 changes nothing, 1 is the splice itself.
 
     Raises:
         UserError: for whatever the user can mend, before anything is evaluated.
@@ -85,13 +86,14 @@ class SaeHFLM(HFLM):
         seed: int = 0,
         mean_text: str | None = None,
         mean_tokens: int = 16384,
+        scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
         refuse_misspelt(kwargs, KNOWN)
         if pretrained is None:
             raise UserError("pretrained= is missing: name a model, as in pretrained=gpt2.")
         wanted = wanted_of(
-            sae, splice, splice_tokens, hook, hook_map, norm_factor, sae_dtype, seed, mean_text, mean_tokens
+            sae, splice, splice_tokens, hook, hook_map, norm_factor, sae_dtype, seed, mean_text, mean_tokens, scale
         )
         if kwargs.get("device") is None:
             # lm_eval's default is "cuda" on every machine.
@@ -374,13 +376,16 @@ class SaeHFLM(HFLM):
         if not self.variant.splices:
             return "baseline"
         names = "+".join(splice.dictionary.name for splice in self.variant.splices)
-        return names if self.choices.splice == "reconstruction" else f"{names} ({self.choices.splice})"
+        how = [] if self.choices.splice == "reconstruction" else [str(self.choices.splice)]
+        how += [] if self.choices.scale == 1 else [f"scale {self.choices.scale:g}"]
+        return f"{names} ({', '.join(how)})" if how else names
 
     def provenance(self) -> dict[str, Any]:
         """Everything besides the model itself that the numbers depend on, as plain values."""
         return {
             "splices": describe(self.variant),
             "splice": self.choices.splice,
+            "scale": self.choices.scale,
             "splice_tokens": self.choices.splice_tokens,
             "special_token_ids": sorted(self.variant.special_ids),
             "bos": self.bos_choice,
