@@ -86,8 +86,8 @@ class TestEveryArchitecture:
         for mode in ("reconstruction", "zero", "random_error"):
             none_of_it = logits(model, ids, variant_of(model, *saes, splice=mode, scale=0.0))
             assert (none_of_it - plain).abs().max() < 1e-6
-        assert 0 < (half - plain).abs().max()
-        assert 0 < (half - whole).abs().max()
+        assert (half - plain).abs().max() > 0
+        assert (half - whole).abs().max() > 0
 
     def test_zero_at_the_last_block_forgets_the_input(self, model):
         last = model.config.get_text_config().num_hidden_layers - 1

@@ -92,7 +92,8 @@ def _build_splice(
     writable_port(architecture, site_out)
     names = [map_ or map_name(architecture, site, dictionary.processing) for site in (site_in, site_out)]
     map_in, map_out = (build_map(architecture, s, n) for s, n in zip((site_in, site_out), names, strict=True))
-    return Splice(dictionary, site_in, site_out, map_in, map_out, str(choices.splice), seed=choices.seed, scale=choices.scale)
+    how: dict[str, Any] = {"mode": str(choices.splice), "seed": choices.seed, "scale": choices.scale}
+    return Splice(dictionary, site_in, site_out, map_in, map_out, **how)
 
 
 def find_sites(architecture: Architecture, dictionary: Dictionary, hook: str | None) -> tuple[Site, Site]:
