@@ -22,7 +22,7 @@ from sae_lm_eval.dictionary import Dictionary, find, load
 from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.splice import Splice, Variant
 
-CHOICES = ("splice", "splice_tokens", "hook", "hook_map", "seed")
+CHOICES = ("splice", "splice_tokens", "hook", "hook_map", "seed", "scale")
 STATED = ("model_names", "hook_in", "hook_out", "context_size", "prepend_bos")
 
 

@@ -27,7 +27,8 @@ class Splice:
     """One dictionary at its site.
 
     The dictionary reads at `site_in` and its output takes the place of what passes `site_out`; the two differ
-    for transcoders only. `mean` (d_out,) is needed by the mode "mean" alone.
+    for transcoders only. `mean` (d_out,) is needed by the mode "mean" alone. `scale` is how much of what the mode
+    changes is changed: the activation y becomes y + scale (new - y).
     """
 
     dictionary: Dictionary
@@ -38,6 +39,7 @@ class Splice:
     mode: str = "reconstruction"
     mean: Tensor | None = None
     seed: int = 0
+    scale: float = 1.0
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         """What the dictionary puts in the place of raw `y` when it reads raw `x`, in the dictionary's dtype.
@@ -50,7 +52,11 @@ class Splice:
 
     def edit(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
         """What the mode puts in the place of `y`, in the dtype of `y`, at every position."""
-        return EDITS[self.mode](self, x, y, context).to(y.device, y.dtype)
+        new = EDITS[self.mode](self, x, y, context)
+        if self.scale != 1:
+            wide = y.to(new)
+            new = wide + self.scale * (new - wide)
+        return new.to(y.device, y.dtype)
 
     def reconstruction(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
         return self._by_row(x, y, context) if self.dictionary.sequential else self.reconstruct(x, y)

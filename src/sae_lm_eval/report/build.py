@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lm_eval.compare import COLUMNS, Comparison, compare
+from sae_lm_eval.comparison import COLUMNS, Comparison, compare
 from sae_lm_eval.report import figures
 from sae_lm_eval.report.drops import (
     Row,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sae_lm_eval.compare import Comparison
+from sae_lm_eval.comparison import Comparison
 from sae_lm_eval.report.drops import Row, section_of
 from sae_lm_eval.report.fidelity import LOSS, Fidelity
 from sae_lm_eval.report.provenance import model_name, packages

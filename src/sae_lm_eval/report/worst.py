@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.compare import Comparison
+from sae_lm_eval.comparison import Comparison
 from sae_lm_eval.cuts import Cut, alias_of
 from sae_lm_eval.report.drops import Row, Shown, in_order, section_of
 from sae_lm_eval.report.text import NA, abridged, fixed, listing, printable
