@@ -139,7 +139,7 @@ def measure(
     Raises `UserError` where training tokens are not known, the file holds another text, or a model cannot be compared.
     """
     for member in members:
-        _ = member.training, member.source  # before anything is loaded
+        _ = member.source, member.training  # before anything is loaded
     with _held(path):
         rows = read_measured(path) if path.exists() else []
         _refuse_another(rows, text, context, path)
@@ -250,8 +250,8 @@ def _refuse_other_tokens(member: Member, tokens_hash: str, count: int, rows: lis
     if per == "byte" or not rows or rows[0]["tokens_hash"] == tokens_hash:
         return
     raise UserError(
-        f"{member} cuts the text into other tokens ({count:,}) than {rows[0]['model']} ({rows[0]['text_tokens']:,}), so "
-        f"their losses per token cannot be compared. Leave it out, or compare per byte with --per byte."
+        f"{member} cuts the text into other tokens ({count:,}) than {rows[0]['model']} ({rows[0]['text_tokens']:,}): "
+        f"losses per token cannot be compared. Leave it out, or compare per byte with --per byte."
     )
 
 

@@ -167,7 +167,7 @@ def _print_result(result: EffectiveCompute, console: Console) -> None:
     notes: dict[str, int] = {}
     _print_grouped(estimate_rows(result, notes), console)
     quoted = result.preferred
-    if quoted.fraction is not None:
+    if quoted.fraction is not None or quoted.bound is not None:
         console.print(
             f"To quote: {quoted.quantity} {fraction(quoted)}, {quoted.definition}, {quoted.curve}.", highlight=False
         )

@@ -14,7 +14,14 @@ from sae_lm_eval import world
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.folders import has_results, natural
 from sae_lm_eval.results import Results, read_results
-from sae_lm_eval.scaling import EffectiveCompute, delta_from_losses, effective_compute, find_preset
+from sae_lm_eval.scaling import (
+    EffectiveCompute,
+    Original,
+    delta_from_losses,
+    effective_compute,
+    find_preset,
+    get_original,
+)
 from sae_lm_eval.scaling.measured import MAIN, Curves, Measured, curves_for
 
 ABLATIONS = ("ce_zero", "ce_mean", "loss_recovered_zero", "loss_recovered_mean")
@@ -85,7 +92,7 @@ def _converted(
     variant: str,
     task: str,
     table: Mapping[str, Any],
-    original: Mapping[str, Any],
+    original: Original,
     curve: Mapping[str, Any],
     notes: tuple[str, ...],
 ) -> Converted:
@@ -97,7 +104,7 @@ def _converted(
     return Converted(
         variant=variant,
         task=task,
-        result=effective_compute(delta, **original, **curve),
+        result=effective_compute(delta, original=original, **curve),
         ablations={name: _number(table, name) for name in ABLATIONS},
         notes=notes,
     )
@@ -126,22 +133,35 @@ def _model(results: Results) -> tuple[str, str]:
     return str(given.get("pretrained") or results.raw.get("model_name") or ""), str(given.get("revision") or MAIN)
 
 
-def _original(results: Results, beside: Curves, given: Mapping[str, Any]) -> dict[str, Any]:
+def _original(results: Results, beside: Curves, given: Mapping[str, Any]) -> Original:
     """What was given, or else a model that is known by name, by the curve beside the results, or as the world's."""
-    original = {name: value for name, value in given.items() if value is not None}
-    if "model" in original or "params" in original:
-        return original
+    numbers = {name: value for name, value in given.items() if value is not None}
+    if "model" in numbers or "params" in numbers:
+        return get_original(**numbers)
     model, revision = _model(results)
     if find_preset(model) is not None and revision == MAIN:
-        return {"model": model, **original}
+        return get_original(model=model, **numbers)
+    known = Original(name=model or "the original", params_source="not known", tokens_source="not known")
     if beside.own is not None:
-        known = {"params": float(beside.own["params"]), "tokens": float(beside.own["tokens"])}
+        known = replace(
+            known,
+            params=float(beside.own["params"]),
+            params_non_embedding=float(beside.own["params_non_embedding"]),
+            params_source="counted in the loaded model",
+            tokens=float(beside.own["tokens"]),
+            tokens_source=str(beside.own["tokens_source"]),
+        )
     elif world.is_meant_by(model):
         main = next(row for row in world.facts()["family"] if row["name"] == MAIN)
-        known = {"params": float(main["parameters"]), "tokens": float(main["tokens"])}
-    else:
-        return original
-    return {"model": model, **known, **original}
+        known = replace(
+            known,
+            params=float(main["parameters"]),
+            params_non_embedding=float(main["non_embedding_parameters"]),
+            tokens=float(main["tokens"]),
+            params_source="counted when the world was made",
+            tokens_source="counted when the world was made",
+        )
+    return replace(known, **numbers, **({"tokens_source": "given by the user"} if "tokens" in numbers else {}))
 
 
 def _number(table: Mapping[str, Any], name: str) -> float | None:

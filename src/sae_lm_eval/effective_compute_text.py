@@ -60,18 +60,20 @@ def estimate_rows(result: EffectiveCompute, notes: dict[str, int]) -> list[dict[
 
 def converted_rows(found: list[Converted], notes: dict[str, int], *, spread: bool) -> list[dict[str, str]]:
     """What results folders hold, as text, one row per variant and text or category; `notes` as in `estimate_rows`."""
+    titles = [made.task if made.category is None else f"{made.task}, {made.category}" for made in found]
+    order = list(dict.fromkeys(titles))
     rows = []
-    for made in found:
+    for title, made in sorted(zip(titles, found, strict=True), key=lambda pair: order.index(pair[0])):
         result, quoted = made.result, made.result.preferred
-        category = "" if made.category is None else f" / {made.category}"
+        silent = [f"{one.definition}: {one.reason}" for one in result.estimates if one.bound and one.fraction is None]
         row = {
-            "text": f"{made.task}{category}",
+            "text": title,
             "variant": made.variant,
             "CE": number(result.delta.baseline, 5),
             "spliced": number(result.delta.spliced, 5),
             "effective compute": fraction(quoted),
             "by": f"{quoted.definition}, {quoted.curve}",
-            "notes": _marks(quoted, notes, made.notes),
+            "notes": _marks(quoted, notes, (*made.notes, *silent)),
         }
         if spread:
             laws = result.law_spread

@@ -26,8 +26,9 @@ from sae_lm_eval.scaling.on_law import (
     law_relative,
 )
 
-# A curve measured on the text at hand comes before a borrowed law; checkpoints come last for their bias.
-PREFERENCE = (INTERPOLATION, FAMILY_FIT, LAW_RELATIVE, AT_THE_LOSS, CHECKPOINTS)
+# Measured on the text at hand before borrowed, between measured points before extrapolated, and the original's own
+# course before other models: docs/effective-compute.md has the figures.
+PREFERENCE = (CHECKPOINTS, INTERPOLATION, FAMILY_FIT, LAW_RELATIVE, AT_THE_LOSS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +55,19 @@ class EffectiveCompute:
 
     @property
     def preferred(self) -> Estimate:
-        """The effective compute to quote: the first defined one in the order of `PREFERENCE`."""
+        """The effective compute to quote: the first defined one in the order of `PREFERENCE`.
+
+        Where measured curves end, their bound comes before what a borrowed law says.
+        """
         compute = [estimate for estimate in self.estimates if estimate.quantity == COMPUTE]
-        defined = [estimate for estimate in compute if estimate.fraction is not None] or compute
-        return min(defined, key=lambda estimate: PREFERENCE.index(estimate.definition))
+
+        def rank(estimate: Estimate) -> tuple[bool, float]:
+            place = PREFERENCE.index(estimate.definition)
+            if estimate.fraction is not None:
+                return False, place
+            return estimate.bound is None, PREFERENCE.index(FAMILY_FIT) + 0.5
+
+        return min(compute, key=rank)
 
     @property
     def law_spread(self) -> LawSpread | None:
@@ -88,6 +98,7 @@ def effective_compute(
     tokens: float | None = None,
     flops: float | None = None,
     model: str | None = None,
+    original: Original | None = None,
     law: str | Path | Law | Sequence[str | Law] = DEFAULT_LAW,
     family: str | Path | Family | None = None,
     checkpoints: str | Path | Family | None = None,
@@ -98,10 +109,10 @@ def effective_compute(
 ) -> EffectiveCompute:
     """What fraction of the original's training compute buys the loss of the spliced model.
 
-    Give either a `DeltaCE` or two losses (nats/token, same tokens), and the original: a known `model`, or
-    `params` (with embeddings) and training `tokens`. `law` is a name, a JSON file of constants, a CSV of
-    runs to fit, a law, a list of these, or "all". `family` and `checkpoints` are measured curves of the same
-    text and context length.
+    Give either a `DeltaCE` or two losses (nats/token, same tokens), and the original: a known `model`, `params` (with
+    embeddings) and training `tokens`, or an `Original`. `law` is a name, a JSON file of constants, a CSV of runs to
+    fit, a law, a list of these, or "all". `family` and `checkpoints` are measured curves of the same text and context
+    length.
     `law_text="same"` says that the law's text and tokenizer are those of the losses, which allows R = L - E.
 
     Undefined estimates are None with a reason; mistakes raise UserError.
@@ -114,7 +125,7 @@ def effective_compute(
         raise UserError("Give a DeltaCE or two losses, not both.")
     if law_text not in ("same", "other"):
         raise UserError(f"law_text is {law_text!r}; it must be 'same' or 'other'.")
-    original = get_original(model=model, params=params, tokens=tokens, flops=flops)
+    original = original or get_original(model=model, params=params, tokens=tokens, flops=flops)
     drawn = Draws.of(delta, n=draws, level=level, rng=np.random.default_rng(rng))
     chosen = _laws(law)
     estimates: list[Estimate] = []

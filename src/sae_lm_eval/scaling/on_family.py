@@ -39,11 +39,11 @@ def checkpoint_estimate(checkpoints: Family, draws: Draws) -> Estimate:
     """The share of its own training after which the original was as good as the spliced model is.
 
     Isotonic regression over log compute; the original is the curve's last point, so Delta = 0 gives 1.
-    Checkpoints before the learning rate is annealed lose more than a run that ends there would, which
-    biases the share up.
+    At a checkpoint the learning rate is not annealed, and more of the peak is behind it than in a run that ends there:
+    the first raises its loss against that run's, the second lowers it.
     """
     curve = monotone_curve(checkpoints.compute, checkpoints.loss)
-    flags = (*checkpoints.flags, "checkpoints before the end were not annealed, which biases the share up")
+    flags = (*checkpoints.flags, "checkpoints are not runs that end there: their learning rate was not annealed")
     estimate = _on_curve(
         checkpoints, curve, curve.best, draws.delta, replace(_blank(checkpoints, CHECKPOINTS), flags=flags)
     )

@@ -1,0 +1,87 @@
+"""How far borrowed laws are off where more is known: effective compute in the embedded world, by every curve.
+
+    python benchmarks/effective_compute_world.py                 # the table, from what was measured when it was made
+    python benchmarks/effective_compute_world.py --train 0.5 0.25   # trains the runs again, 20 minutes on a core
+
+The first rows are the world's model itself, trained anew on a part of the tokens with its learning rate annealed
+within them: what their loss costs is known. The others are the dictionaries of the world. Prints a Markdown table.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_lm_eval import world
+from sae_lm_eval.effective_compute_text import fraction, markdown
+from sae_lm_eval.scaling import EffectiveCompute, Family, effective_compute
+from sae_lm_eval.scaling.on_family import CHECKPOINTS, INTERPOLATION
+from sae_lm_eval.scaling.on_law import COMPUTE, FAMILY_FIT, LAW_RELATIVE
+
+RUNS = Path(__file__).with_name("effective_compute_world.json")
+SHOWN = (CHECKPOINTS, INTERPOLATION, FAMILY_FIT, LAW_RELATIVE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=float, nargs="*", metavar="SHARE", help="shares of the tokens")
+    options = parser.parse_args()
+    if options.train:
+        RUNS.write_text(json.dumps([train(share) for share in options.train], indent=1) + "\n")
+    facts = world.facts()
+    own = facts["family"][-1]
+    curves = {
+        "family": curve("world family", "family", facts["family"]),
+        "checkpoints": curve("world checkpoints", "checkpoints", [*facts["checkpoints"], own]),
+    }
+    rows = []
+    for run in json.loads(RUNS.read_text()):
+        share = run["tokens"] / own["tokens"]
+        result = convert(own, ce_baseline=own["loss"], ce_spliced=run["loss"], **curves)
+        rows.append({"loss of": f"run on {share:.0%} of the tokens", **cells(result, truth=f"{share:.3g}")})
+    baseline = facts["measured"]["baseline"]["loss"]
+    for name, measured in facts["measured"]["variants"].items():
+        result = convert(own, ce_baseline=baseline, ce_spliced=measured["loss"], **curves)
+        rows.append({"loss of": name, **cells(result, truth="")})
+    print(markdown(rows))
+
+
+def train(share: float) -> dict[str, Any]:
+    """The main run of the world on a share of its tokens: the figures of its file."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+    training, make = importlib.import_module("world_training"), importlib.import_module("make_world")
+    run = dataclasses.replace(make.MAIN, tokens=int(share * make.MAIN.tokens), checkpoints=0)
+    with tempfile.TemporaryDirectory() as folder:
+        trained = training.train(run, training.make_tokenizer(), Path(folder))
+    return {name: trained[name] for name in ("tokens", "loss", "standard_error", "documents", "learning_rate", "seed")}
+
+
+def curve(name: str, kind: Any, rows: list[dict[str, Any]]) -> Family:
+    compute, loss = (np.array([row[column] for row in rows], dtype=float) for column in ("compute", "loss"))
+    return Family(name=name, kind=kind, models=tuple(row["name"] for row in rows), compute=compute, loss=loss)
+
+
+def convert(own: dict[str, Any], **given: Any) -> EffectiveCompute:
+    return effective_compute(params=own["parameters"], tokens=own["tokens"], law="all", **given)
+
+
+def cells(result: EffectiveCompute, *, truth: str) -> dict[str, str]:
+    """A cell for each definition; of the laws the default one, and least and greatest of all in force."""
+    found: dict[str, str] = {}
+    for estimate in result.estimates:
+        if estimate.quantity == COMPUTE:
+            found.setdefault(estimate.definition, fraction(dataclasses.replace(estimate, bound=None)))
+    spread = result.law_spread
+    laws = "n/a" if spread is None else f"{spread.low:.3g} to {spread.high:.3g}"
+    shown = {name: found[name] for name in SHOWN}
+    return {"delta CE": f"{result.delta.value:.4f}", "known": truth, **shown, "between published laws": laws}
+
+
+if __name__ == "__main__":
+    main()

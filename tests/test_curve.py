@@ -1,0 +1,276 @@
+"""A curve measured on one text: its numbers, its file, what is refused, and the runs that it serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from runs import write_run
+from transformers import AutoModelForCausalLM
+
+from sae_lm_eval import world
+from sae_lm_eval.curve import Member, measure, parameters, read_text
+from sae_lm_eval.curve_cli import curve
+from sae_lm_eval.effective_compute_folder import convert, to_frame
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.scaling import effective_compute, read_family
+from sae_lm_eval.scaling.measured import Measured, curves_for
+
+TASK, DOCUMENTS, CONTEXT = "sae_world_text", 12, 32
+CHECKPOINTS = [Member("world", "step2616"), Member("world", "step4088"), Member("world")]
+
+
+@pytest.fixture(scope="module")
+def text():
+    return read_text(TASK, limit=DOCUMENTS)
+
+
+@pytest.fixture(scope="module")
+def file(text, tmp_path_factory):
+    """Of two checkpoints and the model of the world, in windows shorter than its documents."""
+    path = tmp_path_factory.mktemp("curve") / "family.csv"
+    measure(CHECKPOINTS, text, path, context=CONTEXT)
+    return path
+
+
+def test_losses_are_those_of_lm_evals_own_model(file, text):
+    rows = pd.read_csv(file).set_index("revision")
+    for checkpoint in ("step2616", None):
+        lm = HFLM(str(world.model_path(checkpoint)), device="cpu", max_length=CONTEXT, batch_size=4)
+        requests = [Instance("loglikelihood_rolling", {}, (document,), 0) for document in text.documents]
+        nats = -sum(lm.loglikelihood_rolling(requests, disable_tqdm=True))
+        tokens = sum(len(lm.tok_encode(document)) for document in text.documents)
+        row = rows.loc[checkpoint or "main"]
+        assert row["text_nats"] == pytest.approx(nats, abs=1e-3)
+        assert row["loss"] == pytest.approx(nats / tokens, abs=1e-6)
+        assert row["nats_per_byte"] == pytest.approx(nats / sum(len(d.encode()) for d in text.documents), abs=1e-6)
+
+
+def test_a_row_says_what_was_measured(file):
+    row = pd.read_csv(file).iloc[0]
+    assert (row["task"], row["documents"], row["context"], row["dtype"]) == (TASK, DOCUMENTS, CONTEXT, "float32")
+    own = world.facts()["family"][-1]
+    assert (row["params"], row["params_non_embedding"]) == (own["parameters"], own["non_embedding_parameters"])
+    assert row["tokens"] == 2_889_144
+
+
+def test_tied_embeddings_and_positions_are_counted_once():
+    from transformers import GPT2Config
+
+    config = GPT2Config(vocab_size=11, n_embd=8, n_layer=1, n_head=2, n_positions=5)
+    whole, inner = parameters(AutoModelForCausalLM.from_config(config))
+    assert whole - inner == 8 * 11 + 8 * 5
+
+
+def test_the_file_is_a_family_and_a_course_of_checkpoints(file):
+    family = read_family(file)
+    assert family.models == ("world@step2616", "world@step4088", "world")
+    assert family.text == f"{TASK}, {DOCUMENTS} documents, windows of {CONTEXT} tokens"
+    result = effective_compute(ce_baseline=family.loss[-1], ce_spliced=family.loss[0], checkpoints=file)
+    assert result.preferred.fraction == pytest.approx(2_889_144 / 6_500_208)
+
+
+def test_what_is_measured_is_not_measured_again(file, text, tmp_path, monkeypatch):
+    copy = tmp_path / "family.csv"
+    copy.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
+    loaded = []
+    from sae_lm_eval import curve as module
+
+    load = module._load
+    monkeypatch.setattr(module, "_load", lambda member, *rest: loaded.append(str(member)) or load(member, *rest))
+    measure(CHECKPOINTS, text, copy)
+    assert loaded == ["world"]
+    assert copy.read_text() == file.read_text()
+
+
+def test_a_killed_command_goes_on_where_it_was(tmp_path):
+    path = tmp_path / "family.csv"
+    models = ",".join(map(str, CHECKPOINTS))
+    command = [sys.executable, "-c", "from sae_lm_eval.cli import main; main()", "curve", "--models", models]
+    command += ["--task", TASK, "--limit", "40", "--output_path", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        while not path.exists() and process.poll() is None:
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    before = pd.read_csv(path)
+    assert 1 <= len(before) < 3
+    subprocess.run(command, check=True, capture_output=True)
+    after = pd.read_csv(path)
+    assert list(after["revision"]) == ["step2616", "step4088", "main"]
+    pd.testing.assert_frame_equal(after.head(len(before)), before)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"models": "world,my/model"},
+            "training tokens of my/model are not known: give them, as in --tokens my/model=3e11",
+        ),
+        ({"models": "EleutherAI/pythia-70m@final"}, "training tokens of EleutherAI/pythia-70m@final are not known"),
+        ({"models": "world@step1"}, "The world has no checkpoint 'step1'"),
+        ({"models": "world,world"}, "--models has world twice"),
+        ({"models": ","}, "--models names no model"),
+        ({"models": "world@"}, "'world@' names no model"),
+        ({"tokens": "other=1e9"}, "--tokens speaks of 'other'"),
+        ({"tokens": "world"}, "write name=count"),
+        ({"task": "sae_world_villages"}, "asks multiple_choice; a curve needs the loss of whole documents"),
+        ({"task": "sae_world_txt"}, "Did you mean 'sae_world_text'"),
+        ({"task": None}, "--task is missing"),
+        ({"output_path": None}, "--output_path is missing"),
+        ({"output_path": "family"}, "must end on .csv"),
+        ({"model_args": "pretrained=gpt2"}, "--model_args has pretrained=, which curve sets by itself"),
+        ({"metadata": "{"}, "--metadata is not JSON"),
+        ({"max_length": 4096}, "world reads 128 tokens at most, and the windows are of 4096"),
+        ({"limit": 5, "output_path": "MEASURED"}, "holds losses on another text"),
+        ({"max_length": 64, "output_path": "MEASURED"}, "windows of 32 tokens, not 64"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(given, message, file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = {"models": "world", "task": TASK, "limit": DOCUMENTS, "output_path": "family.csv"} | given
+    asked["output_path"] = {"MEASURED": file, None: None}.get(asked["output_path"], Path(str(asked["output_path"])))
+    with pytest.raises(UserError) as told:
+        curve(**asked)
+    assert message in str(told.value)
+    assert str(told.value).count("\n") == 0
+
+
+def test_tokens_of_pythias_steps_and_of_known_models():
+    assert Member("EleutherAI/pythia-70m-deduped", "step1000").training[0] == 1000 * 2_097_152
+    assert Member("EleutherAI/pythia-70m").training[0] == 299_892_736_000
+    assert Member("EleutherAI/pythia-70m", "step0").training[0] == 0
+    assert Member("EleutherAI/pythia-70m", tokens=5.0).training == (5.0, "given by the user")
+
+
+def test_models_of_a_table_with_their_tokens(tmp_path, text):
+    table = tmp_path / "models.csv"
+    folder = str(world.model_path("step2616"))
+    table.write_text(f"model,tokens\n{folder},1e6\nworld,\n")
+    curve(models=str(table), task=TASK, limit=DOCUMENTS, output_path=tmp_path / "family.csv")
+    rows = pd.read_csv(tmp_path / "family.csv")
+    assert list(rows["tokens"]) == [1e6, 6_500_208]
+    assert list(rows["model"]) == [folder, "world"]
+
+
+REAL = """
+import sys
+from sae_lm_eval.cli import main
+sys.argv = ["sae-lm-eval", "curve", *sys.argv[1:]]
+main()
+"""
+
+
+def test_tokenizers_are_not_mixed_but_per_byte(hub_environment, tmp_path):
+    path = tmp_path / "family.csv"
+    given = ["--models", "stories260K,stories3M", "--tokens", "stories260K=1e9,stories3M=3e9", "--task", "wikitext"]
+    given += ["--limit", "1", "--max_length", "128", "--output_path", str(path), "--batch_size", "8"]
+
+    def call(*further: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-c", REAL, *given, *further]
+        return subprocess.run(command, env=hub_environment, capture_output=True, text=True, check=False)
+
+    refused = call()
+    assert refused.returncode == 2
+    assert "stories3M cuts the text into other tokens" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    mixed = call("--per", "byte")
+    assert mixed.returncode == 0, mixed.stderr
+    rows = pd.read_csv(path)
+    length = rows["text_bytes"][0] / rows["text_tokens"][0]
+    assert list(rows["loss"]) == pytest.approx(list(rows["nats_per_byte"] * length))
+    assert rows["text_tokens"].nunique() == 2
+    assert rows["commit"].notna().all()
+
+
+def fidelity_run(out: Path, baseline: float, spliced: float, **provenance) -> Path:
+    """A results folder as a sae_fidelity task leaves it, less what is not read here."""
+    scores = {
+        "ce_baseline,none": baseline,
+        "ce_spliced,none": spliced,
+        "ce_delta_stderr,none": 0.01,
+        "ce_mean,none": "N/A",
+    }
+    told = {"splice": "reconstruction", "max_length": CONTEXT, **provenance}
+    folder = write_run(
+        out / "k4", {TASK: []}, {TASK: scores}, model="world", config={"sae_lm_eval": told, "limit": float(DOCUMENTS)}
+    )
+    (written,) = folder.glob("*/results_*.json")
+    raw = json.loads(written.read_text())
+    raw["n-samples"][TASK] = {"original": 500, "effective": DOCUMENTS}
+    raw["configs"][TASK]["output_type"] = "sae_fidelity"
+    written.write_text(json.dumps(raw))
+    return out
+
+
+@pytest.fixture(scope="module")
+def losses(file):
+    return dict(pd.read_csv(file).set_index("revision")["loss"])
+
+
+def test_results_take_the_curve_beside_them(file, losses, tmp_path):
+    out = fidelity_run(tmp_path, losses["main"], losses["step4088"])
+    (alone,) = convert(out, original={}, law="besiroglu2024")
+    assert alone.result.preferred.definition == "law-relative"
+    (out / "family.csv").write_text(file.read_text())
+    (beside,) = convert(out, original={}, law="besiroglu2024")
+    quoted = beside.result.preferred
+    assert (quoted.definition, quoted.curve) == ("checkpoints isotonic", "family")
+    assert quoted.fraction == pytest.approx(4_514_811 / 6_500_208)
+    assert quoted.interval is not None
+    assert "documents" in quoted.interval.covers
+    frame = to_frame([beside])
+    assert list(frame.loc[frame["quoted"], "definition"]) == ["checkpoints isotonic"]
+    assert set(frame["variant"]) == {"k4"}
+
+
+def test_a_measured_bound_comes_before_a_borrowed_law(file, losses, tmp_path):
+    out = fidelity_run(tmp_path, losses["main"], losses["step2616"] + 0.5)
+    (out / "family.csv").write_text(file.read_text())
+    (made,) = convert(out, original={}, law="besiroglu2024")
+    assert (made.result.preferred.fraction, made.result.preferred.bound) == (None, "< 0.444")
+
+
+def test_a_curve_of_something_else_is_not_taken(file, losses, tmp_path):
+    run = Measured(TASK, DOCUMENTS, CONTEXT, "world", "main", losses["main"])
+    assert curves_for(run, [file]).checkpoints is not None
+    for other in ({"task": "wikitext"}, {"documents": 13}, {"context": 64}):
+        assert curves_for(Measured(**{**vars(run), **other}), [file]).own is None
+    assert "without gpt2" in curves_for(Measured(**{**vars(run), "model": "gpt2"}), [file]).notes[0]
+    assert "it is not used" in curves_for(Measured(**{**vars(run), "baseline": 2 * losses["main"]}), [file]).notes[0]
+
+
+def test_categories_are_converted_by_the_law(file, losses, tmp_path):
+    of = {"villages": {"documents": 3, "tokens": 9, "ce_baseline": 1.0, "ce_spliced": 1.3, "ce_delta_stderr": 0.1}}
+    out = fidelity_run(tmp_path, losses["main"], losses["step4088"], fidelity={TASK: {"by_category": of}})
+    (out / "family.csv").write_text(file.read_text())
+    whole, category = convert(out, original={}, law="besiroglu2024")
+    assert (whole.category, category.category) == (None, "villages")
+    assert category.result.preferred.definition == "law-relative"
+    alone = effective_compute(ce_baseline=1.0, ce_spliced=1.3, params=974_976, tokens=6_500_208)
+    assert category.result.preferred.fraction == pytest.approx(alone.preferred.fraction)
+
+
+def test_like_takes_text_and_context_of_a_run(losses, file, tmp_path):
+    out = fidelity_run(tmp_path, losses["main"], losses["step4088"])
+    curve(models="world@step4088", like=out)
+    rows = pd.read_csv(out / f"family_{TASK}.csv")
+    assert list(rows["text_hash"]) == [pd.read_csv(file)["text_hash"][0]]
+    assert list(rows["context"]) == [CONTEXT]
+    with pytest.raises(UserError, match=r"--limit is 7, and .* was run with 12"):
+        curve(models="world", like=out, limit=7)
+
+
+def test_results_without_a_spliced_loss_are_refused(tmp_path):
+    write_run(tmp_path / "a", {"blimp": []})
+    with pytest.raises(UserError, match="have no ce_baseline and ce_spliced"):
+        convert(tmp_path, original={})
