@@ -103,7 +103,8 @@ class Fidelity:
         with tqdm(total=len(documents), disable=not show, desc=f"Scoring {task}") as bar:
             pass_.run(bar.update)
         out = pass_.records()
-        everywhere = _gathered(out)
+        # As one process has them, so that as many processes as you like draw the same documents.
+        everywhere = sorted(_gathered(out), key=lambda record: record["document"])
         self.by_task[task] = {
             "text": source.name,
             "documents": len(everywhere),
@@ -221,7 +222,10 @@ class Pass:
 
     def records(self) -> list[dict[str, Any]]:
         """By document, once all processes are done."""
-        found = [{"category": d.category, **sums} for d, sums in zip(self.documents, self.sums, strict=True)]
+        found = [
+            {"document": d.number, "category": d.category, **sums}
+            for d, sums in zip(self.documents, self.sums, strict=True)
+        ]
         if self.watch is None:
             return found
         for record in found:

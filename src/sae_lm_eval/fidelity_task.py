@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import lm_eval.evaluator_utils
+import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
@@ -108,11 +109,11 @@ class FidelityTask(ConfigurableTask):
         )
 
     def process_results(self, doc: dict[str, Any], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """For each metric the document's sums that it is made of."""
+        """For each metric the document's number, and its sums that the metric is made of."""
         (record,) = results
         found = list(metrics.metrics_of(record))
         self._metrics = {name: metric for name, metric, _ in found}
-        return {name: metrics.row(record, metric, site) for name, metric, site in found}
+        return {name: [record["document"], *metrics.row(record, metric, site)] for name, metric, site in found}
 
     def aggregation(self) -> dict[str, Any]:
         return {name: Aggregation(metric) for name, metric in self._metrics.items()}
@@ -125,16 +126,20 @@ class FidelityTask(ConfigurableTask):
 
 
 class Aggregation:
-    """A metric as lm_eval aggregates it: from a list with an item a document."""
+    """A metric as lm_eval aggregates it: from a list with an item a document, in whatever order processes have them."""
 
     def __init__(self, metric: metrics.Metric) -> None:
         self.metric = metric
 
     def __call__(self, items: Sequence[Any]) -> float | str:
-        return _or_undefined(self.metric.value(metrics.array(items)))
+        return _or_undefined(self.metric.value(self._rows(items)))
 
     def stderr(self, items: Sequence[Any], resamples: int) -> float | str:
-        return _or_undefined(self.metric.stderr(metrics.array(items), resamples))
+        return _or_undefined(self.metric.stderr(self._rows(items), resamples))
+
+    @staticmethod
+    def _rows(items: Sequence[Any]) -> np.ndarray:
+        return metrics.array([sums for _, *sums in sorted(items, key=lambda item: item[0])])
 
 
 def _or_undefined(value: float | None) -> float | str:

@@ -102,7 +102,7 @@ Fidelity = dict[tuple[str, str], dict[str, Measured]]
 
 def fidelity_tasks(results: Results) -> list[str]:
     """The tasks that measured fidelity: those with a spliced CE."""
-    return [task for task, scores in results.scores.items() if "ce_spliced,none" in scores]
+    return [task for task, scores in results.scores.items() if "ce_baseline,none" in scores]
 
 
 def without_fidelity(results: Results) -> Results:
