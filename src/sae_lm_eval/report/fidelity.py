@@ -101,7 +101,7 @@ Fidelity = dict[tuple[str, str], dict[str, Measured]]
 
 
 def fidelity_tasks(results: Results) -> list[str]:
-    """The tasks that measured fidelity: those with a spliced CE."""
+    """The tasks that measured fidelity: those with the CE of the baseline on a text."""
     return [task for task, scores in results.scores.items() if "ce_baseline,none" in scores]
 
 
