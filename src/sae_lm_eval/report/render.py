@@ -229,7 +229,7 @@ def markdown_report(report: Report) -> str:
 
 def _with_remarks(parts: Sequence[str]) -> str:
     """What was asked, with the remarks on what is left out in brackets."""
-    return "".join(f"[{part}]" if index % 2 else part for index, part in enumerate(parts))
+    return "".join(f"[{part}]\n" if index % 2 else part for index, part in enumerate(parts))
 
 
 def _markdown_rule(table: Table) -> Verbatim:
