@@ -438,14 +438,16 @@ def run_pair(out: Path, edit: Callable[[dict[str, Any], bool], dict[str, Any]], 
 def test_worst_documents_are_those_that_lose_most_margin(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("baseline", "k4", "k32"):
-        runs.write_run(tmp_path / name, runs.answers({"one": rng.binomial(1, 0.7, 40)}, seed=len(name)), model=name)
+        runs.write_run(
+            tmp_path / name, runs.answers({"one": rng.binomial(1, 0.7, 40).tolist()}, seed=len(name)), model=name
+        )
     comparison = build.pair_up(*folders.find(tmp_path))
     report, frame = build.build(comparison), comparison.documents()
     shown = worst_of(report, "one")
     for variant in ("k4", "k32"):
         own = frame[frame["variant"] == variant].set_index("doc_id")
-        loss = own["margin_baseline"] - own["margin_variant"]
-        expected = set(loss.sort_values(ascending=False).index[:3])
+        loss: Any = own["margin_baseline"] - own["margin_variant"]
+        expected = set(loss.nlargest(3).index)
         assert {int(of.title.split()[-1]) for of in shown if variant in of.losers} == expected
         for document in shown:
             doc_id, at = int(document.title.split()[-1]), document.models.index(variant)
@@ -585,7 +587,7 @@ def test_frontier_of_l0_against_drop_and_compute(tmp_path: Path) -> None:
     for name in ("l0-against-drop", "l0-against-effective-compute"):
         axis = drawn[name].figure.axes[0]
         step = next(line for line in axis.lines if line.get_drawstyle() == "steps-post")
-        assert list(step.get_xdata()) == [8.0, 64.0]
+        assert np.asarray(step.get_xdata()).tolist() == [8.0, 64.0]
         legend = [text.get_text() for text in drawn[name].figure.legends[0].get_texts()]
         assert legend == ["layer 1", "layer 2", "width 16", "width 64", "frontier"]
 
@@ -669,8 +671,8 @@ def test_dose_and_response(tmp_path: Path) -> None:
     figure = next(picture.figure for picture in report.pictures if picture.name == "drop-against-scale")
     panels = {axis.get_ylabel(): axis.lines[0] for axis in figure.axes if axis.get_visible() and axis.lines}
     assert list(panels) == ["drop (pp)", "delta CE (nats/token)", "KL (nats/token)"]
-    assert list(panels["KL (nats/token)"].get_xdata()) == [0.25, 0.5, 1.0]
-    assert list(panels["KL (nats/token)"].get_ydata()) == [0.0625, 0.25, 1.0]
+    assert np.asarray(panels["KL (nats/token)"].get_xdata()).tolist() == [0.25, 0.5, 1.0]
+    assert np.asarray(panels["KL (nats/token)"].get_ydata()).tolist() == [0.0625, 0.25, 1.0]
     assert {row["scale"] for row in cells(report, "sweep")} == {"0.25", "0.5", "1"}
 
 

@@ -80,6 +80,8 @@ def worst_documents(
     Where a category has no margins, those that lose most of the primary metric. Documents that lose nothing are no
     one's worst. `names` leads from the names of the results to those of the report.
     """
+    if not shown.rows:
+        return ()
     runs = {names[run.name]: run for run in comparison.variants}
     costs = [row.variant for row in sorted(section_of(rows, "overall"), key=lambda row: row.drop)]
     variants = list(runs) if len(runs) <= MOST_VARIANTS else list(dict.fromkeys([*costs[:1], *costs[-1:]]))
