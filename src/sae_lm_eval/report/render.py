@@ -103,7 +103,7 @@ def html(report: Report) -> str:
         link = Markup('<a href="#ref-{1}">[{0}]</a>')
         return Markup("").join(citing(text, report.works, escape, link.format))
 
-    environment.filters |= {"cite": cite, "svg": inline_svg}
+    environment.filters |= {"cite": cite, "svg": inline_svg, "breakable": breakable}
     return environment.get_template("report.html").render(
         report=report,
         references=references,
@@ -112,6 +112,11 @@ def html(report: Report) -> str:
         style=Markup(style),
         digest=digest,
     )
+
+
+def breakable(text: str) -> Markup:
+    """Text for a cell: long names break before the letters that follow a separator, and nothing breaks elsewhere."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_/#+.=])(?=[^\W\d])", text))
 
 
 def inline_svg(picture: Picture) -> Markup:
