@@ -24,7 +24,8 @@ MARGIN = "margin"
 CAPTION = (
     f"Up to {DOCUMENTS} documents a category and variant: those in which the log-probability of the right answer loses "
     "most on that of the best wrong one (the margin), or where there are no such choices, most of the score. Numbers "
-    "are log-probabilities in nats; bold is each model's answer, of a single continuation where it is the likeliest."
+    "are log-probabilities in nats; bold is each model's answer, of a single continuation where it is the likeliest. "
+    f"Of more than {MOST_VARIANTS} variants, those that cost least and most over all tasks."
 )
 
 Sample = dict[str, Any]
