@@ -22,7 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-LAYERS, WIDTH, VOCABULARY, LAYER = 8, 512, 32_000, 4
+LAYERS, WIDTH, HIDDEN, VOCABULARY, LAYER = 8, 512, 1376, 32_000, 4
+ELEMENTS, ACTIVE = 4096, 32
 TOKENIZER = "stories3M"
 MMLU = ["mmlu_abstract_algebra", "mmlu_anatomy", "mmlu_astronomy", "mmlu_business_ethics"]
 BLIMP = ["blimp_adjunct_island", "blimp_anaphor_gender_agreement", "blimp_causative", "blimp_wh_island"]
@@ -43,7 +44,7 @@ def make(out: Path) -> None:
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
-        intermediate_size=1376,
+        intermediate_size=HIDDEN,
         num_hidden_layers=LAYERS,
         num_attention_heads=8,
         max_position_embeddings=4096,
@@ -54,7 +55,7 @@ def make(out: Path) -> None:
     transformers.LlamaForCausalLM(config).save_pretrained(out / "model")
     transformers.AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(out / "model")
     for layer in range(LAYERS):
-        sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=4096, k=32))
+        sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=ELEMENTS, k=ACTIVE))
         with torch.no_grad():
             # As a trained one has them: elements of unit norm, read along the directions in which they are written.
             sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn_like(sae.W_dec), dim=-1))
@@ -66,56 +67,102 @@ def make(out: Path) -> None:
 def evaluate(suite: str, run: str, out: Path, device: str) -> dict[str, Any]:
     """One run: `hf`, `hookN` or `forked`."""
     import lm_eval
+    import sae_lens  # noqa: F401  (its import takes seconds, which are no part of an evaluation)
     import torch
-    from lm_eval.models.huggingface import HFLM
-
-    from sae_lm_eval.adapter import SaeHFLM, join
-    from sae_lm_eval.arguments import wanted_of
+    from lm_eval.tasks import TaskManager
 
     settings = dict(SUITES[suite])
     layers, batch_size = settings.pop("layers"), settings.pop("batch_size")
     common = {"pretrained": str(out / "model"), "batch_size": batch_size, "device": device, "dtype": "float32"}
-    import sae_lens  # noqa: F401  (its import takes seconds, which are no part of an evaluation)
-    from lm_eval.tasks import TaskManager
-
     started = time.perf_counter()
     task_manager = TaskManager()
+    models = forked_models(common, layers, out) if run == "forked" else [plain_model(common, run, out)]
+    scoring = [0.0]
+    for lm in models:
+        lm.loglikelihood = timed(lm.loglikelihood, scoring)
+    queries: list[Any] = []
     if run == "forked":
-        baseline: Any = SaeHFLM(sae=[], splice="none", **common)
-        variants = [baseline.as_variant(wanted_of(str(out / f"sae{layer}"))) for layer in layers]
-        join(baseline, variants)
-        models = [baseline, *variants]
-    else:
-        models = [HFLM(**common)]
-        if run != "hf":
-            from sae_lens import SAE
-
-            sae: Any = SAE.load_from_disk(str(out / f"sae{run.removeprefix('hook')}"), device=device)
-            block = models[0].model.model.layers[int(run.removeprefix("hook"))]
-            block.register_forward_hook(
-                lambda _m, _a, x: sae(x) if isinstance(x, torch.Tensor) else (sae(x[0]), *x[1:])
-            )
+        answers = models[0]._answers.answers
+        models[0]._answers.answers = lambda asked, done: (queries.extend(asked), answers(asked, done))
     samples = [
-        lm_eval.simple_evaluate(model=lm, task_manager=task_manager, **settings, bootstrap_iters=0, log_samples=True)[
-            "samples"
-        ]
+        lm_eval.simple_evaluate(model=lm, task_manager=task_manager, **settings, bootstrap_iters=0, log_samples=True)
         for lm in models
     ]
     seconds = time.perf_counter() - started
-    memory = (
-        torch.cuda.max_memory_allocated()
-        if device == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    answers = [
-        [
-            [ll for ((ll, _),) in s["resps"]] + [s["acc"]]
-            for task in sorted(of)
-            for s in sorted(of[task], key=lambda s: s["doc_id"])
-        ]
-        for of in samples
-    ]
-    return {"seconds": seconds, "memory": memory, "answers": answers}
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "seconds": seconds,
+        "scoring": scoring[0],
+        "memory": torch.cuda.max_memory_allocated() if device == "cuda" else resident,
+        "answers": [answers_of(result["samples"]) for result in samples],
+        "operations": fewest_operations(queries, layers) if run == "forked" else None,
+    }
+
+
+def forked_models(common: dict[str, Any], layers: list[int], out: Path) -> list[Any]:
+    from sae_lm_eval.adapter import SaeHFLM, join
+    from sae_lm_eval.arguments import wanted_of
+
+    baseline: Any = SaeHFLM(sae=[], splice="none", **common)
+    # As the plain hook has it, which does not know what a special token is.
+    everywhere = {"splice_tokens": "all"}
+    variants = [baseline.as_variant(wanted_of(str(out / f"sae{layer}"), **everywhere)) for layer in layers]
+    join(baseline, variants)
+    return [baseline, *variants]
+
+
+def plain_model(common: dict[str, Any], run: str, out: Path) -> Any:
+    import torch
+    from lm_eval.models.huggingface import HFLM
+    from sae_lens import SAE
+
+    lm: Any = HFLM(**common)
+    if run != "hf":
+        layer = run.removeprefix("hook")
+        sae: Any = SAE.load_from_disk(str(out / f"sae{layer}"), device=common["device"])
+        lm.model.model.layers[int(layer)].register_forward_hook(
+            lambda _m, _a, x: sae(x) if isinstance(x, torch.Tensor) else (sae(x[0]), *x[1:])
+        )
+    return lm
+
+
+def timed(function: Any, seconds: list[float]) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            seconds[0] += time.perf_counter() - started
+
+    return call
+
+
+def answers_of(samples: dict[str, list[dict[str, Any]]]) -> list[list[float]]:
+    """For each document the loglikelihoods of its choices, and its accuracy."""
+    documents = [s for task in sorted(samples) for s in sorted(samples[task], key=lambda s: s["doc_id"])]
+    return [[logprob for ((logprob, _),) in s["resps"]] + [s["acc"]] for s in documents]
+
+
+def fewest_operations(queries: list[Any], layers: list[int]) -> float:
+    """Multiplications of the weights that the answers cannot do without, as a share of those of one plain run.
+
+    Each distinct beginning once through the blocks, from its fork on for each variant, with the encoder and the
+    active elements of the decoder; the head where a distinct beginning is asked. Attention scores are not counted.
+    """
+    from sae_lm_eval.packing import plan
+
+    inputs = {tuple(query.ids): query for query in queries}
+    (row,) = plan(list(inputs), capacity=2**40, limit=2**40, prefixes=False, trees=True).rows
+    asked = {
+        slot
+        for path, query in zip(row.paths.values(), inputs.values(), strict=True)
+        for slot in path[-len(query.targets) :]
+    }
+    block, head = 4 * WIDTH**2 + 3 * WIDTH * HIDDEN, WIDTH * VOCABULARY
+    dictionary = WIDTH * ELEMENTS + WIDTH * ACTIVE
+    forked = LAYERS * block + sum((LAYERS - 1 - layer) * block + dictionary for layer in layers)
+    fewest = len(row.ids) * forked + len(asked) * (1 + len(layers)) * head
+    return fewest / (sum(map(len, inputs)) * (LAYERS * block + head))
 
 
 def measured(suite: str, run: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -129,45 +176,54 @@ def measured(suite: str, run: str, out: Path, arguments: argparse.Namespace) -> 
 def compare(suite: str, out: Path, arguments: argparse.Namespace) -> str:
     layers = SUITES[suite]["layers"]
     plain = ["hf", *(f"hook{layer}" for layer in layers)]
-    seconds: dict[str, list[float]] = {run: [] for run in [*plain, "forked"]}
-    last: dict[str, dict[str, Any]] = {}
+    found: dict[str, list[dict[str, Any]]] = {run: [] for run in [*plain, "forked"]}
     for _ in range(arguments.rounds):
-        for run in seconds:
-            last[run] = measured(suite, run, out, arguments)
-            seconds[run].append(last[run]["seconds"])
-            print(suite, run, f"{seconds[run][-1]:.1f} s", file=sys.stderr)
-    median = {run: statistics.median(times) for run, times in seconds.items()}
-    pairs = list(zip(plain, last["forked"]["answers"], strict=True))
-    worst = max(
-        abs(a - b)
-        for run, answers in pairs
-        for plainly, forked in zip(last[run]["answers"][0], answers, strict=True)
-        for a, b in zip(plainly[:-1], forked[:-1], strict=True)
-    )
-    other = sum(
-        plainly[-1] != forked[-1]
-        for run, answers in pairs
-        for plainly, forked in zip(last[run]["answers"][0], answers, strict=True)
-    )
-    together = sum(median[run] for run in plain)
-    return "\n".join(
-        [
-            f"## {suite}: baseline and {len(layers)} variant{'s' if len(layers) > 1 else ''}",
-            "",
-            "| run | seconds, median | of | peak memory, MB |",
-            "|---|---:|---|---:|",
-            *(
-                f"| {run} | {median[run]:.1f} | {', '.join(f'{t:.1f}' for t in times)} | {last[run]['memory'] / 1e6:.0f} |"
-                for run, times in seconds.items()
-            ),
-            "",
-            f"- {len(plain)} plain runs / forked: **{together / median['forked']:.1f}x**",
-            f"- `hf` alone / forked: **{median['hf'] / median['forked']:.1f}x**",
-            f"- largest difference of a loglikelihood: {worst:.1e} nats; documents with another accuracy: {other}",
-            f"- peak memory: {last['forked']['memory'] / last['hf']['memory']:.2f} of the `hf` run's",
-            "",
-        ]
-    )
+        for run, measures in found.items():
+            measures.append(measured(suite, run, out, arguments))
+            print(suite, run, *(f"{measures[-1][kind]:.1f} s" for kind in KINDS), file=sys.stderr)
+    median = {kind: {run: statistics.median(m[kind] for m in found[run]) for run in found} for kind in KINDS}
+    last = {run: measures[-1] for run, measures in found.items()}
+    floor = last["forked"]["operations"] * median["scoring"]["hf"]
+    lines = [
+        f"## {suite}: baseline and {len(layers)} variant{'s' if len(layers) > 1 else ''}",
+        "",
+        f"Medians of {arguments.rounds}; from the first to the last.",
+        "",
+        "| run | whole, s | requests alone, s | peak memory, MB |",
+        "|---|---:|---:|---:|",
+    ]
+    for run, measures in found.items():
+        cells = []
+        for kind in KINDS:
+            times = sorted(m[kind] for m in measures)
+            cells.append(f"{median[kind][run]:.1f} ({times[0]:.1f} to {times[-1]:.1f})")
+        lines.append(f"| {run} | {' | '.join(cells)} | {last[run]['memory'] / 1e6:.0f} |")
+    lines += ["", "| | whole | requests alone | floor |", "|---|---:|---:|---:|"]
+    for label, runs in ((f"{len(plain)} plain runs / forked", plain), ("`hf` alone / forked", ["hf"])):
+        ratios = [sum(median[kind][run] for run in runs) / median[kind]["forked"] for kind in KINDS]
+        least = sum(median["scoring"][run] for run in runs) / floor
+        lines.append(f"| {label} | {ratios[0]:.1f}x | {ratios[1]:.1f}x | {least:.1f}x |")
+    worst, other = differences(plain, last)
+    lines += [
+        "",
+        f"Largest difference of a loglikelihood: {worst:.1e} nats; documents with another accuracy: {other}. "
+        f"Peak memory is {last['forked']['memory'] / last['hf']['memory']:.2f} of the `hf` run's.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+KINDS = ("seconds", "scoring")
+
+
+def differences(plain: list[str], last: dict[str, dict[str, Any]]) -> tuple[float, int]:
+    """The largest difference of a loglikelihood, and how many documents have another accuracy."""
+    worst, other = 0.0, 0
+    for run, answers in zip(plain, last["forked"]["answers"], strict=True):
+        for plainly, forked in zip(last[run]["answers"][0], answers, strict=True):
+            worst = max(worst, *(abs(a - b) for a, b in zip(plainly[:-1], forked[:-1], strict=True)))
+            other += plainly[-1] != forked[-1]
+    return worst, other
 
 
 def main() -> None:

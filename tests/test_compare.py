@@ -14,7 +14,7 @@ from runs import answers, question, write_run
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from sae_lm_eval.compare import compare
+from sae_lm_eval.comparison import compare
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.results import read_results
 from sae_lm_eval.rows import NO_CHOICES, NOT_ABOVE

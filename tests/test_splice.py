@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from models import ARCHITECTURES, VOCABULARY, WIDTH, random_ids, random_model, random_sae
@@ -11,7 +13,7 @@ from sae_lm_eval.build import Choices, build_variant, with_means
 from sae_lm_eval.dictionary import load
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.port import record
-from sae_lm_eval.splice import MODES, Splice, Variant, attached
+from sae_lm_eval.splice import EDITS, MODES, Context, Splice, Variant, attached
 
 SPECIAL = frozenset({0, 1, 2})
 RESID = "blocks.1.hook_resid_post"
@@ -49,6 +51,22 @@ def model(request: pytest.FixtureRequest):
     return random_model(request.param)
 
 
+def test_scale_is_a_line_from_the_activation_to_what_the_mode_makes_of_it():
+    model = random_model(ARCHITECTURES[0])
+    y = torch.randn(2, 7, WIDTH, generator=torch.Generator().manual_seed(0))
+    context = Context(random_ids(2, 7), torch.arange(7).expand(2, 7), None)
+    for mode in EDITS:
+        variant = variant_of(model, random_sae(WIDTH, RESID), splice=mode)
+        splice = with_means(variant, [torch.ones(WIDTH)]).splices[0]
+        new = splice.edit(y, y, context)
+        for scale in (0.0, 0.25, 1.0):
+            part = replace(splice, scale=scale).edit(y, y, context)
+            assert torch.allclose(part, y + scale * (new - y), atol=1e-6)
+    error = splice.dictionary.reconstruct(y) - y
+    half = replace(splice, scale=0.5, mode="random_error").edit(y, y, context) - y
+    assert torch.allclose(half.norm(dim=-1), 0.5 * error.norm(dim=-1), rtol=1e-4)
+
+
 class TestEveryArchitecture:
     def test_none_changes_no_bit(self, model):
         ids = random_ids()
@@ -59,6 +77,17 @@ class TestEveryArchitecture:
         ids = random_ids()
         variant = variant_of(model, *splices_of_every_kind(model), splice="with_error")
         assert (logits(model, ids, variant) - logits(model, ids)).abs().max() < 1e-5
+
+    def test_scale_goes_from_the_model_to_the_splice(self, model):
+        ids, saes = random_ids(), splices_of_every_kind(model)
+        plain, whole = logits(model, ids), logits(model, ids, variant_of(model, *saes))
+        assert torch.equal(logits(model, ids, variant_of(model, *saes, scale=1.0)), whole)
+        half = logits(model, ids, variant_of(model, *saes, scale=0.5))
+        for mode in ("reconstruction", "zero", "random_error"):
+            none_of_it = logits(model, ids, variant_of(model, *saes, splice=mode, scale=0.0))
+            assert (none_of_it - plain).abs().max() < 1e-6
+        assert (half - plain).abs().max() > 0
+        assert (half - whole).abs().max() > 0
 
     def test_zero_at_the_last_block_forgets_the_input(self, model):
         last = model.config.get_text_config().num_hidden_layers - 1

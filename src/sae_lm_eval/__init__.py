@@ -4,19 +4,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_lm_eval.adapter import SaeHFLM
+    from sae_lm_eval.comparison import compare
     from sae_lm_eval.dictionary import Dictionary
     from sae_lm_eval.errors import UserError
+    from sae_lm_eval.running import run
     from sae_lm_eval.scaling import effective_compute
     from sae_lm_eval.spec import SaeSpec
 
-__all__ = ["Dictionary", "SaeHFLM", "SaeSpec", "UserError", "effective_compute"]
+__all__ = ["Dictionary", "SaeHFLM", "SaeSpec", "UserError", "compare", "effective_compute", "run"]
 
 _HOMES = {
     "Dictionary": "dictionary",
     "SaeHFLM": "adapter",
     "SaeSpec": "spec",
     "UserError": "errors",
+    "compare": "comparison",
     "effective_compute": "scaling",
+    "run": "running",
 }
 
 

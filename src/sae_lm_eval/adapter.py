@@ -10,11 +10,11 @@ import copy
 import hashlib
 import importlib.metadata
 import inspect
+import itertools
 import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,18 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 
 from sae_lm_eval import text, world
 from sae_lm_eval.arguments import Wanted, refuse_misspelt, wanted_of
 from sae_lm_eval.build import build_variant, describe, place, with_means
-from sae_lm_eval.dictionary import Dictionary
 from sae_lm_eval.divergence import Divergence
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
+from sae_lm_eval.fidelity import Fidelity
+from sae_lm_eval.journal import Journal
+from sae_lm_eval.progress import Progress
 from sae_lm_eval.scoring import Scorer
 from sae_lm_eval.splice import Variant, attached
 from sae_lm_eval.together import Together
@@ -67,6 +70,7 @@ class SaeHFLM(HFLM):
         seed: of `random_error`.
         mean_text: a .txt, .jsonl or .parquet file whose activations `splice=mean` averages.
         mean_tokens: how many tokens of it.
+        scale: how much of the edit is made, y + scale (new - y): 0 changes nothing, 1 is the splice itself.
 
     Raises:
         UserError: for whatever the user can mend, before anything is evaluated.
@@ -85,13 +89,14 @@ class SaeHFLM(HFLM):
         seed: int = 0,
         mean_text: str | None = None,
         mean_tokens: int = 16384,
+        scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
         refuse_misspelt(kwargs, KNOWN)
         if pretrained is None:
             raise UserError("pretrained= is missing: name a model, as in pretrained=gpt2.")
         wanted = wanted_of(
-            sae, splice, splice_tokens, hook, hook_map, norm_factor, sae_dtype, seed, mean_text, mean_tokens
+            sae, splice, splice_tokens, hook, hook_map, norm_factor, sae_dtype, seed, mean_text, mean_tokens, scale
         )
         if kwargs.get("device") is None:
             # lm_eval's default is "cuda" on every machine.
@@ -103,8 +108,10 @@ class SaeHFLM(HFLM):
         self._join_other_processes()
         self.special_ids = special_ids(self.tokenizer, self.model)
         self._told_of_context = False
+        self.progress: Progress | None = None
+        self._tasks: list[str | None] = []
         self._become(wanted)
-        self._set_bos(wanted.dictionaries)
+        self._set_bos(any(dictionary.prepend_bos for dictionary in wanted.dictionaries))
 
     def _become(self, wanted: Wanted) -> None:
         """Run as that variant of the loaded model from here on."""
@@ -115,8 +122,9 @@ class SaeHFLM(HFLM):
         self.variant = build_variant(innermost(self.model), wanted.dictionaries, wanted.choices, self.special_ids)
         place(innermost(self.model), self.variant)
         self._take_means(wanted)
-        self.divergence = Divergence()
+        self.divergence, self.fidelity = Divergence(), Fidelity()
         self._answers: Together | None = None
+        self._journal: Journal | None = None
         self._index = 1  # among the models that `_answers` answers for, 0 being the baseline
 
     def as_variant(self, wanted: Wanted) -> Any:
@@ -163,10 +171,9 @@ class SaeHFLM(HFLM):
         if accelerator is not None and self._world_size == 1:
             self._rank, self._world_size = accelerator.local_process_index, accelerator.num_processes
 
-    def _set_bos(self, dictionaries: Sequence[Dictionary]) -> None:
+    def _set_bos(self, wanted: bool) -> None:
         """A dictionary trained behind a BOS token gets one where lm_eval's default gives none."""
         bos = self.tokenizer.bos_token_id
-        wanted = any(dictionary.prepend_bos for dictionary in dictionaries)
         given = bos is not None and super().tok_encode("a")[:1] == [bos]
         self._adds_bos = bool(wanted and not given and bos is not None and self.add_bos_token is None)
         if self.add_bos_token is not None:
@@ -181,10 +188,10 @@ class SaeHFLM(HFLM):
             self.bos_choice = f"lm_eval's default, which adds {'one' if given else 'none'}"
         logger.info("BOS token: %s", self.bos_choice)
 
-    def windows(self, path: str, tokens: int) -> list[list[int]]:
-        """The first `tokens` ids of a text file, in windows that no dictionary has to stretch for."""
+    def windows(self, documents: Iterable[str], tokens: int) -> list[list[int]]:
+        """The first `tokens` ids of a text, in windows that no dictionary has to stretch for."""
         return text.windows(
-            text.read_documents(path),
+            documents,
             lambda document: self.tok_encode(document, add_special_tokens=False),
             prefix=self.prefix_token_id,
             length=self.context_size,
@@ -193,9 +200,10 @@ class SaeHFLM(HFLM):
 
     def _take_means(self, wanted: Wanted) -> None:
         self.mean_source: dict[str, Any] | None = None
+        self.mean_tokens = wanted.mean_tokens
         if wanted.mean_text is None:
             return
-        texts = self.windows(wanted.mean_text, wanted.mean_tokens)
+        texts = self.windows(text.read_documents(wanted.mean_text), wanted.mean_tokens)
         means = text.mean_activations(innermost(self.model), self.variant, texts, self.special_ids)
         self.variant = with_means(self.variant, means)
         self.mean_source = {"text": wanted.mean_text, "tokens": sum(len(ids) - 1 for ids in texts)}
@@ -265,15 +273,37 @@ class SaeHFLM(HFLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         self._tell_of_context(min(len(self.tok_encode(r.args[0])), self.max_length) for r in requests)
+        with self._as_documents():
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+
+    @contextlib.contextmanager
+    def _as_documents(self) -> Iterator[None]:
         # A document's first token is given the prefix token, which is the BOS token already.
         adds_bos, self._adds_bos = self._adds_bos, False
         try:
-            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+            yield
         finally:
             self._adds_bos = adds_bos
 
+    def rolling(self, document: str) -> list[Query]:
+        """The windows in which lm_eval's rolling loglikelihood scores every token of a document once."""
+        with self._as_documents():
+            ids = self.tok_encode(document)
+        windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
+        return [self._query(*make_disjoint_window(window)) for window in windows]
+
+    def sae_fidelity(self, requests: list[Instance], disable_tqdm: bool = False) -> list[dict[str, Any]]:
+        """A document's sums for each request ((document, category, source), ...); see `fidelity`."""
+        self._tell_of_context(min(len(self.tok_encode(r.args[0])), self.max_length) for r in requests)
+        with self._autocast():
+            return self.fidelity.answer(self, requests, show=not disable_tqdm and self.rank == 0)
+
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        self._tasks = [request.task_name for request in requests]
+        try:
+            answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        finally:
+            self._tasks = []
         self.divergence.note(requests, self._kl)
         return answers
 
@@ -292,7 +322,7 @@ class SaeHFLM(HFLM):
         return answers
 
     def together(
-        self, variants: Sequence[Variant], journal: Path | None = None, identities: Sequence[str] = ()
+        self, variants: Sequence[Variant], journal: Journal | None = None, identities: Sequence[str] = ()
     ) -> Together | None:
         """What answers for the baseline and `variants` in one pass; None where each must run as lm_eval runs it."""
         model = innermost(self.model)
@@ -301,19 +331,22 @@ class SaeHFLM(HFLM):
                 "A prompt-tuned model is run once for each variant: its virtual tokens are not in the batch."
             )
             return None
-        rows = self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU
-        if self.device.type == "cpu":
-            rows = min(rows, ROWS_ON_CPU)
         try:
-            scorer = Scorer(
-                model, variants, rows=rows, limit=self.max_length, dtype=self.softmax_dtype or torch.float32
-            )
+            scorer = self.scorer(variants)
             with self._autocast():
                 logger.debug("%s: sharing %s", type(model).__name__, scorer.layout)
         except ValueError as error:
             logger.warning("Each variant is run by itself, and no KL is taken: %s.", error)
             return None
         return Together(scorer, journal, identities)
+
+    def scorer(self, variants: Sequence[Variant]) -> Scorer:
+        """Raises `ValueError` where the model's head cannot be told from the rest."""
+        rows = self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU
+        if self.device.type == "cpu":
+            rows = min(rows, ROWS_ON_CPU)
+        dtype = self.softmax_dtype or torch.float32
+        return Scorer(innermost(self.model), variants, rows=rows, limit=self.max_length, dtype=dtype)
 
     def _autocast(self) -> Any:
         dtype = self.mixed_precision_dtype
@@ -324,7 +357,10 @@ class SaeHFLM(HFLM):
         queries = [self._query(context, continuation) for _, context, continuation in requests]
         answers: list[Any] = [None] * len(requests)
         kl = [math.nan] * len(requests)
-        bar = tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Running loglikelihood requests")
+        disable_tqdm = disable_tqdm or self.rank != 0 or self.progress is not None
+        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests")
+        progress = self.progress or Progress()
+        progress.begin([len(query.ids) for query in queries], self._tasks)
 
         def done(number: int, of_models: np.ndarray) -> None:
             logprob, greedy, kl[number] = of_models[self._index].tolist()
@@ -332,9 +368,10 @@ class SaeHFLM(HFLM):
             if (asked := requests[number][0]) is not None:
                 self.cache_hook.add_partial("loglikelihood", asked, answers[number])
             bar.update()
+            progress.answered(number)
 
         with bar, self._autocast():
-            together.answers(queries, done)
+            together.answers(queries, done, progress.recalled)
         self._kl = [(of, len(query.targets)) for of, query in zip(kl, queries, strict=True)]
         return answers
 
@@ -349,7 +386,39 @@ class SaeHFLM(HFLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         self._tell_of_context(len(self.tok_encode(request.args[0])) for request in requests)
-        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        if self._journal is None:
+            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        return self._generate_by_batch(self._journal, requests)
+
+    def _generate_by_batch(self, journal: Journal, requests: Sequence[Instance]) -> list[str]:
+        """As lm_eval does, in batches that do not depend on which of them `journal` has."""
+        lengths = [len(self.tok_encode(request.args[0])) for request in requests]
+        kwargs = [json.dumps(request.args[1:], sort_keys=True, default=str) for request in requests]
+        prompts = [str(request.args[0]) for request in requests]
+        order = sorted(range(len(requests)), key=lambda i: (kwargs[i], -lengths[i], prompts[i]))
+        size = self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU
+        batches = [
+            same[start : start + size]
+            for same in (list(group) for _, group in itertools.groupby(order, key=kwargs.__getitem__))
+            for start in range(0, len(same), size)
+        ]
+        progress, out, models = self.progress or Progress(), [""] * len(requests), self.identity()
+        progress.begin(lengths, [request.task_name for request in requests])
+        for number, batch in enumerate(batches):
+            # Texts may be drawn at random, so the same question asked twice is two questions.
+            asked = json.dumps([number, [(prompts[i], kwargs[i]) for i in batch]]).encode()
+            key = hashlib.blake2b(asked, digest_size=16).digest()
+            if (found := journal.get(models, key)) is not None:
+                texts = json.loads(found)
+                for i in batch:
+                    progress.recalled(i)
+            else:
+                texts: list[str] = super().generate_until([requests[i] for i in batch], disable_tqdm=True)
+                journal.put(models, {key: json.dumps(texts).encode()})
+            for i, text_ in zip(batch, texts, strict=True):
+                out[i] = text_
+                progress.answered(i)
+        return out
 
     def _tell_of_context(self, lengths: Iterable[int]) -> None:
         """Told once; `lengths` are not looked at, nor tokenised for, where there is nothing to tell."""
@@ -374,13 +443,16 @@ class SaeHFLM(HFLM):
         if not self.variant.splices:
             return "baseline"
         names = "+".join(splice.dictionary.name for splice in self.variant.splices)
-        return names if self.choices.splice == "reconstruction" else f"{names} ({self.choices.splice})"
+        how = [] if self.choices.splice == "reconstruction" else [str(self.choices.splice)]
+        how += [] if self.choices.scale == 1 else [f"scale {self.choices.scale:g}"]
+        return f"{names} ({', '.join(how)})" if how else names
 
     def provenance(self) -> dict[str, Any]:
         """Everything besides the model itself that the numbers depend on, as plain values."""
         return {
             "splices": describe(self.variant),
             "splice": self.choices.splice,
+            "scale": self.choices.scale,
             "splice_tokens": self.choices.splice_tokens,
             "special_token_ids": sorted(self.variant.special_ids),
             "bos": self.bos_choice,
@@ -392,7 +464,7 @@ class SaeHFLM(HFLM):
         }
 
     def get_model_info(self) -> dict[str, Any]:
-        own = {**self.provenance(), "kl_at_answers": self.divergence.by_task()}
+        own = {**self.provenance(), "kl_at_answers": self.divergence.by_task(), "fidelity": self.fidelity.by_task}
         return {**super().get_model_info(), "sae_lm_eval": own}
 
     def identity(self) -> str:
@@ -412,19 +484,22 @@ class SaeHFLM(HFLM):
         super().set_cache_hook(cache_hook)
 
 
-def join(baseline: Any, variants: Sequence[Any], journal: Path | None = None) -> None:
+def join(baseline: Any, variants: Sequence[Any], journal: Journal | None = None, *, bos: bool | None = None) -> None:
     """Let a `SaeHFLM` without dictionaries and variants made of it answer from the same forked passes.
 
-    All are asked with a BOS token where one of the dictionaries was trained behind one. Answers are kept in the file
-    `journal`, from which the same models answer in another process.
+    All are asked with a BOS token where one of the dictionaries was trained behind one, or as `bos` says. Answers are
+    kept in `journal`, from which the same models answer in another process.
     """
-    baseline._set_bos([splice.dictionary for lm in variants for splice in lm.variant.splices])
+    if bos is None:
+        bos = any(splice.dictionary.prepend_bos for lm in variants for splice in lm.variant.splices)
+    baseline._set_bos(bos)
+    for lm in variants:
+        lm._adds_bos, lm.bos_choice = baseline._adds_bos, baseline.bos_choice
     together = baseline.together(
         [lm.variant for lm in variants], journal, [lm.identity() for lm in (baseline, *variants)]
     )
     for index, lm in enumerate((baseline, *variants)):
-        lm._adds_bos, lm.bos_choice = baseline._adds_bos, baseline.bos_choice
-        lm._index, lm._answers = index, together
+        lm._index, lm._answers, lm._journal = index, together, journal
 
 
 OWN = tuple(

@@ -14,7 +14,7 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.results import KEPT, Results
 
 KEY = ["filter", "doc_id"]
-MARGIN, CHANCE = "margin (nats)", "chance (probability)"  # no metric is called so
+MARGIN, CHANCE, RIGHT = "margin (nats)", "chance (probability)", "right (indices)"  # no metric is called so
 HASHES = {
     "doc_hash": "is another document",
     "prompt_hash": "was asked with another prompt (few-shot examples, chat template or system instruction)",
@@ -23,10 +23,11 @@ HASHES = {
 
 
 def read_answers(results: Results, task: str) -> pd.DataFrame:
-    """The documents of a task by filter and doc_id, in order: hashes, doc, metrics, `MARGIN`, `CHANCE`.
+    """The documents of a task by filter and doc_id, in order: hashes, doc, metrics, `MARGIN`, `CHANCE`, `RIGHT`.
 
     The margin is the log-probability of the right answer less that of the best wrong one, nan where there are no
-    choices or where lm_eval does not say which is right; the chance that of guessing right, nan without choices.
+    choices or where lm_eval does not say which is right; the chance that of guessing right, nan without choices; the
+    right choices are a tuple of their indices, None where that is unknown.
     """
     frame = results.samples(task)
     twice = frame.duplicated(KEY)
@@ -36,12 +37,12 @@ def read_answers(results: Results, task: str) -> pd.DataFrame:
             f"The samples of {results.name} have document {first['doc_id']} of {task} twice (filter {first['filter']})."
         )
     choices = results.raw.get("configs", {}).get(task, {}).get("output_type") == "multiple_choice"
-    frame[MARGIN], frame[CHANCE] = _margins(frame) if choices else (np.nan, np.nan)
+    frame[MARGIN], frame[CHANCE], frame[RIGHT] = _margins(frame) if choices else (np.nan, np.nan, None)
     return frame.set_index(KEY).sort_index().drop(columns=["target", "filtered_resps", "continuations"])
 
 
 def metric_columns(answers: pd.DataFrame) -> list[str]:
-    return [name for name in answers.columns if name not in (*KEPT, MARGIN, CHANCE)]
+    return [name for name in answers.columns if name not in (*KEPT, MARGIN, CHANCE, RIGHT)]
 
 
 def check_runs(baseline: Results, variant: Results) -> None:
@@ -88,19 +89,20 @@ def check_documents(task: str, baseline: Results, before: pd.DataFrame, variant:
             raise UserError(f"{task} has '{name}' for other documents in {variant.name} than in {baseline.name}.")
 
 
-def _margins(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+def _margins(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[tuple[int, ...]] | None]:
     try:
         logprobs = [np.array([float(answer[0]) for answer in answers]) for answers in frame["filtered_resps"]]
     except (TypeError, ValueError, IndexError):
-        return np.full(len(frame), np.nan), np.full(len(frame), np.nan)  # a filter made something else of them
+        return np.full(len(frame), np.nan), np.full(len(frame), np.nan), None  # a filter made something else of them
     if "acc_mutual_info" in frame:  # the second half is asked without the question
         logprobs = [values[: len(values) // 2] for values in logprobs]
     chance = np.array([1 / len(values) for values in logprobs])
     right = _right_choices(frame, logprobs)
     if right is None:
-        return np.full(len(frame), np.nan), chance
+        return np.full(len(frame), np.nan), chance, None
     margins = [_margin(values, choices) for values, choices in zip(logprobs, right, strict=True)]
-    return np.array(margins), chance * [len(choices) for choices in right]
+    indices = [tuple(sorted(choices)) for choices in right]
+    return np.array(margins), chance * [len(choices) for choices in right], indices
 
 
 def _margin(logprobs: np.ndarray, right: set[int]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -43,12 +44,13 @@ def wanted_of(
     seed: int = 0,
     mean_text: str | None = None,
     mean_tokens: int = 16384,
+    scale: float = 1.0,
 ) -> Wanted:
     """The variant that the adapter's arguments ask for, its dictionaries loaded; see `SaeHFLM` for what they mean.
 
     Raises `UserError` for whatever the user can mend.
     """
-    choices = choices_of(splice, splice_tokens, hook, hook_map, seed)
+    choices = choices_of(splice, splice_tokens, hook, hook_map, seed, scale)
     dtype = dtype_of(sae_dtype)
     mean_tokens = whole(mean_tokens, "mean_tokens", least=1)
     if choices.splice == "mean" and mean_text is None:
@@ -87,6 +89,7 @@ def choices_of(
     hook: str | None = None,
     hook_map: str | None = None,
     seed: int = 0,
+    scale: float = 1.0,
 ) -> Choices:
     """What is said of a variant beyond its dictionaries; `+` joins what goes by dictionary."""
     return Choices(
@@ -95,7 +98,19 @@ def choices_of(
         hooks=None if hook is None else tuple(str(hook).split("+")),
         hook_maps=None if hook_map is None else tuple(str(hook_map).split("+")),
         seed=whole(seed, "seed", least=0),
+        scale=finite(scale, "scale"),
     )
+
+
+def finite(value: Any, name: str) -> float:
+    """`value` as a finite number."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{name}={value} must be a number, as in {name}=0.5.")
+    return number
 
 
 def whole(value: Any, name: str, *, least: int) -> int:

@@ -34,6 +34,7 @@ class Choices:
     hooks: tuple[str, ...] | None = None
     hook_maps: tuple[str, ...] | None = None
     seed: int = 0
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         # lm_eval makes None of the text "none" in its arguments.
@@ -91,7 +92,8 @@ def _build_splice(
     writable_port(architecture, site_out)
     names = [map_ or map_name(architecture, site, dictionary.processing) for site in (site_in, site_out)]
     map_in, map_out = (build_map(architecture, s, n) for s, n in zip((site_in, site_out), names, strict=True))
-    return Splice(dictionary, site_in, site_out, map_in, map_out, str(choices.splice), seed=choices.seed)
+    how: dict[str, Any] = {"mode": str(choices.splice), "seed": choices.seed, "scale": choices.scale}
+    return Splice(dictionary, site_in, site_out, map_in, map_out, **how)
 
 
 def find_sites(architecture: Architecture, dictionary: Dictionary, hook: str | None) -> tuple[Site, Site]:

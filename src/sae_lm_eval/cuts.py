@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,14 @@ def structure(results: Results) -> list[Cut]:
         ),
         *(Cut("task", name, parents.get(name), alias_of(results, name), [name], [1.0]) for name in results.tasks),
     ]
+
+
+def read_categories_file(path: Path) -> Mapping[str, Any]:
+    """A category map from a YAML file. Raises `UserError` for what cannot be read or is none."""
+    try:
+        return read_categories(path.read_text(encoding="utf-8"), f"'{path}'")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' cannot be read: {error}") from error
 
 
 def read_categories(text: str, where: str) -> Mapping[str, Any]:

@@ -71,6 +71,10 @@ class Fork:
                     )
         self._attachments = [Attachment(model, variant, scope) for variant in variants]
 
+    def watch(self, variant: int, watch: Any) -> None:
+        """Let `watch` be called at each splice of a variant; see `splice.Attachment`."""
+        self._attachments[variant].watch = watch
+
     def begin(self, context: Context) -> None:
         """To be called before each pass through the trunk."""
         self._rows = context.input_ids.shape[0]
@@ -133,13 +137,14 @@ SIDES: tuple[Literal["input", "output"], ...] = ("input", "output")
 
 def fork_point(variant: Variant, blocks: str | None) -> Point:
     """Before the first of the variant's sites in a forward pass, as late as rows can be appended."""
-    points = [_point(splice.site_out.write, blocks) for splice in variant.splices]
+    points = [point_of(splice.site_out.write, blocks) for splice in variant.splices]
     if not points or START in points:
         return START
     return min(points, key=lambda point: (point.block, point.side))
 
 
-def _point(port: Port | None, blocks: str | None) -> Point:
+def point_of(port: Port | None, blocks: str | None) -> Point:
+    """The latest point before `port` at which rows can be appended; `blocks` is the path of the list of blocks."""
     assert port is not None, "resolve the site with writable_port first"
     if blocks is None or not (found := re.fullmatch(rf"{re.escape(blocks)}\.(\d+)(\..+)?", port.path)):
         return START

@@ -22,7 +22,7 @@ from sae_lm_eval.dictionary import Dictionary, find, load
 from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.splice import Splice, Variant
 
-CHOICES = ("splice", "splice_tokens", "hook", "hook_map", "seed")
+CHOICES = ("splice", "splice_tokens", "hook", "hook_map", "seed", "scale")
 STATED = ("model_names", "hook_in", "hook_out", "context_size", "prepend_bos")
 
 
@@ -127,7 +127,7 @@ def _reader(
     own: Mapping[str, Any], dictionaries: Sequence[Dictionary], path: str, tokens: int
 ) -> tuple[SaeHFLM, list[list[int]]]:
     lm = SaeHFLM(**{**own, "sae": list(dictionaries), "splice": "none"})
-    return lm, lm.windows(path, tokens)
+    return lm, lm.windows(text.read_documents(path), tokens)
 
 
 def _mean_norms(lm: SaeHFLM, texts: Sequence[Sequence[int]]) -> list[float]:

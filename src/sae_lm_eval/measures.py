@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,17 @@ SCALES: dict[str, Callable[[Any], Any]] = {
 
 @dataclass(frozen=True)
 class Measure:
-    """A metric of a task under one filter; `sign` is 1 where higher is better, -1 where lower is."""
+    """A metric of a task under one filter; `sign` is 1 where higher is better, -1 where lower is.
+
+    `primary` is the first of the task's that can be compared.
+    """
 
     metric: str
     filter: str
     kind: str
     scale: str
     sign: int
+    primary: bool = False
 
     @property
     def key(self) -> str:
@@ -74,6 +78,7 @@ def measures_of(
         else:
             left_out.append(f"{task}: {key} is left out, for {measure}.")
     found.sort(key=lambda measure: measure.kind != "accuracy")
+    found[:1] = [replace(measure, primary=True) for measure in found[:1]]
     return (found, left_out) if metrics == "all" or not found else (found[:1], [])
 
 

@@ -333,19 +333,42 @@ def entries() -> tuple[Entry, ...]:
     )
 
 
-def search(pattern: str) -> list[dict[str, Any]]:
+def named(release: str, id_: str | None) -> Entry | None:
+    """The dictionary of that release, None where SAELens has registered no such one."""
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    found = get_pretrained_saes_directory().get(release)
+    return None if found is None or id_ not in found.saes_map else _entry(found, id_)
+
+
+def matching(pattern: str) -> list[Entry]:
     """The dictionaries whose `release#id` matches the glob `pattern`, or holds it where it is no glob.
 
-    Keys: spec, model, hook, map, l0, width (number of elements; both None where not known), verdict, why.
     Raises `UserError` where nothing matches.
     """
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
     wanted = pattern.lower()
     if not re.search(r"[*?\[]", wanted):
         wanted = f"*{wanted}*"
-    found = [entry for entry in entries() if fnmatchcase(entry.spec.lower(), wanted)]
+    releases = get_pretrained_saes_directory().values()
+    found = [
+        _entry(release, id_)
+        for release in releases
+        for id_ in release.saes_map
+        if fnmatchcase(f"{release.release}#{id_}".lower(), wanted)
+    ]
     if not found:
-        near = did_you_mean(pattern.strip("*").split("#")[0], {entry.release for entry in entries()})
+        near = did_you_mean(pattern.strip("*").split("#")[0], {release.release for release in releases})
         raise UserError(f"No dictionary that SAELens has registered matches '{pattern}'.{near}")
+    return found
+
+
+def search(pattern: str) -> list[dict[str, Any]]:
+    """What `matching` finds, as a row each.
+
+    Keys: spec, model, hook, map, l0, width (number of elements; both None where not known), verdict, why.
+    """
     return [
         {
             "spec": entry.spec,
@@ -357,5 +380,5 @@ def search(pattern: str) -> list[dict[str, Any]]:
             "verdict": entry.verdict,
             "why": entry.why,
         }
-        for entry in found
+        for entry in matching(pattern)
     ]

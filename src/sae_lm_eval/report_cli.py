@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sae_lm_eval.errors import UserError
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -30,15 +28,10 @@ def report(
     """Write report.html, report.md, appendix.tex and .bib, drops.csv, fidelity.csv and figures; no model is loaded."""
     from rich.console import Console
 
-    from sae_lm_eval.cuts import read_categories
+    from sae_lm_eval.cuts import read_categories_file
     from sae_lm_eval.report import build, folders, writer
 
-    chosen = None
-    if categories is not None:
-        try:
-            chosen = read_categories(categories.read_text(encoding="utf-8"), f"'{categories}'")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"'{categories}' cannot be read: {error}") from error
+    chosen = None if categories is None else read_categories_file(categories)
     console = Console()
     made = build.build(build.pair_up(*folders.find(out, baseline), categories=chosen))
     target = output_path or out / "report"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from sae_lm_eval.errors import UserError, first_line
 
 # Asked for by pairing and scoring; prompts and answers as text would take most of the memory.
 KEPT = ("doc_id", "doc", "target", "filtered_resps", "filter", "doc_hash", "prompt_hash", "target_hash")
+# Each line of lm_eval's begins with it, so that a document is found without reading the others as JSON.
+DOC_ID = re.compile(r'\{"doc_id": (\d+),')
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +63,7 @@ class Results:
 
         Raises `UserError` where lm_eval wrote none, or what cannot be read.
         """
-        stamp = self.file.stem.rpartition("_")[2]
-        file = self.folder / f"samples_{task}_{stamp}.jsonl"
-        if not file.is_file():
-            raise UserError(
-                f"The answers of {self.name} to {task} are missing: there is no {file.name} in '{self.folder}'. "
-                f"Rerun lm_eval with --log_samples and --output_path."
-            )
-        rows = []
+        file, rows = self._samples_file(task), []
         with file.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 try:
@@ -83,6 +79,26 @@ class Results:
         if not rows:
             raise UserError(f"'{file}' holds no documents. Rerun lm_eval with --log_samples.")
         return pd.DataFrame(rows)
+
+    def whole_samples(self, task: str, doc_ids: Container[int] | None = None) -> Iterator[dict[str, Any]]:
+        """The samples of some documents (None: of all) as lm_eval wrote them; other lines are not even decoded."""
+        with self._samples_file(task).open(encoding="utf-8") as lines:
+            for line in lines:
+                start = DOC_ID.match(line)
+                if doc_ids is None or start is None or int(start[1]) in doc_ids:
+                    sample = json.loads(line)
+                    if doc_ids is None or sample["doc_id"] in doc_ids:
+                        yield sample
+
+    def _samples_file(self, task: str) -> Path:
+        stamp = self.file.stem.rpartition("_")[2]
+        file = self.folder / f"samples_{task}_{stamp}.jsonl"
+        if not file.is_file():
+            raise UserError(
+                f"The answers of {self.name} to {task} are missing: there is no {file.name} in '{self.folder}'. "
+                f"Rerun lm_eval with --log_samples and --output_path."
+            )
+        return file
 
 
 def read_results(path: str | Path) -> Results:

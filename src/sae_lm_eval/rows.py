@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.answers import CHANCE, MARGIN
+from sae_lm_eval.answers import CHANCE, MARGIN, RIGHT
 from sae_lm_eval.cuts import Cut
 from sae_lm_eval.measures import SCALES, Measure, values_of
 from sae_lm_eval.paired import Stratum, accuracy_change, continuous_change, mean_change
@@ -30,6 +30,7 @@ class Pair:
     margin_before: np.ndarray
     margin_after: np.ndarray
     chance: np.ndarray
+    right: np.ndarray
     doc_ids: np.ndarray
 
     def restricted(self, doc_ids: set[int]) -> Pair:
@@ -56,6 +57,7 @@ def pair_up(measure: Measure, before: pd.DataFrame, after: pd.DataFrame) -> Pair
         margin_before=of_filter[MARGIN].to_numpy(),
         margin_after=after.loc[measure.filter].loc[doc_ids][MARGIN].to_numpy(),
         chance=of_filter[CHANCE].to_numpy(),
+        right=of_filter[RIGHT].to_numpy(dtype=object),
         doc_ids=doc_ids.to_numpy(),
     )
 
@@ -84,6 +86,7 @@ def row_of(
         **{name: getattr(cut, name) for name in ("section", "parent", "name", "alias")},
         "metric": first.metric if len(metrics) == 1 else "accuracy",
         "filter": first.filter if len(filters) == 1 else "mixed",
+        "primary": any(pair.measure.primary for pair in pairs.values()),
         "kind": first.kind,
         "tasks": len(pairs),
         "n": sum(len(pair.doc_ids) for pair in pairs.values()),

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sae_lm_eval.errors import UserError
 
+if TYPE_CHECKING:
+    from sae_lm_eval.sweep import Sweep
+
 LM_EVAL_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+INTERRUPTED = 130  # as a shell has it for Ctrl-C
 
 
 def run(
@@ -18,65 +24,125 @@ def run(
         list[str] | None,
         typer.Option(help="A variant: SPEC, or SPEC,splice=zero,hook=... with arguments of its own. Repeatable."),
     ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="none, zero, mean or random_error, at the sites of each variant. Repeatable."),
+    ] = None,
     model_args: Annotated[str, typer.Option("--model_args", help="As for lm_eval: pretrained=gpt2,dtype=...")] = "",
     output_path: Annotated[Path | None, typer.Option("--output_path", help="Where results and report go.")] = None,
     categories: Annotated[
         Path | None, typer.Option(help="YAML: category -> tasks or groups, or {field: name} of the documents.")
     ] = None,
+    memory: Annotated[float | None, typer.Option(help="Gigabytes for the dictionaries of one forked pass.")] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and load nothing.")] = False,
 ) -> None:
-    """Evaluate the untouched model and variants in one go, with lm_eval's flags (--tasks, --num_fewshot, --limit, ...).
+    """Evaluate the untouched model and variants in one go: run SWEEP.yaml, or --model_args ... --sae ... --tasks ...
 
-    Each is written as an ordinary results folder of lm_eval's; the comparison and the report follow. The same
-    command again continues where it was cut short.
+    lm_eval's flags (--tasks, --num_fewshot, --limit, ...) go behind, and override the file. Each model is written as
+    an ordinary results folder of lm_eval's; the comparison and the report follow. The same command again continues
+    where it was cut short.
     """
-    from sae_lm_eval import run as runs
-    from sae_lm_eval.adapter import OWN
-    from sae_lm_eval.report_cli import report
-
-    if output_path is None:
+    flags = list(context.args)
+    file = Path(flags.pop(0)) if flags and not flags[0].startswith("-") else None
+    given = {"categories": categories, "memory": memory, "output_path": output_path}
+    sweep = _sweep(file, model_args, sae or [], control or [], given, flags)
+    if plan:
+        _show_plan(sweep)
+        return
+    if sweep.output_path is None:
         raise UserError("--output_path is missing: name a folder for the results.")
-    if not sae:
-        raise UserError(
-            "--sae is missing: name a dictionary for each variant, as in --sae RELEASE#ID --sae RELEASE#ID2."
-        )
-    given = _arguments(model_args)
-    if "sae" in given:
-        raise UserError("Name dictionaries with --sae, one for each variant, and not with sae= in --model_args.")
-    own = {name: given.pop(name) for name in OWN if name in given}
-    asked = [{**own, **_arguments(f"sae={text}")} for text in sae]
-    outcomes = runs.run(
-        given,
-        [runs.Asked(runs.folder_name(one), one) for one in asked],
-        _settings(context.args, model_args),
-        output_path,
-    )
-    failed = [outcome for outcome in outcomes if outcome.failed]
-    if len(failed) == len(asked):
-        raise UserError(f"None of the variants could be made. {failed[0].failed}")
-    report(output_path, categories=categories)
-    for outcome in failed:
-        typer.echo(f"Failed: {outcome.name}: {outcome.failed}", err=True)
+    try:
+        failed = _run(sweep, sweep.output_path)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command continues from here.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
     if failed:
         raise typer.Exit(1)
 
 
-def _arguments(text: str) -> dict[str, Any]:
+def _run(sweep: Sweep, output_path: Path) -> bool:
+    """Whether some variant failed."""
+    from sae_lm_eval.folder import LOG
+    from sae_lm_eval.report_cli import report
+    from sae_lm_eval.running import evaluate, lm_eval_config, summary
+
+    settings = lm_eval_config(sweep)
+    if settings.wandb_args or settings.trackio_args:
+        raise UserError("run does not log to W&B or Trackio: log the results folders afterwards.")
+    began = time.monotonic()
+    finished = evaluate(sweep, settings, output_path)
+    if len(finished.failed) < len(sweep.variants):
+        report(output_path, categories=sweep.categories)
+    typer.echo(summary(finished, time.monotonic() - began), err=True)
+    for outcome in finished.failed:
+        typer.echo(f"Failed: {outcome.name}: {outcome.failed}", err=True)
+    if finished.requests:
+        typer.echo(f"What the libraries said is in {output_path / LOG}.", err=True)
+    return bool(finished.failed)
+
+
+def _sweep(
+    file: Path | None, model_args: str, saes: list[str], controls: list[str], given: dict[str, Any], flags: list[str]
+) -> Sweep:
+    """What the file says, and the command line after it."""
     from lm_eval.utils import simple_parse_args_string
 
-    return simple_parse_args_string(text)
+    from sae_lm_eval.sweep import read_sweep, sweep_of
+
+    content = read_sweep(file) if file else {}
+    of_file = content.get("model_args") or {}
+    if isinstance(of_file, str):
+        of_file = simple_parse_args_string(of_file)
+    if not isinstance(of_file, dict):
+        raise UserError(f"model_args: {of_file!r} is no mapping, such as {{pretrained: gpt2}}.")
+    content["model_args"] = {**of_file, **simple_parse_args_string(model_args)}
+    if saes:
+        content["variants"] = [*(content.get("variants") or []), *(simple_parse_args_string(f"sae={s}") for s in saes)]
+    if not content.get("variants"):
+        raise UserError(
+            "--sae is missing: name a dictionary for each variant, as in --sae RELEASE#ID --sae RELEASE#ID2, or give "
+            "a sweep file first."
+        )
+    if controls:
+        content["controls"] = controls
+    content |= {name: value for name, value in given.items() if value is not None}
+    sweep = sweep_of(content)
+    return replace(sweep, settings={**sweep.settings, **_flags(flags)})
 
 
-def _settings(flags: list[str], model_args: str) -> Any:
-    """lm_eval's own reading of its flags."""
+def _flags(flags: list[str]) -> dict[str, Any]:
+    """What lm_eval's own parser makes of its flags; those that are not given are left out."""
     import argparse
 
     from lm_eval._cli.run import Run
-    from lm_eval.config.evaluate_config import EvaluatorConfig
 
     parser = argparse.ArgumentParser(prog="sae-lm-eval")
     Run.create(parser.add_subparsers())
-    args = parser.parse_args(["run", "--model", "sae_hf", "--model_args", model_args, *flags])
-    settings = EvaluatorConfig.from_cli(args)
-    if settings.wandb_args or settings.trackio_args:
-        raise UserError("run does not log to W&B or Trackio: log the results folders afterwards.")
-    return settings
+    args = vars(parser.parse_args(["run", *flags]))
+    return {
+        name: value
+        for name, value in args.items()
+        if (value or value == 0) and value is not False and name not in ("command", "func", "model", "model_args")
+    }
+
+
+def _show_plan(sweep: Sweep) -> None:
+    """A table on a terminal; elsewhere a line for each variant, its cells parted by tabs."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sae_lm_eval import planning
+
+    made = planning.plan(sweep, sweep.output_path)
+    console = Console()
+    lines = planning.rows(made)
+    if console.is_terminal:
+        table = Table(*planning.HEADS)
+        for line in lines:
+            table.add_row(*map(escape, line))
+        console.print(table)
+    else:
+        typer.echo("\n".join("\t".join(line) for line in [planning.HEADS, *lines]))
+    for sentence in planning.sentences(made):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)

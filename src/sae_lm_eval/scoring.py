@@ -19,7 +19,7 @@ from sae_lm_eval.head import Head
 from sae_lm_eval.last_mlp import LastMlp, path_of_last_mlp
 from sae_lm_eval.packing import plan
 from sae_lm_eval.splice import Variant, attached
-from sae_lm_eval.walk import Query, Scores, Walk
+from sae_lm_eval.walk import Query, Scores, Walk, Watch
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
@@ -91,9 +91,12 @@ class Scorer:
         *,
         measures: Sequence[str] = ("kl",),
         known: Collection[int] = (),
+        compared: int | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """Score each query by the baseline and every variant; `done` is told of each batch's, by number, in any order.
 
+        `measures` are of the first `compared` variants, None being all of them; `watch` sees the first variant.
         Batches do not depend on what is `known`, so that neither do the scores; those wholly known are left out.
 
         Raises `ValueError` where the model bears no layout or a query has fewer positions than targets, and what torch
@@ -102,7 +105,7 @@ class Scorer:
         for query in queries:
             if not 0 < len(query.targets) <= len(query.ids):
                 raise ValueError(f"{len(query.targets)} targets cannot be asked of {len(query.ids)} positions")
-        self._score(queries, self.layout, CAPACITY, measures, done, known)
+        self._score(queries, self.layout, CAPACITY, measures, done, known, compared, watch)
 
     def _score(
         self,
@@ -112,6 +115,8 @@ class Scorer:
         measures: Sequence[str],
         done: Callable[[Mapping[int, Scores]], object],
         known: Collection[int] = (),
+        compared: int | None = None,
+        watch: Watch | None = None,
     ) -> None:
         root = plan(
             [query.ids for query in queries],
@@ -124,7 +129,10 @@ class Scorer:
             fork = scope.enter_context(forked(self.model, self.variants, None if layout.blocks else START))
             path = path_of_last_mlp(self.model, self.variants) if layout.last_mlp else None
             last_mlp = None if path is None else LastMlp(self.model, path, scope)
-            walk = Walk(fork, self.head, queries, self.rows * capacity, self.dtype, measures, done, known, last_mlp)
+            if watch is not None:
+                fork.watch(0, watch)
+            tokens = self.rows * capacity
+            walk = Walk(fork, self.head, queries, tokens, self.dtype, measures, done, known, last_mlp, compared, watch)
             walk.behind(root, None)
         self.rows = max(1, walk.tokens // capacity)
 

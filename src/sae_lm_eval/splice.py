@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,7 +27,8 @@ class Splice:
     """One dictionary at its site.
 
     The dictionary reads at `site_in` and its output takes the place of what passes `site_out`; the two differ
-    for transcoders only. `mean` (d_out,) is needed by the mode "mean" alone.
+    for transcoders only. `mean` (d_out,) is needed by the mode "mean" alone. `scale` is how much of what the mode
+    changes is changed: the activation y becomes y + scale (new - y).
     """
 
     dictionary: Dictionary
@@ -38,6 +39,7 @@ class Splice:
     mode: str = "reconstruction"
     mean: Tensor | None = None
     seed: int = 0
+    scale: float = 1.0
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         """What the dictionary puts in the place of raw `y` when it reads raw `x`, in the dictionary's dtype.
@@ -50,7 +52,11 @@ class Splice:
 
     def edit(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
         """What the mode puts in the place of `y`, in the dtype of `y`, at every position."""
-        return EDITS[self.mode](self, x, y, context).to(y.device, y.dtype)
+        new = EDITS[self.mode](self, x, y, context)
+        if self.scale != 1:
+            wide = y.to(new)
+            new = wide + self.scale * (new - wide)
+        return new.to(y.device, y.dtype)
 
     def reconstruction(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
         return self._by_row(x, y, context) if self.dictionary.sequential else self.reconstruct(x, y)
@@ -197,6 +203,8 @@ class Attachment:
         self.rows = slice(None)
         self.keep: Tensor | None = None  # positions of special tokens, (batch, positions, 1)
         self.passed: dict[Port, Tensor] = {}
+        # Told at each splice of what it reads, what it stands for, and what takes its place: (rows, positions, width).
+        self.watch: Callable[[Splice, Tensor, Tensor, Tensor | None, Context], object] | None = None
         for splice in variant.in_order():
             ports = {splice.site_in.read, splice.site_out.residual} - {None, splice.site_out.write}
             for port in ports:
@@ -223,7 +231,7 @@ class Attachment:
         self.passed[port] = self._by_position(passing)[self.rows]
 
     def _write(self, splice: Splice, passing: Tensor) -> Tensor | None:
-        if splice.mode == "none":
+        if splice.mode == "none" and self.watch is None:
             return None
         assert self.context is not None
         everything = self._by_position(passing)
@@ -232,7 +240,11 @@ class Attachment:
         stream = None if site.residual is None else self.passed[site.residual].to(flat.device)
         y = flat if stream is None else stream + flat
         x = y if splice.site_in.read == site.read else self.passed[splice.site_in.read]
-        new = splice.edit(x, y, self.context)
+        new = None if splice.mode == "none" else splice.edit(x, y, self.context)
+        if self.watch is not None:
+            self.watch(splice, x, y, new, self.context)
+        if new is None:
+            return None
         if stream is not None:
             new = new - stream
         if self.keep is not None:

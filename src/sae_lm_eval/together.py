@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from sae_lm_eval.journal import Journal
 from sae_lm_eval.scoring import Scorer
 from sae_lm_eval.walk import Query, Scores
 
@@ -18,18 +17,24 @@ FIELDS = ("logprob", "greedy", "kl")  # sums over the targets; whether all of th
 class Together:
     """Answers loglikelihood requests for the baseline and every variant; what was asked before is not run again.
 
-    Answers are kept in the SQLite file `journal`, written batch by batch, under the `identities` of the models; or
-    else in a temporary one, which stays in memory while it is small.
+    Answers are kept in `journal`, batch by batch, under the `identities` of the models.
     """
 
-    def __init__(self, scorer: Scorer, journal: Path | None = None, identities: Sequence[str] = ()):
+    def __init__(self, scorer: Scorer, journal: Journal | None = None, identities: Sequence[str] = ()):
         self.scorer = scorer
-        self._store = sqlite3.connect(journal or "", check_same_thread=False)
-        self._table = f"answers_{hashlib.sha256(' '.join(identities).encode()).hexdigest()}"
-        self._store.execute(f"create table if not exists {self._table} (asked blob primary key, answer blob)")
+        self._journal = journal or Journal()
+        self._models = hashlib.sha256(" ".join(identities).encode()).hexdigest()
 
-    def answers(self, queries: Sequence[Query], done: Callable[[int, np.ndarray], object]) -> None:
-        """Tell `done` of each query's number and answer, float64 (models, FIELDS), in any order."""
+    def answers(
+        self,
+        queries: Sequence[Query],
+        done: Callable[[int, np.ndarray], object],
+        recalled: Callable[[int], object] = lambda _number: None,
+    ) -> None:
+        """Tell `done` of each query's number and answer, float64 (models, FIELDS), in any order.
+
+        `recalled` is told before `done` of those that were answered before.
+        """
         numbers: dict[bytes, list[int]] = {}
         for number, query in enumerate(queries):
             numbers.setdefault(_key(query), []).append(number)
@@ -44,13 +49,13 @@ class Together:
         for index, key in enumerate(keys):
             if (answer := self._known(key)) is not None:
                 known.add(index)
+                for number in numbers[key]:
+                    recalled(number)
                 tell(index, answer)
 
         def store(scored: Mapping[int, Scores]) -> None:
             answers = {index: _summed(scores) for index, scores in scored.items() if index not in known}
-            rows = [(keys[index], answer.tobytes()) for index, answer in answers.items()]
-            with self._store:
-                self._store.executemany(f"insert into {self._table} values (?, ?)", rows)
+            self._journal.put(self._models, {keys[index]: answer.tobytes() for index, answer in answers.items()})
             for index, answer in answers.items():
                 tell(index, answer)
 
@@ -58,8 +63,8 @@ class Together:
             self.scorer.score(unique, store, known=known)
 
     def _known(self, key: bytes) -> np.ndarray | None:
-        found = self._store.execute(f"select answer from {self._table} where asked = ?", (key,)).fetchone()
-        return None if found is None else np.frombuffer(found[0]).reshape(-1, len(FIELDS))
+        found = self._journal.get(self._models, key)
+        return None if found is None else np.frombuffer(found).reshape(-1, len(FIELDS))
 
 
 def _key(query: Query) -> bytes:

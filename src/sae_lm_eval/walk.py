@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from sae_lm_eval.fork import Fork
 from sae_lm_eval.head import Head
 from sae_lm_eval.last_mlp import LastMlp
 from sae_lm_eval.packing import Prefix, Row
-from sae_lm_eval.splice import Context
+from sae_lm_eval.splice import Context, Splice
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
@@ -39,7 +39,7 @@ class Scores:
     """Of one query, float32 arrays.
 
     `logprob` (1 + variants, targets) is the target's, in nats, and `greedy` is 1 where it is the likeliest token,
-    the baseline first; `measures` (variants, targets) compare each variant with the baseline.
+    the baseline first; `measures` (variants compared, targets) compare variants with the baseline.
     """
 
     logprob: np.ndarray
@@ -65,6 +65,19 @@ def agreement(baseline: Tensor, variant: Tensor) -> Tensor:
 MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl, "kl_reverse": kl_reverse, "agreement": agreement}
 
 
+class Watch(Protocol):
+    """Sees what passes the splices of the first variant in a walk, at the positions that are asked for."""
+
+    def begin(self, context: Context, places: np.ndarray, which: np.ndarray, queries: np.ndarray) -> None:
+        """Before a batch; `places` and `which` are those of `Asked`, `queries` the numbers of the queries."""
+
+    def __call__(self, splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
+        """At a splice."""
+
+    def commit(self) -> None:
+        """After a batch; one that memory does not suffice for is begun again and never committed."""
+
+
 class Asked(NamedTuple):
     """What is asked of a batch: the positions, among rows x positions, of which each is listed once; then for every
     answer which of these it is asked of, the token, and where it goes. Sorted by position."""
@@ -87,7 +100,8 @@ class Walk:
     """One walk over a plan.
 
     `tokens` is how many a batch may hold; it is halved where memory does not suffice for as many. `done` is told of
-    each batch's scores, by the number of the query; batches of which all are `known` are not run.
+    each batch's scores, by the number of the query; batches of which all are `known` are not run. `measures` compare
+    the first `compared` variants with the baseline, None being all of them.
     """
 
     def __init__(
@@ -101,13 +115,16 @@ class Walk:
         done: Callable[[Mapping[int, Scores]], object],
         known: Collection[int] = (),
         last_mlp: LastMlp | None = None,
+        compared: int | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.fork, self.head, self.queries = fork, head, queries
         self.tokens, self.dtype, self.done = tokens, dtype, done
-        self.known, self.last_mlp = frozenset(known), last_mlp
+        self.known, self.last_mlp, self.watch = frozenset(known), last_mlp, watch
+        self.compared = fork.models - 1 if compared is None else compared
         self.device = next(head.model.parameters()).device
         self.starts = np.concatenate([[0], np.cumsum([len(query.targets) for query in queries], dtype=int)])
-        models = {"logprob": fork.models, "greedy": fork.models} | dict.fromkeys(measures, fork.models - 1)
+        models = {"logprob": fork.models, "greedy": fork.models} | dict.fromkeys(measures, self.compared)
         self.tables = {name: np.zeros((rows, self.starts[-1]), dtype=np.float32) for name, rows in models.items()}
         self.measures = {name: MEASURES[name] for name in measures}
 
@@ -195,6 +212,9 @@ class Walk:
         self.fork.begin(context)
         if self.last_mlp is not None:
             self.last_mlp.places, self.last_mlp.positions = places, context.input_ids.numel()
+        if self.watch is not None:
+            queries = np.searchsorted(self.starts, asked.goes, side="right") - 1
+            self.watch.begin(context, asked.places, asked.which, queries)
         copies = self.fork.copies
         kwargs = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in kwargs.items()}
         ids = context.input_ids.repeat(copies, 1)
@@ -208,18 +228,21 @@ class Walk:
             compared = self._compare(hidden[:, places[start : start + step]], at, target)
             for name, values in compared.items():
                 self.tables[name][:, asked.goes[piece]] = values.float().cpu().numpy()
+        if self.watch is not None:
+            self.watch.commit()
 
     def _compare(self, states: Tensor, at: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Columns of each table from hidden states (1 + variants, positions, width)."""
         columns: dict[str, list[Tensor]] = {name: [] for name in self.tables}
         baseline = None
-        for of_model in states:
+        for number, of_model in enumerate(states):
             logprob = self.head(of_model).to(self.dtype).log_softmax(-1)
             at, target = at.to(logprob.device), target.to(logprob.device)
             columns["logprob"].append(logprob[at, target])
             columns["greedy"].append(logprob.argmax(-1)[at] == target)
             if baseline is None:
                 baseline = logprob
+            if not 1 <= number <= self.compared:
                 continue
             for name, measure in self.measures.items():
                 columns[name].append(measure(baseline, logprob)[at])

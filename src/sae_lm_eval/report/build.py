@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from sae_lm_eval.compare import COLUMNS, Comparison, compare
+from sae_lm_eval.comparison import COLUMNS, Comparison, compare
 from sae_lm_eval.report import figures
 from sae_lm_eval.report.drops import (
     Row,
@@ -24,22 +23,15 @@ from sae_lm_eval.report.drops import (
     section_of,
     variants_of,
 )
-from sae_lm_eval.report.fidelity import Fidelity, fidelity_of, fidelity_tables, tidy, without_fidelity
+from sae_lm_eval.report.fidelity import fidelity_of, fidelity_tables, tidy, without_fidelity
+from sae_lm_eval.report.figures import Picture
 from sae_lm_eval.report.provenance import Source, dictionary_of, mode_of, model_name, packages, site_of, sources
 from sae_lm_eval.report.story import cited, headline, methods
+from sae_lm_eval.report.sweep import notes, settings, sweep_tables
+from sae_lm_eval.report.sweep_figures import sweep_pictures
 from sae_lm_eval.report.text import Column, Table, text_cell, without_shared_start
+from sae_lm_eval.report.worst import Worst, worst_documents
 from sae_lm_eval.results import Results
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure, its caption, and what it shows for someone who does not see it."""
-
-    name: str
-    title: str
-    caption: str
-    alternative: str
-    figure: Figure
 
 
 @dataclass(frozen=True)
@@ -54,6 +46,7 @@ class Report:
     sources: tuple[Source, ...]
     packages: dict[str, str]
     notes: tuple[str, ...]
+    worst: tuple[Worst, ...]
     drops: pd.DataFrame
     fidelity: pd.DataFrame
 
@@ -64,19 +57,20 @@ def pair_up(
     """The comparison on every task but those of fidelity, which may be all that was run."""
     less, *others = map(without_fidelity, (baseline, *variants))
     if less.tasks:
-        comparison = compare(less, others, categories=categories)
+        comparison = compare(less, others, categories=categories, metrics="all")
         return replace(comparison, baseline=baseline, variants=tuple(variants))
     return Comparison(baseline, tuple(variants), pd.DataFrame(columns=COLUMNS), family="", level=0.95)
 
 
 def build(comparison: Comparison) -> Report:
-    """The report of a comparison; pure: nothing is read or written."""
+    """The report of a comparison; nothing is written, and nothing read but the samples of the worst documents."""
     names = without_shared_start([results.name for results in comparison.variants])
     variants = tuple(replace(results, name=names[results.name]) for results in comparison.variants)
-    rows = [replace(row, variant=names[row.variant]) for row in rows_of(comparison.drops)]
+    rows = [replace(row, variant=names[row.variant]) for row in rows_of(comparison.drops) if row.primary]
     fidelity, shown, told = fidelity_of(variants), categories(rows), Told(comparison.level, comparison.family)
     named = replace(comparison, variants=variants)
     text = methods(named, rows, fidelity)
+    swept = settings(variants, rows, fidelity)
     common, own = sources((comparison.baseline, *variants))
     return Report(
         title=f"What a splice costs {model_name(comparison.baseline)}",
@@ -85,16 +79,18 @@ def build(comparison: Comparison) -> Report:
             variants_table(named, names),
             *overall_tables(rows, told),
             *category_tables(shown, told),
+            *sweep_tables(swept, told),
             *fidelity_tables(fidelity),
             *detail_tables(rows, told),
         ),
-        pictures=tuple(pictures(rows, shown, fidelity, told)),
+        pictures=(*pictures(rows, shown, told), *sweep_pictures(swept, told)),
         methods=text,
         works=tuple(cited(text)),
         common=common,
         sources=own,
         packages=packages(variants[0]),
-        notes=comparison.notes,
+        notes=tuple(dict.fromkeys([*comparison.notes, *(note for of in swept.values() for note in notes(of))])),
+        worst=worst_documents(comparison, rows, shown, names),
         drops=comparison.drops,
         fidelity=tidy(fidelity_of(comparison.variants)),
     )
@@ -114,7 +110,7 @@ def variants_table(comparison: Comparison, names: Mapping[str, str]) -> Table:
     return Table("variants", "The variants", caption, columns, tuple(tuple(map(text_cell, row)) for row in rows))
 
 
-def pictures(rows: Sequence[Row], shown: Shown, fidelity: Fidelity, told: Told) -> list[Picture]:
+def pictures(rows: Sequence[Row], shown: Shown, told: Told) -> list[Picture]:
     """The figures for which there are numbers."""
     tasks, bars = section_of(main_metric(rows), "task"), f"{told.level:.0%} interval"
     some = f" The {len({row.name for row in shown.rows})} with the largest drop." if shown.left_out else ""
@@ -149,17 +145,7 @@ def pictures(rows: Sequence[Row], shown: Shown, fidelity: Fidelity, told: Told) 
         )
         for suffix, part, some_rows in _parts(tasks)
     ]
-    made.append(
-        (
-            "l0-against-effective-compute",
-            "L0 against effective compute",
-            "Active features a token and the fraction of the training compute that buys the spliced loss, on "
-            "logarithmic axes; bars: the 95% interval of the fraction.",
-            f"A point for each variant and text. {numbers}",
-            figures.l0_against_compute(fidelity),
-        )
-    )
-    return [Picture(*of[:4], figure=of[4]) for of in made if of[4] is not None]
+    return [Picture(*of[:4], of[4]) for of in made if of[4] is not None]
 
 
 def _parts(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:

@@ -45,6 +45,7 @@ class Row:
     alias: str
     metric: str
     filter: str
+    primary: bool
     kind: str
     tasks: int
     n: int

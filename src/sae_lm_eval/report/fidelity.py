@@ -101,8 +101,8 @@ Fidelity = dict[tuple[str, str], dict[str, Measured]]
 
 
 def fidelity_tasks(results: Results) -> list[str]:
-    """The tasks that measured fidelity: those with a spliced CE."""
-    return [task for task, scores in results.scores.items() if "ce_spliced,none" in scores]
+    """The tasks that measured fidelity: those with the CE of the baseline on a text."""
+    return [task for task, scores in results.scores.items() if "ce_baseline,none" in scores]
 
 
 def without_fidelity(results: Results) -> Results:
@@ -172,13 +172,13 @@ def _table(fidelity: Fidelity, name: str, title: str, metrics: Sequence[str], ca
     shown = [metric for metric in metrics if any(of[metric].value is not None for of in fidelity.values())]
     lacking = {(METRICS[m][0], of[m].reason) for of in fidelity.values() for m in shown if m in NEEDED and of[m].reason}
     notes = "".join(f" No {heading} is shown where {reason}." for heading, reason in sorted(lacking))
-    rows = tuple((*map(text_cell, key), *(_value_cell(of[metric]) for metric in shown)) for key, of in fidelity.items())
+    rows = tuple((*map(text_cell, key), *(value_cell(of[metric]) for metric in shown)) for key, of in fidelity.items())
     headings = (METRICS[metric][0] for metric in shown)
     columns = (Column("variant", "left"), Column("text", "left"), *map(Column, headings))
     return Table(f"fidelity-{name}", title, caption + notes, columns, rows if shown else ())
 
 
-def _value_cell(made: Measured) -> Cell:
+def value_cell(made: Measured) -> Cell:
     """With its standard error to two significant digits, and as many decimals itself."""
     if made.value is None or not made.stderr:
         return number_cell(made.value, significant(made.value, 4))

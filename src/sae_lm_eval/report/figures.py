@@ -10,6 +10,7 @@ import io
 import textwrap
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -18,11 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from sae_lm_eval.report.drops import Row, in_order, variants_of
-from sae_lm_eval.report.fidelity import Fidelity, Measured
 from sae_lm_eval.report.text import MINUS, fitting, fixed
 
 WIDTH, NARROW, TALLEST = 5.5, 4.2, 7.5
@@ -71,6 +71,17 @@ STYLE: Any = {
 DATELESS = {"pdf": {"CreationDate": None}, "svg": {"Date": None, "Creator": None}, "png": {}}
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A figure, its caption, and what it shows for someone who does not see it."""
+
+    name: str
+    title: str
+    caption: str
+    alternative: str
+    figure: Figure
+
+
 def as_bytes(figure: Figure, kind: str) -> bytes:
     """The figure as a file: pdf, svg (letters as text) or png; the same bytes each time, on a clear background."""
     buffer = io.BytesIO()
@@ -104,7 +115,7 @@ def drop_by_category(rows: Sequence[Row]) -> Figure | None:
                 own = [row for row in rows if row.variant == variant]
                 shift = (index - (len(panel) - 1) / 2) * 0.8
                 heights = [places[row.name] + shift for row in own]
-                _points(axis, index, variant, [row.drop for row in own], heights, xerr=_reach(own))
+                points(axis, index, variant, [row.drop for row in own], heights, xerr=reach(own))
             _ruled(axis, ticks, end, small=min(7, 60 * pitch) if len(panels) > 1 else 7)
             if len(panels) > 1:
                 axis.set_title(textwrap.fill(panel[0], 24), fontsize=6)
@@ -112,7 +123,7 @@ def drop_by_category(rows: Sequence[Row]) -> Figure | None:
             axis.set_axis_off()
         figure.supxlabel("drop in accuracy (percentage points)", fontsize=8)
         if len(panels[0]) > 1:
-            _legend(figure, axes[0, 0])
+            legend(figure, axes[0, 0])
     return figure
 
 
@@ -133,12 +144,12 @@ def _places(rows: Sequence[Row], spread: int) -> tuple[dict[str, float], list[tu
     return places, ticks, at
 
 
-def _reach(rows: Sequence[Row]) -> np.ndarray:
+def reach(rows: Sequence[Row]) -> np.ndarray:
     """How far the interval reaches to each side of the drop."""
     return np.array([[row.drop - row.low for row in rows], [row.high - row.drop for row in rows]])
 
 
-def _points(axis: Axes, index: int, label: str, x: Any, y: Any, **more: Any) -> None:
+def points(axis: Axes, index: int, label: str, x: Any, y: Any, **more: Any) -> None:
     axis.errorbar(x, y, fmt=MARKERS[index], color=COLOURS[index], label=label, **more)
 
 
@@ -152,10 +163,10 @@ def _ruled(axis: Axes, ticks: Sequence[tuple[float, str, str]], end: float, smal
     axis.axvline(0, color=INK, linewidth=0.6, zorder=0.5)
     axis.grid(axis="x")
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    axis.xaxis.set_major_formatter(FuncFormatter(_plain))
+    axis.xaxis.set_major_formatter(FuncFormatter(plain))
 
 
-def _plain(value: float, _: int | None) -> str:
+def plain(value: float, _: int | None) -> str:
     return f"{value:g}".replace("-", MINUS)
 
 
@@ -218,8 +229,8 @@ def drop_against_baseline(rows: Sequence[Row]) -> Figure | None:
             own = [row for row in rows if row.variant == variant]
             # Beside each other by points on paper, for many tasks have the same baseline, 100% above all.
             aside = ScaledTranslation((index - (len(variants) - 1) / 2) * 3.5 / 72, 0, figure.dpi_scale_trans)
-            fine = {"yerr": _reach(own), "elinewidth": 0.5, "alpha": 0.85, "transform": axis.transData + aside}
-            _points(axis, index, variant, [100 * row.baseline for row in own], [row.drop for row in own], **fine)
+            fine = {"yerr": reach(own), "elinewidth": 0.5, "alpha": 0.85, "transform": axis.transData + aside}
+            points(axis, index, variant, [100 * row.baseline for row in own], [row.drop for row in own], **fine)
         if (chance := one_chance(rows)) is not None:
             ends = np.array([max(100 * chance, min(baselines)), max(baselines)])
             dashed: dict[str, Any] = {"color": INK, "linewidth": 0.7, "linestyle": (0, (4, 3))}
@@ -230,7 +241,7 @@ def drop_against_baseline(rows: Sequence[Row]) -> Figure | None:
         axis.set_ylabel("drop (percentage points)")
         axis.set_xlim(*_widened(baselines))
         axis.set_ylim(*_widened([bound for row in rows for bound in (row.low, row.high)]))
-        _legend(figure, axis)
+        legend(figure, axis)
     return figure
 
 
@@ -249,7 +260,7 @@ def _widened(values: Sequence[float]) -> tuple[float, float]:
     return least - margin, most + margin
 
 
-def _legend(figure: Figure, axis: Axes) -> None:
+def legend(figure: Figure, axis: Axes) -> None:
     """Above the axes, in as many columns as the names leave room for, the line of chance last."""
     handles, names = axis.get_legend_handles_labels()
     labels = fitting(names)
@@ -259,41 +270,10 @@ def _legend(figure: Figure, axis: Axes) -> None:
     figure.legend(*entries, loc="outside upper center", ncols=columns)
 
 
-def l0_against_compute(fidelity: Fidelity) -> Figure | None:
-    """Effective compute with its interval against L0, both on logarithmic axes: a point for each variant and text."""
-    points: list[tuple[str, str, float, float, Measured]] = []
-    for (variant, task), of in fidelity.items():
-        l0, made = of["l0"].value, of["effective_compute"]
-        if l0 and made.value and min(l0, made.value) > 0:
-            points.append((variant, task, l0, made.value, made))
-    if len({variant for variant, *_ in points}) < 2:
-        return None
-    tasks = list(dict.fromkeys(task for _, task, *_ in points))
-    with mpl.rc_context(STYLE):
-        figure = Figure((NARROW, 2.9))
-        axis = figure.subplots()
-        for index, task in enumerate(tasks):
-            own = sorted((point for point in points if point[1] == task), key=lambda point: point[2])
-            ends = [[value - (made.low or value), (made.high or value) - value] for *_, value, made in own]
-            l0s, values = [point[2] for point in own], [point[3] for point in own]
-            _points(axis, index % len(MARKERS), task, l0s, values, yerr=np.array(ends).T)
-            for number, (variant, _, l0, value, _) in enumerate(own):
-                place: dict[str, Any] = {"ha": "right", "xytext": (-4, 3)} if number % 2 else {"xytext": (4, -8)}
-                axis.annotate(variant, (l0, value), textcoords="offset points", fontsize=6.5, **place)
-        axis.set_xlabel("L0 (active features a token)")
-        axis.set_ylabel("effective compute (fraction)")
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        _logarithmic(axis.xaxis, [point[2] for point in points])
-        _logarithmic(axis.yaxis, [point[3] for point in points])
-        axis.margins(x=0.2, y=0.15)
-        axis.grid()
-        if len(tasks) > 1:
-            _legend(figure, axis)
-    return figure
-
-
-def _logarithmic(axis: Axis, values: Sequence[float]) -> None:
+def logarithmic(axis: Axis, values: Sequence[float]) -> None:
     """Plain numbers at the powers of ten, and at finer ticks where there are too few powers."""
-    axis.set_major_formatter(FuncFormatter(_plain))
-    axis.set_minor_formatter(FuncFormatter(_plain) if max(values) < 5 * min(values) else NullFormatter())
+    span = max(values) / min(values)
+    if 5 <= span < 100:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(plain))
+    axis.set_minor_formatter(FuncFormatter(plain) if span < 5 else NullFormatter())

@@ -122,7 +122,8 @@ def site_of(results: Results) -> str:
 
 
 def mode_of(results: Results) -> str:
-    return str(results.provenance.get("splice", NA))
+    mode, scale = str(results.provenance.get("splice", NA)), results.provenance.get("scale", 1)
+    return mode if scale == 1 else f"{mode}, scale {scale:g}"
 
 
 def command(results: Results) -> str:

@@ -119,6 +119,13 @@ REFERENCES: dict[str, dict[str, str]] = {
         "year": "2010",
         "doi": "10.2202/1544-6115.1585",
     },
+    "gurnee2024": {
+        "type": "misc",
+        "author": "Gurnee, Wes",
+        "title": "{SAE} reconstruction errors are (empirically) pathological",
+        "year": "2024",
+        "url": "https://www.alignmentforum.org/posts/rZPiuFxESMxCDHe4B/sae-reconstruction-errors-are-empirically-pathological",
+    },
     "besiroglu2024": {
         "type": "misc",
         "author": "Besiroglu, Tamay and Erdil, Ege and Barnett, Matthew and You, Josh",

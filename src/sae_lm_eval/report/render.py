@@ -14,10 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from sae_lm_eval.report import references
-from sae_lm_eval.report.build import Picture, Report
-from sae_lm_eval.report.figures import INK, NARROW, RULE, as_bytes
+from sae_lm_eval.report.build import Report
+from sae_lm_eval.report.figures import INK, NARROW, RULE, Picture, as_bytes
 from sae_lm_eval.report.story import CITED
 from sae_lm_eval.report.text import MINUS, Table
+from sae_lm_eval.report.worst import CAPTION
 
 # Pixels of the page for a point of a figure: letters of 8 points are nearly as large as the page's.
 ENLARGED = 1.75
@@ -104,7 +105,12 @@ def html(report: Report) -> str:
 
     environment.filters |= {"cite": cite, "svg": inline_svg}
     return environment.get_template("report.html").render(
-        report=report, references=references, script=Markup(script), style=Markup(style), digest=digest
+        report=report,
+        references=references,
+        worst_caption=CAPTION,
+        script=Markup(script),
+        style=Markup(style),
+        digest=digest,
     )
 
 
@@ -213,9 +219,17 @@ def markdown_report(report: Report) -> str:
     environment.filters |= {
         "cite": cite,
         "rule": _markdown_rule,
+        "block": lambda parts: Verbatim("    " + _with_remarks(parts).replace("\n", "\n    ")),
         "code": lambda text: Verbatim(text.replace("\n", "\n    ")),  # indented, a line cannot leave the block
     }
-    return environment.get_template("report.md").render(report=report, references=references)
+    return environment.get_template("report.md").render(
+        report=report, references=references, worst_caption=CAPTION, bold=Verbatim("**")
+    )
+
+
+def _with_remarks(parts: Sequence[str]) -> str:
+    """What was asked, with the remarks on what is left out in brackets."""
+    return "".join(f"[{part}]" if index % 2 else part for index, part in enumerate(parts))
 
 
 def _markdown_rule(table: Table) -> Verbatim:

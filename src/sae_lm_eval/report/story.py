@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sae_lm_eval.compare import Comparison
+from sae_lm_eval.comparison import Comparison
 from sae_lm_eval.report.drops import Row, section_of
 from sae_lm_eval.report.fidelity import LOSS, Fidelity
 from sae_lm_eval.report.provenance import model_name, packages
@@ -132,6 +132,11 @@ def _splicing(records: list[dict[str, Any]]) -> list[str]:
         out.append("Positions that hold a beginning, end or padding token kept their activation.")
     elif tokens == {"all"}:
         out.append("All positions were spliced.")
+    if any(record.get("splice") == "random_error" for record in records):
+        out.append(
+            "For random errors, a random vector with the norm of the dictionary's error was added to the activation in "
+            "place of that error [@gurnee2024]."
+        )
     starts = {record.get("bos") for record in records}
     if len(starts) == 1 and (start := starts.pop()):
         out.append(f"Start of prompts: {start}.")

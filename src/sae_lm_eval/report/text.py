@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -12,6 +13,8 @@ NA = "n/a"
 # Names of variants with more letters lose what all of them begin with.
 LONG_NAME = 16
 MOST_IN_FIGURE = 34
+# Of the characters that cannot be seen, those that text is made with.
+JOINERS = "\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -108,6 +111,19 @@ def distinct(column: Iterable[Any]) -> list[str]:
 def alternatives(column: Iterable[Any]) -> str:
     """The texts in a column of a frame, which may hold commas themselves; n/a where it has none."""
     return "; ".join(distinct(column)) or NA
+
+
+def printable(text: Any) -> str:
+    """Text as it is, with line breaks and tabs, but other control characters and lone surrogates as code points."""
+    return "".join(
+        letter if letter in JOINERS or unicodedata.category(letter)[0] != "C" else f"<U+{ord(letter):04X}>"
+        for letter in str(text)
+    )
+
+
+def abridged(text: str, most: int) -> str:
+    """Text of at most about `most` letters, less its middle."""
+    return text if len(text) <= most else f"{text[: most // 2]} … {text[-(most // 2) :]}"
 
 
 def without_shared_start(names: Sequence[str]) -> dict[str, str]:

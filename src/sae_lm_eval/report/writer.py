@@ -11,7 +11,7 @@ from sae_lm_eval.report.build import Report
 from sae_lm_eval.report.figures import as_bytes
 
 KINDS = ("pdf", "svg", "png")
-PICTURES = ("drop-by-category", "heat-map", "drop-against-baseline", "l0-against-effective-compute")
+PICTURES = ("drop-by-category", "heat-map", "drop-against", "l0-against")
 
 
 def write(report: Report, folder: Path) -> list[Path]:

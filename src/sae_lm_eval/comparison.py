@@ -29,7 +29,8 @@ class Comparison:
     metric's unit, and positive where the variant is worse. `p_adjusted` is Holm's; `family` says over which tests.
     `above_chance_lost` is the share of the accuracy above chance that is lost, or None for `above_chance_reason`.
     `margin_change` and its bounds are nats, negative where worse; `kl` is nats per scored token, where it was measured.
-    `notes` is what a reader should know besides.
+    `primary` is False for the metrics that only metrics="all" adds. `cuts` is which documents make the rows of each
+    section and name; `notes` what a reader should know besides.
     """
 
     baseline: Results
@@ -38,10 +39,15 @@ class Comparison:
     family: str
     level: float
     notes: tuple[str, ...] = ()
+    cuts: tuple[Cut, ...] = ()
     _documents: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
 
     def documents(self) -> pd.DataFrame:
-        """A row for each variant, task and document: variant, task, doc_id, both scores, both margins (nats)."""
+        """A row for each variant, task and document, by the task's primary metric.
+
+        Columns: variant, task, filter, doc_id, both scores, `score_lost` (positive where worse), both margins (nats),
+        and `right`, the indices of the right choices (None where unknown).
+        """
         return self._documents
 
 
@@ -94,12 +100,12 @@ def compare(
         drops[name] = drops[name].astype(object).where(drops[name].notna(), None)
     family = _adjust(drops)
     return Comparison(
-        baseline, tuple(others), drops, family, level, tuple(dict.fromkeys(notes)), _by_document(measured)
+        baseline, tuple(others), drops, family, level, tuple(dict.fromkeys(notes)), tuple(cuts), _by_document(measured)
     )
 
 
 COLUMNS = [
-    *("variant", "section", "parent", "name", "alias", "metric", "filter", "kind", "tasks", "n", "shots"),
+    *("variant", "section", "parent", "name", "alias", "metric", "filter", "primary", "kind", "tasks", "n", "shots"),
     *("baseline", "score", "drop", "low", "high", "interval", "p", "p_adjusted", "test", "lost", "gained"),
     *("chance", "above_chance_lost", "above_chance_reason", "margin_change", "margin_low", "margin_high", "kl"),
 ]
@@ -199,6 +205,8 @@ def _group_rows(
             notes.append(f"Group {cut.name}: {key} is left out, for {why}.")
             continue
         rows.append(row_of(cut, run, runs[0], members, weights, options))
+    if rows and not any(row["primary"] for row in rows):
+        rows[0]["primary"] = True
     if not rows and not notes:
         scored = " or ".join(key for key in runs[0].scores[cut.name] if "," in key and "_stderr" not in key)
         notes.append(f"Group {cut.name} is left out: lm_eval scores it by {scored}; metrics=all compares all metrics.")
@@ -206,16 +214,20 @@ def _group_rows(
 
 
 def _adjust(drops: pd.DataFrame) -> str:
-    """Holm's p into `drops`, and the sentence that says over which tests."""
+    """Holm's p into `drops`, and the sentence that says over which tests.
+
+    What is primary is adjusted apart from the rest, so that to show more metrics changes none of its numbers.
+    """
     from statsmodels.stats.multitest import multipletests
 
-    for _, rows in drops.groupby("section"):
+    for _, rows in drops.groupby(["section", "primary"]):
         drops.loc[rows.index, "p_adjusted"] = multipletests(rows["p"], method="holm")[1]
-    counts = Counter(drops["section"])
+    counts = Counter(drops.loc[drops["primary"], "section"])
     told = ", ".join(f"{counts[section]} of {plural}" for section, plural in SECTIONS.items() if section in counts)
     variants = len(set(drops["variant"]))
     across = f", over the {variants} variants at once" if variants > 1 else ""
-    return f"Holm's adjustment is made in each table apart{across}; the numbers of tests are {told}."
+    more = "" if all(drops["primary"]) else " The metrics beside the primary ones are adjusted apart from them."
+    return f"Holm's adjustment is made in each table apart{across}; the numbers of tests are {told}.{more}"
 
 
 def _by_document(measured: Mapping[str, Mapping[str, list[Pair]]]) -> pd.DataFrame:
@@ -224,11 +236,14 @@ def _by_document(measured: Mapping[str, Mapping[str, list[Pair]]]) -> pd.DataFra
             {
                 "variant": variant,
                 "task": task,
+                "filter": pair.measure.filter,
                 "doc_id": pair.doc_ids,
                 "baseline": own_scores(pair, pair.before),
                 "variant_score": own_scores(pair, pair.after),
+                "score_lost": pair.measure.sign * (own_scores(pair, pair.before) - own_scores(pair, pair.after)),
                 "margin_baseline": pair.margin_before,
                 "margin_variant": pair.margin_after,
+                "right": pair.right,
             }
         )
         for variant, tasks in measured.items()

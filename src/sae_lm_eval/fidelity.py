@@ -1,0 +1,263 @@
+"""How far a variant's predictions moved on text: sums over each document, for the baseline, the variant and ablations.
+
+A text's documents are scored where lm_eval's rolling loglikelihood scores them, in one forked pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any, Protocol
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from lm_eval.api.instance import Instance
+from tqdm import tqdm
+
+from sae_lm_eval import metrics, text
+from sae_lm_eval.build import Choices, with_means
+from sae_lm_eval.dictionary_sums import DictionarySums, OfCategory, by_category, records
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.scoring import Scorer
+from sae_lm_eval.splice import Variant
+from sae_lm_eval.walk import Query, Scores
+
+POSITIONS = ("all", "non_special")
+TOKENS_AT_ONCE = 2**18  # whose scores are held; documents beyond are scored after these
+MEASURES = ("kl", "kl_reverse", "agreement")
+
+
+class Adapter(Protocol):
+    """What is asked of the adapter; see `SaeHFLM`."""
+
+    variant: Variant
+    choices: Choices
+    special_ids: frozenset[int]
+    mean_tokens: int
+
+    @property
+    def variant_name(self) -> str: ...
+
+    def windows(self, documents: Iterable[str], tokens: int) -> list[list[int]]: ...
+
+    def rolling(self, document: str) -> list[Query]: ...
+
+    def scorer(self, variants: Sequence[Variant]) -> Scorer: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text: what it is, documents of it that are not scored, and which positions count.
+
+    `positions` is "all", or "non_special" without those whose input is a bos, eos or pad token.
+    """
+
+    name: str
+    held_out: tuple[str, ...] = ()
+    positions: str = "all"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Document:
+    """`number` is its place in the text."""
+
+    number: int
+    text: str
+    category: str | None
+
+
+class Fidelity:
+    """Answers `sae_fidelity` requests of an adapter, and keeps what a reader of the results needs to judge them."""
+
+    def __init__(self) -> None:
+        self.by_task: dict[str, dict[str, Any]] = {}
+
+    def answer(self, lm: Adapter, requests: Sequence[Instance], *, show: bool) -> list[dict[str, Any]]:
+        """A document's record for each request ((document, category, source), ...)."""
+        documents: dict[str, dict[Any, Document]] = defaultdict(dict)
+        sources: dict[str, Source] = {}
+        for request in requests:
+            document, category, source = tuple[Any, ...](request.args)
+            task = str(request.task_name)
+            # lm_eval repeats requests so that all processes have as many.
+            documents[task][request.doc_id] = Document(int(request.doc_id or 0), document, category)
+            sources[task] = source
+        found = {}
+        for task, of_task in documents.items():
+            answers = self._measure(lm, task, sources[task], list(of_task.values()), show)
+            found.update({(task, doc_id): record for doc_id, record in zip(of_task, answers, strict=True)})
+        return [found[str(request.task_name), request.doc_id] for request in requests]
+
+    def _measure(
+        self, lm: Adapter, task: str, source: Source, documents: list[Document], show: bool
+    ) -> list[dict[str, Any]]:
+        variants, mean = ablations(lm, source)
+        pass_ = Pass(lm, variants, source, documents)
+        with tqdm(total=len(documents), disable=not show, desc=f"Scoring {task}") as bar:
+            pass_.run(bar.update)
+        out = pass_.records()
+        # As one process has them, so that as many processes as you like draw the same documents.
+        everywhere = sorted(_gathered(out), key=lambda record: record["document"])
+        self.by_task[task] = {
+            "text": source.name,
+            "documents": len(everywhere),
+            "tokens": sum(record["tokens"] for record in everywhere),
+            "positions": source.positions,
+            "left_out_of_the_dictionaries_statistics": sorted(pass_.left_out),
+            "mean": mean,
+            "bootstrap": {"seed": metrics.SEED, "most_resamples": metrics.RESAMPLES},
+            "undefined": undefined(everywhere),
+            "by_category": by_categories(everywhere),
+        }
+        return out
+
+
+def ablations(lm: Adapter, source: Source) -> tuple[list[Variant], dict[str, Any] | None]:
+    """The adapter's variant, and zero and mean ablation of the same sites; where the mean was taken from.
+
+    The baseline has nothing to ablate, and a text without further documents has no mean.
+    """
+    variant = lm.variant
+    if not variant.splices:
+        return [], None
+    zero = _in_mode(variant, "zero")
+    windows = lm.windows(source.held_out, lm.mean_tokens)
+    if not windows:
+        return [variant, zero], None
+    model = lm.scorer([variant]).model
+    means = text.mean_activations(model, variant, windows, lm.special_ids)
+    ids = np.concatenate([np.asarray(window, dtype=np.int64) for window in windows])
+    taken = {
+        "text": source.name,
+        "documents": "outside the scored ones",
+        "tokens": len(ids) - len(windows),
+        "sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
+    }
+    return [variant, zero, _in_mode(with_means(variant, means), "mean")], taken
+
+
+def _in_mode(variant: Variant, mode: str) -> Variant:
+    return replace(variant, splices=tuple(replace(splice, mode=mode) for splice in variant.splices))
+
+
+class Pass:
+    """One pass over documents: `variants` are none, or the spliced one, zero ablation and perhaps mean ablation."""
+
+    def __init__(self, lm: Adapter, variants: list[Variant], source: Source, documents: list[Document]):
+        self.lm, self.variants, self.documents = lm, variants, documents
+        self.dropped = lm.special_ids if source.positions == "non_special" else frozenset()
+        self.names = sorted({document.category for document in documents}, key=str)
+        self.kinds = [self.names.index(document.category) for document in documents]
+        self.numbers = [document.number for document in documents]
+        self.sums: list[dict[str, Any]] = [{} for _ in documents]
+        self.left_out: frozenset[int] = self.dropped | (variants[0].special_ids if variants else frozenset())
+        self.watch = DictionarySums(variants[0], self.numbers, self.kinds, self.left_out) if variants else None
+
+    def run(self, tell: Callable[[int], object]) -> None:
+        try:
+            scorer = self.lm.scorer(self.variants)
+            start, queries, owners = 0, [], []
+            for number, document in enumerate(self.documents):
+                windows = self.lm.rolling(document.text)
+                self.sums[number] = self._nothing(document)
+                queries += windows
+                owners += [number] * len(windows)
+                whole = sum(len(query.targets) for query in queries) >= TOKENS_AT_ONCE
+                if whole or number == len(self.documents) - 1:
+                    self._score(scorer, queries, owners)
+                    tell(number + 1 - start)
+                    start, queries, owners = number + 1, [], []
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"The sae_fidelity tasks cannot be run on this model: {error}.") from error
+
+    def _nothing(self, document: Document) -> dict[str, Any]:
+        zeros = {"tokens": 0, "bytes": len(document.text.encode())}
+        names = ["nll_baseline", "nats_baseline"]
+        if self.variants:
+            names += ["nll_spliced", "nll_zero", "nats_spliced", *MEASURES]
+            if len(self.variants) > 2:
+                names.append("nll_mean")
+        sums: dict[str, Any] = zeros | dict.fromkeys(names, 0.0)
+        return sums | {"nll_mean": None} if len(self.variants) == 2 else sums
+
+    def _score(self, scorer: Scorer, queries: list[Query], owners: list[int]) -> None:
+        if self.watch is not None:
+            self.watch.documents = owners
+
+        def done(scored: Mapping[int, Scores]) -> None:
+            for number, scores in scored.items():
+                self._add(self.sums[owners[number]], queries[number], scores)
+
+        if queries:
+            measures = MEASURES if self.variants else ()
+            compared = min(1, len(self.variants))
+            scorer.score(queries, done, measures=measures, compared=compared, watch=self.watch)
+
+    def _add(self, sums: dict[str, Any], query: Query, scores: Scores) -> None:
+        nll = -scores.logprob.astype(np.float64)
+        measures = {name: values[0].astype(np.float64) for name, values in scores.measures.items()}
+        if not np.isfinite(nll).all():
+            raise UserError(f"Some log-probability of a document is not finite with '{self.lm.variant_name}'.")
+        if self.lm.choices.splice == "none" and self.variants:
+            # Nothing is edited: another row of the batch may differ in the last bit, which says nothing of a splice.
+            nll[1] = nll[0]
+            measures = {name: np.full(nll.shape[1], float(name == "agreement")) for name in measures}
+        kept = ~np.isin(np.asarray(query.ids)[-len(query.targets) :], list(self.dropped))
+        sums["tokens"] += int(kept.sum())
+        for name, values in zip(("baseline", "spliced", "zero", "mean"), nll, strict=False):
+            sums[f"nll_{name}"] += float(values[kept].sum())
+            if name in ("baseline", "spliced"):
+                sums[f"nats_{name}"] += float(values.sum())
+        for name, values in measures.items():
+            sums[name] += float(values[kept].sum())
+
+    def records(self) -> list[dict[str, Any]]:
+        """By document, once all processes are done."""
+        found = [
+            {"document": d.number, "category": d.category, **sums}
+            for d, sums in zip(self.documents, self.sums, strict=True)
+        ]
+        if self.watch is None:
+            return found
+        for record in found:
+            record["dictionaries"] = {}
+        for splice, sums in zip(self.watch.variant.splices, self.watch.sums, strict=True):
+            own = dict(zip(self.names, by_category(sums, self.kinds), strict=True))
+            parts: dict[str | None, OfCategory] = {}
+            for name, part in _gathered(list(own.items())):
+                parts[name] = part if name not in parts else parts[name].and_(part)
+            whole = reduce(OfCategory.and_, parts.values())
+            of_document = records(sums, self.numbers, self.kinds, whole, [parts[name] for name in self.names])
+            for record, dictionary in zip(found, of_document, strict=True):
+                record["dictionaries"][splice.site_out.hook] = dictionary
+        return found
+
+
+def undefined(found: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Why, for each metric that has no value."""
+    values = metrics.table(found)
+    return {name: metric.undefined for name, metric, _ in metrics.metrics_of(found[0]) if values[name] is None}
+
+
+def by_categories(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The metrics of each category's documents; none where the text has no categories."""
+    out = {}
+    for name in sorted({record["category"] for record in found} - {None}):
+        of_category = [record for record in found if record["category"] == name]
+        tokens = sum(record["tokens"] for record in of_category)
+        table = metrics.table(of_category, within="category")
+        out[name] = {"documents": len(of_category), "tokens": tokens, **table}
+    return out
+
+
+def _gathered(found: list[Any]) -> list[Any]:
+    return gather_object(found) if PartialState().num_processes > 1 else found

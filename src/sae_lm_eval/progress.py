@@ -1,0 +1,195 @@
+"""How far a run is: a bar on a terminal, a line now and then elsewhere, and what libraries say in a file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+OURS = "lm_eval.sae_lm_eval"
+EVERY = 30.0  # seconds between lines where there is no terminal
+
+
+class Progress:
+    """Counts the requests of a forward pass after the other, and what they took; this one shows nothing.
+
+    `tokens` and `seconds` are of requests that were run, `requests` of those and of what the journal had.
+    """
+
+    def __init__(self) -> None:
+        self.requests = self.recalled_requests = self.tokens = 0
+        self.seconds = 0.0
+        self.total = self.done = 0  # requests of the pass under way
+        self.asked = 0  # tokens of all passes so far, whether they were run or not
+        self._since = time.monotonic()
+        self._lengths: Sequence[int] = ()
+        self._tasks: Sequence[str | None] = ()
+        self._left: Counter[str | None] = Counter()
+        self._known: set[int] = set()
+
+    def begin(self, lengths: Sequence[int], tasks: Sequence[str | None]) -> None:
+        """A pass over requests of so many tokens each begins; `tasks` names the task of each, or is empty."""
+        self._lengths, self._tasks = lengths, tasks if len(tasks) == len(lengths) else ()
+        self._left, self._known = Counter(self._tasks), set()
+        self.total, self.done = len(lengths), 0
+        self.asked += sum(lengths)
+        self._since = time.monotonic()
+
+    def recalled(self, number: int) -> None:
+        """The journal has the answer to that request; to be told before `answered`."""
+        self._known.add(number)
+
+    def answered(self, number: int) -> None:
+        self.done += 1
+        self.requests += 1
+        if self._tasks:
+            self._left[self._tasks[number]] -= 1
+        now = time.monotonic()
+        if number in self._known:
+            self.recalled_requests += 1
+        else:
+            self.tokens += self._lengths[number]
+            self.seconds += now - self._since
+        self._since = now
+        self.show()
+
+    def show(self) -> None:
+        """Called after each answer."""
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens of prompts a second, each counted once however many variants read it; None before any was run."""
+        return self.tokens / self.seconds if self.tokens and self.seconds else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of the pass under way, at the rate so far."""
+        if self.rate is None or not self.total:
+            return None
+        mean = sum(self._lengths) / self.total
+        return (self.total - self.done) * mean / self.rate
+
+    @property
+    def tasks_done(self) -> tuple[int, int]:
+        """Of the pass under way: tasks of which nothing is left, and all."""
+        return sum(count <= 0 for count in self._left.values()), len(self._left)
+
+
+class Shown(Progress):
+    """Progress on `console`: a bar on a terminal, and elsewhere a line every `EVERY` seconds and for each variant."""
+
+    def __init__(self, console: Console, variants: int):
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        super().__init__()
+        self.console, self.variants, self.finished = console, variants, 0
+        self.group = ""
+        self._told = time.monotonic()
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[numbers]}"))
+        self._bars = Bars(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self._bar = self._bars.add_task("loading", total=None, numbers="")
+
+    def __enter__(self) -> Shown:
+        if self.console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def at(self, what: str) -> None:
+        """Say what is under way."""
+        self.group = what
+        self._bars.update(self._bar, description=self._doing(), total=None, numbers="")
+        self._say_now_and_then(self._doing())
+
+    def variant_done(self, name: str) -> None:
+        self.finished += 1
+        self._bars.update(self._bar, description=self._doing())
+        if not self.console.is_terminal:
+            self.say(f"{name} is done: {self.finished} of {self.variants}.")
+
+    def say(self, sentence: str) -> None:
+        self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+    def _doing(self) -> str:
+        return f"{self.finished} of {self.variants} done; {self.group}"
+
+    def show(self) -> None:
+        self._bars.update(self._bar, total=self.total, completed=self.done, numbers=self.numbers())
+        self._say_now_and_then(f"{self._doing()}: {self.numbers()}")
+
+    def _say_now_and_then(self, sentence: str) -> None:
+        if not self.console.is_terminal and time.monotonic() - self._told > EVERY:
+            self._told = time.monotonic()
+            self.say(sentence)
+
+    def numbers(self) -> str:
+        """Requests and tasks of the pass under way, tokens a second, time left."""
+        parts = [f"{self.done:,}/{self.total:,} requests"]
+        done, tasks = self.tasks_done
+        parts += [f"{done}/{tasks} tasks"] if tasks else []
+        parts += [f"{self.rate:,.0f} tokens/s"] if self.rate else []
+        left = self.seconds_left
+        parts += [f"{duration(left)} left"] if left is not None else []
+        return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`0:45` or `2:03:10`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+@contextmanager
+def quiet(log: Path) -> Iterator[Console]:
+    """Inside the scope, whatever is written to stdout and stderr goes into `log`; the console is the real stderr.
+
+    Bars of libraries and of the commands that they start ignore what would switch them off, so the file descriptors
+    themselves are led elsewhere. Warnings of our own are on the console too.
+    """
+    from rich.console import Console
+
+    with ExitStack() as scope:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        file = scope.enter_context(open(log, "a", encoding="utf-8"))
+        real = scope.enter_context(os.fdopen(os.dup(2), "w", encoding="utf-8"))
+        console = Console(file=real)
+        for descriptor in (1, 2):
+            saved = os.dup(descriptor)
+            scope.callback(_give_back, descriptor, saved)
+            os.dup2(file.fileno(), descriptor)
+        handler = _Aloud(console)
+        logging.getLogger(OURS).addHandler(handler)
+        scope.callback(logging.getLogger(OURS).removeHandler, handler)
+        yield console
+
+
+def _give_back(descriptor: int, saved: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # the log's disk may be full
+            stream.flush()
+    os.dup2(saved, descriptor)
+    os.close(saved)
+
+
+class _Aloud(logging.Handler):
+    def __init__(self, console: Console):
+        super().__init__(logging.WARNING)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
