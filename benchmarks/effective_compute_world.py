@@ -1,7 +1,7 @@
 """How far borrowed laws are off where more is known: effective compute in the embedded world, by every curve.
 
     python benchmarks/effective_compute_world.py                 # the table, from what was measured when it was made
-    python benchmarks/effective_compute_world.py --train 0.5 0.25   # trains the runs again, 20 minutes on a core
+    python benchmarks/effective_compute_world.py --train 0.75 0.5 0.25   # trains the runs again, half an hour on a core
 
 The first rows are the world's model itself, trained anew on a part of the tokens with its learning rate annealed
 within them: what their loss costs is known. The others are the dictionaries of the world. Prints a Markdown table.

@@ -14,7 +14,8 @@ import pandas as pd
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from runs import write_run
+from lm_eval.tasks import TaskManager
+from runs import answers, write_run
 from transformers import AutoModelForCausalLM
 
 from sae_lm_eval import world
@@ -25,8 +26,20 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.scaling import effective_compute, read_family
 from sae_lm_eval.scaling.measured import Measured, curves_for
 
+TASKS = Path(__file__).parents[1] / "tasks"
 TASK, DOCUMENTS, CONTEXT = "sae_world_text", 12, 32
 CHECKPOINTS = [Member("world", "step2616"), Member("world", "step4088"), Member("world")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_tasks_alone():
+    """lm_eval's own thousands of tasks take seconds to index."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "sae_lm_eval.curve.TaskManager",
+            lambda **given: TaskManager(include_defaults=False, **{**given, "include_path": str(TASKS)}),
+        )
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -92,18 +105,29 @@ def test_what_is_measured_is_not_measured_again(file, text, tmp_path, monkeypatc
     assert copy.read_text() == file.read_text()
 
 
-def test_a_killed_command_goes_on_where_it_was(tmp_path):
-    path = tmp_path / "family.csv"
-    models = ",".join(map(str, CHECKPOINTS))
-    command = [sys.executable, "-c", "from sae_lm_eval.cli import main; main()", "curve", "--models", models]
-    command += ["--task", TASK, "--limit", "40", "--output_path", str(path)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+KILLED = """
+import sys
+from pathlib import Path
+from sae_lm_eval.curve import Member, Text, measure
+text = Text("sae_world_text", tuple(sys.stdin.read().splitlines()))
+measure([Member.parse(name) for name in sys.argv[2:]], text, Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_process_leaves_what_it_had_measured(tmp_path):
+    path, text = tmp_path / "family.csv", read_text(TASK, limit=200)
+    command = [sys.executable, "-c", KILLED, str(path), *map(str, CHECKPOINTS)]
+    quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, **quiet) as process:
+        assert process.stdin is not None
+        process.stdin.write("\n".join(text.documents))
+        process.stdin.close()
         while not path.exists() and process.poll() is None:
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
     before = pd.read_csv(path)
     assert 1 <= len(before) < 3
-    subprocess.run(command, check=True, capture_output=True)
+    measure(CHECKPOINTS, text, path)
     after = pd.read_csv(path)
     assert list(after["revision"]) == ["step2616", "step4088", "main"]
     pd.testing.assert_frame_equal(after.head(len(before)), before)
@@ -164,27 +188,25 @@ def test_models_of_a_table_with_their_tokens(tmp_path, text):
 
 REAL = """
 import sys
-from sae_lm_eval.cli import main
-sys.argv = ["sae-lm-eval", "curve", *sys.argv[1:]]
-main()
+from pathlib import Path
+from sae_lm_eval.curve import read_text, measure, Member
+from sae_lm_eval.errors import UserError
+text, path = read_text("wikitext", limit=1), Path(sys.argv[1])
+members = [Member("stories260K", tokens=1e9), Member("stories3M", tokens=3e9)]
+try:
+    measure(members, text, path, context=128, loading={"batch_size": 8})
+except UserError as error:
+    print(error)
+measure(members, text, path, context=128, per="byte", loading={"batch_size": 8})
 """
 
 
 def test_tokenizers_are_not_mixed_but_per_byte(hub_environment, tmp_path):
     path = tmp_path / "family.csv"
-    given = ["--models", "stories260K,stories3M", "--tokens", "stories260K=1e9,stories3M=3e9", "--task", "wikitext"]
-    given += ["--limit", "1", "--max_length", "128", "--output_path", str(path), "--batch_size", "8"]
-
-    def call(*further: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-c", REAL, *given, *further]
-        return subprocess.run(command, env=hub_environment, capture_output=True, text=True, check=False)
-
-    refused = call()
-    assert refused.returncode == 2
-    assert "stories3M cuts the text into other tokens" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    mixed = call("--per", "byte")
-    assert mixed.returncode == 0, mixed.stderr
+    command = [sys.executable, "-c", REAL, str(path)]
+    done = subprocess.run(command, env=hub_environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "stories3M cuts the text into other tokens" in done.stdout
     rows = pd.read_csv(path)
     length = rows["text_bytes"][0] / rows["text_tokens"][0]
     assert list(rows["loss"]) == pytest.approx(list(rows["nats_per_byte"] * length))
@@ -202,7 +224,11 @@ def fidelity_run(out: Path, baseline: float, spliced: float, **provenance) -> Pa
     }
     told = {"splice": "reconstruction", "max_length": CONTEXT, **provenance}
     folder = write_run(
-        out / "k4", {TASK: []}, {TASK: scores}, model="world", config={"sae_lm_eval": told, "limit": float(DOCUMENTS)}
+        out / "k4",
+        answers({TASK: [1.0]}),
+        {TASK: scores},
+        model="world",
+        config={"sae_lm_eval": told, "limit": float(DOCUMENTS)},
     )
     (written,) = folder.glob("*/results_*.json")
     raw = json.loads(written.read_text())
@@ -271,6 +297,6 @@ def test_like_takes_text_and_context_of_a_run(losses, file, tmp_path):
 
 
 def test_results_without_a_spliced_loss_are_refused(tmp_path):
-    write_run(tmp_path / "a", {"blimp": []})
+    write_run(tmp_path / "a", answers({"blimp": [1.0]}))
     with pytest.raises(UserError, match="have no ce_baseline and ce_spliced"):
         convert(tmp_path, original={})

@@ -170,7 +170,7 @@ def _row(
             "revision": member.revision,
             "params": whole,
             "params_non_embedding": inner,
-            "commit": getattr(lm.model.config, "_commit_hash", None),
+            "commit": lm.get_model_info()["model_sha"] or None,
             "tokens": trained,
             "tokens_source": source,
             "dtype": str(lm.model.dtype).removeprefix("torch."),
