@@ -131,25 +131,25 @@ def test_from_python(tmp_path):
 
 
 def test_what_was_answered_is_not_run_again(tmp_path, monkeypatch):
-    """Cut short at its second batch, a run continues with the third and ends with the same files."""
-    of = sweep({"sae": K4, "name": "k4"}, limit=40)
+    """Cut short at its second batch, a run continues with it and ends with the same files."""
+    of = sweep({"sae": K4, "name": "k4"}, limit=200)
     evaluated(of, tmp_path / "whole")
     put, kept = Journal.put, []
 
-    def put_twice(self, models, answers):
-        if len(kept) == 2:
+    def put_once(self, models, answers):
+        if len(kept) == 1:
             raise KeyboardInterrupt
         kept.append(len(answers))
         put(self, models, answers)
 
-    monkeypatch.setattr(Journal, "put", put_twice)
+    monkeypatch.setattr(Journal, "put", put_once)
     with pytest.raises(KeyboardInterrupt):
         evaluated(of, tmp_path / "cut")
     assert not (tmp_path / "cut" / "baseline").exists()
     monkeypatch.setattr(Journal, "put", put)
     finished = evaluated(of, tmp_path / "cut")
-    assert finished.requests == 2 * 160  # of the baseline and k4
-    assert 0 < sum(kept) <= finished.recalled - 160 < 160
+    assert finished.requests == 2 * 800  # of the baseline and k4
+    assert 0 < sum(kept) <= finished.recalled - 800 < 800
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     again = evaluated(of, tmp_path / "cut")
     assert again.requests == 0
