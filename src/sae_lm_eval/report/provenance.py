@@ -38,10 +38,15 @@ class Source:
     command: str
 
 
+DATE = "date (UTC)"
+
+
 def sources(runs: Sequence[Results]) -> tuple[tuple[tuple[str, str], ...], tuple[Source, ...]]:
     """The facts that all runs share, and each run with what is its own."""
     every = [source(run) for run in runs]
-    common = tuple(fact for fact in every[0].facts if all(fact in other.facts for other in every))
+    # Whether runs share a minute is chance, and a report is to be the same each time.
+    shared = [fact for fact in every[0].facts if all(fact in other.facts for other in every)]
+    common = tuple(fact for fact in shared if fact[0] != DATE)
     own = (replace(one, facts=tuple(fact for fact in one.facts if fact not in common)) for one in every)
     return common, tuple(own)
 
@@ -59,7 +64,7 @@ def source(results: Results) -> Source:
         "documents a task": config.get("limit") or "all",
         "chat template": "applied" if raw.get("chat_template") else "none",
         **_ours(results.provenance),
-        "date (UTC)": _date(raw.get("date")),
+        DATE: _date(raw.get("date")),
         "git commit": raw.get("git_hash"),
     }
     return Source(results.name, tuple((label, _plain(value)) for label, value in facts.items()), command(results))

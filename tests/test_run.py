@@ -1,0 +1,295 @@
+"""The command run and what stands behind it, on the embedded world."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+
+import pytest
+from folders import contents
+
+from sae_lm_eval import UserError, run, running
+from sae_lm_eval.folder import GROUPS, JOURNAL, held
+from sae_lm_eval.groups import divide
+from sae_lm_eval.journal import DiskError, Journal
+from sae_lm_eval.running import evaluate, lm_eval_config
+from sae_lm_eval.sweep import Sweep, sweep_of, variants_of
+
+K4, K32 = "world#blocks.2.hook_resid_post.k4", "world#blocks.2.hook_resid_post.k32"
+BASIC = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "limit": 4, "device": "cpu"}
+COMMAND = [str(Path(sys.executable).parent / "sae-lm-eval"), "run"]
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def sweep(*variants, **other) -> Sweep:
+    return sweep_of({**BASIC, "variants": list(variants), **other})
+
+
+def evaluated(of: Sweep, folder: Path) -> running.Finished:
+    return evaluate(of, lm_eval_config(of), folder)
+
+
+def provenance(folder: Path) -> dict:
+    (results,) = folder.glob("*/results_*.json")
+    return json.loads(results.read_text())["config"]["sae_lm_eval"]
+
+
+class TestSweepFiles:
+    def test_patterns_of_the_registry_and_of_the_world(self):
+        found = variants_of([{"pattern": "world#blocks.*.k32", "layer": [1, 3]}])
+        assert [one.arguments["sae"] for one in found] == [f"world#blocks.{i}.hook_resid_post.k32" for i in (1, 3)]
+        entry = {"pattern": "gemma-scope-2b-pt-res#layer_*/width_16k/*", "width": "16k", "l0": [70, 72], "layer": 8}
+        (one,) = variants_of([entry])
+        assert one.arguments["sae"] == "gemma-scope-2b-pt-res#layer_8/width_16k/average_l0_71"
+
+    def test_all_layers_at_once(self):
+        (one,) = variants_of([{"pattern": "world#blocks.*.k32", "together": "all", "name": "circuit"}])
+        assert one.name == "circuit"
+        assert one.specs == tuple(f"world#blocks.{i}.hook_resid_post.k32" for i in (1, 2, 3))
+
+    def test_a_list_of_scales_is_a_variant_each(self):
+        found = variants_of([{"sae": K4, "name": "k4", "scale": [0, 0.5]}])
+        assert [(one.name, one.arguments["scale"]) for one in found] == [("k4,scale=0", 0), ("k4,scale=0.5", 0.5)]
+
+    def test_controls_of_equal_sites_are_one(self):
+        entries = [{"sae": K4, "name": "k4", "scale": 0.5}, {"sae": K32, "name": "k32"}]
+        zero, first, second = (
+            next(one for one in variants_of(entries, ["zero", "random_error"]) if one.name == name)
+            for name in ("k4,zero", "k4,random_error", "k32,random_error")
+        )
+        assert zero.control_of == ("k4", "k32")
+        assert "scale" not in zero.arguments
+        assert (first.control_of, second.control_of) == (("k4",), ("k32",))
+        assert first.arguments["scale"] == 0.5
+        assert len(variants_of(entries, ["zero", "random_error"])) == 5
+
+    def test_a_control_that_is_asked_for_anyway_is_that_variant(self):
+        found = variants_of([{"sae": K4, "name": "k4"}, {"sae": K32, "splice": "zero", "name": "nothing"}], ["zero"])
+        assert [(one.name, one.control_of) for one in found] == [("k4", ()), ("nothing", ("k4",))]
+
+    @pytest.mark.parametrize(
+        ("content", "sentence"),
+        [
+            ({"variants": [{"sea": K4}]}, "variants, entry 1 has no key 'sea'. Did you mean 'sae'"),
+            ({"variants": [{"name": "k4"}]}, "variants, entry 1: give either sae or pattern."),
+            ({"variants": []}, "variants: there are none: give a list"),
+            ({"variants": [K4], "controls": ["zeros"]}, "controls: 'zeros' is unknown. Did you mean 'zero'?"),
+            ({"variants": [K4], "controls": ["mean"]}, "controls: 'mean' needs mean_text: FILE"),
+            ({"variants": [K4], "memory": "much"}, "memory: 'much' is no number of gigabytes"),
+            ({"variants": [{"sae": K4, "name": "../k4"}]}, "variants, entry 1: '../k4' is no name for a folder"),
+            ({"variants": [{"sae": K4, "name": "Report"}]}, "variants, entry 1: 'Report' is the name of another"),
+            ({"variants": [{"sae": K4, "name": "a"}, {"sae": K32, "name": "A"}]}, "variants: two are called 'a' and"),
+            ({"variants": [{"pattern": "world#*.k5"}]}, "No dictionary of the embedded world matches 'world#*.k5'."),
+            ({"variants": [{"pattern": "world#*.k4", "l0": ">9"}]}, "variants, entry 1: none of the 3 dictionaries"),
+            ({"variants": [{"pattern": "world#*.k4", "l0": "few"}]}, "l0: 'few' is no filter: give a number"),
+            ({"variants": [{"pattern": "world#*", "together": "all"}]}, "variants, entry 1, together: world#blocks.1"),
+            ({"variants": [K4], "model_args": {"sae": K4}}, "model_args: 'sae' belongs to the variants"),
+        ],
+    )
+    def test_mistakes_are_told_with_their_key(self, content, sentence):
+        with pytest.raises(UserError) as told:
+            sweep_of({**BASIC, **content})
+        assert str(told.value).startswith(sentence)
+
+    def test_long_names_fit_a_folder_and_stay_apart(self):
+        specs = "+".join(f"org/some-rather-long-repository-name#layers/{i}/width_16k" for i in range(20))
+        one, other = variants_of([specs, f"{specs}1"])
+        assert len(one.name.encode()) <= 200
+        assert one.name != other.name
+
+
+def test_groups_fill_the_memory_and_shared_dictionaries_count_once():
+    sizes = {"a": {"x": 6}, "a zero": {"x": 6}, "b": {"y": 5}, "c": {"z": 20}, "d": {"y": 5}}
+    assert divide(sizes, budget=10) == [["a", "a zero"], ["b"], ["c"], ["d"]]
+    assert divide(sizes, budget=100, most=2) == [["a", "a zero"], ["b", "c"], ["d"]]
+
+
+def test_from_python(tmp_path):
+    comparison = run(
+        model_args="pretrained=world",
+        variants=[{"sae": K4, "name": "k4"}],
+        controls=["random_error"],
+        tasks="sae_world_homes",
+        output_path=tmp_path,
+        limit=4,
+        device="cpu",
+    )
+    assert [one.name for one in comparison.variants] == ["k4", "k4,random_error"]
+    assert set(comparison.drops["variant"]) == {"k4", "k4,random_error"}
+    assert provenance(tmp_path / "k4,random_error")["control_of"] == ["k4"]
+    assert not (tmp_path / JOURNAL).exists()
+    with pytest.raises(UserError, match=r"run takes no 'limits'\. Did you mean 'limit'"):
+        run(model_args={}, variants=[K4], tasks="sae_world_homes", output_path=tmp_path, limits=4)
+
+
+def test_what_was_answered_is_not_run_again(tmp_path, monkeypatch):
+    """Cut short at its second batch, a run continues with it and ends with the same files."""
+    of = sweep({"sae": K4, "name": "k4"}, limit=200)
+    evaluated(of, tmp_path / "whole")
+    put, kept = Journal.put, []
+
+    def put_once(self, models, answers):
+        if len(kept) == 1:
+            raise KeyboardInterrupt
+        kept.append(len(answers))
+        put(self, models, answers)
+
+    monkeypatch.setattr(Journal, "put", put_once)
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(of, tmp_path / "cut")
+    assert not (tmp_path / "cut" / "baseline").exists()
+    monkeypatch.setattr(Journal, "put", put)
+    finished = evaluated(of, tmp_path / "cut")
+    assert finished.requests == 2 * 800  # of the baseline and k4
+    assert 0 < sum(kept) <= finished.recalled - 800 < 800
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+    again = evaluated(of, tmp_path / "cut")
+    assert again.requests == 0
+
+
+def test_a_dictionary_that_fails_is_left_out_and_tried_again(tmp_path):
+    missing = tmp_path / "later"
+    of = sweep({"sae": K4, "name": "k4"}, {"sae": str(missing), "name": "mine"})
+    finished = evaluated(of, tmp_path / "out")
+    assert [(one.name, one.failed is None) for one in finished.outcomes] == [
+        ("baseline", True),
+        ("k4", True),
+        ("mine", False),
+    ]
+    assert (tmp_path / "out" / "k4").is_dir()
+    from sae_lm_eval import world
+
+    missing.symlink_to(world.dictionary_path("blocks.3.hook_resid_post.k4"))
+    assert not evaluated(of, tmp_path / "out").failed
+    assert json.loads((tmp_path / "out" / GROUPS).read_text())["groups"] == [["k4"], ["mine"]]
+
+
+def test_dictionaries_are_let_go_with_their_group(tmp_path, monkeypatch):
+    from sae_lm_eval import dictionary
+
+    alive: list[weakref.ref] = []
+    most = 0
+    load = dictionary.load
+
+    def watched(source, **kwargs):
+        nonlocal most
+        loaded = load(source, **kwargs)
+        if source in (K4, K32):
+            gc.collect()
+            alive.append(weakref.ref(loaded.module))
+            most = max(most, sum(ref() is not None for ref in alive))
+        return loaded
+
+    monkeypatch.setattr(dictionary, "load", watched)
+    evaluated(sweep({"sae": K4, "name": "k4"}, {"sae": K32, "name": "k32"}, controls=["zero"], memory=1e-4), tmp_path)
+    assert len(alive) >= 4
+    assert most == 1
+
+
+class TestTrouble:
+    def test_another_process(self, tmp_path):
+        with held(tmp_path), pytest.raises(UserError, match="Another process is at work in"):
+            evaluated(sweep(K4), tmp_path)
+
+    def test_another_sweep(self, tmp_path):
+        evaluated(sweep({"sae": K4, "name": "one"}), tmp_path)
+        with pytest.raises(UserError, match=r"holds a run with other variants: 'one' was asked for with .*k4"):
+            evaluated(sweep({"sae": K32, "name": "one"}), tmp_path)
+        with pytest.raises(UserError, match=r"holds a run with other limit: 4 there, 5 here\. Give another"):
+            evaluated(sweep({"sae": K4, "name": "one"}, limit=5), tmp_path)
+
+    def test_every_dictionary_fails(self, tmp_path):
+        with pytest.raises(UserError, match=r"None of the variants could be made\. The world has no dictionary 'k5'"):
+            evaluated(sweep("world#k5"), tmp_path)
+
+    def test_a_full_disk_while_results_are_written(self, tmp_path, monkeypatch):
+        of = sweep({"sae": K4, "name": "k4"})
+        write, full = Path.write_text, [True]
+
+        def write_half(self, text, *args, **kwargs):
+            if full[0] and self.name.startswith("results_"):
+                write(self, text[: len(text) // 2], *args, **kwargs)
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(self, text, *args, **kwargs)
+
+        monkeypatch.setattr(Path, "write_text", write_half)
+        with pytest.raises(DiskError, match=r"results of 'baseline' were not written whole .* same command continues"):
+            evaluated(of, tmp_path)
+        assert not (tmp_path / "baseline").exists()
+        full.clear()
+        full.append(False)
+        finished = evaluated(of, tmp_path)
+        assert finished.recalled == finished.requests > 0
+        assert not list(tmp_path.glob(".baseline"))
+
+    def test_a_full_disk_under_the_journal(self, tmp_path):
+        journal = Journal(tmp_path / "answers")
+        journal.put("m", {b"1": b"one"})
+        journal._store.execute("pragma max_page_count = 4")
+        with pytest.raises(DiskError, match=r"The answers cannot be kept in .*full"):
+            journal.put("m", {bytes([i]): b"x" * 10_000 for i in range(9)})
+        journal.close()
+        assert Journal(tmp_path / "answers").get("m", b"1") == b"one"
+
+    def test_a_damaged_journal_is_set_aside(self, tmp_path, caplog):
+        (tmp_path / "answers").write_bytes(b"no database at all, of some length" * 100)
+        journal = Journal(tmp_path / "answers")
+        assert "is damaged" in caplog.text
+        assert (tmp_path / "answers.corrupt").exists()
+        journal.put("m", {b"1": b"one"})
+        assert journal.get("m", b"1") == b"one"
+
+    def test_a_folder_that_cannot_be(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match="cannot be made: File exists"):
+            evaluated(sweep(K4), tmp_path / "file")
+
+
+class TestCommand:
+    def said(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*COMMAND, *arguments], env=ENVIRONMENT, capture_output=True, text=True)
+
+    def test_the_documented_sweep(self, tmp_path):
+        """The example of docs/sweeps.md, with fewer questions, and its plan."""
+        text = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text()
+        example = text.split("```yaml\n")[1].split("```")[0]
+        file = tmp_path / "sweep.yaml"
+        file.write_text(example)
+        planned = self.said(str(file), "--plan", "--output_path", str(tmp_path / "out"))
+        assert planned.returncode == 0, planned.stderr
+        assert "not estimated, since no run in the folder has measured a rate yet" in planned.stdout
+        assert not (tmp_path / "out").exists()
+        said = self.said(str(file), "--limit", "2", "--output_path", str(tmp_path / "out"))
+        assert said.returncode == 0, said.stderr
+        names = [line.split("\t")[0] for line in planned.stdout.splitlines()[1:] if "\t" in line]
+        assert all((tmp_path / "out" / name).is_dir() for name in ["baseline", "report", *names])
+        assert "Tokenizing inputs" not in said.stdout + said.stderr
+        assert "Tokenizing inputs" in (tmp_path / "out" / "run.log").read_text()
+
+    def test_a_failure_says_so_by_its_exit_code(self, tmp_path):
+        arguments = ["--model_args", "pretrained=world", "--sae", K4, "--sae", "world#k5", "--tasks", "sae_world_homes"]
+        said = self.said(*arguments, "--limit", "2", "--output_path", str(tmp_path))
+        assert said.returncode == 1
+        assert "Failed: world_k5: The world has no dictionary 'k5'." in said.stderr
+        assert (tmp_path / "report" / "report.html").is_file()
+
+    def test_interrupted(self, tmp_path):
+        arguments = ["--model_args", "pretrained=world", "--sae", K4, "--tasks", "sae_world"]
+        process = subprocess.Popen(
+            [*COMMAND, *arguments, "--output_path", str(tmp_path)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
+        while not (tmp_path / JOURNAL).exists():
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+        assert process.returncode == 130
+        assert said.rstrip().endswith("Interrupted. The same command continues from here.")
+        assert "Traceback" not in said
