@@ -14,7 +14,6 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from sae_lm_eval import SaeHFLM, UserError, demo, world
-from sae_lm_eval.paired import paired_drop
 
 MIDDLE = "world#blocks.2.hook_resid_post.k4"
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -55,43 +54,14 @@ def test_unknown_names(spec, sentence):
     assert str(told.value).startswith(sentence)
 
 
-class TestTable:
-    ANSWERS = {  # noqa: RUF012
-        "baseline": {"sae_world_a": dict.fromkeys(range(40), True), "sae_world_b": dict.fromkeys(range(40), True)},
-        "worse": {
-            "sae_world_a": dict.fromkeys(range(40), False),
-            "sae_world_b": dict.fromkeys(range(39, -1, -1), True),
-        },
-    }
-    GROUPS = {"sae_world_a": "language", "sae_world_b": "language"}  # noqa: RUF012
-
-    def rows(self) -> list[demo.Row]:
-        return demo.table(self.ANSWERS, self.GROUPS)
-
-    def test_each_category_is_paired_with_the_baseline(self):
-        a, b = self.rows()
-        assert (a.category, a.variant, a.group) == ("a", "worse", "language")
-        assert a.drop == paired_drop([True] * 40, [False] * 40)
-        assert (a.significant, b.significant) == (True, False)
-
-    def test_as_markdown_and_csv(self, tmp_path):
-        demo.write(self.rows(), tmp_path)
-        report = (tmp_path / "report.md").read_text()
-        assert "| language | a | 100.0 | 100.0±" in report
-        drops = pd.read_csv(tmp_path / "drops.csv")
-        assert drops["lost"].tolist() == [40, 0]
-        assert drops["drop_pp"].tolist() == [100.0, 0.0]
-
-
 @pytest.fixture(scope="module")
-def report(tmp_path_factory) -> tuple[str, pd.DataFrame]:
+def report(tmp_path_factory) -> tuple[str, pd.DataFrame, Path]:
     """What the command prints and writes, without a network."""
     folder = tmp_path_factory.mktemp("demo")
     command = [str(Path(sys.executable).parent / "sae-lm-eval"), "demo", "--output_path", str(folder)]
     said = subprocess.run(command, env=OFFLINE, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
-    assert not said.stderr
-    return said.stdout, pd.read_csv(folder / "drops.csv")
+    return said.stdout, pd.read_csv(folder / "report" / "drops.csv"), folder
 
 
 def test_a_folder_that_cannot_be_is_told_of_first(tmp_path):
@@ -99,33 +69,43 @@ def test_a_folder_that_cannot_be_is_told_of_first(tmp_path):
     command = [str(Path(sys.executable).parent / "sae-lm-eval"), "demo", "--output_path", str(tmp_path / "a_file")]
     said = subprocess.run(command, env=OFFLINE, capture_output=True, text=True)
     assert said.returncode == 2
-    assert said.stderr.strip().endswith("cannot be made: File exists. Give another --output_path.")
+    assert "cannot be made: File exists. Give another --output_path." in said.stderr
 
 
-def test_the_command_prints_the_table(report):
-    printed, _ = report
-    assert demo.TITLE in printed
+def test_the_command_prints_the_tables(report):
+    printed, *_ = report
+    assert "What each variant loses" in printed
     assert all(category in printed for category in ("agreement", "villages", "kinship"))
-    assert all(run.name in printed for run in demo.RUNS)
+    assert all(variant["name"] in printed for variant in demo.SWEEP["variants"])
     assert all(len(line) <= 80 for line in printed.splitlines() if not line.startswith("Written"))
     assert "…" not in printed
 
 
+def test_it_writes_the_report_and_the_page(report):
+    *_, folder = report
+    written = {path.name for path in (folder / "report").iterdir()}
+    assert written >= {"report.html", "report.md", "appendix.tex", "appendix.bib", "drops.csv", "fidelity.csv"}
+    assert "<html" in (folder / "talk.html").read_text()
+    assert {path.name for path in folder.iterdir() if path.is_dir()} >= {"baseline", "k32", "k4", "zero"}
+
+
 def test_its_story_is_true(report):
     """Fewer elements hurt more, some categories more than others, and zeros most of all."""
-    _, drops = report
-    mean = drops.groupby("variant")["drop_pp"].mean()
-    assert mean["SAE k32"] < mean["SAE k4"] < mean["zero"]
-    k4 = drops[drops["variant"] == "SAE k4"].set_index("category")
-    assert k4.loc["villages", "low_pp"] > k4.loc["agreement", "high_pp"]
+    _, drops, _ = report
+    drops = drops[(drops["section"] == "task") & (drops["metric"] == "acc")]
+    mean = drops.groupby("variant")["drop"].mean()
+    assert mean["k32"] < mean["k4"] < mean["zero"]
+    k4 = drops[drops["variant"] == "k4"].set_index("name")
+    assert k4.loc["sae_world_villages", "low"] > k4.loc["sae_world_agreement", "high"]
 
 
 def test_accuracies_are_those_of_the_model_card(report):
-    _, drops = report
+    _, drops, _ = report
+    drops = drops[(drops["section"] == "task") & (drops["metric"] == "acc")]
     measured = world.facts()["measured"]["baseline"]["categories"]
-    baseline = drops.drop_duplicates("category").set_index("category")["baseline_accuracy"]
+    baseline = drops.drop_duplicates("name").set_index("name")["baseline"]
     for category, said in measured.items():
-        assert baseline[category] == pytest.approx(said["accuracy"], abs=0.02)
+        assert baseline[f"sae_world_{category}"] == pytest.approx(said["accuracy"], abs=0.02)
 
 
 def test_lm_evals_own_command_runs_on_it(tmp_path):

@@ -8,19 +8,24 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+import runs
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from sae_lm_eval.cli import app
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.paired import tango_interval
-from sae_lm_eval.report import build, folders, render, writer
-from sae_lm_eval.report.text import fixed, probability, significant, without_shared_start
+from sae_lm_eval.report import build, folders, render, sweep, worst, writer
+from sae_lm_eval.report.fidelity import Measured
+from sae_lm_eval.report.text import MINUS, fixed, probability, significant, without_shared_start
 
 HOSTILE = r"<script>alert('a')</script> & 50% $x^2$ \input{b} #1 {c} ~d_e|f *g* [h](i) `j` é ф 中"
 SPLICE = {
@@ -406,3 +411,279 @@ def test_long_names_lose_what_they_share() -> None:
     assert list(without_shared_start(names).values()) == ["l0_16", "l0_128"]
     assert list(without_shared_start([*names, "zero"]).values()) == [*names, "zero"]
     assert without_shared_start(["k4", "k32"]) == {"k4": "k4", "k32": "k32"}
+
+
+# -- the documents that lose most -----------------------------------------------------------------------------
+
+
+def worst_of(report: build.Report, category: str) -> Sequence[worst.Document]:
+    return next(of.documents for of in report.worst if of.category == category)
+
+
+def margins_of(document: worst.Document) -> list[float]:
+    line = next(line for line in document.lines if line.label == worst.MARGIN)
+    return [float(said.text.replace(MINUS, "-")) for said in line.said]
+
+
+def run_pair(out: Path, edit: Callable[[dict[str, Any], bool], dict[str, Any]], **options: Any) -> build.Report:
+    """A baseline that is right and a variant that is not; `edit` is told whether a sample is the variant's."""
+    for name, right in (("baseline", [1.0] * 12), ("k4", [1.0, 0.0] * 6)):
+        samples = {
+            "one": [edit(line, name != "baseline") for line in runs.answers({"one": right}, seed=len(name))["one"]]
+        }
+        runs.write_run(out / name, samples, **options)
+    return made(out)
+
+
+def test_worst_documents_are_those_that_lose_most_margin(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("baseline", "k4", "k32"):
+        runs.write_run(
+            tmp_path / name, runs.answers({"one": rng.binomial(1, 0.7, 40).tolist()}, seed=len(name)), model=name
+        )
+    comparison = build.pair_up(*folders.find(tmp_path))
+    report, frame = build.build(comparison), comparison.documents()
+    shown = worst_of(report, "one")
+    for variant in ("k4", "k32"):
+        own = frame[frame["variant"] == variant].set_index("doc_id")
+        loss: Any = own["margin_baseline"] - own["margin_variant"]
+        expected = set(loss.nlargest(3).index)
+        assert {int(of.title.split()[-1]) for of in shown if variant in of.losers} == expected
+        for document in shown:
+            doc_id, at = int(document.title.split()[-1]), document.models.index(variant)
+            got = [margins_of(document)[0], margins_of(document)[at]]
+            assert got == pytest.approx([own.loc[doc_id, f"margin_{of}"] for of in ("baseline", "variant")], abs=0.0051)
+            assert [line.right for line in document.lines].index(True) == doc_id % runs.CHOICES
+    chosen = [said for line in shown[0].lines for said in line.said if said.chosen]
+    assert len(chosen) == 3, "one answer of each model"
+
+
+def test_a_category_of_some_documents_shows_no_others(out: Path) -> None:
+    report = made(out, categories={"parity": {"field": "subject"}})
+    for category, remainder in (("even", 0), ("odd", 1)):
+        ids = [int(document.title.split()[-1]) for document in worst_of(report, category)]
+        assert ids
+        assert {doc_id % 2 for doc_id in ids} == {remainder}
+
+
+def test_nothing_lost_is_not_shown(tmp_path: Path) -> None:
+    for name in ("baseline", "same"):
+        write_run(tmp_path / name, QUESTIONS, splice="none")
+    assert made(tmp_path).worst == ()
+
+
+def test_examples_are_left_out_where_all_prompts_begin_with_them(tmp_path: Path) -> None:
+    def asked(line: dict[str, Any], _: bool) -> dict[str, Any]:
+        prompt = f"Exam.\n\nQ: two?\nA: 2\n\nQ: three?\nA: 3\n\nQ: {line['doc_id']}?\n\n{'so ' * 900}\nA:"
+        return line | {"arguments": {k: of | {"arg_0": prompt} for k, of in line["arguments"].items()}}
+
+    report = run_pair(tmp_path, asked, shots=2)
+    document = worst_of(report, "one")[0]
+    assert document.prompt[:2] == ("", "The 37 letters before the question are left out.")
+    assert document.prompt[2].startswith(f"Q: {document.title.split()[-1]}?")
+    assert re.fullmatch(r"[\d,]+ letters are left out[.]", document.prompt[3])
+    assert document.prompt[4].endswith("so \nA:")
+    assert "[The 37 letters before the question are left out.]\n    Q: " in render.markdown_report(report)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "shots", "expected"),
+    [
+        (["D\n\nA\n\nB one", "D\n\nA\n\nB two"], 1, "B one"),
+        (["x\n\ny\n\nB one", "z\n\ny\n\nB two"], 2, "B one"),  # other examples each: as many delimiters as examples
+        (["x\n\nB\n\none", "z\n\nB\n\ntwo"], 1, "B\n\none"),  # a question with a delimiter in it stays whole
+        (["B one"], 3, "B one"),
+    ],
+)
+def test_where_the_question_begins(prompts: list[str], shots: int, expected: str) -> None:
+    at = worst.question_start(prompts[0], worst.header(prompts, "\n\n"), shots, "\n\n")
+    assert prompts[0][at:] == expected
+
+
+def test_choices_with_contexts_of_their_own(tmp_path: Path) -> None:
+    def asked(line: dict[str, Any], _: bool) -> dict[str, Any]:
+        names = ("Ann", "Anton", "Berta", "Carl")
+        requests = {
+            f"gen_args_{i}": {"arg_0": f"Help came, so {name}", "arg_1": " left."} for i, name in enumerate(names)
+        }
+        return line | {"arguments": requests}
+
+    document = worst_of(run_pair(tmp_path, asked), "one")[0]
+    assert document.prompt == ("Help came, so ",)
+    assert [line.label for line in document.lines][:2] == ["Ann left.", "Anton left."]
+
+
+def test_written_answers_are_shown_as_texts(tmp_path: Path) -> None:
+    def asked(line: dict[str, Any], variant: bool) -> dict[str, Any]:
+        text = HOSTILE if variant else "So it is 4.\nReally."
+        return line | {
+            "arguments": {"gen_args_0": {"arg_0": "2 + 2?\u202e\x1b[2J\ud800", "arg_1": {"until": ["\n\n"]}}},
+            "resps": [[text]],
+            "filtered_resps": ["4"],
+            "target": "four",
+        }
+
+    report = run_pair(tmp_path, asked)
+    document = worst_of(report, "one")[0]
+    assert document.prompt == ("2 + 2?<U+202E><U+001B>[2J<U+D800>",)
+    assert document.target == "four"
+    assert [(line.label, [said.text for said in line.said]) for line in document.lines] == [
+        ("answer", ["So it is 4.\nReally.", HOSTILE]),
+        ("extracted", ["4", "4"]),
+    ]
+    assert {int(document.title.split()[-1]) % 2 for document in worst_of(report, "one")} == {1}, "the lost ones"
+    files = writer.files(report)
+    page = Page(files["report.html"].decode())
+    assert page.tags.count("script") == 1
+    lines = [line for line in files["report.md"].decode().splitlines() if not line.startswith("    ")]
+    assert not re.search(r"(?<!\\)<script>", "\n".join(lines))
+
+
+# -- sweeps ---------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
+def test_frontier_by_brute_force(points: list[tuple[int, int]]) -> None:
+    def beaten(one: tuple[int, int]) -> bool:
+        return any(other[0] <= one[0] and other[1] <= one[1] and other != one for other in points)
+
+    found = sweep.frontier([(float(x), float(y)) for x, y in points])
+    assert sorted(found) == [at for at, point in enumerate(points) if not beaten(point)]
+    assert [points[at] for at in found] == sorted(points[at] for at in found)
+
+
+def spliced(layer: int, width: int = 16, mode: str = "reconstruction", name: str = "d") -> dict[str, Any]:
+    hook = f"blocks.{layer}.hook_resid_post"
+    made = {"dictionary": f"{name}#{layer}/{width}", "hook_in": hook, "hook_out": hook}
+    return SPLICE | made | {"d_dictionary": width, "mode": mode}
+
+
+def cells(report: build.Report, name: str) -> list[dict[str, str]]:
+    table = next(table for table in report.tables if table.name == name)
+    headings = [column.heading for column in table.columns]
+    return [dict(zip(headings, (cell.text for cell in row), strict=True)) for row in table.rows]
+
+
+def test_frontier_of_l0_against_drop_and_compute(tmp_path: Path) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice=None)
+    variants = {"a": (1, 16, 8.0, WORSE, 0.2), "b": (2, 64, 16.0, WORSE, 0.1), "c": (2, 16, 64.0, QUESTIONS, 0.9)}
+    for name, (layer, width, l0, answers, compute) in variants.items():
+        fidelity = FIDELITY | {"l0": l0, "effective_compute": compute}
+        write_run(tmp_path / name, answers, fidelity=fidelity, splices=[spliced(layer, width, name=name)])
+    report = made(tmp_path)
+    rows = {row["variant"]: row for row in cells(report, "sweep")}
+    assert {name: row["frontier"] for name, row in rows.items()} == {
+        "a": "drop and compute",
+        "b": "",
+        "c": "drop and compute",
+    }
+    assert [(row["layer"], row["width"], row["L0"]) for row in rows.values()] == [
+        ("1", "16", "8.00"),
+        ("2", "64", "16.0"),
+        ("2", "16", "64.0"),
+    ]
+    drawn = {picture.name: picture for picture in report.pictures}
+    for name in ("l0-against-drop", "l0-against-effective-compute"):
+        axis = drawn[name].figure.axes[0]
+        step = next(line for line in axis.lines if line.get_drawstyle() == "steps-post")
+        assert np.asarray(step.get_xdata()).tolist() == [8.0, 64.0]
+        legend = [text.get_text() for text in drawn[name].figure.legends[0].get_texts()]
+        assert legend == ["layer 1", "layer 2", "width 16", "width 64", "frontier"]
+
+
+def test_without_l0_the_notes_say_why_nothing_is_drawn(out: Path) -> None:
+    report = made(out)
+    assert any("the results of 1 of the 2 variants with one dictionary hold no L0" in note for note in report.notes)
+    assert not [picture for picture in report.pictures if picture.name.startswith("l0-")]
+
+
+def test_layers_spliced_at_once(tmp_path: Path) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice=None)
+    for count in (1, 2, 3):
+        write_run(tmp_path / f"n{count}", WORSE, splices=[spliced(layer) for layer in range(count)])
+    report = made(tmp_path)
+    figure = next(picture.figure for picture in report.pictures if picture.name == "drop-against-layers")
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "2", "3"]
+    assert [row["layer"] for row in cells(report, "sweep")] == ["0", "0+1", "0+1+2"]
+    shutil.rmtree(tmp_path / "n2")
+    shutil.rmtree(tmp_path / "n3")
+    assert "drop-against-layers" not in [picture.name for picture in made(tmp_path).pictures]
+
+
+def test_damage_beside_that_of_a_random_error(tmp_path: Path) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice=None)
+    answers = {"one": {"kl": 0.4, "stderr": 0.01, "positions": 30}, "two": {"kl": 0.8, "stderr": 0.01, "positions": 10}}
+    few = {task: of | {"kl": of["kl"] / 5} for task, of in answers.items()}
+    random = {"ce_delta": 0.02, "ce_delta_stderr": 0.02, "kl": 0.05, "kl_stderr": 0.001}
+    for layer in (1, 2):
+        write_run(
+            tmp_path / f"sae{layer}",
+            WORSE,
+            splices=[spliced(layer)],
+            kl_at_answers=answers,
+            fidelity=FIDELITY | {"ce_delta_stderr": 0.01},
+        )
+    write_run(
+        tmp_path / "random",
+        QUESTIONS,
+        splice="random_error",
+        splices=[spliced(1, mode="random_error")],
+        kl_at_answers=few,
+        fidelity=FIDELITY | random,
+    )
+    report = made(tmp_path)
+    rows = cells(report, "random-error")
+    assert [(row["variant"], row["damage"], row["ratio"]) for row in rows] == [
+        ("sae1", "delta CE on sae_fidelity", "n/a"),
+        ("sae1", "KL on sae_fidelity", "4.00"),
+        ("sae1", "KL at answers", "5.00"),
+    ]
+    assert [row["notes"] for row in rows] == ["the 95% interval of the random error's contains 0", "", ""]
+    assert "gurnee2024" in report.works
+
+
+@pytest.mark.parametrize(
+    ("ours", "random", "expected"),
+    [
+        ((2.0, 0.1), (0.5, 0.1), (4.0, "")),
+        ((2.0, None), (0.5, None), (4.0, "")),
+        ((-0.1, 0.01), (0.5, 0.1), (None, "that of the SAE's error is not above 0")),
+        ((2.0, 0.1), (0.0, 0.1), (None, "that of the random error is not above 0")),
+        ((0.1, 0.06), (0.5, 0.1), (None, "the 95% interval of the SAE's error's contains 0")),
+        ((2.0, 0.1), (None, None), (None, "not measured with the random error")),
+    ],
+)
+def test_a_ratio_of_what_is_not_above_zero_is_undefined(ours: Any, random: Any, expected: Any) -> None:
+    def measured(of: tuple[float | None, float | None]) -> Measured:
+        return Measured("v", "t", "kl", *of, "nats/token")
+
+    assert sweep.ratio(measured(ours), measured(random), 0.95) == expected
+
+
+def test_dose_and_response(tmp_path: Path) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice=None)
+    for scale in (1.0, 0.25, 0.5):
+        fidelity = FIDELITY | {"ce_delta": scale, "kl": scale**2}
+        write_run(tmp_path / f"s{scale}", WORSE, splices=[spliced(1)], scale=scale, fidelity=fidelity)
+    write_run(tmp_path / "other", WORSE, splices=[spliced(2)], fidelity=FIDELITY)
+    report = made(tmp_path)
+    figure = next(picture.figure for picture in report.pictures if picture.name == "drop-against-scale")
+    panels = {axis.get_ylabel(): axis.lines[0] for axis in figure.axes if axis.get_visible() and axis.lines}
+    assert list(panels) == ["drop (pp)", "delta CE (nats/token)", "KL (nats/token)"]
+    assert np.asarray(panels["KL (nats/token)"].get_xdata()).tolist() == [0.25, 0.5, 1.0]
+    assert np.asarray(panels["KL (nats/token)"].get_ydata()).tolist() == [0.0625, 0.25, 1.0]
+    assert {row["scale"] for row in cells(report, "sweep")} == {"0.25", "0.5", "1"}
+
+
+def test_the_page_keeps_to_the_primary_metric(tmp_path: Path) -> None:
+    def both(line: dict[str, Any], _: bool) -> dict[str, Any]:
+        return line | {"metrics": ["acc", "acc_norm"], "acc_norm": 1.0 - line["acc"]}
+
+    report = run_pair(tmp_path, both)
+    tasks = report.drops.query("section == 'task'").set_index("metric")
+    assert tasks["drop"].to_dict() == {"acc": 50.0, "acc_norm": -50.0}
+    assert tasks["primary"].to_dict() == {"acc": True, "acc_norm": False}
+    assert tasks.loc["acc", "p_adjusted"] == tasks.loc["acc", "p"], "acc_norm adds no test to those of acc"
+    assert [row["drop"] for row in cells(report, "tasks-1")] == ["50.0*"]
+    assert "drops.csv has the others" in report.methods

@@ -83,35 +83,18 @@ def inspect(
 
 @app.command()
 def demo(
-    output_path: Annotated[
-        Path, typer.Option("--output_path", help="Folder of report.md, drops.csv and talk.html.")
-    ] = DEMO_FOLDER,
+    output_path: Annotated[Path, typer.Option("--output_path", help="Folder of results, report and page.")] = (
+        DEMO_FOLDER
+    ),
 ) -> None:
     """Splice the dictionaries of the embedded world into its model, and show what it loses; no network, no GPU."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from sae_lm_eval import demo as world_demo
+    from sae_lm_eval.run_cli import run_and_report
+    from sae_lm_eval.sweep import sweep_of
 
-    console = Console()
-    world_demo.make_folder(output_path)
-    rows = world_demo.run_all(console)
-    (_, *heading), body = world_demo.lines(rows)
-    table = Table(title=world_demo.TITLE, caption=world_demo.CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
-    table.padding, table.pad_edge = (0, 1, 0, 0), False
-    for index, name in enumerate(heading):
-        table.add_column(name, justify="right" if index else "left", no_wrap=True)
-    group = None
-    for of_group, *cells in body:
-        if of_group != group:
-            group = of_group
-            table.add_row(f"[bold]{group}[/bold]")
-        table.add_row(*cells)
-    console.print(table)
-    world_demo.write(rows, output_path)
-    console.print(f"Written: {output_path / 'report.md'} and {output_path / 'drops.csv'}")
-    console.print(f"Written: {world_demo.write_page(output_path)}, where the baseline and two of the variants talk")
+    run_and_report(sweep_of(world_demo.SWEEP), output_path)
+    page = world_demo.write_page(output_path)
+    typer.echo(f"Written: {page}, where the baseline and two of the variants talk")
 
 
 def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | None]) -> None:

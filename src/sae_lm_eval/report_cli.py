@@ -38,16 +38,17 @@ def report(
     writer.write(made, target)
     for sentence in made.headline:
         console.print(sentence, markup=False, highlight=False)
-    for table in made.tables:
-        if table.extent == "short" and table.name != "variants":
-            _print(table, console)
+    short = [table for table in made.tables if table.extent == "short" and table.name != "variants"]
+    wide = [table.title for table in short if not _print(table, console)]
+    if wide:
+        console.print(f"Too wide for this terminal, in the report: {', '.join(wide)}.", markup=False, highlight=False)
     for note in made.notes:
         console.print(f"Note: {note}", markup=False, highlight=False)
     console.print(f"Written: {target / 'report.html'}, report.md, appendix.tex, drops.csv, ...", markup=False)
 
 
-def _print(table: Table, console: Console) -> None:
-    """A table of the report; where it is too wide for the terminal, its drops go without their intervals."""
+def _print(table: Table, console: Console) -> bool:
+    """Print a table of the report, its drops without their intervals where they do not fit; whether it fitted so."""
     import re
 
     from rich import box
@@ -63,6 +64,16 @@ def _print(table: Table, console: Console) -> None:
             made.add_row(*(Text(re.sub(pattern, "", cell.text)) for cell in row))
         return made
 
-    whole = grid("$^")
-    wide = Measurement.get(console, console.options.update(max_width=1000), whole).maximum > console.width
-    console.print(grid(r"(?<=\d) \[.*\]") if wide else whole)
+    def width(made: Grid) -> int:
+        return Measurement.get(console, console.options.update(max_width=1000), made).maximum
+
+    made = grid("$^")
+    if width(made) > console.width:
+        made = grid(r"(?<=\d) \[.*\]")
+    fits = width(made) <= SQUEEZED * console.width
+    if fits:
+        console.print(made)
+    return fits
+
+
+SQUEEZED = 1.2  # names may be broken over lines, numbers hardly

@@ -52,7 +52,7 @@ def run(
     if sweep.output_path is None:
         raise UserError("--output_path is missing: name a folder for the results.")
     try:
-        failed = _run(sweep, sweep.output_path)
+        failed = run_and_report(sweep, sweep.output_path)
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command continues from here.", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -60,8 +60,8 @@ def run(
         raise typer.Exit(1)
 
 
-def _run(sweep: Sweep, output_path: Path) -> bool:
-    """Whether some variant failed."""
+def run_and_report(sweep: Sweep, output_path: Path) -> bool:
+    """Run a sweep, or what is left of it, and report it; whether some variant failed."""
     from sae_lm_eval.folder import LOG
     from sae_lm_eval.report_cli import report
     from sae_lm_eval.running import evaluate, lm_eval_config, summary

@@ -83,7 +83,7 @@ def build(comparison: Comparison) -> Report:
             *fidelity_tables(fidelity),
             *detail_tables(rows, told),
         ),
-        pictures=(*pictures(rows, shown, told), *sweep_pictures(swept, told)),
+        pictures=in_reading_order(pictures(rows, shown, told), sweep_pictures(swept, told), len(variants)),
         methods=text,
         works=tuple(cited(text)),
         common=common,
@@ -108,6 +108,11 @@ def variants_table(comparison: Comparison, names: Mapping[str, str]) -> Table:
     caption = f"What is spliced into {model}, where, and what stands in the place of the activations."
     columns = tuple(Column(head, "left") for head in heads)
     return Table("variants", "The variants", caption, columns, tuple(tuple(map(text_cell, row)) for row in rows))
+
+
+def in_reading_order(each: Sequence[Picture], sweep: Sequence[Picture], variants: int) -> tuple[Picture, ...]:
+    """What the variants have in common first, where those of each variant take several figures."""
+    return (*sweep, *each) if variants > figures.MOST_VARIANTS else (*each, *sweep)
 
 
 def pictures(rows: Sequence[Row], shown: Shown, told: Told) -> list[Picture]:

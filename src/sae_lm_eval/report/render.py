@@ -103,7 +103,7 @@ def html(report: Report) -> str:
         link = Markup('<a href="#ref-{1}">[{0}]</a>')
         return Markup("").join(citing(text, report.works, escape, link.format))
 
-    environment.filters |= {"cite": cite, "svg": inline_svg}
+    environment.filters |= {"cite": cite, "svg": inline_svg, "breakable": breakable}
     return environment.get_template("report.html").render(
         report=report,
         references=references,
@@ -112,6 +112,11 @@ def html(report: Report) -> str:
         style=Markup(style),
         digest=digest,
     )
+
+
+def breakable(text: str) -> Markup:
+    """Text for a cell: long names break before the letters that follow a separator, and nothing breaks elsewhere."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_/#+.=])(?=[^\W\d])", text))
 
 
 def inline_svg(picture: Picture) -> Markup:
@@ -229,7 +234,7 @@ def markdown_report(report: Report) -> str:
 
 def _with_remarks(parts: Sequence[str]) -> str:
     """What was asked, with the remarks on what is left out in brackets."""
-    return "".join(f"[{part}]" if index % 2 else part for index, part in enumerate(parts))
+    return "".join(f"[{part}]\n" if index % 2 else part for index, part in enumerate(parts))
 
 
 def _markdown_rule(table: Table) -> Verbatim:

@@ -93,6 +93,8 @@ def methods(comparison: Comparison, rows: Sequence[Row], fidelity: Fidelity) -> 
             f"Intervals ({comparison.level:.0%}): {alternatives(row.interval for row in rows)}.",
             f"Tests: {alternatives(row.test for row in rows)}. {comparison.family}",
         ]
+        if not all(comparison.drops["primary"]):
+            sentences.append("Shown is the primary metric of each task; drops.csv has the others as well.")
     if fidelity:
         sentences.append(_fidelity_methods(fidelity))
     text = " ".join(sentences)

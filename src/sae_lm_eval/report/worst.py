@@ -13,18 +13,19 @@ import pandas as pd
 from sae_lm_eval.comparison import Comparison
 from sae_lm_eval.cuts import Cut, alias_of
 from sae_lm_eval.report.drops import Row, Shown, in_order, section_of
-from sae_lm_eval.report.text import NA, abridged, fixed, listing, printable
+from sae_lm_eval.report.text import NA, abridged, fixed, printable
 from sae_lm_eval.results import Results
 
 DOCUMENTS = 3
 # With more variants, only the least and the most costly one: each adds documents, and a column to each.
 MOST_VARIANTS = 4
 LONGEST_PROMPT, LONGEST_ANSWER = 1200, 300
-MARGIN = "margin of the right answer"
+MARGIN = "margin"
 CAPTION = (
     f"Up to {DOCUMENTS} documents a category and variant: those in which the log-probability of the right answer loses "
     "most on that of the best wrong one (the margin), or where there are no such choices, most of the score. Numbers "
-    "are log-probabilities in nats; bold is each model's answer, of a single continuation where it is the likeliest."
+    "are log-probabilities in nats; bold is each model's answer, of a single continuation where it is the likeliest. "
+    f"Of more than {MOST_VARIANTS} variants, those that cost least and most over all tasks."
 )
 
 Sample = dict[str, Any]
@@ -53,9 +54,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Document:
-    """`prompt` alternates between what was asked and remarks on what is left out; `models` are the columns."""
+    """`prompt` alternates between what was asked and remarks on what is left out; `models` are the columns.
+
+    `losers` are the variants that lose most in it, where there are several.
+    """
 
     title: str
+    losers: tuple[str, ...]
     prompt: tuple[str, ...]
     target: str | None
     models: tuple[str, ...]
@@ -76,6 +81,8 @@ def worst_documents(
     Where a category has no margins, those that lose most of the primary metric. Documents that lose nothing are no
     one's worst. `names` leads from the names of the results to those of the report.
     """
+    if not shown.rows:
+        return ()
     runs = {names[run.name]: run for run in comparison.variants}
     costs = [row.variant for row in sorted(section_of(rows, "overall"), key=lambda row: row.drop)]
     variants = list(runs) if len(runs) <= MOST_VARIANTS else list(dict.fromkeys([*costs[:1], *costs[-1:]]))
@@ -144,10 +151,10 @@ class _Reader:
         margins = [rows[0]["margin_baseline"], *(row["margin_variant"] for row in rows)]
         prompt = _prompt(samples[0])
         start = question_start(prompt, self.headers.get(task, 0), self._shots(task), self._delimiter(task))
-        among = f", among the worst of {listing(losers)}" if len(self.variants) > 1 else ""
         right = rows[0]["right"]
         return Document(
-            title=f"{alias_of(self.baseline, task)}, document {doc_id}{among}",
+            title=f"{alias_of(self.baseline, task)}, document {doc_id}",
+            losers=tuple(losers) if len(self.variants) > 1 else (),
             prompt=_shortened(prompt, start),
             target=abridged(printable(samples[0]["target"]), LONGEST_ANSWER) if right is None else None,
             models=models,
@@ -211,7 +218,7 @@ def _shortened(prompt: str, start: int) -> tuple[str, ...]:
     if not prompt:
         return ("", "There is no prompt; the answers are whole texts.", "")
     question = printable(prompt[start:])
-    parts = ("", f"In-context examples of {start:,} letters are left out.") if start else ()
+    parts = ("", f"The {start:,} letters before the question are left out.") if start else ()
     if len(question) <= LONGEST_PROMPT:
         return (*parts, question)
     half = LONGEST_PROMPT // 2
