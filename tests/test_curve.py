@@ -300,3 +300,21 @@ def test_results_without_a_spliced_loss_are_refused(tmp_path):
     write_run(tmp_path / "a", answers({"blimp": [1.0]}))
     with pytest.raises(UserError, match="have no ce_baseline and ce_spliced"):
         convert(tmp_path, original={})
+
+
+def test_the_report_takes_the_curve_beside_the_results(file, losses, tmp_path):
+    from sae_lm_eval.report.fidelity import fidelity_of
+    from sae_lm_eval.results import read_results
+
+    out = fidelity_run(tmp_path, losses["main"], losses["step4088"])
+
+    def compute():
+        (of,) = fidelity_of([read_results(out / "k4")]).values()
+        return of["effective_compute"]
+
+    assert compute().law == "besiroglu2024"
+    (out / "family.csv").write_text(file.read_text())
+    made = compute()
+    assert made.law == "family"
+    assert made.value == pytest.approx(4_514_811 / 6_500_208)
+    assert made.low is not None

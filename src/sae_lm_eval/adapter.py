@@ -15,6 +15,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from sae_lm_eval.divergence import Divergence
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
 from sae_lm_eval.fidelity import Fidelity
 from sae_lm_eval.journal import Journal
+from sae_lm_eval.originals import MAIN, known_original, recorded, unknown_original
 from sae_lm_eval.progress import Progress
 from sae_lm_eval.scoring import Scorer
 from sae_lm_eval.splice import Variant, attached
@@ -465,7 +467,22 @@ class SaeHFLM(HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         own = {**self.provenance(), "kl_at_answers": self.divergence.by_task(), "fidelity": self.fidelity.by_task}
+        if found := self.effective_compute():
+            own["effective_compute"] = found
         return {**super().get_model_info(), "sae_lm_eval": own}
+
+    def effective_compute(self) -> dict[str, Any]:
+        """By task of fidelity, for the whole text and each category; with the reason where tokens are not known."""
+        name = world.NAME if self.model.config._name_or_path == world.NAME else str(self.pretrained)
+        original = known_original(name, str(self.revision or MAIN)) or unknown_original(name)
+        if original.params is None:
+            original = replace(original, params=float(self.model.num_parameters()), params_source="counted")
+        found = {}
+        for task, table in self.fidelity.tables.items():
+            if (record := recorded(table, original)) is not None:
+                parts = self.fidelity.by_task[task]["by_category"]
+                found[task] = {**record, "by_category": {part: recorded(of, original) for part, of in parts.items()}}
+        return found
 
     def identity(self) -> str:
         """A hash of everything that an answer depends on besides the prompt."""

@@ -165,4 +165,5 @@ def _print(rows: list[Row], per: Per, path: Path) -> None:
         table.add_row(row_name(row), *numbers)
     console = Console()
     console.print(table)
-    console.print(f"Written: {path}. To use it: sae-lm-eval effective-compute ... --family {path}", soft_wrap=True)
+    flag = "checkpoints" if len({row["model"] for row in rows}) == 1 else "family"
+    console.print(f"Written: {path}. To use it: sae-lm-eval effective-compute ... --{flag} {path}", soft_wrap=True)

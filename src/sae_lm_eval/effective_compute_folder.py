@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,18 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lm_eval import world
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.originals import convert_table, known_original, unknown_original
 from sae_lm_eval.report.folders import has_results, natural
 from sae_lm_eval.results import Results, read_results
-from sae_lm_eval.scaling import (
-    EffectiveCompute,
-    Original,
-    delta_from_losses,
-    effective_compute,
-    find_preset,
-    get_original,
-)
+from sae_lm_eval.scaling import EffectiveCompute, Original, get_original
+from sae_lm_eval.scaling.delta import finite
 from sae_lm_eval.scaling.measured import MAIN, Curves, Measured, curves_for
 
 ABLATIONS = ("ce_zero", "ce_mean", "loss_recovered_zero", "loss_recovered_mean")
@@ -67,52 +60,51 @@ def convert(out: Path, *, original: Mapping[str, Any], **curve: Any) -> list[Con
     return found
 
 
+def quoted(results: Results, task: str) -> dict[str, Any] | None:
+    """The effective compute of one text as `EffectiveCompute.record` has it; None where it has no spliced loss.
+
+    Curves are looked for beside the results and in the two folders above, where `run` and lm_eval write theirs.
+    """
+    table = _table(results, task)
+    beside = _beside(results, task, table, results.folder.parents[1])
+    result = convert_table(table, _original(results, beside, {}), family=beside.family, checkpoints=beside.checkpoints)
+    return None if result is None else result.record()
+
+
+def _table(results: Results, task: str) -> dict[str, Any]:
+    return {name.removesuffix(",none"): value for name, value in results.scores[task].items()}
+
+
 def _of_results(
     results: Results, out: Path, original: Mapping[str, Any], curve: Mapping[str, Any]
 ) -> Iterator[Converted]:
-    for task, scores in results.scores.items():
-        table = {name.removesuffix(",none"): value for name, value in scores.items()}
-        if _number(table, "ce_baseline") is None or _number(table, "ce_spliced") is None:
+    for task in results.scores:
+        table = _table(results, task)
+        if finite(table.get("ce_spliced")) is None:
             continue
         beside = Curves()
         if curve.get("family") is None and curve.get("checkpoints") is None:
-            beside = _beside(results, task, table, out)
+            beside = _beside(results, task, table, out if out.is_dir() else out.parent)
         known = _original(results, beside, original)
         measured = {"family": beside.family, "checkpoints": beside.checkpoints} if beside.own else {}
-        yield _converted(results.name, task, table, known, {**curve, **measured}, beside.notes)
+        categories = results.provenance.get("fidelity", {}).get(task, {}).get("by_category") or {}
         law_alone = {name: value for name, value in curve.items() if name not in ("family", "checkpoints")}
-        told = results.provenance.get("fidelity", {}).get(task, {}).get("by_category") or {}
-        for category, of_category in told.items():
-            if _number(of_category, "ce_baseline") is not None and _number(of_category, "ce_spliced") is not None:
-                made = _converted(results.name, task, of_category, known, law_alone, ())
-                yield replace(made, category=category)
+        whole = [(None, table, {**curve, **measured}, beside.notes)]
+        for category, of, by, notes in [*whole, *((name, part, law_alone, ()) for name, part in categories.items())]:
+            if result := convert_table(of, known, **by):
+                yield Converted(
+                    variant=results.name,
+                    task=task,
+                    category=category,
+                    result=result,
+                    ablations={name: finite(of.get(name)) for name in ABLATIONS},
+                    notes=notes,
+                )
 
 
-def _converted(
-    variant: str,
-    task: str,
-    table: Mapping[str, Any],
-    original: Original,
-    curve: Mapping[str, Any],
-    notes: tuple[str, ...],
-) -> Converted:
-    delta = delta_from_losses(
-        ce_baseline=float(table["ce_baseline"]),
-        ce_spliced=float(table["ce_spliced"]),
-        standard_error=_number(table, "ce_delta_stderr"),
-    )
-    return Converted(
-        variant=variant,
-        task=task,
-        result=effective_compute(delta, original=original, **curve),
-        ablations={name: _number(table, name) for name in ABLATIONS},
-        notes=notes,
-    )
-
-
-def _beside(results: Results, task: str, table: Mapping[str, Any], out: Path) -> Curves:
-    context = results.provenance.get("max_length")
-    if context is None:
+def _beside(results: Results, task: str, table: Mapping[str, Any], root: Path) -> Curves:
+    context, baseline = results.provenance.get("max_length"), finite(table.get("ce_baseline"))
+    if context is None or baseline is None:
         return Curves()
     model, revision = _model(results)
     run = Measured(
@@ -121,9 +113,8 @@ def _beside(results: Results, task: str, table: Mapping[str, Any], out: Path) ->
         context=int(context),
         model=model,
         revision=revision,
-        baseline=float(table["ce_baseline"]),
+        baseline=baseline,
     )
-    root = out if out.is_dir() else out.parent
     folders = [folder for folder in (results.folder, *results.folder.parents) if folder.is_relative_to(root)]
     return curves_for(run, [file for folder in folders for file in sorted(folder.glob("*.csv"))])
 
@@ -139,10 +130,8 @@ def _original(results: Results, beside: Curves, given: Mapping[str, Any]) -> Ori
     if "model" in numbers or "params" in numbers:
         return get_original(**numbers)
     model, revision = _model(results)
-    if find_preset(model) is not None and revision == MAIN:
-        return get_original(model=model, **numbers)
-    known = Original(name=model or "the original", params_source="not known", tokens_source="not known")
-    if beside.own is not None:
+    known = known_original(model, revision) or unknown_original(model)
+    if known.tokens is None and beside.own is not None:
         known = replace(
             known,
             params=float(beside.own["params"]),
@@ -151,22 +140,7 @@ def _original(results: Results, beside: Curves, given: Mapping[str, Any]) -> Ori
             tokens=float(beside.own["tokens"]),
             tokens_source=str(beside.own["tokens_source"]),
         )
-    elif world.is_meant_by(model):
-        main = next(row for row in world.facts()["family"] if row["name"] == MAIN)
-        known = replace(
-            known,
-            params=float(main["parameters"]),
-            params_non_embedding=float(main["non_embedding_parameters"]),
-            tokens=float(main["tokens"]),
-            params_source="counted when the world was made",
-            tokens_source="counted when the world was made",
-        )
     return replace(known, **numbers, **({"tokens_source": "given by the user"} if "tokens" in numbers else {}))
-
-
-def _number(table: Mapping[str, Any], name: str) -> float | None:
-    value = table.get(name)
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def to_frame(found: list[Converted]) -> pd.DataFrame:

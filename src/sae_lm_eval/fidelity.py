@@ -78,6 +78,7 @@ class Fidelity:
 
     def __init__(self) -> None:
         self.by_task: dict[str, dict[str, Any]] = {}
+        self.tables: dict[str, dict[str, float | None]] = {}  # the metrics, by task
 
     def answer(self, lm: Adapter, requests: Sequence[Instance], *, show: bool) -> list[dict[str, Any]]:
         """A document's record for each request ((document, category, source), ...)."""
@@ -105,6 +106,7 @@ class Fidelity:
         out = pass_.records()
         # As one process has them, so that as many processes as you like draw the same documents.
         everywhere = sorted(_gathered(out), key=lambda record: record["document"])
+        self.tables[task] = metrics.table(everywhere)
         self.by_task[task] = {
             "text": source.name,
             "documents": len(everywhere),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from sae_lm_eval.effective_compute_folder import quoted
 from sae_lm_eval.report.text import (
     MINUS,
     NA,
@@ -22,6 +23,7 @@ from sae_lm_eval.report.text import (
     text_cell,
 )
 from sae_lm_eval.results import Results
+from sae_lm_eval.scaling.on_law import LAW_RELATIVE
 
 # metric: (heading, unit)
 METRICS = {
@@ -146,8 +148,12 @@ def _number(value: Any) -> float | None:
 
 
 def _effective_compute(made: Measured, results: Results) -> Measured:
-    """With the interval and the law that the run recorded, where it did; otherwise what the metric alone says."""
-    record = results.provenance.get("effective_compute", {}).get(made.task, {})
+    """By the curve that lies beside the results, or as the run recorded it, or by a law."""
+    record = results.provenance.get("effective_compute", {}).get(made.task) or {}
+    here = quoted(results, made.task)
+    untold = not record and made.value is None
+    if here is not None and (untold or here["definition"] != LAW_RELATIVE):
+        record = here
     flags = record.get("flags") or []
     told = "; ".join(map(str, [flags] if isinstance(flags, str) else flags))
     value = _number(record.get("fraction", made.value))

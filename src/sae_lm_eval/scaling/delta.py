@@ -168,6 +168,11 @@ def delta_from_loss_recovered(
     )
 
 
+def finite(value: object) -> float | None:
+    """A finite number as it is; None for whatever stands where a metric is undefined."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
 def _check_loss(what: str, value: float) -> None:
     if not (math.isfinite(value) and value >= 0):
         raise UserError(f"{what[0].upper()}{what[1:]} is {value}; it must be a number of nats/token, 0 or more.")

@@ -83,6 +83,19 @@ class EffectiveCompute:
             return None
         return LawSpread(low=min(found.values()), high=max(found.values()), laws=tuple(found))
 
+    def record(self) -> dict[str, Any]:
+        """The estimate to quote with what it was made from, as plain values for a file of results."""
+        row = _row(self.preferred)
+        kept = ("definition", "fraction", "low", "high", "level", "covers", "bound", "constants", "source")
+        return {
+            "law": self.preferred.curve,
+            **{name: row[name] for name in kept},
+            "flags": list(self.preferred.flags),
+            "reason": self.preferred.reason,
+            "params": self.original.params,
+            "tokens": self.original.tokens,
+        }
+
     def to_frame(self) -> pd.DataFrame:
         """One row per estimate, with the curve's constants and source, for tables and result files."""
         rows = [_row(estimate) for estimate in self.estimates]

@@ -60,7 +60,8 @@ class Original:
                 "or both numbers (--params 124e6 --tokens 1e10)"
             )
         if self.tokens is None:
-            why = f" ({self.name}: {self.tokens_source})" if self.tokens_source != "given by the user" else ""
+            told = self.tokens_source not in ("given by the user", "not known")
+            why = f" ({self.name}: {self.tokens_source})" if told else ""
             return (
                 f"needs training tokens{why}: give a count (--tokens 1e10), "
                 "or a measured family, which needs none (--family FILE.csv)"
