@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lm_eval import world
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.fidelity_compute import original_of
 from sae_lm_eval.report.folders import has_results, natural
 from sae_lm_eval.results import Results, read_results
 from sae_lm_eval.scaling import (
@@ -135,33 +135,25 @@ def _model(results: Results) -> tuple[str, str]:
 
 def _original(results: Results, beside: Curves, given: Mapping[str, Any]) -> Original:
     """What was given, or else a model that is known by name, by the curve beside the results, or as the world's."""
-    numbers = {name: value for name, value in given.items() if value is not None}
+    model, revision = _model(results)
+    args = results.model_args
+    told = {name: float(args[name]) for name in ("params", "tokens") if args.get(name) is not None}
+    numbers = {**told, **{name: value for name, value in given.items() if value is not None}}
     if "model" in numbers or "params" in numbers:
         return get_original(**numbers)
-    model, revision = _model(results)
-    if find_preset(model) is not None and revision == MAIN:
-        return get_original(model=model, **numbers)
-    known = Original(name=model or "the original", params_source="not known", tokens_source="not known")
-    if beside.own is not None:
+    flops = get_original(flops=numbers.pop("flops", None)).flops
+    known = original_of(model, revision, **numbers)
+    if beside.own is not None and find_preset(known.name) is None:
+        own = beside.own
         known = replace(
             known,
-            params=float(beside.own["params"]),
-            params_non_embedding=float(beside.own["params_non_embedding"]),
+            params=float(own["params"]),
+            params_non_embedding=float(own["params_non_embedding"]),
             params_source="counted in the loaded model",
-            tokens=float(beside.own["tokens"]),
-            tokens_source=str(beside.own["tokens_source"]),
         )
-    elif world.is_meant_by(model):
-        main = next(row for row in world.facts()["family"] if row["name"] == MAIN)
-        known = replace(
-            known,
-            params=float(main["parameters"]),
-            params_non_embedding=float(main["non_embedding_parameters"]),
-            tokens=float(main["tokens"]),
-            params_source="counted when the world was made",
-            tokens_source="counted when the world was made",
-        )
-    return replace(known, **numbers, **({"tokens_source": "given by the user"} if "tokens" in numbers else {}))
+        if "tokens" not in numbers:
+            known = replace(known, tokens=float(own["tokens"]), tokens_source=str(own["tokens_source"]))
+    return replace(known, flops=flops)
 
 
 def _number(table: Mapping[str, Any], name: str) -> float | None:

@@ -22,6 +22,8 @@ from sae_lm_eval import metrics, text
 from sae_lm_eval.build import Choices, with_means
 from sae_lm_eval.dictionary_sums import DictionarySums, OfCategory, by_category, records
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.fidelity_compute import compute_of
+from sae_lm_eval.scaling import Original
 from sae_lm_eval.scoring import Scorer
 from sae_lm_eval.splice import Variant
 from sae_lm_eval.walk import Query, Scores
@@ -38,6 +40,7 @@ class Adapter(Protocol):
     choices: Choices
     special_ids: frozenset[int]
     mean_tokens: int
+    original: Original
 
     @property
     def variant_name(self) -> str: ...
@@ -78,6 +81,7 @@ class Fidelity:
 
     def __init__(self) -> None:
         self.by_task: dict[str, dict[str, Any]] = {}
+        self.effective_compute: dict[str, dict[str, Any]] = {}
 
     def answer(self, lm: Adapter, requests: Sequence[Instance], *, show: bool) -> list[dict[str, Any]]:
         """A document's record for each request ((document, category, source), ...)."""
@@ -116,6 +120,10 @@ class Fidelity:
             "undefined": undefined(everywhere),
             "by_category": by_categories(everywhere),
         }
+        if variants:
+            self.effective_compute[task] = compute_of(everywhere, lm.original)
+            # Of the text, not of a document; it is handed to the task with each.
+            out = [{**record, "effective_compute": self.effective_compute[task]["fraction"]} for record in out]
         return out
 
 
