@@ -100,25 +100,11 @@ class Measured:
 Fidelity = dict[tuple[str, str], dict[str, Measured]]
 
 
-def fidelity_tasks(results: Results) -> list[str]:
-    """The tasks that measured fidelity: those with the CE of the baseline on a text."""
-    return [task for task, scores in results.scores.items() if "ce_baseline,none" in scores]
-
-
-def without_fidelity(results: Results) -> Results:
-    """The results less those tasks: each measures within one run, so there is nothing to pair with the baseline."""
-    measured = fidelity_tasks(results)
-    scores = {task: of for task, of in results.scores.items() if task not in measured}
-    groups = {group: [task for task in of if task not in measured] for group, of in results.groups.items()}
-    tasks = [task for task in results.tasks if task not in measured]
-    return replace(results, scores=scores, groups=groups, tasks=tasks)
-
-
 def fidelity_of(variants: Sequence[Results]) -> Fidelity:
     return {
         (results.name, task): {measured.metric: measured for measured in _measured(results, task)}
         for results in variants
-        for task in fidelity_tasks(results)
+        for task in results.fidelity_tasks
     }
 
 
