@@ -450,5 +450,5 @@ def test_fidelity_is_left_out_and_told(folders, tmp_path):
     assert note.startswith("sae_fidelity_x: each run measured its own baseline")
     alone = answers({"sae_fidelity_x": [1.0]})
     only = write_run(tmp_path / "only", alone, {"sae_fidelity_x": {"ce_baseline,none": 3.0}})
-    with pytest.raises(UserError, match="nothing else to compare.*`sae-lm-eval report` shows"):
+    with pytest.raises(UserError, match=r"nothing else to compare.*`sae-lm-eval report` shows"):
         compare(read_results(only), [read_results(only)])

@@ -20,7 +20,9 @@ from sae_lm_eval.cli import app
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.paired import tango_interval
 from sae_lm_eval.report import build, folders, render, writer
+from sae_lm_eval.report.fidelity import fidelity_of, fidelity_tables
 from sae_lm_eval.report.text import fixed, probability, significant, without_shared_start
+from sae_lm_eval.results import read_results
 
 HOSTILE = r"<script>alert('a')</script> & 50% $x^2$ \input{b} #1 {c} ~d_e|f *g* [h](i) `j` é ф 中"
 SPLICE = {
@@ -406,3 +408,9 @@ def test_long_names_lose_what_they_share() -> None:
     assert list(without_shared_start(names).values()) == ["l0_16", "l0_128"]
     assert list(without_shared_start([*names, "zero"]).values()) == [*names, "zero"]
     assert without_shared_start(["k4", "k32"]) == {"k4": "k4", "k32": "k32"}
+
+
+def test_tables_name_a_text_without_the_groups_name(out: Path) -> None:
+    of = next(iter(fidelity_of([read_results(out / "k4")]).values()))
+    tables = fidelity_tables({("k4", "sae_fidelity_world"): of})
+    assert {table.rows[0][1].text for table in tables} == {"world"}

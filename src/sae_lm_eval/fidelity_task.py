@@ -81,9 +81,15 @@ class FidelityTask(ConfigurableTask):
     def source(self) -> Source:
         config = self.config
         where = config.dataset_path or (self.config.metadata or {}).get("file") or config.task
-        parts = [where, config.dataset_name, config.test_split or config.validation_split]
-        name = " ".join(str(part) for part in parts if part)
-        return Source(name, tuple(map(self.text_of, self.held_out)), self.positions)
+        split = config.test_split or config.validation_split
+        name = " ".join(str(part) for part in (where, config.dataset_name) if part)
+        return Source(
+            name,
+            tuple(map(self.text_of, self.held_out)),
+            self.positions,
+            split=split,
+            held_out_split=self.options.get("mean_split", split),
+        )
 
     def text_of(self, doc: dict[str, Any]) -> str:
         return str(self.doc_to_target(doc))
