@@ -435,3 +435,20 @@ def test_the_command_tells_a_mistake_in_a_sentence(folders, tmp_path):
     assert "is not YAML" in said.stderr
     said = command(*folders, "--csv", tmp_path / "no" / "drops.csv")
     assert "cannot be written" in said.stderr
+
+
+def test_fidelity_is_left_out_and_told(folders, tmp_path):
+    """Its baseline is measured within each run, on documents whose metrics depend on the variant."""
+    runs = []
+    for folder, score in zip(folders, (3.0, 3.1), strict=True):
+        samples = {"sae_fidelity_x": [question("sae_fidelity_x", 0, 1, np.random.default_rng(0))], **answers(drawn(0))}
+        scores = {"sae_fidelity_x": {"ce_baseline,none": score}}
+        runs.append(write_run(tmp_path / f"{folder.name} with fidelity", samples, scores, groups=GROUPS))
+    found = compare(read_results(folders[0]), [read_results(run) for run in runs], draws=100)
+    assert found.drops["name"].unique().tolist() == ["overall", "sized", "unsized", "one", "two"]
+    (note,) = [note for note in found.notes if "report" in note]
+    assert note.startswith("sae_fidelity_x: each run measured its own baseline")
+    alone = answers({"sae_fidelity_x": [1.0]})
+    only = write_run(tmp_path / "only", alone, {"sae_fidelity_x": {"ce_baseline,none": 3.0}})
+    with pytest.raises(UserError, match=r"nothing else to compare.*`sae-lm-eval report` shows"):
+        compare(read_results(only), [read_results(only)])

@@ -296,6 +296,7 @@ class TestTask:
         said = found["config"]["sae_lm_eval"]["fidelity"]["sae_fidelity_text"]
         assert sorted(said["by_category"]) == ["even", "odd"]
         assert said["mean"]["tokens"] == 5 + 11
+        assert (said["split"], said["mean"]["split"]) == ("test", "test")
         sample = found["samples"]["sae_fidelity_text"][0]
         number, nll, tokens = sample["ce_baseline"]
         assert number == 0

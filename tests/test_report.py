@@ -24,8 +24,9 @@ from sae_lm_eval.cli import app
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.paired import tango_interval
 from sae_lm_eval.report import build, folders, render, sweep, worst, writer
-from sae_lm_eval.report.fidelity import Measured
+from sae_lm_eval.report.fidelity import Measured, fidelity_of, fidelity_tables
 from sae_lm_eval.report.text import MINUS, fixed, probability, significant, without_shared_start
+from sae_lm_eval.results import read_results
 
 HOSTILE = r"<script>alert('a')</script> & 50% $x^2$ \input{b} #1 {c} ~d_e|f *g* [h](i) `j` é ф 中"
 SPLICE = {
@@ -687,3 +688,9 @@ def test_the_page_keeps_to_the_primary_metric(tmp_path: Path) -> None:
     assert tasks.loc["acc", "p_adjusted"] == tasks.loc["acc", "p"], "acc_norm adds no test to those of acc"
     assert [row["drop"] for row in cells(report, "tasks-1")] == ["50.0*"]
     assert "drops.csv has the others" in report.methods
+
+
+def test_tables_name_a_text_without_the_groups_name(out: Path) -> None:
+    of = next(iter(fidelity_of([read_results(out / "k4")]).values()))
+    tables = fidelity_tables({("k4", "sae_fidelity_world"): of})
+    assert {table.rows[0][1].text for table in tables} == {"world"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import hashlib
 import importlib.metadata
 import inspect
@@ -15,7 +16,6 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_lm_eval import text, world
-from sae_lm_eval.arguments import Wanted, refuse_misspelt, wanted_of
+from sae_lm_eval.arguments import Wanted, finite, refuse_misspelt, wanted_of
 from sae_lm_eval.build import build_variant, describe, place, with_means
 from sae_lm_eval.divergence import Divergence
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
 from sae_lm_eval.fidelity import Fidelity
+from sae_lm_eval.fidelity_compute import original_of
 from sae_lm_eval.journal import Journal
-from sae_lm_eval.originals import MAIN, known_original, recorded, unknown_original
 from sae_lm_eval.progress import Progress
+from sae_lm_eval.scaling import Original
 from sae_lm_eval.scoring import Scorer
 from sae_lm_eval.splice import Variant, attached
 from sae_lm_eval.together import Together
@@ -73,6 +74,8 @@ class SaeHFLM(HFLM):
         mean_text: a .txt, .jsonl or .parquet file whose activations `splice=mean` averages.
         mean_tokens: how many tokens of it.
         scale: how much of the edit is made, y + scale (new - y): 0 changes nothing, 1 is the splice itself.
+        params: parameters of the model, for effective compute; by default what is known of it, or counted.
+        tokens: how many it was trained on, where that is not known.
 
     Raises:
         UserError: for whatever the user can mend, before anything is evaluated.
@@ -92,6 +95,8 @@ class SaeHFLM(HFLM):
         mean_text: str | None = None,
         mean_tokens: int = 16384,
         scale: float = 1.0,
+        params: float | None = None,
+        tokens: float | None = None,
         **kwargs: Any,
     ) -> None:
         refuse_misspelt(kwargs, KNOWN)
@@ -100,6 +105,11 @@ class SaeHFLM(HFLM):
         wanted = wanted_of(
             sae, splice, splice_tokens, hook, hook_map, norm_factor, sae_dtype, seed, mean_text, mean_tokens, scale
         )
+        numbers = {
+            name: None if value is None else finite(value, name)
+            for name, value in (("params", params), ("tokens", tokens))
+        }
+        original_of("", "main", **numbers)  # before anything is loaded, for what it refuses
         if kwargs.get("device") is None:
             # lm_eval's default is "cuda" on every machine.
             kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"
@@ -107,6 +117,7 @@ class SaeHFLM(HFLM):
         super().__init__(str(world.model_path()) if embedded else pretrained, **kwargs)
         if embedded:
             self.model.config._name_or_path = world.NAME
+        self.original = self._original(bool(kwargs.get("peft") or kwargs.get("delta")), **numbers)
         self._join_other_processes()
         self.special_ids = special_ids(self.tokenizer, self.model)
         self._told_of_context = False
@@ -166,6 +177,15 @@ class SaeHFLM(HFLM):
             ) from error
         except OSError as error:
             raise UserError(f"The weights of '{pretrained}' cannot be loaded: {first_line(error)}") from error
+
+    def _original(self, tuned: bool, **numbers: float | None) -> Original:
+        """What was trained; adapters or differences on top of its weights make it another model."""
+        name = innermost(self.model).name_or_path
+        original = original_of(f"{name}, tuned" if tuned else name, str(self.revision), **numbers)
+        if original.params is not None:
+            return original
+        count = sum(weights.numel() for weights in innermost(self.model).parameters())
+        return dataclasses.replace(original, params=float(count), params_source="counted in the loaded model")
 
     def _join_other_processes(self) -> None:
         # lm_eval divides the work of `accelerate launch` over GPUs only.
@@ -467,22 +487,8 @@ class SaeHFLM(HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         own = {**self.provenance(), "kl_at_answers": self.divergence.by_task(), "fidelity": self.fidelity.by_task}
-        if found := self.effective_compute():
-            own["effective_compute"] = found
+        own["effective_compute"] = self.fidelity.effective_compute
         return {**super().get_model_info(), "sae_lm_eval": own}
-
-    def effective_compute(self) -> dict[str, Any]:
-        """By task of fidelity, for the whole text and each category; with the reason where tokens are not known."""
-        name = world.NAME if self.model.config._name_or_path == world.NAME else str(self.pretrained)
-        original = known_original(name, str(self.revision or MAIN)) or unknown_original(name)
-        if original.params is None:
-            original = replace(original, params=float(self.model.num_parameters()), params_source="counted")
-        found = {}
-        for task, table in self.fidelity.tables.items():
-            if (record := recorded(table, original)) is not None:
-                parts = self.fidelity.by_task[task]["by_category"]
-                found[task] = {**record, "by_category": {part: recorded(of, original) for part, of in parts.items()}}
-        return found
 
     def identity(self) -> str:
         """A hash of everything that an answer depends on besides the prompt."""

@@ -76,12 +76,19 @@ def compare(
         raise UserError(f"level={level} must lie between 0 and 1, as 0.95 does.")
     if draws < 1:
         raise UserError(f"draws={draws} must be at least 1.")
-    baseline, *others = runs = _unlike([baseline, *variants])
-    notes = [note for run in runs for note in run.notes]
+    asked = _unlike([baseline, *variants])
+    notes = [note for run in asked for note in run.notes]
+    measured = list(dict.fromkeys(task for run in asked for task in run.fidelity_tasks))
+    if measured:
+        told = f"{', '.join(measured)}: each run measured its own baseline there, so nothing is paired;"
+        notes.append(f"{told} `sae-lm-eval report` shows what was measured.")
+    baseline, *others = runs = [run.without_fidelity() for run in asked]
+    if measured and not baseline.tasks:
+        raise UserError(f"There is nothing else to compare. {notes[-1]}")
     for run in others:
         check_runs(baseline, run)
         notes += _cautions(baseline, run)
-    measured, documents, more = _pairs(runs, metrics)
+    pairs, documents, more = _pairs(runs, metrics)
     notes += more
     cuts = structure(baseline)
     if categories is not None:
@@ -90,7 +97,7 @@ def compare(
     options, rows = Options(level, draws, seed), []
     for run in others:
         for cut in cuts:
-            found, more = _rows(cut, runs, run, measured[run.name], options)
+            found, more = _rows(cut, runs, run, pairs[run.name], options)
             rows += found
             notes += more
     if not rows:
@@ -100,7 +107,7 @@ def compare(
         drops[name] = drops[name].astype(object).where(drops[name].notna(), None)
     family = _adjust(drops)
     return Comparison(
-        baseline, tuple(others), drops, family, level, tuple(dict.fromkeys(notes)), tuple(cuts), _by_document(measured)
+        baseline, tuple(others), drops, family, level, tuple(dict.fromkeys(notes)), tuple(cuts), _by_document(pairs)
     )
 
 

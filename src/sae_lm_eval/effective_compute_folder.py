@@ -10,10 +10,17 @@ from typing import Any
 import pandas as pd
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.originals import convert_table, known_original, unknown_original
+from sae_lm_eval.fidelity_compute import original_of
 from sae_lm_eval.report.folders import has_results, natural
 from sae_lm_eval.results import Results, read_results
-from sae_lm_eval.scaling import EffectiveCompute, Original, get_original
+from sae_lm_eval.scaling import (
+    EffectiveCompute,
+    Original,
+    delta_from_losses,
+    effective_compute,
+    find_preset,
+    get_original,
+)
 from sae_lm_eval.scaling.delta import finite
 from sae_lm_eval.scaling.measured import MAIN, Curves, Measured, curves_for
 
@@ -67,7 +74,7 @@ def quoted(results: Results, task: str) -> dict[str, Any] | None:
     """
     table = _table(results, task)
     beside = _beside(results, task, table, results.folder.parents[1])
-    result = convert_table(table, _original(results, beside, {}), family=beside.family, checkpoints=beside.checkpoints)
+    result = _convert(table, _original(results, beside, {}), family=beside.family, checkpoints=beside.checkpoints)
     return None if result is None else result.record()
 
 
@@ -91,7 +98,7 @@ def _of_results(
         law_alone = {name: value for name, value in curve.items() if name not in ("family", "checkpoints")}
         whole = [(None, table, {**curve, **measured}, beside.notes)]
         for category, of, by, notes in [*whole, *((name, part, law_alone, ()) for name, part in categories.items())]:
-            if result := convert_table(of, known, **by):
+            if result := _convert(of, known, **by):
                 yield Converted(
                     variant=results.name,
                     task=task,
@@ -126,21 +133,41 @@ def _model(results: Results) -> tuple[str, str]:
 
 def _original(results: Results, beside: Curves, given: Mapping[str, Any]) -> Original:
     """What was given, or else a model that is known by name, by the curve beside the results, or as the world's."""
-    numbers = {name: value for name, value in given.items() if value is not None}
+    model, revision = _model(results)
+    args = results.model_args
+    told = {name: float(args[name]) for name in ("params", "tokens") if args.get(name) is not None}
+    numbers = {**told, **{name: value for name, value in given.items() if value is not None}}
     if "model" in numbers or "params" in numbers:
         return get_original(**numbers)
-    model, revision = _model(results)
-    known = known_original(model, revision) or unknown_original(model)
-    if known.tokens is None and beside.own is not None:
+    flops = get_original(flops=numbers.pop("flops", None)).flops
+    known = original_of(model, revision, **numbers)
+    if beside.own is not None and find_preset(known.name) is None:
+        own = beside.own
         known = replace(
             known,
-            params=float(beside.own["params"]),
-            params_non_embedding=float(beside.own["params_non_embedding"]),
+            params=float(own["params"]),
+            params_non_embedding=float(own["params_non_embedding"]),
             params_source="counted in the loaded model",
-            tokens=float(beside.own["tokens"]),
-            tokens_source=str(beside.own["tokens_source"]),
         )
-    return replace(known, **numbers, **({"tokens_source": "given by the user"} if "tokens" in numbers else {}))
+        if "tokens" not in numbers:
+            known = replace(known, tokens=float(own["tokens"]), tokens_source=str(own["tokens_source"]))
+    return replace(known, flops=flops)
+
+
+def _convert(table: Mapping[str, Any], original: Original, **curve: Any) -> EffectiveCompute | None:
+    """Effective compute from ce_baseline, ce_spliced and ce_delta_stderr of a table of metrics; None without losses.
+
+    `curve` is what else `scaling.effective_compute` takes.
+    """
+    losses = {name: finite(table.get(name)) for name in ("ce_baseline", "ce_spliced")}
+    if losses["ce_baseline"] is None or losses["ce_spliced"] is None:
+        return None
+    delta = delta_from_losses(
+        ce_baseline=losses["ce_baseline"],
+        ce_spliced=losses["ce_spliced"],
+        standard_error=finite(table.get("ce_delta_stderr")),
+    )
+    return effective_compute(delta, original=original, **curve)
 
 
 def to_frame(found: list[Converted]) -> pd.DataFrame:

@@ -22,7 +22,9 @@ from sae_lm_eval import metrics, text
 from sae_lm_eval.build import Choices, with_means
 from sae_lm_eval.dictionary_sums import DictionarySums, OfCategory, by_category, records
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.scoring import Scorer
+from sae_lm_eval.fidelity_compute import compute_of
+from sae_lm_eval.scaling import Original
+from sae_lm_eval.scoring import Layout, Scorer
 from sae_lm_eval.splice import Variant
 from sae_lm_eval.walk import Query, Scores
 
@@ -38,6 +40,7 @@ class Adapter(Protocol):
     choices: Choices
     special_ids: frozenset[int]
     mean_tokens: int
+    original: Original
 
     @property
     def variant_name(self) -> str: ...
@@ -51,7 +54,7 @@ class Adapter(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """A text: what it is, documents of it that are not scored, and which positions count.
+    """A text: what it is, documents of it that are not scored, which positions count, and the splits of both.
 
     `positions` is "all", or "non_special" without those whose input is a bos, eos or pad token.
     """
@@ -59,6 +62,8 @@ class Source:
     name: str
     held_out: tuple[str, ...] = ()
     positions: str = "all"
+    split: str | None = None
+    held_out_split: str | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -78,7 +83,8 @@ class Fidelity:
 
     def __init__(self) -> None:
         self.by_task: dict[str, dict[str, Any]] = {}
-        self.tables: dict[str, dict[str, float | None]] = {}  # the metrics, by task
+        self.effective_compute: dict[str, dict[str, Any]] = {}
+        self._layouts: dict[int, Layout] = {}  # by the number of variants, so that they are tried once, not by task
 
     def answer(self, lm: Adapter, requests: Sequence[Instance], *, show: bool) -> list[dict[str, Any]]:
         """A document's record for each request ((document, category, source), ...)."""
@@ -100,15 +106,15 @@ class Fidelity:
         self, lm: Adapter, task: str, source: Source, documents: list[Document], show: bool
     ) -> list[dict[str, Any]]:
         variants, mean = ablations(lm, source)
-        pass_ = Pass(lm, variants, source, documents)
+        pass_ = Pass(lm, variants, source, documents, self._layouts)
         with tqdm(total=len(documents), disable=not show, desc=f"Scoring {task}") as bar:
             pass_.run(bar.update)
         out = pass_.records()
         # As one process has them, so that as many processes as you like draw the same documents.
         everywhere = sorted(_gathered(out), key=lambda record: record["document"])
-        self.tables[task] = metrics.table(everywhere)
         self.by_task[task] = {
             "text": source.name,
+            "split": source.split,
             "documents": len(everywhere),
             "tokens": sum(record["tokens"] for record in everywhere),
             "positions": source.positions,
@@ -118,6 +124,10 @@ class Fidelity:
             "undefined": undefined(everywhere),
             "by_category": by_categories(everywhere),
         }
+        if variants:
+            self.effective_compute[task] = compute_of(everywhere, lm.original)
+            # Of the text, not of a document; it is handed to the task with each.
+            out = [{**record, "effective_compute": self.effective_compute[task]["fraction"]} for record in out]
         return out
 
 
@@ -138,6 +148,7 @@ def ablations(lm: Adapter, source: Source) -> tuple[list[Variant], dict[str, Any
     ids = np.concatenate([np.asarray(window, dtype=np.int64) for window in windows])
     taken = {
         "text": source.name,
+        "split": source.held_out_split,
         "documents": "outside the scored ones",
         "tokens": len(ids) - len(windows),
         "sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
@@ -152,8 +163,15 @@ def _in_mode(variant: Variant, mode: str) -> Variant:
 class Pass:
     """One pass over documents: `variants` are none, or the spliced one, zero ablation and perhaps mean ablation."""
 
-    def __init__(self, lm: Adapter, variants: list[Variant], source: Source, documents: list[Document]):
-        self.lm, self.variants, self.documents = lm, variants, documents
+    def __init__(
+        self,
+        lm: Adapter,
+        variants: list[Variant],
+        source: Source,
+        documents: list[Document],
+        layouts: dict[int, Layout],
+    ) -> None:
+        self.lm, self.variants, self.documents, self.layouts = lm, variants, documents, layouts
         self.dropped = lm.special_ids if source.positions == "non_special" else frozenset()
         self.names = sorted({document.category for document in documents}, key=str)
         self.kinds = [self.names.index(document.category) for document in documents]
@@ -165,6 +183,8 @@ class Pass:
     def run(self, tell: Callable[[int], object]) -> None:
         try:
             scorer = self.lm.scorer(self.variants)
+            many = len(self.variants)
+            scorer.layout = self.layouts[many] = self.layouts.get(many) or scorer.layout
             start, queries, owners = 0, [], []
             for number, document in enumerate(self.documents):
                 windows = self.lm.rolling(document.text)

@@ -19,6 +19,7 @@ from sae_lm_eval.fidelity import POSITIONS, Source
 
 UNDEFINED = "N/A"  # as lm_eval writes it
 HELD_OUT = 200  # documents, at most
+COMPUTE = "effective_compute"
 OPTIONS = ("category", "positions", "documents", "mean_split")
 
 
@@ -59,6 +60,7 @@ class FidelityTask(ConfigurableTask):
         )
         self.OUTPUT_TYPE = FidelityTask.OUTPUT_TYPE
         self._metrics: dict[str, metrics.Metric] = {}
+        self._converted = False
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().download(dataset_kwargs, **kwargs)
@@ -70,7 +72,7 @@ class FidelityTask(ConfigurableTask):
             last = len(documents)
         else:
             last = len(documents) - min(HELD_OUT, len(documents) // 10)
-            held_out = documents.select(range(last, len(documents)))
+            held_out = documents.select(list(range(last, len(documents))))  # an empty range is refused
         most = self.options.get("documents", last)
         self.dataset[split] = documents.select(range(min(last, most)))
         self.held_out = held_out.select(range(min(HELD_OUT, len(held_out))))
@@ -79,9 +81,15 @@ class FidelityTask(ConfigurableTask):
     def source(self) -> Source:
         config = self.config
         where = config.dataset_path or (self.config.metadata or {}).get("file") or config.task
-        parts = [where, config.dataset_name, config.test_split or config.validation_split]
-        name = " ".join(str(part) for part in parts if part)
-        return Source(name, tuple(map(self.text_of, self.held_out)), self.positions)
+        split = config.test_split or config.validation_split
+        name = " ".join(str(part) for part in (where, config.dataset_name) if part)
+        return Source(
+            name,
+            tuple(map(self.text_of, self.held_out)),
+            self.positions,
+            split=split,
+            held_out_split=self.options.get("mean_split", split),
+        )
 
     def text_of(self, doc: dict[str, Any]) -> str:
         return str(self.doc_to_target(doc))
@@ -113,13 +121,17 @@ class FidelityTask(ConfigurableTask):
         (record,) = results
         found = list(metrics.metrics_of(record))
         self._metrics = {name: metric for name, metric, _ in found}
-        return {name: [record["document"], *metrics.row(record, metric, site)] for name, metric, site in found}
+        out = {name: [record["document"], *metrics.row(record, metric, site)] for name, metric, site in found}
+        self._converted = COMPUTE in record
+        return out | {COMPUTE: record[COMPUTE]} if self._converted else out
 
     def aggregation(self) -> dict[str, Any]:
-        return {name: Aggregation(metric) for name, metric in self._metrics.items()}
+        own = {name: Aggregation(metric) for name, metric in self._metrics.items()}
+        return own | {COMPUTE: OfText()} if self._converted else own
 
     def higher_is_better(self) -> dict[str, bool]:
-        return {name: metric.higher_is_better for name, metric in self._metrics.items()}
+        own = {name: metric.higher_is_better for name, metric in self._metrics.items()}
+        return own | {COMPUTE: True} if self._converted else own
 
     def dump_config(self) -> dict[str, Any]:
         return {**super().dump_config(), "output_type": FidelityTask.OUTPUT_TYPE}
@@ -140,6 +152,16 @@ class Aggregation:
     @staticmethod
     def _rows(items: Sequence[Any]) -> np.ndarray:
         return metrics.array([sums for _, *sums in sorted(items, key=lambda item: item[0])])
+
+
+class OfText:
+    """A number of the whole text, which every document brings along; its interval is in the results' `config`."""
+
+    def __call__(self, items: Sequence[float | None]) -> float | str:
+        return _or_undefined(items[0])
+
+    def stderr(self, items: Sequence[float | None], resamples: int) -> str:
+        return UNDEFINED
 
 
 def _or_undefined(value: float | None) -> float | str:
@@ -168,7 +190,7 @@ def _let_metrics_bring_their_errors() -> None:
     theirs = lm_eval.evaluator_utils.stderr_for_metric
 
     def stderr_for_metric(metric: Any, bootstrap_iters: int) -> Any:
-        if isinstance(metric, Aggregation):
+        if isinstance(metric, Aggregation | OfText):
             return functools.partial(metric.stderr, resamples=bootstrap_iters)
         return theirs(metric, bootstrap_iters)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Container, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,19 @@ class Results:
             return given
         parts = [part.partition("=") for part in str(given).split(",") if part]
         return {key: value for key, _, value in parts}
+
+    @property
+    def fidelity_tasks(self) -> list[str]:
+        """The tasks that measured fidelity: those with the CE of the baseline on a text."""
+        return [task for task, scores in self.scores.items() if "ce_baseline,none" in scores]
+
+    def without_fidelity(self) -> Results:
+        """The results less those tasks: each measures within one run, so there is nothing to pair with the baseline."""
+        measured = self.fidelity_tasks
+        scores = {task: of for task, of in self.scores.items() if task not in measured}
+        groups = {group: [task for task in of if task not in measured] for group, of in self.groups.items()}
+        tasks = [task for task in self.tasks if task not in measured]
+        return replace(self, scores=scores, groups=groups, tasks=tasks)
 
     def samples(self, task: str) -> pd.DataFrame:
         """A row for each document and filter of a task: `KEPT`, the continuations asked for, and a column a metric.

@@ -23,7 +23,7 @@ from sae_lm_eval.report.drops import (
     section_of,
     variants_of,
 )
-from sae_lm_eval.report.fidelity import fidelity_of, fidelity_tables, tidy, without_fidelity
+from sae_lm_eval.report.fidelity import fidelity_of, fidelity_tables, tidy
 from sae_lm_eval.report.figures import Picture
 from sae_lm_eval.report.provenance import Source, dictionary_of, mode_of, model_name, packages, site_of, sources
 from sae_lm_eval.report.story import cited, headline, methods
@@ -55,7 +55,7 @@ def pair_up(
     baseline: Results, variants: Sequence[Results], *, categories: Mapping[str, Any] | None = None
 ) -> Comparison:
     """The comparison on every task but those of fidelity, which may be all that was run."""
-    less, *others = map(without_fidelity, (baseline, *variants))
+    less, *others = [results.without_fidelity() for results in (baseline, *variants)]
     if less.tasks:
         comparison = compare(less, others, categories=categories, metrics="all")
         return replace(comparison, baseline=baseline, variants=tuple(variants))

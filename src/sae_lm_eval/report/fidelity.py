@@ -98,29 +98,17 @@ class Measured:
     reason: str | None = None
 
 
+GROUP = "sae_fidelity_"  # how the names of these tasks begin; tables do without it
+
 # By (variant, task): the metrics by name.
 Fidelity = dict[tuple[str, str], dict[str, Measured]]
-
-
-def fidelity_tasks(results: Results) -> list[str]:
-    """The tasks that measured fidelity: those with the CE of the baseline on a text."""
-    return [task for task, scores in results.scores.items() if "ce_baseline,none" in scores]
-
-
-def without_fidelity(results: Results) -> Results:
-    """The results less those tasks: each measures within one run, so there is nothing to pair with the baseline."""
-    measured = fidelity_tasks(results)
-    scores = {task: of for task, of in results.scores.items() if task not in measured}
-    groups = {group: [task for task in of if task not in measured] for group, of in results.groups.items()}
-    tasks = [task for task in results.tasks if task not in measured]
-    return replace(results, scores=scores, groups=groups, tasks=tasks)
 
 
 def fidelity_of(variants: Sequence[Results]) -> Fidelity:
     return {
         (results.name, task): {measured.metric: measured for measured in _measured(results, task)}
         for results in variants
-        for task in fidelity_tasks(results)
+        for task in results.fidelity_tasks
     }
 
 
@@ -178,10 +166,15 @@ def _table(fidelity: Fidelity, name: str, title: str, metrics: Sequence[str], ca
     shown = [metric for metric in metrics if any(of[metric].value is not None for of in fidelity.values())]
     lacking = {(METRICS[m][0], of[m].reason) for of in fidelity.values() for m in shown if m in NEEDED and of[m].reason}
     notes = "".join(f" No {heading} is shown where {reason}." for heading, reason in sorted(lacking))
-    rows = tuple((*map(text_cell, key), *(value_cell(of[metric]) for metric in shown)) for key, of in fidelity.items())
+    rows = tuple((*_names(key), *(value_cell(of[metric]) for metric in shown)) for key, of in fidelity.items())
     headings = (METRICS[metric][0] for metric in shown)
     columns = (Column("variant", "left"), Column("text", "left"), *map(Column, headings))
     return Table(f"fidelity-{name}", title, caption + notes, columns, rows if shown else ())
+
+
+def _names(key: tuple[str, str]) -> tuple[Cell, Cell]:
+    variant, task = key
+    return text_cell(variant), text_cell(task.removeprefix(GROUP))
 
 
 def value_cell(made: Measured) -> Cell:
@@ -200,7 +193,7 @@ def _compute_table(fidelity: Fidelity) -> Table:
         bounds = f"[{significant(made.low)}, {significant(made.high)}]" if known else NA
         value = number_cell(made.value, significant(made.value))
         notes = made.flags if made.value is not None else made.reason
-        rows.append((*map(text_cell, key), value, Cell(bounds, made.low), text_cell(made.law or NA), text_cell(notes)))
+        rows.append((*_names(key), value, Cell(bounds, made.low), text_cell(made.law or NA), text_cell(notes)))
     caption = (
         "The fraction of the original's training compute that would have bought the spliced loss. n/a: undefined, for "
         "the reason in the notes."

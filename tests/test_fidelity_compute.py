@@ -1,0 +1,111 @@
+"""Effective compute of the sae_fidelity tasks: what is known of the model, and what the results say of it."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import lm_eval
+import pytest
+from lm_eval.tasks import TaskManager
+from models import WIDTH, random_model, random_sae, word_tokenizer
+from test_fidelity import HELD_OUT, RESID, TASKS, adapter, ask, spoken
+
+from sae_lm_eval import SaeHFLM, UserError
+from sae_lm_eval.fidelity import Source
+from sae_lm_eval.fidelity_compute import compute_of, original_of, world_checkpoints
+from sae_lm_eval.scaling import effective_compute
+
+KNOWN = {"params": 70e6, "tokens": 300e9}
+
+
+def records(*losses: tuple[float, float], category: str | None = None) -> list[dict]:
+    """Documents of 100 tokens with a baseline and a spliced loss a token."""
+    return [
+        {"tokens": 100, "nll_baseline": 100 * baseline, "nll_spliced": 100 * spliced, "category": category}
+        for baseline, spliced in losses
+    ]
+
+
+def test_it_is_what_the_losses_give_under_the_default_law():
+    found = compute_of(records((3.0, 3.2), (3.4, 3.5), (2.9, 3.1)), original_of("", **KNOWN))
+    expected = effective_compute(ce_baseline=3.1, ce_spliced=9.8 / 3, **KNOWN).preferred
+    assert found["fraction"] == pytest.approx(expected.fraction)
+    assert found["law"] == expected.curve
+    assert 0 < found["low"] < found["fraction"] < found["high"]
+    assert "documents" in found["covers"]
+    assert any("fewer than 30 documents" in flag for flag in found["flags"])
+
+
+def test_no_rise_of_the_loss_is_the_whole_compute():
+    assert compute_of(records((3.0, 3.0), (2.0, 2.0)), original_of("", **KNOWN))["fraction"] == 1
+
+
+def test_each_category_is_converted_by_itself():
+    of = {"a": records((3.0, 3.1), (3.2, 3.4), category="a"), "b": records((2.0, 2.6), (2.1, 2.5), category="b")}
+    found = compute_of([*of["a"], *of["b"]], original_of("", **KNOWN))
+    assert sorted(found["by_category"]) == ["a", "b"]
+    alone = compute_of(of["b"], original_of("", **KNOWN))["by_category"]["b"]
+    assert found["by_category"]["b"] == alone
+    assert found["by_category"]["b"]["fraction"] < found["by_category"]["a"]["fraction"]
+
+
+def test_known_models_have_their_source_and_unknown_ones_say_what_they_need():
+    pythia = original_of("EleutherAI/pythia-70m")
+    assert pythia.params
+    assert pythia.tokens
+    assert "Biderman" in pythia.tokens_source
+    assert original_of("EleutherAI/pythia-70m", "step1000").tokens is None
+    gpt2 = compute_of(records((3.0, 3.2), (3.4, 3.5)), original_of("gpt2"))
+    assert gpt2["fraction"] is None
+    assert gpt2["reason"] == (
+        "needs training tokens, not known of gpt2-small: never published (WebText, 40 GB of text): "
+        "give them in --model_args, as in tokens=1e10"
+    )
+
+
+def test_the_world_has_a_curve_of_its_own():
+    end = float(world_checkpoints().loss[-1])
+    found = compute_of(records((end, end + 0.2), (end, end + 0.21)), original_of("world"))
+    assert found["law"] == "world checkpoints"
+    assert 0 < found["fraction"] < 1
+    elsewhere = compute_of(records((3.0, 3.2), (3.1, 3.2)), original_of("world"))
+    assert elsewhere["law"] == "besiroglu2024"
+    assert any("the checkpoints isotonic curve of world checkpoints is not used" in f for f in elsewhere["flags"])
+
+
+class TestInResults:
+    @staticmethod
+    def evaluate(lm: SaeHFLM, tmp_path) -> tuple[dict, dict]:
+        path = tmp_path / "text.jsonl"
+        path.write_text("".join(json.dumps({"text": spoken("llama", 9 + i, seed=i)}) + "\n" for i in range(6)))
+        metadata = {"sae_fidelity_text": {"file": str(path)}}
+        tasks = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
+        found = lm_eval.simple_evaluate(model=lm, tasks=["sae_fidelity_text"], task_manager=tasks)
+        assert found is not None
+        said = found["config"]["sae_lm_eval"]["effective_compute"]
+        return found["results"]["sae_fidelity_text"], said["sae_fidelity_text"]
+
+    def test_parameters_and_tokens_are_arguments(self, tmp_path):
+        results, said = self.evaluate(adapter(**KNOWN), tmp_path)
+        assert results["effective_compute,none"] == said["fraction"] > 0
+        assert results["effective_compute_stderr,none"] == "N/A"
+        assert (said["params"], said["tokens"], said["tokens_source"]) == (70e6, 300e9, "given by the user")
+
+    def test_without_tokens_it_is_undefined(self, tmp_path):
+        results, said = self.evaluate(adapter(), tmp_path)
+        assert results["effective_compute,none"] == "N/A"
+        assert said["reason"].startswith("needs training tokens")
+
+    def test_parameters_are_counted(self):
+        lm = adapter(tokens=1e9)
+        assert lm.original.params == sum(p.numel() for p in lm.model.parameters())
+        ask(lm, [HELD_OUT[0]], source=Source("test"))
+        assert math.isfinite(lm.fidelity.effective_compute["fidelity"]["fraction"])
+
+    @pytest.mark.parametrize(("wrong", "says"), [({"tokens": 0}, "must be positive"), ({"params": "big"}, "a number")])
+    def test_mistakes_are_told(self, wrong, says):
+        with pytest.raises(UserError, match=says):
+            SaeHFLM(
+                pretrained=random_model("llama"), tokenizer=word_tokenizer(), sae=[random_sae(WIDTH, RESID)], **wrong
+            )
