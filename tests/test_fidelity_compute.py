@@ -97,6 +97,10 @@ class TestInResults:
         assert results["effective_compute,none"] == "N/A"
         assert said["reason"].startswith("needs training tokens")
 
+    def test_the_world_is_known(self):
+        lm = SaeHFLM(pretrained="world", sae="world#blocks.2.hook_resid_post.k4")
+        assert lm.original == original_of("world")
+
     def test_parameters_are_counted(self):
         lm = adapter(tokens=1e9)
         assert lm.original.params == sum(p.numel() for p in lm.model.parameters())

@@ -98,23 +98,17 @@ def test_results_carry_provenance(blimp):
 
 
 def test_two_processes_give_what_one_gives(blimp, hub_environment, tmp_path):
-    """`accelerate launch` divides the documents; without a GPU too."""
+    """Launched as `accelerate launch` launches them, they divide the documents; without a GPU too."""
     arguments = (
         f"--model sae_hf --model_args {RUNS['topk32'][1]} --tasks blimp_adjunct_island --limit 8 --batch_size 32"
     )
-    launch = "launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    launch = "-m torch.distributed.run --standalone --nproc_per_node 2 -m lm_eval"
     folder = tmp_path / "out"
-    command = [
-        str(Path(sys.executable).parent / "accelerate"),
-        *launch.split(),
-        "-m",
-        "lm_eval",
-        *arguments.split(),
-    ]
-    said = subprocess.run(
-        [*command, "--output_path", str(folder), "--log_samples"], env=hub_environment, capture_output=True, text=True
-    )
+    command = [sys.executable, *launch.split(), *arguments.split(), "--output_path", str(folder), "--log_samples"]
+    environment = {**hub_environment, "ACCELERATE_USE_CPU": "1"}
+    said = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr[-2000:]
+    assert all(f"Building contexts for blimp_adjunct_island on rank {rank}" in said.stderr for rank in (0, 1))
     written = json.loads(next(folder.rglob("results_*.json")).read_text())
     alone = blimp["topk32"]["results"]["blimp_adjunct_island"]["acc,none"]
     assert written["results"]["blimp_adjunct_island"]["acc,none"] == alone

@@ -117,7 +117,9 @@ class SaeHFLM(HFLM):
         super().__init__(str(world.model_path()) if embedded else pretrained, **kwargs)
         if embedded:
             self.model.config._name_or_path = world.NAME
-        self.original = self._original(bool(kwargs.get("peft") or kwargs.get("delta")), **numbers)
+        name = pretrained if isinstance(pretrained, str) else innermost(self.model).name_or_path
+        tuned = bool(kwargs.get("peft") or kwargs.get("delta"))
+        self.original = self._original(f"{name}, tuned" if tuned else name, **numbers)
         self._join_other_processes()
         self.special_ids = special_ids(self.tokenizer, self.model)
         self._told_of_context = False
@@ -178,10 +180,9 @@ class SaeHFLM(HFLM):
         except OSError as error:
             raise UserError(f"The weights of '{pretrained}' cannot be loaded: {first_line(error)}") from error
 
-    def _original(self, tuned: bool, **numbers: float | None) -> Original:
-        """What was trained; adapters or differences on top of its weights make it another model."""
-        name = innermost(self.model).name_or_path
-        original = original_of(f"{name}, tuned" if tuned else name, str(self.revision), **numbers)
+    def _original(self, name: str, **numbers: float | None) -> Original:
+        """What is known of the model of that name; parameters that are not known are counted."""
+        original = original_of(name, str(self.revision or "main"), **numbers)
         if original.params is not None:
             return original
         count = sum(weights.numel() for weights in innermost(self.model).parameters())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -85,8 +86,10 @@ def _on_input(function: Callable[[Tensor], Tensor | None]):
 def record(model: nn.Module, ports: list[Port], input_ids: Tensor) -> dict[Port, Tensor]:
     """What passes `ports` when the model reads `input_ids` (batch, positions); a port nothing passes is left out."""
     seen: dict[Port, Tensor] = {}
+    # Nobody looks at the logits, and those of a whole window take gigabytes where the vocabulary is large.
+    few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     with ExitStack() as scope:
         for port in ports:
             scope.callback(on_port(model, port, lambda x, port=port: seen.update({port: x})).remove)
-        model(input_ids=input_ids)
+        model(input_ids=input_ids, **few)
     return seen
