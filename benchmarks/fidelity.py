@@ -133,7 +133,10 @@ def speed(count: int, length: int, pairs: int) -> None:
         ended = time.process_time()
         seconds = (with_mean - started, without - with_mean, ended - without)
         ratios.append([seconds[2] / own for own in seconds[:2]])
-        print("sae_fidelity {:.2f} s, without mean ablation {:.2f} s; sae_lens.evals {:.2f} s".format(*seconds))
+        print(
+            "sae_fidelity {:.2f} s, without mean ablation {:.2f} s; sae_lens.evals {:.2f} s".format(*seconds),
+            flush=True,
+        )
     all_of_it, same = (statistics.median(column) for column in zip(*ratios, strict=True))
     print(f"{count * length} tokens: {all_of_it:.2f} times as fast as sae_lens.evals, {same:.2f} without mean ablation")
     for name, other in (("ce_spliced", "ce_loss_with_sae"), ("kl", "kl_div_with_sae"), ("l0", "l0")):

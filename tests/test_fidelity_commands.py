@@ -58,13 +58,14 @@ def test_two_processes_give_what_one_gives_beside_another_task(tmp_path):
 
 
 def test_wikitext_has_the_nats_of_lm_evals_wikitext(hub_environment, tmp_path):
-    arguments = f"{STORIES} --tasks wikitext,sae_fidelity_wikitext --limit 2 --batch_size 8"
+    arguments = f"{STORIES} --tasks wikitext,sae_fidelity_wikitext --limit 1 --batch_size 8"
     results, samples, _ = run(tmp_path, arguments, **hub_environment)
     theirs = {s["doc_id"]: s["word_perplexity"] for s in samples["wikitext"]}
-    nats = {s["doc_id"]: s["resps"][0][0]["nats_spliced"] for s in samples["sae_fidelity_wikitext"]}
+    own = {s["doc_id"]: s["ce_spliced"] for s in samples["sae_fidelity_wikitext"]}
+    nats = {number: nll for number, (_, nll, _) in own.items()}
     assert {number: -loglikelihood for number, (loglikelihood, _) in theirs.items()} == pytest.approx(nats, rel=1e-5)
     words = sum(words for _, words in theirs.values())
-    tokens = sum(s["resps"][0][0]["tokens"] for s in samples["sae_fidelity_wikitext"])
+    tokens = sum(tokens for _, _, tokens in own.values())
     ce = results["results"]["sae_fidelity_wikitext"]["ce_spliced,none"]
     perplexity = results["results"]["wikitext"]["word_perplexity,none"]
     assert math.log(perplexity) * words == pytest.approx(ce * tokens, rel=1e-5)
