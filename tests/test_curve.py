@@ -318,22 +318,3 @@ def test_the_report_takes_the_curve_beside_the_results(file, losses, tmp_path):
     assert made.law == "family"
     assert made.value == pytest.approx(4_514_811 / 6_500_208)
     assert made.low is not None
-
-
-def test_a_run_records_effective_compute_of_its_text_and_categories():
-    from sae_lm_eval.originals import known_original, recorded, unknown_original
-
-    table = {"ce_baseline": 1.9698, "ce_spliced": 2.1324, "ce_delta_stderr": 0.001}
-    known = known_original("EleutherAI/pythia-2.8b")
-    assert known is not None
-    record = recorded(table, known)
-    assert record is not None
-    assert record["fraction"] == pytest.approx(0.137, abs=5e-4)
-    assert (record["law"], record["covers"]) == ("besiroglu2024", "documents + curve parameters")
-    unknown = recorded(table, unknown_original("my/model"))
-    assert unknown is not None
-    assert unknown["fraction"] is None
-    assert "training tokens" in unknown["reason"]
-    assert unknown["reason"].endswith("to sae-lm-eval effective-compute OUT")
-    assert recorded({"ce_baseline": 1.0, "ce_spliced": "N/A"}, known) is None
-    assert known_original("EleutherAI/pythia-2.8b", "step1000") is None

@@ -11,6 +11,7 @@ from models import WIDTH, random_model, random_sae, word_tokenizer, words
 
 from sae_lm_eval.adapter import SaeHFLM, join
 from sae_lm_eval.arguments import wanted_of
+from sae_lm_eval.journal import Journal
 
 HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.2.hook_mlp_out")
 
@@ -71,15 +72,15 @@ def test_rolling_is_answered_together_as_well(family):
 
 def test_the_journal_answers_another_process(family, tmp_path):
     baseline, variants = family
-    join(baseline, variants, tmp_path / "journal")
+    join(baseline, variants, Journal(tmp_path / "journal"))
     expected = variants[2].loglikelihood(instances())
     baseline = make(sae=[], splice="none")
     variants = [baseline.as_variant(wanted_of(sae)) for sae in saes()]
-    join(baseline, variants, tmp_path / "journal")
+    join(baseline, variants, Journal(tmp_path / "journal"))
     baseline._answers.scorer = None
     assert variants[2].loglikelihood(instances()) == expected
     other = baseline.as_variant(wanted_of(saes()[0], splice="zero"))
-    join(baseline, [other], tmp_path / "journal")
+    join(baseline, [other], Journal(tmp_path / "journal"))
     baseline._answers.scorer = None
     with pytest.raises(AttributeError):
         other.loglikelihood(instances())

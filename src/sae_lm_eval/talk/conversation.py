@@ -121,7 +121,7 @@ class Model:
         source = self.lm.mean_source
         if source is None:
             raise UserError("splice=mean needs the text it averages: start with splice=mean,mean_text=FILE.")
-        texts = self.lm.windows(source["text"], source["tokens"])
+        texts = self.lm.windows(text.read_documents(source["text"]), source["tokens"])
         return with_means(variant, text.mean_activations(self.model, variant, texts, self.lm.special_ids))
 
     # -- prompts ------------------------------------------------------------------------------------------
