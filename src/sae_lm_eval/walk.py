@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -47,22 +48,41 @@ class Scores:
     measures: dict[str, np.ndarray]
 
 
-def kl(baseline: Tensor, variant: Tensor) -> Tensor:
-    """KL(baseline || variant) in nats, from log-probabilities (..., vocabulary)."""
-    return (baseline.exp() * (baseline - variant)).sum(-1)
+class Predicted:
+    """Log-probabilities (..., vocabulary) in nats, and what several measures need of them."""
+
+    def __init__(self, logprob: Tensor):
+        self.logprob = logprob
+
+    @cached_property
+    def probability(self) -> Tensor:
+        return self.logprob.exp()
+
+    @cached_property
+    def likeliest(self) -> Tensor:
+        return self.logprob.argmax(-1)
 
 
-def kl_reverse(baseline: Tensor, variant: Tensor) -> Tensor:
-    """KL(variant || baseline) in nats, from log-probabilities (..., vocabulary)."""
+def kl(baseline: Predicted, variant: Predicted) -> Tensor:
+    """KL(baseline || variant) in nats, (...)."""
+    return (baseline.logprob - variant.logprob).mul_(baseline.probability).sum(-1)
+
+
+def kl_reverse(baseline: Predicted, variant: Predicted) -> Tensor:
+    """KL(variant || baseline) in nats, (...)."""
     return kl(variant, baseline)
 
 
-def agreement(baseline: Tensor, variant: Tensor) -> Tensor:
+def agreement(baseline: Predicted, variant: Predicted) -> Tensor:
     """1 where both put the same token first, else 0."""
-    return (baseline.argmax(-1) == variant.argmax(-1)).to(baseline.dtype)
+    return (baseline.likeliest == variant.likeliest).to(baseline.logprob.dtype)
 
 
-MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": kl, "kl_reverse": kl_reverse, "agreement": agreement}
+MEASURES: dict[str, Callable[[Predicted, Predicted], Tensor]] = {
+    "kl": kl,
+    "kl_reverse": kl_reverse,
+    "agreement": agreement,
+}
 
 
 class Watch(Protocol):
@@ -236,14 +256,11 @@ class Walk:
         columns: dict[str, list[Tensor]] = {name: [] for name in self.tables}
         baseline = None
         for number, of_model in enumerate(states):
-            logprob = self.head(of_model).to(self.dtype).log_softmax(-1)
-            at, target = at.to(logprob.device), target.to(logprob.device)
-            columns["logprob"].append(logprob[at, target])
-            columns["greedy"].append(logprob.argmax(-1)[at] == target)
-            if baseline is None:
-                baseline = logprob
-            if not 1 <= number <= self.compared:
-                continue
-            for name, measure in self.measures.items():
-                columns[name].append(measure(baseline, logprob)[at])
+            predicted = Predicted(self.head(of_model).to(self.dtype).log_softmax(-1))
+            baseline = baseline or predicted
+            at, target = at.to(predicted.logprob.device), target.to(predicted.logprob.device)
+            columns["logprob"].append(predicted.logprob[at, target])
+            columns["greedy"].append(predicted.likeliest[at] == target)
+            for name, measure in self.measures.items() if 1 <= number <= self.compared else ():
+                columns[name].append(measure(baseline, predicted)[at])
         return {name: torch.stack(column) for name, column in columns.items() if column}
