@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 # A gather pays below about one active element in 32, whatever the widths; only on the CPU was that measured
-# (benchmarks/sparse.py).
+# (torch 2.13, widths 512 and 2,304, 4,096 and 16,384 elements).
 PAYS_BELOW = {"cpu": 1 / 32}
 PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
