@@ -25,6 +25,7 @@ COMMAND = [
 def command(output_path: Path) -> None:
     """The command in this process, whose stdout and stderr nobody reads."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.chdir(output_path.parent)  # outside a checkout, whose commit the results would hold
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
