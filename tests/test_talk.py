@@ -216,6 +216,13 @@ class TestModel:
         assert model.columns[1].name.endswith(" (zero)")
         assert model.provenance["splice"] == "zero"
 
+    @pytest.mark.parametrize(("ks", "adds"), [((), False), (("k4",), True)])
+    def test_a_bos_token_is_added_where_one_dictionary_was_trained_behind_one(self, ks, adds, tmp_path):
+        random_sae(128, "blocks.2.hook_resid_post").save_model(str(tmp_path))
+        saes = [f"world#blocks.2.hook_resid_post.{k}" for k in ks]
+        model = Model({"pretrained": "world", "sae": str(tmp_path)}, saes)
+        assert (model.encode("the", [])[0] == model.lm.tokenizer.bos_token_id) is adds
+
     def test_the_mean_is_of_the_text_that_was_named(self, tmp_path):
         (tmp_path / "text.txt").write_text(" ".join(d.text for d in islice(text.documents(random.Random(0)), 9)))
         model = world("k4", "k32", splice="mean", mean_text=str(tmp_path / "text.txt"), mean_tokens=200)

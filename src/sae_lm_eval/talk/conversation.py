@@ -72,7 +72,7 @@ class Model:
         self.lm: Any = SaeHFLM(**self.model_args, sae=specs[0])
         self.model = innermost(self.lm.model)
         self.dictionaries = [[splice.dictionary for splice in self.lm.variant.splices], *map(self._load, specs[1:])]
-        self.lm._set_bos([dictionary for of_variant in self.dictionaries for dictionary in of_variant])
+        self.lm._set_bos(any(dictionary.prepend_bos for of_variant in self.dictionaries for dictionary in of_variant))
         self.choices = self.lm.choices
         self.variants = [self.lm.variant, *map(self._build, self.dictionaries[1:])]
         self._provenance: dict[str, Any] | None = None
