@@ -312,8 +312,12 @@ class SaeHFLM(HFLM):
         """The windows in which lm_eval's rolling loglikelihood scores every token of a document once."""
         with self._as_documents():
             ids = self.tok_encode(document)
+        return [self._query(*window) for window in self.disjoint_windows(ids)]
+
+    def disjoint_windows(self, ids: list[int]) -> list[tuple[list[int], list[int]]]:
+        """The (context, continuation) pairs of ids in which every one of them is a continuation once."""
         windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
-        return [self._query(*make_disjoint_window(window)) for window in windows]
+        return [make_disjoint_window(window) for window in windows]
 
     def sae_fidelity(self, requests: list[Instance], disable_tqdm: bool = False) -> list[dict[str, Any]]:
         """A document's sums for each request ((document, category, source), ...); see `fidelity`."""

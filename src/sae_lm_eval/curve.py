@@ -20,7 +20,6 @@ import torch
 from filelock import FileLock, Timeout
 from lm_eval.evaluator_utils import get_sample_size
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import nn
 from tqdm import tqdm
 
@@ -217,11 +216,7 @@ def _load(member: Member, context: int | None, loading: dict[str, Any]) -> Any:
 
 def _nats(lm: Any, tokens: Iterable[list[int]], title: str) -> float:
     """-log p of all documents, in the windows of lm_eval's loglikelihood_rolling."""
-    windows = [
-        (None, *make_disjoint_window(window))
-        for ids in tokens
-        for window in get_rolling_token_windows(ids, lm.prefix_token_id, lm.max_length, 1)
-    ]
+    windows = [(None, *window) for ids in tokens for window in lm.disjoint_windows(ids)]
     total = 0.0
     with tqdm(total=len(windows), desc=title, unit="window") as bar:
         for start in range(0, len(windows), WINDOWS_AT_ONCE):

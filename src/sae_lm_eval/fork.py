@@ -137,7 +137,11 @@ SIDES: tuple[Literal["input", "output"], ...] = ("input", "output")
 
 def fork_point(variant: Variant, blocks: str | None) -> Point:
     """Before the first of the variant's sites in a forward pass, as late as rows can be appended."""
-    points = [point_of(splice.site_out.write, blocks) for splice in variant.splices]
+    return earliest([point_of(splice.site_out.write, blocks) for splice in variant.splices])
+
+
+def earliest(points: Sequence[Point]) -> Point:
+    """The first in a forward pass; the start where there are none."""
     if not points or START in points:
         return START
     return min(points, key=lambda point: (point.block, point.side))

@@ -12,7 +12,7 @@ from sae_lm_eval import catalogue
 from sae_lm_eval.catalogue import Known
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.folder import GROUPS, PACE, read_json
-from sae_lm_eval.fork import START, Point, blocks_path, fork_point, point_of
+from sae_lm_eval.fork import Point, blocks_path, earliest, fork_point, point_of
 from sae_lm_eval.groups import GB, divide, memory_for_dictionaries
 from sae_lm_eval.progress import duration
 from sae_lm_eval.splice import Variant
@@ -130,7 +130,7 @@ def _planned(asked: Asked, model: Any) -> Planned:
         points = [_point(model, hook, module) for hook, module in zip(sites, modules, strict=True)]
     except (UserError, ValueError) as error:
         return Planned(asked, sites, None, None, **given, why=str(error))
-    first = START if START in points else min(points, key=lambda point: (point.block, point.side))
+    first = earliest(points)
     return Planned(asked, sites, first, _cost(first, model), **given)
 
 

@@ -95,7 +95,7 @@ def run(
     Raises `UserError` for whatever the user can mend, among it a variant that failed when the others are done.
     """
     from sae_lm_eval.comparison import compare
-    from sae_lm_eval.cuts import read_categories
+    from sae_lm_eval.cuts import read_categories_file
     from sae_lm_eval.results import read_results
     from sae_lm_eval.sweep import lm_eval_settings
 
@@ -104,7 +104,7 @@ def run(
             raise UserError(f"run takes no '{name}'.{did_you_mean(name, known)} lm_eval's are {', '.join(known)}.")
     chosen: Any = categories
     if isinstance(categories, str | Path):
-        chosen = read_categories(Path(categories).read_text(encoding="utf-8"), f"'{categories}'")
+        chosen = read_categories_file(Path(categories))
     given = {"model_args": model_args, "variants": list(variants), "controls": list(controls), "mean_text": mean_text}
     sweep = sweep_of({**given, "memory": memory, "tasks": tasks, **settings})
     finished = evaluate(sweep, lm_eval_config(sweep), Path(output_path))

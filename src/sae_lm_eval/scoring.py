@@ -74,6 +74,10 @@ class Scorer:
         self.head = Head(model)
 
     @cached_property
+    def _last_mlp_path(self) -> str | None:
+        return path_of_last_mlp(self.model, self.variants)
+
+    @cached_property
     def layout(self) -> Layout:
         """The most that may be shared without changing a score, found by trying."""
         found = next((layout for layout in LAYOUTS if self._agrees(layout)), None)
@@ -127,7 +131,7 @@ class Scorer:
         )
         with ExitStack() as scope:
             fork = scope.enter_context(forked(self.model, self.variants, None if layout.blocks else START))
-            path = path_of_last_mlp(self.model, self.variants) if layout.last_mlp else None
+            path = self._last_mlp_path if layout.last_mlp else None
             last_mlp = None if path is None else LastMlp(self.model, path, scope)
             if watch is not None:
                 fork.watch(0, watch)

@@ -127,8 +127,14 @@ def site_of(results: Results) -> str:
 
 
 def mode_of(results: Results) -> str:
-    mode, scale = str(results.provenance.get("splice", NA)), results.provenance.get("scale", 1)
+    """What takes the place of the activations, and how much of that."""
+    mode, scale = splice_of(results), results.provenance.get("scale", 1)
     return mode if scale == 1 else f"{mode}, scale {scale:g}"
+
+
+def splice_of(results: Results) -> str:
+    """What takes the place of the activations."""
+    return str(results.provenance.get("splice", NA))
 
 
 def command(results: Results) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sae_lm_eval.report.drops import Row, Told, section_of, star
 from sae_lm_eval.report.fidelity import Fidelity, Measured, value_cell
-from sae_lm_eval.report.provenance import dictionary_of
+from sae_lm_eval.report.provenance import dictionary_of, splice_of
 from sae_lm_eval.report.text import (
     NA,
     Cell,
@@ -95,7 +95,7 @@ def _setting(results: Results, drop: Row | None, fidelity: Mapping[str, Measured
         dictionary=dictionary_of(results),
         layers=tuple(dict.fromkeys(match[1] if match else hook for match, hook in matches)),
         widths=tuple(dict.fromkeys(int(of["d_dictionary"]) for of in splices if of.get("d_dictionary"))),
-        mode=str(record.get("splice")),
+        mode=splice_of(results),
         scale=scales.pop() if len(scales) == 1 else math.nan,
         same=(
             tuple(tuple(str(splice.get(key)) for key in IDENTITY) for splice in splices),
