@@ -83,7 +83,7 @@ def evaluate(suite: str, run: str, out: Path, device: str) -> dict[str, Any]:
     queries: list[Any] = []
     if run == "forked":
         answers = models[0]._answers.answers
-        models[0]._answers.answers = lambda asked, done: (queries.extend(asked), answers(asked, done))
+        models[0]._answers.answers = lambda asked, *told: (queries.extend(asked), answers(asked, *told))
     samples = [
         lm_eval.simple_evaluate(model=lm, task_manager=task_manager, **settings, bootstrap_iters=0, log_samples=True)
         for lm in models
@@ -147,7 +147,8 @@ def fewest_operations(queries: list[Any], layers: list[int]) -> float:
     """Multiplications of the weights that the answers cannot do without, as a share of those of one plain run.
 
     Each distinct beginning once through the blocks, from its fork on for each variant, with the encoder and the
-    active elements of the decoder; the head where a distinct beginning is asked. Attention scores are not counted.
+    active elements of the decoder; of the last block keys and values, and the rest where a distinct beginning is
+    asked, as the head. Attention scores are not counted.
     """
     from sae_lm_eval.packing import plan
 
@@ -158,11 +159,14 @@ def fewest_operations(queries: list[Any], layers: list[int]) -> float:
         for path, query in zip(row.paths.values(), inputs.values(), strict=True)
         for slot in path[-len(query.targets) :]
     }
-    block, head = 4 * WIDTH**2 + 3 * WIDTH * HIDDEN, WIDTH * VOCABULARY
+    keys, rest, head = 2 * WIDTH**2, 2 * WIDTH**2 + 3 * WIDTH * HIDDEN, WIDTH * VOCABULARY
     dictionary = WIDTH * ELEMENTS + WIDTH * ACTIVE
-    forked = LAYERS * block + sum((LAYERS - 1 - layer) * block + dictionary for layer in layers)
-    fewest = len(row.ids) * forked + len(asked) * (1 + len(layers)) * head
-    return fewest / (sum(map(len, inputs)) * (LAYERS * block + head))
+    blocks = [LAYERS, *(LAYERS - 1 - layer for layer in layers)]  # that the baseline and each variant run
+    everywhere = sum(max(0, n - 1) * (keys + rest) + min(1, n) * keys for n in blocks)
+    where_asked = sum(min(1, n) * rest + head for n in blocks)
+    dictionaries = sum(len(asked) if layer == LAYERS - 1 else len(row.ids) for layer in layers) * dictionary
+    fewest = len(row.ids) * everywhere + len(asked) * where_asked + dictionaries
+    return fewest / (sum(map(len, inputs)) * (LAYERS * (keys + rest) + head))
 
 
 def measured(suite: str, run: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from models import ARCHITECTURES, COMMON, LAYERS, VOCABULARY, WIDTH, random_mode
 from sae_lm_eval import scoring, walk
 from sae_lm_eval.build import Choices, build_variant
 from sae_lm_eval.dictionary import load
-from sae_lm_eval.last_mlp import path_of_last_mlp
+from sae_lm_eval.last_block import FewQueries, paths_of_last_block
 from sae_lm_eval.scoring import LAYOUTS, Layout, Scorer
 from sae_lm_eval.splice import attached
 from sae_lm_eval.walk import MEASURES, Query
@@ -75,10 +75,13 @@ def assert_equal(scorer, asked, *, within=2e-5):
         np.testing.assert_allclose(scores.measures["kl"], kl[1:].numpy(), atol=within)
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_all_that_is_shared_changes_no_score(name, monkeypatch):
+def test_all_that_is_shared_changes_no_score(name, attention, monkeypatch):
     monkeypatch.setattr(scoring, "CAPACITY", 40)
     model = random_model(name)
+    with contextlib.suppress(ValueError):  # an architecture that has no other than eager
+        model.set_attn_implementation(attention)
     last = f"blocks.{LAYERS - 1}.hook_resid_post"
     variants = [
         variant(model, "blocks.1.hook_resid_pre"),
@@ -189,8 +192,8 @@ def test_bfloat16_is_scored_in_float32(llama):
         assert np.median(np.abs(scores.logprob - logprob.numpy())) < 0.1
 
 
-class TestLastMlp:
-    def test_it_runs_where_something_is_asked(self, scorer):
+class TestLastBlock:
+    def test_its_mlp_runs_where_something_is_asked(self, scorer):
         seen = []
         mlp = scorer.model.model.layers[-1].mlp
         handle = mlp.gate_proj.register_forward_hook(lambda _m, args, _out: seen.append(args[0].shape[-2]))
@@ -201,11 +204,66 @@ class TestLastMlp:
         handle.remove()
         assert 0 < sum(seen) <= sum(len(query.targets) for query in asked)
 
-    @pytest.mark.parametrize("hook", ["hook_mlp_out", "mlp.hook_in"])
-    def test_it_runs_everywhere_where_a_dictionary_sits_in_it(self, llama, hook):
+    def test_its_queries_look_where_something_is_asked(self, scorer, monkeypatch):
+        scorer.model.set_attn_implementation("sdpa")
+        scorer.layout  # noqa: B018  (found by trying, which is not what is counted)
+        asked, lengths = [], []
+        call = FewQueries.__torch_function__
+
+        def counted(self, func, types, args=(), kwargs=None):
+            if func is torch.nn.functional.scaled_dot_product_attention and self.at is not None:
+                asked.append(self.at.shape[1])
+                lengths.append(args[0].shape[2])
+            return call(self, func, types, args, kwargs)
+
+        monkeypatch.setattr(FewQueries, "__torch_function__", counted)
+        scorer.score([Query(query.ids, query.targets[-1:]) for query in queries()], lambda _scores: None)
+        assert asked
+        assert sum(asked) < sum(lengths) / 2
+
+    @pytest.mark.parametrize(
+        ("hook", "block", "mlp"),
+        [
+            ("hook_resid_post", True, True),
+            ("hook_attn_out", False, True),
+            ("hook_mlp_out", False, False),
+            ("mlp.hook_in", False, False),
+        ],
+    )
+    def test_what_runs_everywhere_where_a_dictionary_sits_in_it(self, llama, hook, block, mlp):
         last = LAYERS - 1
-        assert path_of_last_mlp(llama, [variant(llama, f"blocks.{last}.{hook}")]) is None
-        assert path_of_last_mlp(llama, [variant(llama, f"blocks.{last - 1}.{hook}")]) == f"model.layers.{last}.mlp"
+        path = f"model.layers.{last}"
+        assert paths_of_last_block(llama, [variant(llama, f"blocks.{last - 1}.{hook}")]) == (path, f"{path}.mlp")
+        found = paths_of_last_block(llama, [variant(llama, f"blocks.{last}.{hook}")])
+        assert found == (path if block else None, f"{path}.mlp" if mlp else None)
+
+
+class TestFewQueries:
+    @pytest.mark.parametrize("heads_of_mask", [1, 4])
+    def test_what_is_asked_gets_what_attention_gives_it(self, heads_of_mask):
+        torch.manual_seed(0)
+        query, key, value = (torch.randn(6, 4, n, 8) for n in (5, 7, 7))
+        mask = torch.randn(6, heads_of_mask, 5, 7)
+        few = FewQueries()
+        few.at = torch.tensor([[1, 3], [4, 4], [0, 0]])  # of three rows, and their copies
+        attend = torch.nn.functional.scaled_dot_product_attention
+        with few:
+            found = attend(query, key, value, attn_mask=mask)
+        expected = attend(query, key, value, attn_mask=mask)
+        for row, at in enumerate([[1, 3], [4], [0]] * 2):
+            torch.testing.assert_close(found[row, :, at], expected[row, :, at])
+            others = [place for place in range(5) if place not in at]
+            assert not found[row, :, others].any()
+        assert torch.equal(attend(query, key, value, attn_mask=mask), expected)
+
+    def test_attention_without_a_mask_is_left_alone(self):
+        query, key, value = torch.randn(3, 2, 4, 5, 8)
+        few = FewQueries()
+        few.at = torch.tensor([[1], [1]])
+        attend = torch.nn.functional.scaled_dot_product_attention
+        with few:
+            found = attend(query, key, value, is_causal=True)
+        assert torch.equal(found, attend(query, key, value, is_causal=True))
 
 
 class TestWhatAnArchitectureDoesNotBear:
@@ -220,7 +278,7 @@ class TestWhatAnArchitectureDoesNotBear:
         monkeypatch.setattr(scoring.logger, "propagate", True)
         scorer = Scorer(llama, [variant(llama, "blocks.1.hook_resid_post")], rows=2, limit=64)
         with caplog.at_level(logging.WARNING):
-            assert scorer.layout == Layout(rows=False, last_mlp=False)
+            assert scorer.layout == Layout(rows=False, last_block=False)
         assert "LlamaForCausalLM is scored sharing blocks and prefixes, which is slower." in caplog.text
         assert_equal(scorer, queries())
 

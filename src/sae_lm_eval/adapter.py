@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import inspect
@@ -18,6 +19,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import lm_eval.utils
 import numpy as np
 import torch
 from lm_eval.api.instance import Instance
@@ -49,6 +51,9 @@ logger = logging.getLogger(f"lm_eval.{__name__}")
 # Rows to run at once. On a GPU it is what `batch_size=auto` begins with, and is halved where memory does not suffice;
 # on a CPU there are never more, since more do not stay in its cache.
 ROWS_ON_GPU, ROWS_ON_CPU = 64, 2
+
+# lm_eval compiles a template anew for every document that it fills in, which takes longer than filling it in.
+lm_eval.utils.env.from_string = functools.lru_cache(maxsize=1024)(lm_eval.utils.env.from_string)
 
 PACKAGES = ("sae_lm_eval", "lm_eval", "torch", "transformers", "sae_lens", "transformer_lens")
 
@@ -327,8 +332,13 @@ class SaeHFLM(HFLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self._tasks = [request.task_name for request in requests]
+        # What another variant was asked before is not tokenised again.
+        known = [] if self._answers is None else self._answers.tokenised
         try:
-            answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+            if [asked for asked, *_ in known] == [request.args for request in requests]:
+                answers = self._loglikelihood_tokens(known, disable_tqdm=disable_tqdm)
+            else:
+                answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         finally:
             self._tasks = []
         self.divergence.note(requests, self._kl)
@@ -382,6 +392,7 @@ class SaeHFLM(HFLM):
     def _from(self, together: Together, requests: list, *, disable_tqdm: bool) -> list[tuple[float, bool]]:
         """The answers to requests ((context, continuation), context ids, continuation ids), and KL at them."""
         queries = [self._query(context, continuation) for _, context, continuation in requests]
+        together.tokenised = requests
         answers: list[Any] = [None] * len(requests)
         kl = [math.nan] * len(requests)
         disable_tqdm = disable_tqdm or self.rank != 0 or self.progress is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,17 +44,19 @@ class Head:
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits (n, vocabulary) of hidden states (n, width)."""
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-        with self._giving(hidden[None]):
+        with forward_as(self.trunk, lambda *_args, **_kwargs: self._output(last_hidden_state=hidden[None])):
             return self.model(input_ids=ids, use_cache=False).logits[0]
 
-    @contextmanager
-    def _giving(self, hidden: Tensor) -> Iterator[None]:
-        had = self.trunk.__dict__.get("forward")
-        self.trunk.forward = lambda *_args, **_kwargs: self._output(last_hidden_state=hidden)
-        try:
-            yield
-        finally:
-            if had is None:
-                del self.trunk.forward
-            else:
-                self.trunk.forward = had
+
+@contextmanager
+def forward_as(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside the scope, a module's forward is another one."""
+    had = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if had is None:
+            del module.forward
+        else:
+            module.forward = had

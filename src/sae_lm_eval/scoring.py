@@ -16,7 +16,7 @@ import torch
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.fork import START, forked
 from sae_lm_eval.head import Head
-from sae_lm_eval.last_mlp import LastMlp, path_of_last_mlp
+from sae_lm_eval.last_block import LastBlock, Paths, paths_of_last_block
 from sae_lm_eval.packing import plan
 from sae_lm_eval.splice import Variant, attached
 from sae_lm_eval.walk import Query, Scores, Walk, Watch
@@ -34,21 +34,21 @@ class Layout:
     blocks: bool = True  # those below a variant's first site
     prefixes: bool = True
     rows: bool = True
-    last_mlp: bool = True  # it is run where something is asked only
+    last_block: bool = True  # its MLP and queries run where something is asked only
 
     def __str__(self) -> str:
-        names = [name for name, is_used in vars(self).items() if is_used and name != "last_mlp"]
+        names = [name for name, is_used in vars(self).items() if is_used and name != "last_block"]
         return f"sharing {' and '.join(names)}" if names else "sharing nothing"
 
 
 LAYOUTS = (
     Layout(),
-    Layout(last_mlp=False),
-    Layout(rows=False, last_mlp=False),
-    Layout(prefixes=False, rows=False, last_mlp=False),
-    Layout(blocks=False, last_mlp=False),
-    Layout(blocks=False, rows=False, last_mlp=False),
-    Layout(blocks=False, prefixes=False, rows=False, last_mlp=False),
+    Layout(last_block=False),
+    Layout(rows=False, last_block=False),
+    Layout(prefixes=False, rows=False, last_block=False),
+    Layout(blocks=False, last_block=False),
+    Layout(blocks=False, rows=False, last_block=False),
+    Layout(blocks=False, prefixes=False, rows=False, last_block=False),
 )
 
 
@@ -74,8 +74,8 @@ class Scorer:
         self.head = Head(model)
 
     @cached_property
-    def _last_mlp_path(self) -> str | None:
-        return path_of_last_mlp(self.model, self.variants)
+    def _last_block_paths(self) -> Paths:
+        return paths_of_last_block(self.model, self.variants)
 
     @cached_property
     def layout(self) -> Layout:
@@ -131,12 +131,13 @@ class Scorer:
         )
         with ExitStack() as scope:
             fork = scope.enter_context(forked(self.model, self.variants, None if layout.blocks else START))
-            path = self._last_mlp_path if layout.last_mlp else None
-            last_mlp = None if path is None else LastMlp(self.model, path, scope)
+            last_block = LastBlock(self.model, self._last_block_paths, scope) if layout.last_block else None
             if watch is not None:
                 fork.watch(0, watch)
             tokens = self.rows * capacity
-            walk = Walk(fork, self.head, queries, tokens, self.dtype, measures, done, known, last_mlp, compared, watch)
+            walk = Walk(
+                fork, self.head, queries, tokens, self.dtype, measures, done, known, last_block, compared, watch
+            )
             walk.behind(root, None)
         self.rows = max(1, walk.tokens // capacity)
 

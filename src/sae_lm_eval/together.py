@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ class Together:
 
     def __init__(self, scorer: Scorer, journal: Journal | None = None, identities: Sequence[str] = ()):
         self.scorer = scorer
+        self.tokenised: list[Any] = []  # the requests asked last, as lm_eval has them with their tokens
         self._journal = journal or Journal()
         self._models = hashlib.sha256(" ".join(identities).encode()).hexdigest()
 

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 from sae_lm_eval import prefix
 from sae_lm_eval.fork import Fork
 from sae_lm_eval.head import Head
-from sae_lm_eval.last_mlp import LastMlp
+from sae_lm_eval.last_block import LastBlock
 from sae_lm_eval.packing import Prefix, Row
 from sae_lm_eval.splice import Context, Splice
 
@@ -134,13 +134,13 @@ class Walk:
         measures: Sequence[str],
         done: Callable[[Mapping[int, Scores]], object],
         known: Collection[int] = (),
-        last_mlp: LastMlp | None = None,
+        last_block: LastBlock | None = None,
         compared: int | None = None,
         watch: Watch | None = None,
     ) -> None:
         self.fork, self.head, self.queries = fork, head, queries
         self.tokens, self.dtype, self.done = tokens, dtype, done
-        self.known, self.last_mlp, self.watch = frozenset(known), last_mlp, watch
+        self.known, self.last_block, self.watch = frozenset(known), last_block, watch
         self.compared = fork.models - 1 if compared is None else compared
         self.device = next(head.model.parameters()).device
         self.starts = np.concatenate([[0], np.cumsum([len(query.targets) for query in queries], dtype=int)])
@@ -230,8 +230,8 @@ class Walk:
         """Run a batch, and write what is asked of it into the tables; `kwargs` are the trunk's own."""
         places = self._here(asked.places)
         self.fork.begin(context)
-        if self.last_mlp is not None:
-            self.last_mlp.places, self.last_mlp.positions = places, context.input_ids.numel()
+        if self.last_block is not None:
+            self.last_block.ask(asked.places, context.input_ids.shape, self.device)
         if self.watch is not None:
             queries = np.searchsorted(self.starts, asked.goes, side="right") - 1
             self.watch.begin(context, asked.places, asked.which, queries)
