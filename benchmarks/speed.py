@@ -84,8 +84,11 @@ def evaluate(suite: str, run: str, out: Path, device: str) -> dict[str, Any]:
     if run == "forked":
         answers = models[0]._answers.answers
         models[0]._answers.answers = lambda asked, *told: (queries.extend(asked), answers(asked, *told))
+    tasks = [*task_manager.load(settings.pop("tasks"))["tasks"].values()]  # once for all models, as `run` has it
     samples = [
-        lm_eval.simple_evaluate(model=lm, task_manager=task_manager, **settings, bootstrap_iters=0, log_samples=True)
+        lm_eval.simple_evaluate(
+            model=lm, tasks=tasks, task_manager=task_manager, **settings, bootstrap_iters=0, log_samples=True
+        )
         for lm in models
     ]
     seconds = time.perf_counter() - started

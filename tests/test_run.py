@@ -17,7 +17,7 @@ import pytest
 from folders import contents
 
 from sae_lm_eval import UserError, run, running
-from sae_lm_eval.folder import GROUPS, JOURNAL, held
+from sae_lm_eval.folder import GROUPS, held, journal_of
 from sae_lm_eval.groups import divide
 from sae_lm_eval.journal import DiskError, Journal
 from sae_lm_eval.running import evaluate, lm_eval_config
@@ -125,7 +125,7 @@ def test_from_python(tmp_path):
     assert [one.name for one in comparison.variants] == ["k4", "k4,random_error"]
     assert set(comparison.drops["variant"]) == {"k4", "k4,random_error"}
     assert provenance(tmp_path / "k4,random_error")["control_of"] == ["k4"]
-    assert not (tmp_path / JOURNAL).exists()
+    assert not (tmp_path / journal_of()).exists()
     with pytest.raises(UserError, match=r"run takes no 'limits'\. Did you mean 'limit'"):
         run(model_args={}, variants=[K4], tasks="sae_world_homes", output_path=tmp_path, limits=4)
 
@@ -286,7 +286,7 @@ class TestCommand:
         process = subprocess.Popen(
             [*COMMAND, *arguments, "--output_path", str(tmp_path)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
         )
-        while not (tmp_path / JOURNAL).exists():
+        while not (tmp_path / journal_of()).exists():
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate()

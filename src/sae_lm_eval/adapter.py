@@ -16,6 +16,7 @@ import itertools
 import json
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -328,7 +329,7 @@ class SaeHFLM(HFLM):
         """A document's sums for each request ((document, category, source), ...); see `fidelity`."""
         self._tell_of_context(min(len(self.tok_encode(r.args[0])), self.max_length) for r in requests)
         with self._autocast():
-            return self.fidelity.answer(self, requests, show=not disable_tqdm and self.rank == 0)
+            return self.fidelity.answer(self, requests, self._journal, show=not disable_tqdm and self.rank == 0)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self._tasks = [request.task_name for request in requests]
@@ -408,8 +409,17 @@ class SaeHFLM(HFLM):
             bar.update()
             progress.answered(number)
 
+        def ask(numbers: list[int]) -> None:
+            some = [queries[number] for number in numbers]
+            together.answers(some, lambda i, of: done(numbers[i], of), lambda i: progress.recalled(numbers[i]))
+
+        # A task at a time, so that answers are the same to the bit whatever other tasks there are.
+        by_task: dict[str | None, list[int]] = defaultdict(list)
+        for number, task in enumerate(self._tasks or [None] * len(queries)):
+            by_task[task].append(number)
         with bar, self._autocast():
-            together.answers(queries, done, progress.recalled)
+            for numbers in by_task.values():
+                ask(numbers)
         self._kl = [(of, len(query.targets)) for of, query in zip(kl, queries, strict=True)]
         return answers
 
@@ -429,34 +439,43 @@ class SaeHFLM(HFLM):
         return self._generate_by_batch(self._journal, requests)
 
     def _generate_by_batch(self, journal: Journal, requests: Sequence[Instance]) -> list[str]:
-        """As lm_eval does, in batches that do not depend on which of them `journal` has."""
+        """As lm_eval does, in batches of a task that do not depend on which of them `journal` has."""
         lengths = [len(self.tok_encode(request.args[0])) for request in requests]
-        kwargs = [json.dumps(request.args[1:], sort_keys=True, default=str) for request in requests]
-        prompts = [str(request.args[0]) for request in requests]
-        order = sorted(range(len(requests)), key=lambda i: (kwargs[i], -lengths[i], prompts[i]))
-        size = self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU
-        batches = [
-            same[start : start + size]
-            for same in (list(group) for _, group in itertools.groupby(order, key=kwargs.__getitem__))
-            for start in range(0, len(same), size)
+        kinds = [
+            json.dumps([request.task_name, *request.args[1:]], sort_keys=True, default=str) for request in requests
         ]
+        prompts = [str(request.args[0]) for request in requests]
+        order = sorted(range(len(requests)), key=lambda i: (kinds[i], -lengths[i], prompts[i]))
+        size = self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU
         progress, out, models = self.progress or Progress(), [""] * len(requests), self.identity()
         progress.begin(lengths, [request.task_name for request in requests])
-        for number, batch in enumerate(batches):
-            # Texts may be drawn at random, so the same question asked twice is two questions.
-            asked = json.dumps([number, [(prompts[i], kwargs[i]) for i in batch]]).encode()
-            key = hashlib.blake2b(asked, digest_size=16).digest()
-            if (found := journal.get(models, key)) is not None:
-                texts = json.loads(found)
-                for i in batch:
-                    progress.recalled(i)
-            else:
-                texts: list[str] = super().generate_until([requests[i] for i in batch], disable_tqdm=True)
-                journal.put(models, {key: json.dumps(texts).encode()})
-            for i, text_ in zip(batch, texts, strict=True):
-                out[i] = text_
-                progress.answered(i)
+        for kind, same in itertools.groupby(order, key=kinds.__getitem__):
+            whole = list(same)
+            for number in range(0, len(whole), size):
+                batch = whole[number : number + size]
+                # Texts may be drawn at random, so the same question asked twice is two questions.
+                asked = json.dumps([number, kind, [prompts[i] for i in batch]]).encode()
+                key = hashlib.blake2b(asked, digest_size=16).digest()
+                if (found := journal.get(models, key)) is not None:
+                    texts = json.loads(found)
+                    for i in batch:
+                        progress.recalled(i)
+                else:
+                    with self._drawing(key):
+                        texts: list[str] = super().generate_until([requests[i] for i in batch], disable_tqdm=True)
+                    journal.put(models, {key: json.dumps(texts).encode()})
+                for i, text_ in zip(batch, texts, strict=True):
+                    out[i] = text_
+                    progress.answered(i)
         return out
+
+    @contextlib.contextmanager
+    def _drawing(self, key: bytes) -> Iterator[None]:
+        """Inside the scope, what is drawn depends on torch's seed and on `key`, and on nothing drawn before."""
+        seed = int.from_bytes(hashlib.blake2b(key + torch.initial_seed().to_bytes(8), digest_size=8).digest())
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
 
     def _tell_of_context(self, lengths: Iterable[int]) -> None:
         """Told once; `lengths` are not looked at, nor tokenised for, where there is nothing to tell."""

@@ -32,6 +32,11 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def explained(error: BaseException) -> str:
+    """A `UserError`'s sentence; of any other its kind and its first line."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+
+
 def explain_without_traceback(*programs: str) -> None:
     """Let the commands `programs` tell a `UserError` in a sentence; other programs see the exception as it is."""
     main = sys.modules["__main__"]

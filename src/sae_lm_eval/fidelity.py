@@ -6,9 +6,10 @@ A text's documents are scored where lm_eval's rolling loglikelihood scores them,
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from sae_lm_eval.build import Choices, with_means
 from sae_lm_eval.dictionary_sums import DictionarySums, OfCategory, by_category, records
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.fidelity_compute import compute_of
+from sae_lm_eval.journal import Journal
 from sae_lm_eval.scaling import Original
 from sae_lm_eval.scoring import Layout, Scorer
 from sae_lm_eval.splice import Variant
@@ -44,6 +46,8 @@ class Adapter(Protocol):
 
     @property
     def variant_name(self) -> str: ...
+
+    def identity(self) -> str: ...
 
     def windows(self, documents: Iterable[str], tokens: int) -> list[list[int]]: ...
 
@@ -86,8 +90,10 @@ class Fidelity:
         self.effective_compute: dict[str, dict[str, Any]] = {}
         self._layouts: dict[int, Layout] = {}  # by the number of variants, so that they are tried once, not by task
 
-    def answer(self, lm: Adapter, requests: Sequence[Instance], *, show: bool) -> list[dict[str, Any]]:
-        """A document's record for each request ((document, category, source), ...)."""
+    def answer(
+        self, lm: Adapter, requests: Sequence[Instance], journal: Journal | None = None, *, show: bool
+    ) -> list[dict[str, Any]]:
+        """A document's record for each request ((document, category, source), ...); `journal` keeps those of a task."""
         documents: dict[str, dict[Any, Document]] = defaultdict(dict)
         sources: dict[str, Source] = {}
         for request in requests:
@@ -98,9 +104,32 @@ class Fidelity:
             sources[task] = source
         found = {}
         for task, of_task in documents.items():
-            answers = self._measure(lm, task, sources[task], list(of_task.values()), show)
+            answers = self._answered(lm, task, sources[task], list(of_task.values()), journal, show)
             found.update({(task, doc_id): record for doc_id, record in zip(of_task, answers, strict=True)})
         return [found[str(request.task_name), request.doc_id] for request in requests]
+
+    def _answered(
+        self,
+        lm: Adapter,
+        task: str,
+        source: Source,
+        documents: list[Document],
+        journal: Journal | None,
+        show: bool,
+    ) -> list[dict[str, Any]]:
+        if journal is None or PartialState().num_processes > 1:  # what one had kept the others might not have
+            return self._measure(lm, task, source, documents, show)
+        models, what = lm.identity(), json.dumps([task, asdict(source), [asdict(each) for each in documents]])
+        key = hashlib.sha256(what.encode()).digest()
+        if (kept := journal.get(models, key)) is not None:
+            out, self.by_task[task], compute = json.loads(kept)
+        else:
+            out = self._measure(lm, task, source, documents, show)
+            compute = self.effective_compute.get(task)
+            journal.put(models, {key: json.dumps([out, self.by_task[task], compute]).encode()})
+        if compute is not None:
+            self.effective_compute[task] = compute
+        return out
 
     def _measure(
         self, lm: Adapter, task: str, source: Source, documents: list[Document], show: bool

@@ -16,7 +16,7 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.journal import DiskError
 
 SETTINGS, GROUPS, PACE = "run.json", ".groups.json", ".pace.json"
-JOURNAL, LOCK, LOG = ".answers.sqlite", ".lock", "run.log"
+LOCK, LOG = ".lock", "run.log"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -48,6 +48,11 @@ def held(folder: Path) -> Iterator[None]:
         ) from error
     finally:
         lock.release()
+
+
+def journal_of(process: int | str = 0) -> str:
+    """The journal's file, one for each process of a run."""
+    return f".answers.{process}.sqlite"
 
 
 def write_json(file: Path, value: Any) -> None:

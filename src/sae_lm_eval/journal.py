@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sae_lm_eval.errors import UserError
@@ -64,12 +64,22 @@ class Journal:
 
     def put(self, models: str, answers: Mapping[bytes, bytes]) -> None:
         """Keep a batch of answers by what was asked."""
-        rows = [(models, asked, answer) for asked, answer in answers.items()]
+        self.put_all([(models, asked, answer) for asked, answer in answers.items()])
+
+    def put_all(self, rows: Sequence[tuple[str, bytes, bytes]]) -> None:
+        """Keep answers as `drain` gives them: all of them, or none where that fails."""
         try:
             with self._store:
                 self._store.executemany("insert or replace into answers values (?, ?, ?)", rows)
         except sqlite3.OperationalError as error:
             raise self._unusable(error) from error
+
+    def drain(self) -> list[tuple[str, bytes, bytes]]:
+        """Every answer behind what it was asked of and asked, which are forgotten."""
+        rows = self._store.execute("select models, asked, answer from answers").fetchall()
+        with self._store:
+            self._store.execute("delete from answers")
+        return rows
 
     def close(self) -> None:
         self._store.close()

@@ -115,8 +115,7 @@ def _planned(asked: Asked, model: Any) -> Planned:
     except UserError as error:
         return Planned(asked, (), None, None, {}, whole=False, why=str(error))
     bytes_each = BYTES.get(str(asked.arguments.get("sae_dtype", "float32")), 4)
-    width = model.config.get_text_config().hidden_size
-    sizes = {(one.spec,): _parameters(one, width) for one in known}
+    sizes = {(one.spec,): _parameters(one, model.config.get_text_config()) for one in known}
     given = {
         "sizes": {key: count * bytes_each for key, count in sizes.items() if count is not None},
         "whole": None not in sizes.values(),
@@ -142,14 +141,24 @@ def _point(model: Any, hook: str, module: str | None) -> Point:
     return point_of(writable_port(architecture, resolve_site(architecture, hook, module)), blocks_path(model))
 
 
-def _parameters(known: Known, stream: int) -> int | None:
+def _parameters(known: Known, config: Any) -> int | None:
     """Of encoder, decoder and their biases, None where the width of one of them is not known."""
     if known.shapes is not None:
         return sum(prod(shape) for shape in known.shapes.values())
-    hooks = (known.hook_in, known.hook_out)
-    if known.width is None or not all(hook and hook.split(".")[-1] in AS_WIDE_AS_STREAM for hook in hooks):
+    d_in, d_out = (_width_at(hook, config) for hook in (known.hook_in, known.hook_out))
+    if known.width is None or d_in is None or d_out is None:
         return None
-    return 2 * stream * known.width + known.width + stream
+    return (d_in + d_out) * known.width + known.width + d_out
+
+
+def _width_at(hook: str | None, config: Any) -> int | None:
+    name = (hook or "").split(".")[-1]
+    if name in AS_WIDE_AS_STREAM:
+        return config.hidden_size
+    if name == "hook_z":
+        heads = config.num_attention_heads
+        return heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return None
 
 
 def _bytes_of(dtype: Any, config: Any) -> int:

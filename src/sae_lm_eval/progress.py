@@ -123,6 +123,11 @@ class Shown(Progress):
     def say(self, sentence: str) -> None:
         self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
+    def counted(self, done: int, total: int, what: str) -> None:
+        """So many of what is under way are done."""
+        self._bars.update(self._bar, total=total, completed=done, numbers=f"{done:,}/{total:,} {what}")
+        self._say_now_and_then(f"{self._doing()}: {done:,}/{total:,} {what}")
+
     def _doing(self) -> str:
         return f"{self.finished} of {self.variants} done; {self.group}"
 
@@ -154,8 +159,9 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def quiet(log: Path) -> Iterator[Console]:
-    """Inside the scope, whatever is written to stdout and stderr goes into `log`; the console is the real stderr.
+def quiet(log: Path, *, aloud: bool = True) -> Iterator[Console]:
+    """Inside the scope, whatever is written to stdout and stderr goes into `log`; the console is the real stderr,
+    or nothing at all.
 
     Bars of libraries and of the commands that they start ignore what would switch them off, so the file descriptors
     themselves are led elsewhere. Warnings of our own are on the console too.
@@ -167,7 +173,7 @@ def quiet(log: Path) -> Iterator[Console]:
         sys.stderr.flush()
         file = scope.enter_context(open(log, "a", encoding="utf-8"))
         real = scope.enter_context(os.fdopen(os.dup(2), "w", encoding="utf-8"))
-        console = Console(file=real)
+        console = Console(file=real, quiet=not aloud)
         for descriptor in (1, 2):
             saved = os.dup(descriptor)
             scope.callback(_give_back, descriptor, saved)

@@ -34,6 +34,10 @@ def run(
         Path | None, typer.Option(help="YAML: category -> tasks or groups, or {field: name} of the documents.")
     ] = None,
     memory: Annotated[float | None, typer.Option(help="Gigabytes for the dictionaries of one forked pass.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Share the work over a Ray cluster: its ADDRESS, or 'local' for one on this machine."),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and load nothing.")] = False,
 ) -> None:
     """Evaluate the untouched model and variants in one go: run SWEEP.yaml, or --model_args ... --sae ... --tasks ...
@@ -44,7 +48,7 @@ def run(
     """
     flags = list(context.args)
     file = Path(flags.pop(0)) if flags and not flags[0].startswith("-") else None
-    given = {"categories": categories, "memory": memory, "output_path": output_path}
+    given = {"categories": categories, "memory": memory, "ray": ray, "output_path": output_path}
     sweep = _sweep(file, model_args, sae or [], control or [], given, flags)
     if plan:
         _show_plan(sweep)
@@ -63,6 +67,7 @@ def run(
 def run_and_report(sweep: Sweep, output_path: Path) -> bool:
     """Run a sweep, or what is left of it, and report it; whether some variant failed."""
     from sae_lm_eval.folder import LOG
+    from sae_lm_eval.processes import rank
     from sae_lm_eval.report_cli import report
     from sae_lm_eval.running import evaluate, lm_eval_config, summary
 
@@ -71,6 +76,8 @@ def run_and_report(sweep: Sweep, output_path: Path) -> bool:
         raise UserError("run does not log to W&B or Trackio: log the results folders afterwards.")
     began = time.monotonic()
     finished = evaluate(sweep, settings, output_path)
+    if rank() != 0:
+        return bool(finished.failed)
     if len(finished.failed) < len(sweep.variants):
         report(output_path, categories=sweep.categories)
     typer.echo(summary(finished, time.monotonic() - began), err=True)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
 import shutil
 import traceback
 from collections.abc import Hashable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lm_eval.errors import UserError, did_you_mean, first_line
-from sae_lm_eval.folder import GROUPS, JOURNAL, LOG, PACE, held, read_json, remember, write_json
+from sae_lm_eval.errors import UserError, did_you_mean, explained, first_line
+from sae_lm_eval.folder import GROUPS, LOG, PACE, held, journal_of, read_json, remember, write_json
 from sae_lm_eval.groups import GB, divide, memory_for_dictionaries
 from sae_lm_eval.journal import DiskError, Journal
+from sae_lm_eval.loaded import Loaded
+from sae_lm_eval.processes import agreed, gathered, rank, several
 from sae_lm_eval.progress import Shown, duration, quiet
-from sae_lm_eval.sweep import BASELINE, Asked, Sweep, sweep_of
+from sae_lm_eval.sweep import BASELINE, Sweep, sweep_of
 
 if TYPE_CHECKING:
     from sae_lm_eval.comparison import Comparison
@@ -29,12 +30,6 @@ logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose 
 # What cannot change an answer, so that a run may be continued with another.
 FREE = frozenset(
     {"batch_size", "max_batch_size", "device", "verbosity", "output_path", "hf_hub_log_args", "show_config"}
-)
-CACHES = ("cache_requests", "rewrite_requests_cache", "delete_requests_cache")
-PASSED = (
-    *("tasks", "num_fewshot", "batch_size", "max_batch_size", "device", "use_cache", "limit", "samples"),
-    *("check_integrity", "write_out", "system_instruction", "apply_chat_template", "fewshot_as_multiturn"),
-    *("gen_kwargs", "verbosity", "predict_only", "confirm_run_unsafe_code", "metadata"),
 )
 
 
@@ -75,6 +70,7 @@ def run(
     categories: str | Path | Mapping[str, Any] | None = None,
     memory: float | None = None,
     mean_text: str | None = None,
+    ray: str | None = None,
     **settings: Any,
 ) -> Comparison:
     """Evaluate the untouched model and `variants` on lm_eval's `tasks`, and compare them question by question.
@@ -88,6 +84,7 @@ def run(
         categories: of tasks or documents, as for the command `compare`: a file or a mapping.
         memory: gigabytes for the dictionaries of one forked pass.
         mean_text: the text whose activations the mode `mean` averages.
+        ray: the address of a Ray cluster that shares the work, or "local" for one on this machine.
         settings: lm_eval's own, under its names: `num_fewshot`, `limit`, `batch_size`, `device`, `gen_kwargs`, ...
 
     Returns the comparison of the variants with the baseline, whose `drops` are a data frame.
@@ -106,7 +103,7 @@ def run(
     if isinstance(categories, str | Path):
         chosen = read_categories_file(Path(categories))
     given = {"model_args": model_args, "variants": list(variants), "controls": list(controls), "mean_text": mean_text}
-    sweep = sweep_of({**given, "memory": memory, "tasks": tasks, **settings})
+    sweep = sweep_of({**given, "memory": memory, "ray": ray, "tasks": tasks, **settings})
     finished = evaluate(sweep, lm_eval_config(sweep), Path(output_path))
     if finished.failed:
         raise UserError(
@@ -137,67 +134,77 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
 
     `settings` is lm_eval's `EvaluatorConfig`: its tasks, limits, seeds. What a run that was cut short had finished is
     kept, and what it had answered is not run again. A variant that cannot be made is left out, with its reason.
+    Several processes share the requests of a run, and a Ray cluster the passes.
 
     Raises `UserError` where the model or every variant cannot be loaded, the folder holds another run or is in use,
     and `DiskError` where it cannot be written.
     """
     asked = {"model_args": sweep.model_args, "variants": [asdict(one) for one in sweep.variants], **_fixed(settings)}
     names = (BASELINE, *(one.name for one in sweep.variants))
-    with held(output_path):
-        remember(output_path, asked)
+    if sweep.ray is not None and several():
+        raise UserError("--ray starts workers of its own: leave out accelerate launch, or --ray.")
+    with ExitStack() as scope:
+        agreed(lambda: scope.enter_context(held(output_path)))
+        agreed(lambda: remember(output_path, asked))
         failed: dict[str, str] = {}
         done = Finished(())
-        if not all((output_path / name).exists() for name in names):
+        if not agreed(lambda: all((output_path / name).exists() for name in names)):
             with (
-                quiet(output_path / LOG) as console,
+                quiet(output_path / LOG, aloud=rank() == 0) as console,
                 Shown(console, len(names)) as shown,
-                closing(Journal(output_path / JOURNAL)) as journal,
+                closing(Journal(output_path / journal_of(rank()))) as journal,
             ):
                 failed = _Evaluation(sweep, settings, output_path, shown, journal).all()
-            done = Finished((), shown.requests, shown.recalled_requests, shown.rate)
+            done = _ran(shown)
         if not failed:
-            (output_path / JOURNAL).unlink(missing_ok=True)  # the folders have every answer
+            agreed(lambda: _delete_journals(output_path))  # the folders have every answer
     return replace(done, outcomes=tuple(Outcome(name, output_path / name, failed.get(name)) for name in names))
+
+
+def _ran(shown: Shown) -> Finished:
+    """What all processes ran."""
+    ran = gathered([(shown.requests, shown.recalled_requests, shown.rate)])
+    requests, recalled, rates = zip(*ran, strict=True)
+    rate = sum(filter(None, rates)) or None
+    return Finished((), sum(requests), sum(recalled), rate)
+
+
+def _delete_journals(folder: Path) -> None:
+    for journal in folder.glob(journal_of("*")):
+        journal.unlink()
 
 
 class _Evaluation:
     def __init__(self, sweep: Sweep, settings: Any, output_path: Path, shown: Shown, journal: Journal):
-        from sae_lm_eval.adapter import SaeHFLM
-
-        self.settings, self.output_path, self.shown, self.journal = settings, output_path, shown, journal
-        self.model_args, self.memory = sweep.model_args, sweep.memory
-        self.asked = {one.name: one for one in sweep.variants}
+        self.sweep, self.output_path, self.shown, self.journal = sweep, output_path, shown, journal
         self.failed: dict[str, str] = {}
-        self._loaded: dict[Hashable, Any] = {}
-        shown.at("reading the tasks")
-        try:
-            self.task_manager = settings.process_tasks(settings.metadata)
-        except ValueError as error:
-            raise UserError(first_line(error)) from error
-        shown.at("loading the model")
-        given = {name: getattr(settings, name) for name in ("batch_size", "max_batch_size", "device")}
-        make: Any = SaeHFLM  # lm_eval's decorator hides its parameters
-        self.baseline: Any = make(sae=[], splice="none", **given, **sweep.model_args)
-        self.baseline.progress = shown
+        self._looked: set[str] = set()
+        self.loaded = Loaded(sweep, settings, shown.at)
+        self.loaded.baseline.progress = shown
 
     def all(self) -> dict[str, str]:
         """Evaluate what is not yet evaluated, a group at a time; why the variants that failed did, by name."""
-        bos, groups = self._settled()
+        bos, groups, self.failed = agreed(self._settled)
+        if self.sweep.ray is not None:
+            self._spread(bos, groups)
         for number, group in enumerate(groups, start=1):
-            names = [*([BASELINE] if number == 1 else []), *group]
-            missing = [name for name in names if not self._has(name)]
+            names = self._names(number, group)
+            missing = self._missing(names)
             self.shown.finished += len(names) - len(missing)
             if missing:
                 self._together(f"pass {number} of {len(groups)}", group, missing, bos)
         return self.failed
 
-    def _has(self, name: str) -> bool:
-        return (self.output_path / name).exists()
+    def _names(self, number: int, group: Sequence[str]) -> list[str]:
+        return [*([BASELINE] if number == 1 else []), *group]
+
+    def _missing(self, names: Sequence[str]) -> list[str]:
+        return agreed(lambda: [name for name in names if not (self.output_path / name).exists()])
 
     # -- which go together --------------------------------------------------------------------------------
 
-    def _settled(self) -> tuple[bool, list[list[str]]]:
-        """Whether prompts get a BOS token, and the groups; settled once, so that a run continues as it began.
+    def _settled(self) -> tuple[bool, list[list[str]], dict[str, str]]:
+        """Whether prompts get a BOS token, the groups, and what failed; settled once, so that a run continues so.
 
         For that each dictionary is loaded and let go again. Those that fail are tried anew when the run continues.
         """
@@ -205,82 +212,66 @@ class _Evaluation:
         bos, groups = kept["bos"], kept["groups"]
         sizes: dict[str, dict[Hashable, int]] = {}
         wants_bos: dict[str, bool] = {}
-        for name in [name for name in self.asked if not any(name in group for group in groups)]:
+        for name in [name for name in self.loaded.asked if not any(name in group for group in groups)]:
             self.shown.at(f"looking at {name}")
             try:
-                sizes[name], wants_bos[name] = self._look(self.asked[name])
+                sizes[name], wants_bos[name] = self.loaded.look(name)
+                self._looked.add(name)
                 if bos is False and wants_bos[name]:
                     raise UserError("It was trained behind a BOS token, and this run has begun without one.")
             except Exception as error:  # whatever a file of somebody else's makes a library raise
                 sizes.pop(name, None)
                 self._leave_out(name, error)
-            self._forget()
+            self.loaded.forget()
         if not sizes and not groups:
             raise UserError(f"None of the variants could be made. {next(iter(self.failed.values()), '')}".strip())
         if sizes:
             bos = any(wants_bos[name] for name in sizes) if bos is None else bos
-            budget = memory_for_dictionaries(str(self.baseline.device)) if self.memory is None else self.memory * GB
-            groups = [*groups, *divide({name: sizes[name] for name in self.asked if name in sizes}, budget)]
+            memory, device = self.sweep.memory, str(self.loaded.baseline.device)
+            budget = memory_for_dictionaries(device) if memory is None else memory * GB
+            groups = [*groups, *divide({name: sizes[name] for name in self.loaded.asked if name in sizes}, budget)]
             write_json(self.output_path / GROUPS, {"bos": bos, "groups": groups})
-        return bos, groups
-
-    def _look(self, asked: Asked) -> tuple[dict[Hashable, int], bool]:
-        """The bytes of a variant's dictionaries, and whether one was trained behind a BOS token."""
-        from sae_lm_eval.adapter import innermost
-        from sae_lm_eval.build import build_variant
-
-        wanted = self._wanted(asked)
-        model = innermost(self.baseline.model)
-        build_variant(model, wanted.dictionaries, wanted.choices, self.baseline.special_ids)
-        sizes: dict[Hashable, int] = {}
-        for key, dictionary in self._loaded.items():
-            sizes[key] = sum(p.numel() * p.element_size() for p in dictionary.module.parameters())
-        return sizes, any(dictionary.prepend_bos for dictionary in wanted.dictionaries)
-
-    def _wanted(self, asked: Asked) -> Any:
-        """As the adapter takes it, a dictionary that several variants of a group share loaded once."""
-        from sae_lm_eval.arguments import dtype_of, wanted_of
-        from sae_lm_eval.dictionary import load
-
-        arguments = dict(asked.arguments)
-        dtype, factor = arguments.get("sae_dtype", "float32"), arguments.pop("norm_factor", None)
-        found = []
-        for spec in asked.specs:
-            key = (spec, dtype, factor, arguments.get("hook"))  # elsewhere it may be needed on another device
-            if key not in self._loaded:
-                self._loaded[key] = load(spec, dtype=dtype_of(dtype), norm_factor=factor)
-            found.append(self._loaded[key])
-        return wanted_of(**{**arguments, "sae": found})
+        return bos, groups, self.failed
 
     def _leave_out(self, name: str, error: Exception) -> None:
         logger.info("%s", "".join(traceback.format_exception(error)))
-        why = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+        self._left_out(name, explained(error))
+
+    def _left_out(self, name: str, why: str) -> None:
         logger.error("%s is left out: %s", name, why)
         self.failed[name] = why
 
-    def _forget(self) -> None:
-        import torch
-
-        self._loaded.clear()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
     # -- a group ------------------------------------------------------------------------------------------
 
-    def _together(self, title: str, group: Sequence[str], missing: Sequence[str], bos: bool) -> None:
-        from sae_lm_eval.adapter import join
+    def _spread(self, bos: bool, groups: Sequence[Sequence[str]]) -> None:
+        """Have a cluster answer what is not yet answered: it is all in the journal then."""
+        from sae_lm_eval.cluster import Part, spread
 
-        self.shown.at(f"{title}, loading {len(group)} variants")
-        made: dict[str, Any] = {}
-        for name in group:
+        assert self.sweep.ray is not None
+        self.shown.at("looking at the tasks")
+        parts = []
+        for number, group in enumerate(groups, start=1):
+            if missing := self._missing(self._names(number, group)):
+                sound = tuple(name for name in group if self._is_sound(name))
+                parts += [Part(sound, tuple(missing), task, bos) for task in self.loaded.tasks["tasks"]]
+        spread(self.sweep.ray, self.sweep, parts, self.journal, self.shown)
+
+    def _is_sound(self, name: str) -> bool:
+        """Whether a variant can be made; those that an earlier process settled are looked at again."""
+        if name not in self._looked and name not in self.failed:
             try:
-                made[name] = self.baseline.as_variant(self._wanted(self.asked[name]))
-            except Exception as error:  # as when they were looked at
+                self.loaded.look(name)
+            except Exception as error:  # as when they were settled
                 self._leave_out(name, error)
-        join(self.baseline, list(made.values()), self.journal, bos=bos)
+            self.loaded.forget()
+        return name not in self.failed
+
+    def _together(self, title: str, group: Sequence[str], missing: Sequence[str], bos: bool) -> None:
+        self.shown.at(f"{title}, loading {len(group)} variants")
+        made = self._made(group)
+        self.loaded.join(made.values(), self.journal, bos)
         before = (self.shown.asked, self.shown.tokens, self.shown.seconds)
-        for name, lm in {BASELINE: self.baseline, **made}.items():
+        for name, lm in {BASELINE: self.loaded.baseline, **made}.items():
             if name not in missing:
                 continue
             self.shown.at(f"{title}, {name}")
@@ -288,14 +279,29 @@ class _Evaluation:
                 self._evaluate(name, lm)
                 self.shown.variant_done(name)
             except UserError as error:
-                if name == BASELINE or isinstance(error, DiskError):
+                # Other processes would wait for this one, which has gone on.
+                if name == BASELINE or isinstance(error, DiskError) or several():
                     raise
                 self._leave_out(name, error)
-            if name == missing[0]:
+            if name == missing[0] and rank() == 0:
                 self._keep_pace(before, made)
-        self.baseline._answers = None
         made.clear()
-        self._forget()
+        self.loaded.forget()
+
+    def _made(self, group: Sequence[str]) -> dict[str, Any]:
+        """The variants of a group that every process can make."""
+        made: dict[str, Any] = {}
+        failed: list[tuple[str, str]] = []
+        for name in group:
+            try:
+                made[name] = self.loaded.variant(name)
+            except Exception as error:  # as when they were looked at
+                logger.info("%s", "".join(traceback.format_exception(error)))
+                failed.append((name, explained(error)))
+        for name, why in dict(gathered(failed)).items():
+            made.pop(name, None)
+            self._left_out(name, why)
+        return made
 
     def _keep_pace(self, before: tuple[int, int, float], made: Mapping[str, Any]) -> None:
         """What `--plan` estimates the rest by."""
@@ -305,39 +311,23 @@ class _Evaluation:
         asked, tokens, seconds = before
         ran, took = self.shown.tokens - tokens, self.shown.seconds - seconds
         if ran and took:
-            cost = cost_of(innermost(self.baseline.model), [lm.variant for lm in made.values()])
+            cost = cost_of(innermost(self.loaded.baseline.model), [lm.variant for lm in made.values()])
             pace = {"tokens": self.shown.asked - asked, "token_passes_per_second": ran / took * cost}
             write_json(self.output_path / PACE, pace)
 
     def _evaluate(self, name: str, lm: Any) -> None:
-        import lm_eval
         from lm_eval.loggers import EvaluationTracker
 
-        s = self.settings
         unfinished = self.output_path / f".{name}"
-        shutil.rmtree(unfinished, ignore_errors=True)
-        tracker = EvaluationTracker(output_path=str(unfinished), **s.hf_hub_log_args)
-        seeds = dict(
-            zip(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), s.seed, strict=True)
-        )
-        arguments = {"splice": "none"} if name == BASELINE else self.asked[name].arguments
-        run_lm_eval: Any = lm_eval.simple_evaluate  # its decorator hides its parameters
-        results = run_lm_eval(
-            model=lm,
-            model_args={**self.model_args, **arguments},
-            evaluation_tracker=tracker,
-            task_manager=self.task_manager,
-            log_samples=True,
-            **{key: getattr(s, key) for key in PASSED},
-            **{key: s.cache_requests.get(key, False) for key in CACHES},
-            **seeds,
-        )
+        agreed(lambda: shutil.rmtree(unfinished, ignore_errors=True))
+        tracker = EvaluationTracker(output_path=str(unfinished), **self.loaded.settings.hf_hub_log_args)
+        results = self.loaded.evaluate(name, lm, evaluation_tracker=tracker)
         if results is None:  # another process of several gathers and writes
             return
         samples = results.pop("samples")
         results["config"]["model"] = "sae_hf"
-        if name != BASELINE and self.asked[name].control_of:
-            results["config"]["sae_lm_eval"]["control_of"] = list(self.asked[name].control_of)
+        if name != BASELINE and self.loaded.asked[name].control_of:
+            results["config"]["sae_lm_eval"]["control_of"] = list(self.loaded.asked[name].control_of)
         tracker.save_results_aggregated(results=results, samples=samples)
         for task in results["configs"]:
             tracker.save_results_samples(task_name=task, samples=samples[task])

@@ -21,13 +21,14 @@ APPLIED = ("none", "layer_norm", "constant_norm_rescale", "constant_scalar_resca
 
 def load(spec: SaeSpec) -> Dictionary:
     """Raises `UserError` for an unknown release or id, a folder that holds no dictionary, unreadable files."""
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-    releases = get_pretrained_saes_directory()
     if Path(spec.source).expanduser().is_dir():
         return _load_folder(spec)
     if spec.source == world.NAME:
         return _from_folder(spec, world_dictionary(spec), None)
+    # Here, since it takes SAELens a second to read its registry.
+    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+
+    releases = get_pretrained_saes_directory()
     spec = _registered(spec, releases)
     if spec.source in releases:
         return _load_release(spec, releases[spec.source])

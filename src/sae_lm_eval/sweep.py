@@ -27,7 +27,7 @@ ARGUMENTS = (
     *("splice", "scale", "splice_tokens", "hook", "hook_map", "norm_factor", "sae_dtype", "seed"),
     *("mean_text", "mean_tokens"),
 )
-OURS = ("model_args", "variants", "controls", "mean_text", "mean_tokens", "categories", "memory", "output_path")
+OURS = ("model_args", "variants", "controls", "mean_text", "mean_tokens", "categories", "memory", "ray", "output_path")
 NOT_FOR_RUN = ("config", "model", "wandb_args", "wandb_config_args", "trackio_args", "log_samples", "show_config")
 
 
@@ -57,6 +57,7 @@ class Sweep:
     settings: Mapping[str, Any]
     categories: Path | None = None
     memory: float | None = None
+    ray: str | None = None
     output_path: Path | None = None
 
 
@@ -110,6 +111,7 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
         tuple(asked),
         {name: value for name, value in content.items() if name not in OURS},
         memory=memory,
+        ray=None if content.get("ray") is None else str(content["ray"]),
         **ours,
     )
 

@@ -1,0 +1,65 @@
+"""Several processes of one run, as `accelerate launch` starts them: the first says what all go by, and writes."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+TIMEOUT = timedelta(weeks=52)  # lm_eval's own, for a process that waits for others
+
+
+def several() -> bool:
+    """Whether this process is one of several. Imports nothing."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def rank() -> int:
+    """Of this process, 0 being the first."""
+    return _joined().process_index if several() else 0
+
+
+def agreed(make: Callable[[], T]) -> T:
+    """What `make` returns in the first process, in every process; what it raises there, they raise too.
+
+    No process goes on before all are here.
+    """
+    if not several():
+        return make()
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            found[0] = make()
+        except Exception as error:  # which the others would wait for in vain
+            found[1] = error
+    _joined()
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
+
+
+def gathered(items: list[T]) -> list[T]:
+    """Those of all processes, in every process."""
+    if not several():
+        return items
+    from accelerate.utils import gather_object
+
+    _joined()
+    return gather_object(items)
+
+
+@functools.cache
+def _joined() -> Accelerator:
+    """This process, once it has joined the others."""
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)])
