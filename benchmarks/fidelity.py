@@ -160,8 +160,8 @@ def memory(length: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["speed", "memory"])
-    parser.add_argument("length", type=int, nargs="?", default=128, help="tokens of a document")
-    parser.add_argument("--documents", type=int, default=24)
+    parser.add_argument("length", type=int, nargs="?", default=250, help="tokens of a document")
+    parser.add_argument("--documents", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -21,8 +21,9 @@ class Dictionary:
     """A sparse autoencoder or transcoder with what its release says of it.
 
     `reconstruct` maps activations (..., d_in) to (..., d_out); `encode` maps them to element activations
-    (..., d_dictionary). Both take and give the module's own dtype. `None` in any field means that the release
-    does not say; it never stands for a guess.
+    (..., d_dictionary). Both take and give the module's own dtype. `elements`, where there is one, is the module that
+    gives what `encode` does on the way of `reconstruct`. `None` in any other field means that the release does not
+    say; it never stands for a guess.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Dictionary:
     processing: Mapping[str, Any] = field(default_factory=dict)
     needs_norm_factor: bool = False
     sequential: bool = False
+    elements: nn.Module | None = None
     revision: str | None = None
     remarks: tuple[str, ...] = ()
 

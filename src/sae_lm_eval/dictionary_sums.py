@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -55,6 +56,7 @@ class DictionarySums:
     documents: Sequence[int] = ()
     sums: list[Sums] = field(default_factory=list)
     _batch: Batch | None = None
+    _heard: Tensor | None = None  # of elements, as the dictionary that reconstructed last had them
     _pending: list[tuple[int, np.ndarray, Tensor, dict[int, np.ndarray]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -69,6 +71,19 @@ class DictionarySums:
                     np.full((kinds, d.d_dictionary), -1),
                 )
             )
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Inside the scope, what elements do is heard where dictionaries reconstruct, and not computed again."""
+
+        def hear(_module: nn.Module, _args: tuple, output: Tensor) -> None:
+            self._heard = output
+
+        with ExitStack() as scope:
+            for splice in self.variant.splices:
+                if splice.dictionary.elements is not None:
+                    scope.callback(splice.dictionary.elements.register_forward_hook(hear).remove)
+            yield
 
     def begin(self, context: Context, places: np.ndarray, which: np.ndarray, queries: np.ndarray) -> None:
         """Before a batch: which positions are asked for, and for every answer which of them, and the query."""
@@ -113,14 +128,19 @@ class DictionarySums:
     ) -> Tensor:
         """L0 at each place; `fired` gets for each document a mask of the elements that fired in it."""
         dictionary = splice.dictionary
+        known = self._heard
+        self._heard = None
         z = splice.map_in.there(x.to(dictionary.device, dictionary.dtype))
-        whole = dictionary.encode(z).flatten(0, 1)[places] if dictionary.sequential else None
-        z = z.flatten(0, 1)[places]
+        if dictionary.sequential:
+            known = dictionary.encode(z)
+        if known is not None and (known.is_sparse or known.shape[:2] != z.shape[:2]):
+            known = None
+        known, z = None if known is None else known.flatten(0, 1), z.flatten(0, 1)
         l0 = torch.zeros(len(places), dtype=torch.float64, device=z.device)
         step = max(1, ACTIVATIONS // dictionary.d_dictionary)
         for start in range(0, len(places), step):
             part = slice(start, start + step)
-            active = (dictionary.encode(z[part]) if whole is None else whole[part]) != 0
+            active = (dictionary.encode(z[places[part]]) if known is None else known[places[part]]) != 0
             active = active.to_dense() if active.is_sparse else active
             l0[part] = active.sum(-1).double()
             here = (batch.which >= start) & (batch.which < start + step)

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from typing import Any, Protocol
@@ -251,7 +252,8 @@ class Pass:
         if queries:
             measures = MEASURES if self.variants else ()
             compared = min(1, len(self.variants))
-            scorer.score(queries, done, measures=measures, compared=compared, watch=self.watch)
+            with nullcontext() if self.watch is None else self.watch.listening():
+                scorer.score(queries, done, measures=measures, greedy=False, compared=compared, watch=self.watch)
 
     def _add(self, sums: dict[str, Any], query: Query, scores: Scores) -> None:
         nll = -scores.logprob.astype(np.float64)

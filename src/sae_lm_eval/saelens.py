@@ -210,6 +210,7 @@ def from_sae(sae: Any, *, name: str, model_name: str | None = None) -> Dictionar
         processing=metadata.get("model_from_pretrained_kwargs") or {},
         needs_norm_factor=config.normalize_activations == NO_FACTOR,
         sequential=config.architecture() == "temporal",
+        elements=sae.hook_sae_acts_post,
         remarks=tuple(remarks),
     )
 

@@ -94,13 +94,15 @@ class Scorer:
         done: Callable[[Mapping[int, Scores]], object],
         *,
         measures: Sequence[str] = ("kl",),
+        greedy: bool = True,
         known: Collection[int] = (),
         compared: int | None = None,
         watch: Watch | None = None,
     ) -> None:
         """Score each query by the baseline and every variant; `done` is told of each batch's, by number, in any order.
 
-        `measures` are of the first `compared` variants, None being all of them; `watch` sees the first variant.
+        `measures` are of the first `compared` variants, None being all of them; `greedy` is whether the likeliest
+        token is looked for; `watch` sees the first variant.
         Batches do not depend on what is `known`, so that neither do the scores; those wholly known are left out.
 
         Raises `ValueError` where the model bears no layout or a query has fewer positions than targets, and what torch
@@ -109,7 +111,7 @@ class Scorer:
         for query in queries:
             if not 0 < len(query.targets) <= len(query.ids):
                 raise ValueError(f"{len(query.targets)} targets cannot be asked of {len(query.ids)} positions")
-        self._score(queries, self.layout, CAPACITY, measures, done, known, compared, watch)
+        self._score(queries, self.layout, CAPACITY, measures, greedy, done, known, compared, watch)
 
     def _score(
         self,
@@ -117,6 +119,7 @@ class Scorer:
         layout: Layout,
         capacity: int,
         measures: Sequence[str],
+        greedy: bool,
         done: Callable[[Mapping[int, Scores]], object],
         known: Collection[int] = (),
         compared: int | None = None,
@@ -136,7 +139,7 @@ class Scorer:
                 fork.watch(0, watch)
             tokens = self.rows * capacity
             walk = Walk(
-                fork, self.head, queries, tokens, self.dtype, measures, done, known, last_block, compared, watch
+                fork, self.head, queries, tokens, self.dtype, measures, greedy, done, known, last_block, compared, watch
             )
             walk.behind(root, None)
         self.rows = max(1, walk.tokens // capacity)
@@ -153,7 +156,7 @@ class Scorer:
         queries = [Query(stem + row[: 4 + i % 3], row[:4]) for i, row in enumerate(rest)]
         scores: dict[int, Scores] = {}
         try:
-            self._score(queries, layout, 16, (), scores.update)
+            self._score(queries, layout, 16, (), False, scores.update)
         except UserError:
             raise
         except Exception as error:  # whatever an architecture does not bear; it gets the next layout

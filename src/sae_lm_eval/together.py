@@ -75,5 +75,6 @@ def _key(query: Query) -> bytes:
 
 
 def _summed(scores: Scores) -> np.ndarray:
+    assert scores.greedy is not None
     kl = np.concatenate([[0.0], scores.measures["kl"].sum(1, dtype=np.float64)])
     return np.stack([scores.logprob.sum(1, dtype=np.float64), scores.greedy.all(1), kl], axis=1, dtype=np.float64)

@@ -39,20 +39,29 @@ class Query:
 class Scores:
     """Of one query, float32 arrays.
 
-    `logprob` (1 + variants, targets) is the target's, in nats, and `greedy` is 1 where it is the likeliest token,
-    the baseline first; `measures` (variants compared, targets) compare variants with the baseline.
+    `logprob` (1 + variants, targets) is the target's, in nats, and `greedy`, if asked for, is 1 where it is the
+    likeliest token, the baseline first; `measures` (variants compared, targets) compare variants with the baseline.
     """
 
     logprob: np.ndarray
-    greedy: np.ndarray
+    greedy: np.ndarray | None
     measures: dict[str, np.ndarray]
 
 
 class Predicted:
-    """Log-probabilities (..., vocabulary) in nats, and what several measures need of them."""
+    """Log-probabilities (..., vocabulary) in nats, of a `baseline` too where there is one to compare with.
 
-    def __init__(self, logprob: Tensor):
+    What several measures need of them is computed once.
+    """
+
+    def __init__(self, logprob: Tensor, baseline: Predicted | None = None):
         self.logprob = logprob
+        self._baseline = baseline
+
+    @property
+    def baseline(self) -> Predicted:
+        assert self._baseline is not None
+        return self._baseline
 
     @cached_property
     def probability(self) -> Tensor:
@@ -62,27 +71,27 @@ class Predicted:
     def likeliest(self) -> Tensor:
         return self.logprob.argmax(-1)
 
+    @cached_property
+    def lost(self) -> Tensor:
+        return self.baseline.logprob - self.logprob
 
-def kl(baseline: Predicted, variant: Predicted) -> Tensor:
+
+def kl(variant: Predicted) -> Tensor:
     """KL(baseline || variant) in nats, (...)."""
-    return (baseline.logprob - variant.logprob).mul_(baseline.probability).sum(-1)
+    return torch.linalg.vecdot(variant.baseline.probability, variant.lost)
 
 
-def kl_reverse(baseline: Predicted, variant: Predicted) -> Tensor:
+def kl_reverse(variant: Predicted) -> Tensor:
     """KL(variant || baseline) in nats, (...)."""
-    return kl(variant, baseline)
+    return -torch.linalg.vecdot(variant.probability, variant.lost)
 
 
-def agreement(baseline: Predicted, variant: Predicted) -> Tensor:
+def agreement(variant: Predicted) -> Tensor:
     """1 where both put the same token first, else 0."""
-    return (baseline.likeliest == variant.likeliest).to(baseline.logprob.dtype)
+    return (variant.baseline.likeliest == variant.likeliest).to(variant.logprob.dtype)
 
 
-MEASURES: dict[str, Callable[[Predicted, Predicted], Tensor]] = {
-    "kl": kl,
-    "kl_reverse": kl_reverse,
-    "agreement": agreement,
-}
+MEASURES: dict[str, Callable[[Predicted], Tensor]] = {"kl": kl, "kl_reverse": kl_reverse, "agreement": agreement}
 
 
 class Watch(Protocol):
@@ -132,6 +141,7 @@ class Walk:
         tokens: int,
         dtype: torch.dtype,
         measures: Sequence[str],
+        greedy: bool,
         done: Callable[[Mapping[int, Scores]], object],
         known: Collection[int] = (),
         last_block: LastBlock | None = None,
@@ -144,7 +154,8 @@ class Walk:
         self.compared = fork.models - 1 if compared is None else compared
         self.device = next(head.model.parameters()).device
         self.starts = np.concatenate([[0], np.cumsum([len(query.targets) for query in queries], dtype=int)])
-        models = {"logprob": fork.models, "greedy": fork.models} | dict.fromkeys(measures, self.compared)
+        models = {"logprob": fork.models, **({"greedy": fork.models} if greedy else {})}
+        models |= dict.fromkeys(measures, self.compared)
         self.tables = {name: np.zeros((rows, self.starts[-1]), dtype=np.float32) for name, rows in models.items()}
         self.measures = {name: MEASURES[name] for name in measures}
 
@@ -172,7 +183,7 @@ class Walk:
     def _scores(self, number: int) -> Scores:
         of_query = slice(self.starts[number], self.starts[number + 1])
         cut = {name: table[:, of_query] for name, table in self.tables.items()}
-        return Scores(cut["logprob"], cut["greedy"], {name: cut[name] for name in self.measures})
+        return Scores(cut["logprob"], cut.get("greedy"), {name: cut[name] for name in self.measures})
 
     def _prefix(self, node: Prefix, cache: Cache | None) -> Cache:
         ids = torch.tensor([node.ids], device=self.device)
@@ -256,11 +267,12 @@ class Walk:
         columns: dict[str, list[Tensor]] = {name: [] for name in self.tables}
         baseline = None
         for number, of_model in enumerate(states):
-            predicted = Predicted(self.head(of_model).to(self.dtype).log_softmax(-1))
+            predicted = Predicted(self.head(of_model).to(self.dtype).log_softmax(-1), baseline)
             baseline = baseline or predicted
             at, target = at.to(predicted.logprob.device), target.to(predicted.logprob.device)
             columns["logprob"].append(predicted.logprob[at, target])
-            columns["greedy"].append(predicted.likeliest[at] == target)
+            if "greedy" in columns:
+                columns["greedy"].append(predicted.likeliest[at] == target)
             for name, measure in self.measures.items() if 1 <= number <= self.compared else ():
-                columns[name].append(measure(baseline, predicted)[at])
+                columns[name].append(measure(predicted)[at])
         return {name: torch.stack(column) for name, column in columns.items() if column}
