@@ -25,6 +25,7 @@ from sae_lm_eval.sweep import Sweep, sweep_of, variants_of
 
 K4, K32 = "world#blocks.2.hook_resid_post.k4", "world#blocks.2.hook_resid_post.k32"
 BASIC = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "limit": 4, "device": "cpu"}
+TOLD = Path(__file__).parent / "data" / "told"
 COMMAND = [str(Path(sys.executable).parent / "sae-lm-eval"), "run"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
@@ -153,6 +154,44 @@ def test_what_was_answered_is_not_run_again(tmp_path, monkeypatch):
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     again = evaluated(of, tmp_path / "cut")
     assert again.requests == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        # More than a batch of texts, each drawn by chance.
+        {
+            "tasks": ["told"],
+            "include_path": str(TOLD),
+            "gen_kwargs": {"do_sample": True, "temperature": 1.0},
+            "batch_size": 4,
+            "limit": 12,
+        },
+        {"tasks": ["sae_fidelity_world"], "limit": 6},
+    ],
+    ids=["texts that are drawn", "fidelity"],
+)
+def test_neither_is_what_no_loglikelihood_tells(settings, tmp_path, monkeypatch):
+    """Cut short behind every batch of texts, or every text of fidelity, a run ends with the same files."""
+    of = sweep({"sae": K4, "name": "k4"}, **settings)
+    whole = evaluated(of, tmp_path / "whole")
+    put = Journal.put
+
+    def put_and_stop(self, models, answers):
+        put(self, models, answers)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "put", put_and_stop)
+    cuts = 0
+    while True:
+        try:
+            evaluated(of, tmp_path / "cut")
+            break
+        except KeyboardInterrupt:
+            cuts += 1
+    assert cuts == (6 if "told" in settings["tasks"] else 2)
+    assert whole.requests == (24 if "told" in settings["tasks"] else 0)
+    assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
 def test_a_dictionary_that_fails_is_left_out_and_tried_again(tmp_path):

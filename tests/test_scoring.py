@@ -222,7 +222,7 @@ class TestLastBlock:
         assert sum(asked) < sum(lengths) / 2
 
     @pytest.mark.parametrize(
-        ("hook", "block", "mlp"),
+        ("hook", "attention", "mlp"),
         [
             ("hook_resid_post", True, True),
             ("hook_attn_out", False, True),
@@ -230,12 +230,18 @@ class TestLastBlock:
             ("mlp.hook_in", False, False),
         ],
     )
-    def test_what_runs_everywhere_where_a_dictionary_sits_in_it(self, llama, hook, block, mlp):
+    def test_what_runs_everywhere_where_a_dictionary_sits_in_it(self, llama, hook, attention, mlp):
         last = LAYERS - 1
         path = f"model.layers.{last}"
-        assert paths_of_last_block(llama, [variant(llama, f"blocks.{last - 1}.{hook}")]) == (path, f"{path}.mlp")
+        projections, rest = (f"{path}.self_attn.q_proj", f"{path}.self_attn.o_proj"), (f"{path}.mlp",)
+        before = paths_of_last_block(llama, [variant(llama, f"blocks.{last - 1}.{hook}")])
+        assert before == (path, (*projections, *rest))
         found = paths_of_last_block(llama, [variant(llama, f"blocks.{last}.{hook}")])
-        assert found == (path if block else None, f"{path}.mlp" if mlp else None)
+        assert found == (path if attention else None, (*(projections if attention else ()), *(rest if mlp else ())))
+
+    def test_a_fused_projection_runs_everywhere(self):
+        model = random_model("gpt2")
+        assert paths_of_last_block(model, [])[1] == ("transformer.h.2.attn.c_proj", "transformer.h.2.mlp")
 
 
 class TestFewQueries:

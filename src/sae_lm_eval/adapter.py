@@ -12,7 +12,6 @@ import functools
 import hashlib
 import importlib.metadata
 import inspect
-import itertools
 import json
 import logging
 import math
@@ -38,6 +37,7 @@ from sae_lm_eval.divergence import Divergence
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
 from sae_lm_eval.fidelity import Fidelity
 from sae_lm_eval.fidelity_compute import original_of
+from sae_lm_eval.generation import in_batches, uncached
 from sae_lm_eval.journal import Journal
 from sae_lm_eval.progress import Progress
 from sae_lm_eval.scaling import Original
@@ -51,7 +51,7 @@ logger = logging.getLogger(f"lm_eval.{__name__}")
 
 # Rows to run at once. On a GPU it is what `batch_size=auto` begins with, and is halved where memory does not suffice;
 # on a CPU there are never more, since more do not stay in its cache.
-ROWS_ON_GPU, ROWS_ON_CPU = 64, 2
+ROWS_ON_GPU, ROWS_ON_CPU = 64, 3
 
 # lm_eval compiles a template anew for every document that it fills in, which takes longer than filling it in.
 lm_eval.utils.env.from_string = functools.lru_cache(maxsize=1024)(lm_eval.utils.env.from_string)
@@ -249,6 +249,11 @@ class SaeHFLM(HFLM):
 
     # -- tokens -------------------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def _encoded(self) -> Any:
+        """lm_eval's ids of a text. A question with several choices is asked for behind each of them."""
+        return functools.lru_cache(maxsize=2)(super().tok_encode)
+
     def tok_encode(
         self,
         string: str,
@@ -256,7 +261,10 @@ class SaeHFLM(HFLM):
         left_truncate_len: int | None = None,
         **kwargs: Any,
     ) -> list[int]:
-        ids = super().tok_encode(string, add_special_tokens=add_special_tokens, **kwargs)
+        if kwargs:
+            ids = super().tok_encode(string, add_special_tokens=add_special_tokens, **kwargs)
+        else:
+            ids = list(self._encoded(string, add_special_tokens))
         bos = self.tokenizer.bos_token_id
         if getattr(self, "_adds_bos", False) and add_special_tokens is None and ids[:1] != [bos]:
             ids = [bos, *ids]
@@ -288,7 +296,7 @@ class SaeHFLM(HFLM):
         with (
             attached(model, self.variant),
             contextlib.ExitStack() as scope,
-            _uncached(model, self.variant.sequential),
+            uncached(model, self.variant.sequential),
         ):
             watch = model.register_forward_hook(lambda _m, _a, out: finite.append(out.logits[:, -1].isnan().any()))
             scope.callback(watch.remove)
@@ -436,46 +444,16 @@ class SaeHFLM(HFLM):
         self._tell_of_context(len(self.tok_encode(request.args[0])) for request in requests)
         if self._journal is None:
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
-        return self._generate_by_batch(self._journal, requests)
-
-    def _generate_by_batch(self, journal: Journal, requests: Sequence[Instance]) -> list[str]:
-        """As lm_eval does, in batches of a task that do not depend on which of them `journal` has."""
-        lengths = [len(self.tok_encode(request.args[0])) for request in requests]
-        kinds = [
-            json.dumps([request.task_name, *request.args[1:]], sort_keys=True, default=str) for request in requests
-        ]
-        prompts = [str(request.args[0]) for request in requests]
-        order = sorted(range(len(requests)), key=lambda i: (kinds[i], -lengths[i], prompts[i]))
-        size = self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU
-        progress, out, models = self.progress or Progress(), [""] * len(requests), self.identity()
-        progress.begin(lengths, [request.task_name for request in requests])
-        for kind, same in itertools.groupby(order, key=kinds.__getitem__):
-            whole = list(same)
-            for number in range(0, len(whole), size):
-                batch = whole[number : number + size]
-                # Texts may be drawn at random, so the same question asked twice is two questions.
-                asked = json.dumps([number, kind, [prompts[i] for i in batch]]).encode()
-                key = hashlib.blake2b(asked, digest_size=16).digest()
-                if (found := journal.get(models, key)) is not None:
-                    texts = json.loads(found)
-                    for i in batch:
-                        progress.recalled(i)
-                else:
-                    with self._drawing(key):
-                        texts: list[str] = super().generate_until([requests[i] for i in batch], disable_tqdm=True)
-                    journal.put(models, {key: json.dumps(texts).encode()})
-                for i, text_ in zip(batch, texts, strict=True):
-                    out[i] = text_
-                    progress.answered(i)
-        return out
-
-    @contextlib.contextmanager
-    def _drawing(self, key: bytes) -> Iterator[None]:
-        """Inside the scope, what is drawn depends on torch's seed and on `key`, and on nothing drawn before."""
-        seed = int.from_bytes(hashlib.blake2b(key + torch.initial_seed().to_bytes(8), digest_size=8).digest())
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
+        return in_batches(
+            requests,
+            [len(self.tok_encode(request.args[0])) for request in requests],
+            self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU,
+            functools.partial(super().generate_until, disable_tqdm=True),
+            self._journal,
+            self.identity(),
+            self.device.type,
+            self.progress or Progress(),
+        )
 
     def _tell_of_context(self, lengths: Iterable[int]) -> None:
         """Told once; `lengths` are not looked at, nor tokenised for, where there is nothing to tell."""
@@ -581,24 +559,6 @@ def special_ids(tokenizer: Any, model: Any) -> frozenset[int]:
 def innermost(model: Any) -> Any:
     """The model itself where adapters (LoRA) are wrapped around it."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-@contextlib.contextmanager
-def _uncached(model: Any, wanted: bool) -> Iterator[None]:
-    """Inside the scope, generation reads the whole text anew for every token, if `wanted`."""
-    if not wanted:
-        yield
-        return
-    prepare = model.prepare_inputs_for_generation
-
-    def whole(input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask"), "use_cache": False}
-
-    model.prepare_inputs_for_generation = whole
-    try:
-        yield
-    finally:
-        model.prepare_inputs_for_generation = prepare
 
 
 def _shorten(prompt: str, most: int = 60) -> str:

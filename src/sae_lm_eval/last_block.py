@@ -15,40 +15,47 @@ from sae_lm_eval.architecture import Architecture
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.fork import blocks_path
 from sae_lm_eval.head import forward_as
-from sae_lm_eval.port import Port
 from sae_lm_eval.splice import Variant
+
+MLP = "mlp.hook_in"
 
 
 class Paths(NamedTuple):
-    """Of the last block and of the MLP in it, None where it has to run everywhere."""
+    """Of the last block, None where its attention has to run everywhere, and of modules in it that need not."""
 
     block: str | None
-    mlp: str | None
+    modules: tuple[str, ...]
 
 
 def paths_of_last_block(model: nn.Module, variants: Sequence[Variant]) -> Paths:
-    """A variant that is spliced in there needs it whole, and so does a model that TransformerLens does not know."""
+    """A variant that is spliced in there needs it whole, and so does a model that TransformerLens does not know.
+
+    The modules are the projections of queries and to the output, and the MLP, where they are modules of their own.
+    """
     sites = [site for variant in variants for s in variant.splices for site in (s.site_in, s.site_out)]
-    ports = [port for site in sites for port in (site.read, site.write, site.residual) if port is not None]
+    used = [port for site in sites for port in (site.read, site.write, site.residual) if port is not None]
     blocks = blocks_path(model)
     block = None if blocks is None else f"{blocks}.{len(model.get_submodule(blocks)) - 1}"  # pyright: ignore[reportArgumentType]
-    mlp = _mlp(model)
-    free = not any(port.path.startswith(f"{block}.") for port in ports)
-    apart = mlp is not None and not any(f"{port.path}.".startswith(f"{mlp.path}.") for port in ports)
-    return Paths(block if free else None, mlp.path if mlp is not None and apart else None)
+    query, key, output, mlp = (_path(model, hook) for hook in ("attn.q.hook_in", "attn.k.hook_in", "attn.hook_z", MLP))
+    modules = [] if mlp is None or any(f"{port.path}.".startswith(f"{mlp}.") for port in used) else [mlp]
+    if any(port.path.startswith(f"{block}.") for port in used):
+        return Paths(None, tuple(modules))
+    attention = [path for path in (query, output) if path is not None and path != key]
+    return Paths(block, (*attention, *modules))
 
 
-def _mlp(model: nn.Module) -> Port | None:
+def _path(model: nn.Module, hook: str) -> str | None:
+    """Of the module in the last block whose input the hook is."""
     architecture = Architecture(model)
     try:
-        port = architecture.port("mlp.hook_in", architecture.layers - 1)
+        port = architecture.port(hook, architecture.layers - 1)
     except UserError:
         return None
-    return port if port is not None and port.side == "input" else None
+    return port.path if port is not None and port.side == "input" else None
 
 
 class LastBlock:
-    """Hooks on the last block for a scope. After `ask` a batch's MLP is run, and its queries look, at places asked for.
+    """Hooks on the last block for a scope. After `ask` its modules run, and its queries look, at places asked for.
 
     A fork may have appended copies of the batch's rows by then: the same places are asked for in each.
     """
@@ -57,10 +64,10 @@ class LastBlock:
         self._places: Any = None  # (asked,) among rows x positions
         self._queries = FewQueries()
         self._shape: Any = None
-        if paths.mlp is not None:
-            mlp = model.get_submodule(paths.mlp)
-            scope.callback(mlp.register_forward_pre_hook(self._narrow).remove)
-            scope.callback(mlp.register_forward_hook(self._widen).remove)
+        for path in paths.modules:  # none of them is in another
+            module = model.get_submodule(path)
+            scope.callback(module.register_forward_pre_hook(self._narrow).remove)
+            scope.callback(module.register_forward_hook(self._widen).remove)
         if paths.block is not None:
             block = model.get_submodule(paths.block)
             forward = block.forward
@@ -84,15 +91,15 @@ class LastBlock:
             at[row, np.arange(len(places)) - (np.cumsum(count) - count)[row]] = column
             self._queries.at = torch.from_numpy(at).to(device)
 
-    def _narrow(self, _mlp: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _narrow(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, *rest = args
         self._shape = hidden.shape
         return (hidden.reshape(-1, self._positions, hidden.shape[-1])[:, self._places], *rest)
 
-    def _widen(self, _mlp: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+    def _widen(self, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
         wide = output.new_zeros(len(output), self._positions, output.shape[-1])
         wide[:, self._places] = output
-        return wide.reshape(self._shape)
+        return wide.reshape(*self._shape[:-1], -1)
 
 
 class FewQueries(TorchFunctionMode):
