@@ -15,7 +15,6 @@ from typing import Any
 
 import transformers
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import get_sample_size
 
 from sae_lm_eval import planning
 from sae_lm_eval.packing import Prefix, plan
@@ -48,7 +47,7 @@ def prompts(tokenizer: Any) -> list[list[int]]:
     for task in TaskManager().load(["mmlu"])["tasks"].values():
         task.set_config(key="num_fewshot", value=SHOTS)
         task.set_fewshot_seed(seed=1234)
-        task.build_all_requests(limit=get_sample_size(task, None), rank=0, world_size=1)
+        task.build_all_requests()
         texts = dict.fromkeys(request.args[0] for request in task.instances)
         out += tokenizer(list(texts))["input_ids"]
     return out

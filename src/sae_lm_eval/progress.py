@@ -91,13 +91,25 @@ class Shown(Progress):
     def __init__(self, console: Console, variants: int):
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bars
+        from rich.table import Column
 
         super().__init__()
         self.console, self.variants, self.finished = console, variants, 0
         self.group = ""
         self._told = time.monotonic()
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[numbers]}"))
-        self._bars = Bars(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+        doing = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
+        numbers = TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True))
+        bar = BarColumn(bar_width=12, table_column=Column(min_width=12))
+        self._bars = Bars(
+            doing,
+            bar,
+            numbers,
+            console=console,
+            transient=True,
+            expand=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._bar = self._bars.add_task("loading", total=None, numbers="")
 
     def __enter__(self) -> Shown:

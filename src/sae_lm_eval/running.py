@@ -192,7 +192,8 @@ class _Evaluation:
             missing = self._missing(names)
             self.shown.finished += len(names) - len(missing)
             if missing:
-                self._together(f"pass {number} of {len(groups)}", group, missing, bos)
+                title = f"pass {number} of {len(groups)}, " if len(groups) > 1 else ""
+                self._together(title, group, missing, bos)
         return self.failed
 
     def _names(self, number: int, group: Sequence[str]) -> list[str]:
@@ -267,14 +268,14 @@ class _Evaluation:
         return name not in self.failed
 
     def _together(self, title: str, group: Sequence[str], missing: Sequence[str], bos: bool) -> None:
-        self.shown.at(f"{title}, loading {len(group)} variants")
+        self.shown.at(f"{title}loading {len(group)} variants")
         made = self._made(group)
         self.loaded.join(made.values(), self.journal, bos)
         before = (self.shown.asked, self.shown.tokens, self.shown.seconds)
         for name, lm in {BASELINE: self.loaded.baseline, **made}.items():
             if name not in missing:
                 continue
-            self.shown.at(f"{title}, {name}")
+            self.shown.at(f"{title}{name}")
             try:
                 self._evaluate(name, lm)
                 self.shown.variant_done(name)
