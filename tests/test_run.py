@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
@@ -15,11 +16,13 @@ from pathlib import Path
 
 import pytest
 from folders import contents
+from rich.console import Console
 
 from sae_lm_eval import UserError, run, running
 from sae_lm_eval.folder import GROUPS, held, journal_of
 from sae_lm_eval.groups import divide
 from sae_lm_eval.journal import DiskError, Journal
+from sae_lm_eval.progress import Shown
 from sae_lm_eval.running import evaluate, lm_eval_config
 from sae_lm_eval.sweep import Sweep, sweep_of, variants_of
 
@@ -332,3 +335,14 @@ class TestCommand:
         assert process.returncode == 130
         assert said.rstrip().endswith("Interrupted. The same command continues from here.")
         assert "Traceback" not in said
+
+
+def test_an_interrupt_that_a_library_swallows_comes_again_at_the_next_step():
+    before = signal.getsignal(signal.SIGINT)
+    with Shown(Console(quiet=True), 1) as shown:
+        shown.at("loading")
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            shown.at("the next step")
+    assert signal.getsignal(signal.SIGINT) is before

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from rich.console import Console
 
 OURS = "lm_eval.sae_lm_eval"
@@ -86,7 +90,10 @@ class Progress:
 
 
 class Shown(Progress):
-    """Progress on `console`: a bar on a terminal, and elsewhere a line every `EVERY` seconds and for each variant."""
+    """Progress on `console`: a bar on a terminal, and elsewhere a line every `EVERY` seconds and for each variant.
+
+    Inside its scope Ctrl-C raises `KeyboardInterrupt`, and again at the next step where a library has swallowed that.
+    """
 
     def __init__(self, console: Console, variants: int):
         from rich.progress import BarColumn, TextColumn
@@ -97,6 +104,7 @@ class Shown(Progress):
         self.console, self.variants, self.finished = console, variants, 0
         self.group = ""
         self._told = time.monotonic()
+        self._interrupted = self._handles = False
         doing = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
         numbers = TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True))
         bar = BarColumn(bar_width=12, table_column=Column(min_width=12))
@@ -113,15 +121,30 @@ class Shown(Progress):
         self._bar = self._bars.add_task("loading", total=None, numbers="")
 
     def __enter__(self) -> Shown:
+        of_python = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        self._handles = of_python and threading.current_thread() is threading.main_thread()
+        if self._handles:
+            signal.signal(signal.SIGINT, self._interrupt)
         if self.console.is_terminal:
             self._bars.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
+        if self._handles:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        signal.default_int_handler(number, frame)
+
+    def _go_on(self) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def at(self, what: str) -> None:
         """Say what is under way."""
+        self._go_on()
         self.group = what
         self._bars.update(self._bar, description=self._doing(), total=None, numbers="")
         self._say_now_and_then(self._doing())
@@ -137,6 +160,7 @@ class Shown(Progress):
 
     def counted(self, done: int, total: int, what: str) -> None:
         """So many of what is under way are done."""
+        self._go_on()
         self._bars.update(self._bar, total=total, completed=done, numbers=f"{done:,}/{total:,} {what}")
         self._say_now_and_then(f"{self._doing()}: {done:,}/{total:,} {what}")
 
@@ -144,6 +168,7 @@ class Shown(Progress):
         return f"{self.finished} of {self.variants} done; {self.group}"
 
     def show(self) -> None:
+        self._go_on()
         self._bars.update(self._bar, total=self.total, completed=self.done, numbers=self.numbers())
         self._say_now_and_then(f"{self._doing()}: {self.numbers()}")
 
