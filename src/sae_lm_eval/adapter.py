@@ -441,12 +441,15 @@ class SaeHFLM(HFLM):
         return Query((context + continuation)[-(self.max_length + 1) :][:-1], continuation)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        self._tell_of_context(len(self.tok_encode(request.args[0])) for request in requests)
+        lengths = (len(self.tok_encode(request.args[0])) for request in requests)
         if self._journal is None:
+            self._tell_of_context(lengths)
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        lengths = list(lengths)
+        self._tell_of_context(lengths)
         return in_batches(
             requests,
-            [len(self.tok_encode(request.args[0])) for request in requests],
+            lengths,
             self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU,
             functools.partial(super().generate_until, disable_tqdm=True),
             self._journal,

@@ -128,14 +128,14 @@ class DictionarySums:
     ) -> Tensor:
         """L0 at each place; `fired` gets for each document a mask of the elements that fired in it."""
         dictionary = splice.dictionary
-        known = self._heard
-        self._heard = None
+        heard, self._heard = self._heard, None
         z = splice.map_in.there(x.to(dictionary.device, dictionary.dtype))
+        known = None  # (rows x positions, d_dictionary), where it need not be computed piece by piece
         if dictionary.sequential:
-            known = dictionary.encode(z)
-        if known is not None and (known.is_sparse or known.shape[:2] != z.shape[:2]):
-            known = None
-        known, z = None if known is None else known.flatten(0, 1), z.flatten(0, 1)
+            known = dictionary.encode(z).flatten(0, 1)
+        elif heard is not None and not heard.is_sparse and heard.shape[:2] == z.shape[:2]:
+            known = heard.flatten(0, 1)
+        z = z.flatten(0, 1)
         l0 = torch.zeros(len(places), dtype=torch.float64, device=z.device)
         step = max(1, ACTIVATIONS // dictionary.d_dictionary)
         for start in range(0, len(places), step):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from lm_eval.api.instance import Instance
+
+from sae_lm_eval.processes import gathered
 
 
 class Divergence:
@@ -25,9 +25,7 @@ class Divergence:
             (request.task_name, request.doc_id, of)
             for request, of in zip(requests, kl or [None] * len(requests), strict=True)
         ]
-        if PartialState().num_processes > 1:
-            found = gather_object(found)
-        for task, document, of in found:
+        for task, document, of in gathered(found):
             known = self._sums[str(task)]
             if of is None:
                 known[None] = np.zeros(2)

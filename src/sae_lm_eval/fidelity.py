@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from lm_eval.api.instance import Instance
 from tqdm import tqdm
 
@@ -26,6 +25,7 @@ from sae_lm_eval.dictionary_sums import DictionarySums, OfCategory, by_category,
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.fidelity_compute import compute_of
 from sae_lm_eval.journal import Journal
+from sae_lm_eval.processes import gathered
 from sae_lm_eval.scaling import Original
 from sae_lm_eval.scoring import Layout, Scorer
 from sae_lm_eval.splice import Variant
@@ -141,7 +141,7 @@ class Fidelity:
             pass_.run(bar.update)
         out = pass_.records()
         # As one process has them, so that as many processes as you like draw the same documents.
-        everywhere = sorted(_gathered(out), key=lambda record: record["document"])
+        everywhere = sorted(gathered(out), key=lambda record: record["document"])
         self.by_task[task] = {
             "text": source.name,
             "split": source.split,
@@ -286,7 +286,7 @@ class Pass:
         for splice, sums in zip(self.watch.variant.splices, self.watch.sums, strict=True):
             own = dict(zip(self.names, by_category(sums, self.kinds), strict=True))
             parts: dict[str | None, OfCategory] = {}
-            for name, part in _gathered(list(own.items())):
+            for name, part in gathered(list(own.items())):
                 parts[name] = part if name not in parts else parts[name].and_(part)
             whole = reduce(OfCategory.and_, parts.values())
             of_document = records(sums, self.numbers, self.kinds, whole, [parts[name] for name in self.names])
@@ -310,7 +310,3 @@ def by_categories(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         table = metrics.table(of_category, within="category")
         out[name] = {"documents": len(of_category), "tokens": tokens, **table}
     return out
-
-
-def _gathered(found: list[Any]) -> list[Any]:
-    return gather_object(found) if PartialState().num_processes > 1 else found

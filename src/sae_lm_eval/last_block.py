@@ -17,8 +17,6 @@ from sae_lm_eval.fork import blocks_path
 from sae_lm_eval.head import forward_as
 from sae_lm_eval.splice import Variant
 
-MLP = "mlp.hook_in"
-
 
 class Paths(NamedTuple):
     """Of the last block, None where its attention has to run everywhere, and of modules in it that need not."""
@@ -28,15 +26,17 @@ class Paths(NamedTuple):
 
 
 def paths_of_last_block(model: nn.Module, variants: Sequence[Variant]) -> Paths:
-    """A variant that is spliced in there needs it whole, and so does a model that TransformerLens does not know.
+    """What a variant that is spliced in there leaves of it.
 
-    The modules are the projections of queries and to the output, and the MLP, where they are modules of their own.
+    The modules are the projections of queries and to the output, and the MLP, where they are modules of their own and
+    TransformerLens knows the model.
     """
     sites = [site for variant in variants for s in variant.splices for site in (s.site_in, s.site_out)]
     used = [port for site in sites for port in (site.read, site.write, site.residual) if port is not None]
     blocks = blocks_path(model)
     block = None if blocks is None else f"{blocks}.{len(model.get_submodule(blocks)) - 1}"  # pyright: ignore[reportArgumentType]
-    query, key, output, mlp = (_path(model, hook) for hook in ("attn.q.hook_in", "attn.k.hook_in", "attn.hook_z", MLP))
+    architecture, hooks = Architecture(model), ("attn.q.hook_in", "attn.k.hook_in", "attn.hook_z", "mlp.hook_in")
+    query, key, output, mlp = (_path(architecture, hook) for hook in hooks)
     modules = [] if mlp is None or any(f"{port.path}.".startswith(f"{mlp}.") for port in used) else [mlp]
     if any(port.path.startswith(f"{block}.") for port in used):
         return Paths(None, tuple(modules))
@@ -44,9 +44,8 @@ def paths_of_last_block(model: nn.Module, variants: Sequence[Variant]) -> Paths:
     return Paths(block, (*attention, *modules))
 
 
-def _path(model: nn.Module, hook: str) -> str | None:
+def _path(architecture: Architecture, hook: str) -> str | None:
     """Of the module in the last block whose input the hook is."""
-    architecture = Architecture(model)
     try:
         port = architecture.port(hook, architecture.layers - 1)
     except UserError:

@@ -40,7 +40,6 @@ def agreed(make: Callable[[], T]) -> T:
             found[0] = make()
         except Exception as error:  # which the others would wait for in vain
             found[1] = error
-    _joined()
     broadcast_object_list(found)
     if found[1] is not None:
         raise found[1]
@@ -48,13 +47,11 @@ def agreed(make: Callable[[], T]) -> T:
 
 
 def gathered(items: list[T]) -> list[T]:
-    """Those of all processes, in every process."""
-    if not several():
-        return items
+    """Those of all processes, in every process; lm_eval has joined them when the model is loaded."""
+    from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    _joined()
-    return gather_object(items)
+    return gather_object(items) if PartialState().num_processes > 1 else items
 
 
 @functools.cache

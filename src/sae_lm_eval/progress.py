@@ -37,6 +37,7 @@ class Progress:
         self.asked = 0  # tokens of all passes so far, whether they were run or not
         self._since = time.monotonic()
         self._lengths: Sequence[int] = ()
+        self._tokens = 0  # of the pass under way
         self._tasks: Sequence[str | None] = ()
         self._left: Counter[str | None] = Counter()
         self._known: set[int] = set()
@@ -46,7 +47,8 @@ class Progress:
         self._lengths, self._tasks = lengths, tasks if len(tasks) == len(lengths) else ()
         self._left, self._known = Counter(self._tasks), set()
         self.total, self.done = len(lengths), 0
-        self.asked += sum(lengths)
+        self._tokens = sum(lengths)
+        self.asked += self._tokens
         self._since = time.monotonic()
 
     def recalled(self, number: int) -> None:
@@ -80,7 +82,7 @@ class Progress:
         """Of the pass under way, at the rate so far."""
         if self.rate is None or not self.total:
             return None
-        mean = sum(self._lengths) / self.total
+        mean = self._tokens / self.total
         return (self.total - self.done) * mean / self.rate
 
     @property
@@ -160,17 +162,18 @@ class Shown(Progress):
 
     def counted(self, done: int, total: int, what: str) -> None:
         """So many of what is under way are done."""
-        self._go_on()
-        self._bars.update(self._bar, total=total, completed=done, numbers=f"{done:,}/{total:,} {what}")
-        self._say_now_and_then(f"{self._doing()}: {done:,}/{total:,} {what}")
+        self._tell(done, total, f"{done:,}/{total:,} {what}")
 
     def _doing(self) -> str:
         return f"{self.finished} of {self.variants} done; {self.group}"
 
     def show(self) -> None:
+        self._tell(self.done, self.total, self.numbers())
+
+    def _tell(self, done: int, total: int, numbers: str) -> None:
         self._go_on()
-        self._bars.update(self._bar, total=self.total, completed=self.done, numbers=self.numbers())
-        self._say_now_and_then(f"{self._doing()}: {self.numbers()}")
+        self._bars.update(self._bar, total=total, completed=done, numbers=numbers)
+        self._say_now_and_then(f"{self._doing()}: {numbers}")
 
     def _say_now_and_then(self, sentence: str) -> None:
         if not self.console.is_terminal and time.monotonic() - self._told > EVERY:

@@ -222,7 +222,7 @@ class _Evaluation:
                     raise UserError("It was trained behind a BOS token, and this run has begun without one.")
             except Exception as error:  # whatever a file of somebody else's makes a library raise
                 sizes.pop(name, None)
-                self._leave_out(name, error)
+                self._leave_out(name, _why(error))
             self.loaded.forget()
         if not sizes and not groups:
             raise UserError(f"None of the variants could be made. {next(iter(self.failed.values()), '')}".strip())
@@ -234,11 +234,7 @@ class _Evaluation:
             write_json(self.output_path / GROUPS, {"bos": bos, "groups": groups})
         return bos, groups, self.failed
 
-    def _leave_out(self, name: str, error: Exception) -> None:
-        logger.info("%s", "".join(traceback.format_exception(error)))
-        self._left_out(name, explained(error))
-
-    def _left_out(self, name: str, why: str) -> None:
+    def _leave_out(self, name: str, why: str) -> None:
         logger.error("%s is left out: %s", name, why)
         self.failed[name] = why
 
@@ -263,7 +259,7 @@ class _Evaluation:
             try:
                 self.loaded.look(name)
             except Exception as error:  # as when they were settled
-                self._leave_out(name, error)
+                self._leave_out(name, _why(error))
             self.loaded.forget()
         return name not in self.failed
 
@@ -283,7 +279,7 @@ class _Evaluation:
                 # Other processes would wait for this one, which has gone on.
                 if name == BASELINE or isinstance(error, DiskError) or several():
                     raise
-                self._leave_out(name, error)
+                self._leave_out(name, _why(error))
             if name == missing[0] and rank() == 0:
                 self._keep_pace(before, made)
         made.clear()
@@ -297,11 +293,10 @@ class _Evaluation:
             try:
                 made[name] = self.loaded.variant(name)
             except Exception as error:  # as when they were looked at
-                logger.info("%s", "".join(traceback.format_exception(error)))
-                failed.append((name, explained(error)))
+                failed.append((name, _why(error)))
         for name, why in dict(gathered(failed)).items():
             made.pop(name, None)
-            self._left_out(name, why)
+            self._leave_out(name, why)
         return made
 
     def _keep_pace(self, before: tuple[int, int, float], made: Mapping[str, Any]) -> None:
@@ -334,6 +329,12 @@ class _Evaluation:
             tracker.save_results_samples(task_name=task, samples=samples[task])
         check_written(unfinished, {task: len(samples[task]) for task in results["configs"]})
         os.replace(unfinished, self.output_path / name)
+
+
+def _why(error: Exception) -> str:
+    """In a sentence; the log has the whole of it."""
+    logger.info("%s", "".join(traceback.format_exception(error)))
+    return explained(error)
 
 
 def check_written(folder: Path, lines: Mapping[str, int]) -> None:
