@@ -10,7 +10,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import reduce
 from typing import Any, Protocol
 
@@ -19,8 +19,9 @@ from accelerate import PartialState
 from lm_eval.api.instance import Instance
 from tqdm import tqdm
 
-from sae_lm_eval import metrics, text
-from sae_lm_eval.build import Choices, with_means
+from sae_lm_eval import metrics
+from sae_lm_eval.ablation import ablations, leave_no_text, without_text
+from sae_lm_eval.build import Choices
 from sae_lm_eval.dictionary_sums import DictionarySums, OfCategory, by_category, records
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.fidelity_compute import compute_of
@@ -89,7 +90,9 @@ class Fidelity:
     def __init__(self) -> None:
         self.by_task: dict[str, dict[str, Any]] = {}
         self.effective_compute: dict[str, dict[str, Any]] = {}
-        self._layouts: dict[int, Layout] = {}  # by the number of variants, so that they are tried once, not by task
+        self._layouts: dict[
+            tuple[str, ...], Layout
+        ] = {}  # by the modes of splices, so that they are tried once, not by task
 
     def answer(
         self, lm: Adapter, requests: Sequence[Instance], journal: Journal | None = None, *, show: bool
@@ -135,8 +138,8 @@ class Fidelity:
     def _measure(
         self, lm: Adapter, task: str, source: Source, documents: list[Document], show: bool
     ) -> list[dict[str, Any]]:
-        variants, mean = ablations(lm, source)
-        pass_ = Pass(lm, variants, source, documents, self._layouts)
+        ablated, mean = ablations(lm, source)
+        pass_ = Pass(lm, ablated, source, documents, self._layouts)
         with tqdm(total=len(documents), disable=not show, desc=f"Scoring {task}") as bar:
             pass_.run(bar.update)
         out = pass_.records()
@@ -154,124 +157,138 @@ class Fidelity:
             "undefined": undefined(everywhere),
             "by_category": by_categories(everywhere),
         }
-        if variants:
+        if lm.variant.splices:
             self.effective_compute[task] = compute_of(everywhere, lm.original)
             # Of the text, not of a document; it is handed to the task with each.
             out = [{**record, "effective_compute": self.effective_compute[task]["fraction"]} for record in out]
         return out
 
 
-def ablations(lm: Adapter, source: Source) -> tuple[list[Variant], dict[str, Any] | None]:
-    """The adapter's variant, and zero and mean ablation of the same sites; where the mean was taken from.
-
-    The baseline has nothing to ablate, and a text without further documents has no mean.
-    """
-    variant = lm.variant
-    if not variant.splices:
-        return [], None
-    zero = _in_mode(variant, "zero")
-    windows = lm.windows(source.held_out, lm.mean_tokens)
-    if not windows:
-        return [variant, zero], None
-    model = lm.scorer([variant]).model
-    means = text.mean_activations(model, variant, windows, lm.special_ids)
-    ids = np.concatenate([np.asarray(window, dtype=np.int64) for window in windows])
-    taken = {
-        "text": source.name,
-        "split": source.held_out_split,
-        "documents": "outside the scored ones",
-        "tokens": len(ids) - len(windows),
-        "sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
-    }
-    return [variant, zero, _in_mode(with_means(variant, means), "mean")], taken
-
-
-def _in_mode(variant: Variant, mode: str) -> Variant:
-    return replace(variant, splices=tuple(replace(splice, mode=mode) for splice in variant.splices))
-
-
 class Pass:
-    """One pass over documents: `variants` are none, or the spliced one, zero ablation and perhaps mean ablation."""
+    """One pass over documents by the baseline, the adapter's variant where it splices, and ablations of its sites."""
 
     def __init__(
         self,
         lm: Adapter,
-        variants: list[Variant],
+        ablated: list[Variant],
         source: Source,
         documents: list[Document],
-        layouts: dict[int, Layout],
+        layouts: dict[tuple[str, ...], Layout],
     ) -> None:
-        self.lm, self.variants, self.documents, self.layouts = lm, variants, documents, layouts
+        self.lm, self.documents, self.layouts = lm, documents, layouts
+        self.spliced, self.ablated = [lm.variant] if lm.variant.splices else [], ablated
         self.dropped = lm.special_ids if source.positions == "non_special" else frozenset()
         self.names = sorted({document.category for document in documents}, key=str)
         self.kinds = [self.names.index(document.category) for document in documents]
         self.numbers = [document.number for document in documents]
         self.sums: list[dict[str, Any]] = [{} for _ in documents]
-        self.left_out: frozenset[int] = self.dropped | (variants[0].special_ids if variants else frozenset())
-        self.watch = DictionarySums(variants[0], self.numbers, self.kinds, self.left_out) if variants else None
+        self.left_out: frozenset[int] = self.dropped
+        self.watch: DictionarySums | None = None
+        if self.spliced:
+            self.left_out |= lm.variant.special_ids
+            self.watch = DictionarySums(lm.variant, self.numbers, self.kinds, self.left_out)
 
     def run(self, tell: Callable[[int], object]) -> None:
         try:
-            scorer = self.lm.scorer(self.variants)
-            many = len(self.variants)
-            scorer.layout = self.layouts[many] = self.layouts.get(many) or scorer.layout
-            start, queries, owners = 0, [], []
-            for number, document in enumerate(self.documents):
-                windows = self.lm.rolling(document.text)
-                self.sums[number] = self._nothing(document)
-                queries += windows
-                owners += [number] * len(windows)
-                whole = sum(len(query.targets) for query in queries) >= TOKENS_AT_ONCE
-                if whole or number == len(self.documents) - 1:
-                    self._score(scorer, queries, owners)
-                    tell(number + 1 - start)
-                    start, queries, owners = number + 1, [], []
+            self._run(tell)
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"The sae_fidelity tasks cannot be run on this model: {error}.") from error
 
+    def _run(self, tell: Callable[[int], object]) -> None:
+        apart = self._scorer(self.ablated) if self.ablated else None
+        if apart is not None and not leave_no_text(apart.model, self.ablated):
+            apart = None
+        scorer = self._scorer(self.spliced if apart else [*self.spliced, *self.ablated])
+        start, queries, owners = 0, [], []
+        for number, document in enumerate(self.documents):
+            windows = self.lm.rolling(document.text)
+            self.sums[number] = self._nothing(document)
+            queries += windows
+            owners += [number] * len(windows)
+            whole = sum(len(query.targets) for query in queries) >= TOKENS_AT_ONCE
+            if whole or number == len(self.documents) - 1:
+                if queries:
+                    self._score(scorer, queries, owners)
+                if queries and apart is not None:
+                    self._score_ablated(apart, queries, owners)
+                tell(number + 1 - start)
+                start, queries, owners = number + 1, [], []
+
+    def _scorer(self, variants: Sequence[Variant]) -> Scorer:
+        """One whose layout is found already, where the model was scored in the same way before."""
+        scorer = self.lm.scorer(variants)
+        modes = tuple(splice.mode for variant in variants for splice in variant.splices)
+        scorer.layout = self.layouts[modes] = self.layouts.get(modes) or scorer.layout
+        return scorer
+
     def _nothing(self, document: Document) -> dict[str, Any]:
         zeros = {"tokens": 0, "bytes": len(document.text.encode())}
         names = ["nll_baseline", "nats_baseline"]
-        if self.variants:
+        if self.spliced:
             names += ["nll_spliced", "nll_zero", "nats_spliced", *MEASURES]
-            if len(self.variants) > 2:
+            if len(self.ablated) > 1:
                 names.append("nll_mean")
         sums: dict[str, Any] = zeros | dict.fromkeys(names, 0.0)
-        return sums | {"nll_mean": None} if len(self.variants) == 2 else sums
+        return sums | {"nll_mean": None} if len(self.ablated) == 1 else sums
 
     def _score(self, scorer: Scorer, queries: list[Query], owners: list[int]) -> None:
         if self.watch is not None:
             self.watch.documents = owners
+        measures = MEASURES if self.spliced else ()
+        compared = len(self.spliced)
+        done = self._adding(self._add, queries, owners)
+        with nullcontext() if self.watch is None else self.watch.listening():
+            scorer.score(queries, done, measures=measures, greedy=False, compared=compared, watch=self.watch)
 
+    def _score_ablated(self, scorer: Scorer, queries: list[Query], owners: list[int]) -> None:
+        """By a scorer of the ablations alone, which leave of a text no more than what is asked."""
+        asked = without_text(queries, scorer.model, self.ablated[0].special_ids)
+        done = self._adding(self._add_ablated, queries, owners)
+        scorer.score(asked, done, measures=(), greedy=False, compared=0)
+
+    def _adding(
+        self, add: Callable[[dict[str, Any], Query, Scores], None], queries: Sequence[Query], owners: Sequence[int]
+    ) -> Callable[[Mapping[int, Scores]], None]:
         def done(scored: Mapping[int, Scores]) -> None:
             for number, scores in scored.items():
-                self._add(self.sums[owners[number]], queries[number], scores)
+                add(self.sums[owners[number]], queries[number], scores)
 
-        if queries:
-            measures = MEASURES if self.variants else ()
-            compared = min(1, len(self.variants))
-            with nullcontext() if self.watch is None else self.watch.listening():
-                scorer.score(queries, done, measures=measures, greedy=False, compared=compared, watch=self.watch)
+        return done
 
     def _add(self, sums: dict[str, Any], query: Query, scores: Scores) -> None:
-        nll = -scores.logprob.astype(np.float64)
+        nll, kept = self._nll(scores), self._kept(query)
         measures = {name: values[0].astype(np.float64) for name, values in scores.measures.items()}
-        if not np.isfinite(nll).all():
-            raise UserError(f"Some log-probability of a document is not finite with '{self.lm.variant_name}'.")
-        if self.lm.choices.splice == "none" and self.variants:
+        if self.lm.choices.splice == "none" and self.spliced:
             # Nothing is edited: another row of the batch may differ in the last bit, which says nothing of a splice.
             nll[1] = nll[0]
             measures = {name: np.full(nll.shape[1], float(name == "agreement")) for name in measures}
-        kept = ~np.isin(np.asarray(query.ids)[-len(query.targets) :], list(self.dropped))
         sums["tokens"] += int(kept.sum())
-        for name, values in zip(("baseline", "spliced", "zero", "mean"), nll, strict=False):
+        for name, values in zip(("baseline", "spliced"), nll, strict=False):
             sums[f"nll_{name}"] += float(values[kept].sum())
-            if name in ("baseline", "spliced"):
-                sums[f"nats_{name}"] += float(values.sum())
+            sums[f"nats_{name}"] += float(values.sum())
         for name, values in measures.items():
             sums[name] += float(values[kept].sum())
+        if len(nll) > 2:
+            self._add_ablated(sums, query, scores)
+
+    def _add_ablated(self, sums: dict[str, Any], query: Query, scores: Scores) -> None:
+        """The ablations come last, whoever else was scored."""
+        nll, kept = self._nll(scores)[-len(self.ablated) :], self._kept(query)
+        for name, values in zip(("zero", "mean"), nll, strict=False):
+            sums[f"nll_{name}"] += float(values[kept].sum())
+
+    def _nll(self, scores: Scores) -> np.ndarray:
+        """Of each model, (models, targets), float64. Raises `UserError` where it is not finite."""
+        nll = -scores.logprob.astype(np.float64)
+        if not np.isfinite(nll).all():
+            raise UserError(f"Some log-probability of a document is not finite with '{self.lm.variant_name}'.")
+        return nll
+
+    def _kept(self, query: Query) -> np.ndarray:
+        """Which of its targets count."""
+        return ~np.isin(np.asarray(query.ids)[-len(query.targets) :], list(self.dropped))
 
     def records(self) -> list[dict[str, Any]]:
         """By document, once all processes are done."""
