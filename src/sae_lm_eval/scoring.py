@@ -82,7 +82,9 @@ class Scorer:
         """The most that may be shared without changing a score, found by trying."""
         found = next((layout for layout in LAYOUTS if self._agrees(layout)), None)
         if found is None:
-            raise ValueError(f"{type(self.model).__name__} scores differently in a batch than by itself")
+            raise ValueError(
+                f"{type(self.model).__name__} scores sequences of different lengths differently when they share a batch"
+            )
         if found not in LAYOUTS[:2]:
             logger.warning("%s is scored %s, which is slower.", type(self.model).__name__, found)
         return found
@@ -146,14 +148,15 @@ class Scorer:
 
     @torch.no_grad()
     def _agrees(self, layout: Layout) -> bool:
-        """Whether short sequences get the log-probabilities that the model gives them one by one.
+        """Whether short sequences get the log-probabilities that the model gives them without padding.
 
         Most of them, since a dictionary that keeps its k largest elements may round to others.
         """
         vocabulary = self.model.config.get_text_config().vocab_size
         stem, *rest = np.random.default_rng(0).integers(vocabulary, size=(9, 8)).tolist()
         # Behind the stem, of which a prefix is made, a row of 16 has room for three or four branches.
-        queries = [Query(stem + row[: 4 + i % 3], row[:4]) for i, row in enumerate(rest)]
+        of_length = [[Query(stem + row[: 4 + i], row[:4]) for row in rest[i::3]] for i in range(3)]
+        queries = [query for same in of_length for query in same]
         scores: dict[int, Scores] = {}
         try:
             self._score(queries, layout, 16, (), False, scores.update)
@@ -162,18 +165,22 @@ class Scorer:
         except Exception as error:  # whatever an architecture does not bear; it gets the next layout
             logger.debug("%s cannot be scored %s: %r", type(self.model).__name__, layout, error)
             return False
-        off = [np.abs(scores[i].logprob - self._plainly(query)) for i, query in enumerate(queries)]
-        return bool(np.quantile(np.concatenate(off, axis=1), 0.7, axis=1).max() < TOLERANCE[self.model.dtype])
+        plain = np.concatenate([self._plainly(same) for same in of_length])
+        off = np.abs(np.stack([scores[i].logprob for i in range(len(queries))]) - plain)
+        return bool(np.quantile(off, 0.7, axis=(0, 2)).max() < TOLERANCE[self.model.dtype])
 
-    def _plainly(self, query: Query) -> np.ndarray:
-        ids = torch.tensor([list(query.ids)], device=next(self.model.parameters()).device)
+    def _plainly(self, queries: Sequence[Query]) -> np.ndarray:
+        """Log-probabilities (queries, 1 + variants, targets) of sequences of one length, each variant by itself."""
+        device = next(self.model.parameters()).device
+        ids = torch.tensor([list(query.ids) for query in queries], device=device)
+        targets = torch.tensor([list(query.targets) for query in queries])[..., None]
         out = []
         for variant in (None, *self.variants):
             with attached(self.model, variant) if variant else contextlib.nullcontext():
-                logits = self.model(input_ids=ids, use_cache=False).logits[0, -len(query.targets) :]
+                logits = self.model(input_ids=ids, use_cache=False).logits[:, -targets.shape[1] :]
             logprob = logits.to(self.dtype).log_softmax(-1)
-            out.append(logprob.gather(-1, torch.tensor(query.targets, device=logits.device)[:, None])[:, 0])
-        return torch.stack(out).float().cpu().numpy()
+            out.append(logprob.gather(-1, targets.to(logits.device))[..., 0])
+        return torch.stack(out, dim=1).float().cpu().numpy()
 
 
 def windows(config: Any) -> list[int]:
