@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from models import ARCHITECTURES, COMMON, LAYERS, VOCABULARY, WIDTH, random_model, random_sae
+from models import ARCHITECTURES, COMMON, CONTEXT, LAYERS, VOCABULARY, WIDTH, random_model, random_sae
 
-from sae_lm_eval import scoring, walk
+from sae_lm_eval import last_block, scoring, walk
 from sae_lm_eval.build import Choices, build_variant
 from sae_lm_eval.dictionary import load
 from sae_lm_eval.last_block import FewQueries, paths_of_last_block
@@ -95,6 +95,24 @@ def test_all_that_is_shared_changes_no_score(name, attention, monkeypatch):
     asked = queries()
     assert scorer.layout == Layout()
     assert_equal(scorer, asked)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3"])
+def test_a_text_longer_than_a_window_beside_short_ones_with_a_common_beginning(name, monkeypatch):
+    monkeypatch.setattr(scoring, "CAPACITY", 40)
+    model = random_model(name)
+    scorer = Scorer(model, [variant(model, "blocks.1.hook_resid_pre")], rows=2, limit=64)
+    text, short = np.random.default_rng(0).integers(3, VOCABULARY, (2, 20)).tolist()
+    assert scorer.limit < 20
+    assert_equal(scorer, [Query(text, text[:10]), Query(short[:3], short[4:5]), Query([*short[:2], 9], short[5:6])])
+
+
+def test_as_many_full_contexts_as_they_have_tokens(monkeypatch):
+    monkeypatch.setattr(scoring, "CAPACITY", CONTEXT)
+    model = random_model("gpt2")
+    scorer = Scorer(model, [variant(model, "blocks.1.hook_resid_pre")], rows=CONTEXT, limit=CONTEXT)
+    texts = np.random.default_rng(0).integers(3, VOCABULARY, (CONTEXT, CONTEXT)).tolist()
+    assert_equal(scorer, [Query(text, text[:1]) for text in texts])
 
 
 def scores_of(scorer, asked, **options):
@@ -287,6 +305,30 @@ class TestWhatAnArchitectureDoesNotBear:
             assert scorer.layout == Layout(rows=False, last_block=False)
         assert "LlamaForCausalLM is scored sharing blocks and prefixes, which is slower." in caplog.text
         assert_equal(scorer, queries())
+
+    def test_attention_that_cannot_be_narrowed(self, llama, monkeypatch):
+        def narrowed(*_args):
+            raise NotImplementedError
+
+        monkeypatch.setattr(last_block, "narrowed", narrowed)
+        llama.set_attn_implementation("sdpa")
+        scorer = Scorer(llama, [variant(llama, "blocks.0.hook_resid_post")], rows=2, limit=64)
+        assert scorer.layout == Layout(last_block=False)
+
+    def test_a_batch_of_one_row_is_tried_with_several(self, llama, monkeypatch):
+        rows = []
+        answer = walk.Walk._answer
+        monkeypatch.setattr(
+            walk.Walk,
+            "_answer",
+            lambda self, context, *args, **kwargs: (
+                rows.append(len(context.input_ids)) or answer(self, context, *args, **kwargs)
+            ),
+        )
+        scorer = Scorer(llama, [variant(llama, "blocks.0.hook_resid_post")], rows=1, limit=64)
+        assert scorer.layout == Layout()
+        assert max(rows) > 1
+        assert scorer.rows == 1
 
     def test_alibi_is_scored_with_what_it_bears(self):
         torch.manual_seed(0)

@@ -11,6 +11,7 @@ from models import WIDTH, random_model, random_sae, word_tokenizer, words
 
 from sae_lm_eval.adapter import SaeHFLM, join
 from sae_lm_eval.arguments import wanted_of
+from sae_lm_eval.fidelity import Source
 from sae_lm_eval.journal import Journal
 
 HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.2.hook_mlp_out")
@@ -68,6 +69,40 @@ def test_rolling_is_answered_together_as_well(family):
     documents = [Instance("loglikelihood_rolling", {}, (words(150, seed=i),), 0, ("text", i, 1)) for i in range(3)]
     expected = make(sae=saes()[1]).loglikelihood_rolling(documents)
     np.testing.assert_allclose(variants[1].loglikelihood_rolling(documents), expected, atol=1e-4)
+
+
+def test_documents_are_rolled_over_at_once(family, monkeypatch):
+    baseline, variants = family
+    join(baseline, variants)
+    documents = [Instance("loglikelihood_rolling", {}, (words(n, seed=n),), 0, ("text", n, 1)) for n in (150, 9, 0, 1)]
+    asked = []
+    answers = baseline._answers.answers
+    monkeypatch.setattr(
+        baseline._answers, "answers", lambda queries, *told: asked.append(queries) or answers(queries, *told)
+    )
+    found = variants[1].loglikelihood_rolling(documents, disable_tqdm=True)
+    (queries,) = asked
+    assert sum(len(query.targets) for query in queries) == 150 + 9 + 1
+    assert found[2] == 0
+    alone = [variants[1].loglikelihood_rolling([document], disable_tqdm=True)[0] for document in documents]
+    np.testing.assert_allclose(found, alone, atol=1e-4)
+
+
+def test_divergence_on_documents_is_that_of_the_fidelity_tasks(family):
+    baseline, variants = family
+    join(baseline, variants)
+    texts = [words(n, seed=n) for n in (150, 9, 30)]
+    documents = [Instance("loglikelihood_rolling", {}, (text,), 0, ("text", i, 1)) for i, text in enumerate(texts)]
+    # As several processes have it, so that each has as many requests.
+    variants[1].loglikelihood_rolling([*documents, documents[-1]], disable_tqdm=True)
+    requests = [
+        Instance("sae_fidelity", {}, (text, None, Source("text")), 0, ("text", i, 1)) for i, text in enumerate(texts)
+    ]
+    records = variants[1].sae_fidelity(requests, disable_tqdm=True)
+    kl = sum(record["kl"] for record in records) / sum(record["tokens"] for record in records)
+    found = variants[1].divergence.by_task()["text"]
+    assert found["kl"] == pytest.approx(kl, rel=1e-4)
+    assert (found["positions"], found["documents"]) == (150 + 9 + 30, 3)
 
 
 def test_the_journal_answers_another_process(family, tmp_path):

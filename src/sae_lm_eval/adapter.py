@@ -35,7 +35,7 @@ from sae_lm_eval.arguments import Wanted, finite, refuse_misspelt, wanted_of
 from sae_lm_eval.build import build_variant, describe, place, with_means
 from sae_lm_eval.divergence import Divergence
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
-from sae_lm_eval.fidelity import Fidelity
+from sae_lm_eval.fidelity import TOKENS_AT_ONCE, Fidelity
 from sae_lm_eval.fidelity_compute import original_of
 from sae_lm_eval.generation import in_batches, uncached
 from sae_lm_eval.journal import Journal
@@ -145,6 +145,7 @@ class SaeHFLM(HFLM):
         self._take_means(wanted)
         self.divergence, self.fidelity = Divergence(), Fidelity()
         self._answers: Together | None = None
+        self._is_alone = False  # whether nothing can be shared, so that `_answers` stays None
         self._journal: Journal | None = None
         self._index = 1  # among the models that `_answers` answers for, 0 being the baseline
 
@@ -195,10 +196,10 @@ class SaeHFLM(HFLM):
         return dataclasses.replace(original, params=float(count), params_source="counted in the loaded model")
 
     def _join_other_processes(self) -> None:
-        # lm_eval divides the work of `accelerate launch` over GPUs only.
+        # lm_eval divides the work of `accelerate launch` over GPUs of one machine only.
         accelerator = getattr(self, "accelerator", None)
-        if accelerator is not None and self._world_size == 1:
-            self._rank, self._world_size = accelerator.local_process_index, accelerator.num_processes
+        if accelerator is not None:
+            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
 
     def _set_bos(self, wanted: bool) -> None:
         """A dictionary trained behind a BOS token gets one where lm_eval's default gives none."""
@@ -310,8 +311,27 @@ class SaeHFLM(HFLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         self._tell_of_context(min(len(self.tok_encode(r.args[0])), self.max_length) for r in requests)
-        with self._as_documents():
-            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        if self._shared() is None:
+            with self._as_documents():
+                return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        # All at once, where lm_eval hands over `batch_size` windows at a time.
+        documents = [self._windows_of(request.args[0]) for request in requests]
+        owners = np.repeat(np.arange(len(documents)), [len(windows) for windows in documents])
+        self._tasks = [requests[owner].task_name for owner in owners]
+        try:
+            answers = self._loglikelihood_tokens(
+                [(None, *window) for windows in documents for window in windows], disable_tqdm=disable_tqdm
+            )
+        finally:
+            self._tasks = []
+        kl_of: Any = self._kl
+        windows = np.array([(logprob, *kl) for (logprob, _), kl in zip(answers, kl_of, strict=True)]).reshape(-1, 3)
+        sums = np.zeros((len(documents), 3))
+        np.add.at(sums, owners, windows)
+        self.divergence.note(requests, [(kl, int(tokens)) for _, kl, tokens in sums.tolist()])
+        for request, total in zip(requests, sums[:, 0].tolist(), strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return sums[:, 0].tolist()
 
     @contextlib.contextmanager
     def _as_documents(self) -> Iterator[None]:
@@ -324,9 +344,11 @@ class SaeHFLM(HFLM):
 
     def rolling(self, document: str) -> list[Query]:
         """The windows in which lm_eval's rolling loglikelihood scores every token of a document once."""
+        return [self._query(*window) for window in self._windows_of(document)]
+
+    def _windows_of(self, document: str) -> list[tuple[list[int], list[int]]]:
         with self._as_documents():
-            ids = self.tok_encode(document)
-        return [self._query(*window) for window in self.disjoint_windows(ids)]
+            return self.disjoint_windows(self.tok_encode(document))
 
     def disjoint_windows(self, ids: list[int]) -> list[tuple[list[int], list[int]]]:
         """The (context, continuation) pairs of ids in which every one of them is a continuation once."""
@@ -355,17 +377,22 @@ class SaeHFLM(HFLM):
 
     def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
         self._tell_of_context(len(context) + len(continuation) for _, context, continuation in requests)
-        if self._answers is None and self.choices.splice != "none":
-            self._answers = self.together([self.variant])
-        if self._answers is None:
+        if (shared := self._shared()) is None:
             answers, self._kl = super()._loglikelihood_tokens(requests, **kwargs), None
         else:
-            answers = self._from(self._answers, requests, disable_tqdm=bool(kwargs.get("disable_tqdm")))
+            answers = self._from(shared, requests, disable_tqdm=bool(kwargs.get("disable_tqdm")))
         for (asked, *_), (logprob, _) in zip(requests, answers, strict=True):
             if math.isnan(logprob) or logprob == math.inf:
                 what = "a window of a document" if asked is None else f"{_shorten(asked[0])} -> {_shorten(asked[1])}"
                 raise UserError(f"The log-probability of {what} is {logprob} with '{self.variant_name}'.")
         return answers
+
+    def _shared(self) -> Together | None:
+        """What answers for this variant, unless it is run as lm_eval runs a model."""
+        if self._answers is None and not self._is_alone and self.choices.splice != "none":
+            self._answers = self.together([self.variant], self._journal, [self.identity()])
+            self._is_alone = self._answers is None
+        return self._answers
 
     def together(
         self, variants: Sequence[Variant], journal: Journal | None = None, identities: Sequence[str] = ()
@@ -401,7 +428,8 @@ class SaeHFLM(HFLM):
     def _from(self, together: Together, requests: list, *, disable_tqdm: bool) -> list[tuple[float, bool]]:
         """The answers to requests ((context, continuation), context ids, continuation ids), and KL at them."""
         queries = [self._query(context, continuation) for _, context, continuation in requests]
-        together.tokenised = requests
+        if requests and requests[0][0] is not None:  # no windows of documents
+            together.tokenised = requests
         answers: list[Any] = [None] * len(requests)
         kl = [math.nan] * len(requests)
         disable_tqdm = disable_tqdm or self.rank != 0 or self.progress is not None
@@ -427,11 +455,19 @@ class SaeHFLM(HFLM):
             by_task[task].append(number)
         with bar, self._autocast():
             for numbers in by_task.values():
-                ask(numbers)
+                targets = np.cumsum([len(queries[number].targets) for number in numbers])
+                pieces = np.flatnonzero(np.diff(targets // TOKENS_AT_ONCE)) + 1
+                for some in np.split(np.asarray(numbers), pieces):
+                    ask(some.tolist())
         self._kl = [(of, len(query.targets)) for of, query in zip(kl, queries, strict=True)]
         return answers
 
     def _query(self, context: list[int], continuation: list[int]) -> Query:
+        if not 0 < len(continuation) <= self.max_length:
+            raise UserError(
+                f"A continuation of {len(continuation)} tokens cannot be scored, only one of 1 to {self.max_length}: "
+                f"that of {_shorten(self.tok_decode(context))}."
+            )
         if len(context) + len(continuation) > self.max_length + 1:
             logger.warning(
                 "A prompt of %d tokens is cut to the last %d, the model's context.",

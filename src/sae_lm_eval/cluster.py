@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.errors import UserError, explained, first_line
 from sae_lm_eval.journal import Journal
 from sae_lm_eval.progress import Shown
 from sae_lm_eval.sweep import BASELINE, Sweep
@@ -95,7 +95,8 @@ class _Worker:
             if name in part.asked:
                 # A variant that lm_eval cannot score is told of when the answers are looked at.
                 with contextlib.suppress(UserError):
-                    self.loaded.evaluate(name, lm, tasks=[self.loaded.tasks["tasks"][part.task]], bootstrap_iters=0)
+                    task = self.loaded.tasks["tasks"][part.task]
+                    self.loaded.evaluate(name, lm, tasks=[task], bootstrap_iters=0, check_integrity=False)
         return self.journal.drain()
 
 
@@ -133,9 +134,7 @@ def _taken(ray: Any, done: Any, part: Part) -> list[tuple[str, bytes, bytes]]:
     try:
         return ray.get(done)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(f"A worker could not begin {part.task}: {error.cause}") from error
-        raise
+        raise UserError(f"A worker could not answer {part.task}: {explained(error.cause)}") from error
     except ray.exceptions.RayError as error:
         raise UserError(
             f"Workers died {1 + RETRIES} times at {part.task} with {', '.join(part.group)}: {first_line(error)} "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,22 @@ class Dictionary:
 
     def fingerprint(self) -> str:
         """SHA-256 over the names, shapes and bytes of the weights, so that no two dictionaries pass for one."""
+        weights = sorted(self.module.state_dict().items())
+        state = tuple((name, weight.data_ptr(), weight._version) for name, weight in weights)
+        if state not in self._hashed:
+            self._hashed.clear()
+            self._hashed[state] = self._hash(weights)
+        return self._hashed[state]
+
+    @cached_property
+    def _hashed(self) -> dict[tuple, str]:
+        """What the weights were when they were hashed last."""
+        return {}
+
+    @staticmethod
+    def _hash(weights: Sequence[tuple[str, Tensor]]) -> str:
         digest = hashlib.sha256()
-        for name, weight in sorted(self.module.state_dict().items()):
+        for name, weight in weights:
             digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
             digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()

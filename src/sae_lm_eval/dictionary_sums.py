@@ -92,7 +92,7 @@ class DictionarySums:
         documents = np.asarray(self.documents, dtype=np.int64)[queries[counted[which]]]
         renumbered = np.cumsum(counted) - 1
         self._batch = Batch(torch.from_numpy(places[counted]), renumbered[which[counted[which]]], documents)
-        self._pending = []
+        self._pending, self._heard = [], None
 
     def __call__(self, splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
         """At a splice: raw `x` and `y` (rows, positions, width), and what took the place of `y`, if anything did."""

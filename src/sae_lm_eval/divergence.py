@@ -21,11 +21,9 @@ class Divergence:
 
     def note(self, requests: Sequence[Instance], kl: Sequence[tuple[float, int]] | None) -> None:
         """`kl` holds for each request the sum over its scored tokens, in nats, and their number."""
-        found = [
-            (request.task_name, request.doc_id, of)
-            for request, of in zip(requests, kl or [None] * len(requests), strict=True)
-        ]
-        for task, document, of in gathered(found):
+        asked = [(request.task_name, request.doc_id, request.idx) for request in requests]
+        found = dict(zip(asked, kl or [None] * len(requests), strict=True))  # several processes repeat some
+        for (task, document, _), of in gathered(list(found.items())):
             known = self._sums[str(task)]
             if of is None:
                 known[None] = np.zeros(2)
@@ -43,6 +41,8 @@ class Divergence:
             if None in sums:
                 continue
             kl, tokens = np.array([*sums.values()]).T
+            if not tokens.any():
+                continue
             mean, n = kl.sum() / tokens.sum(), len(sums)
             spread = np.sqrt(n / (n - 1) * ((kl - mean * tokens) ** 2).sum()) / tokens.sum() if n > 1 else None
             out[task] = {

@@ -138,10 +138,15 @@ class Fidelity:
     def _measure(
         self, lm: Adapter, task: str, source: Source, documents: list[Document], show: bool
     ) -> list[dict[str, Any]]:
-        ablated, mean = ablations(lm, source)
-        pass_ = Pass(lm, ablated, source, documents, self._layouts)
-        with tqdm(total=len(documents), disable=not show, desc=f"Scoring {task}") as bar:
-            pass_.run(bar.update)
+        try:
+            ablated, mean = ablations(lm, source)
+            pass_ = Pass(lm, ablated, source, documents, self._layouts)
+            with tqdm(total=len(documents), disable=not show, desc=f"Scoring {task}") as bar:
+                pass_.run(bar.update)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"The sae_fidelity tasks cannot be run on this model: {error}.") from error
         out = pass_.records()
         # As one process has them, so that as many processes as you like draw the same documents.
         everywhere = sorted(gathered(out), key=lambda record: record["document"])
@@ -189,18 +194,10 @@ class Pass:
             self.watch = DictionarySums(lm.variant, self.numbers, self.kinds, self.left_out)
 
     def run(self, tell: Callable[[int], object]) -> None:
-        try:
-            self._run(tell)
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"The sae_fidelity tasks cannot be run on this model: {error}.") from error
-
-    def _run(self, tell: Callable[[int], object]) -> None:
-        apart = self._scorer(self.ablated) if self.ablated else None
-        if apart is not None and not leave_no_text(apart.model, self.ablated):
-            apart = None
-        scorer = self._scorer(self.spliced if apart else [*self.spliced, *self.ablated])
+        """Raises `ValueError` where the model cannot be scored."""
+        alone = bool(self.ablated) and leave_no_text(self.lm.scorer([]).model, self.ablated)
+        apart = self._scorer(self.ablated) if alone else None
+        scorer = self._scorer(self.spliced if alone else [*self.spliced, *self.ablated])
         start, queries, owners = 0, [], []
         for number, document in enumerate(self.documents):
             windows = self.lm.rolling(document.text)
@@ -270,12 +267,14 @@ class Pass:
             sums[f"nats_{name}"] += float(values.sum())
         for name, values in measures.items():
             sums[name] += float(values[kept].sum())
-        if len(nll) > 2:
-            self._add_ablated(sums, query, scores)
+        self._add_losses(sums, nll[2:], kept)
 
     def _add_ablated(self, sums: dict[str, Any], query: Query, scores: Scores) -> None:
-        """The ablations come last, whoever else was scored."""
-        nll, kept = self._nll(scores)[-len(self.ablated) :], self._kept(query)
+        self._add_losses(sums, self._nll(scores)[1:], self._kept(query))
+
+    @staticmethod
+    def _add_losses(sums: dict[str, Any], nll: np.ndarray, kept: np.ndarray) -> None:
+        """Of the ablations, as many as there are."""
         for name, values in zip(("zero", "mean"), nll, strict=False):
             sums[f"nll_{name}"] += float(values[kept].sum())
 

@@ -1,4 +1,4 @@
-"""The folder of a run: held by one process at a time, asked the same thing every time, never half written."""
+"""The folder of a run: held by one run at a time, asked the same thing every time, never half written."""
 
 from __future__ import annotations
 

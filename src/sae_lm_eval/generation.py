@@ -13,6 +13,7 @@ import torch
 from lm_eval.api.instance import Instance
 from torch import Tensor
 
+from sae_lm_eval.head import instead
 from sae_lm_eval.journal import Journal
 from sae_lm_eval.progress import Progress
 
@@ -73,13 +74,9 @@ def uncached(model: Any, wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    prepare = model.prepare_inputs_for_generation
 
     def whole(input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask"), "use_cache": False}
 
-    model.prepare_inputs_for_generation = whole
-    try:
+    with instead(model, "prepare_inputs_for_generation", whole):
         yield
-    finally:
-        model.prepare_inputs_for_generation = prepare

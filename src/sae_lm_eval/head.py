@@ -44,19 +44,19 @@ class Head:
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits (n, vocabulary) of hidden states (n, width)."""
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-        with forward_as(self.trunk, lambda *_args, **_kwargs: self._output(last_hidden_state=hidden[None])):
+        with instead(self.trunk, "forward", lambda *_args, **_kwargs: self._output(last_hidden_state=hidden[None])):
             return self.model(input_ids=ids, use_cache=False).logits[0]
 
 
 @contextmanager
-def forward_as(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    """Inside the scope, a module's forward is another one."""
-    had = module.__dict__.get("forward")
-    module.forward = forward
+def instead(module: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Inside the scope, a method of a module is another one."""
+    had = module.__dict__.get(name)
+    setattr(module, name, method)
     try:
         yield
     finally:
         if had is None:
-            del module.forward
+            delattr(module, name)
         else:
-            module.forward = had
+            setattr(module, name, had)

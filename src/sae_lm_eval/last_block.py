@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from sae_lm_eval.architecture import Architecture
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.fork import blocks_path
-from sae_lm_eval.head import forward_as
+from sae_lm_eval.head import instead
 from sae_lm_eval.splice import Variant
 
 
@@ -38,7 +38,7 @@ def paths_of_last_block(model: nn.Module, variants: Sequence[Variant]) -> Paths:
     architecture, hooks = Architecture(model), ("attn.q.hook_in", "attn.k.hook_in", "attn.hook_z", "mlp.hook_in")
     query, key, output, mlp = (_path(architecture, hook) for hook in hooks)
     modules = [] if mlp is None or any(f"{port.path}.".startswith(f"{mlp}.") for port in used) else [mlp]
-    if any(port.path.startswith(f"{block}.") for port in used):
+    if block is None or any(port.path.startswith(f"{block}.") for port in used):
         return Paths(None, tuple(modules))
     attention = [path for path in (query, output) if path is not None and path != key]
     return Paths(block, (*attention, *modules))
@@ -75,7 +75,7 @@ class LastBlock:
                 with self._queries:
                     return forward(*args, **kwargs)
 
-            scope.enter_context(forward_as(block, attending))
+            scope.enter_context(instead(block, "forward", attending))
 
     def ask(self, places: np.ndarray, shape: torch.Size, device: torch.device) -> None:
         """What the next batch is asked for: `places` among its rows x positions, sorted, each once."""
@@ -111,15 +111,20 @@ class FewQueries(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = {} if kwargs is None else dict(kwargs)
         mask = kwargs.get("attn_mask")
         if func is not nn.functional.scaled_dot_product_attention or mask is None or self.at is None:
             return func(*args, **kwargs)
-        query, *rest = args
-        at = self.at.repeat(len(query) // len(self.at), 1)[:, None, :, None]
-        few = at.expand(-1, query.shape[1], -1, query.shape[3])
-        mask = mask.expand(len(query), -1, -1, -1)
-        kwargs["attn_mask"] = mask.gather(2, at.expand(-1, mask.shape[1], -1, mask.shape[3]))
-        found = func(query.gather(2, few), *rest, **kwargs)
-        whole = found.new_zeros(*query.shape[:3], found.shape[3])
-        return whole.scatter_(2, at.expand(-1, *found.shape[1:2], -1, found.shape[3]), found)
+        return narrowed(func, args, kwargs, mask, self.at)
+
+
+def narrowed(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Tensor, at: Tensor) -> Tensor:
+    """What `attention` gives the queries `at` (rows, some) under a mask, and 0 elsewhere."""
+    query, *rest = args
+    at = at.repeat(len(query) // len(at), 1)[:, None, :, None]
+    few = at.expand(-1, query.shape[1], -1, query.shape[3])
+    mask = mask.expand(len(query), -1, -1, -1)
+    mask = mask.gather(2, at.expand(-1, mask.shape[1], -1, mask.shape[3]))
+    found = attention(query.gather(2, few), *rest, **{**kwargs, "attn_mask": mask})
+    whole = found.new_zeros(*query.shape[:3], found.shape[3])
+    return whole.scatter_(2, at.expand(-1, *found.shape[1:2], -1, found.shape[3]), found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Callable, Hashable, Iterable
-from functools import cached_property
 from typing import Any
 
 from sae_lm_eval.errors import UserError, first_line
@@ -36,15 +35,15 @@ class Loaded:
         at("reading the tasks")
         try:
             self.task_manager = settings.process_tasks(settings.metadata)
-        except ValueError as error:
+            self.tasks = self._load_tasks()
+        except (ValueError, OSError) as error:
             raise UserError(first_line(error)) from error
         at("loading the model")
         given = {name: getattr(settings, name) for name in ("batch_size", "max_batch_size", "device")}
         make: Any = SaeHFLM  # lm_eval's decorator hides its parameters
         self.baseline: Any = make(sae=[], splice="none", **given, **sweep.model_args)
 
-    @cached_property
-    def tasks(self) -> dict[str, Any]:
+    def _load_tasks(self) -> dict[str, Any]:
         """What lm_eval loads: by name the `tasks`, none of which is a group, and the `groups`; drawn by its seeds."""
         import numpy as np
         import torch

@@ -26,10 +26,7 @@ def rank() -> int:
 
 
 def agreed(make: Callable[[], T]) -> T:
-    """What `make` returns in the first process, in every process; what it raises there, they raise too.
-
-    No process goes on before all are here.
-    """
+    """What `make` returns in the first process, in every process; what it raises there, they raise too."""
     if not several():
         return make()
     from accelerate.utils import broadcast_object_list

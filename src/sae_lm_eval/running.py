@@ -44,7 +44,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Finished:
-    """The outcomes of a run, the baseline's first, and what this process ran of it.
+    """The outcomes of a run, the baseline's first, and what its processes ran of it.
 
     `requests` counts each request once for a pass or variant that it was answered for, `recalled` those of them that
     were answered before; `rate` is in tokens a second, None where none was run.
@@ -264,6 +264,10 @@ class _Evaluation:
         return name not in self.failed
 
     def _together(self, title: str, group: Sequence[str], missing: Sequence[str], bos: bool) -> None:
+        self._evaluate_each(title, group, missing, bos)
+        self.loaded.forget()  # now that nothing else holds what was made
+
+    def _evaluate_each(self, title: str, group: Sequence[str], missing: Sequence[str], bos: bool) -> None:
         self.shown.at(f"{title}loading {len(group)} variants")
         made = self._made(group)
         self.loaded.join(made.values(), self.journal, bos)
@@ -282,8 +286,6 @@ class _Evaluation:
                 self._leave_out(name, _why(error))
             if name == missing[0] and rank() == 0:
                 self._keep_pace(before, made)
-        made.clear()
-        self.loaded.forget()
 
     def _made(self, group: Sequence[str]) -> dict[str, Any]:
         """The variants of a group that every process can make."""

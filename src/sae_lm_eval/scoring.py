@@ -34,7 +34,7 @@ class Layout:
     blocks: bool = True  # those below a variant's first site
     prefixes: bool = True
     rows: bool = True
-    last_block: bool = True  # its MLP and queries run where something is asked only
+    last_block: bool = True  # its MLP, queries and output projection run where something is asked only
 
     def __str__(self) -> str:
         names = [name for name, is_used in vars(self).items() if is_used and name != "last_block"]
@@ -113,12 +113,14 @@ class Scorer:
         for query in queries:
             if not 0 < len(query.targets) <= len(query.ids):
                 raise ValueError(f"{len(query.targets)} targets cannot be asked of {len(query.ids)} positions")
-        self._score(queries, self.layout, CAPACITY, measures, greedy, done, known, compared, watch)
+        layout = self.layout
+        self.rows = self._score(queries, layout, self.rows, CAPACITY, measures, greedy, done, known, compared, watch)
 
     def _score(
         self,
         queries: Sequence[Query],
         layout: Layout,
+        rows: int,
         capacity: int,
         measures: Sequence[str],
         greedy: bool,
@@ -126,7 +128,8 @@ class Scorer:
         known: Collection[int] = (),
         compared: int | None = None,
         watch: Watch | None = None,
-    ) -> None:
+    ) -> int:
+        """How many rows of `capacity` tokens memory sufficed for at once."""
         root = plan(
             [query.ids for query in queries],
             capacity=capacity,
@@ -139,12 +142,12 @@ class Scorer:
             last_block = LastBlock(self.model, self._last_block_paths, scope) if layout.last_block else None
             if watch is not None:
                 fork.watch(0, watch)
-            tokens = self.rows * capacity
+            tokens = rows * capacity
             walk = Walk(
                 fork, self.head, queries, tokens, self.dtype, measures, greedy, done, known, last_block, compared, watch
             )
             walk.behind(root, None)
-        self.rows = max(1, walk.tokens // capacity)
+        return max(1, walk.tokens // capacity)
 
     @torch.no_grad()
     def _agrees(self, layout: Layout) -> bool:
@@ -153,13 +156,13 @@ class Scorer:
         Most of them, since a dictionary that keeps its k largest elements may round to others.
         """
         vocabulary = self.model.config.get_text_config().vocab_size
-        stem, *rest = np.random.default_rng(0).integers(vocabulary, size=(9, 8)).tolist()
-        # Behind the stem, of which a prefix is made, a row of 16 has room for three or four branches.
-        of_length = [[Query(stem + row[: 4 + i], row[:4]) for row in rest[i::3]] for i in range(3)]
+        stem, *rest = np.random.default_rng(0).integers(vocabulary, size=(10, 16)).tolist()
+        # Behind the stem, of which a prefix is made, a row of 32 has room for three branches, and most is not asked.
+        of_length = [[Query(stem + row[: 8 + i], row[:2]) for row in rest[i::3]] for i in range(3)]
         queries = [query for same in of_length for query in same]
         scores: dict[int, Scores] = {}
         try:
-            self._score(queries, layout, 16, (), False, scores.update)
+            self._score(queries, layout, max(2, self.rows), 32, (), False, scores.update)
         except UserError:
             raise
         except Exception as error:  # whatever an architecture does not bear; it gets the next layout

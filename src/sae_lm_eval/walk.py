@@ -161,9 +161,16 @@ class Walk:
 
     def behind(self, node: Prefix, cache: Cache | None) -> None:
         """Run everything that comes behind a prefix, whose cache is given."""
-        rows = sorted(node.rows, key=lambda row: -len(row.ids))
+        for branches in (True, False):  # not in one batch: a row without them may be longer than a window looks back
+            self._in_batches(sorted((row for row in node.rows if row.branches == branches), key=_longest_first), cache)
+        for longer in node.longer:
+            if not self.known.issuperset(longer.members):
+                self.behind(longer, self._prefix(longer, cache))
+
+    def _in_batches(self, rows: Sequence[Row], cache: Cache | None) -> None:
         while rows:
-            count = max(1, self.tokens // max(1, len(rows[0].ids)))
+            count = min(len(rows), max(1, self.tokens // max(1, len(rows[0].ids))))
+            count -= count > 1 and self._is_square(rows[:count])
             numbers = [number for row in rows[:count] for number in row.paths]
             if not self.known.issuperset(numbers):
                 try:
@@ -171,14 +178,15 @@ class Walk:
                 except Exception as error:
                     if count == 1 or not should_reduce_batch_size(error):
                         raise
-                    self.tokens = max(1, min(count, len(rows)) // 2) * len(rows[0].ids)
+                    self.tokens = max(1, count // 2) * len(rows[0].ids)
                     logger.warning("Out of memory: continuing with batches of %d tokens.", self.tokens)
                     continue
                 self.done({number: self._scores(number) for number in numbers})
             rows = rows[count:]
-        for longer in node.longer:
-            if not self.known.issuperset(longer.members):
-                self.behind(longer, self._prefix(longer, cache))
+
+    def _is_square(self, rows: Sequence[Row]) -> bool:
+        """Whether a tensor of (positions, ...) would look like one of (rows, ...)."""
+        return len(rows[0].ids) == len(rows) * self.fork.copies
 
     def _scores(self, number: int) -> Scores:
         of_query = slice(self.starts[number], self.starts[number + 1])
@@ -195,11 +203,10 @@ class Walk:
         return cache
 
     def _rows(self, rows: Sequence[Row], cache: Cache | None) -> None:
-        depth, length = rows[0].depth, max(len(row.ids) for row in rows)
+        depth, length = rows[0].depth, len(rows[0].ids)
         if not length:
             return
-        # A tensor of (positions, ...) must not look like one of (rows, ...).
-        length += length == len(rows) * self.fork.copies
+        length += self._is_square(rows)
         ids = np.zeros((len(rows), length), dtype=np.int64)
         positions = np.tile(np.arange(depth, depth + length), (len(rows), 1))
         for index, row in enumerate(rows):
@@ -276,3 +283,7 @@ class Walk:
             for name, measure in self.measures.items() if 1 <= number <= self.compared else ():
                 columns[name].append(measure(predicted)[at])
         return {name: torch.stack(column) for name, column in columns.items() if column}
+
+
+def _longest_first(row: Row) -> int:
+    return -len(row.ids)
