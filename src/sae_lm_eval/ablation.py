@@ -33,8 +33,7 @@ def ablations(lm: Adapter, source: Source) -> tuple[list[Variant], dict[str, Any
     windows = lm.windows(source.held_out, lm.mean_tokens)
     if not windows:
         return [zero], None
-    model = lm.scorer([variant]).model
-    means = text.mean_activations(model, variant, windows, lm.special_ids)
+    means = text.mean_activations(lm.innermost, variant, windows, lm.special_ids)
     ids = np.concatenate([np.asarray(window, dtype=np.int64) for window in windows])
     taken = {
         "text": source.name,

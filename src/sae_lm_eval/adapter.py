@@ -239,6 +239,11 @@ class SaeHFLM(HFLM):
         self.mean_source = {"text": wanted.mean_text, "tokens": sum(len(ids) - 1 for ids in texts)}
 
     @property
+    def innermost(self) -> Any:
+        """The model that dictionaries are spliced into; see `innermost`."""
+        return innermost(self.model)
+
+    @property
     def context_size(self) -> int:
         """The longest prompt, in tokens, that no dictionary has to stretch for."""
         return min(self.max_length, self._trained_context or self.max_length)
@@ -317,13 +322,9 @@ class SaeHFLM(HFLM):
         # All at once, where lm_eval hands over `batch_size` windows at a time.
         documents = [self._windows_of(request.args[0]) for request in requests]
         owners = np.repeat(np.arange(len(documents)), [len(windows) for windows in documents])
-        self._tasks = [requests[owner].task_name for owner in owners]
-        try:
-            answers = self._loglikelihood_tokens(
-                [(None, *window) for windows in documents for window in windows], disable_tqdm=disable_tqdm
-            )
-        finally:
-            self._tasks = []
+        asked = [(None, *window) for windows in documents for window in windows]
+        with self._of_tasks([requests[owner] for owner in owners]):
+            answers = self._loglikelihood_tokens(asked, disable_tqdm=disable_tqdm)
         kl_of: Any = self._kl
         windows = np.array([(logprob, *kl) for (logprob, _), kl in zip(answers, kl_of, strict=True)]).reshape(-1, 3)
         sums = np.zeros((len(documents), 3))
@@ -362,18 +363,24 @@ class SaeHFLM(HFLM):
             return self.fidelity.answer(self, requests, self._journal, show=not disable_tqdm and self.rank == 0)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        self._tasks = [request.task_name for request in requests]
         # What another variant was asked before is not tokenised again.
         known = [] if self._answers is None else self._answers.tokenised
-        try:
+        with self._of_tasks(requests):
             if [asked for asked, *_ in known] == [request.args for request in requests]:
                 answers = self._loglikelihood_tokens(known, disable_tqdm=disable_tqdm)
             else:
                 answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        finally:
-            self._tasks = []
         self.divergence.note(requests, self._kl)
         return answers
+
+    @contextlib.contextmanager
+    def _of_tasks(self, requests: Iterable[Instance]) -> Iterator[None]:
+        """Inside the scope, the tokens asked for belong to the tasks of these requests, one for one."""
+        self._tasks = [request.task_name for request in requests]
+        try:
+            yield
+        finally:
+            self._tasks = []
 
     def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
         self._tell_of_context(len(context) + len(continuation) for _, context, continuation in requests)

@@ -49,6 +49,9 @@ class Adapter(Protocol):
     @property
     def variant_name(self) -> str: ...
 
+    @property
+    def innermost(self) -> Any: ...
+
     def identity(self) -> str: ...
 
     def windows(self, documents: Iterable[str], tokens: int) -> list[list[int]]: ...
@@ -195,7 +198,7 @@ class Pass:
 
     def run(self, tell: Callable[[int], object]) -> None:
         """Raises `ValueError` where the model cannot be scored."""
-        alone = bool(self.ablated) and leave_no_text(self.lm.scorer([]).model, self.ablated)
+        alone = bool(self.ablated) and leave_no_text(self.lm.innermost, self.ablated)
         apart = self._scorer(self.ablated) if alone else None
         scorer = self._scorer(self.spliced if alone else [*self.spliced, *self.ablated])
         start, queries, owners = 0, [], []

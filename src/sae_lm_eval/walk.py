@@ -161,8 +161,9 @@ class Walk:
 
     def behind(self, node: Prefix, cache: Cache | None) -> None:
         """Run everything that comes behind a prefix, whose cache is given."""
+        rows = sorted(node.rows, key=lambda row: -len(row.ids))
         for branches in (True, False):  # not in one batch: a row without them may be longer than a window looks back
-            self._in_batches(sorted((row for row in node.rows if row.branches == branches), key=_longest_first), cache)
+            self._in_batches([row for row in rows if row.branches == branches], cache)
         for longer in node.longer:
             if not self.known.issuperset(longer.members):
                 self.behind(longer, self._prefix(longer, cache))
@@ -213,9 +214,10 @@ class Walk:
             ids[index, : len(row.ids)], positions[index, : len(row.ids)] = row.ids, row.depths
         context = Context(self._here(ids), self._here(positions), None)
         trees = {"position_ids": context.positions, "attention_mask": self._mask(rows, depth, length)}
-        branch = any(row.branches for row in rows)
         asked = Asked.of(self._asked(rows, depth, length))
-        self._answer(context, None if cache is None else prefix.shared(cache), asked, **(trees if branch else {}))
+        self._answer(
+            context, None if cache is None else prefix.shared(cache), asked, **(trees if rows[0].branches else {})
+        )
 
     def _asked(self, rows: Sequence[Row], depth: int, length: int) -> Iterator[tuple[np.ndarray, ...]]:
         for index, row in enumerate(rows):
@@ -283,7 +285,3 @@ class Walk:
             for name, measure in self.measures.items() if 1 <= number <= self.compared else ():
                 columns[name].append(measure(predicted)[at])
         return {name: torch.stack(column) for name, column in columns.items() if column}
-
-
-def _longest_first(row: Row) -> int:
-    return -len(row.ids)
