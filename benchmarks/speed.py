@@ -1,10 +1,11 @@
 """Time and memory of the forked evaluation beside plain runs of the same requests.
 
-    python benchmarks/speed.py OUT [--rounds 5] [--suites mmlu mmlu8 blimp] [--threads 2] [--device cpu]
+    python benchmarks/speed.py OUT [--rounds 5] [--suites mmlu mmlu8 blimp] [--threads 2]
+    python benchmarks/speed.py OUT --model gemma --dtype bfloat16 --device cuda --batch_size 32
 
 Each run is a process of its own; the runs of a suite take turns, and medians over the rounds are compared. The model
-is a random Llama (8 blocks, width 512, vocabulary 32,000), the SAE a random top-k one (32 of 4,096 elements); the
-questions are real. OUT keeps the model and what was measured; docs/performance.md is what is printed.
+is a random Llama (8 blocks, width 512, vocabulary 32,000) with random top-k SAEs (32 of 4,096 elements), or a random
+model of the size of Gemma-2-2B with 64 of 16,384; the questions are real. OUT keeps the model and what was measured.
 
 The plain runs are lm_eval's `hf`, and `hf` with one forward hook in which the SAE's own forward is called.
 """
@@ -19,43 +20,71 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LAYERS, WIDTH, HIDDEN, VOCABULARY, LAYER = 8, 512, 1376, 32_000, 4
-ELEMENTS, ACTIVE = 4096, 32
 TOKENIZER = "stories3M"
 MMLU = ["mmlu_abstract_algebra", "mmlu_anatomy", "mmlu_astronomy", "mmlu_business_ethics"]
 BLIMP = ["blimp_adjunct_island", "blimp_anaphor_gender_agreement", "blimp_causative", "blimp_wh_island"]
 SUITES = {
-    "mmlu": {"tasks": MMLU, "num_fewshot": 5, "limit": 50, "layers": [LAYER], "batch_size": 8},
-    "mmlu8": {"tasks": MMLU, "num_fewshot": 5, "limit": 50, "layers": list(range(LAYERS)), "batch_size": 8},
-    "blimp": {"tasks": BLIMP, "num_fewshot": 0, "limit": 250, "layers": [LAYER], "batch_size": 32},
+    "mmlu": {"tasks": MMLU, "num_fewshot": 5, "limit": 50, "variants": 1, "batch_size": 8},
+    "mmlu8": {"tasks": MMLU, "num_fewshot": 5, "limit": 50, "variants": 8, "batch_size": 8},
+    "blimp": {"tasks": BLIMP, "num_fewshot": 0, "limit": 250, "variants": 1, "batch_size": 32},
 }
 
 
-def make(out: Path) -> None:
-    """The model with a tokenizer, and an SAE for each block."""
+@dataclass(frozen=True)
+class Size:
+    """Of a model and its SAEs."""
+
+    architecture: str
+    layers: int
+    width: int
+    hidden: int
+    heads: int
+    key_heads: int
+    d_head: int
+    vocabulary: int
+    elements: int
+    active: int
+
+    def sites(self, variants: int) -> list[int]:
+        """The blocks behind which SAEs are: one in the middle, or several evenly spread."""
+        return [self.layers // 2] if variants == 1 else [i * self.layers // variants for i in range(variants)]
+
+
+SIZES = {
+    "llama": Size("Llama", 8, 512, 1376, 8, 8, 64, 32_000, 4096, 32),
+    "gemma": Size("Gemma2", 26, 2304, 9216, 8, 4, 256, 256_000, 16_384, 64),
+}
+
+
+def make(size: Size, out: Path, dtype: str) -> None:
+    """The model with a tokenizer, and SAEs for its blocks."""
     import torch
     import transformers
     from sae_lens import TopKSAE, TopKSAEConfig
 
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        intermediate_size=HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=8,
+    config = getattr(transformers, f"{size.architecture}Config")(
+        vocab_size=size.vocabulary,
+        hidden_size=size.width,
+        intermediate_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.key_heads,
+        head_dim=size.d_head,
         max_position_embeddings=4096,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
     )
-    transformers.LlamaForCausalLM(config).save_pretrained(out / "model")
+    model = getattr(transformers, f"{size.architecture}ForCausalLM")(config)
+    model.to(getattr(torch, dtype)).save_pretrained(out / "model")
     transformers.AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(out / "model")
-    for layer in range(LAYERS):
-        sae = TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=ELEMENTS, k=ACTIVE))
+    for layer in sorted({*size.sites(1), *size.sites(8)}):
+        sae = TopKSAE(TopKSAEConfig(d_in=size.width, d_sae=size.elements, k=size.active))
         with torch.no_grad():
             # As a trained one has them: elements of unit norm, read along the directions in which they are written.
             sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn_like(sae.W_dec), dim=-1))
@@ -64,7 +93,7 @@ def make(out: Path) -> None:
         sae.save_model(str(out / f"sae{layer}"))
 
 
-def evaluate(suite: str, run: str, out: Path, device: str) -> dict[str, Any]:
+def evaluate(suite: str, run: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One run: `hf`, `hookN` or `forked`."""
     import lm_eval
     import sae_lens  # noqa: F401  (its import takes seconds, which are no part of an evaluation)
@@ -72,18 +101,24 @@ def evaluate(suite: str, run: str, out: Path, device: str) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     settings = dict(SUITES[suite])
-    layers, batch_size = settings.pop("layers"), settings.pop("batch_size")
-    common = {"pretrained": str(out / "model"), "batch_size": batch_size, "device": device, "dtype": "float32"}
+    size = SIZES[arguments.model]
+    layers, batch_size = size.sites(settings.pop("variants")), settings.pop("batch_size")
+    common = loading(arguments, arguments.batch_size or batch_size)
     started = time.perf_counter()
     task_manager = TaskManager()
-    models = forked_models(common, layers, out) if run == "forked" else [plain_model(common, run, out)]
-    scoring = [0.0]
+    if run == "forked":
+        models = forked_models(common, layers, arguments.out)
+    else:
+        models = [plain_model(common, run, arguments.out)]
+    scoring, dictionaries = [0.0], Stopwatch(arguments.device)
     for lm in models:
         lm.loglikelihood = timed(lm.loglikelihood, scoring)
     queries: list[Any] = []
     if run == "forked":
         answers = models[0]._answers.answers
         models[0]._answers.answers = lambda asked, *told: (queries.extend(asked), answers(asked, *told))
+        for lm in models[1:]:
+            dictionaries.watch(lm.variant.splices[0].dictionary.module)
     tasks = [*task_manager.load(settings.pop("tasks"))["tasks"].values()]  # once for all models, as `run` has it
     samples = [
         lm_eval.simple_evaluate(
@@ -96,10 +131,47 @@ def evaluate(suite: str, run: str, out: Path, device: str) -> dict[str, Any]:
     return {
         "seconds": seconds,
         "scoring": scoring[0],
-        "memory": torch.cuda.max_memory_allocated() if device == "cuda" else resident,
+        "dictionaries": dictionaries.seconds(),
+        "memory": torch.cuda.max_memory_allocated() if arguments.device == "cuda" else resident,
         "answers": [answers_of(result["samples"]) for result in samples],
-        "operations": fewest_operations(queries, layers) if run == "forked" else None,
+        "asked": asked_of(samples[0]["samples"]) if run == "forked" else None,
+        "operations": fewest_operations(queries, layers, size) if run == "forked" else None,
     }
+
+
+def loading(arguments: argparse.Namespace, batch_size: int) -> dict[str, Any]:
+    return {
+        "pretrained": str(arguments.out / "model"),
+        "batch_size": batch_size,
+        "device": arguments.device,
+        "dtype": arguments.dtype,
+        "softmax_dtype": "float32",  # lm_eval's is the model's own, which rounds a loglikelihood to 1/16 in bfloat16
+    }
+
+
+class Stopwatch:
+    """Time that modules take, on the device."""
+
+    def __init__(self, device: str):
+        self.device, self.laps = device, []
+
+    def watch(self, module: Any) -> None:
+        module.register_forward_pre_hook(lambda *_: self.laps.append([self._now()]))
+        module.register_forward_hook(lambda *_: self.laps[-1].append(self._now()))
+
+    def _now(self) -> Any:
+        import torch
+
+        if self.device != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self) -> float:
+        if self.device != "cuda":
+            return sum(end - begin for begin, end in self.laps)
+        return sum(begin.elapsed_time(end) for begin, end in self.laps) / 1000
 
 
 def forked_models(common: dict[str, Any], layers: list[int], out: Path) -> list[Any]:
@@ -123,8 +195,13 @@ def plain_model(common: dict[str, Any], run: str, out: Path) -> Any:
     if run != "hf":
         layer = run.removeprefix("hook")
         sae: Any = SAE.load_from_disk(str(out / f"sae{layer}"), device=common["device"])
+        lm.sae = sae
+
+        def spliced(x: torch.Tensor) -> torch.Tensor:
+            return sae(x).to(x.dtype)
+
         lm.model.model.layers[int(layer)].register_forward_hook(
-            lambda _m, _a, x: sae(x) if isinstance(x, torch.Tensor) else (sae(x[0]), *x[1:])
+            lambda _m, _a, x: spliced(x) if isinstance(x, torch.Tensor) else (spliced(x[0]), *x[1:])
         )
     return lm
 
@@ -140,13 +217,49 @@ def timed(function: Any, seconds: list[float]) -> Any:
     return call
 
 
+def in_order(samples: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return [s for task in sorted(samples) for s in sorted(samples[task], key=lambda s: s["doc_id"])]
+
+
 def answers_of(samples: dict[str, list[dict[str, Any]]]) -> list[list[float]]:
     """For each document the loglikelihoods of its choices, and its accuracy."""
-    documents = [s for task in sorted(samples) for s in sorted(samples[task], key=lambda s: s["doc_id"])]
-    return [[logprob for ((logprob, _),) in s["resps"]] + [s["acc"]] for s in documents]
+    return [[logprob for ((logprob, _),) in s["resps"]] + [s["acc"]] for s in in_order(samples)]
 
 
-def fewest_operations(queries: list[Any], layers: list[int]) -> float:
+def asked_of(samples: dict[str, list[dict[str, Any]]]) -> list[list[list[str]]]:
+    """For each document context and continuation of its choices."""
+    return [[list(arguments) for arguments in s["arguments"]] for s in in_order(samples)]
+
+
+def decided_both_ways(question: list[str], run: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """The plain run's answer to one question, as it is and with the closest tie of the top-k decided the other way.
+
+    The closest tie: at one token the least gap between the last activation that is kept and the first that is not.
+    """
+    import torch
+    from lm_eval.api.instance import Instance
+
+    active = SIZES[arguments.model].active
+    lm = plain_model(loading(arguments, 1), run, arguments.out)
+    instance = Instance("loglikelihood", doc={}, arguments=(question[0], question[1]), idx=0)
+    found = {"one way": lm.loglikelihood([instance], disable_tqdm=True)[0][0]}
+
+    def other_way(activations: torch.Tensor) -> torch.Tensor:
+        values, elements = activations.topk(active + 1)
+        gaps = values[..., -2] - values[..., -1]
+        found["gap"] = gaps.min().item()
+        here = (gaps == gaps.min())[..., None]
+        kept_else = torch.tensor([*range(active - 1), active], device=values.device)
+        order = torch.where(here, kept_else, torch.arange(active, device=values.device))
+        kept = values.gather(-1, order).relu()
+        return torch.zeros_like(activations).scatter(-1, elements.gather(-1, order), kept)
+
+    lm.sae.activation_fn.forward = other_way
+    found["other way"] = lm.loglikelihood([instance], disable_tqdm=True)[0][0]
+    return found
+
+
+def fewest_operations(queries: list[Any], layers: list[int], size: Size) -> float:
     """Multiplications of the weights that the answers cannot do without, as a share of those of one plain run.
 
     Each distinct beginning once through the blocks, from its fork on for each variant, with the encoder and the
@@ -162,31 +275,32 @@ def fewest_operations(queries: list[Any], layers: list[int]) -> float:
         for path, query in zip(row.paths.values(), inputs.values(), strict=True)
         for slot in path[-len(query.targets) :]
     }
-    keys, rest, head = 2 * WIDTH**2, 2 * WIDTH**2 + 3 * WIDTH * HIDDEN, WIDTH * VOCABULARY
-    dictionary = WIDTH * ELEMENTS + WIDTH * ACTIVE
-    blocks = [LAYERS, *(LAYERS - 1 - layer for layer in layers)]  # that the baseline and each variant run
+    heads = size.heads * size.d_head
+    keys, rest = 2 * size.width * size.key_heads * size.d_head, 2 * size.width * heads + 3 * size.width * size.hidden
+    head, dictionary = size.width * size.vocabulary, size.width * (size.elements + size.active)
+    blocks = [size.layers, *(size.layers - 1 - layer for layer in layers)]  # that the baseline and each variant run
     everywhere = sum(max(0, n - 1) * (keys + rest) + min(1, n) * keys for n in blocks)
     where_asked = sum(min(1, n) * rest + head for n in blocks)
-    dictionaries = sum(len(asked) if layer == LAYERS - 1 else len(row.ids) for layer in layers) * dictionary
-    fewest = len(row.ids) * everywhere + len(asked) * where_asked + dictionaries
-    return fewest / (sum(map(len, inputs)) * (LAYERS * (keys + rest) + head))
+    read = sum(len(asked) if layer == size.layers - 1 else len(row.ids) for layer in layers)
+    fewest = len(row.ids) * everywhere + len(asked) * where_asked + read * dictionary
+    return fewest / (sum(map(len, inputs)) * (size.layers * (keys + rest) + head))
 
 
-def measured(suite: str, run: str, out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def measured(suite: str, run: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """The same in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TQDM_DISABLE": "1"}
-    command = [sys.executable, __file__, str(out), "--device", arguments.device, "--one", suite, run]
+    command = [sys.executable, *sys.argv, "--one", suite, run]
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    return json.loads((out / "one.json").read_text())
+    return json.loads((arguments.out / "one.json").read_text())
 
 
-def compare(suite: str, out: Path, arguments: argparse.Namespace) -> str:
-    layers = SUITES[suite]["layers"]
+def compare(suite: str, arguments: argparse.Namespace) -> str:
+    layers = SIZES[arguments.model].sites(SUITES[suite]["variants"])
     plain = ["hf", *(f"hook{layer}" for layer in layers)]
     found: dict[str, list[dict[str, Any]]] = {run: [] for run in [*plain, "forked"]}
     for _ in range(arguments.rounds):
         for run, measures in found.items():
-            measures.append(measured(suite, run, out, arguments))
+            measures.append(measured(suite, run, arguments))
             print(suite, run, *(f"{measures[-1][kind]:.1f} s" for kind in KINDS), file=sys.stderr)
     median = {kind: {run: statistics.median(m[kind] for m in found[run]) for run in found} for kind in KINDS}
     last = {run: measures[-1] for run, measures in found.items()}
@@ -210,27 +324,59 @@ def compare(suite: str, out: Path, arguments: argparse.Namespace) -> str:
         ratios = [sum(median[kind][run] for run in runs) / median[kind]["forked"] for kind in KINDS]
         least = sum(median["scoring"][run] for run in runs) / floor
         lines.append(f"| {label} | {ratios[0]:.1f}x | {ratios[1]:.1f}x | {least:.1f}x |")
-    worst, other = differences(plain, last)
+    apart, other = differences(plain, last)
     lines += [
         "",
-        f"Largest difference of a loglikelihood: {worst:.1e} nats; documents with another accuracy: {other}. "
-        f"Peak memory is {last['forked']['memory'] / last['hf']['memory']:.2f} of the `hf` run's.",
-        "",
+        f"Largest difference of a loglikelihood: {max(apart)[0]:.1e} nats; documents with another accuracy: {other}. "
+        f"Peak memory is {last['forked']['memory'] / last['hf']['memory']:.2f} of the `hf` run's; "
+        f"{last['forked']['dictionaries'] / last['forked']['scoring']:.0%} of the requests' time is in the SAEs.",
     ]
-    return "\n".join(lines)
+    if arguments.dtype == "float32":
+        beyond = sorted((d for d in apart if d[0] > TOLERANCE), reverse=True)
+        lines.append(f"Differences over {TOLERANCE:.0e}: {len(beyond)} of {len(apart)}.")
+        lines += [tie(suite, difference, last, layers, arguments) for difference in beyond]
+    return "\n".join([*lines, ""])
 
 
 KINDS = ("seconds", "scoring")
+TOLERANCE = 1e-4  # nats
+Difference = tuple[float, str, int, int]  # nats, plain run, document, choice
 
 
-def differences(plain: list[str], last: dict[str, dict[str, Any]]) -> tuple[float, int]:
-    """The largest difference of a loglikelihood, and how many documents have another accuracy."""
-    worst, other = 0.0, 0
+def differences(plain: list[str], last: dict[str, dict[str, Any]]) -> tuple[list[Difference], int]:
+    """How far each loglikelihood is from the plain run's, and how many documents have another accuracy."""
+    apart, other = [], 0
     for run, answers in zip(plain, last["forked"]["answers"], strict=True):
-        for plainly, forked in zip(last[run]["answers"][0], answers, strict=True):
-            worst = max(worst, *(abs(a - b) for a, b in zip(plainly[:-1], forked[:-1], strict=True)))
+        for document, (plainly, forked) in enumerate(zip(last[run]["answers"][0], answers, strict=True)):
+            pairs = enumerate(zip(plainly[:-1], forked[:-1], strict=True))
+            apart += [(abs(a - b), run, document, choice) for choice, (a, b) in pairs]
             other += plainly[-1] != forked[-1]
-    return worst, other
+    return apart, other
+
+
+def tie(
+    suite: str,
+    difference: Difference,
+    last: dict[str, dict[str, Any]],
+    layers: list[int],
+    arguments: argparse.Namespace,
+) -> str:
+    """Whether a difference is a tie of the top-k: whether the plain run gives both answers, one for each decision."""
+    apart, run, document, choice = difference
+    line = f"- {run}, document {document}, choice {choice}: {apart:.1e} nats"
+    if run == "hf":
+        return f"{line}."
+    (arguments.out / "question.json").write_text(json.dumps(last["forked"]["asked"][document][choice]))
+    ways = measured(suite, f"ways-{run}", arguments)
+    forked = last["forked"]["answers"][1 + layers.index(int(run.removeprefix("hook")))]
+    answers = [last[run]["answers"][0][document][choice], forked[document][choice]]
+    nearest = [min(("one way", "other way"), key=lambda way: abs(ways[way] - answer)) for answer in answers]
+    far = max(abs(ways[way] - answer) for way, answer in zip(nearest, answers, strict=True))
+    active = SIZES[arguments.model].active
+    return (
+        f"{line}. At one token the activations {active} and {active + 1} are {ways['gap']:.1e} apart. The question "
+        f"asked alone, that tie decided either way: plain run {nearest[0]}, forked run {nearest[1]}, to {far:.1e} nats."
+    )
 
 
 def main() -> None:
@@ -239,17 +385,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model", choices=SIZES, default="llama")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch_size", type=int, help="of all runs, where the suites' own are too small for a GPU")
     parser.add_argument("--one", nargs=2, metavar=("SUITE", "RUN"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    out = arguments.out.resolve()
+    arguments.out = arguments.out.resolve()
     if arguments.one:
-        (out / "one.json").write_text(json.dumps(evaluate(*arguments.one, out, arguments.device)))
+        suite, run = arguments.one
+        if run.startswith("ways-"):
+            question = json.loads((arguments.out / "question.json").read_text())
+            result: Any = decided_both_ways(question, run.removeprefix("ways-"), arguments)
+        else:
+            result = evaluate(suite, run, arguments)
+        (arguments.out / "one.json").write_text(json.dumps(result))
         return
-    if not (out / "model").exists():
-        make(out)
+    if not (arguments.out / "model").exists():
+        make(SIZES[arguments.model], arguments.out, arguments.dtype)
     for suite in arguments.suites:
-        print(compare(suite, out, arguments), flush=True)
+        print(compare(suite, arguments), flush=True)
 
 
 if __name__ == "__main__":
