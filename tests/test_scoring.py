@@ -317,12 +317,12 @@ class TestWhatAnArchitectureDoesNotBear:
 
     def test_a_batch_of_one_row_is_tried_with_several(self, llama, monkeypatch):
         rows = []
-        answer = walk.Walk._answer
+        run = walk.Walk._run
         monkeypatch.setattr(
             walk.Walk,
-            "_answer",
+            "_run",
             lambda self, context, *args, **kwargs: (
-                rows.append(len(context.input_ids)) or answer(self, context, *args, **kwargs)
+                rows.append(len(context.input_ids)) or run(self, context, *args, **kwargs)
             ),
         )
         scorer = Scorer(llama, [variant(llama, "blocks.0.hook_resid_post")], rows=1, limit=64)
@@ -372,16 +372,31 @@ class TestMemory:
     def test_batches_are_halved_until_they_fit(self, scorer, monkeypatch):
         expected = scores_of(scorer, queries())
         scorer.rows = 8
-        answer = walk.Walk._answer
+        run = walk.Walk._run
 
         def tight(self, context, *args, **kwargs):
             if context.input_ids.shape[0] > 1:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            answer(self, context, *args, **kwargs)
+            return run(self, context, *args, **kwargs)
 
-        monkeypatch.setattr(walk.Walk, "_answer", tight)
+        monkeypatch.setattr(walk.Walk, "_run", tight)
         assert_same(scores_of(scorer, queries()), expected)
         assert scorer.rows < 8
+
+    def test_logits_are_halved_until_they_fit(self, scorer, monkeypatch):
+        expected = scores_of(scorer, queries())
+        most = []
+        compare = walk.Walk._compare
+
+        def tight(self, states, at, target):
+            if states.shape[1] > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            most.append(states.shape[1])
+            return compare(self, states, at, target)
+
+        monkeypatch.setattr(walk.Walk, "_compare", tight)
+        assert_same(scores_of(scorer, queries()), expected)
+        assert max(most) > 1
 
     def test_a_row_that_does_not_fit_is_told(self, scorer, monkeypatch):
         scorer.layout  # noqa: B018
@@ -389,7 +404,7 @@ class TestMemory:
         def never(*_args, **_kwargs):
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-        monkeypatch.setattr(walk.Walk, "_answer", never)
+        monkeypatch.setattr(walk.Walk, "_run", never)
         before = hooks_of(scorer.model)
         with pytest.raises(torch.OutOfMemoryError):
             scorer.score(queries(), lambda _scores: None)
@@ -401,6 +416,23 @@ def test_no_hook_is_left(scorer):
     scorer.score(queries(), lambda _scores: None)
     assert hooks_of(scorer.model) == before == 0
     assert "forward" not in vars(scorer.model.model)
+
+
+@pytest.mark.parametrize("enough", [1, 10, 1000])
+def test_how_many_batches_share_a_run_of_the_head_changes_nothing(scorer, monkeypatch, enough):
+    expected = scores_of(scorer, queries())
+    monkeypatch.setattr(walk, "ENOUGH", enough)
+    assert_same(scores_of(scorer, queries()), expected)
+
+
+def test_the_head_is_run_for_several_batches_at_once(scorer, monkeypatch):
+    scorer.layout  # noqa: B018
+    scorer.rows = 1
+    run, answer, calls = walk.Walk._run, walk.Walk._answer, []
+    monkeypatch.setattr(walk.Walk, "_run", lambda *args, **kwargs: calls.append("run") or run(*args, **kwargs))
+    monkeypatch.setattr(walk.Walk, "_answer", lambda *args: calls.append("answer") or answer(*args))
+    scores_of(scorer, [Query(ids, [3]) for ids in np.random.default_rng(0).integers(3, VOCABULARY, (40, 60)).tolist()])
+    assert calls == [*["run"] * 32, "answer", *["run"] * 8, "answer"]
 
 
 def test_known_batches_are_not_run_and_change_no_bit_of_the_others(scorer):

@@ -51,7 +51,7 @@ logger = logging.getLogger(f"lm_eval.{__name__}")
 
 # Rows to run at once. On a GPU it is what `batch_size=auto` begins with, and is halved where memory does not suffice;
 # on a CPU there are never more, since more do not stay in its cache.
-ROWS_ON_GPU, ROWS_ON_CPU = 64, 3
+ROWS_ON_GPU, ROWS_ON_CPU = 64, 2
 
 # lm_eval compiles a template anew for every document that it fills in, which takes longer than filling it in.
 lm_eval.utils.env.from_string = functools.lru_cache(maxsize=1024)(lm_eval.utils.env.from_string)

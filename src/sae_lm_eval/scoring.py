@@ -101,11 +101,12 @@ class Scorer:
         compared: int | None = None,
         watch: Watch | None = None,
     ) -> None:
-        """Score each query by the baseline and every variant; `done` is told of each batch's, by number, in any order.
+        """Score each query by the baseline and every variant; `done` is told of some at a time, by number, in no order.
 
         `measures` are of the first `compared` variants, None being all of them; `greedy` is whether the likeliest
         token is looked for; `watch` sees the first variant.
-        Batches do not depend on what is `known`, so that neither do the scores; those wholly known are left out.
+        What is run together does not depend on what is `known`, so that neither do the scores; where all of it is, it
+        is left out.
 
         Raises `ValueError` where the model bears no layout or a query has fewer positions than targets, and what torch
         raises where memory does not suffice for a single row.

@@ -25,6 +25,7 @@ logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose 
 
 # Logits held at a time: on a CPU as many as its cache makes quick work of, elsewhere as many as keep it busy.
 LOGITS_ON_CPU, LOGITS = 2**22, 2**26
+ENOUGH = 32  # positions to run the head for at once: for a few it takes as long, since all its weights are read
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,19 @@ class Asked(NamedTuple):
         return cls(places, which[order], targets[order], goes[order])
 
 
+class States(NamedTuple):
+    """What a batch comes to before the head: `hidden` (1 + variants, places, width), and what is asked of it."""
+
+    hidden: Tensor
+    asked: Asked
+
+
 class Walk:
     """One walk over a plan.
 
     `tokens` is how many a batch may hold; it is halved where memory does not suffice for as many. `done` is told of
-    each batch's scores, by the number of the query; batches of which all are `known` are not run. `measures` compare
-    the first `compared` variants with the baseline, None being all of them.
+    scores, by the number of the query, as soon as they are known; what is answered together is left out where all of it
+    is `known`. `measures` compare the first `compared` variants with the baseline, None being all of them.
     """
 
     def __init__(
@@ -153,6 +161,8 @@ class Walk:
         self.known, self.last_block, self.watch = frozenset(known), last_block, watch
         self.compared = fork.models - 1 if compared is None else compared
         self.device = next(head.model.parameters()).device
+        logits = LOGITS_ON_CPU if self.device.type == "cpu" else LOGITS
+        self.places = max(1, logits // head.model.config.get_text_config().vocab_size)  # that the head is run for
         self.starts = np.concatenate([[0], np.cumsum([len(query.targets) for query in queries], dtype=int)])
         models = {"logprob": fork.models, **({"greedy": fork.models} if greedy else {})}
         models |= dict.fromkeys(measures, self.compared)
@@ -169,20 +179,37 @@ class Walk:
                 self.behind(longer, self._prefix(longer, cache))
 
     def _in_batches(self, rows: Sequence[Row], cache: Cache | None) -> None:
+        """Answer rows, several batches at once where little is asked of each."""
         while rows:
-            count = min(len(rows), max(1, self.tokens // max(1, len(rows[0].ids))))
-            count -= count > 1 and self._is_square(rows[:count])
+            count = asked = 0
+            while count < len(rows) and asked < ENOUGH:
+                batch = rows[count : count + self._fitting(rows[count:])]
+                asked += len(self._asked(batch).places)
+                count += len(batch)
             numbers = [number for row in rows[:count] for number in row.paths]
             if not self.known.issuperset(numbers):
-                try:
-                    self._rows(rows[:count], cache)
-                except Exception as error:
-                    if count == 1 or not should_reduce_batch_size(error):
-                        raise
-                    self.tokens = max(1, count // 2) * len(rows[0].ids)
-                    logger.warning("Out of memory: continuing with batches of %d tokens.", self.tokens)
-                    continue
+                self._answer([*self._states(rows[:count], cache)])
                 self.done({number: self._scores(number) for number in numbers})
+            rows = rows[count:]
+
+    def _fitting(self, rows: Sequence[Row]) -> int:
+        """How many of the rows, the longest first, are run as one batch."""
+        count = min(len(rows), max(1, self.tokens // max(1, len(rows[0].ids))))
+        return count - (count > 1 and self._is_square(rows[:count]))
+
+    def _states(self, rows: Sequence[Row], cache: Cache | None) -> Iterator[States]:
+        while rows:
+            count = self._fitting(rows)
+            try:
+                states = self._rows(rows[:count], cache)
+            except Exception as error:
+                if count == 1 or not should_reduce_batch_size(error):
+                    raise
+                self.tokens = max(1, count // 2) * len(rows[0].ids)
+                logger.warning("Out of memory: continuing with batches of %d tokens.", self.tokens)
+                continue
+            if states is not None:
+                yield states
             rows = rows[count:]
 
     def _is_square(self, rows: Sequence[Row]) -> bool:
@@ -200,30 +227,33 @@ class Walk:
         cache = prefix.empty() if cache is None else prefix.extended(cache)
         wanted = [self._wanted(number, node.start, node.stop) for number in node.members]
         asked = Asked.of((where - node.start, targets, goes) for where, targets, goes in wanted)
-        self._answer(Context(ids, positions, None), cache, asked)
+        self._answer([self._run(Context(ids, positions, None), cache, asked)])
         return cache
 
-    def _rows(self, rows: Sequence[Row], cache: Cache | None) -> None:
-        depth, length = rows[0].depth, len(rows[0].ids)
+    def _rows(self, rows: Sequence[Row], cache: Cache | None) -> States | None:
+        depth, length = rows[0].depth, self._length(rows)
         if not length:
-            return
-        length += self._is_square(rows)
+            return None
         ids = np.zeros((len(rows), length), dtype=np.int64)
         positions = np.tile(np.arange(depth, depth + length), (len(rows), 1))
         for index, row in enumerate(rows):
             ids[index, : len(row.ids)], positions[index, : len(row.ids)] = row.ids, row.depths
         context = Context(self._here(ids), self._here(positions), None)
         trees = {"position_ids": context.positions, "attention_mask": self._mask(rows, depth, length)}
-        asked = Asked.of(self._asked(rows, depth, length))
-        self._answer(
-            context, None if cache is None else prefix.shared(cache), asked, **(trees if rows[0].branches else {})
-        )
+        cache = None if cache is None else prefix.shared(cache)
+        return self._run(context, cache, self._asked(rows), **(trees if rows[0].branches else {}))
 
-    def _asked(self, rows: Sequence[Row], depth: int, length: int) -> Iterator[tuple[np.ndarray, ...]]:
+    def _length(self, rows: Sequence[Row]) -> int:
+        """Of a batch of rows, the longest first."""
+        return len(rows[0].ids) + (len(rows[0].ids) > 0 and self._is_square(rows))
+
+    def _asked(self, rows: Sequence[Row]) -> Asked:
+        depth, length, parts = rows[0].depth, self._length(rows), []
         for index, row in enumerate(rows):
             for number, path in row.paths.items():
                 where, targets, goes = self._wanted(number, depth, len(self.queries[number].ids))
-                yield index * length + path[where - depth], targets, goes
+                parts.append((index * length + path[where - depth], targets, goes))
+        return Asked.of(parts)
 
     def _wanted(self, number: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What a query asks from `start` to `stop`: at which positions, the targets, and where its answers go."""
@@ -246,9 +276,8 @@ class Walk:
     def _here(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
-    def _answer(self, context: Context, cache: Cache | None, asked: Asked, **kwargs: Tensor) -> None:
-        """Run a batch, and write what is asked of it into the tables; `kwargs` are the trunk's own."""
-        places = self._here(asked.places)
+    def _run(self, context: Context, cache: Cache | None, asked: Asked, **kwargs: Tensor) -> States:
+        """Run a batch; `kwargs` are the trunk's own."""
         self.fork.begin(context)
         if self.last_block is not None:
             self.last_block.ask(asked.places, context.input_ids.shape, self.device)
@@ -260,16 +289,33 @@ class Walk:
         ids = context.input_ids.repeat(copies, 1)
         out: Any = self.head.trunk(input_ids=ids, past_key_values=cache, use_cache=cache is not None, **kwargs)
         hidden = self.fork.in_order(out.last_hidden_state).flatten(1, 2)
-        logits = LOGITS_ON_CPU if self.device.type == "cpu" else LOGITS
-        step = max(1, logits // self.head.model.config.get_text_config().vocab_size)
-        for start in range(0, len(places), step):
-            piece = slice(*np.searchsorted(asked.which, [start, start + step]))
-            at, target = self._here(asked.which[piece] - start), self._here(asked.targets[piece])
-            compared = self._compare(hidden[:, places[start : start + step]], at, target)
-            for name, values in compared.items():
-                self.tables[name][:, asked.goes[piece]] = values.float().cpu().numpy()
         if self.watch is not None:
             self.watch.commit()
+        return States(hidden[:, self._here(asked.places)], asked)
+
+    def _answer(self, batches: Sequence[States]) -> None:
+        """Write what is asked of batches into the tables."""
+        if not batches:
+            return
+        hidden = torch.cat([batch.hidden for batch in batches], dim=1)
+        before = np.cumsum([0, *(batch.hidden.shape[1] for batch in batches)])
+        which = np.concatenate([batch.asked.which + start for batch, start in zip(batches, before[:-1], strict=True)])
+        targets, goes = (np.concatenate([getattr(b.asked, name) for b in batches]) for name in ("targets", "goes"))
+        start = 0
+        while start < hidden.shape[1]:
+            piece = slice(*np.searchsorted(which, [start, start + self.places]))
+            at, target = self._here(which[piece] - start), self._here(targets[piece])
+            try:
+                compared = self._compare(hidden[:, start : start + self.places], at, target)
+            except Exception as error:
+                if self.places == 1 or not should_reduce_batch_size(error):
+                    raise
+                self.places //= 2
+                logger.warning("Out of memory: continuing with logits at %d positions.", self.places)
+                continue
+            for name, values in compared.items():
+                self.tables[name][:, goes[piece]] = values.float().cpu().numpy()
+            start += self.places
 
     def _compare(self, states: Tensor, at: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Columns of each table from hidden states (1 + variants, positions, width)."""
