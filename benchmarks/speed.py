@@ -391,7 +391,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, help="of all runs, where the suites' own are too small for a GPU")
     parser.add_argument("--one", nargs=2, metavar=("SUITE", "RUN"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    arguments.out = arguments.out.resolve()
+    arguments.out = arguments.out.resolve() / f"{arguments.model}-{arguments.dtype}"
     if arguments.one:
         suite, run = arguments.one
         if run.startswith("ways-"):

@@ -245,7 +245,7 @@ class Walk:
 
     def _length(self, rows: Sequence[Row]) -> int:
         """Of a batch of rows, the longest first."""
-        return len(rows[0].ids) + (len(rows[0].ids) > 0 and self._is_square(rows))
+        return len(rows[0].ids) + self._is_square(rows)
 
     def _asked(self, rows: Sequence[Row]) -> Asked:
         depth, length, parts = rows[0].depth, self._length(rows), []
