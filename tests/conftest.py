@@ -10,9 +10,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 # A shell that starts the tests in the background has interrupts ignored, here and in all that is started from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where tests/test_device.py runs its models: cpu or cuda")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where models are run."""
+    return torch.device(request.config.getoption("--device"))
+
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"
 
