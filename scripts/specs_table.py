@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from sae_lm_eval.architecture import BLOCK_HOOKS, Architecture
-from sae_lm_eval.registry import CONVERTERS, REFUSED, SUPPORTED, Entry, entries, small_architecture
+from sae_lm_eval.converters import CONVERTERS
+from sae_lm_eval.registry import REFUSED, SUPPORTED, Entry, entries
 from sae_lm_eval.site import resolve_site
+from sae_lm_eval.trial import small_architecture
 
 SPECS = Path(__file__).parents[1] / "docs" / "specs.md"
 COLUMNS = {

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sae_lm_eval import SaeHFLM, SaeSpec, UserError
-from sae_lm_eval.dictionary import load
+from sae_lm_eval.loading import load
 
 RESID = "blocks.1.hook_resid_post"
 Case = Callable[[Path], Any]

@@ -10,10 +10,11 @@ import torch
 from models import WIDTH, random_ids, random_model, random_sae
 from torch import Tensor, nn
 
+from sae_lm_eval.attach import attached
 from sae_lm_eval.build import Choices, build_variant
-from sae_lm_eval.dictionary import Dictionary, load
+from sae_lm_eval.dictionary import Dictionary
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.splice import attached
+from sae_lm_eval.loading import load
 
 sparsify = pytest.importorskip("sparsify")
 HOOK = "blocks.1.hook_resid_post"

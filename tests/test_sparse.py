@@ -8,7 +8,7 @@ from models import random_sae
 from sae_lens import SAE
 
 from sae_lm_eval import sparse
-from sae_lm_eval.dictionary import load
+from sae_lm_eval.loading import load
 from sae_lm_eval.sparse import SparseDecoding, gather, gather_pays
 
 

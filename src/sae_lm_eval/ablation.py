@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from sae_lm_eval import text
+from sae_lm_eval.activations import mean_activations
+from sae_lm_eval.attach import attached
 from sae_lm_eval.build import with_means
-from sae_lm_eval.splice import Variant, attached
+from sae_lm_eval.source import Adapter, Source
+from sae_lm_eval.splice import Variant
 from sae_lm_eval.walk import Query
-
-if TYPE_CHECKING:
-    from sae_lm_eval.fidelity import Adapter, Source
 
 TRIED = 8  # tokens of the texts that an ablation is tried on
 
@@ -33,7 +32,7 @@ def ablations(lm: Adapter, source: Source) -> tuple[list[Variant], dict[str, Any
     windows = lm.windows(source.held_out, lm.mean_tokens)
     if not windows:
         return [zero], None
-    means = text.mean_activations(lm.innermost, variant, windows, lm.special_ids)
+    means = mean_activations(lm.innermost, variant, windows, lm.special_ids)
     ids = np.concatenate([np.asarray(window, dtype=np.int64) for window in windows])
     taken = {
         "text": source.name,

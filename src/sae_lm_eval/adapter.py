@@ -31,7 +31,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_lm_eval import text, world
+from sae_lm_eval.activations import mean_activations
 from sae_lm_eval.arguments import Wanted, finite, refuse_misspelt, wanted_of
+from sae_lm_eval.attach import attached
 from sae_lm_eval.build import build_variant, describe, place, with_means
 from sae_lm_eval.divergence import Divergence
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
@@ -42,7 +44,7 @@ from sae_lm_eval.journal import Journal
 from sae_lm_eval.progress import Progress
 from sae_lm_eval.scaling import Original
 from sae_lm_eval.scoring import Scorer
-from sae_lm_eval.splice import Variant, attached
+from sae_lm_eval.splice import Variant
 from sae_lm_eval.together import Together
 from sae_lm_eval.walk import Query
 
@@ -234,7 +236,7 @@ class SaeHFLM(HFLM):
         if wanted.mean_text is None:
             return
         texts = self.windows(text.read_documents(wanted.mean_text), wanted.mean_tokens)
-        means = text.mean_activations(innermost(self.model), self.variant, texts, self.special_ids)
+        means = mean_activations(innermost(self.model), self.variant, texts, self.special_ids)
         self.variant = with_means(self.variant, means)
         self.mean_source = {"text": wanted.mean_text, "tokens": sum(len(ids) - 1 for ids in texts)}
 

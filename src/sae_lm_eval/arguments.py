@@ -11,8 +11,9 @@ import torch
 
 from sae_lm_eval import text
 from sae_lm_eval.build import Choices
-from sae_lm_eval.dictionary import Dictionary, load
+from sae_lm_eval.dictionary import Dictionary
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
+from sae_lm_eval.loading import load
 from sae_lm_eval.spec import parse_specs
 
 DTYPES = {

@@ -56,7 +56,7 @@ def known(spec: str) -> Known:
     if local.is_dir():
         return _of_folder(spec, local / (parsed.id or ""))
     if parsed.source == world.NAME:
-        from sae_lm_eval.saelens import world_dictionary
+        from sae_lm_eval.world_loader import world_dictionary
 
         return _of_world(spec, world_dictionary(parsed), parsed.id)
     entry = registry.named(parsed.source, parsed.id)

@@ -76,7 +76,7 @@ class _Worker:
         os.environ["TQDM_DISABLE"] = "1"  # bars that nobody sees
 
         from sae_lm_eval.loaded import Loaded
-        from sae_lm_eval.running import lm_eval_config
+        from sae_lm_eval.settings import lm_eval_config
 
         self.loaded = Loaded(sweep, lm_eval_config(sweep))
         self.group: tuple[str, ...] | None = None

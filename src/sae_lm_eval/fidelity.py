@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import reduce
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
@@ -21,70 +21,18 @@ from tqdm import tqdm
 
 from sae_lm_eval import metrics
 from sae_lm_eval.ablation import ablations, leave_no_text, without_text
-from sae_lm_eval.build import Choices
 from sae_lm_eval.dictionary_sums import DictionarySums, OfCategory, by_category, records
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.fidelity_compute import compute_of
 from sae_lm_eval.journal import Journal
 from sae_lm_eval.processes import gathered
-from sae_lm_eval.scaling import Original
 from sae_lm_eval.scoring import Layout, Scorer
+from sae_lm_eval.source import Adapter, Document, Source
 from sae_lm_eval.splice import Variant
 from sae_lm_eval.walk import Query, Scores
 
-POSITIONS = ("all", "non_special")
 TOKENS_AT_ONCE = 2**18  # whose scores are held; documents beyond are scored after these
 MEASURES = ("kl", "kl_reverse", "agreement")
-
-
-class Adapter(Protocol):
-    """What is asked of the adapter; see `SaeHFLM`."""
-
-    variant: Variant
-    choices: Choices
-    special_ids: frozenset[int]
-    mean_tokens: int
-    original: Original
-
-    @property
-    def variant_name(self) -> str: ...
-
-    @property
-    def innermost(self) -> Any: ...
-
-    def identity(self) -> str: ...
-
-    def windows(self, documents: Iterable[str], tokens: int) -> list[list[int]]: ...
-
-    def rolling(self, document: str) -> list[Query]: ...
-
-    def scorer(self, variants: Sequence[Variant]) -> Scorer: ...
-
-
-@dataclass(frozen=True)
-class Source:
-    """A text: what it is, documents of it that are not scored, which positions count, and the splits of both.
-
-    `positions` is "all", or "non_special" without those whose input is a bos, eos or pad token.
-    """
-
-    name: str
-    held_out: tuple[str, ...] = ()
-    positions: str = "all"
-    split: str | None = None
-    held_out_split: str | None = None
-
-    def __str__(self) -> str:
-        return self.name
-
-
-@dataclass(frozen=True)
-class Document:
-    """`number` is its place in the text."""
-
-    number: int
-    text: str
-    category: str | None
 
 
 class Fidelity:

@@ -15,7 +15,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from sae_lm_eval import metrics, text
 from sae_lm_eval.errors import UserError, explain_without_traceback, one_of
-from sae_lm_eval.fidelity import POSITIONS, Source
+from sae_lm_eval.source import POSITIONS, Source
 
 UNDEFINED = "N/A"  # as lm_eval writes it
 HELD_OUT = 200  # documents, at most

@@ -13,8 +13,8 @@ import torch
 from lm_eval.api.instance import Instance
 from torch import Tensor
 
-from sae_lm_eval.head import instead
 from sae_lm_eval.journal import Journal
+from sae_lm_eval.patching import instead
 from sae_lm_eval.progress import Progress
 
 

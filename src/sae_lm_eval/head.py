@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sae_lm_eval.patching import instead
 
 
 class Head:
@@ -46,17 +46,3 @@ class Head:
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         with instead(self.trunk, "forward", lambda *_args, **_kwargs: self._output(last_hidden_state=hidden[None])):
             return self.model(input_ids=ids, use_cache=False).logits[0]
-
-
-@contextmanager
-def instead(module: Any, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Inside the scope, a method of a module is another one."""
-    had = module.__dict__.get(name)
-    setattr(module, name, method)
-    try:
-        yield
-    finally:
-        if had is None:
-            delattr(module, name)
-        else:
-            setattr(module, name, had)

@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lm_eval import text, world
+from sae_lm_eval import text
 from sae_lm_eval.activation_map import MAPS, build_map
+from sae_lm_eval.activations import passing
 from sae_lm_eval.adapter import KNOWN, SaeHFLM, innermost
 from sae_lm_eval.architecture import Architecture
 from sae_lm_eval.arguments import choices_of, dtype_of, refuse_misspelt, sources_of
 from sae_lm_eval.build import build_variant
-from sae_lm_eval.dictionary import Dictionary, find, load
-from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.dictionary import Dictionary
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.loading import find, load
+from sae_lm_eval.skeleton import skeleton
 from sae_lm_eval.splice import Splice, Variant
 
 CHOICES = ("splice", "splice_tokens", "hook", "hook_map", "seed", "scale")
@@ -49,26 +52,6 @@ def plan(model_args: Mapping[str, Any]) -> Variant:
     for dictionary in dictionaries:
         dictionary.module.to(dtype=dtype)
     return build_variant(model, dictionaries, choices, frozenset())
-
-
-def skeleton(model_args: Mapping[str, Any]) -> torch.nn.Module:
-    """The model that `--model_args` name, with shapes and no weights."""
-    import transformers
-
-    pretrained = model_args.get("pretrained")
-    if pretrained is None:
-        raise UserError("pretrained= is missing: name a model, as in pretrained=gpt2.")
-    if world.is_meant_by(pretrained):
-        pretrained = world.model_path()
-    options = {name: model_args[name] for name in ("revision", "trust_remote_code", "subfolder") if name in model_args}
-    try:
-        config = transformers.AutoConfig.from_pretrained(pretrained, **options)
-        # Without it transformers does not look for padding among the ids, which have no values on the meta device.
-        config.pad_token_id = config.get_text_config().pad_token_id = None
-        with torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(config).eval()
-    except (OSError, ValueError) as error:
-        raise UserError(f"There is no causal language model '{pretrained}': {first_line(error)}") from error
 
 
 def facts(splice: Splice, special: str) -> dict[str, str]:
@@ -133,7 +116,7 @@ def _reader(
 def _mean_norms(lm: SaeHFLM, texts: Sequence[Sequence[int]]) -> list[float]:
     ports = [splice.site_in.read for splice in lm.variant.splices]
     sums, count = dict.fromkeys(ports, 0.0), 0
-    for seen in text.passing(innermost(lm.model), ports, texts, lm.special_ids):
+    for seen in passing(innermost(lm.model), ports, texts, lm.special_ids):
         count += next(iter(seen.values())).shape[0]
         for port, x in seen.items():
             sums[port] += float(x.double().norm(dim=-1).sum())
@@ -153,7 +136,7 @@ def _fit_maps(lm: SaeHFLM, splice: Splice, texts: Sequence[Sequence[int]]) -> li
     ports = [splice.site_in.read, splice.site_out.read]
     totals = {name: torch.zeros(2, dtype=torch.float64) for name in candidates}
     count, square, total = 0, 0.0, torch.zeros(splice.dictionary.d_out, dtype=torch.float64)
-    for seen in text.passing(model, ports, texts, lm.special_ids):
+    for seen in passing(model, ports, texts, lm.special_ids):
         x, y = (seen[port] for port in ports)
         count += y.shape[0]
         square += float(y.double().pow(2).sum())

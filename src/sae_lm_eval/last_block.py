@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from sae_lm_eval.architecture import Architecture
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.fork import blocks_path
-from sae_lm_eval.head import instead
+from sae_lm_eval.patching import instead
 from sae_lm_eval.splice import Variant
 
 

@@ -83,7 +83,7 @@ class Loaded:
     def _wanted(self, asked: Asked) -> Any:
         """As the adapter takes it, a dictionary that several variants share loaded once."""
         from sae_lm_eval.arguments import dtype_of, wanted_of
-        from sae_lm_eval.dictionary import load
+        from sae_lm_eval.loading import load
 
         arguments = dict(asked.arguments)
         dtype, factor = arguments.get("sae_dtype", "float32"), arguments.pop("norm_factor", None)

@@ -72,7 +72,7 @@ def plan(sweep: Sweep, output_path: Path | None) -> Plan:
 
     Raises `UserError` where there is no such model; what is wrong with a variant is said of it.
     """
-    from sae_lm_eval.inspection import skeleton
+    from sae_lm_eval.skeleton import skeleton
 
     model: Any = skeleton(sweep.model_args)
     device = str(sweep.settings.get("device") or "cuda")

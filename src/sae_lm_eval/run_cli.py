@@ -69,7 +69,8 @@ def run_and_report(sweep: Sweep, output_path: Path) -> bool:
     from sae_lm_eval.folder import LOG
     from sae_lm_eval.processes import rank
     from sae_lm_eval.report_cli import report
-    from sae_lm_eval.running import evaluate, lm_eval_config, summary
+    from sae_lm_eval.running import evaluate, summary
+    from sae_lm_eval.settings import lm_eval_config
 
     settings = lm_eval_config(sweep)
     if settings.wandb_args or settings.trackio_args:

@@ -20,17 +20,13 @@ from sae_lm_eval.journal import DiskError, Journal
 from sae_lm_eval.loaded import Loaded
 from sae_lm_eval.processes import agreed, gathered, rank, several
 from sae_lm_eval.progress import Shown, duration, quiet
+from sae_lm_eval.settings import fixed, lm_eval_config
 from sae_lm_eval.sweep import BASELINE, Sweep, sweep_of
 
 if TYPE_CHECKING:
     from sae_lm_eval.comparison import Comparison
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
-
-# What cannot change an answer, so that a run may be continued with another.
-FREE = frozenset(
-    {"batch_size", "max_batch_size", "device", "verbosity", "output_path", "hf_hub_log_args", "show_config"}
-)
 
 
 @dataclass(frozen=True)
@@ -114,21 +110,6 @@ def run(
     return compare(baseline, others, categories=chosen)
 
 
-def lm_eval_config(sweep: Sweep) -> Any:
-    """lm_eval's reading of its settings. Raises `UserError` for what it refuses."""
-    from argparse import Namespace
-
-    from lm_eval.config.evaluate_config import EvaluatorConfig
-
-    if not sweep.settings.get("tasks"):
-        raise UserError("--tasks is missing: name tasks of lm_eval's, as in --tasks blimp,lambada_openai.")
-    given = {**sweep.settings, "model": "sae_hf", "model_args": dict(sweep.model_args)}
-    try:
-        return EvaluatorConfig.from_cli(Namespace(**given))
-    except (ValueError, TypeError, FileNotFoundError) as error:
-        raise UserError(f"lm_eval does not take these settings: {first_line(error)}") from error
-
-
 def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
     """Evaluate the untouched model and a sweep's variants in forked passes; a folder for each below `output_path`.
 
@@ -139,7 +120,7 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
     Raises `UserError` where the model or every variant cannot be loaded, the folder holds another run or is in use,
     and `DiskError` where it cannot be written.
     """
-    asked = {"model_args": sweep.model_args, "variants": [asdict(one) for one in sweep.variants], **_fixed(settings)}
+    asked = {"model_args": sweep.model_args, "variants": [asdict(one) for one in sweep.variants], **fixed(settings)}
     names = (BASELINE, *(one.name for one in sweep.variants))
     if sweep.ray is not None and several():
         raise UserError("--ray starts workers of its own: leave out accelerate launch, or --ray.")
@@ -355,10 +336,6 @@ def check_written(folder: Path, lines: Mapping[str, int]) -> None:
             f"The results of '{folder.name[1:]}' were not written whole ({first_line(error)}; {free:.1f} GB are free "
             f"on the disk). Free some space; the same command continues."
         ) from error
-
-
-def _fixed(settings: Any) -> dict[str, Any]:
-    return {name: value for name, value in asdict(settings).items() if name not in FREE and name != "model_args"}
 
 
 def summary(finished: Finished, seconds: float) -> str:

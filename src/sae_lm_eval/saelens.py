@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval import world
-from sae_lm_eval.dictionary import Dictionary, quietly, weights_folder
+from sae_lm_eval.dictionary import Dictionary
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
+from sae_lm_eval.hub_files import quietly, weights_folder
 from sae_lm_eval.sparse import SparseDecoding
 from sae_lm_eval.spec import SaeSpec
+from sae_lm_eval.world_loader import world_dictionary
 
 CONFIG = "cfg.json"
 NO_FACTOR = "expected_average_only_in"
@@ -38,15 +40,6 @@ def load(spec: SaeSpec) -> Dictionary:
             f"'sae-lm-eval inspect --list PATTERN' searches them."
         )
     return _load_folder(spec)
-
-
-def world_dictionary(spec: SaeSpec) -> Path:
-    if spec.revision is not None:
-        raise UserError(f"The embedded world has no revisions: leave out @{spec.revision}.")
-    try:
-        return world.dictionary_path(spec.id or "")
-    except world.UnknownName as error:
-        raise UserError(str(error)) from error
 
 
 def _registered(spec: SaeSpec, releases: dict[str, Any]) -> SaeSpec:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from sae_lm_eval.attach import attached
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.fork import START, forked
 from sae_lm_eval.head import Head
 from sae_lm_eval.last_block import LastBlock, Paths, paths_of_last_block
 from sae_lm_eval.packing import plan
-from sae_lm_eval.splice import Variant, attached
+from sae_lm_eval.splice import Variant
 from sae_lm_eval.walk import Query, Scores, Walk, Watch
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from sae_lm_eval import prefix
+from sae_lm_eval.divergences import MEASURES, Predicted
 from sae_lm_eval.fork import Fork
 from sae_lm_eval.head import Head
 from sae_lm_eval.last_block import LastBlock
@@ -47,52 +47,6 @@ class Scores:
     logprob: np.ndarray
     greedy: np.ndarray | None
     measures: dict[str, np.ndarray]
-
-
-class Predicted:
-    """Log-probabilities (..., vocabulary) in nats, of a `baseline` too where there is one to compare with.
-
-    What several measures need of them is computed once.
-    """
-
-    def __init__(self, logprob: Tensor, baseline: Predicted | None = None):
-        self.logprob = logprob
-        self._baseline = baseline
-
-    @property
-    def baseline(self) -> Predicted:
-        assert self._baseline is not None
-        return self._baseline
-
-    @cached_property
-    def probability(self) -> Tensor:
-        return self.logprob.exp()
-
-    @cached_property
-    def likeliest(self) -> Tensor:
-        return self.logprob.argmax(-1)
-
-    @cached_property
-    def lost(self) -> Tensor:
-        return self.baseline.logprob - self.logprob
-
-
-def kl(variant: Predicted) -> Tensor:
-    """KL(baseline || variant) in nats, (...)."""
-    return torch.linalg.vecdot(variant.baseline.probability, variant.lost)
-
-
-def kl_reverse(variant: Predicted) -> Tensor:
-    """KL(variant || baseline) in nats, (...)."""
-    return -torch.linalg.vecdot(variant.probability, variant.lost)
-
-
-def agreement(variant: Predicted) -> Tensor:
-    """1 where both put the same token first, else 0."""
-    return (variant.baseline.likeliest == variant.likeliest).to(variant.logprob.dtype)
-
-
-MEASURES: dict[str, Callable[[Predicted], Tensor]] = {"kl": kl, "kl_reverse": kl_reverse, "agreement": agreement}
 
 
 class Watch(Protocol):

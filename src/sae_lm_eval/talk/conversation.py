@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sae_lm_eval import text
+from sae_lm_eval.activations import mean_activations
 from sae_lm_eval.adapter import SaeHFLM, innermost
 from sae_lm_eval.arguments import dtype_of, sources_of
 from sae_lm_eval.build import build_variant, describe, place, with_means
-from sae_lm_eval.dictionary import Dictionary, load
+from sae_lm_eval.dictionary import Dictionary
 from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.loading import load
 from sae_lm_eval.splice import MODES, Variant
 from sae_lm_eval.talk.generation import BASELINE, Column, Continuation, Sampling, generate, parting
 from sae_lm_eval.talk.pieces import decoder, namer, pieces
@@ -122,7 +124,7 @@ class Model:
         if source is None:
             raise UserError("splice=mean needs the text it averages: start with splice=mean,mean_text=FILE.")
         texts = self.lm.windows(text.read_documents(source["text"]), source["tokens"])
-        return with_means(variant, text.mean_activations(self.model, variant, texts, self.lm.special_ids))
+        return with_means(variant, mean_activations(self.model, variant, texts, self.lm.special_ids))
 
     # -- prompts ------------------------------------------------------------------------------------------
 
