@@ -21,10 +21,10 @@ from transformers import AutoModelForCausalLM
 from sae_lm_eval import world
 from sae_lm_eval.curve import Member, measure, parameters, read_text
 from sae_lm_eval.curve_cli import curve
-from sae_lm_eval.effective_compute_folder import convert, to_frame
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.scaling import effective_compute, read_family
-from sae_lm_eval.scaling.measured import Measured, curves_for
+from sae_lm_eval.scaling.loss_curves import Measured, curves_for
+from sae_lm_eval.scaling.of_results import convert, to_frame
 
 TASKS = Path(__file__).parents[1] / "tasks"
 TASK, DOCUMENTS, CONTEXT = "sae_world_text", 12, 32
@@ -303,8 +303,8 @@ def test_results_without_a_spliced_loss_are_refused(tmp_path):
 
 
 def test_the_report_takes_the_curve_beside_the_results(file, losses, tmp_path):
-    from sae_lm_eval.report.fidelity import fidelity_of
-    from sae_lm_eval.results import read_results
+    from sae_lm_eval.report.fidelity_tables import fidelity_of
+    from sae_lm_eval.results.results import read_results
 
     out = fidelity_run(tmp_path, losses["main"], losses["step4088"])
 

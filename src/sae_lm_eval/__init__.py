@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_lm_eval.adapter import SaeHFLM
-    from sae_lm_eval.comparison import compare
+    from sae_lm_eval.comparison.compare import compare
     from sae_lm_eval.dictionary import Dictionary
     from sae_lm_eval.errors import UserError
     from sae_lm_eval.running import run
@@ -18,7 +18,7 @@ _HOMES = {
     "SaeHFLM": "adapter",
     "SaeSpec": "spec",
     "UserError": "errors",
-    "compare": "comparison",
+    "compare": "comparison.compare",
     "effective_compute": "scaling",
     "run": "running",
 }

@@ -38,11 +38,11 @@ from sae_lm_eval.build import build_variant, describe, place, with_means
 from sae_lm_eval.divergence import Divergence
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
 from sae_lm_eval.fidelity import TOKENS_AT_ONCE, Fidelity
-from sae_lm_eval.fidelity_compute import original_of
 from sae_lm_eval.generation import in_batches, uncached
 from sae_lm_eval.journal import Journal
 from sae_lm_eval.progress import Progress
 from sae_lm_eval.scaling import Original
+from sae_lm_eval.scaling.of_documents import original_of
 from sae_lm_eval.scoring import Scorer
 from sae_lm_eval.splice import Variant
 from sae_lm_eval.together import Together

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from sae_lm_eval.comparison import Comparison
+    from sae_lm_eval.comparison.compare import Comparison
 
 WIDE = 110
 UNKNOWN = "-"
@@ -41,9 +41,9 @@ def compare(
     """What variants lost, document by document; folders are those of lm_eval's --output_path with --log_samples."""
     from rich.console import Console
 
-    from sae_lm_eval.comparison import compare as pair_up
-    from sae_lm_eval.cuts import read_categories_file
-    from sae_lm_eval.results import read_results
+    from sae_lm_eval.comparison.compare import compare as pair_up
+    from sae_lm_eval.comparison.subsets import read_categories_file
+    from sae_lm_eval.results.results import read_results
 
     chosen = None if categories is None else read_categories_file(categories)
     console = Console()
@@ -66,7 +66,7 @@ def compare(
 
 
 def _print(comparison: Comparison, console: Console) -> None:
-    from sae_lm_eval.comparison import SECTIONS
+    from sae_lm_eval.comparison.compare import SECTIONS
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False)

@@ -27,8 +27,8 @@ from sae_lm_eval import world
 from sae_lm_eval.adapter import SaeHFLM
 from sae_lm_eval.errors import UserError, did_you_mean
 from sae_lm_eval.scaling import find_preset
-from sae_lm_eval.scaling.measured import COLUMNS, MAIN, read_measured, with_losses
-from sae_lm_eval.scaling.tables import Row
+from sae_lm_eval.scaling.data_files import Row
+from sae_lm_eval.scaling.loss_curves import COLUMNS, MAIN, read_measured, with_losses
 
 DOCUMENT_TYPES = ("loglikelihood_rolling", "sae_fidelity")  # lm_eval's output_type of tasks that ask whole documents
 WINDOWS_AT_ONCE = 64  # between two steps of the progress bar

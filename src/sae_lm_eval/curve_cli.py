@@ -13,7 +13,7 @@ from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:
     from sae_lm_eval.curve import Member
-    from sae_lm_eval.scaling.tables import Row
+    from sae_lm_eval.scaling.data_files import Row
 
 FIXED = ("pretrained", "revision", "sae", "splice", "max_length")  # what the command sets by itself
 
@@ -85,7 +85,7 @@ def curve(
 def _text_of(like: Path, task: str | None) -> dict[str, Any]:
     """What a run was asked the loss of, as far as its results say."""
     from sae_lm_eval.curve import DOCUMENT_TYPES
-    from sae_lm_eval.effective_compute_folder import read_all
+    from sae_lm_eval.scaling.of_results import read_all
 
     for results in read_all(like):
         kinds = {name: results.raw["configs"].get(name, {}).get("output_type") for name in results.tasks}
@@ -132,7 +132,7 @@ def _mapping(text: str) -> dict[str, float]:
 
 def _members(models: str, tokens: Mapping[str, float]) -> list[Member]:
     from sae_lm_eval.curve import Member
-    from sae_lm_eval.scaling.tables import read_rows
+    from sae_lm_eval.scaling.data_files import read_rows
 
     if models.endswith(".csv"):
         listed = [(str(row["model"]), row.get("tokens")) for row in read_rows(models, required=["model"])]

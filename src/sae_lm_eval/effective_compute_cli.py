@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sae_lm_eval.effective_compute_text import (
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.report.text_tables import (
     converted_rows,
     estimate_rows,
     fraction,
@@ -18,7 +19,6 @@ from sae_lm_eval.effective_compute_text import (
     number,
     summary_rows,
 )
-from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +107,7 @@ def effective_compute(
 def _print_folder(
     out: Path, original: dict[str, Any], curve: dict[str, Any], console: Console, output_format: Format
 ) -> None:
-    from sae_lm_eval import effective_compute_folder as folder
+    from sae_lm_eval.scaling import of_results as folder
 
     found = folder.convert(out, original=original, **curve)
     if output_format is not Format.table:

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sae_lm_eval.report.text import Table
+    from sae_lm_eval.report.formatting import Table
 
 
 def report(
@@ -28,12 +28,13 @@ def report(
     """Write report.html, report.md, appendix.tex and .bib, drops.csv, fidelity.csv and figures; no model is loaded."""
     from rich.console import Console
 
-    from sae_lm_eval.cuts import read_categories_file
-    from sae_lm_eval.report import build, folders, writer
+    from sae_lm_eval.comparison.subsets import read_categories_file
+    from sae_lm_eval.report import assemble, writer
+    from sae_lm_eval.results import find
 
     chosen = None if categories is None else read_categories_file(categories)
     console = Console()
-    made = build.build(build.pair_up(*folders.find(out, baseline), categories=chosen))
+    made = assemble.build(assemble.pair_up(*find.find(out, baseline), categories=chosen))
     target = output_path or out / "report"
     writer.write(made, target)
     for sentence in made.headline:

@@ -24,7 +24,7 @@ from sae_lm_eval.settings import fixed, lm_eval_config
 from sae_lm_eval.sweep import BASELINE, Sweep, sweep_of
 
 if TYPE_CHECKING:
-    from sae_lm_eval.comparison import Comparison
+    from sae_lm_eval.comparison.compare import Comparison
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
@@ -87,9 +87,9 @@ def run(
 
     Raises `UserError` for whatever the user can mend, among it a variant that failed when the others are done.
     """
-    from sae_lm_eval.comparison import compare
-    from sae_lm_eval.cuts import read_categories_file
-    from sae_lm_eval.results import read_results
+    from sae_lm_eval.comparison.compare import compare
+    from sae_lm_eval.comparison.subsets import read_categories_file
+    from sae_lm_eval.results.results import read_results
     from sae_lm_eval.sweep import lm_eval_settings
 
     for name in settings:

@@ -8,9 +8,9 @@ import numpy as np
 from sae_lm_eval.scaling.delta import DeltaCE
 from sae_lm_eval.scaling.estimate import Draws, Estimate
 from sae_lm_eval.scaling.family import Family, MonotoneCurve, monotone_curve
+from sae_lm_eval.scaling.law_estimates import COMPUTE, FAMILY_FIT, at_the_loss
 from sae_lm_eval.scaling.laws import ComputeLaw
-from sae_lm_eval.scaling.models import Original, find_preset
-from sae_lm_eval.scaling.on_law import COMPUTE, FAMILY_FIT, at_the_loss
+from sae_lm_eval.scaling.original_model import Original, find_preset
 
 INTERPOLATION = "family interpolation"
 CHECKPOINTS = "checkpoints isotonic"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.report.text import (
+from sae_lm_eval.report.formatting import (
     NA,
     Cell,
     Column,

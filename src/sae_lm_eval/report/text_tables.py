@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sae_lm_eval.effective_compute_folder import Converted
     from sae_lm_eval.scaling import EffectiveCompute, Estimate
+    from sae_lm_eval.scaling.of_results import Converted
 
 NA = "n/a"
 QUANTITIES = ("effective compute", "effective parameters", "effective tokens")

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.comparison import Comparison
-from sae_lm_eval.cuts import Cut, alias_of
-from sae_lm_eval.report.drops import Row, Shown, in_order, section_of
-from sae_lm_eval.report.text import NA, abridged, fixed, printable
-from sae_lm_eval.results import Results
+from sae_lm_eval.comparison.compare import Comparison
+from sae_lm_eval.comparison.subsets import Cut, alias_of
+from sae_lm_eval.report.drop_tables import Row, Shown, in_order, section_of
+from sae_lm_eval.report.formatting import NA, abridged, fixed, printable
+from sae_lm_eval.results.results import Results
 
 DOCUMENTS = 3
 # With more variants, only the least and the most costly one: each adds documents, and a column to each.

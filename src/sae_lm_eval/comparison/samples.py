@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.results import KEPT, Results
+from sae_lm_eval.results.results import KEPT, Results
 
 KEY = ["filter", "doc_id"]
 MARGIN, CHANCE, RIGHT = "margin (nats)", "chance (probability)", "right (indices)"  # no metric is called so

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.answers import CHANCE, MARGIN, RIGHT
-from sae_lm_eval.cuts import Cut
-from sae_lm_eval.measures import SCALES, Measure, values_of
-from sae_lm_eval.paired import Stratum, accuracy_change, continuous_change, mean_change
-from sae_lm_eval.results import Results
+from sae_lm_eval.comparison.paired_statistics import Stratum, accuracy_change, continuous_change, mean_change
+from sae_lm_eval.comparison.samples import CHANCE, MARGIN, RIGHT
+from sae_lm_eval.comparison.subsets import Cut
+from sae_lm_eval.comparison.task_metrics import SCALES, Measure, values_of
+from sae_lm_eval.results.results import Results
 
 NO_CHOICES = "chance is unknown: no fixed choices"
 NOT_ABOVE = "the baseline is not clearly above chance"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from sae_lm_eval.scaling.curve_estimates import same_loss
+from sae_lm_eval.scaling.data_files import Row, read_rows
 from sae_lm_eval.scaling.family import Family, Kind, family_of, row_name
-from sae_lm_eval.scaling.on_family import same_loss
-from sae_lm_eval.scaling.tables import Row, read_rows
 
 MAIN = "main"
 COLUMNS = (

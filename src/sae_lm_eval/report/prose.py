@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sae_lm_eval.comparison import Comparison
-from sae_lm_eval.report.drops import Row, section_of
-from sae_lm_eval.report.fidelity import LOSS, Fidelity
+from sae_lm_eval.comparison.compare import Comparison
+from sae_lm_eval.report.drop_tables import Row, section_of
+from sae_lm_eval.report.fidelity_tables import LOSS, Fidelity
+from sae_lm_eval.report.formatting import alternatives, distinct, fixed, listing, percent, significant, span
 from sae_lm_eval.report.provenance import model_name, packages
 from sae_lm_eval.report.references import REFERENCES
-from sae_lm_eval.report.text import alternatives, distinct, fixed, listing, percent, significant, span
-from sae_lm_eval.results import Results
+from sae_lm_eval.results.results import Results
 
 CITED = re.compile(rf"\[@({'|'.join(REFERENCES)})\]")
 # What a method is called in the frame's columns `interval` and `test`, and the work that it comes from.

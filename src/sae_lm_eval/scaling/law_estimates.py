@@ -8,7 +8,7 @@ import numpy as np
 from sae_lm_eval.scaling.delta import DeltaCE
 from sae_lm_eval.scaling.estimate import Draws, Estimate, Terms, place
 from sae_lm_eval.scaling.laws import ComputeLaw, Law, ParametricLaw
-from sae_lm_eval.scaling.models import Original
+from sae_lm_eval.scaling.original_model import Original
 
 LAW_RELATIVE = "law-relative"
 AT_THE_LOSS = "law at the measured loss"

@@ -10,9 +10,8 @@ from typing import Any
 import pandas as pd
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.fidelity_compute import original_of
-from sae_lm_eval.report.folders import has_results, natural
-from sae_lm_eval.results import Results, read_results
+from sae_lm_eval.results.find import has_results, natural
+from sae_lm_eval.results.results import Results, read_results
 from sae_lm_eval.scaling import (
     EffectiveCompute,
     Original,
@@ -22,7 +21,8 @@ from sae_lm_eval.scaling import (
     get_original,
 )
 from sae_lm_eval.scaling.delta import finite
-from sae_lm_eval.scaling.measured import MAIN, Curves, Measured, curves_for
+from sae_lm_eval.scaling.loss_curves import MAIN, Curves, Measured, curves_for
+from sae_lm_eval.scaling.of_documents import original_of
 
 ABLATIONS = ("ce_zero", "ce_mean", "loss_recovered_zero", "loss_recovered_mean")
 

@@ -13,7 +13,7 @@ import pandas as pd
 import yaml
 
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
-from sae_lm_eval.results import Results
+from sae_lm_eval.results.results import Results
 
 CATEGORY_KEYS = ("field", "values", "tasks")
 

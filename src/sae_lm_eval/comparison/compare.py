@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.answers import check_documents, check_runs, read_answers
-from sae_lm_eval.cuts import Cut, categorise, group_weights, structure
+from sae_lm_eval.comparison.pairs import Options, Pair, own_scores, pair_up, row_of
+from sae_lm_eval.comparison.samples import check_documents, check_runs, read_answers
+from sae_lm_eval.comparison.subsets import Cut, categorise, group_weights, structure
+from sae_lm_eval.comparison.task_metrics import measures_of
 from sae_lm_eval.errors import UserError, one_of
-from sae_lm_eval.measures import measures_of
-from sae_lm_eval.results import Results
-from sae_lm_eval.rows import Options, Pair, own_scores, pair_up, row_of
+from sae_lm_eval.results.results import Results
 
 SECTIONS = {"overall": "overall", "group": "groups", "category": "categories", "task": "tasks"}
 

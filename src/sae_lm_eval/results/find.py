@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sae_lm_eval.errors import UserError, did_you_mean
-from sae_lm_eval.results import Results, read_results
+from sae_lm_eval.results.results import Results, read_results
 
 PLAIN = ("hf", "hf-auto", "huggingface")
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lm_eval.comparison import COLUMNS, Comparison, compare
+from sae_lm_eval.comparison.compare import COLUMNS, Comparison, compare
 from sae_lm_eval.report import figures
-from sae_lm_eval.report.drops import (
+from sae_lm_eval.report.drop_tables import (
     Row,
     Shown,
     Told,
@@ -23,15 +23,15 @@ from sae_lm_eval.report.drops import (
     section_of,
     variants_of,
 )
-from sae_lm_eval.report.fidelity import fidelity_of, fidelity_tables, tidy
+from sae_lm_eval.report.fidelity_tables import fidelity_of, fidelity_tables, tidy
 from sae_lm_eval.report.figures import Picture
+from sae_lm_eval.report.formatting import Column, Table, text_cell, without_shared_start
+from sae_lm_eval.report.prose import cited, headline, methods
 from sae_lm_eval.report.provenance import Source, dictionary_of, mode_of, model_name, packages, site_of, sources
-from sae_lm_eval.report.story import cited, headline, methods
-from sae_lm_eval.report.sweep import notes, settings, sweep_tables
 from sae_lm_eval.report.sweep_figures import sweep_pictures
-from sae_lm_eval.report.text import Column, Table, text_cell, without_shared_start
-from sae_lm_eval.report.worst import Worst, worst_documents
-from sae_lm_eval.results import Results
+from sae_lm_eval.report.sweep_tables import notes, settings, sweep_tables
+from sae_lm_eval.report.worst_documents import Worst, worst_documents
+from sae_lm_eval.results.results import Results
 
 
 @dataclass(frozen=True)

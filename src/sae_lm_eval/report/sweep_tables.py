@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from sae_lm_eval.report.drops import Row, Told, section_of, star
-from sae_lm_eval.report.fidelity import Fidelity, Measured, value_cell
-from sae_lm_eval.report.provenance import dictionary_of, splice_of
-from sae_lm_eval.report.text import (
+from sae_lm_eval.report.drop_tables import Row, Told, section_of, star
+from sae_lm_eval.report.fidelity_tables import Fidelity, Measured, value_cell
+from sae_lm_eval.report.formatting import (
     NA,
     Cell,
     Column,
@@ -24,7 +23,8 @@ from sae_lm_eval.report.text import (
     significant,
     text_cell,
 )
-from sae_lm_eval.results import Results
+from sae_lm_eval.report.provenance import dictionary_of, splice_of
+from sae_lm_eval.results.results import Results
 
 BLOCK = re.compile(r"blocks\.(\d+)\.")
 # Of a splice, what makes it another one; the mode and the scale are compared apart.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.scaling.tables import Row, data_path, read_rows, unknown
+from sae_lm_eval.scaling.data_files import Row, data_path, read_rows, unknown
 
 TOKEN_CAVEATS = {
     "suite": "training tokens are published for the whole suite of models, not for this one",

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.answers import metric_columns
-from sae_lm_eval.results import Results
+from sae_lm_eval.comparison.samples import metric_columns
+from sae_lm_eval.results.results import Results
 
 # lm_eval's aggregations that the documents' values determine one by one; other ones (BLEU, F1, Matthews) are left out.
 SCALES: dict[str, Callable[[Any], Any]] = {

@@ -9,8 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lm_eval.effective_compute_folder import quoted
-from sae_lm_eval.report.text import (
+from sae_lm_eval.report.formatting import (
     MINUS,
     NA,
     Cell,
@@ -22,8 +21,9 @@ from sae_lm_eval.report.text import (
     significant,
     text_cell,
 )
-from sae_lm_eval.results import Results
-from sae_lm_eval.scaling.on_law import LAW_RELATIVE
+from sae_lm_eval.results.results import Results
+from sae_lm_eval.scaling.law_estimates import LAW_RELATIVE
+from sae_lm_eval.scaling.of_results import quoted
 
 # metric: (heading, unit)
 METRICS = {

@@ -20,9 +20,9 @@ from sae_lm_eval.scaling import (
     find_preset,
     get_original,
 )
+from sae_lm_eval.scaling.curve_estimates import CHECKPOINTS, same_loss
 from sae_lm_eval.scaling.family import family_of
-from sae_lm_eval.scaling.measured import MAIN
-from sae_lm_eval.scaling.on_family import CHECKPOINTS, same_loss
+from sae_lm_eval.scaling.loss_curves import MAIN
 
 COUNTED = "counted when the world was made"
 
