@@ -19,11 +19,11 @@ from folders import contents
 from rich.console import Console
 
 from sae_lm_eval import UserError, run, running
-from sae_lm_eval.folder import GROUPS, held, journal_of
 from sae_lm_eval.groups import divide
-from sae_lm_eval.journal import DiskError, Journal
-from sae_lm_eval.progress import Shown
 from sae_lm_eval.running import evaluate
+from sae_lm_eval.runtime.journal import DiskError, Journal
+from sae_lm_eval.runtime.progress import Shown
+from sae_lm_eval.runtime.run_folder import GROUPS, held, journal_of
 from sae_lm_eval.settings import lm_eval_config
 from sae_lm_eval.sweep import Sweep, sweep_of, variants_of
 

@@ -16,8 +16,8 @@ from folders import contents
 
 from sae_lm_eval import UserError, cluster
 from sae_lm_eval.cluster import Part, spread
-from sae_lm_eval.journal import Journal
-from sae_lm_eval.progress import Progress
+from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.runtime.progress import Progress
 from sae_lm_eval.sweep import sweep_of
 
 K4, K32 = "world#blocks.2.hook_resid_post.k4", "world#blocks.3.hook_resid_post.k32"

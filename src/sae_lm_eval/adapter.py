@@ -30,7 +30,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_lm_eval import text, world
+from sae_lm_eval import world
 from sae_lm_eval.activations import mean_activations
 from sae_lm_eval.arguments import Wanted, finite, refuse_misspelt, wanted_of
 from sae_lm_eval.attach import attached
@@ -39,8 +39,9 @@ from sae_lm_eval.divergence import Divergence
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
 from sae_lm_eval.fidelity import TOKENS_AT_ONCE, Fidelity
 from sae_lm_eval.generation import in_batches, uncached
-from sae_lm_eval.journal import Journal
-from sae_lm_eval.progress import Progress
+from sae_lm_eval.runtime import text_files
+from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.runtime.progress import Progress
 from sae_lm_eval.scaling import Original
 from sae_lm_eval.scaling.of_documents import original_of
 from sae_lm_eval.scoring import Scorer
@@ -222,7 +223,7 @@ class SaeHFLM(HFLM):
 
     def windows(self, documents: Iterable[str], tokens: int) -> list[list[int]]:
         """The first `tokens` ids of a text, in windows that no dictionary has to stretch for."""
-        return text.windows(
+        return text_files.windows(
             documents,
             lambda document: self.tok_encode(document, add_special_tokens=False),
             prefix=self.prefix_token_id,
@@ -235,7 +236,7 @@ class SaeHFLM(HFLM):
         self.mean_tokens = wanted.mean_tokens
         if wanted.mean_text is None:
             return
-        texts = self.windows(text.read_documents(wanted.mean_text), wanted.mean_tokens)
+        texts = self.windows(text_files.read_documents(wanted.mean_text), wanted.mean_tokens)
         means = mean_activations(innermost(self.model), self.variant, texts, self.special_ids)
         self.variant = with_means(self.variant, means)
         self.mean_source = {"text": wanted.mean_text, "tokens": sum(len(ids) - 1 for ids in texts)}

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from sae_lm_eval import text
 from sae_lm_eval.build import Choices
 from sae_lm_eval.dictionary import Dictionary
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.loading import load
+from sae_lm_eval.runtime import text_files
 from sae_lm_eval.spec import parse_specs
 
 DTYPES = {
@@ -61,7 +61,7 @@ def wanted_of(
     if choices.splice != "mean" and mean_text is not None:
         raise UserError(f"mean_text= is for splice=mean, and splice is {choices.splice}.")
     if mean_text is not None:
-        text.check_file(mean_text)
+        text_files.check_file(mean_text)
     untouched = isinstance(sae, list) and not sae and choices.splice == "none"
     sources = [] if untouched else sources_of(sae)
     dictionaries = tuple(load(source, dtype=dtype, norm_factor=norm_factor) for source in sources)

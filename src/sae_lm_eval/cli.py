@@ -64,7 +64,7 @@ def inspect(
         raise UserError("Give --model_args pretrained=...,sae=... to inspect a splice, or --list PATTERN to search.")
     from sae_lm_eval import inspection
     from sae_lm_eval.arguments import whole
-    from sae_lm_eval.text import check_file
+    from sae_lm_eval.runtime.text_files import check_file
 
     whole(tokens, "--tokens", least=1)
     if text is not None:

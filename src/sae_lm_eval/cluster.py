@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from sae_lm_eval.errors import UserError, explained, first_line
-from sae_lm_eval.journal import Journal
-from sae_lm_eval.progress import Shown
+from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.runtime.progress import Shown
 from sae_lm_eval.sweep import BASELINE, Sweep
 
 LOCAL = "local"

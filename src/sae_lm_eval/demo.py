@@ -22,7 +22,7 @@ SWEEP = {
 
 def write_page(folder: Path) -> Path:
     """talk.html in `folder`: what the untouched model and two variants answer to a question of each category."""
-    from sae_lm_eval.progress import quiet
+    from sae_lm_eval.runtime.progress import quiet
     from sae_lm_eval.talk.conversation import Conversation, Model
     from sae_lm_eval.talk.generation import Sampling
     from sae_lm_eval.talk.page import render

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from lm_eval.api.instance import Instance
 
-from sae_lm_eval.processes import gathered
+from sae_lm_eval.runtime.processes import gathered
 
 
 class Divergence:

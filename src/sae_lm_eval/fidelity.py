@@ -23,8 +23,8 @@ from sae_lm_eval import metrics
 from sae_lm_eval.ablation import ablations, leave_no_text, without_text
 from sae_lm_eval.dictionary_sums import DictionarySums, OfCategory, by_category, records
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.journal import Journal
-from sae_lm_eval.processes import gathered
+from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.runtime.processes import gathered
 from sae_lm_eval.scaling.of_documents import compute_of
 from sae_lm_eval.scoring import Layout, Scorer
 from sae_lm_eval.source import Adapter, Document, Source

@@ -13,8 +13,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 
-from sae_lm_eval import metrics, text
+from sae_lm_eval import metrics
 from sae_lm_eval.errors import UserError, explain_without_traceback, one_of
+from sae_lm_eval.runtime import text_files
 from sae_lm_eval.source import POSITIONS, Source
 
 UNDEFINED = "N/A"  # as lm_eval writes it
@@ -177,9 +178,9 @@ def documents_of_file(
             'sae_fidelity_text needs a text of yours: --metadata \'{"sae_fidelity_text": {"file": "FILE", '
             '"column": "text", "category": "COLUMN"}}\', where only "file" has to be there.'
         )
-    columns = {"text": text.read_documents(file, column)}
+    columns = {"text": text_files.read_documents(file, column)}
     if category is not None:
-        columns[category] = text.read_documents(file, category)
+        columns[category] = text_files.read_documents(file, category)
     if len({len(values) for values in columns.values()}) > 1:
         raise UserError(f"'{file}' has rows where '{column}' or '{category}' is empty.")
     return {"test": datasets.Dataset.from_dict(columns)}

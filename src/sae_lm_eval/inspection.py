@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lm_eval import text
 from sae_lm_eval.activation_map import MAPS, build_map
 from sae_lm_eval.activations import passing
 from sae_lm_eval.adapter import KNOWN, SaeHFLM, innermost
@@ -22,6 +21,7 @@ from sae_lm_eval.build import build_variant
 from sae_lm_eval.dictionary import Dictionary
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.loading import find, load
+from sae_lm_eval.runtime import text_files
 from sae_lm_eval.skeleton import skeleton
 from sae_lm_eval.splice import Splice, Variant
 
@@ -110,7 +110,7 @@ def _reader(
     own: Mapping[str, Any], dictionaries: Sequence[Dictionary], path: str, tokens: int
 ) -> tuple[SaeHFLM, list[list[int]]]:
     lm = SaeHFLM(**{**own, "sae": list(dictionaries), "splice": "none"})
-    return lm, lm.windows(text.read_documents(path), tokens)
+    return lm, lm.windows(text_files.read_documents(path), tokens)
 
 
 def _mean_norms(lm: SaeHFLM, texts: Sequence[Sequence[int]]) -> list[float]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from sae_lm_eval.errors import UserError, first_line
-from sae_lm_eval.journal import Journal
+from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.sweep import BASELINE, Asked, Sweep
 
 CACHES = ("cache_requests", "rewrite_requests_cache", "delete_requests_cache")

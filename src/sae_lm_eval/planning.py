@@ -11,10 +11,10 @@ from typing import Any
 from sae_lm_eval import catalogue
 from sae_lm_eval.catalogue import Known
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.folder import GROUPS, PACE, read_json
 from sae_lm_eval.fork import Point, blocks_path, earliest, fork_point, point_of
 from sae_lm_eval.groups import GB, divide, memory_for_dictionaries
-from sae_lm_eval.progress import duration
+from sae_lm_eval.runtime.progress import duration
+from sae_lm_eval.runtime.run_folder import GROUPS, PACE, read_json
 from sae_lm_eval.splice import Variant
 from sae_lm_eval.sweep import BASELINE, Asked, Sweep
 

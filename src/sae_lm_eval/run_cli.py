@@ -66,10 +66,10 @@ def run(
 
 def run_and_report(sweep: Sweep, output_path: Path) -> bool:
     """Run a sweep, or what is left of it, and report it; whether some variant failed."""
-    from sae_lm_eval.folder import LOG
-    from sae_lm_eval.processes import rank
     from sae_lm_eval.report_cli import report
     from sae_lm_eval.running import evaluate, summary
+    from sae_lm_eval.runtime.processes import rank
+    from sae_lm_eval.runtime.run_folder import LOG
     from sae_lm_eval.settings import lm_eval_config
 
     settings = lm_eval_config(sweep)

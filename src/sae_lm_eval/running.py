@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_lm_eval.errors import UserError, did_you_mean, explained, first_line
-from sae_lm_eval.folder import GROUPS, LOG, PACE, held, journal_of, read_json, remember, write_json
 from sae_lm_eval.groups import GB, divide, memory_for_dictionaries
-from sae_lm_eval.journal import DiskError, Journal
 from sae_lm_eval.loaded import Loaded
-from sae_lm_eval.processes import agreed, gathered, rank, several
-from sae_lm_eval.progress import Shown, duration, quiet
+from sae_lm_eval.runtime.journal import DiskError, Journal
+from sae_lm_eval.runtime.processes import agreed, gathered, rank, several
+from sae_lm_eval.runtime.progress import Shown, duration, quiet
+from sae_lm_eval.runtime.run_folder import GROUPS, LOG, PACE, held, journal_of, read_json, remember, write_json
 from sae_lm_eval.settings import fixed, lm_eval_config
 from sae_lm_eval.sweep import BASELINE, Sweep, sweep_of
 

@@ -44,10 +44,10 @@ def talk(
 ) -> None:
     """Talk to the baseline and its variants side by side, and see at which tokens they part."""
     from sae_lm_eval.arguments import whole
+    from sae_lm_eval.runtime.text_files import check_file
     from sae_lm_eval.talk.generation import Sampling
     from sae_lm_eval.talk.page import check_writable
     from sae_lm_eval.talk.terminal import Session, temperature_of
-    from sae_lm_eval.text import check_file
 
     sampling = Sampling(
         temperature_of(temperature),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sae_lm_eval.journal import Journal
+from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring import Scorer
 from sae_lm_eval.walk import Query, Scores
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sae_lm_eval import text
 from sae_lm_eval.activations import mean_activations
 from sae_lm_eval.adapter import SaeHFLM, innermost
 from sae_lm_eval.arguments import dtype_of, sources_of
@@ -18,6 +17,7 @@ from sae_lm_eval.build import build_variant, describe, place, with_means
 from sae_lm_eval.dictionary import Dictionary
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.loading import load
+from sae_lm_eval.runtime import text_files
 from sae_lm_eval.splice import MODES, Variant
 from sae_lm_eval.talk.generation import BASELINE, Column, Continuation, Sampling, generate, parting
 from sae_lm_eval.talk.pieces import decoder, namer, pieces
@@ -123,7 +123,7 @@ class Model:
         source = self.lm.mean_source
         if source is None:
             raise UserError("splice=mean needs the text it averages: start with splice=mean,mean_text=FILE.")
-        texts = self.lm.windows(text.read_documents(source["text"]), source["tokens"])
+        texts = self.lm.windows(text_files.read_documents(source["text"]), source["tokens"])
         return with_means(variant, mean_activations(self.model, variant, texts, self.lm.special_ids))
 
     # -- prompts ------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.journal import DiskError
+from sae_lm_eval.runtime.journal import DiskError
 
 SETTINGS, GROUPS, PACE = "run.json", ".groups.json", ".pace.json"
 LOCK, LOG = ".lock", "run.log"
