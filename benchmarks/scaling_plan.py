@@ -17,8 +17,8 @@ import transformers
 from lm_eval.tasks import TaskManager
 
 from sae_lm_eval import planning
-from sae_lm_eval.packing import Prefix, plan
-from sae_lm_eval.scoring import CAPACITY
+from sae_lm_eval.scoring.packing import Prefix, plan
+from sae_lm_eval.scoring.scorer import CAPACITY
 from sae_lm_eval.sweep import sweep_of
 
 KINDS = ("res", "att", "mlp")

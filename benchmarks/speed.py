@@ -176,7 +176,7 @@ class Stopwatch:
 
 def forked_models(common: dict[str, Any], layers: list[int], out: Path) -> list[Any]:
     from sae_lm_eval.adapter import SaeHFLM, join
-    from sae_lm_eval.arguments import wanted_of
+    from sae_lm_eval.splicing.arguments import wanted_of
 
     baseline: Any = SaeHFLM(sae=[], splice="none", **common)
     # As the plain hook has it, which does not know what a special token is.
@@ -266,7 +266,7 @@ def fewest_operations(queries: list[Any], layers: list[int], size: Size) -> floa
     active elements of the decoder; of the last block keys and values, and the rest where a distinct beginning is
     asked, as the head. Attention scores are not counted.
     """
-    from sae_lm_eval.packing import plan
+    from sae_lm_eval.scoring.packing import plan
 
     inputs = {tuple(query.ids): query for query in queries}
     (row,) = plan(list(inputs), capacity=2**40, limit=2**40, prefixes=False, trees=True).rows

@@ -20,7 +20,7 @@ EXCEPTIONS = {
     "effective_compute_cli.py effective_compute": "a flag each, with its help",
     "effective_compute_cli.py effective_compute parameters": "a flag each",
     "scaling/effective.py effective_compute parameters": "the public function, whose options are keywords",
-    "walk.py __init__ parameters": "what is asked of a walk wants a value of its own",
+    "scoring/executor.py __init__ parameters": "what is asked of a walk wants a value of its own",
 }
 
 

@@ -216,7 +216,7 @@ def test_a_dictionary_that_fails_is_left_out_and_tried_again(tmp_path):
 
 
 def test_dictionaries_are_let_go_with_their_group(tmp_path, monkeypatch):
-    from sae_lm_eval import loading as dictionary
+    from sae_lm_eval.dictionaries import loading as dictionary
 
     alive: list[weakref.ref] = []
     most = 0

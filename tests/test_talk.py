@@ -15,7 +15,7 @@ from scipy.special import rel_entr, softmax
 from scipy.stats import chisquare
 
 from sae_lm_eval import UserError
-from sae_lm_eval.attach import attached
+from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.talk import generation, token_view
 from sae_lm_eval.talk.conversation import Conversation, Model, record
 from sae_lm_eval.talk.generation import Column, Continuation, Sampling, generate, next_logits, parting

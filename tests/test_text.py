@@ -7,11 +7,11 @@ import pytest
 import torch
 from models import WIDTH, random_model, random_sae
 
-from sae_lm_eval.activations import mean_activations
-from sae_lm_eval.build import Choices, build_variant
-from sae_lm_eval.loading import load
-from sae_lm_eval.port import record
+from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.runtime import text_files as text
+from sae_lm_eval.splicing.activations import mean_activations
+from sae_lm_eval.splicing.module_io import record
+from sae_lm_eval.splicing.variants import Choices, build_variant
 
 
 def encode(document: str) -> list[int]:

@@ -31,23 +31,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_lm_eval import world
-from sae_lm_eval.activations import mean_activations
-from sae_lm_eval.arguments import Wanted, finite, refuse_misspelt, wanted_of
-from sae_lm_eval.attach import attached
-from sae_lm_eval.build import build_variant, describe, place, with_means
 from sae_lm_eval.divergence import Divergence
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
-from sae_lm_eval.fidelity import TOKENS_AT_ONCE, Fidelity
+from sae_lm_eval.fidelity.measure import TOKENS_AT_ONCE, Fidelity
 from sae_lm_eval.generation import in_batches, uncached
 from sae_lm_eval.runtime import text_files
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Progress
 from sae_lm_eval.scaling import Original
 from sae_lm_eval.scaling.of_documents import original_of
-from sae_lm_eval.scoring import Scorer
-from sae_lm_eval.splice import Variant
-from sae_lm_eval.together import Together
-from sae_lm_eval.walk import Query
+from sae_lm_eval.scoring.executor import Query
+from sae_lm_eval.scoring.scorer import Scorer
+from sae_lm_eval.scoring.shared_answers import Together
+from sae_lm_eval.splicing.activations import mean_activations
+from sae_lm_eval.splicing.arguments import Wanted, finite, refuse_misspelt, wanted_of
+from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.splice import Variant
+from sae_lm_eval.splicing.variants import build_variant, describe, place, with_means
 
 # Below lm_eval's own logger, whose verbosity the user sets.
 logger = logging.getLogger(f"lm_eval.{__name__}")

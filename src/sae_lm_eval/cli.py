@@ -63,8 +63,8 @@ def inspect(
     if model_args is None:
         raise UserError("Give --model_args pretrained=...,sae=... to inspect a splice, or --list PATTERN to search.")
     from sae_lm_eval import inspection
-    from sae_lm_eval.arguments import whole
     from sae_lm_eval.runtime.text_files import check_file
+    from sae_lm_eval.splicing.arguments import whole
 
     whole(tokens, "--tokens", least=1)
     if text is not None:
@@ -118,9 +118,9 @@ def _list(console: Any, pattern: str) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from sae_lm_eval import registry
+    from sae_lm_eval.catalog import saelens_registry
 
-    found = registry.search(pattern)
+    found = saelens_registry.search(pattern)
     names = ("spec", "model", "hook", "map", "width", "l0", "verdict", "why")
     lines = [["" if row[name] is None else str(row[name]) for name in names] for row in found]
     if not console.is_terminal:

@@ -13,10 +13,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 
-from sae_lm_eval import metrics
 from sae_lm_eval.errors import UserError, explain_without_traceback, one_of
+from sae_lm_eval.fidelity import metrics
+from sae_lm_eval.fidelity.source import POSITIONS, Source
 from sae_lm_eval.runtime import text_files
-from sae_lm_eval.source import POSITIONS, Source
 
 UNDEFINED = "N/A"  # as lm_eval writes it
 HELD_OUT = 200  # documents, at most

@@ -13,9 +13,9 @@ import torch
 from lm_eval.api.instance import Instance
 from torch import Tensor
 
-from sae_lm_eval.patching import instead
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Progress
+from sae_lm_eval.scoring.patching import instead
 
 
 def in_batches(

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lm_eval.activation_map import MAPS, build_map
-from sae_lm_eval.activations import passing
 from sae_lm_eval.adapter import KNOWN, SaeHFLM, innermost
-from sae_lm_eval.architecture import Architecture
-from sae_lm_eval.arguments import choices_of, dtype_of, refuse_misspelt, sources_of
-from sae_lm_eval.build import build_variant
-from sae_lm_eval.dictionary import Dictionary
+from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.dictionaries.loading import find, load
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.loading import find, load
 from sae_lm_eval.runtime import text_files
-from sae_lm_eval.skeleton import skeleton
-from sae_lm_eval.splice import Splice, Variant
+from sae_lm_eval.splicing.activation_map import MAPS, build_map
+from sae_lm_eval.splicing.activations import passing
+from sae_lm_eval.splicing.arguments import choices_of, dtype_of, refuse_misspelt, sources_of
+from sae_lm_eval.splicing.hook_names import Architecture
+from sae_lm_eval.splicing.skeleton import skeleton
+from sae_lm_eval.splicing.splice import Splice, Variant
+from sae_lm_eval.splicing.variants import build_variant
 
 CHOICES = ("splice", "splice_tokens", "hook", "hook_map", "seed", "scale")
 STATED = ("model_names", "hook_in", "hook_out", "context_size", "prepend_bos")

@@ -66,7 +66,7 @@ class Loaded:
         Raises whatever a file of somebody else's makes a library raise.
         """
         from sae_lm_eval.adapter import innermost
-        from sae_lm_eval.build import build_variant
+        from sae_lm_eval.splicing.variants import build_variant
 
         wanted = self._wanted(self.asked[name])
         model = innermost(self.baseline.model)
@@ -82,8 +82,8 @@ class Loaded:
 
     def _wanted(self, asked: Asked) -> Any:
         """As the adapter takes it, a dictionary that several variants share loaded once."""
-        from sae_lm_eval.arguments import dtype_of, wanted_of
-        from sae_lm_eval.loading import load
+        from sae_lm_eval.dictionaries.loading import load
+        from sae_lm_eval.splicing.arguments import dtype_of, wanted_of
 
         arguments = dict(asked.arguments)
         dtype, factor = arguments.get("sae_dtype", "float32"), arguments.pop("norm_factor", None)

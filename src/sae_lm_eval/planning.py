@@ -8,14 +8,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from sae_lm_eval import catalogue
-from sae_lm_eval.catalogue import Known
+from sae_lm_eval.catalog import lookup
+from sae_lm_eval.catalog.lookup import Known
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.fork import Point, blocks_path, earliest, fork_point, point_of
 from sae_lm_eval.groups import GB, divide, memory_for_dictionaries
 from sae_lm_eval.runtime.progress import duration
 from sae_lm_eval.runtime.run_folder import GROUPS, PACE, read_json
-from sae_lm_eval.splice import Variant
+from sae_lm_eval.scoring.forked_pass import Point, blocks_path, earliest, fork_point, point_of
+from sae_lm_eval.splicing.splice import Variant
 from sae_lm_eval.sweep import BASELINE, Asked, Sweep
 
 # Hooks at which the residual stream or a branch of its width passes.
@@ -72,7 +72,7 @@ def plan(sweep: Sweep, output_path: Path | None) -> Plan:
 
     Raises `UserError` where there is no such model; what is wrong with a variant is said of it.
     """
-    from sae_lm_eval.skeleton import skeleton
+    from sae_lm_eval.splicing.skeleton import skeleton
 
     model: Any = skeleton(sweep.model_args)
     device = str(sweep.settings.get("device") or "cuda")
@@ -111,7 +111,7 @@ def _cost(point: Point, model: Any) -> float:
 
 def _planned(asked: Asked, model: Any) -> Planned:
     try:
-        known = [catalogue.known(spec) for spec in asked.specs]
+        known = [lookup.known(spec) for spec in asked.specs]
     except UserError as error:
         return Planned(asked, (), None, None, {}, whole=False, why=str(error))
     bytes_each = BYTES.get(str(asked.arguments.get("sae_dtype", "float32")), 4)
@@ -134,8 +134,8 @@ def _planned(asked: Asked, model: Any) -> Planned:
 
 
 def _point(model: Any, hook: str, module: str | None) -> Point:
-    from sae_lm_eval.architecture import Architecture
-    from sae_lm_eval.site import resolve_site, writable_port
+    from sae_lm_eval.splicing.hook_names import Architecture
+    from sae_lm_eval.splicing.site import resolve_site, writable_port
 
     architecture = Architecture(model)
     return point_of(writable_port(architecture, resolve_site(architecture, hook, module)), blocks_path(model))

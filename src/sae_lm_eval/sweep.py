@@ -11,9 +11,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from sae_lm_eval import catalogue
+from sae_lm_eval.catalog import lookup
+from sae_lm_eval.dictionaries.spec import parse_specs
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
-from sae_lm_eval.spec import parse_specs
 
 BASELINE = "baseline"
 TAKEN = frozenset({BASELINE, "report"})
@@ -166,8 +166,8 @@ def _from_pattern(entry: Mapping[str, Any], where: str) -> dict[str | None, str]
     pattern = str(entry["pattern"])
     together = one_of(entry.get("together", "each"), TOGETHER, f"{where}, together:")
     filters = {name: entry[name] for name in FILTERS if entry.get(name) is not None}
-    matched = catalogue.matching(pattern)
-    found = catalogue.selected(matched, filters)
+    matched = lookup.matching(pattern)
+    found = lookup.selected(matched, filters)
     if not found:
         unknown = [name for name in filters if all(getattr(one, name) is None for one in matched)]
         why = f"; none of them says its {' or '.join(unknown)}" if unknown else ""
@@ -225,7 +225,7 @@ def _identity(asked: Asked) -> str:
     """Equal for variants that compute the same: where a mode depends on the sites alone, its dictionaries do not."""
     arguments = dict(asked.arguments)
     if arguments.get("splice", "reconstruction") in OF_SITES:
-        known = [catalogue.known(spec) for spec in asked.specs]
+        known = [lookup.known(spec) for spec in asked.specs]
         sites = arguments.get("hook") or [one.module_out or one.hook_out for one in known]
         if all(sites):
             arguments = {name: arguments.get(name) for name in ("splice", "splice_tokens", "mean_text", "mean_tokens")}

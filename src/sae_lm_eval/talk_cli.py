@@ -43,8 +43,8 @@ def talk(
     tokens: Annotated[int, typer.Option(help="How many tokens of --text.")] = 2048,
 ) -> None:
     """Talk to the baseline and its variants side by side, and see at which tokens they part."""
-    from sae_lm_eval.arguments import whole
     from sae_lm_eval.runtime.text_files import check_file
+    from sae_lm_eval.splicing.arguments import whole
     from sae_lm_eval.talk.generation import Sampling
     from sae_lm_eval.talk.page import check_writable
     from sae_lm_eval.talk.terminal import Session, temperature_of

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_lm_eval.attach import attached
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.splice import Variant
+from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.splice import Variant
 
 BASELINE = "baseline"
 

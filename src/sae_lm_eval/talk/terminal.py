@@ -14,9 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from sae_lm_eval.arguments import whole
 from sae_lm_eval.errors import UserError, one_of
-from sae_lm_eval.splice import MODES
+from sae_lm_eval.splicing.arguments import whole
+from sae_lm_eval.splicing.splice import MODES
 from sae_lm_eval.talk.columns import Columns
 from sae_lm_eval.talk.conversation import Conversation, Exchange, Model, record
 from sae_lm_eval.talk.generation import Sampling

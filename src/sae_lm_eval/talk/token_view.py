@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.splice import Variant
+from sae_lm_eval.splicing.splice import Variant
 from sae_lm_eval.talk.generation import BASELINE, Column, keeping_last, running_as
 
 TOP = 5

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sae_lm_eval.attach import Attachment
-from sae_lm_eval.port import Port
-from sae_lm_eval.splice import Context, Variant
+from sae_lm_eval.splicing.attach import Attachment
+from sae_lm_eval.splicing.module_io import Port
+from sae_lm_eval.splicing.splice import Context, Variant
 
 
 class Point(NamedTuple):

@@ -15,9 +15,9 @@ from fnmatch import fnmatchcase
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sae_lm_eval.converters import CONVERTERS, NO_FACTOR, UNKNOWN
+from sae_lm_eval.catalog.converters import CONVERTERS, NO_FACTOR, UNKNOWN
+from sae_lm_eval.catalog.site_probe import Trial, small_architecture, try_sites
 from sae_lm_eval.errors import UserError, did_you_mean
-from sae_lm_eval.trial import Trial, small_architecture, try_sites
 
 if TYPE_CHECKING:
     from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup as Release

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae_lm_eval.attach import attached
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.fork import START, forked
-from sae_lm_eval.head import Head
-from sae_lm_eval.last_block import LastBlock, Paths, paths_of_last_block
-from sae_lm_eval.packing import plan
-from sae_lm_eval.splice import Variant
-from sae_lm_eval.walk import Query, Scores, Walk, Watch
+from sae_lm_eval.scoring.executor import Query, Scores, Walk, Watch
+from sae_lm_eval.scoring.forked_pass import START, forked
+from sae_lm_eval.scoring.last_block import LastBlock, Paths, paths_of_last_block
+from sae_lm_eval.scoring.lm_head import Head
+from sae_lm_eval.scoring.packing import plan
+from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.splice import Variant
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 

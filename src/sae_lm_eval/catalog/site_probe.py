@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:
-    from sae_lm_eval.architecture import Architecture
+    from sae_lm_eval.splicing.hook_names import Architecture
 
 WIDTH = 32
 TEXT = {
@@ -61,7 +61,7 @@ def small_architecture(model_type: str) -> Architecture:
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-    from sae_lm_eval.architecture import Architecture
+    from sae_lm_eval.splicing.hook_names import Architecture
 
     config = CONFIG_MAPPING[model_type](**SMALL[model_type])
     with torch.random.fork_rng(devices=[]):
@@ -83,11 +83,11 @@ def try_sites(
     import torch
     from torch import nn
 
-    from sae_lm_eval.activation_map import map_name
-    from sae_lm_eval.build import find_sites
-    from sae_lm_eval.dictionary import Dictionary
-    from sae_lm_eval.port import record
-    from sae_lm_eval.site import writable_port
+    from sae_lm_eval.dictionaries.dictionary import Dictionary
+    from sae_lm_eval.splicing.activation_map import map_name
+    from sae_lm_eval.splicing.module_io import record
+    from sae_lm_eval.splicing.site import writable_port
+    from sae_lm_eval.splicing.variants import find_sites
 
     architecture = small_architecture(model_type)
     nothing = nn.Identity()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sae_lm_eval import world
+from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.spec import SaeSpec
 
 
 def world_dictionary(spec: SaeSpec) -> Path:

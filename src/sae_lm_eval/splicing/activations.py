@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.port import Port, record
-from sae_lm_eval.splice import Variant
+from sae_lm_eval.splicing.module_io import Port, record
+from sae_lm_eval.splicing.splice import Variant
 
 
 def passing(

@@ -19,17 +19,17 @@ from accelerate import PartialState
 from lm_eval.api.instance import Instance
 from tqdm import tqdm
 
-from sae_lm_eval import metrics
-from sae_lm_eval.ablation import ablations, leave_no_text, without_text
-from sae_lm_eval.dictionary_sums import DictionarySums, OfCategory, by_category, records
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.fidelity import metrics
+from sae_lm_eval.fidelity.ablations import ablations, leave_no_text, without_text
+from sae_lm_eval.fidelity.dictionary_stats import DictionarySums, OfCategory, by_category, records
+from sae_lm_eval.fidelity.source import Adapter, Document, Source
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.processes import gathered
 from sae_lm_eval.scaling.of_documents import compute_of
-from sae_lm_eval.scoring import Layout, Scorer
-from sae_lm_eval.source import Adapter, Document, Source
-from sae_lm_eval.splice import Variant
-from sae_lm_eval.walk import Query, Scores
+from sae_lm_eval.scoring.executor import Query, Scores
+from sae_lm_eval.scoring.scorer import Layout, Scorer
+from sae_lm_eval.splicing.splice import Variant
 
 TOKENS_AT_ONCE = 2**18  # whose scores are held; documents beyond are scored after these
 MEASURES = ("kl", "kl_reverse", "agreement")

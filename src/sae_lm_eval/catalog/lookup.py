@@ -11,9 +11,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from sae_lm_eval import registry, world
+from sae_lm_eval import world
+from sae_lm_eval.catalog import saelens_registry
+from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.spec import SaeSpec
 
 UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
@@ -56,10 +57,10 @@ def known(spec: str) -> Known:
     if local.is_dir():
         return _of_folder(spec, local / (parsed.id or ""))
     if parsed.source == world.NAME:
-        from sae_lm_eval.world_loader import world_dictionary
+        from sae_lm_eval.dictionaries.world_loader import world_dictionary
 
         return _of_world(spec, world_dictionary(parsed), parsed.id)
-    entry = registry.named(parsed.source, parsed.id)
+    entry = saelens_registry.named(parsed.source, parsed.id)
     return Known(spec) if entry is None else _of_entry(entry)
 
 
@@ -69,7 +70,7 @@ def matching(pattern: str) -> list[Known]:
     Raises `UserError` where nothing matches.
     """
     if not pattern.lower().startswith(f"{world.NAME}#"):
-        return [_of_entry(entry) for entry in registry.matching(pattern)]
+        return [_of_entry(entry) for entry in saelens_registry.matching(pattern)]
     specs = [f"{world.NAME}#{id_}" for id_ in world.dictionary_ids()]
     found = [spec for spec in specs if fnmatchcase(spec.lower(), pattern.lower())]
     if not found:
@@ -121,7 +122,7 @@ def _number(name: str, digits: str, unit: str) -> float:
     return 2.0 ** round(math.log2(value)) if unit and name == "width" and value > 0 else value
 
 
-def _of_entry(entry: registry.Entry) -> Known:
+def _of_entry(entry: saelens_registry.Entry) -> Known:
     return Known(
         entry.spec, entry.hook_in, entry.hook_out, entry.module_in, entry.module_out, entry.d_dictionary, entry.l0
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_lm_eval.patching import instead
+from sae_lm_eval.scoring.patching import instead
 
 
 class Head:

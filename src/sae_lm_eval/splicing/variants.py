@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_lm_eval.activation_map import build_map, map_name
-from sae_lm_eval.architecture import Architecture
-from sae_lm_eval.dictionary import Dictionary
+from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.errors import UserError, one_of
-from sae_lm_eval.port import record
-from sae_lm_eval.site import Site, resolve_site, writable_port
-from sae_lm_eval.splice import MODES, TOKENS, Splice, Variant
+from sae_lm_eval.splicing.activation_map import build_map, map_name
+from sae_lm_eval.splicing.hook_names import Architecture
+from sae_lm_eval.splicing.module_io import record
+from sae_lm_eval.splicing.site import Site, resolve_site, writable_port
+from sae_lm_eval.splicing.splice import MODES, TOKENS, Splice, Variant
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from sae_lm_eval.architecture import BLOCK_HOOKS, Architecture
 from sae_lm_eval.errors import UserError, did_you_mean
-from sae_lm_eval.port import Port, has_module
+from sae_lm_eval.splicing.hook_names import BLOCK_HOOKS, Architecture
+from sae_lm_eval.splicing.module_io import Port, has_module
 
 BLOCK_HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
 EMBED_HOOKS = ("hook_embed", "embed.hook_out")

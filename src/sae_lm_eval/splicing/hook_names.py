@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.port import Port, Side, has_module
+from sae_lm_eval.splicing.module_io import Port, Side, has_module
 
 # What a block can be asked for by TransformerLens' names, in the order in which a forward pass comes to them.
 BLOCK_HOOKS = (

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from sae_lm_eval import saelens, sparsify_coder
-from sae_lm_eval.dictionary import Dictionary
+from sae_lm_eval.dictionaries import saelens_loader, sparsify_loader
+from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.spec import SaeSpec
 
 
 def load(source: Any, *, dtype: torch.dtype = torch.float32, norm_factor: float | None = None) -> Dictionary:
@@ -60,8 +60,8 @@ def find(source: Any) -> Dictionary:
     )
 
 
-LOADERS: dict[str, Callable[[SaeSpec], Dictionary]] = {"saelens": saelens.load, "sparsify": sparsify_coder.load}
+LOADERS: dict[str, Callable[[SaeSpec], Dictionary]] = {"saelens": saelens_loader.load, "sparsify": sparsify_loader.load}
 OBJECTS: dict[str, Callable[[Any], Dictionary]] = {
-    "sae_lens.": lambda sae: saelens.from_sae(sae, name=f"<{type(sae).__name__}>"),
-    "sparsify.": lambda coder: sparsify_coder.from_coder(coder, name=f"<{type(coder).__name__}>", hookpoint=None),
+    "sae_lens.": lambda sae: saelens_loader.from_sae(sae, name=f"<{type(sae).__name__}>"),
+    "sparsify.": lambda coder: sparsify_loader.from_coder(coder, name=f"<{type(coder).__name__}>", hookpoint=None),
 }

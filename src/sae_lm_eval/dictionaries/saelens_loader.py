@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval import world
-from sae_lm_eval.dictionary import Dictionary
+from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.dictionaries.hub_files import quietly, weights_folder
+from sae_lm_eval.dictionaries.sparse_decoding import SparseDecoding
+from sae_lm_eval.dictionaries.spec import SaeSpec
+from sae_lm_eval.dictionaries.world_loader import world_dictionary
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
-from sae_lm_eval.hub_files import quietly, weights_folder
-from sae_lm_eval.sparse import SparseDecoding
-from sae_lm_eval.spec import SaeSpec
-from sae_lm_eval.world_loader import world_dictionary
 
 CONFIG = "cfg.json"
 NO_FACTOR = "expected_average_only_in"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.port import Port, on_port
-from sae_lm_eval.splice import Context, Splice, Variant
+from sae_lm_eval.splicing.module_io import Port, on_port
+from sae_lm_eval.splicing.splice import Context, Splice, Variant
 
 
 @contextmanager

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sae_lm_eval.build import Choices
 from sae_lm_eval.scaling import Original
-from sae_lm_eval.scoring import Scorer
-from sae_lm_eval.splice import Variant
-from sae_lm_eval.walk import Query
+from sae_lm_eval.scoring.executor import Query
+from sae_lm_eval.scoring.scorer import Scorer
+from sae_lm_eval.splicing.splice import Variant
+from sae_lm_eval.splicing.variants import Choices
 
 POSITIONS = ("all", "non_special")
 

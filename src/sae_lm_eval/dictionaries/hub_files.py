@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, first_line
-from sae_lm_eval.spec import SaeSpec
 
 
 def weights_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str | None]:

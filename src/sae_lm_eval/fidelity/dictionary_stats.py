@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sae_lm_eval.splice import Context, Splice, Variant
+from sae_lm_eval.splicing.splice import Context, Splice, Variant
 
 COLUMNS = ("positions", "l0", "squared_error", "squares", "cosine", "norm_ratio")
 ACTIVATIONS = 2**26  # of elements, held at a time

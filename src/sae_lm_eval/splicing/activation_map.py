@@ -13,9 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sae_lm_eval.architecture import Architecture
 from sae_lm_eval.errors import UserError, one_of
-from sae_lm_eval.site import Site
+from sae_lm_eval.splicing.hook_names import Architecture
+from sae_lm_eval.splicing.site import Site
 
 CENTERED_KINDS = frozenset(
     {

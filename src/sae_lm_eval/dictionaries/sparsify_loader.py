@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from sae_lm_eval.dictionary import Dictionary
+from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.dictionaries.hub_files import weights_folder
+from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.hub_files import weights_folder
-from sae_lm_eval.spec import SaeSpec
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae_lm_eval.activations import mean_activations
-from sae_lm_eval.attach import attached
-from sae_lm_eval.build import with_means
-from sae_lm_eval.source import Adapter, Source
-from sae_lm_eval.splice import Variant
-from sae_lm_eval.walk import Query
+from sae_lm_eval.fidelity.source import Adapter, Source
+from sae_lm_eval.scoring.executor import Query
+from sae_lm_eval.splicing.activations import mean_activations
+from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.splice import Variant
+from sae_lm_eval.splicing.variants import with_means
 
 TRIED = 8  # tokens of the texts that an ablation is tried on
 

@@ -10,11 +10,11 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from sae_lm_eval.activation_map import ActivationMap
-from sae_lm_eval.dictionary import Dictionary
+from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.port import Port
-from sae_lm_eval.site import Site
+from sae_lm_eval.splicing.activation_map import ActivationMap
+from sae_lm_eval.splicing.module_io import Port
+from sae_lm_eval.splicing.site import Site
 
 TOKENS = ("non_special", "all")
 DIRECTIONS = 4096  # random directions to draw from; a prime stride spreads tokens and positions over them

@@ -13,13 +13,13 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from sae_lm_eval import prefix
-from sae_lm_eval.divergences import MEASURES, Predicted
-from sae_lm_eval.fork import Fork
-from sae_lm_eval.head import Head
-from sae_lm_eval.last_block import LastBlock
-from sae_lm_eval.packing import Prefix, Row
-from sae_lm_eval.splice import Context, Splice
+from sae_lm_eval.scoring import prefix_cache
+from sae_lm_eval.scoring.divergences import MEASURES, Predicted
+from sae_lm_eval.scoring.forked_pass import Fork
+from sae_lm_eval.scoring.last_block import LastBlock
+from sae_lm_eval.scoring.lm_head import Head
+from sae_lm_eval.scoring.packing import Prefix, Row
+from sae_lm_eval.splicing.splice import Context, Splice
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
@@ -178,7 +178,7 @@ class Walk:
     def _prefix(self, node: Prefix, cache: Cache | None) -> Cache:
         ids = torch.tensor([node.ids], device=self.device)
         positions = torch.arange(node.start, node.stop, device=self.device)[None]
-        cache = prefix.empty() if cache is None else prefix.extended(cache)
+        cache = prefix_cache.empty() if cache is None else prefix_cache.extended(cache)
         wanted = [self._wanted(number, node.start, node.stop) for number in node.members]
         asked = Asked.of((where - node.start, targets, goes) for where, targets, goes in wanted)
         self._answer([self._run(Context(ids, positions, None), cache, asked)])
@@ -194,7 +194,7 @@ class Walk:
             ids[index, : len(row.ids)], positions[index, : len(row.ids)] = row.ids, row.depths
         context = Context(self._here(ids), self._here(positions), None)
         trees = {"position_ids": context.positions, "attention_mask": self._mask(rows, depth, length)}
-        cache = None if cache is None else prefix.shared(cache)
+        cache = None if cache is None else prefix_cache.shared(cache)
         return self._run(context, cache, self._asked(rows), **(trees if rows[0].branches else {}))
 
     def _length(self, rows: Sequence[Row]) -> int:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from sae_lm_eval.build import Choices
-from sae_lm_eval.dictionary import Dictionary
+from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.spec import parse_specs
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
-from sae_lm_eval.loading import load
 from sae_lm_eval.runtime import text_files
-from sae_lm_eval.spec import parse_specs
+from sae_lm_eval.splicing.variants import Choices
 
 DTYPES = {
     "float32": torch.float32,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from sae_lm_eval.runtime.journal import Journal
-from sae_lm_eval.scoring import Scorer
-from sae_lm_eval.walk import Query, Scores
+from sae_lm_eval.scoring.executor import Query, Scores
+from sae_lm_eval.scoring.scorer import Scorer
 
 FIELDS = ("logprob", "greedy", "kl")  # sums over the targets; whether all of them are the likeliest
 
