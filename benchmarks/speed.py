@@ -175,7 +175,7 @@ class Stopwatch:
 
 
 def forked_models(common: dict[str, Any], layers: list[int], out: Path) -> list[Any]:
-    from sae_lm_eval.adapter import SaeHFLM, join
+    from sae_lm_eval.harness.model import SaeHFLM, join
     from sae_lm_eval.splicing.arguments import wanted_of
 
     baseline: Any = SaeHFLM(sae=[], splice="none", **common)

@@ -403,7 +403,7 @@ HOSTILE = "[red]a|b[/red] \\ <i>&\u202e=1+1 名前"
 
 def command(*arguments: object, columns: int = 80) -> subprocess.CompletedProcess[str]:
     code = (
-        "import sys; from sae_lm_eval import cli; sys.argv[0] = 'sae-lm-eval'\n"
+        "import sys; from sae_lm_eval.cli import main as cli; sys.argv[0] = 'sae-lm-eval'\n"
         "try: cli.main()\n"
         "finally: print(sorted({'torch', 'lm_eval', 'transformers'} & set(sys.modules)))"
     )

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from lm_eval.utils import simple_parse_args_string
 
-from sae_lm_eval.adapter import OWN
 from sae_lm_eval.dictionaries.spec import parse_specs
+from sae_lm_eval.harness.model import OWN
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 ARGUMENTS = re.findall(r"--model_args (pretrained=\S+)", README.replace("\\\n", " "))

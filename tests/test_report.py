@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from sae_lm_eval.cli import app
+from sae_lm_eval.cli.main import app
 from sae_lm_eval.comparison.paired_statistics import tango_interval
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report import assemble as build
@@ -150,7 +150,7 @@ class Page(html.parser.HTMLParser):
 
 def test_command_writes_everything_without_torch(out: Path) -> None:
     program = (
-        "import sys; from sae_lm_eval.cli import main; sys.argv = ['sae-lm-eval', 'report', sys.argv[1]]\n"
+        "import sys; from sae_lm_eval.cli.main import main; sys.argv = ['sae-lm-eval', 'report', sys.argv[1]]\n"
         "try: main()\n"
         "finally: print('LOADED', {'torch', 'lm_eval', 'transformers'} & set(sys.modules))"
     )

@@ -18,14 +18,15 @@ import pytest
 from folders import contents
 from rich.console import Console
 
-from sae_lm_eval import UserError, run, running
-from sae_lm_eval.groups import divide
-from sae_lm_eval.running import evaluate
+from sae_lm_eval import UserError, run
+from sae_lm_eval.runs import run as running
+from sae_lm_eval.runs.grouping import divide
+from sae_lm_eval.runs.run import evaluate
+from sae_lm_eval.runs.settings import lm_eval_config
+from sae_lm_eval.runs.sweep import Sweep, sweep_of, variants_of
 from sae_lm_eval.runtime.journal import DiskError, Journal
 from sae_lm_eval.runtime.progress import Shown
 from sae_lm_eval.runtime.run_folder import GROUPS, held, journal_of
-from sae_lm_eval.settings import lm_eval_config
-from sae_lm_eval.sweep import Sweep, sweep_of, variants_of
 
 K4, K32 = "world#blocks.2.hook_resid_post.k4", "world#blocks.2.hook_resid_post.k32"
 BASIC = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "limit": 4, "device": "cpu"}

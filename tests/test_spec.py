@@ -68,7 +68,7 @@ def test_the_package_shows_what_it_has():
 
 
 @pytest.mark.parametrize(
-    "module", ["sae_lm_eval", "sae_lm_eval.dictionaries.spec", "sae_lm_eval.cli", "sae_lm_eval.errors"]
+    "module", ["sae_lm_eval", "sae_lm_eval.dictionaries.spec", "sae_lm_eval.cli.main", "sae_lm_eval.errors"]
 )
 def test_light_modules_take_no_torch(module):
     code = f"import sys, {module}; print('torch' in sys.modules, 'lm_eval' in sys.modules)"

@@ -10,17 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sae_lm_eval.adapter import SaeHFLM, innermost
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.harness.model import SaeHFLM, innermost
 from sae_lm_eval.runtime import text_files
 from sae_lm_eval.splicing.activations import mean_activations
 from sae_lm_eval.splicing.arguments import dtype_of, sources_of
 from sae_lm_eval.splicing.splice import MODES, Variant
 from sae_lm_eval.splicing.variants import build_variant, describe, place, with_means
-from sae_lm_eval.talk.generation import BASELINE, Column, Continuation, Sampling, generate, parting
-from sae_lm_eval.talk.pieces import decoder, namer, pieces
+from sae_lm_eval.talk.detokenize import decoder, namer, pieces
+from sae_lm_eval.talk.sampling import BASELINE, Column, Continuation, Sampling, generate, parting
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 

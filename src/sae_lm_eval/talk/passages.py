@@ -9,10 +9,10 @@ from typing import Any
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runtime import text_files
-from sae_lm_eval.talk.categories import Row, describe, tabulate
 from sae_lm_eval.talk.conversation import Answer, Exchange, Model
-from sae_lm_eval.talk.pieces import pieces
-from sae_lm_eval.talk.token_view import Place, Prediction, token_view
+from sae_lm_eval.talk.detokenize import pieces
+from sae_lm_eval.talk.token_categories import Row, describe, tabulate
+from sae_lm_eval.talk.token_kl import Place, Prediction, token_view
 
 WINDOW = 1024  # tokens at most, so that logits of (window, vocabulary) fit beside any model that fits
 

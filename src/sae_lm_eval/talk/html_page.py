@@ -15,8 +15,8 @@ import jinja2
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.talk.conversation import Model
+from sae_lm_eval.talk.detokenize import label, visible
 from sae_lm_eval.talk.passages import Passage, tables
-from sae_lm_eval.talk.pieces import label, visible
 
 EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the shades, in nats
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_lm_eval.errors import UserError, did_you_mean, explained, first_line
-from sae_lm_eval.groups import GB, divide, memory_for_dictionaries
-from sae_lm_eval.loaded import Loaded
+from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
+from sae_lm_eval.runs.model_pool import Loaded
+from sae_lm_eval.runs.settings import fixed, lm_eval_config
+from sae_lm_eval.runs.sweep import BASELINE, Sweep, sweep_of
 from sae_lm_eval.runtime.journal import DiskError, Journal
 from sae_lm_eval.runtime.processes import agreed, gathered, rank, several
 from sae_lm_eval.runtime.progress import Shown, duration, quiet
 from sae_lm_eval.runtime.run_folder import GROUPS, LOG, PACE, held, journal_of, read_json, remember, write_json
-from sae_lm_eval.settings import fixed, lm_eval_config
-from sae_lm_eval.sweep import BASELINE, Sweep, sweep_of
 
 if TYPE_CHECKING:
     from sae_lm_eval.comparison.compare import Comparison
@@ -90,7 +90,7 @@ def run(
     from sae_lm_eval.comparison.compare import compare
     from sae_lm_eval.comparison.subsets import read_categories_file
     from sae_lm_eval.results.results import read_results
-    from sae_lm_eval.sweep import lm_eval_settings
+    from sae_lm_eval.runs.sweep import lm_eval_settings
 
     for name in settings:
         if name not in (known := lm_eval_settings()):
@@ -223,7 +223,7 @@ class _Evaluation:
 
     def _spread(self, bos: bool, groups: Sequence[Sequence[str]]) -> None:
         """Have a cluster answer what is not yet answered: it is all in the journal then."""
-        from sae_lm_eval.cluster import Part, spread
+        from sae_lm_eval.runs.ray_cluster import Part, spread
 
         assert self.sweep.ray is not None
         self.shown.at("looking at the tasks")
@@ -284,8 +284,8 @@ class _Evaluation:
 
     def _keep_pace(self, before: tuple[int, int, float], made: Mapping[str, Any]) -> None:
         """What `--plan` estimates the rest by."""
-        from sae_lm_eval.adapter import innermost
-        from sae_lm_eval.planning import cost_of
+        from sae_lm_eval.harness.model import innermost
+        from sae_lm_eval.runs.plan import cost_of
 
         asked, tokens, seconds = before
         ran, took = self.shown.tokens - tokens, self.shown.seconds - seconds

@@ -12,7 +12,7 @@ import typer
 from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:
-    from sae_lm_eval.sweep import Sweep
+    from sae_lm_eval.runs.sweep import Sweep
 
 LM_EVAL_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 INTERRUPTED = 130  # as a shell has it for Ctrl-C
@@ -66,11 +66,11 @@ def run(
 
 def run_and_report(sweep: Sweep, output_path: Path) -> bool:
     """Run a sweep, or what is left of it, and report it; whether some variant failed."""
-    from sae_lm_eval.report_cli import report
-    from sae_lm_eval.running import evaluate, summary
+    from sae_lm_eval.cli.report import report
+    from sae_lm_eval.runs.run import evaluate, summary
+    from sae_lm_eval.runs.settings import lm_eval_config
     from sae_lm_eval.runtime.processes import rank
     from sae_lm_eval.runtime.run_folder import LOG
-    from sae_lm_eval.settings import lm_eval_config
 
     settings = lm_eval_config(sweep)
     if settings.wandb_args or settings.trackio_args:
@@ -95,7 +95,7 @@ def _sweep(
     """What the file says, and the command line after it."""
     from lm_eval.utils import simple_parse_args_string
 
-    from sae_lm_eval.sweep import read_sweep, sweep_of
+    from sae_lm_eval.runs.sweep import read_sweep, sweep_of
 
     content = read_sweep(file) if file else {}
     of_file = content.get("model_args") or {}
@@ -140,17 +140,17 @@ def _show_plan(sweep: Sweep) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from sae_lm_eval import planning
+    from sae_lm_eval.runs import plan
 
-    made = planning.plan(sweep, sweep.output_path)
+    made = plan.plan(sweep, sweep.output_path)
     console = Console()
-    lines = planning.rows(made)
+    lines = plan.rows(made)
     if console.is_terminal:
-        table = Table(*planning.HEADS)
+        table = Table(*plan.HEADS)
         for line in lines:
             table.add_row(*map(escape, line))
         console.print(table)
     else:
-        typer.echo("\n".join("\t".join(line) for line in [planning.HEADS, *lines]))
-    for sentence in planning.sentences(made):
+        typer.echo("\n".join("\t".join(line) for line in [plan.HEADS, *lines]))
+    for sentence in plan.sentences(made):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)

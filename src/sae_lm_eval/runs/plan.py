@@ -11,12 +11,12 @@ from typing import Any
 from sae_lm_eval.catalog import lookup
 from sae_lm_eval.catalog.lookup import Known
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.groups import GB, divide, memory_for_dictionaries
+from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
+from sae_lm_eval.runs.sweep import BASELINE, Asked, Sweep
 from sae_lm_eval.runtime.progress import duration
 from sae_lm_eval.runtime.run_folder import GROUPS, PACE, read_json
 from sae_lm_eval.scoring.forked_pass import Point, blocks_path, earliest, fork_point, point_of
 from sae_lm_eval.splicing.splice import Variant
-from sae_lm_eval.sweep import BASELINE, Asked, Sweep
 
 # Hooks at which the residual stream or a branch of its width passes.
 AS_WIDE_AS_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "hook_in")

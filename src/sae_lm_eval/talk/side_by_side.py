@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sae_lm_eval.talk.categories import Row
 from sae_lm_eval.talk.conversation import Answer
-from sae_lm_eval.talk.generation import Continuation, parting
-from sae_lm_eval.talk.page import number, percent
-from sae_lm_eval.talk.pieces import Decode, Detokenizer, label, visible
+from sae_lm_eval.talk.detokenize import Decode, Detokenizer, label, visible
+from sae_lm_eval.talk.html_page import number, percent
+from sae_lm_eval.talk.sampling import Continuation, parting
+from sae_lm_eval.talk.token_categories import Row
 
 Written = Continuation | Answer
 

@@ -24,8 +24,8 @@ from torch import nn
 from tqdm import tqdm
 
 from sae_lm_eval import world
-from sae_lm_eval.adapter import SaeHFLM
 from sae_lm_eval.errors import UserError, did_you_mean
+from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.scaling import find_preset
 from sae_lm_eval.scaling.data_files import Row
 from sae_lm_eval.scaling.loss_curves import COLUMNS, MAIN, read_measured, with_losses

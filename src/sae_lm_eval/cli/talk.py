@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sae_lm_eval.talk.conversation import Exchange, Model
-    from sae_lm_eval.talk.generation import Sampling
     from sae_lm_eval.talk.passages import Passage
+    from sae_lm_eval.talk.sampling import Sampling
 
 
 def talk(
@@ -45,8 +45,8 @@ def talk(
     """Talk to the baseline and its variants side by side, and see at which tokens they part."""
     from sae_lm_eval.runtime.text_files import check_file
     from sae_lm_eval.splicing.arguments import whole
-    from sae_lm_eval.talk.generation import Sampling
-    from sae_lm_eval.talk.page import check_writable
+    from sae_lm_eval.talk.html_page import check_writable
+    from sae_lm_eval.talk.sampling import Sampling
     from sae_lm_eval.talk.terminal import Session, temperature_of
 
     sampling = Sampling(
@@ -121,7 +121,7 @@ def _unattended(
     from rich.console import Console
 
     from sae_lm_eval.talk import passages
-    from sae_lm_eval.talk.page import render
+    from sae_lm_eval.talk.html_page import render
 
     console = Console()
     pages: list[Passage] = []
@@ -151,9 +151,9 @@ def _answers(model: Model, prompts: list[str], sampling: Sampling, system: str |
 
 
 def _print_exchange(model: Model, exchange: Exchange, console: Console) -> None:
-    from sae_lm_eval.talk.columns import Columns
     from sae_lm_eval.talk.conversation import record
-    from sae_lm_eval.talk.pieces import visible
+    from sae_lm_eval.talk.detokenize import visible
+    from sae_lm_eval.talk.side_by_side import Columns
 
     if not console.is_terminal:
         print(json.dumps(record(exchange), ensure_ascii=False), flush=True)
@@ -165,7 +165,7 @@ def _print_exchange(model: Model, exchange: Exchange, console: Console) -> None:
 def _print_text(model: Model, read: list[Passage], console: Console) -> None:
     """On a terminal the table of categories, elsewhere a line of jsonl for each passage."""
     from sae_lm_eval.talk import passages
-    from sae_lm_eval.talk.columns import category_table
+    from sae_lm_eval.talk.side_by_side import category_table
 
     if not console.is_terminal:
         for passage in read:

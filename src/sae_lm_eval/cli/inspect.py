@@ -1,47 +1,14 @@
-"""The command `sae-lm-eval`. Heavy imports are inside the commands, so that `--help` is quick."""
+"""`sae-lm-eval inspect`: what would be spliced where, or which registered dictionaries there are."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from sae_lm_eval.compare_cli import compare
-from sae_lm_eval.curve_cli import curve
-from sae_lm_eval.effective_compute_cli import effective_compute
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.report_cli import report
-from sae_lm_eval.run_cli import LM_EVAL_FLAGS, run
-from sae_lm_eval.talk_cli import talk
-
-DEMO_FOLDER = Path("out/demo")
-# --ce_baseline is --ce-baseline, for lm_eval's flags have underscores.
-EITHER_SPELLING = {"token_normalize_func": lambda name: name.replace("_", "-")}
-app = typer.Typer(
-    help="Evaluate language models with sparse autoencoders spliced in.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
 
 
-app.command("effective-compute", context_settings=EITHER_SPELLING)(effective_compute)
-app.command("curve", context_settings=EITHER_SPELLING)(curve)
-app.command("compare")(compare)
-app.command("report")(report)
-app.command("run", context_settings=LM_EVAL_FLAGS)(run)
-app.command("talk")(talk)
-
-
-def _model_args(text: str) -> dict[str, Any]:
-    from lm_eval.utils import simple_parse_args_string
-
-    return simple_parse_args_string(text)
-
-
-@app.command()
 def inspect(
     model_args: Annotated[
         str | None, typer.Option("--model_args", help="As for lm_eval: pretrained=gpt2,sae=...,hook_map=...")
@@ -62,7 +29,7 @@ def inspect(
         return
     if model_args is None:
         raise UserError("Give --model_args pretrained=...,sae=... to inspect a splice, or --list PATTERN to search.")
-    from sae_lm_eval import inspection
+    from sae_lm_eval.harness import inspection
     from sae_lm_eval.runtime.text_files import check_file
     from sae_lm_eval.splicing.arguments import whole
 
@@ -81,20 +48,10 @@ def inspect(
         _show_fits(console, *inspection.fits(arguments, text, tokens))
 
 
-@app.command()
-def demo(
-    output_path: Annotated[Path, typer.Option("--output_path", help="Folder of results, report and page.")] = (
-        DEMO_FOLDER
-    ),
-) -> None:
-    """Splice the dictionaries of the embedded world into its model, and show what it loses; no network, no GPU."""
-    from sae_lm_eval import demo as world_demo
-    from sae_lm_eval.run_cli import run_and_report
-    from sae_lm_eval.sweep import sweep_of
+def _model_args(text: str) -> dict[str, Any]:
+    from lm_eval.utils import simple_parse_args_string
 
-    run_and_report(sweep_of(world_demo.SWEEP), output_path)
-    page = world_demo.write_page(output_path)
-    typer.echo(f"Written: {page}, where the baseline and two of the variants talk")
+    return simple_parse_args_string(text)
 
 
 def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | None]) -> None:
@@ -132,12 +89,3 @@ def _list(console: Any, pattern: str) -> None:
     for line in lines:
         table.add_row(*map(escape, line))
     console.print(table)
-
-
-def main() -> None:
-    """Run the command; a user's mistake is told in a sentence, with exit code 2."""
-    try:
-        app(standalone_mode=True)
-    except UserError as error:
-        print(f"sae-lm-eval: {error}", file=sys.stderr)
-        raise SystemExit(2) from None

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lm_eval.adapter import KNOWN, SaeHFLM, innermost
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.loading import find, load
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.harness.model import KNOWN, SaeHFLM, innermost
 from sae_lm_eval.runtime import text_files
 from sae_lm_eval.splicing.activation_map import MAPS, build_map
 from sae_lm_eval.splicing.activations import passing

@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.runs.sweep import BASELINE, Asked, Sweep
 from sae_lm_eval.runtime.journal import Journal
-from sae_lm_eval.sweep import BASELINE, Asked, Sweep
 
 CACHES = ("cache_requests", "rewrite_requests_cache", "delete_requests_cache")
 PASSED = (
@@ -27,7 +27,7 @@ class Loaded:
     """
 
     def __init__(self, sweep: Sweep, settings: Any, at: Callable[[str], object] = lambda _what: None):
-        from sae_lm_eval.adapter import SaeHFLM
+        from sae_lm_eval.harness.model import SaeHFLM
 
         self.settings, self.model_args = settings, sweep.model_args
         self.asked: dict[str, Asked] = {one.name: one for one in sweep.variants}
@@ -65,7 +65,7 @@ class Loaded:
 
         Raises whatever a file of somebody else's makes a library raise.
         """
-        from sae_lm_eval.adapter import innermost
+        from sae_lm_eval.harness.model import innermost
         from sae_lm_eval.splicing.variants import build_variant
 
         wanted = self._wanted(self.asked[name])
@@ -106,7 +106,7 @@ class Loaded:
             torch.cuda.empty_cache()
 
     def join(self, variants: Iterable[Any], journal: Journal, bos: bool) -> None:
-        from sae_lm_eval.adapter import join
+        from sae_lm_eval.harness.model import join
 
         join(self.baseline, list(variants), journal, bos=bos)
 

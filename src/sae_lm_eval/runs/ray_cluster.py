@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from sae_lm_eval.errors import UserError, explained, first_line
+from sae_lm_eval.runs.sweep import BASELINE, Sweep
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Shown
-from sae_lm_eval.sweep import BASELINE, Sweep
 
 LOCAL = "local"
 REACHED_WITHIN = 10  # seconds
@@ -75,8 +75,8 @@ class _Worker:
     def __init__(self, sweep: Sweep):
         os.environ["TQDM_DISABLE"] = "1"  # bars that nobody sees
 
-        from sae_lm_eval.loaded import Loaded
-        from sae_lm_eval.settings import lm_eval_config
+        from sae_lm_eval.runs.model_pool import Loaded
+        from sae_lm_eval.runs.settings import lm_eval_config
 
         self.loaded = Loaded(sweep, lm_eval_config(sweep))
         self.group: tuple[str, ...] | None = None

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+DEMO_FOLDER = Path("out/demo")
 MIDDLE = "world#blocks.2.hook_resid_post"
 # As in a sweep file, for `sae-lm-eval run`.
 SWEEP = {
@@ -20,13 +24,27 @@ SWEEP = {
 }
 
 
+def demo(
+    output_path: Annotated[Path, typer.Option("--output_path", help="Folder of results, report and page.")] = (
+        DEMO_FOLDER
+    ),
+) -> None:
+    """Splice the dictionaries of the embedded world into its model, and show what it loses; no network, no GPU."""
+    from sae_lm_eval.cli.run import run_and_report
+    from sae_lm_eval.runs.sweep import sweep_of
+
+    run_and_report(sweep_of(SWEEP), output_path)
+    page = write_page(output_path)
+    typer.echo(f"Written: {page}, where the baseline and two of the variants talk")
+
+
 def write_page(folder: Path) -> Path:
     """talk.html in `folder`: what the untouched model and two variants answer to a question of each category."""
     from sae_lm_eval.runtime.progress import quiet
     from sae_lm_eval.talk.conversation import Conversation, Model
-    from sae_lm_eval.talk.generation import Sampling
-    from sae_lm_eval.talk.page import render
+    from sae_lm_eval.talk.html_page import render
     from sae_lm_eval.talk.passages import of_exchange
+    from sae_lm_eval.talk.sampling import Sampling
     from sae_lm_eval.world import text
 
     path = folder / "talk.html"

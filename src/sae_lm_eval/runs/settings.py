@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sae_lm_eval.errors import UserError, first_line
-from sae_lm_eval.sweep import Sweep
+from sae_lm_eval.runs.sweep import Sweep
 
 # What cannot change an answer, so that a run may be continued with another.
 FREE = frozenset(

@@ -31,10 +31,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_lm_eval import world
-from sae_lm_eval.divergence import Divergence
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
 from sae_lm_eval.fidelity.measure import TOKENS_AT_ONCE, Fidelity
-from sae_lm_eval.generation import in_batches, uncached
+from sae_lm_eval.harness.generation import in_batches, uncached
+from sae_lm_eval.harness.kl_at_answers import Divergence
 from sae_lm_eval.runtime import text_files
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Progress

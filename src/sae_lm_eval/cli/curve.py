@@ -12,7 +12,7 @@ import typer
 from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:
-    from sae_lm_eval.curve import Member
+    from sae_lm_eval.runs.loss_curve import Member
     from sae_lm_eval.scaling.data_files import Row
 
 FIXED = ("pretrained", "revision", "sae", "splice", "max_length")  # what the command sets by itself
@@ -53,7 +53,7 @@ def curve(
     """
     from lm_eval.utils import simple_parse_args_string
 
-    from sae_lm_eval import curve as curves
+    from sae_lm_eval.runs import loss_curve as curves
 
     asked: dict[str, Any] = _text_of(like, task) if like is not None else {"task": task}
     given = {"task": task, "limit": limit, "context": max_length}
@@ -84,7 +84,7 @@ def curve(
 
 def _text_of(like: Path, task: str | None) -> dict[str, Any]:
     """What a run was asked the loss of, as far as its results say."""
-    from sae_lm_eval.curve import DOCUMENT_TYPES
+    from sae_lm_eval.runs.loss_curve import DOCUMENT_TYPES
     from sae_lm_eval.scaling.of_results import read_all
 
     for results in read_all(like):
@@ -131,7 +131,7 @@ def _mapping(text: str) -> dict[str, float]:
 
 
 def _members(models: str, tokens: Mapping[str, float]) -> list[Member]:
-    from sae_lm_eval.curve import Member
+    from sae_lm_eval.runs.loss_curve import Member
     from sae_lm_eval.scaling.data_files import read_rows
 
     if models.endswith(".csv"):
