@@ -25,13 +25,15 @@ os.environ["TQDM_DISABLE"] = "1"
 import lm_eval.tasks
 import numpy as np
 import pytest
+import speed
 import torch
 import transformers
 from torch.profiler import ProfilerActivity, profile, record_function
 
-import speed
-from sae_lm_eval import prefix, sparse, walk
-from sae_lm_eval.adapter import SaeHFLM
+from sae_lm_eval.dictionaries import sparse_decoding as sparse
+from sae_lm_eval.harness.model import SaeHFLM
+from sae_lm_eval.scoring import executor as walk
+from sae_lm_eval.scoring import prefix_cache as prefix
 
 ROOT = Path(__file__).parents[1]
 PLAIN_BATCH = {"mmlu": 8, "mmlu8": 8, "blimp": 64}  # of `hf`, which holds all logits of a batch three times
@@ -207,12 +209,12 @@ def suite(bench: Bench, name: str, rounds: int) -> dict[str, Any]:
         least = sum(median["scoring"][run] for run in runs) / (share * median["scoring"]["hf"])
         say(f"| {label} | {ratios[0]:.1f}x | {ratios[1]:.1f}x | {least:.1f}x |")
     apart, other = speed.differences(plain, last)
-    nats = sorted(each[0] for each in apart)
+    nats, compared = sorted(each[0] for each in apart), len(plain) * len(last["hf"]["answers"][0])
     rate, forked, hf = bench.numbers["card"]["rate"], median["scoring"]["forked"], median["scoring"]["hf"]
     say(
         "",
         f"Loglikelihoods apart: median {statistics.median(nats):.1e}, 99% {nats[int(0.99 * len(nats))]:.1e}, largest "
-        f"{nats[-1]:.1e} nats; documents with another accuracy: {other} of {len(plain) * len(last['hf']['answers'][0])}.",
+        f"{nats[-1]:.1e} nats; documents with another accuracy: {other} of {compared}.",
         f"SAEs: {last['forked']['dictionaries'] / last['forked']['scoring']:.0%} of the forked requests' time.",
         f"`hf`: {plain_operations / hf / 1e12:.0f} TFLOP/s, {plain_operations / hf / rate:.0%} of the card's rate; "
         f"forked: {share * plain_operations / forked / 1e12:.0f} TFLOP/s of the fewest operations, "

@@ -215,8 +215,8 @@ class Stopwatch:
 
 
 def forked_models(common: dict[str, Any], saes: list[Any]) -> list[Any]:
-    from sae_lm_eval.adapter import SaeHFLM, join
-    from sae_lm_eval.arguments import wanted_of
+    from sae_lm_eval.harness.model import SaeHFLM, join
+    from sae_lm_eval.splicing.arguments import wanted_of
 
     baseline: Any = SaeHFLM(sae=[], splice="none", **common)
     # As the plain hook has it, which does not know what a special token is.
@@ -276,7 +276,6 @@ def decided_both_ways(question: list[str], run: str, arguments: argparse.Namespa
     """
     import torch
     from lm_eval.api.instance import Instance
-
     from sae_lens import SAE
 
     active, layer = SIZES[arguments.model].active, int(run.removeprefix("hook"))
@@ -307,7 +306,7 @@ def fewest_operations(queries: list[Any], layers: list[int], size: Size) -> floa
     active elements of the decoder; of the last block keys and values, and the rest where a distinct beginning is
     asked, as the head. Attention scores are not counted.
     """
-    from sae_lm_eval.packing import plan
+    from sae_lm_eval.scoring.packing import plan
 
     inputs = {tuple(query.ids): query for query in queries}
     (row,) = plan(list(inputs), capacity=2**40, limit=2**40, prefixes=False, trees=True).rows

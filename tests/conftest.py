@@ -16,7 +16,6 @@ import torch
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where tests/test_device.py runs its models: cpu or cuda")
 

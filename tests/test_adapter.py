@@ -239,7 +239,7 @@ def test_none_is_a_mode_however_lm_eval_reads_it():
 def test_what_a_release_warns_of_is_told(caplog):
     from dataclasses import replace
 
-    from sae_lm_eval.dictionary import load
+    from sae_lm_eval.dictionaries.loading import load
 
     remarked = replace(load(random_sae(WIDTH, RESID)), name="clt#3", remarks=("its decoders are summed",))
     logging.getLogger("lm_eval").propagate = True
@@ -250,8 +250,8 @@ def test_what_a_release_warns_of_is_told(caplog):
 
 
 def test_a_dictionary_follows_the_device_of_its_module():
-    from sae_lm_eval.build import Choices, build_variant, place
-    from sae_lm_eval.dictionary import load
+    from sae_lm_eval.dictionaries.loading import load
+    from sae_lm_eval.splicing.variants import Choices, build_variant, place
 
     model = random_model("llama")
     saes = [random_sae(WIDTH, f"blocks.{layer}.hook_resid_post", seed=layer) for layer in (0, 1)]

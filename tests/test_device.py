@@ -8,18 +8,18 @@ import copy
 import numpy as np
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 from models import ARCHITECTURES, VOCABULARY, WIDTH, random_ids, random_model, random_sae, word_tokenizer, words
 
-from lm_eval.api.instance import Instance
-from sae_lm_eval import scoring
-from sae_lm_eval.adapter import SaeHFLM, join
-from sae_lm_eval.arguments import wanted_of
-from sae_lm_eval.build import Choices, build_variant, place
-from sae_lm_eval.dictionary import load
-from sae_lm_eval.scoring import Scorer
-from sae_lm_eval.splice import attached
-from sae_lm_eval.text import mean_activations
-from sae_lm_eval.walk import Query
+from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.harness.model import SaeHFLM, join
+from sae_lm_eval.scoring import scorer as scoring
+from sae_lm_eval.scoring.executor import Query
+from sae_lm_eval.scoring.scorer import Scorer
+from sae_lm_eval.splicing.activations import mean_activations
+from sae_lm_eval.splicing.arguments import wanted_of
+from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.variants import Choices, build_variant, place
 
 SPECIAL = frozenset({0, 1, 2})
 MODES = ("reconstruction", "with_error", "zero", "random_error")
@@ -199,7 +199,7 @@ def test_batches_are_halved_where_memory_runs_out(device, model_on, caplog, monk
     variants = [variant(model, "blocks.0.hook_resid_post")]
     expected = scored(Scorer(model, variants, rows=4, limit=64), asked)
     torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info()
+    _, total = torch.cuda.mem_get_info()
     roomy = Scorer(model, variants, rows=1024, limit=64)
     roomy.layout  # noqa: B018  (tried before memory is short)
     torch.cuda.empty_cache()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
-from sae_lm_eval.paired import (
+from sae_lm_eval.comparison.paired_statistics import (
     Stratum,
     accuracy_change,
     bonett_price_interval,

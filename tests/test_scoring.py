@@ -11,13 +11,16 @@ import torch
 import transformers
 from models import ARCHITECTURES, COMMON, CONTEXT, LAYERS, VOCABULARY, WIDTH, random_model, random_sae
 
-from sae_lm_eval import last_block, scoring, walk
-from sae_lm_eval.build import Choices, build_variant
-from sae_lm_eval.dictionary import load
-from sae_lm_eval.last_block import FewQueries, paths_of_last_block
-from sae_lm_eval.scoring import LAYOUTS, Layout, Scorer
-from sae_lm_eval.splice import attached
-from sae_lm_eval.walk import MEASURES, Query
+from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.scoring import executor as walk
+from sae_lm_eval.scoring import last_block
+from sae_lm_eval.scoring import scorer as scoring
+from sae_lm_eval.scoring.divergences import MEASURES
+from sae_lm_eval.scoring.executor import Query
+from sae_lm_eval.scoring.last_block import FewQueries, paths_of_last_block
+from sae_lm_eval.scoring.scorer import LAYOUTS, Layout, Scorer
+from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.variants import Choices, build_variant
 
 SPECIAL = frozenset({0, 1, 2})
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sae_lm_eval.report.text import NA
-from sae_lm_eval.results import Results
+from sae_lm_eval.report.formatting import NA
+from sae_lm_eval.results.results import Results
 
 SEEDS: dict[str, Any] = {"random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed": 1234}
 # Of each splice, in this order; what is not named here is shown under the name in the record.
