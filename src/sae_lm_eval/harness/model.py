@@ -26,6 +26,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
@@ -33,6 +34,7 @@ from tqdm import tqdm
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
 from sae_lm_eval.fidelity.measure import TOKENS_AT_ONCE, Fidelity
+from sae_lm_eval.harness.encoding_ahead import EncodingAhead, texts_of_pairs
 from sae_lm_eval.harness.generation import in_batches, uncached
 from sae_lm_eval.harness.kl_at_answers import Divergence
 from sae_lm_eval.runtime import text_files
@@ -90,6 +92,8 @@ class SaeHFLM(HFLM):
         UserError: for whatever the user can mend, before anything is evaluated.
     """
 
+    _ahead: EncodingAhead | None = None  # while requests are encoded
+
     def __init__(
         self,
         pretrained: Any = None,
@@ -134,6 +138,7 @@ class SaeHFLM(HFLM):
         self._told_of_context = False
         self.progress: Progress | None = None
         self._tasks: list[str | None] = []
+        self._max_length = self.max_length  # which lm_eval finds anew each time it is asked: for every request
         self._become(wanted)
         self._set_bos(any(dictionary.prepend_bos for dictionary in wanted.dictionaries))
 
@@ -270,14 +275,28 @@ class SaeHFLM(HFLM):
         left_truncate_len: int | None = None,
         **kwargs: Any,
     ) -> list[int]:
+        ids = None
         if kwargs:
             ids = super().tok_encode(string, add_special_tokens=add_special_tokens, **kwargs)
-        else:
+        elif self._ahead is not None and add_special_tokens is None:
+            ids = self._ahead.get(string)
+        if ids is None:
             ids = list(self._encoded(string, add_special_tokens))
         bos = self.tokenizer.bos_token_id
         if getattr(self, "_adds_bos", False) and add_special_tokens is None and ids[:1] != [bos]:
             ids = [bos, *ids]
         return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def _encode_several(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, as lm_eval's `tok_encode` gives them one by one."""
+        prefix = self.tokenizer.decode(self.prefix_token_id)
+        out: dict[str, list[int]] = {}
+        for has_bos in (False, True):
+            some = [text for text in texts if has_bos_prefix(text, prefix) == has_bos]
+            adds_bos = {"add_special_tokens": False} if has_bos else _add_special_kwargs(None, self.add_bos_token)
+            if some:
+                out.update(zip(some, self.tokenizer(some, **adds_bos)["input_ids"], strict=True))
+        return [out[text] for text in texts]
 
     def tok_batch_encode(
         self,
@@ -372,6 +391,7 @@ class SaeHFLM(HFLM):
             if [asked for asked, *_ in known] == [request.args for request in requests]:
                 answers = self._loglikelihood_tokens(known, disable_tqdm=disable_tqdm)
             else:
+                self._ahead = EncodingAhead(texts_of_pairs(r.args for r in requests), self._encode_several)
                 answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         self.divergence.note(requests, self._kl)
         return answers
@@ -383,7 +403,7 @@ class SaeHFLM(HFLM):
         try:
             yield
         finally:
-            self._tasks = []
+            self._tasks, self._ahead = [], None
 
     def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
         self._tell_of_context(len(context) + len(continuation) for _, context, continuation in requests)
