@@ -159,9 +159,7 @@ class Outcome:
             self.counts[report.outcome] = self.counts.get(report.outcome, 0) + (report.when in ("call", "setup"))
         if report.when == "call" and report.user_properties:
             name, dtype = report.nodeid.split("[")[1].rstrip("]").rsplit("-", 1)
-            name, dtype = (dtype, name) if name.startswith("dtype") else (name, dtype)
-            key = (name, "bfloat16" if dtype in ("dtype1", "bfloat16") else "float32")
-            self.properties[key] = dict(report.user_properties)
+            self.properties[name, dtype] = dict(report.user_properties)
 
 
 def parallelize(bench: Bench) -> dict[str, Any]:

@@ -234,7 +234,7 @@ class Walk:
         """Run a batch; `kwargs` are the trunk's own."""
         self.fork.begin(context)
         if self.last_block is not None:
-            self.last_block.ask(asked.places, context.input_ids.shape, self.device)
+            self.last_block.ask(asked.places, context.input_ids.shape)
         if self.watch is not None:
             queries = np.searchsorted(self.starts, asked.goes, side="right") - 1
             self.watch.begin(context, asked.places, asked.which, queries)
@@ -245,7 +245,8 @@ class Walk:
         hidden = self.fork.in_order(out.last_hidden_state).flatten(1, 2)
         if self.watch is not None:
             self.watch.commit()
-        return States(hidden[:, self._here(asked.places)], asked)
+        # The last block may be on another device than the first.
+        return States(hidden[:, torch.from_numpy(asked.places).to(hidden.device)], asked)
 
     def _answer(self, batches: Sequence[States]) -> None:
         """Write what is asked of batches into the tables."""
