@@ -9,7 +9,7 @@ import hashlib
 import json
 import types
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -23,10 +23,11 @@ from sae_lm_eval.runtime.checksum import checksums
 DEEPEST = 12  # of objects inside objects
 OF_TORCH = frozenset(vars(nn.Module()))
 # Attributes of modules that say nothing of what they compute: names, devices, and what libraries write down.
-ASIDE = frozenset({"name_or_path", "warnings_issued", "hf_device_map", "config_class"})
+ASIDE = frozenset({"name_or_path", "warnings_issued", "hf_device_map", "device"})
 PRIVATE = ("_active_adapter", "_disable_adapters", "_use_error_term")  # that decide, although they look private
 UNTOLD = frozenset(
     {"_name_or_path", "name_or_path", "_commit_hash", "transformers_version", "_from_model_config"}
+    | {"device"}
     | {"_original_object_hash"}  # of texts, which Python hashes otherwise in each process
 )
 WATCHING = "transformers.utils.output_capturing"  # whose hooks a model gets once it is asked for hidden states
@@ -48,8 +49,12 @@ class Content:
     settings: str
 
 
-def contents(modules: Mapping[str, nn.Module]) -> dict[str, Content]:
+def contents(
+    modules: Mapping[str, nn.Module], functions: Mapping[str, Sequence[Callable[..., Any]]] | None = None
+) -> dict[str, Content]:
     """What decides the output of each module in eval mode, with one transfer from each device in all.
+
+    `functions` are those that a module of that name is called through, and count among its settings.
 
     Hooks count with the code of their functions, the values that these close over, and the globals that they name. One
     that holds what cannot be looked into gives another value each time, so that nothing is remembered for it.
@@ -58,7 +63,11 @@ def contents(modules: Mapping[str, nn.Module]) -> dict[str, Content]:
     settings: dict[str, str] = {}
     for name, module in modules.items():
         description = _Description()
-        told = [description.module(module), description.everywhere()]
+        told = [
+            description.module(module),
+            description.everywhere(),
+            description.functions((functions or {}).get(name, ())),
+        ]
         settings[name] = json.dumps(told, sort_keys=True)
         saved, computed = _tensors(module)
         groups |= {f"{name} weights": saved, f"{name} computed": computed, f"{name} settings": description.tensors}
@@ -102,6 +111,9 @@ class _Description:
         """The hooks of all modules of the process."""
         every = (torch_modules._global_forward_pre_hooks, torch_modules._global_forward_hooks)
         return [self._value(hook, 0, strict=True) for hooks in every for hook in hooks.values()]
+
+    def functions(self, functions: Sequence[Callable[..., Any]]) -> list[Any]:
+        return [self._value(function, 0, strict=True) for function in functions]
 
     def module(self, module: nn.Module, depth: int = 0) -> Any:
         """Inside another description, at a `depth`, its tensors count as settings."""

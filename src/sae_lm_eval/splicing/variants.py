@@ -180,7 +180,7 @@ def describe(variant: Variant) -> list[dict[str, Any]]:
         {
             "dictionary": splice.dictionary.name,
             "revision": splice.dictionary.revision,
-            "weights_sha256": splice.dictionary.fingerprint(),
+            "weights_checksum": splice.dictionary.fingerprint(),
             "architecture": splice.dictionary.architecture,
             "d_in": splice.dictionary.d_in,
             "d_out": splice.dictionary.d_out,
