@@ -162,4 +162,4 @@ class TestRenewed:
         scale["by"] = 2.0
         (after,) = renewed([now])
         assert after is not now
-        torch.testing.assert_close(after.reconstruct(X), expected)
+        torch.testing.assert_close(after.reconstruct(X), expected, rtol=1e-4, atol=1e-3)

@@ -60,6 +60,8 @@ def renewed(dictionaries: Sequence[Dictionary]) -> tuple[Dictionary, ...]:
     Raises `UserError` as `load` does.
     """
     origins = {str(i): of.origin for i, of in enumerate(dictionaries) if of.origin is not None}
+    if not origins:
+        return tuple(dictionaries)
     now = contents(
         {name: origin.module for name, origin in origins.items()},
         {name: origin.functions for name, origin in origins.items()},
