@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sae_lm_eval.runtime.content import Content, contents
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Dictionary:
     `reconstruct` maps activations (..., d_in) to (..., d_out); `encode` maps them to element activations
     (..., d_dictionary). Both take and give the module's own dtype. `elements`, where there is one, is the module that
     gives what `encode` does on the way of `reconstruct`. `None` in any other field means that the release does not
-    say; it never stands for a guess.
+    say; it never stands for a guess. `is_loaded` is whether a loader of this package has made it, and `origin` what it
+    was made from where that was an object of the user's.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Dictionary:
     elements: nn.Module | None = None
     revision: str | None = None
     remarks: tuple[str, ...] = ()
+    is_loaded: bool = False
+    origin: Origin | None = None
 
     @property
     def is_transcoder(self) -> bool:
@@ -58,23 +61,35 @@ class Dictionary:
         return next(self.module.parameters()).device
 
     def fingerprint(self) -> str:
-        """SHA-256 over the names, shapes and bytes of the weights, so that no two dictionaries pass for one."""
-        weights = sorted(self.module.state_dict().items())
-        state = tuple((name, weight.data_ptr(), weight._version) for name, weight in weights)
-        if state not in self._hashed:
-            self._hashed.clear()
-            self._hashed[state] = self._hash(weights)
-        return self._hashed[state]
+        """A checksum of 32 hexadecimal digits over the names, shapes and bits of the weights."""
+        return self.content().weights
 
-    @cached_property
-    def _hashed(self) -> dict[tuple, str]:
-        """What the weights were when they were hashed last."""
-        return {}
+    def content(self) -> Content:
+        """What decides its output, as it is now."""
+        return contents({"": self.module}, {"": self.functions})[""]
 
-    @staticmethod
-    def _hash(weights: Sequence[tuple[str, Tensor]]) -> str:
-        digest = hashlib.sha256()
-        for name, weight in weights:
-            digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+    @property
+    def functions(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        """What decides its output besides the module: a loader's functions are the package's own."""
+        return () if self.is_loaded else (self.reconstruct, self.encode)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The object of the user's that a dictionary was made from, and its content then.
+
+    `dtype` and `norm_factor` are what the dictionary was made with.
+    """
+
+    source: Any
+    content: Content
+    dtype: torch.dtype
+    norm_factor: float | None
+
+    @property
+    def module(self) -> nn.Module:
+        return self.source.module if isinstance(self.source, Dictionary) else self.source
+
+    @property
+    def functions(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+        return self.source.functions if isinstance(self.source, Dictionary) else ()

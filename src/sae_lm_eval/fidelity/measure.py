@@ -41,9 +41,8 @@ class Fidelity:
     def __init__(self) -> None:
         self.by_task: dict[str, dict[str, Any]] = {}
         self.effective_compute: dict[str, dict[str, Any]] = {}
-        self._layouts: dict[
-            tuple[str, ...], Layout
-        ] = {}  # by the modes of splices, so that they are tried once, not by task
+        # By what is scored and the modes of splices, so that they are tried once, not by task.
+        self._layouts: dict[tuple[str, ...], Layout] = {}
 
     def answer(
         self, lm: Adapter, requests: Sequence[Instance], journal: Journal | None = None, *, show: bool
@@ -74,7 +73,10 @@ class Fidelity:
     ) -> list[dict[str, Any]]:
         if journal is None or PartialState().num_processes > 1:  # what one had kept the others might not have
             return self._measure(lm, task, source, documents, show)
-        models, what = lm.identity(), json.dumps([task, asdict(source), [asdict(each) for each in documents]])
+        models, what = (
+            lm.identity(),
+            json.dumps([task, asdict(source), [asdict(each) for each in documents], asdict(lm.original)]),
+        )
         key = hashlib.sha256(what.encode()).digest()
         if (kept := journal.get(models, key)) is not None:
             out, self.by_task[task], compute = json.loads(kept)
@@ -168,7 +170,8 @@ class Pass:
         """One whose layout is found already, where the model was scored in the same way before."""
         scorer = self.lm.scorer(variants)
         modes = tuple(splice.mode for variant in variants for splice in variant.splices)
-        scorer.layout = self.layouts[modes] = self.layouts.get(modes) or scorer.layout
+        key = (self.lm.identity(), *modes)
+        scorer.layout = self.layouts[key] = self.layouts.get(key) or scorer.layout
         return scorer
 
     def _nothing(self, document: Document) -> dict[str, Any]:

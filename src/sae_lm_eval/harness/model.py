@@ -10,16 +10,13 @@ import copy
 import dataclasses
 import functools
 import hashlib
-import importlib.metadata
 import inspect
-import json
 import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import lm_eval.utils
 import numpy as np
 import torch
 from lm_eval.api.instance import Instance
@@ -33,11 +30,14 @@ from tqdm import tqdm
 
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
-from sae_lm_eval.fidelity.measure import TOKENS_AT_ONCE, Fidelity
+from sae_lm_eval.fidelity.measure import TOKENS_AT_ONCE
+from sae_lm_eval.harness import lm_eval_patches as lm_eval_patches  # which are in force from here on
 from sae_lm_eval.harness.encoding_ahead import EncodingAhead, texts_of_pairs
 from sae_lm_eval.harness.generation import in_batches, uncached
-from sae_lm_eval.harness.kl_at_answers import Divergence
+from sae_lm_eval.harness.identity import evaluating, versions
+from sae_lm_eval.harness.renewal import Renewal, asked_anew
 from sae_lm_eval.runtime import text_files
+from sae_lm_eval.runtime.content import contents
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Progress
 from sae_lm_eval.scaling import Original
@@ -58,14 +58,9 @@ logger = logging.getLogger(f"lm_eval.{__name__}")
 # on a CPU there are never more, since more do not stay in its cache.
 ROWS_ON_GPU, ROWS_ON_CPU = 64, 2
 
-# lm_eval compiles a template anew for every document that it fills in, which takes longer than filling it in.
-lm_eval.utils.env.from_string = functools.lru_cache(maxsize=1024)(lm_eval.utils.env.from_string)
-
-PACKAGES = ("sae_lm_eval", "lm_eval", "torch", "transformers", "sae_lens", "transformer_lens")
-
 
 @register_model("sae_hf")
-class SaeHFLM(HFLM):
+class SaeHFLM(Renewal, HFLM):
     """A Hugging Face causal language model with sparse autoencoders or transcoders spliced in.
 
     Every argument of lm_eval's `HFLM` passes through. `pretrained` may be a model object, with `tokenizer=`.
@@ -127,20 +122,29 @@ class SaeHFLM(HFLM):
             # lm_eval's default is "cuda" on every machine.
             kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"
         embedded = world.is_meant_by(pretrained)
-        super().__init__(str(world.model_path()) if embedded else pretrained, **kwargs)
+        self._take_tokenizer(kwargs)
+        with evaluating(pretrained) if isinstance(pretrained, torch.nn.Module) else contextlib.nullcontext():
+            super().__init__(str(world.model_path()) if embedded else pretrained, **kwargs)
         if embedded:
             self.model.config._name_or_path = world.NAME
+        if isinstance(pretrained, str):
+            self.computed_as_loaded = contents({"": self.model})[""].computed
         name = pretrained if isinstance(pretrained, str) else innermost(self.model).name_or_path
         tuned = bool(kwargs.get("peft") or kwargs.get("delta"))
         self.original = self._original(f"{name}, tuned" if tuned else name, **numbers)
         self._join_other_processes()
-        self.special_ids = special_ids(self.tokenizer, self.model)
+        self._bos_wanted = any(dictionary.prepend_bos for dictionary in wanted.dictionaries)
+        self._know_tokens()
         self._told_of_context = False
         self.progress: Progress | None = None
         self._tasks: list[str | None] = []
         self._max_length = self.max_length  # which lm_eval finds anew each time it is asked: for every request
         self._become(wanted)
-        self._set_bos(any(dictionary.prepend_bos for dictionary in wanted.dictionaries))
+
+    def _know_tokens(self) -> None:
+        """What of the tokenizer is asked for once: special ids, and whether prompts get a BOS token."""
+        self.special_ids = special_ids(self.tokenizer, self.model)
+        self._set_bos(self._bos_wanted)
 
     def _become(self, wanted: Wanted) -> None:
         """Run as that variant of the loaded model from here on."""
@@ -148,14 +152,12 @@ class SaeHFLM(HFLM):
             for remark in dictionary.remarks:
                 logger.warning("%s: %s", dictionary.name, remark)
         self.choices = wanted.choices
+        self._start_with(wanted)
+
+    def _build(self, wanted: Wanted) -> None:
         self.variant = build_variant(innermost(self.model), wanted.dictionaries, wanted.choices, self.special_ids)
         place(innermost(self.model), self.variant)
         self._take_means(wanted)
-        self.divergence, self.fidelity = Divergence(), Fidelity()
-        self._answers: Together | None = None
-        self._is_alone = False  # whether nothing can be shared, so that `_answers` stays None
-        self._journal: Journal | None = None
-        self._index = 1  # among the models that `_answers` answers for, 0 being the baseline
 
     def as_variant(self, wanted: Wanted) -> Any:
         """The same model, loaded once, as another variant. Raises `UserError` as the constructor does."""
@@ -244,7 +246,12 @@ class SaeHFLM(HFLM):
         texts = self.windows(text_files.read_documents(wanted.mean_text), wanted.mean_tokens)
         means = mean_activations(innermost(self.model), self.variant, texts, self.special_ids)
         self.variant = with_means(self.variant, means)
-        self.mean_source = {"text": wanted.mean_text, "tokens": sum(len(ids) - 1 for ids in texts)}
+        ids = np.concatenate([np.asarray(window, dtype=np.int64) for window in texts])
+        self.mean_source = {
+            "text": wanted.mean_text,
+            "tokens": len(ids) - len(texts),
+            "sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
+        }
 
     @property
     def innermost(self) -> Any:
@@ -263,10 +270,14 @@ class SaeHFLM(HFLM):
 
     # -- tokens -------------------------------------------------------------------------------------------
 
-    @functools.cached_property
+    @property
     def _encoded(self) -> Any:
         """lm_eval's ids of a text. A question with several choices is asked for behind each of them."""
-        return functools.lru_cache(maxsize=2)(super().tok_encode)
+        if self._now is None:
+            return super().tok_encode
+        if self._now.encoded is None:
+            self._now.encoded = functools.lru_cache(maxsize=2)(super().tok_encode)
+        return self._now.encoded
 
     def tok_encode(
         self,
@@ -315,10 +326,12 @@ class SaeHFLM(HFLM):
 
     # -- evaluation ---------------------------------------------------------------------------------------
 
+    @asked_anew
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
         with attached(innermost(self.model), self.variant):
             return super()._model_call(inps, attn_mask, labels)
 
+    @asked_anew
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
         model, finite = innermost(self.model), []
         with (
@@ -336,6 +349,7 @@ class SaeHFLM(HFLM):
             )
         return out
 
+    @asked_anew
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         self._tell_of_context(min(len(self.tok_encode(r.args[0])), self.max_length) for r in requests)
         if self._shared() is None:
@@ -378,12 +392,14 @@ class SaeHFLM(HFLM):
         windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
         return [make_disjoint_window(window) for window in windows]
 
+    @asked_anew
     def sae_fidelity(self, requests: list[Instance], disable_tqdm: bool = False) -> list[dict[str, Any]]:
         """A document's sums for each request ((document, category, source), ...); see `fidelity`."""
         self._tell_of_context(min(len(self.tok_encode(r.args[0])), self.max_length) for r in requests)
         with self._autocast():
             return self.fidelity.answer(self, requests, self._journal, show=not disable_tqdm and self.rank == 0)
 
+    @asked_anew
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         # What another variant was asked before is not tokenised again.
         known = [] if self._answers is None else self._answers.tokenised
@@ -405,6 +421,7 @@ class SaeHFLM(HFLM):
         finally:
             self._tasks, self._ahead = [], None
 
+    @asked_anew
     def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
         self._tell_of_context(len(context) + len(continuation) for _, context, continuation in requests)
         if (shared := self._shared()) is None:
@@ -416,13 +433,6 @@ class SaeHFLM(HFLM):
                 what = "a window of a document" if asked is None else f"{_shorten(asked[0])} -> {_shorten(asked[1])}"
                 raise UserError(f"The log-probability of {what} is {logprob} with '{self.variant_name}'.")
         return answers
-
-    def _shared(self) -> Together | None:
-        """What answers for this variant, unless it is run as lm_eval runs a model."""
-        if self._answers is None and not self._is_alone and self.choices.splice != "none":
-            self._answers = self.together([self.variant], self._journal, [self.identity()])
-            self._is_alone = self._answers is None
-        return self._answers
 
     def together(
         self, variants: Sequence[Variant], journal: Journal | None = None, identities: Sequence[str] = ()
@@ -506,6 +516,7 @@ class SaeHFLM(HFLM):
             )
         return Query((context + continuation)[-(self.max_length + 1) :][:-1], continuation)
 
+    @asked_anew
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         lengths = (len(self.tok_encode(request.args[0])) for request in requests)
         if self._journal is None:
@@ -551,10 +562,9 @@ class SaeHFLM(HFLM):
         how += [] if self.choices.scale == 1 else [f"scale {self.choices.scale:g}"]
         return f"{names} ({', '.join(how)})" if how else names
 
-    def provenance(self) -> dict[str, Any]:
-        """Everything besides the model itself that the numbers depend on, as plain values."""
+    def choice_facts(self) -> dict[str, Any]:
+        """How the dictionaries are used, as plain values."""
         return {
-            "splices": describe(self.variant),
             "splice": self.choices.splice,
             "scale": self.choices.scale,
             "splice_tokens": self.choices.splice_tokens,
@@ -564,29 +574,24 @@ class SaeHFLM(HFLM):
             "mean": self.mean_source,
             "model_dtype": str(self.model.dtype).removeprefix("torch."),
             "max_length": self.max_length,
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
+
+    def provenance(self) -> dict[str, Any]:
+        """Everything besides the model itself that the numbers depend on, as plain values."""
+        return {"splices": describe(self.variant), **self.choice_facts(), "packages": versions(self)}
 
     def get_model_info(self) -> dict[str, Any]:
         own = {**self.provenance(), "kl_at_answers": self.divergence.by_task(), "fidelity": self.fidelity.by_task}
         own["effective_compute"] = self.fidelity.effective_compute
         return {**super().get_model_info(), "sae_lm_eval": own}
 
-    def identity(self) -> str:
-        """A hash of everything that an answer depends on besides the prompt."""
-        model = str(self.pretrained if isinstance(self.pretrained, str) else self.model.name_or_path)
-        what = [model, str(self.revision), self.provenance()]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
-        """Give this variant a table of its own in the file of `--use_cache`, whose keys are the prompts alone."""
+        """Give this variant a table of its own in the file of `--use_cache`."""
         if cache_hook.dbdict is not None:
-            from sqlitedict import SqliteDict
-
-            key = self.identity()
-            SqliteDict(cache_hook.dbdict.filename, tablename=key).close()
-            cache_hook.dbdict.tablename = key
-        super().set_cache_hook(cache_hook)
+            with self.in_its_table(cache_hook.dbdict):
+                super().set_cache_hook(cache_hook)
+        else:
+            super().set_cache_hook(cache_hook)
 
 
 def join(baseline: Any, variants: Sequence[Any], journal: Journal | None = None, *, bos: bool | None = None) -> None:
@@ -598,13 +603,11 @@ def join(baseline: Any, variants: Sequence[Any], journal: Journal | None = None,
     if bos is None:
         bos = any(splice.dictionary.prepend_bos for lm in variants for splice in lm.variant.splices)
     baseline._set_bos(bos)
-    for lm in variants:
-        lm._adds_bos, lm.bos_choice = baseline._adds_bos, baseline.bos_choice
-    together = baseline.together(
-        [lm.variant for lm in variants], journal, [lm.identity() for lm in (baseline, *variants)]
-    )
-    for index, lm in enumerate((baseline, *variants)):
-        lm._index, lm._answers, lm._journal = index, together, journal
+    family = (baseline, *variants)
+    for index, lm in enumerate(family):
+        lm._bos_wanted, lm._adds_bos, lm.bos_choice = bos, baseline._adds_bos, baseline.bos_choice
+        lm._index, lm._journal, lm._family = index, journal, family
+    baseline._shared()
 
 
 OWN = tuple(

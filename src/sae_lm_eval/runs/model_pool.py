@@ -93,13 +93,13 @@ class Loaded:
             if key not in self._dictionaries:
                 self._dictionaries[key] = load(spec, dtype=dtype_of(dtype), norm_factor=factor)
             found.append(self._dictionaries[key])
-        return wanted_of(**{**arguments, "sae": found})
+        return wanted_of(**arguments, dictionaries=found)
 
     def forget(self) -> None:
         """Let go of the dictionaries; the variants made of them must be out of use."""
         import torch
 
-        self.baseline._answers = None
+        self.baseline.leave()
         self._dictionaries.clear()
         gc.collect()
         if torch.cuda.is_available():

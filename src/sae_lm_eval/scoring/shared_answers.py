@@ -24,7 +24,7 @@ class Together:
     def __init__(self, scorer: Scorer, journal: Journal | None = None, identities: Sequence[str] = ()):
         self.scorer = scorer
         self.tokenised: list[Any] = []  # the requests asked last, as lm_eval has them with their tokens
-        self._journal = journal or Journal()
+        self.journal = journal or Journal()
         self._models = hashlib.sha256(" ".join(identities).encode()).hexdigest()
 
     def answers(
@@ -57,7 +57,7 @@ class Together:
 
         def store(scored: Mapping[int, Scores]) -> None:
             answers = {index: _summed(scores) for index, scores in scored.items() if index not in known}
-            self._journal.put(self._models, {keys[index]: answer.tobytes() for index, answer in answers.items()})
+            self.journal.put(self._models, {keys[index]: answer.tobytes() for index, answer in answers.items()})
             for index, answer in answers.items():
                 tell(index, answer)
 
@@ -65,7 +65,7 @@ class Together:
             self.scorer.score(unique, store, known=known)
 
     def _known(self, key: bytes) -> np.ndarray | None:
-        found = self._journal.get(self._models, key)
+        found = self.journal.get(self._models, key)
         return None if found is None else np.frombuffer(found).reshape(-1, len(FIELDS))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,11 @@ def wanted_of(
     mean_text: str | None = None,
     mean_tokens: int = 16384,
     scale: float = 1.0,
+    dictionaries: Sequence[Dictionary] | None = None,
 ) -> Wanted:
     """The variant that the adapter's arguments ask for, its dictionaries loaded; see `SaeHFLM` for what they mean.
+
+    `dictionaries` are those of `sae`, where they are loaded already.
 
     Raises `UserError` for whatever the user can mend.
     """
@@ -62,10 +65,11 @@ def wanted_of(
         raise UserError(f"mean_text= is for splice=mean, and splice is {choices.splice}.")
     if mean_text is not None:
         text_files.check_file(mean_text)
-    untouched = isinstance(sae, list) and not sae and choices.splice == "none"
-    sources = [] if untouched else sources_of(sae)
-    dictionaries = tuple(load(source, dtype=dtype, norm_factor=norm_factor) for source in sources)
-    return Wanted(dictionaries, choices, mean_text, mean_tokens)
+    if dictionaries is None:
+        untouched = isinstance(sae, list) and not sae and choices.splice == "none"
+        sources = [] if untouched else sources_of(sae)
+        dictionaries = [load(source, dtype=dtype, norm_factor=norm_factor) for source in sources]
+    return Wanted(tuple(dictionaries), choices, mean_text, mean_tokens)
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -174,13 +174,15 @@ def with_means(variant: Variant, means: Sequence[Tensor]) -> Variant:
     return replace(variant, splices=tuple(replace(s, mean=m) for s, m in zip(variant.splices, means, strict=True)))
 
 
-def describe(variant: Variant) -> list[dict[str, Any]]:
-    """What is spliced where, as plain values for a results file."""
+def describe(variant: Variant, weights: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """What is spliced where, as plain values for a results file; `weights` are the dictionaries', where known."""
+    if weights is None:
+        weights = [splice.dictionary.fingerprint() for splice in variant.splices]
     return [
         {
             "dictionary": splice.dictionary.name,
             "revision": splice.dictionary.revision,
-            "weights_sha256": splice.dictionary.fingerprint(),
+            "weights_checksum": checksum,
             "architecture": splice.dictionary.architecture,
             "d_in": splice.dictionary.d_in,
             "d_out": splice.dictionary.d_out,
@@ -199,5 +201,5 @@ def describe(variant: Variant) -> list[dict[str, Any]]:
             "mode": splice.mode,
             "remarks": list(splice.dictionary.remarks),
         }
-        for splice in variant.splices
+        for splice, checksum in zip(variant.splices, weights, strict=True)
     ]
