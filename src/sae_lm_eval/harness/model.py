@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib.metadata
 import inspect
+import itertools
 import json
 import logging
 import math
@@ -225,7 +226,7 @@ class SaeHFLM(HFLM):
         """The first `tokens` ids of a text, in windows that no dictionary has to stretch for."""
         return text_files.windows(
             documents,
-            lambda document: self.tok_encode(document, add_special_tokens=False),
+            self.text_ids,
             prefix=self.prefix_token_id,
             length=self.context_size,
             tokens=tokens,
@@ -257,6 +258,12 @@ class SaeHFLM(HFLM):
         return min((s.dictionary.context_size for s in self.variant.splices if s.dictionary.context_size), default=None)
 
     # -- tokens -------------------------------------------------------------------------------------------
+
+    def text_ids(self, document: str) -> list[int]:
+        """The ids of running text alone, behind which no EOS stands and before which the prefix token is to stand."""
+        ids = self.tok_encode(document, add_special_tokens=False)
+        prefix = self.prefix_token_id
+        return list(itertools.dropwhile(lambda token: token == prefix, ids))
 
     @functools.cached_property
     def _encoded(self) -> Any:
@@ -347,10 +354,14 @@ class SaeHFLM(HFLM):
             self._adds_bos = adds_bos
 
     def rolling(self, document: str) -> list[Query]:
-        """The windows in which lm_eval's rolling loglikelihood scores every token of a document once."""
-        return [self._query(*window) for window in self._windows_of(document)]
+        """The windows in which every token of a document is scored once, and the prefix token before it never.
+
+        They are those of lm_eval's rolling loglikelihood, but for what the tokenizer itself adds to a text.
+        """
+        return [self._query(*window) for window in self.disjoint_windows(self.text_ids(document))]
 
     def _windows_of(self, document: str) -> list[tuple[list[int], list[int]]]:
+        """As lm_eval has them, which scores the BOS and EOS tokens that a tokenizer adds."""
         with self._as_documents():
             return self.disjoint_windows(self.tok_encode(document))
 
@@ -361,7 +372,7 @@ class SaeHFLM(HFLM):
 
     def sae_fidelity(self, requests: list[Instance], disable_tqdm: bool = False) -> list[dict[str, Any]]:
         """A document's sums for each request ((document, category, source), ...); see `fidelity`."""
-        self._tell_of_context(min(len(self.tok_encode(r.args[0])), self.max_length) for r in requests)
+        self._tell_of_context(min(len(self.text_ids(r.args[0])), self.max_length) for r in requests)
         with self._autocast():
             return self.fidelity.answer(self, requests, self._journal, show=not disable_tqdm and self.rank == 0)
 

@@ -157,7 +157,7 @@ def _row(
 ) -> Row:
     lm = _load(member, context, loading)
     try:
-        tokens = [lm.tok_encode(document) for document in text.documents]
+        tokens = [lm.text_ids(document) for document in text.documents]
         tokens_hash = _digest(b"%d " % id_ for id_ in chain.from_iterable(tokens))
         count = sum(map(len, tokens))
         _refuse_other_tokens(member, tokens_hash, count, rows, per)
@@ -215,7 +215,7 @@ def _load(member: Member, context: int | None, loading: dict[str, Any]) -> Any:
 
 
 def _nats(lm: Any, tokens: Iterable[list[int]], title: str) -> float:
-    """-log p of all documents, in the windows of lm_eval's loglikelihood_rolling."""
+    """-log p of all documents, in the windows of lm_eval's loglikelihood_rolling, without the prefix token's own."""
     windows = [(None, *window) for ids in tokens for window in lm.disjoint_windows(ids)]
     total = 0.0
     with tqdm(total=len(windows), desc=title, unit="window") as bar:
