@@ -18,8 +18,9 @@ class Dictionary:
 
     `reconstruct` maps activations (..., d_in) to (..., d_out); `encode` maps them to element activations
     (..., d_dictionary). Both take and give the module's own dtype. `elements`, where there is one, is the module that
-    gives what `encode` does on the way of `reconstruct`. `None` in any other field means that the release does not
-    say; it never stands for a guess.
+    gives what `encode` does on the way of `reconstruct`. It was not trained at positions below `first_position`, nor
+    at `untrained_tokens`: ids, or "special" for all that the tokenizer declares special. `None` in any other field
+    means that the release does not say; it never stands for a guess.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Dictionary:
     elements: nn.Module | None = None
     revision: str | None = None
     remarks: tuple[str, ...] = ()
+    first_position: int | None = None
+    untrained_tokens: tuple[int, ...] | str = ()
 
     @property
     def is_transcoder(self) -> bool:

@@ -47,8 +47,9 @@ from sae_lm_eval.scoring.shared_answers import Together
 from sae_lm_eval.splicing.activations import mean_activations
 from sae_lm_eval.splicing.arguments import Wanted, finite, refuse_misspelt, wanted_of
 from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.special_tokens import ordinary, special_ids
 from sae_lm_eval.splicing.splice import Variant
-from sae_lm_eval.splicing.variants import build_variant, describe, place, with_means
+from sae_lm_eval.splicing.variants import build_variant, describe, place, untrained_positions, with_means
 
 # Below lm_eval's own logger, whose verbosity the user sets.
 logger = logging.getLogger(f"lm_eval.{__name__}")
@@ -75,7 +76,9 @@ class SaeHFLM(HFLM):
             list, for the untouched model, of which `as_variant` makes variants.
         splice: what takes the place of the activations: `reconstruction`, `with_error`, `zero`, `mean`,
             `random_error` or `none`.
-        splice_tokens: `non_special` keeps the original activation where the token is bos, eos or pad; `all` does not.
+        splice_tokens: `non_special` keeps the original activation where the token is the tokenizer's bos, eos or pad,
+            or where the release says that the dictionary was not trained; `non_special:N` at the first N positions
+            in place of what the release says of these; `all` nowhere.
         hook: the site, where the release's own is not wanted; `IN:OUT` for a transcoder; joined by `+`.
         hook_map: the activation map: `raw`, `centered`, `value_bias`, `folded_value_bias`; joined by `+`.
         norm_factor: what activations were multiplied by in training, where the release does not say.
@@ -132,7 +135,10 @@ class SaeHFLM(HFLM):
         self.original = self._original(f"{name}, tuned" if tuned else name, **numbers)
         self._join_other_processes()
         self.special_ids = special_ids(self.tokenizer, self.model)
+        if self._pad_is_lent:
+            self.special_ids -= {self.tokenizer.pad_token_id} - {self.tokenizer.bos_token_id, self.eot_token_id}
         self._told_of_context = False
+        self._told: set[str] = set()  # what is said once, for the variants made of this one as well
         self.progress: Progress | None = None
         self._tasks: list[str | None] = []
         self._become(wanted)
@@ -144,7 +150,10 @@ class SaeHFLM(HFLM):
             for remark in dictionary.remarks:
                 logger.warning("%s: %s", dictionary.name, remark)
         self.choices = wanted.choices
-        self.variant = build_variant(innermost(self.model), wanted.dictionaries, wanted.choices, self.special_ids)
+        self.variant = build_variant(
+            innermost(self.model), wanted.dictionaries, wanted.choices, self.special_ids, self.declared_special
+        )
+        self._tell_of_positions()
         place(innermost(self.model), self.variant)
         self._take_means(wanted)
         self.divergence, self.fidelity = Divergence(), Fidelity()
@@ -190,6 +199,34 @@ class SaeHFLM(HFLM):
             ) from error
         except OSError as error:
             raise UserError(f"The weights of '{pretrained}' cannot be loaded: {first_line(error)}") from error
+
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
+        if tokenizer is not None and not isinstance(tokenizer, str):
+            tokenizer = copy.deepcopy(tokenizer)  # lm_eval gives one without a pad token another's
+        super()._create_tokenizer(pretrained, tokenizer, **kwargs)
+        self._pad_is_lent = self.tokenizer.pad_token_id is None
+
+    @property
+    def declared_special(self) -> frozenset[int]:
+        """The ids that the tokenizer declares special, besides bos, eos and pad the markers of chats and the like."""
+        return frozenset(self.tokenizer.all_special_ids)
+
+    def _tell_of_positions(self) -> None:
+        """Where the dictionaries are not spliced in, as far as that may surprise; each sentence once."""
+        told = untrained_positions(self.variant)
+        if self.variant.splices and (texts := ordinary(self.tokenizer, self.variant.special_ids)):
+            named = ", ".join(f"{text!r} ({token})" for token, text in texts.items())
+            told.append(
+                f"Positions of the tokens {named} keep their activation, as bos, eos and pad do, though these are "
+                f"ordinary text: the tokenizer's or the model's configuration says so. splice_tokens=all splices them."
+            )
+        for words in told:
+            self._say_once(words, words)
+
+    def _say_once(self, what: str, words: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            logger.warning("%s", words)
 
     def _original(self, name: str, **numbers: float | None) -> Original:
         """What is known of the model of that name; parameters that are not known are counted."""
@@ -604,16 +641,6 @@ OWN = tuple(
     if name not in ("self", "pretrained") and parameter.kind is not parameter.VAR_KEYWORD
 )
 KNOWN = ("pretrained", *inspect.signature(HFLM.__init__).parameters, *OWN)
-
-
-def special_ids(tokenizer: Any, model: Any) -> frozenset[int]:
-    """The ids of bos, eos and pad that the tokenizer, the model's configuration and its generation defaults have."""
-    found: set[int] = set()
-    for source in (tokenizer, model.config, getattr(model, "generation_config", None)):
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            ids = getattr(source, name, None)
-            found.update(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
-    return frozenset(found)
 
 
 def innermost(model: Any) -> Any:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.catalog import lookup
-from sae_lm_eval.dictionaries.spec import parse_specs
+from sae_lm_eval.dictionaries.spec import SaeSpec, parse_specs
+from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 
 BASELINE = "baseline"
@@ -226,9 +227,12 @@ def _identity(asked: Asked) -> str:
     arguments = dict(asked.arguments)
     if arguments.get("splice", "reconstruction") in OF_SITES:
         known = [lookup.known(spec) for spec in asked.specs]
-        sites = arguments.get("hook") or [one.module_out or one.hook_out for one in known]
+        own, specs = arguments.get("hook"), map(SaeSpec.parse, asked.specs)
+        sites = [one.module_out or one.hook_out for one in known] if own is None else own
         if all(sites):
             arguments = {name: arguments.get(name) for name in ("splice", "splice_tokens", "mean_text", "mean_tokens")}
+            # At the first positions that one of them was not trained on, the modes do nothing.
+            arguments["untrained"] = sorted({rule.first for s in specs if (rule := rule_of(s.source, s.id))})
             arguments["sites"] = sites if isinstance(sites, str) else sorted(map(str, sites))
     return json.dumps(arguments, sort_keys=True, default=str)
 
