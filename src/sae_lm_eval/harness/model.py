@@ -34,6 +34,7 @@ from tqdm import tqdm
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
 from sae_lm_eval.fidelity.measure import TOKENS_AT_ONCE, Fidelity
+from sae_lm_eval.harness.cut_prompts import CutPrompts, Length, generated_from, scored, sentence, without_a_line_each
 from sae_lm_eval.harness.generation import in_batches, uncached
 from sae_lm_eval.harness.kl_at_answers import Divergence
 from sae_lm_eval.runtime import text_files
@@ -156,7 +157,7 @@ class SaeHFLM(HFLM):
         self._tell_of_positions()
         place(innermost(self.model), self.variant)
         self._take_means(wanted)
-        self.divergence, self.fidelity = Divergence(), Fidelity()
+        self.divergence, self.fidelity, self.cut_prompts = Divergence(), Fidelity(), CutPrompts()
         self._answers: Together | None = None
         self._is_alone = False  # whether nothing can be shared, so that `_answers` stays None
         self._journal: Journal | None = None
@@ -422,6 +423,7 @@ class SaeHFLM(HFLM):
             else:
                 answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         self.divergence.note(requests, self._kl)
+        self.cut_prompts.note(requests, self._lengths)
         return answers
 
     @contextlib.contextmanager
@@ -435,8 +437,11 @@ class SaeHFLM(HFLM):
 
     def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
         self._tell_of_context(len(context) + len(continuation) for _, context, continuation in requests)
+        self._lengths = [scored(len(asked), len(behind), self.max_length) for _, asked, behind in requests]
+        self._tell_of_cut(self._lengths, "scored")
         if (shared := self._shared()) is None:
-            answers, self._kl = super()._loglikelihood_tokens(requests, **kwargs), None
+            with without_a_line_each():
+                answers, self._kl = super()._loglikelihood_tokens(requests, **kwargs), None
         else:
             answers = self._from(shared, requests, disable_tqdm=bool(kwargs.get("disable_tqdm")))
         for (asked, *_), (logprob, _) in zip(requests, answers, strict=True):
@@ -526,31 +531,35 @@ class SaeHFLM(HFLM):
                 f"A continuation of {len(continuation)} tokens cannot be scored, only one of 1 to {self.max_length}: "
                 f"that of {_shorten(self.tok_decode(context))}."
             )
-        if len(context) + len(continuation) > self.max_length + 1:
-            logger.warning(
-                "A prompt of %d tokens is cut to the last %d, the model's context.",
-                len(context) + len(continuation) - 1,
-                self.max_length,
-            )
         return Query((context + continuation)[-(self.max_length + 1) :][:-1], continuation)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        lengths = (len(self.tok_encode(request.args[0])) for request in requests)
-        if self._journal is None:
-            self._tell_of_context(lengths)
-            return super().generate_until(requests, disable_tqdm=disable_tqdm)
-        lengths = list(lengths)
-        self._tell_of_context(lengths)
-        return in_batches(
-            requests,
-            lengths,
-            self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU,
-            functools.partial(super().generate_until, disable_tqdm=True),
-            self._journal,
-            self.identity(),
-            self.device.type,
-            self.progress or Progress(),
-        )
+        asked = [tuple[Any, ...](request.args) for request in requests]
+        counts = [len(self.tok_encode(prompt)) for prompt, _ in asked]
+        self._tell_of_context(counts)
+        most, default = self.max_length, self.max_gen_toks
+        lengths = [generated_from(n, settings, most, default) for n, (_, settings) in zip(counts, asked, strict=True)]
+        self._tell_of_cut(lengths, "generated from")
+        self.cut_prompts.note(requests, lengths)
+        with without_a_line_each():
+            if self._journal is None:
+                return super().generate_until(requests, disable_tqdm=disable_tqdm)
+            return in_batches(
+                requests,
+                counts,
+                self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU,
+                functools.partial(super().generate_until, disable_tqdm=True),
+                self._journal,
+                self.identity(),
+                self.device.type,
+                self.progress or Progress(),
+            )
+
+    def _tell_of_cut(self, lengths: Sequence[Length], what: str) -> None:
+        """Told once of the prompts that are scored, and once of those that are generated from."""
+        words = sentence(lengths, self.max_length)
+        if words is not None and self.rank == 0:
+            self._say_once(f"prompts {what} are cut", words)
 
     def _tell_of_context(self, lengths: Iterable[int]) -> None:
         """Told once; `lengths` are not looked at, nor tokenised for, where there is nothing to tell."""
@@ -598,6 +607,7 @@ class SaeHFLM(HFLM):
     def get_model_info(self) -> dict[str, Any]:
         own = {**self.provenance(), "kl_at_answers": self.divergence.by_task(), "fidelity": self.fidelity.by_task}
         own["effective_compute"] = self.fidelity.effective_compute
+        own["cut_prompts"] = self.cut_prompts.by_task()
         return {**super().get_model_info(), "sae_lm_eval": own}
 
     def identity(self) -> str:
