@@ -46,7 +46,7 @@ from sae_lm_eval.scoring.executor import Query
 from sae_lm_eval.scoring.scorer import Scorer
 from sae_lm_eval.scoring.shared_answers import Together
 from sae_lm_eval.splicing.activations import mean_activations
-from sae_lm_eval.splicing.arguments import Wanted, finite, refuse_misspelt, wanted_of
+from sae_lm_eval.splicing.arguments import Wanted, finite, refuse_misspelt, wanted_of, whole
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.special_tokens import ordinary, special_ids
 from sae_lm_eval.splicing.splice import Variant
@@ -124,6 +124,8 @@ class SaeHFLM(HFLM):
             for name, value in (("params", params), ("tokens", tokens))
         }
         original_of("", "main", **numbers)  # before anything is loaded, for what it refuses
+        if kwargs.get("max_length") is not None:
+            whole(kwargs["max_length"], "max_length", least=1)  # lm_eval takes 0 for the model's own
         if kwargs.get("device") is None:
             # lm_eval's default is "cuda" on every machine.
             kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"

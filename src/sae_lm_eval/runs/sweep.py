@@ -90,7 +90,8 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
 
     Raises `UserError` that names the key for whatever does not make sense in it.
     """
-    given = content.get("model_args") or {}
+    given = content.get("model_args")
+    given = {} if given is None else given
     if isinstance(given, str):
         from lm_eval.utils import simple_parse_args_string
 
@@ -143,6 +144,8 @@ def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Asked]:
         raise UserError(f"{where}: give either sae or pattern.")
     own = {name: entry[name] for name in ARGUMENTS if name in entry and name != "scale"}
     scales = entry["scale"] if isinstance(entry.get("scale"), list) else [entry.get("scale")]
+    if not scales:
+        raise UserError(f"{where}: scale: the list is empty: give a number, or several as in [0.5, 1].")
     texts = _from_pattern(entry, where) if "pattern" in entry else {None: "+".join(_listed(entry["sae"], "sae"))}
     name = entry.get("name")
     made = []
@@ -193,7 +196,7 @@ def _normal(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """lm_eval makes None of "none"; a text to average is for `splice=mean` alone."""
     out = dict(arguments)
     if "splice" in out:
-        out["splice"] = str(out["splice"] or "none")
+        out["splice"] = "none" if out["splice"] is None else str(out["splice"])
     if out.get("splice", "reconstruction") != "mean":
         out.pop("mean_text", None)
         out.pop("mean_tokens", None)

@@ -127,7 +127,8 @@ def _build_splice(
 ) -> Splice:
     site_in, site_out = find_sites(architecture, dictionary, hook)
     writable_port(architecture, site_out)
-    names = [map_ or map_name(architecture, site, dictionary.processing) for site in (site_in, site_out)]
+    sites = (site_in, site_out)
+    names = [map_name(architecture, s, dictionary.processing) if map_ is None else map_ for s in sites]
     map_in, map_out = (build_map(architecture, s, n) for s, n in zip((site_in, site_out), names, strict=True))
     how: dict[str, Any] = {"mode": str(choices.splice), "seed": choices.seed, "scale": choices.scale}
     how["first_position"] = choices.first_position(dictionary)
@@ -137,6 +138,8 @@ def _build_splice(
 def find_sites(architecture: Architecture, dictionary: Dictionary, hook: str | None) -> tuple[Site, Site]:
     """Where `dictionary` reads and where it writes; `hook` (`SITE` or `IN:OUT`) overrides what its release says."""
     if hook is not None:
+        if not all(hook.split(":")):
+            raise UserError(f"hook={hook} names no site: give one, as in hook=blocks.0.hook_resid_post.")
         hook_in, _, hook_out = hook.partition(":")
         if not hook_out and dictionary.is_transcoder:
             raise UserError(
