@@ -91,6 +91,12 @@ def test_a_bos_that_stands_in_the_document_is_not_read_twice():
     assert (list(query.ids), list(query.targets)) == ([1, 5], [5, 6])
 
 
+def test_a_word_is_read_though_it_is_the_prefix_token():
+    lm = adapter("bos", prefix_token_id=5)
+    (query,) = lm.rolling("w5 w5 w6")
+    assert (list(query.ids), list(query.targets)) == ([5, 5, 5], [5, 5, 6])
+
+
 def test_the_mean_is_of_what_the_scored_text_would_be(tmp_path):
     path = tmp_path / "mean.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in HELD_OUT))

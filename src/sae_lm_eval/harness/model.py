@@ -302,8 +302,9 @@ class SaeHFLM(HFLM):
     def text_ids(self, document: str) -> list[int]:
         """The ids of running text alone, behind which no EOS stands and before which the prefix token is to stand."""
         ids = self.tok_encode(document, add_special_tokens=False)
-        prefix = self.prefix_token_id
-        return list(itertools.dropwhile(lambda token: token == prefix, ids))
+        # Where the text itself begins with it; a prefix token of the user's may be a word as well.
+        twice = {self.tokenizer.bos_token_id, self.prefix_token_id} & self.special_ids
+        return list(itertools.dropwhile(lambda token: token in twice, ids))
 
     @functools.cached_property
     def _encoded(self) -> Any:
