@@ -37,7 +37,7 @@ def inspect(
     if text is not None:
         check_file(text)
     arguments = _model_args(model_args)
-    keeps = arguments.get("splice_tokens", "non_special") == "non_special"
+    keeps = arguments.get("splice_tokens", "non_special") != "all"
     special = "bos, eos and pad keep the original activation" if keeps else "all are spliced"
     for splice in inspection.plan(arguments).splices:
         table = Table(title=splice.dictionary.name, show_header=False, title_justify="left")

@@ -18,9 +18,10 @@ class Dictionary:
 
     `reconstruct` maps activations (..., d_in) to (..., d_out); `encode` maps them to element activations
     (..., d_dictionary). Both take and give the module's own dtype. `elements`, where there is one, is the module that
-    gives what `encode` does on the way of `reconstruct`. `None` in any other field means that the release does not
-    say; it never stands for a guess. `is_loaded` is whether a loader of this package has made it, and `origin` what it
-    was made from where that was an object of the user's.
+    gives what `encode` does on the way of `reconstruct`. It was not trained at positions below `first_position`, nor
+    at `untrained_tokens`: ids, or "special" for all that the tokenizer declares special. `None` in any other field
+    means that the release does not say; it never stands for a guess. `is_loaded` is whether a loader of this package
+    has made it, and `origin` what it was made from where that was an object of the user's.
     """
 
     name: str
@@ -44,6 +45,8 @@ class Dictionary:
     elements: nn.Module | None = None
     revision: str | None = None
     remarks: tuple[str, ...] = ()
+    first_position: int | None = None
+    untrained_tokens: tuple[int, ...] | str = ()
     is_loaded: bool = False
     origin: Origin | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,9 @@ def load(source: Any, *, dtype: torch.dtype = torch.float32, norm_factor: float 
     Raises `UserError` for whatever cannot be found, read or applied.
     """
     dictionary = find(source)
+    is_number = isinstance(norm_factor, int | float) and not isinstance(norm_factor, bool)
+    if norm_factor is not None and not (is_number and 0 < norm_factor < math.inf):
+        raise UserError(f"norm_factor={norm_factor} must be a number above 0, as in norm_factor=0.25.")
     if dictionary.needs_norm_factor:
         if norm_factor is None:
             raise UserError(

@@ -12,6 +12,7 @@ from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.hub_files import quietly, weights_folder
 from sae_lm_eval.dictionaries.sparse_decoding import SparseDecoding
 from sae_lm_eval.dictionaries.spec import SaeSpec
+from sae_lm_eval.dictionaries.untrained import first_of_slice, rule_by_metadata, rule_of, tokens_left_out
 from sae_lm_eval.dictionaries.world_loader import world_dictionary
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
 
@@ -78,7 +79,9 @@ def _load_release(spec: SaeSpec, release: Any) -> Dictionary:
             f"SAELens loads '{spec.source}' through a converter that knows no revision: leave out @{spec.revision}."
         )
     dictionary = from_sae(sae, name=str(spec), model_name=release.model)
-    return replace(dictionary, revision=commit, remarks=(*remarks, *dictionary.remarks))
+    rule = rule_of(spec.source, spec.id) or rule_of(release.repo_id, str(release.saes_map[spec.id]))
+    first = dictionary.first_position if rule is None else rule.first
+    return replace(dictionary, revision=commit, remarks=(*remarks, *dictionary.remarks), first_position=first)
 
 
 def _at_revision(spec: SaeSpec, release: Any) -> tuple[Any, tuple[str, ...], str | None]:
@@ -113,7 +116,9 @@ def _from_folder(spec: SaeSpec, folder: Path, commit: str | None) -> Dictionary:
         raise UserError(f"'{spec}' is in the format of sparsify: name it sparsify:{spec}.")
     sae, remarks = _read(spec, lambda: SAE.load_from_disk(folder))
     dictionary = from_sae(sae, name=str(spec))
-    return replace(dictionary, revision=commit, remarks=(*remarks, *dictionary.remarks))
+    rule = rule_of(spec.source, spec.id)
+    first = dictionary.first_position if rule is None else rule.first
+    return replace(dictionary, revision=commit, remarks=(*remarks, *dictionary.remarks), first_position=first)
 
 
 def _read(spec: SaeSpec, function) -> Any:
@@ -183,6 +188,7 @@ def from_sae(sae: Any, *, name: str, model_name: str | None = None) -> Dictionar
     names = [name for name in (metadata.get("model_name"), model_name) if name]
     conflict = len({_short(name) for name in names}) > 1
     remarks = [f"its metadata says its model is {names[0]}, the release {names[1]}"] if conflict else []
+    rule = rule_by_metadata(metadata)
     return Dictionary(
         name=name,
         module=sae,
@@ -205,6 +211,8 @@ def from_sae(sae: Any, *, name: str, model_name: str | None = None) -> Dictionar
         sequential=config.architecture() == "temporal",
         elements=sae.hook_sae_acts_post,
         remarks=tuple(remarks),
+        first_position=first_of_slice(metadata) if rule is None else rule.first,
+        untrained_tokens=tokens_left_out(metadata),
     )
 
 

@@ -110,6 +110,7 @@ class Fidelity:
             "tokens": sum(record["tokens"] for record in everywhere),
             "positions": source.positions,
             "left_out_of_the_dictionaries_statistics": sorted(pass_.left_out),
+            "first_positions_counted": {s.site_out.hook: s.first_position for s in lm.variant.splices},
             "mean": mean,
             "bootstrap": {"seed": metrics.SEED, "most_resamples": metrics.RESAMPLES},
             "undefined": undefined(everywhere),
@@ -135,7 +136,9 @@ class Pass:
     ) -> None:
         self.lm, self.documents, self.layouts = lm, documents, layouts
         self.spliced, self.ablated = [lm.variant] if lm.variant.splices else [], ablated
-        self.dropped = lm.special_ids if source.positions == "non_special" else frozenset()
+        only_spliced = source.positions == "non_special"
+        self.dropped = lm.special_ids | lm.variant.special_ids if only_spliced else frozenset[int]()
+        self.first = lm.variant.first_position if only_spliced else 0
         self.names = sorted({document.category for document in documents}, key=str)
         self.kinds = [self.names.index(document.category) for document in documents]
         self.numbers = [document.number for document in documents]
@@ -195,7 +198,8 @@ class Pass:
 
     def _score_ablated(self, scorer: Scorer, queries: list[Query], owners: list[int]) -> None:
         """By a scorer of the ablations alone, which leave of a text no more than what is asked."""
-        asked = without_text(queries, scorer.model, self.ablated[0].special_ids)
+        ablated = self.ablated[0]
+        asked = without_text(queries, scorer.model, ablated.special_ids, ablated.first_position)
         done = self._adding(self._add_ablated, queries, owners)
         scorer.score(asked, done, measures=(), greedy=False, compared=0)
 
@@ -241,7 +245,8 @@ class Pass:
 
     def _kept(self, query: Query) -> np.ndarray:
         """Which of its targets count."""
-        return ~np.isin(np.asarray(query.ids)[-len(query.targets) :], list(self.dropped))
+        where = np.arange(len(query.ids))[-len(query.targets) :]
+        return ~np.isin(np.asarray(query.ids)[where], list(self.dropped)) & (where >= self.first)
 
     def records(self) -> list[dict[str, Any]]:
         """By document, once all processes are done."""

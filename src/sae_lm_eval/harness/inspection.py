@@ -68,7 +68,7 @@ def facts(splice: Splice, special: str) -> dict[str, str]:
         "reads": f"{splice.site_in.hook} = {splice.site_in.read}, (..., {dictionary.d_in})",
         "writes": f"{splice.site_out.hook} = {writes}, (..., {dictionary.d_out})",
         "activation map": f"{splice.map_in.name} -> {splice.map_out.name}",
-        "positions": special,
+        "positions": positions(splice, special),
         "elements": f"{dictionary.d_dictionary:,}",
         "parameters": f"{parameters:,} in {str(dictionary.dtype).removeprefix('torch.')}",
         "trained on": f"{' or '.join(dictionary.model_names) or '?'}, context {dictionary.context_size or '?'}, "
@@ -79,6 +79,13 @@ def facts(splice: Splice, special: str) -> dict[str, str]:
         else "none left to apply",
         "remarks": "; ".join(dictionary.remarks) or "none",
     }
+
+
+def positions(splice: Splice, special: str) -> str:
+    """Where the dictionary is spliced in; `special` says what is done at special tokens."""
+    first, trained = splice.first_position, splice.dictionary.first_position or 0
+    said = special if not first else f"{special}; so do the first {first}"
+    return said if not trained else f"{said}; it was not trained on the first {trained}"
 
 
 def fits(model_args: Mapping[str, Any], path: str, tokens: int) -> tuple[list[list[Fit]], list[float | None]]:
@@ -115,12 +122,13 @@ def _reader(
 
 def _mean_norms(lm: SaeHFLM, texts: Sequence[Sequence[int]]) -> list[float]:
     ports = [splice.site_in.read for splice in lm.variant.splices]
-    sums, count = dict.fromkeys(ports, 0.0), 0
-    for seen in passing(innermost(lm.model), ports, texts, lm.special_ids):
-        count += next(iter(seen.values())).shape[0]
+    first = {splice.site_in.read: splice.first_position for splice in lm.variant.splices}
+    sums, counts = dict.fromkeys(ports, 0.0), dict.fromkeys(ports, 0)
+    for seen in passing(innermost(lm.model), ports, texts, lm.special_ids | lm.variant.special_ids, first):
         for port, x in seen.items():
+            counts[port] += x.shape[0]
             sums[port] += float(x.double().norm(dim=-1).sum())
-    return [sums[port] / count for port in ports]
+    return [sums[port] / counts[port] for port in ports]
 
 
 def _fit_maps(lm: SaeHFLM, splice: Splice, texts: Sequence[Sequence[int]]) -> list[Fit]:
@@ -136,7 +144,8 @@ def _fit_maps(lm: SaeHFLM, splice: Splice, texts: Sequence[Sequence[int]]) -> li
     ports = [splice.site_in.read, splice.site_out.read]
     totals = {name: torch.zeros(2, dtype=torch.float64) for name in candidates}
     count, square, total = 0, 0.0, torch.zeros(splice.dictionary.d_out, dtype=torch.float64)
-    for seen in passing(model, ports, texts, lm.special_ids):
+    first = dict.fromkeys(ports, splice.first_position)
+    for seen in passing(model, ports, texts, lm.special_ids | lm.variant.special_ids, first):
         x, y = (seen[port] for port in ports)
         count += y.shape[0]
         square += float(y.double().pow(2).sum())

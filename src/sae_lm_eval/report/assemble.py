@@ -26,7 +26,7 @@ from sae_lm_eval.report.drop_tables import (
 from sae_lm_eval.report.fidelity_tables import fidelity_of, fidelity_tables, tidy
 from sae_lm_eval.report.figures import Picture
 from sae_lm_eval.report.formatting import Column, Table, text_cell, without_shared_start
-from sae_lm_eval.report.prose import cited, headline, methods
+from sae_lm_eval.report.prose import cited, cut_prompts, headline, methods
 from sae_lm_eval.report.provenance import Source, dictionary_of, mode_of, model_name, packages, site_of, sources
 from sae_lm_eval.report.sweep_figures import sweep_pictures
 from sae_lm_eval.report.sweep_tables import notes, settings, sweep_tables
@@ -89,7 +89,15 @@ def build(comparison: Comparison) -> Report:
         common=common,
         sources=own,
         packages=packages(variants[0]),
-        notes=tuple(dict.fromkeys([*comparison.notes, *(note for of in swept.values() for note in notes(of))])),
+        notes=tuple(
+            dict.fromkeys(
+                [
+                    *comparison.notes,
+                    *filter(None, map(cut_prompts, (comparison.baseline, *variants))),
+                    *(note for of in swept.values() for note in notes(of)),
+                ]
+            )
+        ),
         worst=worst_documents(comparison, rows, shown, names),
         drops=comparison.drops,
         fidelity=tidy(fidelity_of(comparison.variants)),

@@ -75,7 +75,8 @@ def plan(sweep: Sweep, output_path: Path | None) -> Plan:
     from sae_lm_eval.splicing.skeleton import skeleton
 
     model: Any = skeleton(sweep.model_args)
-    device = str(sweep.settings.get("device") or "cuda")
+    device = sweep.settings.get("device")
+    device = "cuda" if device is None else str(device)
     budget = memory_for_dictionaries(device) if sweep.memory is None else sweep.memory * GB
     planned = tuple(_planned(asked, model) for asked in sweep.variants)
     kept = read_json(output_path / GROUPS) if output_path else None
@@ -120,11 +121,12 @@ def _planned(asked: Asked, model: Any) -> Planned:
         "sizes": {key: count * bytes_each for key, count in sizes.items() if count is not None},
         "whole": None not in sizes.values(),
     }
-    hooks = str(asked.arguments["hook"]).split("+") if asked.arguments.get("hook") else [one.hook_out for one in known]
+    own = asked.arguments.get("hook")
+    hooks = [one.hook_out for one in known] if own is None else str(own).split("+")
     sites = tuple(str(hook).split(":")[-1] for hook in hooks if hook is not None)
     if len(sites) < len(known):
         return Planned(asked, sites, None, None, **given, why="site not known until loaded")
-    modules = [None if asked.arguments.get("hook") else one.module_out for one in known]
+    modules = [one.module_out if own is None else None for one in known]
     try:
         points = [_point(model, hook, module) for hook, module in zip(sites, modules, strict=True)]
     except (UserError, ValueError) as error:
