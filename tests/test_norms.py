@@ -106,7 +106,7 @@ def small(kind: str) -> transformers.PreTrainedModel:
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(transformers.CONFIG_MAPPING[kind](**COMMON)).eval()
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for weight in model.parameters():
             if weight.ndim == 1:
                 weight.add_(0.3 * torch.randn(weight.shape))
             else:

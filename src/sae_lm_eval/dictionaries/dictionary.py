@@ -18,8 +18,9 @@ class Dictionary:
 
     `reconstruct` maps activations (..., d_in) to (..., d_out); `encode` maps them to element activations
     (..., d_dictionary). Both take and give the module's own dtype. `elements`, where there is one, is the module that
-    gives what `encode` does on the way of `reconstruct`. `None` in any other field means that the release does not
-    say; it never stands for a guess.
+    gives what `encode` does on the way of `reconstruct`; `formula` is what its weights make of activations, computed
+    otherwise than by `reconstruct`. `stated` is what the release says of its numbers: see `dictionaries.stated`. `None`
+    in any other field means that the release does not say; it never stands for a guess.
     """
 
     name: str
@@ -41,6 +42,8 @@ class Dictionary:
     needs_norm_factor: bool = False
     sequential: bool = False
     elements: nn.Module | None = None
+    formula: Callable[[Tensor], Tensor] | None = None
+    stated: Mapping[str, float] = field(default_factory=dict)
     revision: str | None = None
     remarks: tuple[str, ...] = ()
 

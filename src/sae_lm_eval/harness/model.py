@@ -77,7 +77,8 @@ class SaeHFLM(HFLM):
         splice_tokens: `non_special` keeps the original activation where the token is bos, eos or pad; `all` does not.
         hook: the site, where the release's own is not wanted; `IN:OUT` for a transcoder; joined by `+`.
         hook_map: the activation map: `raw`, `centered`, `value_bias`, `folded_value_bias`; joined by `+`.
-        norm_factor: what activations were multiplied by in training, where the release does not say.
+        norm_factor: what activations were multiplied by in training, where the release does not say; `IN:OUT` for a
+            transcoder.
         sae_dtype: dtype of the dictionaries' weights and arithmetic, whatever the model's is.
         seed: of `random_error`.
         mean_text: a .txt, .jsonl or .parquet file whose activations `splice=mean` averages.
@@ -98,7 +99,7 @@ class SaeHFLM(HFLM):
         splice_tokens: str = "non_special",
         hook: str | None = None,
         hook_map: str | None = None,
-        norm_factor: float | None = None,
+        norm_factor: float | str | None = None,
         sae_dtype: str = "float32",
         seed: int = 0,
         mean_text: str | None = None,

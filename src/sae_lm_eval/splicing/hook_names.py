@@ -49,15 +49,17 @@ class Architecture:
 
         class_name = type(self.model).__name__
         dtype = next(self.model.parameters()).dtype
-        config = build_bridge_config_from_hf(self.model.config, class_name, self.name, dtype)
         try:
-            adapter = ArchitectureAdapterFactory.select_architecture_adapter(config)
-        except ValueError as error:
+            # Of a configuration that it does not know, TransformerLens may look for what is not there.
+            config = build_bridge_config_from_hf(self.model.config, class_name, self.name, dtype)
+            return dict(ArchitectureAdapterFactory.select_architecture_adapter(config).get_component_mapping())
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            blocks = blocks_path(self.model)
+            example = f", as in hook={blocks}.0.output" if blocks else " with .input or .output behind it"
             raise UserError(
                 f"{self.name} is a {class_name}, for which TransformerLens has no hook names. "
-                f"Give the site as a module of the model, as in hook=model.layers.3.output."
+                f"Give the site as a module of the model{example}."
             ) from error
-        return dict(adapter.get_component_mapping())
 
     @property
     def blocks_path(self) -> str:
@@ -123,3 +125,15 @@ def _alias(component: Any, hook: str) -> str | None:
 def model_name(model: nn.Module) -> str:
     """What the model was loaded from, or its class where it was made from a configuration."""
     return getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+
+
+def blocks_path(model: Any) -> str | None:
+    """Where the list of the text model's blocks is, None where there is not just one of the configured length."""
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    inside = set(model.get_decoder().modules())
+    found = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == layers and module in inside
+    ]
+    return found[0] if len(found) == 1 else None

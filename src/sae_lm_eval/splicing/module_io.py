@@ -79,7 +79,7 @@ def _on_output(function: Callable[[Tensor], Tensor | None]):
             new = function(first)
             return None if new is None else type(output)(**{**output, next(iter(output)): new})
         raise UserError(
-            f"A {type(module).__name__} gives a {type(output).__name__}: no activation that could be spliced."
+            f"A {type(module).__name__} gives a {type(output).__name__}, which holds no activation."
         )
 
     return hook

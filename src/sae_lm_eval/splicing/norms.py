@@ -22,7 +22,7 @@ class Normalisation:
     """A norm before its gain and bias, (x - mean or x) / sqrt(the variance or the mean square + eps).
 
     `centres` is whether the mean is subtracted, `by_deviation` whether the divisor is the standard deviation rather
-    than the root mean square. LayerNorm does both, RMSNorm neither. It takes (..., width) of any dtype and gives float32.
+    than the root mean square. LayerNorm does both, RMSNorm neither. (..., width) of any dtype becomes float32.
     """
 
     centres: bool
