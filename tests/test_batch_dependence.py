@@ -125,7 +125,7 @@ class TestErrorTerm:
     @pytest.fixture
     def sae(self):
         sae = random_sae(WIDTH, HOOK)
-        with pytest.warns(DeprecationWarning):
+        with pytest.warns(DeprecationWarning, match="use_error_term"):
             sae.use_error_term = True
         return sae
 
@@ -181,9 +181,7 @@ class TestOldConfigurations:
         sae = self.saved(tmp_path, finetuning_scaling_factor=True)
         if factors is not None:
             weights = load_file(tmp_path / "sae_weights.safetensors")
-            save_file(
-                {**weights, "scaling_factor": factors * torch.ones(64)}, tmp_path / "sae_weights.safetensors"
-            )
+            save_file({**weights, "scaling_factor": factors * torch.ones(64)}, tmp_path / "sae_weights.safetensors")
         if factors == 1.0:
             torch.testing.assert_close(load(str(tmp_path)).reconstruct(X), sae(X))
             return

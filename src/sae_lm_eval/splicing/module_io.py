@@ -78,9 +78,7 @@ def _on_output(function: Callable[[Tensor], Tensor | None]):
         if isinstance(output, OrderedDict) and output and isinstance(first := next(iter(output.values())), Tensor):
             new = function(first)
             return None if new is None else type(output)(**{**output, next(iter(output)): new})
-        raise UserError(
-            f"A {type(module).__name__} gives a {type(output).__name__}, which holds no activation."
-        )
+        raise UserError(f"A {type(module).__name__} gives a {type(output).__name__}, which holds no activation.")
 
     return hook
 
