@@ -95,8 +95,10 @@ def verdict(found: Iterable[Check], fits: str | None = None) -> str:
 
 
 def record(found: Iterable[Check], said: str) -> dict[str, Any]:
-    """As plain values for a results file."""
-    return {"verdict": said, "numbers": [{**asdict(check), "ratio": check.ratio} for check in found]}
+    """As plain values for a results file; `agrees` is None where there is nothing to compare."""
+    found = list(found)
+    agrees = all(check.agrees or check.agrees_later for check in found) if found else None
+    return {"verdict": said, "agrees": agrees, "numbers": [{**asdict(each), "ratio": each.ratio} for each in found]}
 
 
 def _near(measured: float, stated: float) -> bool:

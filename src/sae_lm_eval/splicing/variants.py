@@ -197,6 +197,7 @@ def describe(variant: Variant) -> list[dict[str, Any]]:
             "map_in": splice.map_in.name,
             "map_out": splice.map_out.name,
             "mode": splice.mode,
+            "stated": dict(splice.dictionary.stated),
             "remarks": list(splice.dictionary.remarks),
         }
         for splice in variant.splices
