@@ -108,12 +108,11 @@ def fit_of(folder: Path, sae, **more):
     return chosen
 
 
-def picky(hook: str, scale: float = 1.0):
-    """A dictionary whose elements begin to fire where its input is as large as at `hook`: its L0 tells inputs apart."""
+def picky(hook: str):
+    """A dictionary whose elements fire only where its input is large: its L0 tells inputs apart."""
     sae = random_sae(WIDTH, hook)
     with torch.no_grad():
         sae.b_dec.zero_()
-        sae.W_enc.mul_(scale)
         sae.b_enc.fill_(-2.0)
     return sae
 
@@ -126,7 +125,7 @@ class TestInspection:
         assert again.released == f"as released: L0 {l0:.3g} (released: {l0:.3g})"
 
     def test_the_hook_that_fits_is_named(self, folder):
-        right, wrong = "blocks.1.hook_mlp_out", "blocks.1.hook_attn_out"
+        right, wrong = HOOK, "blocks.1.hook_attn_out"
         fits = {hook: fit_of(folder, from_sae(picky(hook), name="it")) for hook in (right, wrong)}
         l0 = fits[right].l0
         assert not 0.5 < fits[wrong].l0 / l0 < 2, "the two sites must differ for this to mean anything"
@@ -145,7 +144,7 @@ class TestInspection:
         assert not 0.5 < unfolded.l0 / l0 < 2
         said = {"l0": l0, "norm_in": norm}
         found = fit_of(folder, replace(from_sae(picky(HOOK), name="it"), stated=said)).released
-        assert "fits" in found or "wrong hook, map, norm or positions?" in found
+        assert f"a factor of {factor:.4g} on its activations fits (L0 {l0:.3g} (released: {l0:.3g})" in found
 
     def test_the_command_says_so(self, folder):
         picky(HOOK).save_model(folder / "average_l0_2")
@@ -155,7 +154,7 @@ class TestInspection:
         assert said.exit_code == 0, said.output
         assert "l0 2" in said.output
         assert "Dictionary 1, " in said.output
-        assert "released" in said.output or "what the release says" in said.output
+        assert "Dictionary 1, as released: L0" in said.output or "times what the release says" in said.output
 
     def test_both_factors_of_a_transcoder_are_estimated(self, folder):
         transcoder = random_sae(WIDTH, "blocks.1.mlp.hook_in", "transcoder", hook_out="blocks.1.hook_mlp_out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -60,7 +61,7 @@ def fits_of(model: Any, splice: Splice, texts: Sequence[Sequence[int]], special_
         return [replace(chosen, released=stated.verdict(checks)), *others]
     near = _measured(model, elsewhere(architecture, splice, chosen), texts, special_ids)
     candidates = [fit for fit in (*others, *near) if all(check.agrees for check in fit.checks(said))]
-    best = max(candidates, key=lambda fit: fit.explained_variance, default=None)
+    best = min(candidates, key=lambda fit: sum(abs(math.log(check.ratio)) for check in fit.checks(said)), default=None)
     fitting = None
     if best is not None:
         what = f"hook_map={best.map}" if best in others else best.map
