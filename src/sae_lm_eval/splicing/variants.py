@@ -256,6 +256,7 @@ def describe(variant: Variant, weights: Sequence[str] | None = None) -> list[dic
             "map_out": splice.map_out.name,
             "first_position": splice.first_position,
             "mode": splice.mode,
+            "stated": dict(splice.dictionary.stated),
             "remarks": list(splice.dictionary.remarks),
         }
         for splice, checksum in zip(variant.splices, weights, strict=True)
