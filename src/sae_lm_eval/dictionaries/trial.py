@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -30,7 +31,7 @@ def tried(dictionary: Dictionary) -> Dictionary:
     """
     generator = torch.Generator(device="cpu").manual_seed(0)
     x = torch.randn(ROWS, POSITIONS, dictionary.d_in, generator=generator, device="cpu")
-    x *= torch.logspace(*torch.tensor(SIZES).log10().tolist(), ROWS, device="cpu")[:, None, None]
+    x *= torch.logspace(math.log10(SIZES[0]), math.log10(SIZES[1]), ROWS, device="cpu")[:, None, None]
     shuffled = torch.randperm(ROWS, generator=generator, device="cpu")
     x = x[torch.randperm(ROWS, generator=generator, device="cpu")].to(dictionary.device, dictionary.dtype)
     run = dictionary.reconstruct
