@@ -11,7 +11,9 @@ from torch import nn
 
 from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.scoring.scorer import Scorer
+from sae_lm_eval.scoring import scorer as scorer_module
+from sae_lm_eval.scoring.executor import Query
+from sae_lm_eval.scoring.scorer import Layout, Scorer
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.hook_names import Architecture
 from sae_lm_eval.splicing.module_io import Port, on_port
@@ -89,6 +91,19 @@ def test_it_is_scored_like_any_other(kind):
     model = small(kind, config)
     variant = build_variant(model, [load(random_sae(WIDTH, f"{blocks}.1.output"))], Choices(), frozenset())
     assert_equal(Scorer(model, [variant], rows=2, limit=64), queries())
+
+
+@pytest.mark.parametrize("rows", [1, HEADS, 2 * HEADS])
+def test_as_many_rows_as_a_position_bias_has_heads(rows, monkeypatch):
+    """MPT gives every block a bias of (heads, 1, positions)."""
+    monkeypatch.setattr(scorer_module, "CAPACITY", 12)
+    config, blocks = KNOWN["mpt"]
+    model = small("mpt", config)
+    variant = build_variant(model, [load(random_sae(WIDTH, f"{blocks}.1.output"))], Choices(), frozenset())
+    scorer = Scorer(model, [variant], rows=rows, limit=64)
+    text = torch.randint(3, VOCABULARY, (9, 12), generator=torch.Generator().manual_seed(0)).tolist()
+    scorer.layout = Layout(prefixes=False, rows=False, last_block=False)
+    assert_equal(scorer, [Query(ids, ids[-2:]) for ids in text])
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
