@@ -121,6 +121,13 @@ def test_no_released_architecture_is_refused_in_any_dtype(architecture, dtype):
     assert dictionary.sequential == (architecture == "temporal")
 
 
+def test_what_is_no_number_is_no_dependence_on_the_batch():
+    sae = random_sae(WIDTH, HOOK)
+    with torch.no_grad():
+        sae.b_dec[0] = torch.nan
+    assert load(sae).reconstruct(X).isnan().any()
+
+
 class TestErrorTerm:
     @pytest.fixture
     def sae(self):

@@ -224,16 +224,7 @@ def from_sae(sae: Any, *, name: str, model_name: str | None = None) -> Dictionar
     sae, remarks = inference_form(sae)
     config = sae.cfg
     metadata = config.metadata.to_dict()
-    if config.normalize_activations not in (*APPLIED, NO_FACTOR):
-        raise UserError(
-            f"{name} was trained with normalize_activations={config.normalize_activations}, which has to be folded "
-            f"into its weights before use: sae.fold_activation_whitening(...) and save it again."
-        )
-    if metadata.get("hook_head_index") is not None:
-        raise UserError(
-            f"{name} was trained on head {metadata['hook_head_index']} alone; "
-            f"dictionaries are spliced at all heads of a layer."
-        )
+    _refuse_what_cannot_be_spliced(name, config.normalize_activations, metadata.get("hook_head_index"))
     if sae.hook_z_reshaping_mode:
         # On the Hugging Face side z is already flat over heads.
         sae.turn_off_forward_pass_hook_z_reshaping()
@@ -282,6 +273,16 @@ def from_sae(sae: Any, *, name: str, model_name: str | None = None) -> Dictionar
         first_position=first_of_slice(metadata) if rule is None else rule.first,
         untrained_tokens=tokens_left_out(metadata),
     )
+
+
+def _refuse_what_cannot_be_spliced(name: str, normalisation: str, head: int | None) -> None:
+    if normalisation not in (*APPLIED, NO_FACTOR):
+        raise UserError(
+            f"{name} was trained with normalize_activations={normalisation}, which has to be folded "
+            f"into its weights before use: sae.fold_activation_whitening(...) and save it again."
+        )
+    if head is not None:
+        raise UserError(f"{name} was trained on head {head} alone; dictionaries are spliced at all heads of a layer.")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ LONGER = 24  # a length to try whatever the configuration says
 NAMES_OF_LENGTHS = re.compile(r"max|window|position|length|original|context|ctx|chunk|seq")
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 # Multiplications that a trial of the whole model may take; longer boundaries are tried on the rotary tables alone.
-AFFORDABLE = {"cpu": 1e11}
+AFFORDABLE = {"cpu": 2e10}
 AFFORDABLE_ELSEWHERE = 1e14
 
 
