@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from sae_lm_eval import UserError, world
 from sae_lm_eval.harness import identity
+from sae_lm_eval.runs.identity_record import digest_of
+from sae_lm_eval.runs.ray_cluster import Part
 from sae_lm_eval.runs.run import evaluate
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import Sweep, sweep_of
@@ -263,3 +265,16 @@ def test_the_record_is_the_same_on_every_run(files, tmp_path):
     assert (files.out / IDENTITY).read_text() == (tmp_path / "other" / IDENTITY).read_text()
     record = json.loads((files.out / IDENTITY).read_text())
     assert record["packages"]["torch"] == torch.__version__
+
+
+def test_parts_of_a_cluster_are_asked_for_again_where_something_changed(files):
+    files.run()
+    before = {name: digest_of(files.out, [name]) for name in ("k32", "mine")}
+    shutil.rmtree(files.out / "mine")
+    shutil.rmtree(files.out / "mean")
+    files.train_dictionary()
+    files.run()
+    assert digest_of(files.out, ["k32"]) == before["k32"]
+    assert digest_of(files.out, ["mine"]) != before["mine"]
+    parts = [Part(("mine",), ("mine",), "task", False, of) for of in (before["mine"], digest_of(files.out, ["mine"]))]
+    assert parts[0].key != parts[1].key

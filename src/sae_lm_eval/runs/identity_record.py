@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,13 @@ def variant_record(wanted: Any) -> dict[str, str]:
     if wanted.mean_text is not None:
         found[f"the text {wanted.mean_text}"] = str(text_content(wanted.mean_text))
     return found
+
+
+def digest_of(folder: Path, variants: Sequence[str]) -> str:
+    """A hash of what the record of a folder says of the model and of these variants."""
+    record = read_json(folder / IDENTITY)
+    what = [record["model"], {name: record["variants"].get(name) for name in variants}]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 class Record:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_lm_eval.errors import UserError, did_you_mean, explained
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
-from sae_lm_eval.runs.identity_record import Record, model_record
+from sae_lm_eval.runs.identity_record import Record, digest_of, model_record
 from sae_lm_eval.runs.model_pool import Loaded, Look, UnknownModel
 from sae_lm_eval.runs.outcome import Finished, Outcome
 from sae_lm_eval.runs.settings import fixed, lm_eval_config
@@ -113,12 +113,12 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
         agreed(lambda: remember(output_path, asked))
         failed: dict[str, str] = {}
         done = Finished(())
+        finished = agreed(lambda: all((output_path / name).exists() for name in names))
         with (
             quiet(output_path / LOG, aloud=rank() == 0) as console,
             Shown(console, len(names)) as shown,
-            closing(Journal(output_path / journal_of(rank()))) as journal,
+            closing(Journal(None if finished else output_path / journal_of(rank()))) as journal,
         ):
-            finished = agreed(lambda: all((output_path / name).exists() for name in names))
             try:
                 failed = _Evaluation(sweep, settings, output_path, shown, journal, to_run=not finished).all()
             except UnknownModel as error:
@@ -234,7 +234,8 @@ class _Evaluation:
         for number, group in enumerate(groups, start=1):
             if missing := self._missing(self._names(number, group)):
                 sound = tuple(name for name in group if self._is_sound(name))
-                parts += [Part(sound, tuple(missing), task, bos) for task in self.loaded.tasks["tasks"]]
+                made_of = digest_of(self.output_path, sound)
+                parts += [Part(sound, tuple(missing), task, bos, made_of) for task in self.loaded.tasks["tasks"]]
         spread(self.sweep.ray, self.sweep, parts, self.journal, self.shown)
 
     def _is_sound(self, name: str) -> bool:
