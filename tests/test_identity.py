@@ -45,6 +45,17 @@ def scores(lm, asked=None) -> list[float]:
     return [logprob for logprob, _ in lm.loglikelihood(requests() if asked is None else asked)]
 
 
+class Split:
+    def pre_tokenize(self, pretok) -> None:
+        pretok.split(lambda _number, text: [part for part in text.split(" ", "removed") if str(part)])
+
+
+def in_python(tokenizer):
+    """With a part that cannot be copied or written down."""
+    tokenizer.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.PreTokenizer.custom(Split())
+    return tokenizer
+
+
 def lora(model, *, seed: int):
     torch.manual_seed(seed)
     config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False, r=2)
@@ -381,13 +392,17 @@ class TestTokenizerContent:
         assert len(seen) == 4
 
     def test_a_part_in_python_is_never_the_same(self):
-        class Split:
-            def pre_tokenize(self, pretok):
-                pretok.split(lambda i, text: text.split(" "))
-
-        tokenizer = word_tokenizer()
-        tokenizer.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.PreTokenizer.custom(Split())
+        tokenizer = in_python(word_tokenizer())
         assert identity.tokenizer_content(tokenizer) != identity.tokenizer_content(tokenizer)
+
+    def test_a_tokenizer_with_a_part_in_python_serves_and_stays(self):
+        tokenizer = in_python(word_tokenizer())
+        tokenizer.pad_token = None
+        model, sae = random_model("llama"), random_sae(WIDTH, RESID)
+        lm = adapter(model, sae, tokenizer=tokenizer)
+        np.testing.assert_allclose(scores(lm), scores(adapter(model, sae)), atol=1e-5)
+        assert lm.tokenizer.pad_token is not None
+        assert tokenizer.pad_token is None
 
 
 def test_the_machine_is_looked_at_once(monkeypatch):
