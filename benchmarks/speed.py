@@ -13,6 +13,7 @@ The plain runs are lm_eval's `hf`, and `hf` with one forward hook in which the S
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,17 +152,10 @@ def measured_run(
     for lm in models:
         lm.loglikelihood = timed(lm.loglikelihood, scoring)
     queries: list[Any] = []
-    if forked:
-        answers = models[0]._answers.answers
-        models[0]._answers.answers = lambda asked, *told: (queries.extend(asked), answers(asked, *told))
-        for lm in models[1:]:
-            dictionaries.watch(lm.variant.splices[0].dictionary.module)
-    samples = [
-        lm_eval.simple_evaluate(
-            model=lm, tasks=tasks, task_manager=task_manager, **settings, bootstrap_iters=0, log_samples=True
-        )
-        for lm in models
-    ]
+    watched = measured_parts(queries, dictionaries) if forked else contextlib.nullcontext()
+    options = {"tasks": tasks, "task_manager": task_manager, "bootstrap_iters": 0, "log_samples": True, **settings}
+    with watched:
+        samples = [lm_eval.simple_evaluate(model=lm, **options) for lm in models]
     seconds = time.perf_counter() - started
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
@@ -185,16 +180,19 @@ def loading(arguments: argparse.Namespace, batch_size: int) -> dict[str, Any]:
 
 
 class Stopwatch:
-    """Time that modules take, on the device."""
+    """Time that calls take, on the device."""
 
     def __init__(self, device: str):
-        self.device, self.laps, self.hooks = device, [], []
+        self.device, self.laps = device, []
 
-    def watch(self, module: Any) -> None:
-        self.hooks += [
-            module.register_forward_pre_hook(lambda *_: self.laps.append([self._now()])),
-            module.register_forward_hook(lambda *_: self.laps[-1].append(self._now())),
-        ]
+    def around(self, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = self._now()
+            out = function(*args, **kwargs)
+            self.laps.append((started, self._now()))
+            return out
+
+        return call
 
     def _now(self) -> Any:
         import torch
@@ -206,12 +204,27 @@ class Stopwatch:
         return event
 
     def seconds(self) -> float:
-        """What they took; they are watched no longer."""
-        for hook in self.hooks:
-            hook.remove()
         if self.device != "cuda":
             return sum(end - begin for begin, end in self.laps)
         return sum(begin.elapsed_time(end) for begin, end in self.laps) / 1000
+
+
+@contextlib.contextmanager
+def measured_parts(queries: list[Any], dictionaries: Stopwatch) -> Iterator[None]:
+    """Inside the scope, what is asked of the engine is noted, and the time in dictionaries is taken.
+
+    By the engine's own methods: a hook on a model is something that its answers depend on.
+    """
+    from sae_lm_eval.scoring.shared_answers import Together
+    from sae_lm_eval.splicing.splice import Splice
+
+    answers, reconstruct = Together.answers, Splice.reconstruct
+    Together.answers = lambda self, asked, *told: (queries.extend(asked), answers(self, asked, *told))[1]
+    Splice.reconstruct = dictionaries.around(reconstruct)
+    try:
+        yield
+    finally:
+        Together.answers, Splice.reconstruct = answers, reconstruct
 
 
 def forked_models(common: dict[str, Any], saes: list[Any]) -> list[Any]:

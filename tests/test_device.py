@@ -1,4 +1,4 @@
-"""What holds on a CPU holds on another device: `pytest tests/test_device.py --device cuda`."""
+"""What holds on a CPU holds on a device that only pretends, and with `--device cuda` on a real one."""
 
 from __future__ import annotations
 
@@ -6,26 +6,41 @@ import contextlib
 import copy
 import warnings
 
+import accelerate
 import numpy as np
+import pretend_device
 import pytest
 import torch
+import transformers
 from lm_eval.api.instance import Instance
 from models import ARCHITECTURES, VOCABULARY, WIDTH, random_ids, random_model, random_sae, word_tokenizer, words
 
 from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.fidelity.source import Source
 from sae_lm_eval.harness.model import SaeHFLM, join
 from sae_lm_eval.runtime import checksum
 from sae_lm_eval.runtime.content import contents
+from sae_lm_eval.scoring import executor
 from sae_lm_eval.scoring import scorer as scoring
 from sae_lm_eval.scoring.executor import Query
-from sae_lm_eval.scoring.scorer import Scorer
+from sae_lm_eval.scoring.scorer import Layout, Scorer
 from sae_lm_eval.splicing.activations import mean_activations
 from sae_lm_eval.splicing.arguments import wanted_of
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.variants import Choices, build_variant, place
 
+QUICK = ("gpt2", "gpt_neox", "llama", "gemma2", "gemma3")  # for the pretended device, which is slow
 SPECIAL = frozenset({0, 1, 2})
 MODES = ("reconstruction", "with_error", "zero", "random_error")
+
+
+def pytest_generate_tests(metafunc):
+    real = metafunc.config.getoption("--device") != pretend_device.NAME
+    if "architecture" in metafunc.fixturenames:
+        metafunc.parametrize("architecture", ARCHITECTURES if real else QUICK)
+    if "dtype" in metafunc.fixturenames:
+        dtypes = [torch.float32, torch.bfloat16] if real else [torch.float32]
+        metafunc.parametrize("dtype", dtypes, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
 
 @pytest.fixture
@@ -95,31 +110,29 @@ def variants_of_every_kind(model):
     ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ARCHITECTURES)
 class TestEveryArchitecture:
-    def test_no_edit_leaves_every_bit(self, name, dtype, model_on):
-        model, ids = model_on(name, dtype), random_ids()
+    def test_no_edit_leaves_every_bit(self, architecture, dtype, model_on):
+        model, ids = model_on(architecture, dtype), random_ids()
         none = variant(model, "blocks.1.hook_resid_post", mode="none")
         assert torch.equal(logits(model, ids, none), logits(model, ids))
 
-    def test_the_error_put_back_changes_nothing(self, name, dtype, model_on):
-        model, ids = model_on(name, dtype), random_ids()
+    def test_the_error_put_back_changes_nothing(self, architecture, dtype, model_on):
+        model, ids = model_on(architecture, dtype), random_ids()
         with_error = variant(model, "blocks.1.hook_resid_post", mode="with_error")
         plain, spliced = logits(model, ids), logits(model, ids, with_error)
         torch.testing.assert_close(spliced, plain, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.05)
 
-    def test_logits_are_those_of_a_cpu(self, name, dtype, model_on):
-        if dtype != torch.float32:
-            pytest.skip("two devices round bfloat16 differently")
-        model, ids, on_cpu = model_on(name), random_ids(), random_model(name)
+    def test_logits_are_those_of_a_cpu(self, architecture, model_on):
+        model, ids, on_cpu = model_on(architecture), random_ids(), random_model(architecture)
         for mode in MODES:
             here, there = (logits(m, ids, variant(m, "blocks.1.hook_resid_pre", mode=mode)) for m in (model, on_cpu))
             torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-4)
 
-    def test_shared_scores_are_those_of_each_model_by_itself(self, name, dtype, model_on, monkeypatch, record_property):
+    def test_shared_scores_are_those_of_each_model_by_itself(
+        self, architecture, dtype, model_on, monkeypatch, record_property
+    ):
         monkeypatch.setattr(scoring, "CAPACITY", 40)
-        model = model_on(name, dtype)
+        model = model_on(architecture, dtype)
         variants, asked = variants_of_every_kind(model), queries()
         scorer = Scorer(model, variants, rows=2, limit=64)
         shared = [of_query.logprob for of_query in scored(scorer, asked)]
@@ -194,10 +207,10 @@ class TestAdapter:
 
 
 class TestChecksums:
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8])
-    def test_they_are_those_of_a_cpu(self, dtype, device, monkeypatch):
+    @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8])
+    def test_they_are_those_of_a_cpu(self, kind, device, monkeypatch):
         monkeypatch.setattr(checksum, "AT_ONCE", 4 * checksum.ROW)
-        x = torch.randn(9, 2**14 + 3, generator=torch.Generator().manual_seed(0)).mul(40).to(dtype)
+        x = torch.randn(9, 2**14 + 3, generator=torch.Generator().manual_seed(0)).mul(40).to(kind)
         there = {"": {"x": x.to(device), "rows": x.to(device)[2:5, 1:9], "transposed": x.to(device).T}}
         here = {"": {"x": x, "rows": x[2:5, 1:9], "transposed": x.T}}
         assert checksum.checksums(there) == checksum.checksums(here)
@@ -229,6 +242,160 @@ class TestChecksums:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         assert sum("synchroniz" in str(each.message) for each in caught) == 1
+
+
+def fidelity_records(model):
+    """Of a variant with two dictionaries, with zero and mean ablation."""
+    saes = [random_sae(WIDTH, f"blocks.{layer}.hook_resid_post", seed=layer) for layer in (0, 1)]
+    source = Source("test", (words(30, seed=70), words(30, seed=71)))
+    asked = [
+        Instance("sae_fidelity", {}, (words(10 + i, seed=i), None, source), 0, ("fidelity", i, 1))  # pyright: ignore[reportArgumentType]
+        for i in range(3)
+    ]
+    return adapter(model, *saes).sae_fidelity(asked, disable_tqdm=True)
+
+
+def assert_close(one, other):
+    """Records of sums, and records in them."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if isinstance(value, dict):
+            assert_close(value, other[name])
+        elif value is None or isinstance(value, str):
+            assert value == other[name], name
+        else:
+            assert value == pytest.approx(other[name], rel=1e-4, abs=1e-3), name
+
+
+def test_fidelity_is_that_of_a_cpu(model_on):
+    for here, there in zip(fidelity_records(model_on("llama")), fidelity_records(random_model("llama")), strict=True):
+        assert_close(here, there)
+
+
+def test_a_dictionary_may_stay_on_the_cpu(model_on):
+    model, ids = model_on("llama"), random_ids()
+    hooks = "blocks.0.hook_resid_post", "blocks.2.hook_resid_pre"
+    both = variant(model, *hooks)
+    both.splices[0].dictionary.module.to("cpu")
+    assert {splice.dictionary.device.type for splice in both.splices} == {"cpu", model.device.type}
+    on_cpu = random_model("llama")
+    torch.testing.assert_close(logits(model, ids, both), logits(on_cpu, ids, variant(on_cpu, *hooks)))
+    shared = scored(Scorer(model, [both], rows=2, limit=64), queries())
+    for found, query in zip(shared, queries(), strict=True):
+        np.testing.assert_allclose(found.logprob, separately(model, [both], query), atol=1e-4)
+
+
+def sharded(model, blocks, first, second):
+    """The model with its first two blocks and its embedding on one device, the rest on another, as accelerate does."""
+    for index, block in enumerate(blocks):
+        move_and_follow(block, first if index < 2 else second)
+    rest = [module for module in model.modules() if not [*module.children()] and module not in {*blocks.modules()}]
+    for module in rest:
+        follows = isinstance(module, (torch.nn.Embedding, torch.nn.Linear)) or not [*module.parameters()]
+        move_and_follow(module, first if follows else second)
+    return model
+
+
+def move_and_follow(module, device):
+    module.to(device)
+    hook = accelerate.hooks.AlignDevicesHook(execution_device=device, place_submodules=False)
+    accelerate.hooks.add_hook_to_module(module, hook)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_model_may_lie_on_two_devices(name, device):
+    second = torch.device(device.type, 1) if device.type == pretend_device.NAME else torch.device("cpu")
+    model, on_cpu, ids = random_model(name), random_model(name), random_ids()
+    model = sharded(model, model.transformer.h if name == "gpt2" else model.model.layers, device, second)
+    hooks = "blocks.0.hook_resid_post", "blocks.2.hook_resid_post"
+    both, expected = variant(model, *hooks), variant(on_cpu, *hooks)
+    assert [splice.dictionary.device for splice in both.splices] == [device, second]
+    torch.testing.assert_close(logits(model, ids, both), logits(on_cpu, ids, expected), rtol=1e-4, atol=1e-4)
+    scorer = Scorer(model, [both], rows=2, limit=64)
+    assert scorer.layout == Layout()
+    for here, there in zip(
+        scored(scorer, queries()), scored(Scorer(on_cpu, [expected], rows=2, limit=64), queries()), strict=True
+    ):
+        np.testing.assert_allclose(here.logprob, there.logprob, atol=1e-4)
+
+
+class TestWaiting:
+    """A GPU works on while nothing is read of it; each wait for it costs what it takes to fill it again."""
+
+    @pytest.fixture
+    def waits(self, device):
+        if device.type != pretend_device.NAME:
+            pytest.skip("counted on the pretended device")
+        return pretend_device.WAITS
+
+    @pytest.fixture
+    def scorer(self, waits, model_on, monkeypatch):
+        monkeypatch.setattr(scoring, "CAPACITY", 40)
+        model = model_on("llama")
+        scorer = Scorer(model, variants_of_every_kind(model), rows=2, limit=64)
+        scorer.layout  # noqa: B018  (tried before anything is counted)
+        return scorer
+
+    def test_once_for_all_that_an_answer_depends_on(self, waits, model_on):
+        modules = {"": model_on("llama"), "other": model_on("gpt2")}
+        expected = contents(modules)
+        before = host_waits(waits)
+        assert contents(modules) == expected
+        assert host_waits(waits) - before == 1
+
+    def test_not_inside_the_blocks(self, scorer, waits):
+        inside, blocks = [], scorer.model.model.layers
+        blocks[0].register_forward_pre_hook(lambda *_: inside.append(-host_waits(waits)))
+        blocks[-1].register_forward_hook(lambda *_: inside.append(inside.pop() + host_waits(waits)))
+        scored(scorer, queries())
+        assert len(inside) > 3
+        assert set(inside) == {0}
+
+    def test_a_few_times_for_what_is_answered_at_once(self, scorer, waits, monkeypatch):
+        """Once for each table: log-probabilities, likeliest tokens, KL; and once a pass for transformers' own mask."""
+        passes, answers = [], []
+        run, compare = executor.Walk._run, executor.Walk._compare
+        monkeypatch.setattr(executor.Walk, "_run", lambda *args, **kw: passes.append(1) or run(*args, **kw))
+        monkeypatch.setattr(executor.Walk, "_compare", lambda *args: answers.append(1) or compare(*args))
+        before = host_waits(waits)
+        scored(scorer, queries())
+        assert len(passes) > 3
+        assert host_waits(waits) - before <= 3 * len(answers) + len(passes)
+
+
+def host_waits(waits):
+    return sum(count for kind, count in waits.items() if kind not in ("copy to device", "index on the host"))
+
+
+def test_a_forked_pass_launches_hardly_more_than_a_plain_one(monkeypatch):
+    """Operators that compute, for as many rows; what a dictionary runs is not counted."""
+    monkeypatch.setattr(scoring, "CAPACITY", 20)  # a row for each sequence
+    config = random_model("llama").config
+    config.num_hidden_layers = 12
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.randint(3, VOCABULARY, (4, 20), generator=torch.Generator().manual_seed(0))
+    zeros = [variant(model, f"blocks.{layer}.hook_resid_post", mode="zero") for layer in (3, 6, 9)]
+    scorer = Scorer(model, zeros, rows=8, limit=64)
+    scorer.layout  # noqa: B018  (tried before anything is counted)
+    with torch.no_grad(), torch.profiler.profile() as plain:
+        model(input_ids=ids.repeat(4, 1), use_cache=False)
+    with torch.no_grad(), torch.profiler.profile() as forked:
+        scored(scorer, [Query(row.tolist(), [5]) for row in ids])
+    print(launches(forked), launches(plain))
+    assert launches(forked) <= 1.15 * launches(plain)
+
+
+VIEWS = ("view", "reshape", "transpose", "permute", "expand", "slice", "select", "unsqueeze", "squeeze", "as_strided")
+
+
+def launches(profile):
+    """Operators that a GPU would launch: those that call no other one, less views and allocations."""
+    kinds = (*VIEWS, "t", "detach", "alias", "empty", "unflatten", "flatten", "resolve", "result_type", "item", "lift")
+    return sum(
+        not event.name.split("::")[1].strip("_").startswith(kinds)
+        for event in profile.events()
+        if event.name.startswith("aten::") and not any(child.name.startswith("aten::") for child in event.cpu_children)
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="memory runs out for real on a GPU alone")

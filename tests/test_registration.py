@@ -454,7 +454,7 @@ def test_missing_tasks_folder_leaves_lm_eval_alone(broken: Venv, few_tasks: dict
     ("break_it", "says"),
     [
         (
-            lambda package: (package / "adapter.py").write_text("import no_such_thing"),
+            lambda package: (package / "harness" / "model.py").write_text("import no_such_thing"),
             "No module named 'no_such_thing'",
         ),
         (lambda package: (package / "_autoload.py").unlink(), "No module named 'sae_lm_eval._autoload'"),

@@ -77,7 +77,7 @@ def curve(
             f"{asked['task']} has {len(text.documents)} documents here, and {asked['documents']} in '{like}': "
             "it is another text."
         )
-    loading = {**loading, "batch_size": batch_size, **({"device": device} if device else {})}
+    loading = {**loading, "batch_size": batch_size, **({} if device is None else {"device": device})}
     rows = curves.measure(members, text, output_path, context=asked.get("context"), per=per.value, loading=loading)
     _print(rows, per, output_path)
 
@@ -93,12 +93,12 @@ def _text_of(like: Path, task: str | None) -> dict[str, Any]:
         if len(found) > 1:
             raise UserError(f"'{like}' has several texts: choose one with --task, of {', '.join(found)}.")
         if found:
-            context = results.provenance.get("max_length") or results.model_args.get("max_length")
+            context = results.provenance.get("max_length", results.model_args.get("max_length"))
             asked = {
                 "task": found[0],
                 "documents": results.raw["n-samples"][found[0]]["effective"],
                 "limit": results.config.get("limit"),
-                "context": context and int(context),
+                "context": None if context is None else int(context),
                 "metadata": {found[0]: results.raw["configs"][found[0]].get("metadata") or {}},
             }
             return {name: value for name, value in asked.items() if value is not None}

@@ -99,7 +99,8 @@ def _sweep(
     from sae_lm_eval.runs.sweep import read_sweep, sweep_of
 
     content = read_sweep(file) if file else {}
-    of_file = content.get("model_args") or {}
+    of_file = content.get("model_args")
+    of_file = {} if of_file is None else of_file
     if isinstance(of_file, str):
         of_file = simple_parse_args_string(of_file)
     if not isinstance(of_file, dict):
@@ -128,10 +129,11 @@ def _flags(flags: list[str]) -> dict[str, Any]:
     parser = argparse.ArgumentParser(prog="sae-lm-eval")
     Run.create(parser.add_subparsers())
     args = vars(parser.parse_args(["run", *flags]))
+    # What is not given is None or absent; False, 0 and "" are as good as any other value.
     return {
         name: value
         for name, value in args.items()
-        if (value or value == 0) and value is not False and name not in ("command", "func", "model", "model_args")
+        if value is not None and name not in ("command", "func", "model", "model_args")
     }
 
 

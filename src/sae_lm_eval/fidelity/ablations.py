@@ -52,10 +52,12 @@ def _in_mode(variant: Variant, mode: str) -> Variant:
 def leave_no_text(model: Any, variants: Sequence[Variant]) -> bool:
     """Whether the model says the same, to the bit, whatever it reads, as where its residual stream is ablated.
 
-    Found by trying two random texts without special tokens.
+    Found by trying two random texts without special tokens, which are alike where positions are never spliced.
     """
     special = frozenset[int]().union(*(variant.special_ids for variant in variants))
-    texts = np.random.default_rng(0).choice(_ordinary(model, special), size=(2, 1, TRIED))
+    first = max(variant.first_position for variant in variants)
+    texts = np.random.default_rng(0).choice(_ordinary(model, special), size=(2, 1, first + TRIED))
+    texts[1, :, :first] = texts[0, :, :first]
     device = next(model.parameters()).device
     for variant in variants:
         with attached(model, variant):
@@ -65,17 +67,20 @@ def leave_no_text(model: Any, variants: Sequence[Variant]) -> bool:
     return True
 
 
-def without_text(queries: Sequence[Query], model: Any, special_ids: Collection[int]) -> list[Query]:
+def without_text(
+    queries: Sequence[Query], model: Any, special_ids: Collection[int], first_position: int = 0
+) -> list[Query]:
     """Queries that ask the same of ablations that leave no text, and share what they read.
 
-    What is behind the last special token, which keeps what it has seen, becomes one and the same token.
+    What is behind the last special token, and behind the positions below `first_position`, which keep what they have
+    seen, becomes one and the same token.
     """
     filler = int(_ordinary(model, special_ids)[0])
     special = list(special_ids)
     out = []
     for query in queries:
         places = np.flatnonzero(np.isin(query.ids, special))
-        kept = int(places[-1]) + 1 if len(places) else 0
+        kept = min(len(query.ids), max(first_position, int(places[-1]) + 1 if len(places) else 0))
         out.append(Query([*query.ids[:kept], *[filler] * (len(query.ids) - kept)], query.targets))
     return out
 

@@ -11,9 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sae_lm_eval.dictionaries.stated import EARLY
 from sae_lm_eval.splicing.splice import Context, Splice, Variant
 
 COLUMNS = ("positions", "l0", "squared_error", "squares", "cosine", "norm_ratio")
+# For the comparison with what a release states: norms of what is read and stood for, positions that are not among a
+# text's first, and the elements that are active there.
+COLUMNS += ("norm_in", "norm_out", "later", "l0_later")
 ACTIVATIONS = 2**26  # of elements, held at a time
 NOWHERE = np.iinfo(np.int64).max
 SMALL = 1e-4  # norms below are divided by 1, as in sae_lens.evals
@@ -44,7 +48,8 @@ class DictionarySums:
     """Watches the splices of a variant in a walk; see `walk.Watch`.
 
     `documents` has for each query the index of its document; `numbers` and `categories` have for each document its
-    number in the whole text and the index of its category. Positions of `left_out` ids are not counted.
+    number in the whole text and the index of its category. Positions of `left_out` ids are not counted, nor those
+    below a splice's first.
 
     Everything is taken in the dictionary's own space, to which the splice's activation maps lead.
     """
@@ -55,9 +60,9 @@ class DictionarySums:
     left_out: frozenset[int]
     documents: Sequence[int] = ()
     sums: list[Sums] = field(default_factory=list)
-    _batch: Batch | None = None
+    _batches: dict[int, Batch] = field(default_factory=dict)  # by the first position that is counted
     _heard: Tensor | None = None  # of elements, as the dictionary that reconstructed last had them
-    _pending: list[tuple[int, np.ndarray, Tensor, dict[int, np.ndarray]]] = field(default_factory=list)
+    _pending: list[tuple[int, Batch, np.ndarray, Tensor, dict[int, np.ndarray]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         n, kinds = len(self.numbers), 1 + max(self.categories, default=0)
@@ -87,17 +92,23 @@ class DictionarySums:
 
     def begin(self, context: Context, places: np.ndarray, which: np.ndarray, queries: np.ndarray) -> None:
         """Before a batch: which positions are asked for, and for every answer which of them, and the query."""
-        ids = context.input_ids.flatten()[torch.from_numpy(places).to(context.input_ids.device)].cpu().numpy()
-        counted = ~np.isin(ids, list(self.left_out))
-        documents = np.asarray(self.documents, dtype=np.int64)[queries[counted[which]]]
-        renumbered = np.cumsum(counted) - 1
-        self._batch = Batch(torch.from_numpy(places[counted]), renumbered[which[counted[which]]], documents)
-        self._pending, self._heard = [], None
+        at = torch.from_numpy(places).to(context.input_ids.device)
+        ids, positions = (
+            values.reshape(context.input_ids.shape).flatten()[at].cpu().numpy()
+            for values in (context.input_ids, context.positions)
+        )
+        ordinary = ~np.isin(ids, list(self.left_out))
+        self._batches, self._pending, self._heard = {}, [], None
+        for first in {splice.first_position for splice in self.variant.splices}:
+            counted = ordinary & (positions >= first)
+            documents = np.asarray(self.documents, dtype=np.int64)[queries[counted[which]]]
+            renumbered = np.cumsum(counted) - 1
+            kept = which[counted[which]]
+            self._batches[first] = Batch(torch.from_numpy(places[counted]), renumbered[kept], documents)
 
     def __call__(self, splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
         """At a splice: raw `x` and `y` (rows, positions, width), and what took the place of `y`, if anything did."""
-        batch, dictionary = self._batch, splice.dictionary
-        assert batch is not None
+        batch, dictionary = self._batches[splice.first_position], splice.dictionary
         if not len(batch.places):
             return
         dtype, device = dictionary.dtype, dictionary.device
@@ -115,13 +126,18 @@ class DictionarySums:
                 wanted.double().square().sum(-1),
                 nn.functional.cosine_similarity(wanted, made, dim=-1).double(),
                 (made.norm(dim=-1) / _divisor(wanted.norm(dim=-1))).double(),
+                _norms(splice, x, places),
+                wanted.double().norm(dim=-1),
+                (context.positions.flatten().to(device)[places] >= EARLY).double(),
             ],
             dim=1,
         )
         fired: dict[int, np.ndarray] = {}
-        columns[:, 1] = self._activations(splice, x, places, batch, fired)
+        l0, later = self._activations(splice, x, places, batch, fired), columns[:, -1]
+        columns[:, COLUMNS.index("l0")] = l0
+        columns = torch.cat([columns, (l0 * later)[:, None]], dim=1)
         number = next(i for i, own in enumerate(self.variant.splices) if own is splice)
-        self._pending.append((number, columns.cpu().numpy(), wanted, fired))
+        self._pending.append((number, batch, columns.cpu().numpy(), wanted, fired))
 
     def _activations(
         self, splice: Splice, x: Tensor, places: Tensor, batch: Batch, fired: dict[int, np.ndarray]
@@ -152,9 +168,7 @@ class DictionarySums:
 
     def commit(self) -> None:
         """After a batch that went well: one that ran out of memory is run again in parts."""
-        batch = self._batch
-        assert batch is not None
-        for number, columns, wanted, fired in self._pending:
+        for number, batch, columns, wanted, fired in self._pending:
             sums = self.sums[number]
             np.add.at(sums.columns, batch.documents, columns[batch.which])
             for document, mask in fired.items():
@@ -164,6 +178,12 @@ class DictionarySums:
                 sums.first[kind, mask] = np.minimum(sums.first[kind, mask], which)
                 sums.last[kind, mask] = np.maximum(sums.last[kind, mask], which)
         self._pending = []
+
+
+def _norms(splice: Splice, x: Tensor, places: Tensor) -> Tensor:
+    """Of what the dictionary reads, in its own space, at each place."""
+    read = x.flatten(0, 1)[places.to(x.device)].to(splice.dictionary.device, splice.dictionary.dtype)
+    return splice.map_in.there(read).double().norm(dim=-1)
 
 
 def _divisor(norm: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.fidelity import metrics
 from sae_lm_eval.fidelity.ablations import ablations, leave_no_text, without_text
+from sae_lm_eval.fidelity.as_released import as_released
 from sae_lm_eval.fidelity.dictionary_stats import DictionarySums, OfCategory, by_category, records
 from sae_lm_eval.fidelity.source import Adapter, Document, Source
 from sae_lm_eval.runtime.journal import Journal
@@ -30,6 +32,8 @@ from sae_lm_eval.scaling.of_documents import compute_of
 from sae_lm_eval.scoring.executor import Query, Scores
 from sae_lm_eval.scoring.scorer import Layout, Scorer
 from sae_lm_eval.splicing.splice import Variant
+
+logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
 TOKENS_AT_ONCE = 2**18  # whose scores are held; documents beyond are scored after these
 MEASURES = ("kl", "kl_reverse", "agreement")
@@ -110,11 +114,17 @@ class Fidelity:
             "tokens": sum(record["tokens"] for record in everywhere),
             "positions": source.positions,
             "left_out_of_the_dictionaries_statistics": sorted(pass_.left_out),
+            "first_positions_counted": {s.site_out.hook: s.first_position for s in lm.variant.splices},
             "mean": mean,
             "bootstrap": {"seed": metrics.SEED, "most_resamples": metrics.RESAMPLES},
             "undefined": undefined(everywhere),
             "by_category": by_categories(everywhere),
         }
+        if pass_.watch is not None:
+            self.by_task[task]["as_released"] = as_released(lm.variant, everywhere)
+            for one in self.by_task[task]["as_released"]:
+                tell = logger.warning if one["agrees"] is False else logger.info
+                tell("%s: %s", one["dictionary"], one["verdict"])
         if lm.variant.splices:
             self.effective_compute[task] = compute_of(everywhere, lm.original)
             # Of the text, not of a document; it is handed to the task with each.
@@ -135,7 +145,9 @@ class Pass:
     ) -> None:
         self.lm, self.documents, self.layouts = lm, documents, layouts
         self.spliced, self.ablated = [lm.variant] if lm.variant.splices else [], ablated
-        self.dropped = lm.special_ids if source.positions == "non_special" else frozenset()
+        only_spliced = source.positions == "non_special"
+        self.dropped = lm.special_ids | lm.variant.special_ids if only_spliced else frozenset[int]()
+        self.first = lm.variant.first_position if only_spliced else 0
         self.names = sorted({document.category for document in documents}, key=str)
         self.kinds = [self.names.index(document.category) for document in documents]
         self.numbers = [document.number for document in documents]
@@ -195,7 +207,8 @@ class Pass:
 
     def _score_ablated(self, scorer: Scorer, queries: list[Query], owners: list[int]) -> None:
         """By a scorer of the ablations alone, which leave of a text no more than what is asked."""
-        asked = without_text(queries, scorer.model, self.ablated[0].special_ids)
+        ablated = self.ablated[0]
+        asked = without_text(queries, scorer.model, ablated.special_ids, ablated.first_position)
         done = self._adding(self._add_ablated, queries, owners)
         scorer.score(asked, done, measures=(), greedy=False, compared=0)
 
@@ -241,7 +254,8 @@ class Pass:
 
     def _kept(self, query: Query) -> np.ndarray:
         """Which of its targets count."""
-        return ~np.isin(np.asarray(query.ids)[-len(query.targets) :], list(self.dropped))
+        where = np.arange(len(query.ids))[-len(query.targets) :]
+        return ~np.isin(np.asarray(query.ids)[where], list(self.dropped)) & (where >= self.first)
 
     def records(self) -> list[dict[str, Any]]:
         """By document, once all processes are done."""

@@ -43,7 +43,8 @@ class Adapter(Protocol):
 class Source:
     """A text: what it is, documents of it that are not scored, which positions count, and the splits of both.
 
-    `positions` is "all", or "non_special" without those whose input is a bos, eos or pad token.
+    `positions` is "all", or "non_special" without those whose input is a bos, eos or pad token, or lies where the
+    dictionaries are not spliced in because they were not trained there.
     """
 
     name: str

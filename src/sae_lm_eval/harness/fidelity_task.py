@@ -17,6 +17,7 @@ from sae_lm_eval.errors import UserError, explain_without_traceback, one_of
 from sae_lm_eval.fidelity import metrics
 from sae_lm_eval.fidelity.source import POSITIONS, Source
 from sae_lm_eval.runtime import text_files
+from sae_lm_eval.splicing.arguments import whole
 
 UNDEFINED = "N/A"  # as lm_eval writes it
 HELD_OUT = 200  # documents, at most
@@ -74,7 +75,7 @@ class FidelityTask(ConfigurableTask):
         else:
             last = len(documents) - min(HELD_OUT, len(documents) // 10)
             held_out = documents.select(list(range(last, len(documents))))  # an empty range is refused
-        most = self.options.get("documents", last)
+        most = whole(self.options.get("documents", max(1, last)), f"documents of {self.config.task}", least=1)
         self.dataset[split] = documents.select(range(min(last, most)))
         self.held_out = held_out.select(range(min(HELD_OUT, len(held_out))))
 

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import itertools
 import logging
 import math
 from collections import defaultdict
@@ -23,6 +24,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
@@ -31,6 +33,8 @@ from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
 from sae_lm_eval.fidelity.measure import TOKENS_AT_ONCE
 from sae_lm_eval.harness import lm_eval_patches as lm_eval_patches  # which are in force from here on
+from sae_lm_eval.harness.cut_prompts import Length, generated_from, scored, sentence, without_a_line_each
+from sae_lm_eval.harness.encoding_ahead import EncodingAhead, texts_of_pairs
 from sae_lm_eval.harness.generation import in_batches, uncached
 from sae_lm_eval.harness.identity import evaluating, versions
 from sae_lm_eval.harness.renewal import Renewal, asked_anew
@@ -44,10 +48,11 @@ from sae_lm_eval.scoring.executor import Query
 from sae_lm_eval.scoring.scorer import Scorer
 from sae_lm_eval.scoring.shared_answers import Together
 from sae_lm_eval.splicing.activations import mean_activations
-from sae_lm_eval.splicing.arguments import Wanted, finite, refuse_misspelt, wanted_of
+from sae_lm_eval.splicing.arguments import Wanted, finite, refuse_misspelt, wanted_of, whole
 from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.special_tokens import ordinary, special_ids
 from sae_lm_eval.splicing.splice import Variant
-from sae_lm_eval.splicing.variants import build_variant, describe, place, with_means
+from sae_lm_eval.splicing.variants import build_variant, describe, place, untrained_positions, with_means
 
 # Below lm_eval's own logger, whose verbosity the user sets.
 logger = logging.getLogger(f"lm_eval.{__name__}")
@@ -69,10 +74,13 @@ class SaeHFLM(Renewal, HFLM):
             list, for the untouched model, of which `as_variant` makes variants.
         splice: what takes the place of the activations: `reconstruction`, `with_error`, `zero`, `mean`,
             `random_error` or `none`.
-        splice_tokens: `non_special` keeps the original activation where the token is bos, eos or pad; `all` does not.
+        splice_tokens: `non_special` keeps the original activation where the token is the tokenizer's bos, eos or pad,
+            or where the release says that the dictionary was not trained; `non_special:N` at the first N positions
+            in place of what the release says of these; `all` nowhere.
         hook: the site, where the release's own is not wanted; `IN:OUT` for a transcoder; joined by `+`.
         hook_map: the activation map: `raw`, `centered`, `value_bias`, `folded_value_bias`; joined by `+`.
-        norm_factor: what activations were multiplied by in training, where the release does not say.
+        norm_factor: what activations were multiplied by in training, where the release does not say; `IN:OUT` for a
+            transcoder.
         sae_dtype: dtype of the dictionaries' weights and arithmetic, whatever the model's is.
         seed: of `random_error`.
         mean_text: a .txt, .jsonl or .parquet file whose activations `splice=mean` averages.
@@ -85,6 +93,8 @@ class SaeHFLM(Renewal, HFLM):
         UserError: for whatever the user can mend, before anything is evaluated.
     """
 
+    _ahead: EncodingAhead | None = None  # while requests are encoded
+
     def __init__(
         self,
         pretrained: Any = None,
@@ -93,7 +103,7 @@ class SaeHFLM(Renewal, HFLM):
         splice_tokens: str = "non_special",
         hook: str | None = None,
         hook_map: str | None = None,
-        norm_factor: float | None = None,
+        norm_factor: float | str | None = None,
         sae_dtype: str = "float32",
         seed: int = 0,
         mean_text: str | None = None,
@@ -114,6 +124,8 @@ class SaeHFLM(Renewal, HFLM):
             for name, value in (("params", params), ("tokens", tokens))
         }
         original_of("", "main", **numbers)  # before anything is loaded, for what it refuses
+        if kwargs.get("max_length") is not None:
+            whole(kwargs["max_length"], "max_length", least=1)  # lm_eval takes 0 for the model's own
         if kwargs.get("device") is None:
             # lm_eval's default is "cuda" on every machine.
             kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"
@@ -132,13 +144,18 @@ class SaeHFLM(Renewal, HFLM):
         self._bos_wanted = any(dictionary.prepend_bos for dictionary in wanted.dictionaries)
         self._know_tokens()
         self._told_of_context = False
+        self._told: set[str] = set()  # what is said once, for the variants made of this one as well
         self.progress: Progress | None = None
         self._tasks: list[str | None] = []
+        self._max_length = self.max_length  # which lm_eval finds anew each time it is asked: for every request
         self._become(wanted)
 
     def _know_tokens(self) -> None:
         """What of the tokenizer is asked for once: special ids, and whether prompts get a BOS token."""
         self.special_ids = special_ids(self.tokenizer, self.model)
+        tokenizer: Any = self.tokenizer
+        if self._pad_is_lent:
+            self.special_ids -= {tokenizer.pad_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id}
         self._set_bos(self._bos_wanted)
 
     def _become(self, wanted: Wanted) -> None:
@@ -150,7 +167,10 @@ class SaeHFLM(Renewal, HFLM):
         self._start_with(wanted)
 
     def _build(self, wanted: Wanted) -> None:
-        self.variant = build_variant(innermost(self.model), wanted.dictionaries, wanted.choices, self.special_ids)
+        self.variant = build_variant(
+            innermost(self.model), wanted.dictionaries, wanted.choices, self.special_ids, self.declared_special
+        )
+        self._tell_of_positions()
         place(innermost(self.model), self.variant)
         self._take_means(wanted)
 
@@ -192,6 +212,32 @@ class SaeHFLM(Renewal, HFLM):
         except OSError as error:
             raise UserError(f"The weights of '{pretrained}' cannot be loaded: {first_line(error)}") from error
 
+    def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
+        super()._create_tokenizer(pretrained, tokenizer, **kwargs)
+        self._pad_is_lent = self.tokenizer.pad_token_id is None
+
+    @property
+    def declared_special(self) -> frozenset[int]:
+        """The ids that the tokenizer declares special, besides bos, eos and pad the markers of chats and the like."""
+        return frozenset(self.tokenizer.all_special_ids)
+
+    def _tell_of_positions(self) -> None:
+        """Where the dictionaries are not spliced in, as far as that may surprise; each sentence once."""
+        told = untrained_positions(self.variant)
+        if self.variant.splices and (texts := ordinary(self.tokenizer, self.variant.special_ids)):
+            named = ", ".join(f"{text!r} ({token})" for token, text in texts.items())
+            told.append(
+                f"Positions of the tokens {named} keep their activation, as bos, eos and pad do, though these are "
+                f"ordinary text: the tokenizer's or the model's configuration says so. splice_tokens=all splices them."
+            )
+        for words in told:
+            self._say_once(words, words)
+
+    def _say_once(self, what: str, words: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            logger.warning("%s", words)
+
     def _original(self, name: str, **numbers: float | None) -> Original:
         """What is known of the model of that name; parameters that are not known are counted."""
         original = original_of(name, str(self.revision or "main"), **numbers)
@@ -227,7 +273,7 @@ class SaeHFLM(Renewal, HFLM):
         """The first `tokens` ids of a text, in windows that no dictionary has to stretch for."""
         return text_files.windows(
             documents,
-            lambda document: self.tok_encode(document, add_special_tokens=False),
+            self.text_ids,
             prefix=self.prefix_token_id,
             length=self.context_size,
             tokens=tokens,
@@ -265,6 +311,14 @@ class SaeHFLM(Renewal, HFLM):
 
     # -- tokens -------------------------------------------------------------------------------------------
 
+    def text_ids(self, document: str) -> list[int]:
+        """The ids of running text alone, behind which no EOS stands and before which the prefix token is to stand."""
+        ids = self.tok_encode(document, add_special_tokens=False)
+        # Where the text itself begins with it; a prefix token of the user's may be a word as well.
+        prefixes: tuple[Any, ...] = (self.tokenizer.bos_token_id, self.prefix_token_id)
+        twice = self.special_ids.intersection(prefixes)
+        return list(itertools.dropwhile(lambda token: token in twice, ids))
+
     @property
     def _encoded(self) -> Any:
         """lm_eval's ids of a text. A question with several choices is asked for behind each of them."""
@@ -281,14 +335,28 @@ class SaeHFLM(Renewal, HFLM):
         left_truncate_len: int | None = None,
         **kwargs: Any,
     ) -> list[int]:
+        ids = None
         if kwargs:
             ids = super().tok_encode(string, add_special_tokens=add_special_tokens, **kwargs)
-        else:
+        elif self._ahead is not None and add_special_tokens is None:
+            ids = self._ahead.get(string)
+        if ids is None:
             ids = list(self._encoded(string, add_special_tokens))
         bos = self.tokenizer.bos_token_id
         if getattr(self, "_adds_bos", False) and add_special_tokens is None and ids[:1] != [bos]:
             ids = [bos, *ids]
         return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def _encode_several(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, as lm_eval's `tok_encode` gives them one by one."""
+        prefix = self.tokenizer.decode(self.prefix_token_id)
+        out: dict[str, list[int]] = {}
+        for has_bos in (False, True):
+            some = [text for text in texts if has_bos_prefix(text, prefix) == has_bos]
+            adds_bos: Any = {"add_special_tokens": False} if has_bos else _add_special_kwargs(None, self.add_bos_token)
+            if some:
+                out.update(zip(some, self.tokenizer(some, **adds_bos)["input_ids"], strict=True))
+        return [out[text] for text in texts]
 
     def tok_batch_encode(
         self,
@@ -361,10 +429,14 @@ class SaeHFLM(Renewal, HFLM):
             self._adds_bos = adds_bos
 
     def rolling(self, document: str) -> list[Query]:
-        """The windows in which lm_eval's rolling loglikelihood scores every token of a document once."""
-        return [self._query(*window) for window in self._windows_of(document)]
+        """The windows in which every token of a document is scored once, and the prefix token before it never.
+
+        They are those of lm_eval's rolling loglikelihood, but for what the tokenizer itself adds to a text.
+        """
+        return [self._query(*window) for window in self.disjoint_windows(self.text_ids(document))]
 
     def _windows_of(self, document: str) -> list[tuple[list[int], list[int]]]:
+        """As lm_eval has them, which scores the BOS and EOS tokens that a tokenizer adds."""
         with self._as_documents():
             return self.disjoint_windows(self.tok_encode(document))
 
@@ -376,7 +448,7 @@ class SaeHFLM(Renewal, HFLM):
     @asked_anew
     def sae_fidelity(self, requests: list[Instance], disable_tqdm: bool = False) -> list[dict[str, Any]]:
         """A document's sums for each request ((document, category, source), ...); see `fidelity`."""
-        self._tell_of_context(min(len(self.tok_encode(r.args[0])), self.max_length) for r in requests)
+        self._tell_of_context(min(len(self.text_ids(r.args[0])), self.max_length) for r in requests)
         with self._autocast():
             return self.fidelity.answer(self, requests, self._journal, show=not disable_tqdm and self.rank == 0)
 
@@ -389,8 +461,12 @@ class SaeHFLM(Renewal, HFLM):
             if [asked for asked, *_ in known] == [request.args for request in requests]:
                 answers = self._loglikelihood_tokens(known, disable_tqdm=disable_tqdm)
             else:
+                self._ahead = EncodingAhead(
+                    texts_of_pairs(tuple[Any, ...](r.args) for r in requests), self._encode_several
+                )
                 answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         self.divergence.note(requests, self._kl)
+        self.cut_prompts.note(requests, self._lengths)
         return answers
 
     @contextlib.contextmanager
@@ -400,13 +476,16 @@ class SaeHFLM(Renewal, HFLM):
         try:
             yield
         finally:
-            self._tasks = []
+            self._tasks, self._ahead = [], None
 
     @asked_anew
     def _loglikelihood_tokens(self, requests: list, **kwargs: Any) -> list[tuple[float, bool]]:
         self._tell_of_context(len(context) + len(continuation) for _, context, continuation in requests)
+        self._lengths = [scored(len(asked), len(behind), self.max_length) for _, asked, behind in requests]
+        self._tell_of_cut(self._lengths, "scored")
         if (shared := self._shared()) is None:
-            answers, self._kl = super()._loglikelihood_tokens(requests, **kwargs), None
+            with without_a_line_each():
+                answers, self._kl = super()._loglikelihood_tokens(requests, **kwargs), None
         else:
             answers = self._from(shared, requests, disable_tqdm=bool(kwargs.get("disable_tqdm")))
         for (asked, *_), (logprob, _) in zip(requests, answers, strict=True):
@@ -489,32 +568,36 @@ class SaeHFLM(Renewal, HFLM):
                 f"A continuation of {len(continuation)} tokens cannot be scored, only one of 1 to {self.max_length}: "
                 f"that of {_shorten(self.tok_decode(context))}."
             )
-        if len(context) + len(continuation) > self.max_length + 1:
-            logger.warning(
-                "A prompt of %d tokens is cut to the last %d, the model's context.",
-                len(context) + len(continuation) - 1,
-                self.max_length,
-            )
         return Query((context + continuation)[-(self.max_length + 1) :][:-1], continuation)
 
     @asked_anew
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        lengths = (len(self.tok_encode(request.args[0])) for request in requests)
-        if self._journal is None:
-            self._tell_of_context(lengths)
-            return super().generate_until(requests, disable_tqdm=disable_tqdm)
-        lengths = list(lengths)
-        self._tell_of_context(lengths)
-        return in_batches(
-            requests,
-            lengths,
-            self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU,
-            functools.partial(super().generate_until, disable_tqdm=True),
-            self._journal,
-            self.identity(),
-            self.device.type,
-            self.progress or Progress(),
-        )
+        asked = [tuple[Any, ...](request.args) for request in requests]
+        counts = [len(self.tok_encode(prompt)) for prompt, _ in asked]
+        self._tell_of_context(counts)
+        most, default = self.max_length, self.max_gen_toks
+        lengths = [generated_from(n, settings, most, default) for n, (_, settings) in zip(counts, asked, strict=True)]
+        self._tell_of_cut(lengths, "generated from")
+        self.cut_prompts.note(requests, lengths)
+        with without_a_line_each():
+            if self._journal is None:
+                return super().generate_until(requests, disable_tqdm=disable_tqdm)
+            return in_batches(
+                requests,
+                counts,
+                self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU,
+                functools.partial(super().generate_until, disable_tqdm=True),
+                self._journal,
+                self.identity(),
+                self.device.type,
+                self.progress or Progress(),
+            )
+
+    def _tell_of_cut(self, lengths: Sequence[Length], what: str) -> None:
+        """Told once of the prompts that are scored, and once of those that are generated from."""
+        words = sentence(lengths, self.max_length)
+        if words is not None and self.rank == 0:
+            self._say_once(f"prompts {what} are cut", words)
 
     def _tell_of_context(self, lengths: Iterable[int]) -> None:
         """Told once; `lengths` are not looked at, nor tokenised for, where there is nothing to tell."""
@@ -564,6 +647,7 @@ class SaeHFLM(Renewal, HFLM):
     def get_model_info(self) -> dict[str, Any]:
         own = {**self.provenance(), "kl_at_answers": self.divergence.by_task(), "fidelity": self.fidelity.by_task}
         own["effective_compute"] = self.fidelity.effective_compute
+        own["cut_prompts"] = self.cut_prompts.by_task()
         return {**super().get_model_info(), "sae_lm_eval": own}
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
@@ -597,16 +681,6 @@ OWN = tuple(
     if name not in ("self", "pretrained") and parameter.kind is not parameter.VAR_KEYWORD
 )
 KNOWN = ("pretrained", *inspect.signature(HFLM.__init__).parameters, *OWN)
-
-
-def special_ids(tokenizer: Any, model: Any) -> frozenset[int]:
-    """The ids of bos, eos and pad that the tokenizer, the model's configuration and its generation defaults have."""
-    found: set[int] = set()
-    for source in (tokenizer, model.config, getattr(model, "generation_config", None)):
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            ids = getattr(source, name, None)
-            found.update(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
-    return frozenset(found)
 
 
 def innermost(model: Any) -> Any:

@@ -16,6 +16,7 @@ from lm_eval.models.utils import configure_pad_token
 
 from sae_lm_eval.dictionaries.loading import renewed
 from sae_lm_eval.fidelity.measure import Fidelity
+from sae_lm_eval.harness.cut_prompts import CutPrompts
 from sae_lm_eval.harness.identity import Now, evaluating, text_content, tokenizer_content
 from sae_lm_eval.harness.kl_at_answers import Divergence
 from sae_lm_eval.runtime.content import contents
@@ -77,7 +78,7 @@ class Renewal:
         self._begin_measuring()
 
     def _begin_measuring(self) -> None:
-        self.divergence, self.fidelity = Divergence(), Fidelity()
+        self.divergence, self.fidelity, self.cut_prompts = Divergence(), Fidelity(), CutPrompts()
 
     def _make(self) -> None:
         """Make the variant, and the means it may need, of the model and the dictionaries as they are."""
@@ -103,7 +104,7 @@ class Renewal:
             return
         given, before = self._tokenizer_given
         if (content := tokenizer_content(given)) != before:
-            self._tokenizer_given = given, content
+            self._tokenizer_given, self._pad_is_lent = (given, content), given.pad_token_id is None
             self.tokenizer = configure_pad_token(copied(given), model_config=self.config)
             self._know_tokens()
 

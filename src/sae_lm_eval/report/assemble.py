@@ -26,8 +26,9 @@ from sae_lm_eval.report.drop_tables import (
 from sae_lm_eval.report.fidelity_tables import fidelity_of, fidelity_tables, tidy
 from sae_lm_eval.report.figures import Picture
 from sae_lm_eval.report.formatting import Column, Table, text_cell, without_shared_start
-from sae_lm_eval.report.prose import cited, headline, methods
+from sae_lm_eval.report.prose import cited, cut_prompts, headline, methods
 from sae_lm_eval.report.provenance import Source, dictionary_of, mode_of, model_name, packages, site_of, sources
+from sae_lm_eval.report.released_table import released_notes, released_table
 from sae_lm_eval.report.sweep_figures import sweep_pictures
 from sae_lm_eval.report.sweep_tables import notes, settings, sweep_tables
 from sae_lm_eval.report.worst_documents import Worst, worst_documents
@@ -81,6 +82,7 @@ def build(comparison: Comparison) -> Report:
             *category_tables(shown, told),
             *sweep_tables(swept, told),
             *fidelity_tables(fidelity),
+            *(table for table in [released_table(variants)] if table.rows),
             *detail_tables(rows, told),
         ),
         pictures=in_reading_order(pictures(rows, shown, told), sweep_pictures(swept, told), len(variants)),
@@ -89,7 +91,16 @@ def build(comparison: Comparison) -> Report:
         common=common,
         sources=own,
         packages=packages(variants[0]),
-        notes=tuple(dict.fromkeys([*comparison.notes, *(note for of in swept.values() for note in notes(of))])),
+        notes=tuple(
+            dict.fromkeys(
+                [
+                    *comparison.notes,
+                    *released_notes(variants),
+                    *filter(None, map(cut_prompts, (comparison.baseline, *variants))),
+                    *(note for of in swept.values() for note in notes(of)),
+                ]
+            )
+        ),
         worst=worst_documents(comparison, rows, shown, names),
         drops=comparison.drops,
         fidelity=tidy(fidelity_of(comparison.variants)),

@@ -130,8 +130,9 @@ def _splicing(records: list[dict[str, Any]]) -> list[str]:
     """What every variant does alike at special tokens and at the start of a prompt."""
     out = []
     tokens = {record.get("splice_tokens") for record in records}
-    if tokens == {"non_special"}:
-        out.append("Positions that hold a beginning, end or padding token kept their activation.")
+    kept = {_kept(record) for record in records}
+    if tokens and all(str(of).startswith("non_special") for of in tokens) and len(kept) == 1:
+        out.append(f"Positions that hold a beginning, end or padding token kept their activation{kept.pop()}.")
     elif tokens == {"all"}:
         out.append("All positions were spliced.")
     if any(record.get("splice") == "random_error" for record in records):
@@ -143,6 +144,34 @@ def _splicing(records: list[dict[str, Any]]) -> list[str]:
     if len(starts) == 1 and (start := starts.pop()):
         out.append(f"Start of prompts: {start}.")
     return out
+
+
+def _kept(record: dict[str, Any]) -> str:
+    """What else kept its activation, as the end of a sentence."""
+    firsts = {splice.get("first_position") or 0 for splice in record.get("splices") or []} - {0}
+    if not firsts:
+        return ""
+    why = " on which the dictionary was not trained" if record.get("splice_tokens") == "non_special" else ""
+    return f", and so did the first {max(firsts)} positions of a text{why}"
+
+
+def cut_prompts(results: Results) -> str | None:
+    """How many prompts did not fit into the model's context, and what they lost; None where all of them fitted.
+
+    Shares are of the prompts of those tasks, and of the tokens of their cut prompts.
+    """
+    tasks = results.provenance.get("cut_prompts") or {}
+    if not tasks:
+        return None
+    count, cut, tokens, lost = (
+        sum(of[key] for of in tasks.values()) for key in ("prompts", "cut", "tokens_of_cut_prompts", "tokens_lost")
+    )
+    worst = sorted(tasks, key=lambda name: -tasks[name]["tokens_lost"])
+    more = f" and {len(worst) - 3} more tasks" if len(worst) > 3 else ""
+    return (
+        f"{cut:,} of {count:,} prompts ({percent(cut / count)}%) did not fit into the model's context: "
+        f"their beginnings were cut off, {percent(lost / tokens)}% of their tokens ({', '.join(worst[:3])}{more})."
+    )
 
 
 def _fidelity_methods(fidelity: Fidelity) -> str:

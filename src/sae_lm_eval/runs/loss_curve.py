@@ -26,9 +26,11 @@ from tqdm import tqdm
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, did_you_mean
 from sae_lm_eval.harness.model import SaeHFLM
+from sae_lm_eval.runs.settings import check_limit
 from sae_lm_eval.scaling import find_preset
 from sae_lm_eval.scaling.data_files import Row
 from sae_lm_eval.scaling.loss_curves import COLUMNS, MAIN, read_measured, with_losses
+from sae_lm_eval.splicing.arguments import whole
 
 DOCUMENT_TYPES = ("loglikelihood_rolling", "sae_fidelity")  # lm_eval's output_type of tasks that ask whole documents
 WINDOWS_AT_ONCE = 64  # between two steps of the progress bar
@@ -108,6 +110,8 @@ def read_text(
     include_path: Path | None = None,
 ) -> Text:
     """The documents that lm_eval asks of a task with --limit. Raises `UserError` where it asks no whole documents."""
+    if limit is not None:
+        check_limit(limit)
     manager = TaskManager(include_path=include_path, metadata=metadata)
     if task not in manager.all_subtasks:
         raise UserError(f"lm_eval has no task '{task}'.{did_you_mean(task, manager.all_subtasks)}")
@@ -137,6 +141,8 @@ def measure(
 
     Raises `UserError` where training tokens are not known, the file holds another text, or a model cannot be compared.
     """
+    if context is not None:
+        whole(context, "--max_length", least=1)
     for member in members:
         _ = member.source, member.training  # before anything is loaded
     with _held(path):
@@ -157,7 +163,7 @@ def _row(
 ) -> Row:
     lm = _load(member, context, loading)
     try:
-        tokens = [lm.tok_encode(document) for document in text.documents]
+        tokens = [lm.text_ids(document) for document in text.documents]
         tokens_hash = _digest(b"%d " % id_ for id_ in chain.from_iterable(tokens))
         count = sum(map(len, tokens))
         _refuse_other_tokens(member, tokens_hash, count, rows, per)
@@ -210,12 +216,12 @@ def _load(member: Member, context: int | None, loading: dict[str, Any]) -> Any:
         raise UserError(
             f"{member} reads {lm.max_length} tokens at most, and the windows are of {context}: leave it out."
         )
-    lm._max_length = context or lm.max_length
+    lm._max_length = lm.max_length if context is None else context
     return lm
 
 
 def _nats(lm: Any, tokens: Iterable[list[int]], title: str) -> float:
-    """-log p of all documents, in the windows of lm_eval's loglikelihood_rolling."""
+    """-log p of all documents, in the windows of lm_eval's loglikelihood_rolling, without the prefix token's own."""
     windows = [(None, *window) for ids in tokens for window in lm.disjoint_windows(ids)]
     total = 0.0
     with tqdm(total=len(windows), desc=title, unit="window") as bar:

@@ -91,7 +91,9 @@ class Loaded:
 
         wanted = self._wanted(self.asked[name])
         model = innermost(self.baseline.model)
-        build_variant(model, wanted.dictionaries, wanted.choices, self.baseline.special_ids)
+        build_variant(
+            model, wanted.dictionaries, wanted.choices, self.baseline.special_ids, self.baseline.declared_special
+        )
         sizes: dict[Hashable, int] = {}
         for key, dictionary in self._dictionaries.items():
             sizes[key] = sum(p.numel() * p.element_size() for p in dictionary.module.parameters())

@@ -15,7 +15,8 @@ from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
 from sae_lm_eval.runs.sweep import BASELINE, Asked, Sweep
 from sae_lm_eval.runtime.progress import duration
 from sae_lm_eval.runtime.run_folder import GROUPS, PACE, read_json
-from sae_lm_eval.scoring.forked_pass import Point, blocks_path, earliest, fork_point, point_of
+from sae_lm_eval.scoring.forked_pass import Point, earliest, fork_point, point_of
+from sae_lm_eval.splicing.hook_names import Architecture, blocks_path
 from sae_lm_eval.splicing.splice import Variant
 
 # Hooks at which the residual stream or a branch of its width passes.
@@ -75,7 +76,8 @@ def plan(sweep: Sweep, output_path: Path | None) -> Plan:
     from sae_lm_eval.splicing.skeleton import skeleton
 
     model: Any = skeleton(sweep.model_args)
-    device = str(sweep.settings.get("device") or "cuda")
+    device = sweep.settings.get("device")
+    device = "cuda" if device is None else str(device)
     budget = memory_for_dictionaries(device) if sweep.memory is None else sweep.memory * GB
     planned = tuple(_planned(asked, model) for asked in sweep.variants)
     kept = read_json(output_path / GROUPS) if output_path else None
@@ -120,11 +122,12 @@ def _planned(asked: Asked, model: Any) -> Planned:
         "sizes": {key: count * bytes_each for key, count in sizes.items() if count is not None},
         "whole": None not in sizes.values(),
     }
-    hooks = str(asked.arguments["hook"]).split("+") if asked.arguments.get("hook") else [one.hook_out for one in known]
+    own = asked.arguments.get("hook")
+    hooks = [one.hook_out for one in known] if own is None else str(own).split("+")
     sites = tuple(str(hook).split(":")[-1] for hook in hooks if hook is not None)
     if len(sites) < len(known):
         return Planned(asked, sites, None, None, **given, why="site not known until loaded")
-    modules = [None if asked.arguments.get("hook") else one.module_out for one in known]
+    modules = [one.module_out if own is None else None for one in known]
     try:
         points = [_point(model, hook, module) for hook, module in zip(sites, modules, strict=True)]
     except (UserError, ValueError) as error:
@@ -134,7 +137,6 @@ def _planned(asked: Asked, model: Any) -> Planned:
 
 
 def _point(model: Any, hook: str, module: str | None) -> Point:
-    from sae_lm_eval.splicing.hook_names import Architecture
     from sae_lm_eval.splicing.site import resolve_site, writable_port
 
     architecture = Architecture(model)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.catalog import lookup
-from sae_lm_eval.dictionaries.spec import parse_specs
+from sae_lm_eval.dictionaries.spec import SaeSpec, parse_specs
+from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 
 BASELINE = "baseline"
@@ -89,7 +90,8 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
 
     Raises `UserError` that names the key for whatever does not make sense in it.
     """
-    given = content.get("model_args") or {}
+    given = content.get("model_args")
+    given = {} if given is None else given
     if isinstance(given, str):
         from lm_eval.utils import simple_parse_args_string
 
@@ -142,6 +144,8 @@ def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Asked]:
         raise UserError(f"{where}: give either sae or pattern.")
     own = {name: entry[name] for name in ARGUMENTS if name in entry and name != "scale"}
     scales = entry["scale"] if isinstance(entry.get("scale"), list) else [entry.get("scale")]
+    if not scales:
+        raise UserError(f"{where}: scale: the list is empty: give a number, or several as in [0.5, 1].")
     texts = _from_pattern(entry, where) if "pattern" in entry else {None: "+".join(_listed(entry["sae"], "sae"))}
     name = entry.get("name")
     made = []
@@ -192,7 +196,7 @@ def _normal(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """lm_eval makes None of "none"; a text to average is for `splice=mean` alone."""
     out = dict(arguments)
     if "splice" in out:
-        out["splice"] = str(out["splice"] or "none")
+        out["splice"] = "none" if out["splice"] is None else str(out["splice"])
     if out.get("splice", "reconstruction") != "mean":
         out.pop("mean_text", None)
         out.pop("mean_tokens", None)
@@ -226,9 +230,12 @@ def _identity(asked: Asked) -> str:
     arguments = dict(asked.arguments)
     if arguments.get("splice", "reconstruction") in OF_SITES:
         known = [lookup.known(spec) for spec in asked.specs]
-        sites = arguments.get("hook") or [one.module_out or one.hook_out for one in known]
+        own, specs = arguments.get("hook"), map(SaeSpec.parse, asked.specs)
+        sites = [one.module_out or one.hook_out for one in known] if own is None else own
         if all(sites):
             arguments = {name: arguments.get(name) for name in ("splice", "splice_tokens", "mean_text", "mean_tokens")}
+            # At the first positions that one of them was not trained on, the modes do nothing.
+            arguments["untrained"] = sorted({rule.first for s in specs if (rule := rule_of(s.source, s.id))})
             arguments["sites"] = sites if isinstance(sites, str) else sorted(map(str, sites))
     return json.dumps(arguments, sort_keys=True, default=str)
 

@@ -47,7 +47,10 @@ def windows(
     length: int,
     tokens: int,
 ) -> list[list[int]]:
-    """Windows of up to `length` ids, each begun with the id `prefix` if given, until `tokens` ids of text are in."""
+    """Windows of up to `length` ids, each begun with the id `prefix` if given, until `tokens` ids of text are in.
+
+    A document that begins with `prefix` itself is not given it twice.
+    """
     out: list[list[int]] = []
     left, head = tokens, [] if prefix is None else [prefix]
     for document in documents:

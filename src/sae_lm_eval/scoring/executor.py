@@ -113,6 +113,7 @@ class Walk:
         self.fork, self.head, self.queries = fork, head, queries
         self.tokens, self.dtype, self.done = tokens, dtype, done
         self.known, self.last_block, self.watch = frozenset(known), last_block, watch
+        self.uneven = True  # whether a batch may hold rows of several lengths
         self.compared = fork.models - 1 if compared is None else compared
         self.device = next(head.model.parameters()).device
         logits = LOGITS_ON_CPU if self.device.type == "cpu" else LOGITS
@@ -149,6 +150,8 @@ class Walk:
     def _fitting(self, rows: Sequence[Row]) -> int:
         """How many of the rows, the longest first, are run as one batch."""
         count = min(len(rows), max(1, self.tokens // max(1, len(rows[0].ids))))
+        if not self.uneven:
+            count = sum(len(row.ids) == len(rows[0].ids) for row in rows[:count])  # the longest come first
         return count - (count > 1 and self._is_square(rows[:count]))
 
     def _states(self, rows: Sequence[Row], cache: Cache | None) -> Iterator[States]:
@@ -234,7 +237,7 @@ class Walk:
         """Run a batch; `kwargs` are the trunk's own."""
         self.fork.begin(context)
         if self.last_block is not None:
-            self.last_block.ask(asked.places, context.input_ids.shape, self.device)
+            self.last_block.ask(asked.places, context.input_ids.shape)
         if self.watch is not None:
             queries = np.searchsorted(self.starts, asked.goes, side="right") - 1
             self.watch.begin(context, asked.places, asked.which, queries)
@@ -245,7 +248,8 @@ class Walk:
         hidden = self.fork.in_order(out.last_hidden_state).flatten(1, 2)
         if self.watch is not None:
             self.watch.commit()
-        return States(hidden[:, self._here(asked.places)], asked)
+        # The last block may be on another device than the first.
+        return States(hidden[:, torch.from_numpy(asked.places).to(hidden.device)], asked)
 
     def _answer(self, batches: Sequence[States]) -> None:
         """Write what is asked of batches into the tables."""

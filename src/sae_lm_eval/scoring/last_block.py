@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.scoring.forked_pass import blocks_path
 from sae_lm_eval.scoring.patching import instead
-from sae_lm_eval.splicing.hook_names import Architecture
+from sae_lm_eval.splicing.hook_names import Architecture, blocks_path
 from sae_lm_eval.splicing.splice import Variant
 
 
@@ -63,12 +62,15 @@ class LastBlock:
         self._places: Any = None  # (asked,) among rows x positions
         self._queries = FewQueries()
         self._shape: Any = None
+        self._device: Any = None  # the last block's, which may be on another one than the first
         for path in paths.modules:  # none of them is in another
             module = model.get_submodule(path)
+            self._device = next((weights.device for weights in module.parameters()), self._device)
             scope.callback(module.register_forward_pre_hook(self._narrow).remove)
             scope.callback(module.register_forward_hook(self._widen).remove)
         if paths.block is not None:
             block = model.get_submodule(paths.block)
+            self._device = next(block.parameters()).device
             forward = block.forward
 
             def attending(*args: Any, **kwargs: Any) -> Any:
@@ -77,9 +79,9 @@ class LastBlock:
 
             scope.enter_context(instead(block, "forward", attending))
 
-    def ask(self, places: np.ndarray, shape: torch.Size, device: torch.device) -> None:
+    def ask(self, places: np.ndarray, shape: torch.Size) -> None:
         """What the next batch is asked for: `places` among its rows x positions, sorted, each once."""
-        self._places, self._positions = torch.from_numpy(places).to(device), shape.numel()
+        self._places, self._positions = torch.from_numpy(places).to(self._device), shape.numel()
         rows, length = shape
         self._queries.at = None
         row, column = np.divmod(places, length)
@@ -88,7 +90,7 @@ class LastBlock:
         if 2 * most <= length:
             at = np.zeros((rows, most), dtype=np.int64)
             at[row, np.arange(len(places)) - (np.cumsum(count) - count)[row]] = column
-            self._queries.at = torch.from_numpy(at).to(device)
+            self._queries.at = torch.from_numpy(at).to(self._device)
 
     def _narrow(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, *rest = args

@@ -65,6 +65,14 @@ class Attachment:
             special = torch.tensor(sorted(self.variant.special_ids), device=context.input_ids.device)
             self.keep = torch.isin(context.input_ids, special)[..., None]
 
+    def _kept(self, splice: Splice) -> Tensor | None:
+        """Positions (batch, positions, 1) that keep their activation at a splice."""
+        assert self.context is not None
+        if not splice.first_position:
+            return self.keep
+        before = (self.context.positions < splice.first_position)[..., None]
+        return before if self.keep is None else before | self.keep.to(before.device)
+
     def _by_position(self, passing: Tensor) -> Tensor:
         """(all rows, positions, width), where some modules see rows and positions as one axis."""
         assert self.context is not None
@@ -90,8 +98,8 @@ class Attachment:
             return None
         if stream is not None:
             new = new - stream
-        if self.keep is not None:
-            new = torch.where(self.keep.to(new.device), flat, new)
+        if (keep := self._kept(splice)) is not None:
+            new = torch.where(keep.to(new.device), flat, new)
         if len(flat) < len(everything):
             everything = everything.clone()
             everything[self.rows] = new

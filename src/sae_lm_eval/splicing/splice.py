@@ -16,7 +16,7 @@ from sae_lm_eval.splicing.activation_map import ActivationMap
 from sae_lm_eval.splicing.module_io import Port
 from sae_lm_eval.splicing.site import Site
 
-TOKENS = ("non_special", "all")
+TOKENS = ("non_special", "all")  # the first also with a position, as in non_special:4
 DIRECTIONS = 4096  # random directions to draw from; a prime stride spreads tokens and positions over them
 STRIDE = 2654435761
 
@@ -27,7 +27,7 @@ class Splice:
 
     The dictionary reads at `site_in` and its output takes the place of what passes `site_out`; the two differ
     for transcoders only. `mean` (d_out,) is needed by the mode "mean" alone. `scale` is how much of what the mode
-    changes is changed: the activation y becomes y + scale (new - y).
+    changes is changed: the activation y becomes y + scale (new - y). Positions below `first_position` keep theirs.
     """
 
     dictionary: Dictionary
@@ -39,6 +39,7 @@ class Splice:
     mean: Tensor | None = None
     seed: int = 0
     scale: float = 1.0
+    first_position: int = 0
 
     def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
         """What the dictionary puts in the place of raw `y` when it reads raw `x`, in the dictionary's dtype.
@@ -160,6 +161,11 @@ class Variant:
     def in_order(self) -> Sequence[Splice]:
         """As a forward pass comes to them, so that later ones see what earlier ones left."""
         return sorted(self.splices, key=lambda splice: splice.site_out.order)
+
+    @property
+    def first_position(self) -> int:
+        """The first position at which every dictionary is spliced in."""
+        return max((splice.first_position for splice in self.splices), default=0)
 
     @property
     def sequential(self) -> bool:

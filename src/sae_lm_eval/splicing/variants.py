@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.dictionaries.untrained import SPECIAL
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.splicing.activation_map import build_map, map_name
 from sae_lm_eval.splicing.hook_names import Architecture
@@ -27,6 +28,8 @@ class Choices:
     """What the user says of a variant beyond its dictionaries; `hooks` and `hook_maps` go by the dictionaries' order.
 
     A hook is written `IN:OUT` where a transcoder reads and writes at different sites. None is what the release says.
+    `splice_tokens` is "all", "non_special", or "non_special:N", where the first N positions keep their activation,
+    whatever the release says of them.
     """
 
     splice: str | None = "reconstruction"
@@ -38,15 +41,40 @@ class Choices:
 
     def __post_init__(self) -> None:
         # lm_eval makes None of the text "none" in its arguments.
-        object.__setattr__(self, "splice", one_of(str(self.splice or "none"), MODES, "splice"))
-        one_of(self.splice_tokens, TOKENS, "splice_tokens")
+        mode = "none" if self.splice is None else str(self.splice)
+        object.__setattr__(self, "splice", one_of(mode, MODES, "splice"))
+        kind, colon, first = str(self.splice_tokens).partition(":")
+        if colon and kind == "non_special" and not first.isdecimal():
+            raise UserError(
+                f"splice_tokens={self.splice_tokens}: non_special: takes the number of first positions to keep, as in "
+                f"splice_tokens=non_special:4."
+            )
+        one_of(kind if colon and kind == "non_special" else str(self.splice_tokens), TOKENS, "splice_tokens")
+
+    @property
+    def keeps_special(self) -> bool:
+        """Whether positions of special tokens keep their activation."""
+        return self.splice_tokens != "all"
+
+    def first_position(self, dictionary: Dictionary) -> int:
+        """The first position at which `dictionary` is spliced in."""
+        if not self.keeps_special:
+            return 0
+        _, colon, first = self.splice_tokens.partition(":")
+        return int(first) if colon else dictionary.first_position or 0
 
 
 def build_variant(
-    model: nn.Module, dictionaries: Sequence[Dictionary], choices: Choices, special_ids: frozenset[int]
+    model: nn.Module,
+    dictionaries: Sequence[Dictionary],
+    choices: Choices,
+    special_ids: frozenset[int],
+    declared_special: frozenset[int] = frozenset(),
 ) -> Variant:
     """The variant of `model` that `choices` make of `dictionaries`.
 
+    `special_ids` keep their activation unless all positions are spliced, and with them what a dictionary was not
+    trained at; `declared_special` are all that the tokenizer declares special, for those that leave these out.
     Only shapes are looked at, so a model on the meta device serves as well as one with weights.
 
     Raises `UserError` for a site that does not exist, cannot be written or has another width, and for two
@@ -59,11 +87,20 @@ def build_variant(
         _build_splice(architecture, dictionary, hook, map_, choices)
         for dictionary, hook, map_ in zip(dictionaries, hooks, maps, strict=True)
     ]
-    variant = Variant(tuple(splices), special_ids if choices.splice_tokens == "non_special" else frozenset())
+    variant = Variant(tuple(splices), _kept_ids(dictionaries, special_ids, declared_special, choices))
     check_widths(architecture, splices)
     for dictionary in dictionaries:
         _warn_of_other_model(architecture, dictionary)
     return variant
+
+
+def _kept_ids(
+    dictionaries: Sequence[Dictionary], special_ids: frozenset[int], declared: frozenset[int], choices: Choices
+) -> frozenset[int]:
+    if not choices.keeps_special:
+        return frozenset()
+    named = [declared if d.untrained_tokens == SPECIAL else d.untrained_tokens for d in dictionaries]
+    return special_ids.union(*(token for token in named if not isinstance(token, str)))
 
 
 def place(model: nn.Module, variant: Variant) -> None:
@@ -90,15 +127,19 @@ def _build_splice(
 ) -> Splice:
     site_in, site_out = find_sites(architecture, dictionary, hook)
     writable_port(architecture, site_out)
-    names = [map_ or map_name(architecture, site, dictionary.processing) for site in (site_in, site_out)]
+    sites = (site_in, site_out)
+    names = [map_name(architecture, s, dictionary.processing) if map_ is None else map_ for s in sites]
     map_in, map_out = (build_map(architecture, s, n) for s, n in zip((site_in, site_out), names, strict=True))
     how: dict[str, Any] = {"mode": str(choices.splice), "seed": choices.seed, "scale": choices.scale}
+    how["first_position"] = choices.first_position(dictionary)
     return Splice(dictionary, site_in, site_out, map_in, map_out, **how)
 
 
 def find_sites(architecture: Architecture, dictionary: Dictionary, hook: str | None) -> tuple[Site, Site]:
     """Where `dictionary` reads and where it writes; `hook` (`SITE` or `IN:OUT`) overrides what its release says."""
     if hook is not None:
+        if not all(hook.split(":")):
+            raise UserError(f"hook={hook} names no site: give one, as in hook=blocks.0.hook_resid_post.")
         hook_in, _, hook_out = hook.partition(":")
         if not hook_out and dictionary.is_transcoder:
             raise UserError(
@@ -169,6 +210,21 @@ def official_name(model_name: str) -> str:
     return model_name.rstrip("/").split("/")[-1].lower()
 
 
+def untrained_positions(variant: Variant) -> list[str]:
+    """A sentence for each dictionary that was not trained at the first positions, on what is done there."""
+    out = []
+    for splice in variant.splices:
+        first, spliced_from = splice.dictionary.first_position, splice.first_position
+        if first:
+            done = "keep their activation; splice_tokens=all splices them too"
+            if spliced_from != first:
+                done = f"are spliced from position {spliced_from} on, as asked"
+            out.append(
+                f"{splice.dictionary.name} was not trained on the first {first} positions of a text: they {done}."
+            )
+    return out
+
+
 def with_means(variant: Variant, means: Sequence[Tensor]) -> Variant:
     """`variant` with the mean activation (d_out,) of each splice, in order."""
     return replace(variant, splices=tuple(replace(s, mean=m) for s, m in zip(variant.splices, means, strict=True)))
@@ -198,7 +254,9 @@ def describe(variant: Variant, weights: Sequence[str] | None = None) -> list[dic
             "less": None if splice.site_out.residual is None else str(splice.site_out.residual),
             "map_in": splice.map_in.name,
             "map_out": splice.map_out.name,
+            "first_position": splice.first_position,
             "mode": splice.mode,
+            "stated": dict(splice.dictionary.stated),
             "remarks": list(splice.dictionary.remarks),
         }
         for splice, checksum in zip(variant.splices, weights, strict=True)

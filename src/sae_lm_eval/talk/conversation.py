@@ -116,7 +116,7 @@ class Model:
         return loaded
 
     def _build(self, dictionaries: Sequence[Dictionary]) -> Variant:
-        variant = build_variant(self.model, dictionaries, self.choices, self.lm.special_ids)
+        variant = build_variant(self.model, dictionaries, self.choices, self.lm.special_ids, self.lm.declared_special)
         place(self.model, variant)
         if self.choices.splice != "mean":
             return variant

@@ -65,7 +65,7 @@ def of_text(model: Model, path: str | Path, tokens: int) -> Iterator[Passage]:
         raise UserError(f"'{path}' is not text in UTF-8: {error.reason}.") from error
     windows = text_files.windows(
         documents,
-        lambda document: model.lm.tok_encode(document, add_special_tokens=False),
+        model.lm.text_ids,
         prefix=prefix,
         length=min(model.context_size, WINDOW),
         tokens=tokens,
