@@ -262,6 +262,20 @@ class TestCacheFile:
         identities = [lm.identity() for lm in self.members(tmp_path).values()]
         assert len(set(identities)) == len(identities)
 
+    def test_the_same_content_elsewhere_is_the_same(self, tmp_path):
+        (tmp_path / "one.txt").write_text(words(40, seed=0))
+        (tmp_path / "two.txt").write_text(words(40, seed=0))
+        sae = random_sae(WIDTH, RESID)
+        found = set()
+        for name in ("one", "two"):
+            sae.save_model(tmp_path / name)
+            random_model("llama").save_pretrained(tmp_path / f"model {name}")
+            word_tokenizer().save_pretrained(tmp_path / f"model {name}")
+            how = {"splice": "mean", "mean_tokens": 30, "mean_text": str(tmp_path / f"{name}.txt")}
+            lm = SaeHFLM(pretrained=str(tmp_path / f"model {name}"), sae=str(tmp_path / name), device="cpu", **how)
+            found.add(lm.identity())
+        assert len(found) == 1
+
     def test_one_adapter_between_changes(self, tmp_path):
         model, sae = random_model("llama"), random_sae(WIDTH, RESID)
         cached = CachingLM(adapter(model, sae), str(tmp_path / "cache.db"))
