@@ -116,8 +116,10 @@ def find(source: Any) -> Dictionary:
 def _copied(dictionary: Dictionary) -> Dictionary:
     module, memo = snapshot(dictionary.module)
     reconstruct, encode = (rebound(function, memo) for function in (dictionary.reconstruct, dictionary.encode))
+    formula = None if dictionary.formula is None else rebound(dictionary.formula, memo)
     elements = None if dictionary.elements is None else memo.get(id(dictionary.elements))
-    return replace(dictionary, module=module, reconstruct=reconstruct, encode=encode, elements=elements)
+    functions: dict[str, Any] = {"reconstruct": reconstruct, "encode": encode, "formula": formula}
+    return replace(dictionary, module=module, elements=elements, **functions)
 
 
 LOADERS: dict[str, Callable[[SaeSpec], Dictionary]] = {"saelens": saelens_loader.load, "sparsify": sparsify_loader.load}

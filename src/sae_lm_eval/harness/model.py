@@ -455,7 +455,8 @@ class SaeHFLM(Renewal, HFLM):
     @asked_anew
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         # What another variant was asked before is not tokenised again.
-        known = [] if self._answers is None else self._answers.tokenised
+        shared = self._shared()
+        known = [] if shared is None else shared.tokenised
         with self._of_tasks(requests):
             if [asked for asked, *_ in known] == [request.args for request in requests]:
                 answers = self._loglikelihood_tokens(known, disable_tqdm=disable_tqdm)
