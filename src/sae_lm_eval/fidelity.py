@@ -162,7 +162,7 @@ class Fidelity:
             "left_out_of_the_dictionaries_statistics": sorted(pass_.left_out),
             "mean": mean,
             "bootstrap": {"seed": metrics.SEED, "most_resamples": metrics.RESAMPLES},
-            "undefined": undefined(everywhere),
+            "undefined": undefined(everywhere) | (without_dictionary(lm.variant) or {}),
             "by_category": by_categories(everywhere),
         }
         if lm.variant.splices:
@@ -194,7 +194,8 @@ class Pass:
         self.watch: DictionarySums | None = None
         if self.spliced:
             self.left_out |= lm.variant.special_ids
-            self.watch = DictionarySums(lm.variant, self.numbers, self.kinds, self.left_out)
+            if not without_dictionary(lm.variant):
+                self.watch = DictionarySums(lm.variant, self.numbers, self.kinds, self.left_out)
 
     def run(self, tell: Callable[[int], object]) -> None:
         """Raises `ValueError` where the model cannot be scored."""
@@ -312,6 +313,19 @@ class Pass:
             for record, dictionary in zip(found, of_document, strict=True):
                 record["dictionaries"][splice.site_out.hook] = dictionary
         return found
+
+
+def without_dictionary(variant: Variant) -> dict[str, str] | None:
+    """Why there are no metrics of a dictionary, by metric, where the mode leaves none in the model; else None."""
+    modes = {splice.mode for splice in variant.splices}
+    if not modes or not modes <= set(metrics.WITHOUT_DICTIONARY):
+        return None
+    reasons = dict.fromkeys(metrics.DICTIONARY_METRICS, metrics.NO_DICTIONARY.format(" and ".join(sorted(modes))))
+    return (
+        reasons
+        if len(variant.splices) == 1
+        else {f"{name}/{splice.site_out.hook}": why for name, why in reasons.items() for splice in variant.splices}
+    )
 
 
 def undefined(found: Sequence[dict[str, Any]]) -> dict[str, str]:

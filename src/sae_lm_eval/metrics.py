@@ -116,6 +116,9 @@ DICTIONARY_METRICS = {
     "norm_ratio": Metric(("norm_ratio", "positions"), ratio, True),
     "fraction_fired": Metric(("fired_first", "fired_only"), fired, True, spread=jackknife),
 }
+# Modes of a splice that put something in the place of the activations that is made without the dictionary.
+WITHOUT_DICTIONARY = ("zero", "mean")
+NO_DICTIONARY = "the mode is {}, so no dictionary is in the model"
 # What is counted from the whole text, and from a category's documents alone.
 WITHIN = ("squared_deviation", "fired_first", "fired_only")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import pandas as pd
 
 from sae_lm_eval.effective_compute_folder import quoted
+from sae_lm_eval.metrics import DICTIONARY_METRICS, NO_DICTIONARY, WITHOUT_DICTIONARY
+from sae_lm_eval.report.provenance import splice_of
 from sae_lm_eval.report.text import (
     MINUS,
     NA,
@@ -47,6 +49,7 @@ METRICS = {
     "fraction_fired": ("fraction fired", "fraction"),
     "effective_compute": ("effective compute", "fraction"),
 }
+BY_SITE = "there are several dictionaries: each has its own, by its site"
 # A loss recovered says nothing without the losses that it was made from.
 NEEDED = {
     "loss_recovered_zero": ("ce_baseline", "ce_spliced", "ce_zero"),
@@ -119,8 +122,19 @@ def tidy(fidelity: Fidelity) -> pd.DataFrame:
 
 
 def _measured(results: Results, task: str) -> Iterator[Measured]:
-    scores = results.scores[task]
+    scores, mode = results.scores[task], splice_of(results)
+    sites = sites_of(scores)
     for metric, (_, unit) in METRICS.items():
+        if metric in DICTIONARY_METRICS and mode in WITHOUT_DICTIONARY:
+            yield Measured(results.name, task, metric, None, None, unit, reason=NO_DICTIONARY.format(mode))
+            continue
+        if metric in DICTIONARY_METRICS and sites:
+            yield Measured(results.name, task, metric, None, None, unit, reason=BY_SITE)
+            for site in sites:
+                name = f"{metric}/{site}"
+                value, stderr = (_number(scores.get(f"{name}{part},none")) for part in ("", "_stderr"))
+                yield Measured(results.name, task, name, value, stderr, unit)
+            continue
         value, stderr = (_number(scores.get(f"{metric}{part},none")) for part in ("", "_stderr"))
         made = Measured(results.name, task, metric, value, stderr, unit)
         if metric == "effective_compute":
@@ -129,6 +143,20 @@ def _measured(results: Results, task: str) -> Iterator[Measured]:
         if made.value is not None and lacking:
             made = replace(made, value=None, stderr=None, reason=f"the results lack the {' and the '.join(lacking)}")
         yield made if made.value is not None or made.reason else replace(made, reason="not in the results")
+
+
+def sites_of(scores: Mapping[str, Any]) -> list[str]:
+    """The sites of several dictionaries, in the order of the results; none where there is but one."""
+    return [
+        key.removeprefix("l0/").removesuffix(",none")
+        for key in scores
+        if key.startswith("l0/") and "_stderr" not in key
+    ]
+
+
+def parts_of(of: Mapping[str, Measured], metric: str) -> dict[str, Measured]:
+    """A metric of each of several dictionaries, by its site."""
+    return {name.partition("/")[2]: made for name, made in of.items() if name.startswith(f"{metric}/")}
 
 
 def _number(value: Any) -> float | None:
@@ -163,13 +191,24 @@ def fidelity_tables(fidelity: Fidelity) -> list[Table]:
 
 
 def _table(fidelity: Fidelity, name: str, title: str, metrics: Sequence[str], caption: str) -> Table:
-    shown = [metric for metric in metrics if any(of[metric].value is not None for of in fidelity.values())]
+    shown = [metric for metric in metrics if any(_defined(of, metric) for of in fidelity.values())]
     lacking = {(METRICS[m][0], of[m].reason) for of in fidelity.values() for m in shown if m in NEEDED and of[m].reason}
     notes = "".join(f" No {heading} is shown where {reason}." for heading, reason in sorted(lacking))
-    rows = tuple((*_names(key), *(value_cell(of[metric]) for metric in shown)) for key, of in fidelity.items())
-    headings = (METRICS[metric][0] for metric in shown)
-    columns = (Column("variant", "left"), Column("text", "left"), *map(Column, headings))
-    return Table(f"fidelity-{name}", title, caption + notes, columns, rows if shown else ())
+    rows: list[tuple[Cell, ...]] = []
+    several = any(parts_of(of, metric) for of in fidelity.values() for metric in shown)
+    for key, of in fidelity.items():
+        sites = list(parts_of(of, shown[0])) if shown else []
+        for site in sites or [None]:
+            made = (of[metric if site is None else f"{metric}/{site}"] for metric in shown)
+            place = [text_cell(site or "")] if several else []
+            rows.append((*_names(key), *place, *map(value_cell, made)))
+    left = ("variant", "text", *(["site"] if several else []))
+    columns = (*(Column(head, "left") for head in left), *(Column(METRICS[metric][0]) for metric in shown))
+    return Table(f"fidelity-{name}", title, caption + notes, columns, tuple(rows) if shown else ())
+
+
+def _defined(of: Mapping[str, Measured], metric: str) -> bool:
+    return any(made.value is not None for made in (of[metric], *parts_of(of, metric).values()))
 
 
 def _names(key: tuple[str, str]) -> tuple[Cell, Cell]:

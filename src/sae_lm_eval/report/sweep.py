@@ -10,7 +10,7 @@ from statistics import NormalDist
 from typing import Any
 
 from sae_lm_eval.report.drops import Row, Told, section_of, star
-from sae_lm_eval.report.fidelity import Fidelity, Measured, value_cell
+from sae_lm_eval.report.fidelity import Fidelity, Measured, parts_of, value_cell
 from sae_lm_eval.report.provenance import dictionary_of, splice_of
 from sae_lm_eval.report.text import (
     NA,
@@ -61,6 +61,12 @@ class Setting:
     @property
     def width(self) -> str:
         return "+".join(f"{width:,}" for width in self.widths) or NA
+
+    @property
+    def l0(self) -> str:
+        """Of several dictionaries that of each, in the order of the splices."""
+        each = parts_of(self.fidelity, "l0").values()
+        return "+".join(significant(made.value) for made in each) or significant(self.value("l0"))
 
     @property
     def whole(self) -> bool:
@@ -203,7 +209,7 @@ def _sweep_table(chosen: Sequence[Setting], text: str | None, suffix: str, told:
                 "width": number_cell(sum(of.widths) or None, of.width),
                 "mode": text_cell(of.mode),
                 "scale": number_cell(of.scale, f"{of.scale:g}"),
-                "L0": _number(of.value("l0")),
+                "L0": number_cell(of.value("l0"), of.l0),
                 "drop": Cell(NA)
                 if of.drop is None
                 else number_cell(of.drop.drop, fixed(of.drop.drop) + star(of.drop, told)),
