@@ -117,6 +117,8 @@ def _on_curve(family: Family, curve: MonotoneCurve, baseline: float, delta: Delt
     blank = replace(blank, flags=(*delta.caveats, *blank.flags))
     log_own = float(curve.log_compute_at(baseline))
     log_spliced = float(curve.log_compute_at(baseline + delta.value))
+    if math.isfinite(log_spliced) and delta.unlearned is not None:
+        return replace(blank, unit=family.unit, reason=delta.unlearned)
     if not math.isfinite(log_spliced):
         return _outside(family, curve, log_own, baseline + delta.value, blank)
     return replace(
