@@ -188,8 +188,14 @@ class SaeHFLM(HFLM):
             raise UserError(f"The weights of '{pretrained}' cannot be loaded: {first_line(error)}") from error
 
     def _original(self, name: str, **numbers: float | None) -> Original:
-        """What is known of the model of that name; parameters that are not known are counted."""
+        """What is known of the model of that name; parameters that are not known are counted.
+
+        The size of the vocabulary is that of the configuration.
+        """
         original = original_of(name, str(self.revision or "main"), **numbers)
+        if original.vocabulary is None:
+            vocabulary = getattr(innermost(self.model).config, "vocab_size", None)
+            original = dataclasses.replace(original, vocabulary=vocabulary)
         if original.params is not None:
             return original
         count = sum(weights.numel() for weights in innermost(self.model).parameters())

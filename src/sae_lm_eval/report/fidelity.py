@@ -25,7 +25,6 @@ from sae_lm_eval.report.text import (
     text_cell,
 )
 from sae_lm_eval.results import Results
-from sae_lm_eval.scaling.on_law import LAW_RELATIVE
 
 # metric: (heading, unit)
 METRICS = {
@@ -164,15 +163,17 @@ def _number(value: Any) -> float | None:
 
 
 def _effective_compute(made: Measured, results: Results) -> Measured:
-    """By the curve that lies beside the results, or as the run recorded it, or by a law."""
-    record = results.provenance.get("effective_compute", {}).get(made.task) or {}
-    here = quoted(results, made.task)
-    untold = not record and made.value is None
-    if here is not None and (untold or here["definition"] != LAW_RELATIVE):
-        record = here
+    """As `effective-compute` converts the results, or where it cannot, as the run recorded it."""
+    recorded = results.provenance.get("effective_compute", {}).get(made.task) or {}
+    record = quoted(results, made.task) or {}
+    if record.get("fraction") is None and not record.get("bound") and (recorded or made.value is not None):
+        record = recorded
     flags = record.get("flags") or []
     told = "; ".join(map(str, [flags] if isinstance(flags, str) else flags))
     value = _number(record.get("fraction", made.value))
+    why = record.get("reason") or told or "the run converted no loss"
+    if value is None and record.get("bound"):
+        why = f"{record['bound']}: {why}"
     return replace(
         made,
         value=value,
@@ -180,7 +181,7 @@ def _effective_compute(made: Measured, results: Results) -> Measured:
         high=_number(record.get("high")),
         law=record.get("law"),
         flags=told,
-        reason=None if value is not None else record.get("reason") or told or "the run converted no loss",
+        reason=None if value is not None else why,
     )
 
 

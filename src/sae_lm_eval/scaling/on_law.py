@@ -13,6 +13,7 @@ from sae_lm_eval.scaling.models import Original
 LAW_RELATIVE = "law-relative"
 AT_THE_LOSS = "law at the measured loss"
 FAMILY_FIT = "family fit"
+ON_A_LAW = (LAW_RELATIVE, AT_THE_LOSS)  # definitions that need no losses but those of the splice
 COMPUTE, PARAMETERS, TOKENS = "effective compute", "effective parameters", "effective tokens"
 # Further than this beyond what a law was fitted to, nothing is quoted: a factor of 100 in FLOPs or parameters.
 DECADES = 2
