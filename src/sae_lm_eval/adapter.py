@@ -30,7 +30,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_lm_eval import text, world
+from sae_lm_eval import schema, text, world
 from sae_lm_eval.arguments import Wanted, finite, refuse_misspelt, wanted_of
 from sae_lm_eval.build import build_variant, describe, place, with_means
 from sae_lm_eval.divergence import Divergence
@@ -551,7 +551,12 @@ class SaeHFLM(HFLM):
         }
 
     def get_model_info(self) -> dict[str, Any]:
-        own = {**self.provenance(), "kl_at_answers": self.divergence.by_task(), "fidelity": self.fidelity.by_task}
+        own = {
+            schema.KEY: schema.VERSION,
+            **self.provenance(),
+            "kl_at_answers": self.divergence.by_task(),
+            "fidelity": self.fidelity.by_task,
+        }
         own["effective_compute"] = self.fidelity.effective_compute
         return {**super().get_model_info(), "sae_lm_eval": own}
 

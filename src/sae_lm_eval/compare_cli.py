@@ -46,6 +46,7 @@ def compare(
     from sae_lm_eval.comparison import compare as pair_up
     from sae_lm_eval.cuts import read_categories_file
     from sae_lm_eval.results import read_results
+    from sae_lm_eval.schema import VERSION
 
     chosen = None if categories is None else read_categories_file(categories)
     console = Console()
@@ -61,7 +62,7 @@ def compare(
     _print(comparison, console)
     if csv is not None:
         try:
-            comparison.drops.to_csv(csv, index=False)
+            comparison.drops.assign(schema=VERSION).to_csv(csv, index=False)
         except OSError as error:
             raise UserError(f"'{csv}' cannot be written: {error.strerror or error}.") from error
         console.print(f"Written: {csv}", markup=False, highlight=False)

@@ -24,6 +24,7 @@ from sae_lm_eval.scaling import (
 from sae_lm_eval.scaling.delta import finite
 from sae_lm_eval.scaling.measured import MAIN, Curves, Measured, curves_for
 from sae_lm_eval.scaling.on_law import ON_A_LAW
+from sae_lm_eval.schema import KEY, lacking
 
 ABLATIONS = ("ce_zero", "ce_mean", "loss_recovered_zero", "loss_recovered_mean")
 
@@ -102,6 +103,8 @@ def _of_task(
     if not told and beside.own is None:
         measured["checkpoints"], unused = world_curve(known, finite(table.get("ce_baseline")))
         notes = (*notes, *unused)
+    if known.vocabulary is None and (why := lacking(results.provenance.get(KEY, 1))) is not None:
+        notes = (*notes, f"these results are of an older version, without {why}")
     number = results.raw.get("n-samples", {}).get(task, {}).get("effective")
     result = _convert({"documents": number, **table}, known, **{**curve, **measured})
     if result is None:
