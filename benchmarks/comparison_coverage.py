@@ -1,6 +1,6 @@
 """How often the intervals of `sae-lm-eval compare` hold the true drop, and how often its tests err, by simulation.
 
-    python benchmarks/comparison_coverage.py                   # 10,000 draws, about 2 minutes
+    python benchmarks/comparison_coverage.py                   # 10,000 draws, about 6 minutes
     python benchmarks/comparison_coverage.py --draws 1000      # a look
 
 Prints the Markdown tables of docs/metrics.md. Documents are drawn with known probabilities that a right answer is lost
@@ -70,10 +70,11 @@ def main() -> None:
             flush=True,
         )
     print()
-    print("| continuous metric | n | covered (paired bootstrap-t) | p < .05 with no drop |\n|---|---|---|---|")
-    for name, n, covered, false in continuous(options.draws // 5, rng):
-        cell = "n/a: undefined" if covered is None else f"{covered:.1%}"
-        print(f"| {name} | {n} | {cell} | {false:.1%} |", flush=True)
+    print("| continuous metric | n | covered (paired bootstrap-t) | undefined | p < .05 with no drop |")
+    print("|---|---|---|---|---|")
+    for name, n, covered, undefined, false in continuous(options.draws // 5, rng):
+        cell = "n/a" if covered is None else f"{covered:.1%}"
+        print(f"| {name} | {n} | {cell} | {undefined:.1%} | {false:.1%} |", flush=True)
     print(f"\n| n in each of {CATEGORIES} categories | answers changed | a false positive after Holm |\n|---|---|---|")
     for n, changed, rate in false_positives(options.draws, rng):
         print(f"| {n} | {changed:.0%} | {rate:.1%} |", flush=True)
@@ -146,8 +147,10 @@ def fieller(before: np.ndarray, after: np.ndarray, chance: float) -> tuple[float
     return ((linear - root) / square, (linear + root) / square) if square > 0 else (-np.inf, np.inf)
 
 
-def continuous(draws: int, rng: np.random.Generator) -> Iterator[tuple[str, int, float | None, float]]:
-    """Coverage and size of the test for scores that are not right or wrong; half of the draws have no drop."""
+def continuous(draws: int, rng: np.random.Generator) -> Iterator[tuple[str, int, float | None, float, float]]:
+    """Coverage where the interval is defined, how often it is not, and size of the test for scores that are not right
+    or wrong; half of the draws have no drop.
+    """
     shapes = {
         "normal": lambda n: rng.normal(size=n),
         "skewed (exponential)": lambda n: rng.exponential(size=n) - 1,
@@ -165,7 +168,8 @@ def continuous(draws: int, rng: np.random.Generator) -> Iterator[tuple[str, int,
                     held.append(change.low <= (-drop if shape is None else drop) <= change.high)
                 if not drop:
                     false.append(change.p < 0.05)
-            yield name, n, float(np.mean(held)) if held else None, float(np.mean(false))
+            undefined = 1 - len(held) / draws
+            yield name, n, float(np.mean(held)) if held else None, undefined, float(np.mean(false))
 
 
 def _scores(noise: np.ndarray, drop: float, rng: np.random.Generator) -> Stratum:
