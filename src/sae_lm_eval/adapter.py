@@ -155,6 +155,10 @@ class SaeHFLM(HFLM):
         other._become(wanted)
         return other
 
+    def _become_untouched(self) -> None:
+        """Run as the baseline, with nothing of what was measured or shared before."""
+        self._become(wanted_of([], "none"))
+
     # -- loading ------------------------------------------------------------------------------------------
 
     def _get_config(self, pretrained: str, **kwargs: Any) -> None:

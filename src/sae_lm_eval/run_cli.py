@@ -26,7 +26,10 @@ def run(
     ] = None,
     control: Annotated[
         list[str] | None,
-        typer.Option(help="none, zero, mean or random_error, at the sites of each variant. Repeatable."),
+        typer.Option(
+            help="none, zero, mean or random_error, at the sites of each variant; or baseline_again, for the noise "
+            "floor. Repeatable."
+        ),
     ] = None,
     model_args: Annotated[str, typer.Option("--model_args", help="As for lm_eval: pretrained=gpt2,dtype=...")] = "",
     output_path: Annotated[Path | None, typer.Option("--output_path", help="Where results and report go.")] = None,

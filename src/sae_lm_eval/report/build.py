@@ -23,7 +23,7 @@ from sae_lm_eval.report.drops import (
     section_of,
     variants_of,
 )
-from sae_lm_eval.report.fidelity import fidelity_of, fidelity_tables, tidy
+from sae_lm_eval.report.fidelity import fidelity_of, fidelity_tables, noise_table, tidy
 from sae_lm_eval.report.figures import Picture
 from sae_lm_eval.report.provenance import Source, dictionary_of, mode_of, model_name, packages, site_of, sources
 from sae_lm_eval.report.story import cited, headline, methods
@@ -81,6 +81,7 @@ def build(comparison: Comparison) -> Report:
             *category_tables(shown, told),
             *sweep_tables(swept, told),
             *fidelity_tables(fidelity),
+            *noise_table(variants),
             *detail_tables(rows, told),
         ),
         pictures=in_reading_order(pictures(rows, shown, told), sweep_pictures(swept, told), len(variants)),

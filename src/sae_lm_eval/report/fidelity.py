@@ -48,6 +48,9 @@ METRICS = {
     "fraction_fired": ("fraction fired", "fraction"),
     "effective_compute": ("effective compute", "fraction"),
 }
+# Metrics that have a noise floor, by its name in the record of the row baseline_again.
+FLOORS = {"kl": "kl", "kl_reverse": "kl", "ce_delta": "ce_delta", "kl_at_answers": "kl"}
+NOISE = "\N{DEGREE SIGN}"
 BY_SITE = "there are several dictionaries: each has its own, by its site"
 # A loss recovered says nothing without the losses that it was made from.
 NEEDED = {
@@ -83,6 +86,9 @@ TABLES = (
 )
 
 
+WITHIN = "within the noise floor"
+
+
 @dataclass(frozen=True)
 class Measured:
     """A metric of a variant on a text; `value` is None for the `reason`."""
@@ -99,6 +105,11 @@ class Measured:
     flags: str = ""
     reason: str | None = None
 
+    @property
+    def mark(self) -> str:
+        """Where the value is within the noise floor."""
+        return NOISE if self.flags.startswith(WITHIN) else ""
+
 
 GROUP = "sae_fidelity_"  # how the names of these tasks begin; tables do without it
 
@@ -107,11 +118,43 @@ Fidelity = dict[tuple[str, str], dict[str, Measured]]
 
 
 def fidelity_of(variants: Sequence[Results]) -> Fidelity:
+    floor = noise_floor(variants)
     return {
-        (results.name, task): {measured.metric: measured for measured in _measured(results, task)}
+        (results.name, task): {made.metric: marked(made, floor) for made in _measured(results, task)}
         for results in variants
+        if not results.provenance.get("noise_floor")
         for task in results.fidelity_tasks
     }
+
+
+def noise_floor(variants: Sequence[Results]) -> dict[str, Any]:
+    """What the row baseline_again recorded; empty without one."""
+    return next((found for results in variants if (found := results.provenance.get("noise_floor"))), {})
+
+
+def marked(made: Measured, floor: Mapping[str, Any]) -> Measured:
+    """With a flag where the value is no greater than what the baseline's own numbers move by."""
+    least = _number(floor.get(FLOORS.get(made.metric, "")))
+    if least is None or made.value is None or abs(made.value) > least:
+        return made
+    return replace(made, flags=f"{WITHIN}, {significant(least)}")
+
+
+def noise_table(variants: Sequence[Results]) -> list[Table]:
+    """The noise floor, where the row baseline_again was run."""
+    floor = noise_floor(variants)
+    if not floor:
+        return []
+    caption = (
+        f"The untouched model on {floor['sequences']:,} prompts and documents of the run, once each by itself and "
+        f"once in batches of {floor['rows'][1]} in the opposite order: mean KL and absolute rise of the CE in "
+        f"nats/token, and the share of positions with another likeliest token. {NOISE} marks values that are no "
+        "greater. How many answers change with the batch size is in the rows of baseline_again."
+    )
+    cells = [number_cell(floor[name], significant(floor[name])) for name in ("kl", "ce_delta", "flips")]
+    columns = tuple(map(Column, ("KL", "delta CE", "top-1 flips", "tokens")))
+    count = number_cell(floor["tokens"], f"{floor['tokens']:,}")
+    return [Table("noise-floor", "Noise floor", caption, columns, ((*cells, count),))]
 
 
 def tidy(fidelity: Fidelity) -> pd.DataFrame:
@@ -220,9 +263,9 @@ def _names(key: tuple[str, str]) -> tuple[Cell, Cell]:
 def value_cell(made: Measured) -> Cell:
     """With its standard error to two significant digits, and as many decimals itself."""
     if made.value is None or not made.stderr:
-        return number_cell(made.value, significant(made.value, 4))
+        return number_cell(made.value, f"{significant(made.value, 4)}{made.mark}")
     digits = min(max(1 - math.floor(math.log10(made.stderr)), 0), 6)
-    return number_cell(made.value, f"{fixed(made.value, digits)} ± {fixed(made.stderr, digits)}")
+    return number_cell(made.value, f"{fixed(made.value, digits)} ± {fixed(made.stderr, digits)}{made.mark}")
 
 
 def _compute_table(fidelity: Fidelity) -> Table:

@@ -42,6 +42,7 @@ TEX_SPECIAL = {
     "…": r"\ldots{}",
     "±": r"\ensuremath{\pm}",
     "\N{DAGGER}": r"\dag{}",
+    "\N{DEGREE SIGN}": r"\textdegree{}",
     "\N{MULTIPLICATION SIGN}": r"\ensuremath{\times}",
     # Long names break after these.
     "_": r"\_\allowbreak{}",
