@@ -41,6 +41,13 @@ def run(
         str | None,
         typer.Option(help="Share the work over a Ray cluster: its ADDRESS, or 'local' for one on this machine."),
     ] = None,
+    fewshot_seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--fewshot_seeds",
+            help="1,2,3: the run once for each choice of in-context examples, and intervals that include the choice.",
+        ),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and load nothing.")] = False,
 ) -> None:
     """Evaluate the untouched model and variants in one go: run SWEEP.yaml, or --model_args ... --sae ... --tasks ...
@@ -59,12 +66,41 @@ def run(
     if sweep.output_path is None:
         raise UserError("--output_path is missing: name a folder for the results.")
     try:
-        failed = run_and_report(sweep, sweep.output_path)
+        if fewshot_seeds is None:
+            failed = run_and_report(sweep, sweep.output_path)
+        else:
+            failed = run_over_seeds(sweep, sweep.output_path, fewshot_seeds)
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command continues from here.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if failed:
         raise typer.Exit(1)
+
+
+def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
+    """Run a sweep for each few-shot seed, each in its folder, and write over_seeds.csv; whether a variant failed."""
+    from sae_lm_eval.comparison import compare
+    from sae_lm_eval.processes import rank
+    from sae_lm_eval.report import folders
+    from sae_lm_eval.shots import over_seeds, seeds_of, with_seed
+
+    if not sweep.settings.get("num_fewshot"):
+        raise UserError("--fewshot_seeds needs in-context examples to choose: give --num_fewshot, as in 5.")
+    failed, comparisons = False, {}
+    for seed in seeds_of(fewshot_seeds):
+        folder = output_path / f"fewshot_seed_{seed}"
+        settings = {**sweep.settings, "seed": with_seed(sweep.settings.get("seed"), seed)}
+        failed |= run_and_report(replace(sweep, settings=settings), folder)
+        if rank() == 0 and not failed:
+            comparisons[seed] = compare(*folders.find(folder))
+    if rank() != 0 or failed:
+        return failed
+    found = over_seeds(comparisons)
+    found.to_csv(output_path / "over_seeds.csv", index=False)
+    shown = found.drop(columns="interval").round(1).to_string(index=False)
+    typer.echo(f"Drops (pp) with 95% intervals over questions and the choice of examples:\n{shown}")
+    typer.echo(f"Written: {output_path / 'over_seeds.csv'}")
+    return False
 
 
 def run_and_report(sweep: Sweep, output_path: Path) -> bool:
