@@ -17,6 +17,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-logo
 	$(TEST)
 
 # About half an hour on one core, to the same weights bit for bit on the same machine; rewrites the embedded world in src/sae_lm_eval/world/files.

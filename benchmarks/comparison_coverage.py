@@ -16,8 +16,14 @@ from functools import lru_cache
 
 import numpy as np
 
-from sae_lm_eval.paired import Stratum, bonett_price_interval, continuous_change, mcnemar, tango_interval
-from sae_lm_eval.share_lost import share_lost_interval
+from sae_lm_eval.comparison.paired_statistics import (
+    Stratum,
+    bonett_price_interval,
+    continuous_change,
+    mcnemar,
+    tango_interval,
+)
+from sae_lm_eval.comparison.share_lost import share_lost_interval
 
 SIZES, BASELINES, DROPS = (50, 200, 1000), (0.3, 0.6, 0.95), (0.0, 0.02, 0.1)
 GAINED = (0.02, 0.1, 0.3)  # shares of the wrong answers that become right

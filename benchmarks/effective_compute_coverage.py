@@ -17,11 +17,11 @@ import numpy as np
 
 from sae_lm_eval import world
 from sae_lm_eval.scaling import DeltaCE, Family, Original, delta_from_documents
+from sae_lm_eval.scaling.curve_estimates import checkpoint_estimate, family_estimates
 from sae_lm_eval.scaling.estimate import Draws, Interval, log_fraction
 from sae_lm_eval.scaling.fit import fit_parametric_law
+from sae_lm_eval.scaling.law_estimates import law_relative
 from sae_lm_eval.scaling.laws import ComputeLaw, Covariance, ParametricLaw, get_law
-from sae_lm_eval.scaling.on_family import checkpoint_estimate, family_estimates
-from sae_lm_eval.scaling.on_law import law_relative
 
 TRUE_SURFACE = get_law("besiroglu2024")
 TRUE_FRONTIER = ComputeLaw(name="true", E=1.6, K=0.6 * 4.5e20**0.15, gamma=0.15)

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from sae_lm_eval import world
-from sae_lm_eval.effective_compute_text import fraction, markdown
+from sae_lm_eval.report.text_tables import fraction, markdown
 from sae_lm_eval.scaling import EffectiveCompute, Family, effective_compute, laws
-from sae_lm_eval.scaling.on_family import CHECKPOINTS, INTERPOLATION
-from sae_lm_eval.scaling.on_law import COMPUTE, FAMILY_FIT, LAW_RELATIVE
+from sae_lm_eval.scaling.curve_estimates import CHECKPOINTS, INTERPOLATION
+from sae_lm_eval.scaling.law_estimates import COMPUTE, FAMILY_FIT, LAW_RELATIVE
 
 RUNS = Path(__file__).with_name("effective_compute_world.json")
 TITLES = {LAW_RELATIVE: "law-relative, extrapolated"}

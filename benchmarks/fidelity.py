@@ -29,8 +29,8 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sae_lm_eval import SaeHFLM
-from sae_lm_eval.fidelity import Source
-from sae_lm_eval.metrics import table
+from sae_lm_eval.fidelity.metrics import table
+from sae_lm_eval.fidelity.source import Source
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from oracle import hooked_transformer

@@ -16,10 +16,10 @@ from typing import Any
 import transformers
 from lm_eval.tasks import TaskManager
 
-from sae_lm_eval import planning
-from sae_lm_eval.packing import Prefix, plan
-from sae_lm_eval.scoring import CAPACITY
-from sae_lm_eval.sweep import sweep_of
+from sae_lm_eval.runs import plan as planning
+from sae_lm_eval.runs.sweep import sweep_of
+from sae_lm_eval.scoring.packing import Prefix, plan
+from sae_lm_eval.scoring.scorer import CAPACITY
 
 KINDS = ("res", "att", "mlp")
 CONTEXT = 4096  # what Gemma-2's sliding window sees

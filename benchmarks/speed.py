@@ -13,6 +13,7 @@ The plain runs are lm_eval's `hf`, and `hf` with one forward hook in which the S
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -20,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +62,10 @@ SIZES = {
 }
 
 
-def make(size: Size, out: Path, dtype: str) -> None:
-    """The model with a tokenizer, and SAEs for its blocks."""
+def random_model(size: Size, dtype: str, device: str = "cpu") -> Any:
+    """A model of that size, whose weights are as transformers initialises them."""
     import torch
     import transformers
-    from sae_lens import TopKSAE, TopKSAEConfig
 
     torch.manual_seed(0)
     config = getattr(transformers, f"{size.architecture}Config")(
@@ -80,25 +81,40 @@ def make(size: Size, out: Path, dtype: str) -> None:
         eos_token_id=2,
         pad_token_id=2,
     )
-    model = getattr(transformers, f"{size.architecture}ForCausalLM")(config)
-    model.to(getattr(torch, dtype)).save_pretrained(out / "model")
+    with torch.device(device):
+        model = getattr(transformers, f"{size.architecture}ForCausalLM")(config)
+    return model.to(getattr(torch, dtype)).eval()
+
+
+def random_sae(size: Size, layer: int, device: str = "cpu") -> Any:
+    """A top-k SAE for the output of a block."""
+    import torch
+    from sae_lens import TopKSAE, TopKSAEConfig
+
+    sae = TopKSAE(TopKSAEConfig(d_in=size.width, d_sae=size.elements, k=size.active, device=device))
+    with torch.no_grad():
+        # As a trained one has them: elements of unit norm, read along the directions in which they are written.
+        sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn_like(sae.W_dec), dim=-1))
+        sae.W_enc.copy_(sae.W_dec.T)
+    sae.cfg.metadata.hook_name = f"blocks.{layer}.hook_resid_post"
+    return sae
+
+
+def make(size: Size, out: Path, dtype: str) -> None:
+    """The model with a tokenizer, and SAEs for its blocks, as files."""
+    import transformers
+
+    random_model(size, dtype).save_pretrained(out / "model")
     transformers.AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(out / "model")
     for layer in sorted({*size.sites(1), *size.sites(8)}):
-        sae = TopKSAE(TopKSAEConfig(d_in=size.width, d_sae=size.elements, k=size.active))
-        with torch.no_grad():
-            # As a trained one has them: elements of unit norm, read along the directions in which they are written.
-            sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn_like(sae.W_dec), dim=-1))
-            sae.W_enc.copy_(sae.W_dec.T)
-        sae.cfg.metadata.hook_name = f"blocks.{layer}.hook_resid_post"
-        sae.save_model(str(out / f"sae{layer}"))
+        random_sae(size, layer).save_model(str(out / f"sae{layer}"))
 
 
 def evaluate(suite: str, run: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One run: `hf`, `hookN` or `forked`."""
-    import lm_eval
     import sae_lens  # noqa: F401  (its import takes seconds, which are no part of an evaluation)
-    import torch
     from lm_eval.tasks import TaskManager
+    from sae_lens import SAE
 
     settings = dict(SUITES[suite])
     size = SIZES[arguments.model]
@@ -107,35 +123,49 @@ def evaluate(suite: str, run: str, arguments: argparse.Namespace) -> dict[str, A
     started = time.perf_counter()
     task_manager = TaskManager()
     if run == "forked":
-        models = forked_models(common, layers, arguments.out)
+        models = forked_models(common, [str(arguments.out / f"sae{layer}") for layer in layers])
     else:
-        models = [plain_model(common, run, arguments.out)]
-    scoring, dictionaries = [0.0], Stopwatch(arguments.device)
+        layer = None if run == "hf" else int(run.removeprefix("hook"))
+        folder = str(arguments.out / f"sae{layer}")
+        sae = None if layer is None else SAE.load_from_disk(folder, device=common["device"])
+        models = [plain_model(common, layer, sae)]
+    tasks = [*task_manager.load(settings.pop("tasks"))["tasks"].values()]  # once for all models, as `run` has it
+    return measured_run(models, tasks, task_manager, settings, arguments.device, started, layers, size)
+
+
+def measured_run(
+    models: list[Any],
+    tasks: list[Any],
+    task_manager: Any,
+    settings: dict[str, Any],
+    device: str,
+    started: float,
+    layers: list[int],
+    size: Size,
+) -> dict[str, Any]:
+    """Evaluate models one after the other: a plain one, or a baseline with its variants."""
+    import lm_eval
+    import torch
+
+    forked = len(models) > 1
+    scoring, dictionaries = [0.0], Stopwatch(device)
     for lm in models:
         lm.loglikelihood = timed(lm.loglikelihood, scoring)
     queries: list[Any] = []
-    if run == "forked":
-        answers = models[0]._answers.answers
-        models[0]._answers.answers = lambda asked, *told: (queries.extend(asked), answers(asked, *told))
-        for lm in models[1:]:
-            dictionaries.watch(lm.variant.splices[0].dictionary.module)
-    tasks = [*task_manager.load(settings.pop("tasks"))["tasks"].values()]  # once for all models, as `run` has it
-    samples = [
-        lm_eval.simple_evaluate(
-            model=lm, tasks=tasks, task_manager=task_manager, **settings, bootstrap_iters=0, log_samples=True
-        )
-        for lm in models
-    ]
+    watched = measured_parts(queries, dictionaries) if forked else contextlib.nullcontext()
+    options = {"tasks": tasks, "task_manager": task_manager, "bootstrap_iters": 0, "log_samples": True, **settings}
+    with watched:
+        samples = [lm_eval.simple_evaluate(model=lm, **options) for lm in models]
     seconds = time.perf_counter() - started
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "seconds": seconds,
         "scoring": scoring[0],
         "dictionaries": dictionaries.seconds(),
-        "memory": torch.cuda.max_memory_allocated() if arguments.device == "cuda" else resident,
+        "memory": torch.cuda.max_memory_allocated() if device == "cuda" else resident,
         "answers": [answers_of(result["samples"]) for result in samples],
-        "asked": asked_of(samples[0]["samples"]) if run == "forked" else None,
-        "operations": fewest_operations(queries, layers, size) if run == "forked" else None,
+        "asked": asked_of(samples[0]["samples"]) if forked else None,
+        "operations": fewest_operations(queries, layers, size) if forked else None,
     }
 
 
@@ -150,14 +180,19 @@ def loading(arguments: argparse.Namespace, batch_size: int) -> dict[str, Any]:
 
 
 class Stopwatch:
-    """Time that modules take, on the device."""
+    """Time that calls take, on the device."""
 
     def __init__(self, device: str):
         self.device, self.laps = device, []
 
-    def watch(self, module: Any) -> None:
-        module.register_forward_pre_hook(lambda *_: self.laps.append([self._now()]))
-        module.register_forward_hook(lambda *_: self.laps[-1].append(self._now()))
+    def around(self, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            started = self._now()
+            out = function(*args, **kwargs)
+            self.laps.append((started, self._now()))
+            return out
+
+        return call
 
     def _now(self) -> Any:
         import torch
@@ -174,33 +209,49 @@ class Stopwatch:
         return sum(begin.elapsed_time(end) for begin, end in self.laps) / 1000
 
 
-def forked_models(common: dict[str, Any], layers: list[int], out: Path) -> list[Any]:
-    from sae_lm_eval.adapter import SaeHFLM, join
-    from sae_lm_eval.arguments import wanted_of
+@contextlib.contextmanager
+def measured_parts(queries: list[Any], dictionaries: Stopwatch) -> Iterator[None]:
+    """Inside the scope, what is asked of the engine is noted, and the time in dictionaries is taken.
+
+    By the engine's own methods: a hook on a model is something that its answers depend on.
+    """
+    from sae_lm_eval.scoring.shared_answers import Together
+    from sae_lm_eval.splicing.splice import Splice
+
+    answers, reconstruct = Together.answers, Splice.reconstruct
+    Together.answers = lambda self, asked, *told: (queries.extend(asked), answers(self, asked, *told))[1]
+    Splice.reconstruct = dictionaries.around(reconstruct)
+    try:
+        yield
+    finally:
+        Together.answers, Splice.reconstruct = answers, reconstruct
+
+
+def forked_models(common: dict[str, Any], saes: list[Any]) -> list[Any]:
+    from sae_lm_eval.harness.model import SaeHFLM, join
+    from sae_lm_eval.splicing.arguments import wanted_of
 
     baseline: Any = SaeHFLM(sae=[], splice="none", **common)
     # As the plain hook has it, which does not know what a special token is.
     everywhere = {"splice_tokens": "all"}
-    variants = [baseline.as_variant(wanted_of(str(out / f"sae{layer}"), **everywhere)) for layer in layers]
+    variants = [baseline.as_variant(wanted_of(sae, **everywhere)) for sae in saes]
     join(baseline, variants)
     return [baseline, *variants]
 
 
-def plain_model(common: dict[str, Any], run: str, out: Path) -> Any:
+def plain_model(common: dict[str, Any], layer: int | None, sae: Any) -> Any:
+    """lm_eval's `hf`, with a hook behind a block that calls an SAE where one is given; `lm.hook` removes it."""
     import torch
     from lm_eval.models.huggingface import HFLM
-    from sae_lens import SAE
 
     lm: Any = HFLM(**common)
-    if run != "hf":
-        layer = run.removeprefix("hook")
-        sae: Any = SAE.load_from_disk(str(out / f"sae{layer}"), device=common["device"])
+    if layer is not None:
         lm.sae = sae
 
         def spliced(x: torch.Tensor) -> torch.Tensor:
             return sae(x).to(x.dtype)
 
-        lm.model.model.layers[int(layer)].register_forward_hook(
+        lm.hook = lm.model.model.layers[layer].register_forward_hook(
             lambda _m, _a, x: spliced(x) if isinstance(x, torch.Tensor) else (spliced(x[0]), *x[1:])
         )
     return lm
@@ -238,9 +289,11 @@ def decided_both_ways(question: list[str], run: str, arguments: argparse.Namespa
     """
     import torch
     from lm_eval.api.instance import Instance
+    from sae_lens import SAE
 
-    active = SIZES[arguments.model].active
-    lm = plain_model(loading(arguments, 1), run, arguments.out)
+    active, layer = SIZES[arguments.model].active, int(run.removeprefix("hook"))
+    sae: Any = SAE.load_from_disk(str(arguments.out / f"sae{layer}"), device=arguments.device)
+    lm = plain_model(loading(arguments, 1), layer, sae)
     instance = Instance("loglikelihood", doc={}, arguments=(question[0], question[1]), idx=0)
     found = {"one way": lm.loglikelihood([instance], disable_tqdm=True)[0][0]}
 
@@ -266,7 +319,7 @@ def fewest_operations(queries: list[Any], layers: list[int], size: Size) -> floa
     active elements of the decoder; of the last block keys and values, and the rest where a distinct beginning is
     asked, as the head. Attention scores are not counted.
     """
-    from sae_lm_eval.packing import plan
+    from sae_lm_eval.scoring.packing import plan
 
     inputs = {tuple(query.ids): query for query in queries}
     (row,) = plan(list(inputs), capacity=2**40, limit=2**40, prefixes=False, trees=True).rows

@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from sae_lm_eval.architecture import BLOCK_HOOKS, Architecture
-from sae_lm_eval.registry import CONVERTERS, REFUSED, SUPPORTED, Entry, entries, small_architecture
-from sae_lm_eval.site import resolve_site
+from sae_lm_eval.catalog.converters import CONVERTERS
+from sae_lm_eval.catalog.saelens_registry import REFUSED, SUPPORTED, Entry, entries
+from sae_lm_eval.catalog.site_probe import small_architecture
+from sae_lm_eval.splicing.hook_names import BLOCK_HOOKS, Architecture
+from sae_lm_eval.splicing.site import resolve_site
 
 SPECS = Path(__file__).parents[1] / "docs" / "specs.md"
 COLUMNS = {

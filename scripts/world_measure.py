@@ -12,7 +12,7 @@ from sae_lens import SAE
 from scipy.stats import chi2
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sae_lm_eval.paired import tango_interval
+from sae_lm_eval.comparison.paired_statistics import tango_interval
 
 EQUAL_LOSS_TO = ("blocks.2.hook_resid_post.k4", "blocks.2.hook_resid_post.k8")
 

@@ -10,9 +10,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from pretend_device import pretended_device
 
 # A shell that starts the tests in the background has interrupts ignored, here and in all that is started from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="pretend", help="where tests/test_device.py runs models: pretend, cpu, cuda")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    """Where models are run; by default a device that only pretends to be one."""
+    name = request.config.getoption("--device")
+    if name == "pretend":
+        with pretended_device() as device:
+            yield device
+    else:
+        yield torch.device(name)
+
 
 HUB = Path(__file__).parents[2] / "shared" / "hub"
 

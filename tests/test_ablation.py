@@ -9,9 +9,9 @@ import pytest
 from models import ARCHITECTURES, CONTEXT, WIDTH, random_sae
 from test_fidelity import SOURCE, TEXTS, adapter, ask, assert_close
 
-from sae_lm_eval import fidelity
-from sae_lm_eval.ablation import ablations, leave_no_text, without_text
-from sae_lm_eval.walk import Query
+from sae_lm_eval.fidelity import measure as fidelity
+from sae_lm_eval.fidelity.ablations import ablations, leave_no_text, without_text
+from sae_lm_eval.scoring.executor import Query
 
 
 def left_nothing(lm: Any) -> bool:

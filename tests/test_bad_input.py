@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sae_lm_eval import SaeHFLM, SaeSpec, UserError
-from sae_lm_eval.dictionary import load
+from sae_lm_eval.dictionaries.loading import load
 
 RESID = "blocks.1.hook_resid_post"
 Case = Callable[[Path], Any]
@@ -312,7 +312,7 @@ def test_another_models_dictionary_is_warned_of(tmp_path, caplog):
 
 
 def test_an_alias_of_the_same_model_is_not():
-    from sae_lm_eval.build import official_name
+    from sae_lm_eval.splicing.variants import official_name
 
     assert official_name("gpt2-small") == official_name("openai-community/gpt2") == "gpt2"
     assert official_name("gemma-2-2b") == official_name("google/gemma-2-2b")

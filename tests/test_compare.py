@@ -14,10 +14,10 @@ from runs import answers, question, write_run
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
-from sae_lm_eval.comparison import compare
+from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.comparison.pairs import NO_CHOICES, NOT_ABOVE
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.results import read_results
-from sae_lm_eval.rows import NO_CHOICES, NOT_ABOVE
+from sae_lm_eval.results.results import read_results
 
 STAMP = "2026-01-01T00-00-00.000000"
 GROUPS = {"sized": (["one", "two"], "sized"), "unsized": (["one", "two"], "unsized")}
@@ -458,7 +458,7 @@ HOSTILE = "[red]a|b[/red] \\ <i>&\u202e=1+1 名前"
 
 def command(*arguments: object, columns: int = 80) -> subprocess.CompletedProcess[str]:
     code = (
-        "import sys; from sae_lm_eval import cli; sys.argv[0] = 'sae-lm-eval'\n"
+        "import sys; from sae_lm_eval.cli import main as cli; sys.argv[0] = 'sae-lm-eval'\n"
         "try: cli.main()\n"
         "finally: print(sorted({'torch', 'lm_eval', 'transformers'} & set(sys.modules)))"
     )

@@ -20,12 +20,12 @@ from runs import answers, write_run
 from transformers import AutoModelForCausalLM
 
 from sae_lm_eval import world
-from sae_lm_eval.curve import Member, measure, parameters, read_text
-from sae_lm_eval.curve_cli import curve
-from sae_lm_eval.effective_compute_folder import convert, to_frame
+from sae_lm_eval.cli.curve import curve
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.runs.loss_curve import Member, measure, parameters, read_text
 from sae_lm_eval.scaling import effective_compute, read_family
-from sae_lm_eval.scaling.measured import Measured, curves_for
+from sae_lm_eval.scaling.loss_curves import Measured, curves_for
+from sae_lm_eval.scaling.of_results import convert, to_frame
 
 TASKS = Path(__file__).parents[1] / "tasks"
 TASK, DOCUMENTS, CONTEXT = "sae_world_text", 12, 32
@@ -37,7 +37,7 @@ def own_tasks_alone():
     """lm_eval's own thousands of tasks take seconds to index."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "sae_lm_eval.curve.TaskManager",
+            "sae_lm_eval.runs.loss_curve.TaskManager",
             lambda **given: TaskManager(include_defaults=False, **{**given, "include_path": str(TASKS)}),
         )
         yield
@@ -97,7 +97,7 @@ def test_what_is_measured_is_not_measured_again(file, text, tmp_path, monkeypatc
     copy = tmp_path / "family.csv"
     copy.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))
     loaded = []
-    from sae_lm_eval import curve as module
+    from sae_lm_eval.runs import loss_curve as module
 
     load = module._load
     monkeypatch.setattr(module, "_load", lambda member, *rest: loaded.append(str(member)) or load(member, *rest))
@@ -109,7 +109,7 @@ def test_what_is_measured_is_not_measured_again(file, text, tmp_path, monkeypatc
 KILLED = """
 import sys
 from pathlib import Path
-from sae_lm_eval.curve import Member, Text, measure
+from sae_lm_eval.runs.loss_curve import Member, Text, measure
 text = Text("sae_world_text", tuple(sys.stdin.read().splitlines()))
 measure([Member.parse(name) for name in sys.argv[2:]], text, Path(sys.argv[1]))
 """
@@ -190,7 +190,7 @@ def test_models_of_a_table_with_their_tokens(tmp_path, text):
 REAL = """
 import sys
 from pathlib import Path
-from sae_lm_eval.curve import read_text, measure, Member
+from sae_lm_eval.runs.loss_curve import read_text, measure, Member
 from sae_lm_eval.errors import UserError
 text, path = read_text("wikitext", limit=1), Path(sys.argv[1])
 members = [Member("stories260K", tokens=1e9), Member("stories3M", tokens=3e9)]
@@ -319,8 +319,8 @@ def test_a_category_is_converted_by_its_own_losses_where_the_curve_has_them(text
 
 
 def test_the_command_and_the_report_say_the_same_of_one_folder(file, losses, tmp_path):
-    from sae_lm_eval.report.fidelity import fidelity_of
-    from sae_lm_eval.results import read_results
+    from sae_lm_eval.report.fidelity_tables import fidelity_of
+    from sae_lm_eval.results.results import read_results
 
     end = world.facts()["family"][-1]["loss"]
     recorded = {TASK: {"fraction": 0.9, "law": "besiroglu2024", "definition": "law-relative", "flags": []}}
@@ -357,8 +357,8 @@ def test_results_without_a_spliced_loss_are_refused(tmp_path):
 
 
 def test_the_report_takes_the_curve_beside_the_results(file, losses, tmp_path):
-    from sae_lm_eval.report.fidelity import fidelity_of
-    from sae_lm_eval.results import read_results
+    from sae_lm_eval.report.fidelity_tables import fidelity_of
+    from sae_lm_eval.results.results import read_results
 
     out = fidelity_run(tmp_path, losses["main"], losses["step4088"])
 

@@ -10,10 +10,11 @@ import torch
 from models import WIDTH, random_ids, random_model, random_sae
 from torch import Tensor, nn
 
-from sae_lm_eval.build import Choices, build_variant
-from sae_lm_eval.dictionary import Dictionary, load
+from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.splice import attached
+from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.variants import Choices, build_variant
 
 sparsify = pytest.importorskip("sparsify")
 HOOK = "blocks.1.hook_resid_post"
@@ -74,7 +75,7 @@ def test_a_norm_factor_is_folded_in(tmp_path):
 
 @pytest.mark.parametrize("source", ["gpt2-small-res-jb", "jbloom/GPT2-Small-SAEs-Reformatted"])
 def test_what_the_registry_adds_is_kept_at_a_revision_and_by_repository(source, tmp_path, monkeypatch):
-    from sae_lm_eval import saelens
+    from sae_lm_eval.dictionaries import saelens_loader as saelens
 
     sae = random_sae(WIDTH, "blocks.8.hook_resid_pre")
     sae.save_model(tmp_path)
@@ -91,7 +92,7 @@ def test_what_the_registry_adds_is_kept_at_a_revision_and_by_repository(source, 
 
 
 def test_both_models_of_a_release_that_names_two_are_kept():
-    from sae_lm_eval.saelens import from_sae
+    from sae_lm_eval.dictionaries.saelens_loader import from_sae
 
     sae = random_sae(WIDTH, HOOK, model_name="meta-llama/Llama-3.1-8B")
     dictionary = from_sae(sae, name="it", model_name="deepseek-ai/DeepSeek-R1-Distill-Llama-8B")
@@ -151,7 +152,8 @@ def test_a_sparsify_object_needs_a_site():
 def test_a_dictionary_of_ones_own():
     module = nn.Linear(WIDTH, WIDTH)
     own = Dictionary("mine", module, module, module, "linear", WIDTH, WIDTH, WIDTH, HOOK, HOOK)
-    assert load(own) is own
+    torch.testing.assert_close(load(own).reconstruct(X), module(X))
+    assert own.module is module
 
 
 class TestPickledWeights:

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from sae_lm_eval.effective_compute_cli import effective_compute
+from sae_lm_eval.cli.effective_compute import effective_compute
 from sae_lm_eval.errors import UserError
 
 app = typer.Typer()

@@ -20,11 +20,11 @@ from sae_lens.evals import ExplainedVarianceCalculator, get_recons_loss
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_lm_eval import SaeHFLM, UserError
-from sae_lm_eval.adapter import join
-from sae_lm_eval.arguments import wanted_of
-from sae_lm_eval.fidelity import Source
-from sae_lm_eval.fidelity_task import documents_of_file
-from sae_lm_eval.metrics import table
+from sae_lm_eval.fidelity.metrics import table
+from sae_lm_eval.fidelity.source import Source
+from sae_lm_eval.harness.fidelity_task import documents_of_file
+from sae_lm_eval.harness.model import join
+from sae_lm_eval.splicing.arguments import wanted_of
 
 TASKS = Path(__file__).parents[1] / "tasks" / "sae_fidelity"
 RESID = "blocks.1.hook_resid_post"

@@ -15,8 +15,8 @@ from oracle import PROCESSING, hooked_transformer
 from sae_lens import SAE
 from typer.testing import CliRunner
 
-from sae_lm_eval import inspection
-from sae_lm_eval.cli import app
+from sae_lm_eval.cli.main import app
+from sae_lm_eval.harness import inspection
 
 HOOK = "blocks.1.hook_resid_post"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sae_lm_eval import metrics
-from sae_lm_eval.metrics import METRICS, Metric, array, metrics_of, ratio, row, table
+from sae_lm_eval.fidelity import metrics
+from sae_lm_eval.fidelity.metrics import METRICS, Metric, array, metrics_of, ratio, row, table
 
 
 def record(*, tokens: int, baseline: float, spliced: float, zero: float, mean: float | None = 9.0) -> dict:

@@ -10,10 +10,11 @@ from runs import answers, write_run
 from test_run import K4, evaluated, provenance, sweep
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.noise import noise_floor
-from sae_lm_eval.report import build, folders
-from sae_lm_eval.report.fidelity import NOISE
-from sae_lm_eval.sweep import AGAIN, sweep_of
+from sae_lm_eval.report import assemble as build
+from sae_lm_eval.report.fidelity_tables import NOISE
+from sae_lm_eval.results import find as folders
+from sae_lm_eval.runs.noise import noise_floor
+from sae_lm_eval.runs.sweep import AGAIN, sweep_of
 
 
 class Layouts:
@@ -82,7 +83,7 @@ def test_the_baseline_again_is_a_row_of_a_run(tmp_path):
 
 
 def test_the_same_run_without_it_is_another(tmp_path):
-    from sae_lm_eval.folder import remember
+    from sae_lm_eval.runtime.run_folder import remember
 
     remember(tmp_path, {"model_args": {}, "once": [AGAIN]})
     with pytest.raises(UserError, match="holds a run with other once"):

@@ -11,10 +11,10 @@ from oracle import PROCESSING, hooked_transformer
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from sae_lm_eval.build import Choices, build_variant
-from sae_lm_eval.dictionary import load
+from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.splice import attached
+from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.variants import Choices, build_variant
 
 LAYER = 1
 SAE_HOOKS = (

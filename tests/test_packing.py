@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lm_eval.packing import Prefix, common, plan
+from sae_lm_eval.scoring.packing import Prefix, common, plan
 
 TOKENS = st.integers(0, 3)
 SEQUENCES = st.lists(st.lists(TOKENS, min_size=1, max_size=24), min_size=1, max_size=40)

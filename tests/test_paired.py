@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
-from sae_lm_eval.paired import (
+from sae_lm_eval.comparison.paired_statistics import (
     Stratum,
     accuracy_change,
     bonett_price_interval,
@@ -21,7 +21,7 @@ from sae_lm_eval.paired import (
     paired_drop,
     tango_interval,
 )
-from sae_lm_eval.share_lost import share_lost_interval
+from sae_lm_eval.comparison.share_lost import share_lost_interval
 
 COUNTS = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 200))
 

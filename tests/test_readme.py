@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from lm_eval.utils import simple_parse_args_string
 
-from sae_lm_eval.adapter import OWN
-from sae_lm_eval.spec import parse_specs
+from sae_lm_eval.dictionaries.spec import parse_specs
+from sae_lm_eval.harness.model import OWN
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 ARGUMENTS = re.findall(r"--model_args (pretrained=\S+)", README.replace("\\\n", " "))
@@ -25,8 +25,8 @@ def test_every_command_parses(arguments):
 
 @pytest.mark.parametrize("arguments", RELEASES)
 def test_every_release_is_registered_and_supported_on_that_model(arguments):
-    from sae_lm_eval import registry
-    from sae_lm_eval.build import official_name
+    from sae_lm_eval.catalog import saelens_registry as registry
+    from sae_lm_eval.splicing.variants import official_name
 
     parsed = simple_parse_args_string(arguments)
     for spec in parse_specs(parsed["sae"]):

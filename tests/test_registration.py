@@ -189,7 +189,7 @@ def test_hook_waits_for_lm_eval_and_registers_lazily(from_wheel: Venv, few_tasks
         """,
         env=few_tasks,
     )
-    assert answer == "sae_lm_eval.adapter:SaeHFLM"
+    assert answer == "sae_lm_eval.harness.model:SaeHFLM"
 
 
 def test_hook_can_be_switched_off(from_wheel: Venv) -> None:
@@ -219,7 +219,7 @@ def test_entry_point_names_the_class(from_wheel: Venv) -> None:
         print(point.value, point.load() is get_model("sae_hf"))
         """
     )
-    assert answer == "sae_lm_eval.adapter:SaeHFLM True"
+    assert answer == "sae_lm_eval.harness.model:SaeHFLM True"
 
 
 # -- an lm_eval of another make ----------------------------------------------------------------------------------
@@ -303,7 +303,7 @@ def test_looking_for_a_module_or_reloading_it_loses_nothing(from_wheel: Venv, tm
         importlib.reload(manager)
         print(lm_eval.api.registry.model_registry["sae_hf"], len(manager.TaskManager().paths))
     """
-    assert from_wheel.ask(code, env=stand_in(tmp_path)) == "sae_lm_eval.adapter:SaeHFLM 1"
+    assert from_wheel.ask(code, env=stand_in(tmp_path)) == "sae_lm_eval.harness.model:SaeHFLM 1"
 
 
 def test_modules_look_as_if_imported_without_the_hook(from_wheel: Venv, tmp_path: Path) -> None:
@@ -454,7 +454,7 @@ def test_missing_tasks_folder_leaves_lm_eval_alone(broken: Venv, few_tasks: dict
     ("break_it", "says"),
     [
         (
-            lambda package: (package / "adapter.py").write_text("import no_such_thing"),
+            lambda package: (package / "harness" / "model.py").write_text("import no_such_thing"),
             "No module named 'no_such_thing'",
         ),
         (lambda package: (package / "_autoload.py").unlink(), "No module named 'sae_lm_eval._autoload'"),

@@ -19,11 +19,12 @@ from sae_lens import SAE
 from sae_lens.loading import pretrained_sae_loaders as loaders
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-from sae_lm_eval import registry
+from sae_lm_eval.catalog import saelens_registry as registry
+from sae_lm_eval.catalog.converters import LOADING_REMARK
+from sae_lm_eval.catalog.saelens_registry import REFUSED, SUPPORTED, Entry, base_model, search
+from sae_lm_eval.dictionaries.saelens_loader import from_sae
+from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.registry import REFUSED, SUPPORTED, Entry, base_model, search
-from sae_lm_eval.saelens import from_sae
-from sae_lm_eval.spec import SaeSpec
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "specs_table.py"
 FILE_DECIDES = {"sae_lens": "its cfg.json decides", "mntss_clt_layer_transcoder": "its config.yaml decides"}
@@ -190,7 +191,7 @@ GOLDEN = {
     },
     "gpt2-small-hook-z-kk#blocks.5.hook_z": {
         "hook": "blocks.5.attn.hook_z", "maps": ("raw", "raw"),
-        "why": f"hook from its id; {registry.LOADING_REMARK}",
+        "why": f"hook from its id; {LOADING_REMARK}",
     },
     "gemma-scope-2b-pt-res#embedding/width_4k/average_l0_6": {
         "model": "gemma-2-2b", "model_class": "Gemma2ForCausalLM", "hook": "hook_embed", "architecture": "jumprelu",

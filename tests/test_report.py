@@ -20,13 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from sae_lm_eval.cli import app
+from sae_lm_eval.cli.main import app
+from sae_lm_eval.comparison.paired_statistics import tango_interval
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.paired import tango_interval
-from sae_lm_eval.report import build, drops, figures, folders, render, sweep, worst, writer
-from sae_lm_eval.report.fidelity import Measured, fidelity_of, fidelity_tables
-from sae_lm_eval.report.text import MINUS, fixed, probability, significant, without_shared_start
-from sae_lm_eval.results import read_results
+from sae_lm_eval.report import assemble as build
+from sae_lm_eval.report import drop_tables as drops
+from sae_lm_eval.report import figures, render, writer
+from sae_lm_eval.report import sweep_tables as sweep
+from sae_lm_eval.report import worst_documents as worst
+from sae_lm_eval.report.fidelity_tables import Measured, fidelity_of, fidelity_tables
+from sae_lm_eval.report.formatting import MINUS, fixed, probability, significant, without_shared_start
+from sae_lm_eval.results import find as folders
+from sae_lm_eval.results.results import read_results
 
 HOSTILE = r"<script>alert('a')</script> & 50% $x^2$ \input{b} #1 {c} ~d_e|f *g* [h](i) `j` é ф 中"
 SPLICE = {
@@ -146,7 +151,7 @@ class Page(html.parser.HTMLParser):
 
 def test_command_writes_everything_without_torch(out: Path) -> None:
     program = (
-        "import sys; from sae_lm_eval.cli import main; sys.argv = ['sae-lm-eval', 'report', sys.argv[1]]\n"
+        "import sys; from sae_lm_eval.cli.main import main; sys.argv = ['sae-lm-eval', 'report', sys.argv[1]]\n"
         "try: main()\n"
         "finally: print('LOADED', {'torch', 'lm_eval', 'transformers'} & set(sys.modules))"
     )

@@ -8,7 +8,7 @@ import pytest
 from runs import answers, write_run
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.results import read_results
+from sae_lm_eval.results.results import read_results
 
 RIGHT = {"one": [1, 0, 1], "two": [0, 0, 1, 1]}
 OLD, NEW = "2026-01-01T00-00-00.000000", "2026-01-02T00-00-00.000000"

@@ -18,13 +18,15 @@ import pytest
 from folders import contents
 from rich.console import Console
 
-from sae_lm_eval import UserError, run, running
-from sae_lm_eval.folder import GROUPS, held, journal_of
-from sae_lm_eval.groups import divide
-from sae_lm_eval.journal import DiskError, Journal
-from sae_lm_eval.progress import Shown
-from sae_lm_eval.running import evaluate, lm_eval_config
-from sae_lm_eval.sweep import Sweep, sweep_of, variants_of
+from sae_lm_eval import UserError, run
+from sae_lm_eval.runs import run as running
+from sae_lm_eval.runs.grouping import divide
+from sae_lm_eval.runs.run import evaluate
+from sae_lm_eval.runs.settings import lm_eval_config
+from sae_lm_eval.runs.sweep import Sweep, sweep_of, variants_of
+from sae_lm_eval.runtime.journal import DiskError, Journal
+from sae_lm_eval.runtime.progress import Shown
+from sae_lm_eval.runtime.run_folder import GROUPS, held, journal_of
 
 K4, K32 = "world#blocks.2.hook_resid_post.k4", "world#blocks.2.hook_resid_post.k32"
 BASIC = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "limit": 4, "device": "cpu"}
@@ -215,7 +217,7 @@ def test_a_dictionary_that_fails_is_left_out_and_tried_again(tmp_path):
 
 
 def test_dictionaries_are_let_go_with_their_group(tmp_path, monkeypatch):
-    from sae_lm_eval import dictionary
+    from sae_lm_eval.dictionaries import loading as dictionary
 
     alive: list[weakref.ref] = []
     most = 0

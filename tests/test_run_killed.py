@@ -30,7 +30,7 @@ def command(output_path: Path) -> None:
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     sys.argv = [*COMMAND, "--output_path", str(output_path)]
-    from sae_lm_eval.cli import main
+    from sae_lm_eval.cli.main import main
 
     main()
 
@@ -38,7 +38,9 @@ def command(output_path: Path) -> None:
 def test_killed_at_random_moments(tmp_path):
     # Each run is a process of its own, forked from one that has imported what takes seconds and done nothing else.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["sae_lm_eval.adapter", "sae_lm_eval.report_cli", "sae_lm_eval.report.build"])
+    processes.set_forkserver_preload(
+        ["sae_lm_eval.harness.model", "sae_lm_eval.cli.report", "sae_lm_eval.report.assemble"]
+    )
 
     def run(output_path: Path, seconds: float | None = None) -> bool:
         """Whether the run came to its end, and was not killed after so many seconds."""

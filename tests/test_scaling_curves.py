@@ -22,12 +22,12 @@ from sae_lm_eval.scaling import (
     get_law,
     read_family,
 )
+from sae_lm_eval.scaling.curve_estimates import checkpoint_estimate, family_estimates
+from sae_lm_eval.scaling.data_files import data_path
 from sae_lm_eval.scaling.estimate import Draws
 from sae_lm_eval.scaling.family import monotone_curve
+from sae_lm_eval.scaling.law_estimates import law_relative
 from sae_lm_eval.scaling.laws import ComputeLaw
-from sae_lm_eval.scaling.on_family import checkpoint_estimate, family_estimates
-from sae_lm_eval.scaling.on_law import law_relative
-from sae_lm_eval.scaling.tables import data_path
 
 TRUTH = ComputeLaw(name="true", E=1.6, K=0.6 * 4.5e20**0.15, gamma=0.15)
 COMPUTE = np.geomspace(1e19, 2e22, 9)
@@ -313,7 +313,7 @@ def test_the_original_stays_the_denominator_where_its_loss_is_pooled():
 
 
 def test_the_worlds_own_checkpoints_bound_its_sparsest_dictionary():
-    from sae_lm_eval.fidelity_compute import world_checkpoints
+    from sae_lm_eval.scaling.of_documents import world_checkpoints
 
     estimate = effective_compute(ce_baseline=1.1355, ce_spliced=1.1355 + 0.0842, checkpoints=world_checkpoints())
     low, high = (getattr(estimate.preferred.interval, side) for side in ("low", "high"))

@@ -22,7 +22,7 @@ from sae_lm_eval.scaling import (
     presets,
 )
 from sae_lm_eval.scaling.estimate import Draws
-from sae_lm_eval.scaling.on_law import law_relative
+from sae_lm_eval.scaling.law_estimates import law_relative
 
 BESIROGLU = get_law("besiroglu2024")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sae_lm_eval.effective_compute_text import markdown, summary_rows
+from sae_lm_eval.report.text_tables import markdown, summary_rows
 from sae_lm_eval.scaling import convert_literature, get_law, summarise_literature, works
-from sae_lm_eval.scaling.tables import data_path
+from sae_lm_eval.scaling.data_files import data_path
 
 PAGE = Path(__file__).parents[1] / "docs" / "effective-compute.md"
 

@@ -16,12 +16,14 @@ from runs import answers, write_run
 from test_fidelity import adapter
 
 from sae_lm_eval import schema
-from sae_lm_eval.comparison import COLUMNS, compare
+from sae_lm_eval.comparison.compare import COLUMNS, compare
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.folder import remember
-from sae_lm_eval.report import build, folders, writer
-from sae_lm_eval.report.fidelity import Measured
-from sae_lm_eval.results import read_results
+from sae_lm_eval.report import assemble as build
+from sae_lm_eval.report import writer
+from sae_lm_eval.report.fidelity_tables import Measured
+from sae_lm_eval.results import find as folders
+from sae_lm_eval.results.results import read_results
+from sae_lm_eval.runtime.run_folder import remember
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,7 +56,7 @@ def test_what_is_added_to_lm_evals_results(tmp_path):
 def test_what_a_run_was_asked_for(tmp_path):
     from dataclasses import asdict
 
-    from sae_lm_eval.sweep import sweep_of
+    from sae_lm_eval.runs.sweep import sweep_of
 
     sweep = sweep_of({"model_args": "pretrained=world", "variants": ["world#blocks.2.hook_resid_post.k4"], "tasks": []})
     asked = {
@@ -91,7 +93,7 @@ def test_the_schemas_name_every_column():
 
 
 def test_an_older_version_is_read_and_what_it_lacks_is_said(tmp_path):
-    from sae_lm_eval.effective_compute_folder import convert
+    from sae_lm_eval.scaling.of_results import convert
 
     scores = {"text": {"ce_baseline,none": 3.0, "ce_spliced,none": 3.1}}
     for version, told in (("old", {}), ("new", {"schema": schema.VERSION})):

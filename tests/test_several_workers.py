@@ -14,11 +14,12 @@ import psutil
 import pytest
 from folders import contents
 
-from sae_lm_eval import UserError, cluster
-from sae_lm_eval.cluster import Part, spread
-from sae_lm_eval.journal import Journal
-from sae_lm_eval.progress import Progress
-from sae_lm_eval.sweep import sweep_of
+from sae_lm_eval import UserError
+from sae_lm_eval.runs import ray_cluster as cluster
+from sae_lm_eval.runs.ray_cluster import Part, spread
+from sae_lm_eval.runs.sweep import sweep_of
+from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.runtime.progress import Progress
 
 K4, K32 = "world#blocks.2.hook_resid_post.k4", "world#blocks.3.hook_resid_post.k32"
 TOLD = Path(__file__).parent / "data" / "told"

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 from runs import answers, write_run
 
-from sae_lm_eval.comparison import compare
+from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.comparison.paired_statistics import bonett_price_interval
+from sae_lm_eval.comparison.shots import drop_over_seeds, over_seeds, seeds_of, with_seed
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.paired import bonett_price_interval
-from sae_lm_eval.results import read_results
-from sae_lm_eval.shots import drop_over_seeds, over_seeds, seeds_of, with_seed
+from sae_lm_eval.results.results import read_results
 
 
 def drawn(rng: np.random.Generator, seeds: int, questions: int, spread: float) -> np.ndarray:
@@ -105,7 +105,7 @@ def test_the_flag_takes_different_numbers():
 def test_the_command_runs_each_seed_and_joins_them(tmp_path):
     from typer.testing import CliRunner
 
-    from sae_lm_eval.cli import app
+    from sae_lm_eval.cli.main import app
 
     line = "run --model_args pretrained=world --sae world#blocks.2.hook_resid_post.k4 --tasks sae_world_homes --limit 6"
     flags = f"{line} --device cpu --num_fewshot 2 --fewshot_seeds 1,2 --output_path".split()

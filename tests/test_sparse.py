@@ -7,9 +7,9 @@ import torch
 from models import random_sae
 from sae_lens import SAE
 
-from sae_lm_eval import sparse
-from sae_lm_eval.dictionary import load
-from sae_lm_eval.sparse import SparseDecoding, gather, gather_pays
+from sae_lm_eval.dictionaries import sparse_decoding as sparse
+from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.sparse_decoding import SparseDecoding, gather, gather_pays
 
 
 def sparse_rows(rows: int, elements: int, active: int, *, seed: int = 0) -> torch.Tensor:

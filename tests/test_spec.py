@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sae_lm_eval.spec import LOADERS, SaeSpec, parse_specs
+from sae_lm_eval.dictionaries.spec import LOADERS, SaeSpec, parse_specs
 
 NAME = st.text(st.characters(codec="ascii", categories=["L", "N"], include_characters="._-"), min_size=2, max_size=12)
 PATH = st.lists(NAME, min_size=1, max_size=3).map("/".join)
@@ -67,7 +67,9 @@ def test_the_package_shows_what_it_has():
     assert sae_lm_eval.__version__
 
 
-@pytest.mark.parametrize("module", ["sae_lm_eval", "sae_lm_eval.spec", "sae_lm_eval.cli", "sae_lm_eval.errors"])
+@pytest.mark.parametrize(
+    "module", ["sae_lm_eval", "sae_lm_eval.dictionaries.spec", "sae_lm_eval.cli.main", "sae_lm_eval.errors"]
+)
 def test_light_modules_take_no_torch(module):
     code = f"import sys, {module}; print('torch' in sys.modules, 'lm_eval' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

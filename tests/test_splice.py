@@ -9,11 +9,12 @@ import torch
 from models import ARCHITECTURES, VOCABULARY, WIDTH, random_ids, random_model, random_sae
 from torch import Tensor, nn
 
-from sae_lm_eval.build import Choices, build_variant, with_means
-from sae_lm_eval.dictionary import load
+from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.port import record
-from sae_lm_eval.splice import EDITS, MODES, Context, Splice, Variant, attached
+from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.module_io import record
+from sae_lm_eval.splicing.splice import EDITS, MODES, Context, Splice, Variant
+from sae_lm_eval.splicing.variants import Choices, build_variant, with_means
 
 SPECIAL = frozenset({0, 1, 2})
 RESID = "blocks.1.hook_resid_post"

@@ -17,11 +17,11 @@ import pytest
 from typer.testing import CliRunner
 
 from sae_lm_eval import UserError
-from sae_lm_eval.cli import app
+from sae_lm_eval.cli.main import app
+from sae_lm_eval.cli.talk import read_prompts
 from sae_lm_eval.talk.conversation import Model
-from sae_lm_eval.talk.generation import Sampling
+from sae_lm_eval.talk.sampling import Sampling
 from sae_lm_eval.talk.terminal import Session
-from sae_lm_eval.talk_cli import read_prompts
 
 COMMAND = [str(Path(sys.executable).parent / "sae-lm-eval"), "talk", "--model_args"]
 K4 = "pretrained=world,sae=world#blocks.2.hook_resid_post.k4"

@@ -14,14 +14,15 @@ import tokenizers
 import transformers
 from models import WIDTH, random_model, random_sae
 
-from sae_lm_eval import UserError, demo
-from sae_lm_eval.talk import page
-from sae_lm_eval.talk.categories import CATEGORIES, Token, describe, tabulate
+from sae_lm_eval import UserError
+from sae_lm_eval.cli.main import demo
+from sae_lm_eval.talk import html_page as page
 from sae_lm_eval.talk.conversation import Conversation, Model
-from sae_lm_eval.talk.generation import Sampling
-from sae_lm_eval.talk.page import EDGES, check_writable, number, percent, render, shade
+from sae_lm_eval.talk.detokenize import Detokenizer, decoder, label, namer, pieces, visible
+from sae_lm_eval.talk.html_page import EDGES, check_writable, number, percent, render, shade
 from sae_lm_eval.talk.passages import Passage, of_exchange, of_text, record, tables
-from sae_lm_eval.talk.pieces import Detokenizer, decoder, label, namer, pieces, visible
+from sae_lm_eval.talk.sampling import Sampling
+from sae_lm_eval.talk.token_categories import CATEGORIES, Token, describe, tabulate
 from sae_lm_eval.world import text
 
 HOSTILE = "<script>'&lt;'</script>"

@@ -7,10 +7,11 @@ import pytest
 import torch
 from models import WIDTH, random_model, random_sae
 
-from sae_lm_eval import text
-from sae_lm_eval.build import Choices, build_variant
-from sae_lm_eval.dictionary import load
-from sae_lm_eval.port import record
+from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.runtime import text_files as text
+from sae_lm_eval.splicing.activations import mean_activations
+from sae_lm_eval.splicing.module_io import record
+from sae_lm_eval.splicing.variants import Choices, build_variant
 
 
 def encode(document: str) -> list[int]:
@@ -46,7 +47,7 @@ def test_the_mean_is_over_all_positions_but_special_ones():
     saes = [random_sae(WIDTH, "blocks.1.hook_resid_mid"), random_sae(WIDTH, "blocks.2.hook_mlp_out")]
     variant = build_variant(model, [load(sae) for sae in saes], Choices(), frozenset())
     texts = [[1, 5, 6, 7], [1, 8, 2, 9, 10]]
-    means = text.mean_activations(model, variant, texts, frozenset({1, 2}))
+    means = mean_activations(model, variant, texts, frozenset({1, 2}))
     for splice, mean in zip(variant.splices, means, strict=True):
         port = splice.site_out.read
         rows = [record(model, [port], torch.tensor([ids]))[port][0] for ids in texts]

@@ -9,10 +9,10 @@ import pytest
 from lm_eval.api.instance import Instance
 from models import WIDTH, random_model, random_sae, word_tokenizer, words
 
-from sae_lm_eval.adapter import SaeHFLM, join
-from sae_lm_eval.arguments import wanted_of
-from sae_lm_eval.fidelity import Source
-from sae_lm_eval.journal import Journal
+from sae_lm_eval.fidelity.source import Source
+from sae_lm_eval.harness.model import SaeHFLM, join
+from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.splicing.arguments import wanted_of
 
 HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.2.hook_mlp_out")
 

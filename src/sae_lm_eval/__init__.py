@@ -3,24 +3,24 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae_lm_eval.adapter import SaeHFLM
-    from sae_lm_eval.comparison import compare
-    from sae_lm_eval.dictionary import Dictionary
+    from sae_lm_eval.comparison.compare import compare
+    from sae_lm_eval.dictionaries.dictionary import Dictionary
+    from sae_lm_eval.dictionaries.spec import SaeSpec
     from sae_lm_eval.errors import UserError
-    from sae_lm_eval.running import run
+    from sae_lm_eval.harness.model import SaeHFLM
+    from sae_lm_eval.runs.run import run
     from sae_lm_eval.scaling import effective_compute
-    from sae_lm_eval.spec import SaeSpec
 
 __all__ = ["Dictionary", "SaeHFLM", "SaeSpec", "UserError", "compare", "effective_compute", "run"]
 
 _HOMES = {
-    "Dictionary": "dictionary",
-    "SaeHFLM": "adapter",
-    "SaeSpec": "spec",
+    "Dictionary": "dictionaries.dictionary",
+    "SaeHFLM": "harness.model",
+    "SaeSpec": "dictionaries.spec",
     "UserError": "errors",
-    "compare": "comparison",
+    "compare": "comparison.compare",
     "effective_compute": "scaling",
-    "run": "running",
+    "run": "runs.run",
 }
 
 

@@ -1,6 +1,6 @@
 """`python -m sae_lm_eval`, which `accelerate launch -m sae_lm_eval run ...` starts in several processes."""
 
-from sae_lm_eval.cli import main
+from sae_lm_eval.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -55,7 +55,7 @@ def _register_model(models: ModuleType) -> None:
 
     # Releases that load plugins read the entry point of this package by themselves.
     if not hasattr(registry, "load_plugins") and "sae_hf" not in registry.model_registry:
-        registry.model_registry.register("sae_hf", target="sae_lm_eval.adapter:SaeHFLM")
+        registry.model_registry.register("sae_hf", target="sae_lm_eval.harness.model:SaeHFLM")
 
 
 def _register_tasks(manager: ModuleType) -> None:

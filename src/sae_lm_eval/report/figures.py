@@ -21,8 +21,8 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from sae_lm_eval.report.drops import Row, in_order, variants_of
-from sae_lm_eval.report.text import MINUS, fitting, fixed
+from sae_lm_eval.report.drop_tables import Row, in_order, variants_of
+from sae_lm_eval.report.formatting import MINUS, fitting, fixed
 
 WIDTH, NARROW, TALLEST = 5.5, 4.2, 7.5
 # With more points than these, the variants do not stand side by side in one panel of a page's height.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sae_lm_eval.report.text import NA
-from sae_lm_eval.results import Results
+from sae_lm_eval.report.formatting import NA
+from sae_lm_eval.results.results import Results
 
 SEEDS: dict[str, Any] = {"random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed": 1234}
 # Of each splice, in this order; what is not named here is shown under the name in the record.
@@ -26,7 +26,7 @@ SPLICE_LABELS = {
 
 
 # Of the record, these are splices, shown one by one, or numbers of the tables.
-ELSEWHERE = ("splices", "packages", "effective_compute", "kl_at_answers")
+ELSEWHERE = ("splices", "packages", "effective_compute", "kl_at_answers", "cut_prompts")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def source(results: Results) -> Source:
         "model dtype": config.get("model_dtype"),
         "context length": raw.get("max_length"),
         "batch size": config.get("batch_size"),
-        "documents a task": config.get("limit") or "all",
+        "documents a task": "all" if config.get("limit") is None else config["limit"],
         "chat template": "applied" if raw.get("chat_template") else "none",
         **_ours(results.provenance),
         DATE: _date(raw.get("date")),
@@ -149,15 +149,16 @@ def command(results: Results) -> str:
         words += ["--num_fewshot", str(*shots)]
     for flag in ("batch_size", "limit", "gen_kwargs"):
         value = config.get(flag)
-        if value:
+        if value not in (None, {}):
             words += [f"--{flag}", _argument(value)]
     seeds = {name: config.get(name, usual) for name, usual in SEEDS.items()}
     if seeds != SEEDS:
         words += ["--seed", ",".join(map(str, seeds.values()))]
-    if raw.get("system_instruction"):
+    if raw.get("system_instruction") is not None:
         words += ["--system_instruction", raw["system_instruction"]]
     words += ["--apply_chat_template"] if raw.get("chat_template") else []
-    words += ["--fewshot_as_multiturn"] if raw.get("fewshot_as_multiturn") else []
+    if (turns := raw.get("fewshot_as_multiturn")) is not None and raw.get("chat_template"):
+        words += ["--fewshot_as_multiturn", str(bool(turns)).lower()]  # which is true behind a chat template
     return shlex.join([*words, "--log_samples", "--output_path", results.name])
 
 

@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from sae_lm_eval.report import references
-from sae_lm_eval.report.build import Report
+from sae_lm_eval.report.assemble import Report
 from sae_lm_eval.report.figures import INK, NARROW, RULE, Picture, as_bytes
-from sae_lm_eval.report.story import CITED
-from sae_lm_eval.report.text import MINUS, Table
-from sae_lm_eval.report.worst import CAPTION
+from sae_lm_eval.report.formatting import MINUS, Table
+from sae_lm_eval.report.prose import CITED
+from sae_lm_eval.report.worst_documents import CAPTION
 
 # Pixels of the page for a point of a figure: letters of 8 points are nearly as large as the page's.
 ENLARGED = 1.75

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sae_lm_eval.report.drops import Told
+from sae_lm_eval.report.drop_tables import Told
 from sae_lm_eval.report.figures import (
     COLOURS,
     INK,
@@ -25,7 +25,8 @@ from sae_lm_eval.report.figures import (
     legend,
     logarithmic,
 )
-from sae_lm_eval.report.sweep import (
+from sae_lm_eval.report.formatting import listing, without_shared_start
+from sae_lm_eval.report.sweep_tables import (
     RECONSTRUCTION,
     Setting,
     by_scale,
@@ -35,7 +36,6 @@ from sae_lm_eval.report.sweep import (
     on_frontier,
     singles,
 )
-from sae_lm_eval.report.text import listing, without_shared_start
 
 # More or longer names have no room beside their points; the tables have them.
 MOST_NAMED, MOST_LETTERS = 8, 16

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report import render
-from sae_lm_eval.report.build import Report
+from sae_lm_eval.report.assemble import Report
 from sae_lm_eval.report.figures import as_bytes
 from sae_lm_eval.schema import VERSION
 

@@ -18,7 +18,7 @@ from sae_lm_eval.scaling.family import Family, builtin_families, read_family
 from sae_lm_eval.scaling.fit import fit_compute_law, fit_parametric_law
 from sae_lm_eval.scaling.laws import ComputeLaw, Covariance, Law, ParametricLaw, get_law, laws
 from sae_lm_eval.scaling.literature import convert_literature, summarise_literature, works
-from sae_lm_eval.scaling.models import Original, find_preset, get_original, presets
+from sae_lm_eval.scaling.original_model import Original, find_preset, get_original, presets
 
 __all__ = [
     "ComputeLaw",

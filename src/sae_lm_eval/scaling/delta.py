@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.scaling.tables import read_rows
+from sae_lm_eval.scaling.data_files import read_rows
 
 Ablation = Literal["zero", "mean"]
 FEW_DOCUMENTS = 30

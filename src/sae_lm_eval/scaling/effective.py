@@ -10,14 +10,12 @@ import numpy as np
 import pandas as pd
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.scaling.curve_estimates import CHECKPOINTS, INTERPOLATION, checkpoint_estimate, family_estimates
 from sae_lm_eval.scaling.delta import DeltaCE, delta_from_losses
 from sae_lm_eval.scaling.estimate import Draws, Estimate
 from sae_lm_eval.scaling.family import Family, read_family
 from sae_lm_eval.scaling.fit import load_law
-from sae_lm_eval.scaling.laws import DEFAULT_LAW, Law, laws
-from sae_lm_eval.scaling.models import Original, get_original
-from sae_lm_eval.scaling.on_family import CHECKPOINTS, INTERPOLATION, checkpoint_estimate, family_estimates
-from sae_lm_eval.scaling.on_law import (
+from sae_lm_eval.scaling.law_estimates import (
     AT_THE_LOSS,
     COMPUTE,
     FAMILY_FIT,
@@ -25,6 +23,8 @@ from sae_lm_eval.scaling.on_law import (
     at_the_loss,
     law_relative,
 )
+from sae_lm_eval.scaling.laws import DEFAULT_LAW, Law, laws
+from sae_lm_eval.scaling.original_model import Original, get_original
 
 # Measured on the text at hand before borrowed, between measured points before extrapolated, and the original's own
 # course before other models: docs/effective-compute.md has the figures.

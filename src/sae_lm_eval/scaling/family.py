@@ -17,9 +17,9 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.scaling.data_files import Row, data_path, read_rows, unknown
 from sae_lm_eval.scaling.fit import fit_compute_law, residual_scale
 from sae_lm_eval.scaling.laws import ComputeLaw
-from sae_lm_eval.scaling.tables import Row, data_path, read_rows, unknown
 
 Kind = Literal["family", "checkpoints"]
 NORMAL_MEDIAN = 0.6745  # of |z| of a standard normal z

@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import least_squares, nnls
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.scaling.data_files import read_rows
 from sae_lm_eval.scaling.laws import ComputeLaw, Covariance, Law, ParametricLaw, get_law
-from sae_lm_eval.scaling.tables import read_rows
 
 START_EXPONENTS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7)
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.scaling.tables import data_path, unknown
+from sae_lm_eval.scaling.data_files import data_path, unknown
 
 DEFAULT_LAW = "besiroglu2024"
 UNKNOWN_COVARIANCE = "this law was given without a covariance"  # why there is none, where nothing else is said

@@ -10,15 +10,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sae_lm_eval import text
-from sae_lm_eval.adapter import SaeHFLM, innermost
-from sae_lm_eval.arguments import dtype_of, sources_of
-from sae_lm_eval.build import build_variant, describe, place, with_means
-from sae_lm_eval.dictionary import Dictionary, load
+from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.errors import UserError, one_of
-from sae_lm_eval.splice import MODES, Variant
-from sae_lm_eval.talk.generation import BASELINE, Column, Continuation, Sampling, generate, parting
-from sae_lm_eval.talk.pieces import decoder, namer, pieces
+from sae_lm_eval.harness.model import SaeHFLM, innermost
+from sae_lm_eval.runtime import text_files
+from sae_lm_eval.splicing.activations import mean_activations
+from sae_lm_eval.splicing.arguments import dtype_of, sources_of
+from sae_lm_eval.splicing.splice import MODES, Variant
+from sae_lm_eval.splicing.variants import build_variant, describe, place, with_means
+from sae_lm_eval.talk.detokenize import decoder, namer, pieces
+from sae_lm_eval.talk.sampling import BASELINE, Column, Continuation, Sampling, generate, parting
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
@@ -114,15 +116,15 @@ class Model:
         return loaded
 
     def _build(self, dictionaries: Sequence[Dictionary]) -> Variant:
-        variant = build_variant(self.model, dictionaries, self.choices, self.lm.special_ids)
+        variant = build_variant(self.model, dictionaries, self.choices, self.lm.special_ids, self.lm.declared_special)
         place(self.model, variant)
         if self.choices.splice != "mean":
             return variant
         source = self.lm.mean_source
         if source is None:
             raise UserError("splice=mean needs the text it averages: start with splice=mean,mean_text=FILE.")
-        texts = self.lm.windows(text.read_documents(source["text"]), source["tokens"])
-        return with_means(variant, text.mean_activations(self.model, variant, texts, self.lm.special_ids))
+        texts = self.lm.windows(text_files.read_documents(source["text"]), source["tokens"])
+        return with_means(variant, mean_activations(self.model, variant, texts, self.lm.special_ids))
 
     # -- prompts ------------------------------------------------------------------------------------------
 

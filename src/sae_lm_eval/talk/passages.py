@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_lm_eval import text
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.talk.categories import Row, describe, tabulate
+from sae_lm_eval.runtime import text_files
 from sae_lm_eval.talk.conversation import Answer, Exchange, Model
-from sae_lm_eval.talk.pieces import pieces
-from sae_lm_eval.talk.token_view import Place, Prediction, token_view
+from sae_lm_eval.talk.detokenize import pieces
+from sae_lm_eval.talk.token_categories import Row, describe, tabulate
+from sae_lm_eval.talk.token_kl import Place, Prediction, token_view
 
 WINDOW = 1024  # tokens at most, so that logits of (window, vocabulary) fit beside any model that fits
 
@@ -60,12 +60,12 @@ def of_text(model: Model, path: str | Path, tokens: int) -> Iterator[Passage]:
     """The first `tokens` of a .txt, .jsonl or .parquet file, in windows that every model and dictionary can read."""
     prefix = model.lm.prefix_token_id
     try:
-        documents = text.read_documents(path)
+        documents = text_files.read_documents(path)
     except UnicodeDecodeError as error:
         raise UserError(f"'{path}' is not text in UTF-8: {error.reason}.") from error
-    windows = text.windows(
+    windows = text_files.windows(
         documents,
-        lambda document: model.lm.tok_encode(document, add_special_tokens=False),
+        model.lm.text_ids,
         prefix=prefix,
         length=min(model.context_size, WINDOW),
         tokens=tokens,

@@ -14,15 +14,15 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from sae_lm_eval.arguments import whole
 from sae_lm_eval.errors import UserError, one_of
-from sae_lm_eval.splice import MODES
-from sae_lm_eval.talk.columns import Columns
+from sae_lm_eval.splicing.arguments import whole
+from sae_lm_eval.splicing.splice import MODES
 from sae_lm_eval.talk.conversation import Conversation, Exchange, Model, record
-from sae_lm_eval.talk.generation import Sampling
-from sae_lm_eval.talk.page import check_writable, render
+from sae_lm_eval.talk.detokenize import visible
+from sae_lm_eval.talk.html_page import check_writable, render
 from sae_lm_eval.talk.passages import of_exchange
-from sae_lm_eval.talk.pieces import visible
+from sae_lm_eval.talk.sampling import Sampling
+from sae_lm_eval.talk.side_by_side import Columns
 
 PROMPT = "> "
 

@@ -1,0 +1,1 @@
+"""Which registered dictionaries there are, and whether they can be spliced; no weights."""

@@ -1,0 +1,169 @@
+"""`sae-lm-eval curve`: the losses of several models on one text, as the family that effective compute is read from."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sae_lm_eval.errors import UserError
+
+if TYPE_CHECKING:
+    from sae_lm_eval.runs.loss_curve import Member
+    from sae_lm_eval.scaling.data_files import Row
+
+FIXED = ("pretrained", "revision", "sae", "splice", "max_length")  # what the command sets by itself
+
+
+class Per(enum.StrEnum):
+    token = "token"
+    byte = "byte"
+
+
+def curve(
+    models: Annotated[
+        str, typer.Option(help="name or name@revision, joined by commas; or a CSV of model and, if need be, tokens.")
+    ],
+    task: Annotated[str | None, typer.Option(help="A task of whole documents, such as wikitext.")] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="A results folder: its text, --limit and context length are taken.")
+    ] = None,
+    limit: Annotated[float | None, typer.Option(help="As for lm_eval: the first documents only.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max_length", help="Windows of so many tokens; otherwise the first model's context.")
+    ] = None,
+    tokens: Annotated[
+        str, typer.Option(help="Training tokens of models that are not known: name@revision=1e11,...")
+    ] = "",
+    per: Annotated[Per, typer.Option(help="What losses are compared by; byte where tokenizers differ.")] = Per.token,
+    model_args: Annotated[str, typer.Option("--model_args", help="For every model: dtype=bfloat16,...")] = "",
+    batch_size: Annotated[str, typer.Option("--batch_size", help="As for lm_eval.")] = "1",
+    device: Annotated[str | None, typer.Option(help="As for lm_eval.")] = None,
+    metadata: Annotated[str | None, typer.Option(help="As for lm_eval: options of a task, as JSON.")] = None,
+    include_path: Annotated[Path | None, typer.Option("--include_path", help="Tasks of your own.")] = None,
+    output_path: Annotated[Path | None, typer.Option("--output_path", help="The family: a CSV file.")] = None,
+) -> None:
+    """Measure the loss of models or checkpoints on one text, for effective compute on a curve of that text.
+
+    The file is written after each model; the same command again continues where it was cut short. Beside the results
+    of a run on the same text, it is that run's curve without being named.
+    """
+    from lm_eval.utils import simple_parse_args_string
+
+    from sae_lm_eval.runs import loss_curve as curves
+
+    asked: dict[str, Any] = _text_of(like, task) if like is not None else {"task": task}
+    given = {"task": task, "limit": limit, "context": max_length}
+    for name, value in given.items():
+        if value is not None and asked.setdefault(name, value) != value:
+            raise UserError(f"--{name} is {value}, and '{like}' was run with {asked[name]}: leave it or --like out.")
+    if asked["task"] is None:
+        raise UserError("--task is missing: name a task of whole documents, such as wikitext, or a run with --like.")
+    if output_path is None:
+        if like is None:
+            raise UserError("--output_path is missing: name the CSV file of the family, as in family.csv.")
+        output_path = like / f"family_{asked['task']}.csv"
+    loading = simple_parse_args_string(model_args)
+    if fixed := [name for name in FIXED if name in loading]:
+        raise UserError(f"--model_args has {fixed[0]}=, which curve sets by itself; models stand in --models.")
+    members = _members(models, _mapping(tokens))
+    options = asked.get("metadata") if metadata is None else _options(metadata)
+    text = curves.read_text(asked["task"], limit=asked.get("limit"), metadata=options, include_path=include_path)
+    if asked.get("documents", len(text.documents)) != len(text.documents):
+        raise UserError(
+            f"{asked['task']} has {len(text.documents)} documents here, and {asked['documents']} in '{like}': "
+            "it is another text."
+        )
+    loading = {**loading, "batch_size": batch_size, **({} if device is None else {"device": device})}
+    rows = curves.measure(members, text, output_path, context=asked.get("context"), per=per.value, loading=loading)
+    _print(rows, per, output_path)
+
+
+def _text_of(like: Path, task: str | None) -> dict[str, Any]:
+    """What a run was asked the loss of, as far as its results say."""
+    from sae_lm_eval.runs.loss_curve import DOCUMENT_TYPES
+    from sae_lm_eval.scaling.of_results import read_all
+
+    for results in read_all(like):
+        kinds = {name: results.raw["configs"].get(name, {}).get("output_type") for name in results.tasks}
+        found = [name for name, kind in kinds.items() if kind in DOCUMENT_TYPES and task in (None, name)]
+        if len(found) > 1:
+            raise UserError(f"'{like}' has several texts: choose one with --task, of {', '.join(found)}.")
+        if found:
+            context = results.provenance.get("max_length", results.model_args.get("max_length"))
+            asked = {
+                "task": found[0],
+                "documents": results.raw["n-samples"][found[0]]["effective"],
+                "limit": results.config.get("limit"),
+                "context": None if context is None else int(context),
+                "metadata": {found[0]: results.raw["configs"][found[0]].get("metadata") or {}},
+            }
+            return {name: value for name, value in asked.items() if value is not None}
+    raise UserError(f"'{like}' has no results of {task or 'a task of whole documents'}: name the text with --task.")
+
+
+def _options(text: str) -> dict[str, Any]:
+    import json
+
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--metadata is not JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise UserError(f'--metadata is {text}, and an object is wanted, as in {{"sae_fidelity_text": {{...}}}}.')
+    return found
+
+
+def _mapping(text: str) -> dict[str, float]:
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, count = part.rpartition("=")
+        try:
+            found[name] = float(count)
+        except ValueError:
+            raise UserError(f"--tokens has '{part}': write name=count, as in my/model@step1000=2e9.") from None
+        if not name or not 0 <= found[name] < float("inf"):
+            raise UserError(f"--tokens has '{part}': write name=count, with a count of 0 or more.")
+    return found
+
+
+def _members(models: str, tokens: Mapping[str, float]) -> list[Member]:
+    from sae_lm_eval.runs.loss_curve import Member
+    from sae_lm_eval.scaling.data_files import read_rows
+
+    if models.endswith(".csv"):
+        listed = [(str(row["model"]), row.get("tokens")) for row in read_rows(models, required=["model"])]
+    else:
+        listed = [(name, None) for name in models.split(",") if name.strip()]
+    found = [Member.parse(name, tokens.get(name.strip(), count)) for name, count in listed]
+    names = [str(member) for member in found]
+    if not names:
+        raise UserError("--models names no model: write name or name@revision, several joined by commas.")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"--models has {twice} twice.")
+    if strange := next((name for name in tokens if name not in {written.strip() for written, _ in listed}), None):
+        raise UserError(f"--tokens speaks of '{strange}', which is not in --models.")
+    return found
+
+
+def _print(rows: list[Row], per: Per, path: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sae_lm_eval.scaling.family import row_name
+
+    unit = "nats/token" if per is Per.token else f"nats/token of {rows[0]['model']}"
+    table = Table(title=rows[0]["text"], title_justify="left")
+    table.add_column("model", overflow="fold")
+    for name in ("parameters", "training tokens", unit, "nats/byte"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        numbers = (f"{row['params']:.4g}", f"{row['tokens']:.4g}", f"{row['loss']:.4f}", f"{row['nats_per_byte']:.4f}")
+        table.add_row(row_name(row), *numbers)
+    console = Console()
+    console.print(table)
+    flag = "checkpoints" if len({row["model"] for row in rows}) == 1 else "family"
+    console.print(f"Written: {path}. To use it: sae-lm-eval effective-compute ... --{flag} {path}", soft_wrap=True)

@@ -1,0 +1,57 @@
+"""The main job on the embedded world: the untouched model and a few variants, compared, reported, and talked to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEMO_FOLDER = Path("out/demo")
+MIDDLE = "world#blocks.2.hook_resid_post"
+# As in a sweep file, for `sae-lm-eval run`.
+SWEEP = {
+    "model_args": {"pretrained": "world"},
+    "tasks": ["sae_world", "sae_fidelity_world"],
+    "device": "cpu",
+    "variants": [
+        {"name": "k32", "sae": f"{MIDDLE}.k32"},
+        {"name": "k4", "sae": f"{MIDDLE}.k4"},
+        {"name": "transcoder", "sae": "world#blocks.2.mlp.skip_transcoder"},
+        {"name": "3_saes", "sae": [f"world#blocks.{layer}.hook_resid_post.k32" for layer in (1, 2, 3)]},
+        {"name": "zero", "sae": f"{MIDDLE}.k32", "splice": "zero"},
+    ],
+}
+
+
+def demo(
+    output_path: Annotated[Path, typer.Option("--output_path", help="Folder of results, report and page.")] = (
+        DEMO_FOLDER
+    ),
+) -> None:
+    """Splice the dictionaries of the embedded world into its model, and show what it loses; no network, no GPU."""
+    from sae_lm_eval.cli.run import run_and_report
+    from sae_lm_eval.runs.sweep import sweep_of
+
+    run_and_report(sweep_of(SWEEP), output_path)
+    page = write_page(output_path)
+    typer.echo(f"Written: {page}, where the baseline and two of the variants talk")
+
+
+def write_page(folder: Path) -> Path:
+    """talk.html in `folder`: what the untouched model and two variants answer to a question of each category."""
+    from sae_lm_eval.runtime.progress import quiet
+    from sae_lm_eval.talk.conversation import Conversation, Model
+    from sae_lm_eval.talk.html_page import render
+    from sae_lm_eval.talk.passages import of_exchange
+    from sae_lm_eval.talk.sampling import Sampling
+    from sae_lm_eval.world import text
+
+    path = folder / "talk.html"
+    with quiet(folder / "run.log"):
+        model = Model({"pretrained": "world", "sae": f"{MIDDLE}.k4"}, [f"{MIDDLE}.k32"])
+        prompts = [text.questions(category, 1)[0].prompt for category in text.categories()]
+        answers = [Conversation(model, Sampling(max_new_tokens=16)).answer(prompt) for prompt in prompts]
+        page = render(model, [of_exchange(model, answer) for answer in answers])
+    path.write_text(page, encoding="utf-8")
+    return path

@@ -1,0 +1,251 @@
+"""`sae-lm-eval effective-compute`: losses, or folders of results, in; effective compute out."""
+
+from __future__ import annotations
+
+import enum
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.report.text_tables import (
+    converted_rows,
+    estimate_rows,
+    fraction,
+    literature_rows,
+    markdown,
+    number,
+    summary_rows,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from sae_lm_eval.scaling import DeltaCE, EffectiveCompute
+
+
+class Format(enum.StrEnum):
+    table = "table"
+    markdown = "markdown"
+    csv = "csv"
+    json = "json"
+
+
+def effective_compute(
+    out: Annotated[
+        Path | None, typer.Argument(help="Results of sae_fidelity tasks: a folder that lm_eval or run wrote.")
+    ] = None,
+    ce_baseline: Annotated[float | None, typer.Option(help="CE of the original, nats/token.")] = None,
+    ce_spliced: Annotated[float | None, typer.Option(help="CE with the dictionary spliced in, nats/token.")] = None,
+    delta_se: Annotated[float | None, typer.Option(help="Standard error of delta CE, paired over documents.")] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="CSV with baseline_nats, spliced_nats, tokens per document.")
+    ] = None,
+    loss_recovered: Annotated[
+        float | None, typer.Option(help="Instead of --ce-spliced: a fraction, with its ablation CE.")
+    ] = None,
+    ce_ablated: Annotated[float | None, typer.Option(help="Ablation CE behind --loss-recovered.")] = None,
+    ablation: Annotated[str | None, typer.Option(help="Kind of the ablation: zero or mean.")] = None,
+    model: Annotated[str | None, typer.Option(help="A known model, such as pythia-70m or google/gemma-7b.")] = None,
+    params: Annotated[float | None, typer.Option(help="Parameters with embeddings, such as 124e6.")] = None,
+    tokens: Annotated[float | None, typer.Option(help="Training tokens, such as 1e10.")] = None,
+    flops: Annotated[
+        float | None, typer.Option(help="Training FLOPs; with one of the two above, the other follows.")
+    ] = None,
+    vocabulary: Annotated[
+        int | None, typer.Option(help="Tokens in the vocabulary; a spliced CE above its logarithm is not converted.")
+    ] = None,
+    law: Annotated[
+        str, typer.Option(help="A law by name, a JSON file of constants, or a CSV of runs to fit.")
+    ] = "besiroglu2024",
+    all_laws: Annotated[bool, typer.Option("--all-laws", help="Tabulate every law.")] = False,
+    same_text: Annotated[
+        bool,
+        typer.Option("--same-text", help="The law's text and tokenizer are those of the losses: also R = L - E."),
+    ] = False,
+    family: Annotated[
+        str | None,
+        typer.Option(help="Losses of several models on the same text: a CSV, or a built-in family."),
+    ] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="Losses of the original's own checkpoints on the same text: a CSV.")
+    ] = None,
+    literature: Annotated[bool, typer.Option("--literature", help="Published figures, converted.")] = False,
+    level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    output_format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
+) -> None:
+    """What fraction of the original's training compute buys the loss of the spliced model."""
+    from rich.console import Console
+
+    from sae_lm_eval import scaling
+
+    console = Console(soft_wrap=False)
+    losses = (ce_baseline, ce_spliced, delta_se, documents, loss_recovered, ce_ablated, ablation)
+    original = {"model": model, "params": params, "tokens": tokens, "flops": flops, "vocabulary": vocabulary}
+    given = any(value is not None for value in losses)
+    if literature:
+        if given or out is not None or any(value is not None for value in original.values()):
+            raise UserError("--literature prints the published figures alone: leave out losses, results and models.")
+        _print_literature(scaling.convert_literature(law, level=level, rng=seed), console, output_format)
+        return
+    curve = {"law": "all" if all_laws else law, "family": family, "checkpoints": checkpoints, "level": level}
+    curve |= {"law_text": "same" if same_text else "other", "rng": seed}
+    if out is not None:
+        if given:
+            raise UserError("Results folders hold the losses: leave out the folder, or --ce-baseline and the like.")
+        _print_folder(out, original, curve, console, output_format)
+        return
+    result = scaling.effective_compute(_delta(*losses), **original, **curve)
+    lacks = result.original.lacks
+    if lacks is not None and all(estimate.reason == lacks for estimate in result.estimates):
+        raise UserError(f"Effective compute {lacks}.")
+    if output_format is Format.table:
+        _print_result(result, console)
+    else:
+        _print_frame(result.to_frame(), output_format)
+
+
+def _print_folder(
+    out: Path, original: dict[str, Any], curve: dict[str, Any], console: Console, output_format: Format
+) -> None:
+    from sae_lm_eval.scaling import of_results as folder
+
+    found = folder.convert(out, original=original, **curve)
+    if output_format is not Format.table:
+        _print_frame(folder.to_frame(found), output_format)
+        return
+    for described in dict.fromkeys(_describe_original(made.result) for made in found):
+        console.print(described, highlight=False)
+    notes: dict[str, int] = {}
+    _print_grouped(converted_rows(found, notes, spread=curve["law"] == "all"), console)
+    _print_notes(notes, console)
+
+
+def _delta(
+    ce_baseline: float | None,
+    ce_spliced: float | None,
+    delta_se: float | None,
+    documents: Path | None,
+    loss_recovered: float | None,
+    ce_ablated: float | None,
+    ablation: str | None,
+) -> DeltaCE:
+    """Delta CE from exactly one of: documents, loss recovered, two losses."""
+    from sae_lm_eval import scaling
+
+    ways = [documents is not None, loss_recovered is not None, ce_spliced is not None]
+    if sum(ways) > 1:
+        raise UserError("Give one of --documents, --loss-recovered and --ce-spliced, not several.")
+    if loss_recovered is None and (ce_ablated is not None or ablation is not None):
+        raise UserError("--ce-ablated and --ablation belong to --loss-recovered: give it, or leave them out.")
+    if delta_se is not None and ce_spliced is None:
+        raise UserError("--delta-se belongs to --ce-baseline and --ce-spliced; leave it out here.")
+    if documents is not None:
+        if ce_baseline is not None:
+            raise UserError("--documents holds the baseline CE; leave --ce-baseline out.")
+        return scaling.read_documents(documents)
+    if loss_recovered is not None:
+        return scaling.delta_from_loss_recovered(
+            loss_recovered=loss_recovered, ce_baseline=ce_baseline, ce_ablated=ce_ablated, ablation=ablation
+        )
+    if ce_baseline is None or ce_spliced is None:
+        raise UserError(
+            "Give two losses (--ce-baseline 3.139 --ce-spliced 3.283), or a loss recovered with its ablation "
+            "CE (--loss-recovered 0.993 --ce-ablated 12.4 --ablation zero --ce-baseline 3.139), or documents "
+            "(--documents FILE.csv)."
+        )
+    return scaling.delta_from_losses(ce_baseline=ce_baseline, ce_spliced=ce_spliced, standard_error=delta_se)
+
+
+def _print_result(result: EffectiveCompute, console: Console) -> None:
+    delta = result.delta
+    losses = f"baseline CE {number(delta.baseline)}, spliced CE {number(delta.spliced)}"
+    if delta.loss_recovered is not None:
+        losses += f", {delta.ablation}-ablation CE {number(delta.ablated)}"
+        losses += f", loss recovered {number(delta.loss_recovered)}"
+    console.print(f"delta CE {number(delta.value)} nats/token ({losses})", highlight=False)
+    console.print(_describe_original(result), highlight=False)
+    notes: dict[str, int] = {}
+    _print_grouped(estimate_rows(result, notes), console)
+    quoted = result.preferred
+    if quoted.fraction is not None or quoted.bound is not None:
+        console.print(
+            f"To quote: {quoted.quantity} {fraction(quoted)}, {quoted.definition}, {quoted.curve}.", highlight=False
+        )
+    spread = result.law_spread
+    if spread is not None:
+        console.print(
+            f"Between {len(spread.laws)} laws: {spread.low:.3g} to {spread.high:.3g} "
+            f"({spread.decades:.2f} decades); no interval above includes this.",
+            highlight=False,
+        )
+    _print_notes(notes, console)
+
+
+def _print_notes(notes: dict[str, int], console: Console) -> None:
+    for note, mark in notes.items():
+        console.print(f"{mark}. {note}", markup=False, highlight=False)
+
+
+def _describe_original(result: EffectiveCompute) -> str:
+    original = result.original
+    size = f"{number(original.params)} parameters ({original.params_source})"
+    data = f"{number(original.tokens)} training tokens ({original.tokens_source})"
+    return f"{original.name}: {size}, {data}"
+
+
+def _print_literature(table: pd.DataFrame, console: Console, output_format: Format) -> None:
+    from sae_lm_eval.scaling import summarise_literature, works
+
+    if output_format is not Format.table:
+        _print_frame(table, output_format)
+        return
+    _print_grouped(literature_rows(table), console, by=3)
+    _print_grouped(summary_rows(summarise_literature(table)), console, by=3)
+    console.print("Loss recovered is the work's own; ablation CE is published or follows from it and delta CE.")
+    console.print("Effective compute is law-relative; its intervals are in --format csv.")
+    for key in dict.fromkeys(table["work"]):
+        console.print(f"{works()[key]['short']}: {works()[key]['citation']}", markup=False, highlight=False)
+
+
+def _print_grouped(rows: list[dict[str, str]], console: Console, *, by: int = 1) -> None:
+    """A table whose first `by` columns are a line of their own above the rows that share them: the rest is narrow."""
+    from rich.table import Table
+    from rich.text import Text
+
+    first, names = list(rows[0])[:by], list(rows[0])[by:]
+    lines = [names, *([row[name] for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    while sum(widths) + len(widths) > console.width and max(widths) > 8:
+        widths[widths.index(max(widths))] -= 1
+    groups = [(None, [dict(zip(names, names, strict=True))])]
+    groups += [
+        (heading, list(group))
+        for heading, group in groupby(rows, key=lambda row: ", ".join(row[name] for name in first))
+    ]
+    for heading, group in groups:
+        if heading is not None:
+            console.print(Text(heading, style="bold"))
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        for width in widths:
+            grid.add_column(width=width, overflow="fold")
+        for row in group:
+            grid.add_row(*(Text(row[name]) for name in names))
+        console.print(grid)
+    console.print()
+
+
+def _print_frame(frame: pd.DataFrame, output_format: Format) -> None:
+    """A frame for other programs: undefined values stay empty (CSV), null (JSON) or n/a (Markdown)."""
+    import json
+
+    if output_format is Format.json:
+        typer.echo(json.dumps(frame.to_dict("records"), indent=1, default=float))
+    elif output_format is Format.csv:
+        typer.echo(frame.to_csv(index=False), nl=False)
+    else:
+        typer.echo(markdown([{k: number(v) for k, v in row.items()} for row in frame.to_dict("records")]))

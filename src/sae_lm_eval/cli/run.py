@@ -1,0 +1,197 @@
+"""`sae-lm-eval run`: the baseline and variants with lm_eval's own flags, then the comparison and the report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sae_lm_eval.errors import UserError
+
+if TYPE_CHECKING:
+    from sae_lm_eval.runs.sweep import Sweep
+
+LM_EVAL_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+INTERRUPTED = 130  # as a shell has it for Ctrl-C
+
+
+def run(
+    context: typer.Context,
+    sae: Annotated[
+        list[str] | None,
+        typer.Option(help="A variant: SPEC, or SPEC,splice=zero,hook=... with arguments of its own. Repeatable."),
+    ] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="none, zero, mean or random_error, at the sites of each variant; or baseline_again, for the noise "
+            "floor. Repeatable."
+        ),
+    ] = None,
+    model_args: Annotated[str, typer.Option("--model_args", help="As for lm_eval: pretrained=gpt2,dtype=...")] = "",
+    output_path: Annotated[Path | None, typer.Option("--output_path", help="Where results and report go.")] = None,
+    categories: Annotated[
+        Path | None, typer.Option(help="YAML: category -> tasks or groups, or {field: name} of the documents.")
+    ] = None,
+    memory: Annotated[float | None, typer.Option(help="Gigabytes for the dictionaries of one forked pass.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Share the work over a Ray cluster: its ADDRESS, or 'local' for one on this machine."),
+    ] = None,
+    fewshot_seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--fewshot_seeds",
+            help="1,2,3: the run once for each choice of in-context examples, and intervals that include the choice.",
+        ),
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and load nothing.")] = False,
+) -> None:
+    """Evaluate the untouched model and variants in one go: run SWEEP.yaml, or --model_args ... --sae ... --tasks ...
+
+    lm_eval's flags (--tasks, --num_fewshot, --limit, ...) go behind, and override the file. Each model is written as
+    an ordinary results folder of lm_eval's; the comparison and the report follow. The same command again continues
+    where it was cut short.
+    """
+    flags = list(context.args)
+    file = Path(flags.pop(0)) if flags and not flags[0].startswith("-") else None
+    given = {"categories": categories, "memory": memory, "ray": ray, "output_path": output_path}
+    sweep = _sweep(file, model_args, sae or [], control or [], given, flags)
+    if plan:
+        _show_plan(sweep)
+        return
+    if sweep.output_path is None:
+        raise UserError("--output_path is missing: name a folder for the results.")
+    try:
+        if fewshot_seeds is None:
+            failed = run_and_report(sweep, sweep.output_path)
+        else:
+            failed = run_over_seeds(sweep, sweep.output_path, fewshot_seeds)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command continues from here.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if failed:
+        raise typer.Exit(1)
+
+
+def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
+    """Run a sweep for each few-shot seed, each in its folder, and write over_seeds.csv; whether a variant failed."""
+    from sae_lm_eval.comparison.compare import compare
+    from sae_lm_eval.comparison.shots import over_seeds, seeds_of, with_seed
+    from sae_lm_eval.results import find
+    from sae_lm_eval.runtime.processes import rank
+
+    if not sweep.settings.get("num_fewshot"):
+        raise UserError("--fewshot_seeds needs in-context examples to choose: give --num_fewshot, as in 5.")
+    failed, comparisons = False, {}
+    for seed in seeds_of(fewshot_seeds):
+        folder = output_path / f"fewshot_seed_{seed}"
+        settings = {**sweep.settings, "seed": with_seed(sweep.settings.get("seed"), seed)}
+        failed |= run_and_report(replace(sweep, settings=settings), folder)
+        if rank() == 0 and not failed:
+            comparisons[seed] = compare(*find.find(folder))
+    if rank() != 0 or failed:
+        return failed
+    found = over_seeds(comparisons)
+    found.to_csv(output_path / "over_seeds.csv", index=False)
+    shown = found.drop(columns="interval").round(1).to_string(index=False)
+    typer.echo(f"Drops (pp) with 95% intervals over questions and the choice of examples:\n{shown}")
+    typer.echo(f"Written: {output_path / 'over_seeds.csv'}")
+    return False
+
+
+def run_and_report(sweep: Sweep, output_path: Path) -> bool:
+    """Run a sweep, or what is left of it, and report it; whether some variant failed."""
+    from sae_lm_eval.cli.report import report
+    from sae_lm_eval.runs.run import evaluate, summary
+    from sae_lm_eval.runs.settings import lm_eval_config
+    from sae_lm_eval.runtime.processes import rank
+    from sae_lm_eval.runtime.run_folder import LOG
+
+    settings = lm_eval_config(sweep)
+    if settings.wandb_args or settings.trackio_args:
+        raise UserError("run does not log to W&B or Trackio: log the results folders afterwards.")
+    began = time.monotonic()
+    finished = evaluate(sweep, settings, output_path)
+    if rank() != 0:
+        return bool(finished.failed)
+    if len(finished.failed) < len(sweep.variants):
+        report(output_path, categories=sweep.categories)
+    typer.echo(summary(finished, time.monotonic() - began), err=True)
+    for outcome in finished.failed:
+        typer.echo(f"Failed: {outcome.name}: {outcome.failed}", err=True)
+    if finished.requests:
+        typer.echo(f"What the libraries said is in {output_path / LOG}.", err=True)
+    return bool(finished.failed)
+
+
+def _sweep(
+    file: Path | None, model_args: str, saes: list[str], controls: list[str], given: dict[str, Any], flags: list[str]
+) -> Sweep:
+    """What the file says, and the command line after it."""
+    from lm_eval.utils import simple_parse_args_string
+
+    from sae_lm_eval.runs.sweep import read_sweep, sweep_of
+
+    content = read_sweep(file) if file else {}
+    of_file = content.get("model_args")
+    of_file = {} if of_file is None else of_file
+    if isinstance(of_file, str):
+        of_file = simple_parse_args_string(of_file)
+    if not isinstance(of_file, dict):
+        raise UserError(f"model_args: {of_file!r} is no mapping, such as {{pretrained: gpt2}}.")
+    content["model_args"] = {**of_file, **simple_parse_args_string(model_args)}
+    if saes:
+        content["variants"] = [*(content.get("variants") or []), *(simple_parse_args_string(f"sae={s}") for s in saes)]
+    if not content.get("variants"):
+        raise UserError(
+            "--sae is missing: name a dictionary for each variant, as in --sae RELEASE#ID --sae RELEASE#ID2, or give "
+            "a sweep file first."
+        )
+    if controls:
+        content["controls"] = controls
+    content |= {name: value for name, value in given.items() if value is not None}
+    sweep = sweep_of(content)
+    return replace(sweep, settings={**sweep.settings, **_flags(flags)})
+
+
+def _flags(flags: list[str]) -> dict[str, Any]:
+    """What lm_eval's own parser makes of its flags; those that are not given are left out."""
+    import argparse
+
+    from lm_eval._cli.run import Run
+
+    parser = argparse.ArgumentParser(prog="sae-lm-eval")
+    Run.create(parser.add_subparsers())
+    args = vars(parser.parse_args(["run", *flags]))
+    # What is not given is None or absent; False, 0 and "" are as good as any other value.
+    return {
+        name: value
+        for name, value in args.items()
+        if value is not None and name not in ("command", "func", "model", "model_args")
+    }
+
+
+def _show_plan(sweep: Sweep) -> None:
+    """A table on a terminal; elsewhere a line for each variant, its cells parted by tabs."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sae_lm_eval.runs import plan
+
+    made = plan.plan(sweep, sweep.output_path)
+    console = Console()
+    lines = plan.rows(made)
+    if console.is_terminal:
+        table = Table(*plan.HEADS)
+        for line in lines:
+            table.add_row(*map(escape, line))
+        console.print(table)
+    else:
+        typer.echo("\n".join("\t".join(line) for line in [plan.HEADS, *lines]))
+    for sentence in plan.sentences(made):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)

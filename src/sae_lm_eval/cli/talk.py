@@ -1,0 +1,175 @@
+"""`sae-lm-eval talk`: the baseline and its variants side by side, at a prompt or unattended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sae_lm_eval.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sae_lm_eval.talk.conversation import Exchange, Model
+    from sae_lm_eval.talk.passages import Passage
+    from sae_lm_eval.talk.sampling import Sampling
+
+
+def talk(
+    model_args: Annotated[
+        str, typer.Option("--model_args", help="As for lm_eval: pretrained=gpt2,sae=SPEC,splice=reconstruction")
+    ],
+    sae: Annotated[
+        list[str] | None, typer.Option("--sae", help="One more variant, as a column of its own; may be repeated.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help='Answer these instead of asking: one a line, or a .jsonl with "prompt".')
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Where in a .txt, .jsonl or .parquet file the splice hurts, token by token.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="The page to write for --prompts and --text.")] = None,
+    system: Annotated[str | None, typer.Option(help="The system prompt of a chat model.")] = None,
+    prompt_format: Annotated[
+        str | None, typer.Option("--prompt_format", help="chat or plain; chat where the tokenizer has a template.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the noise that all columns are given.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Of an answer.")] = 128,
+    tokens: Annotated[int, typer.Option(help="How many tokens of --text.")] = 2048,
+) -> None:
+    """Talk to the baseline and its variants side by side, and see at which tokens they part."""
+    from sae_lm_eval.runtime.text_files import check_file
+    from sae_lm_eval.splicing.arguments import whole
+    from sae_lm_eval.talk.html_page import check_writable
+    from sae_lm_eval.talk.sampling import Sampling
+    from sae_lm_eval.talk.terminal import Session, temperature_of
+
+    sampling = Sampling(
+        temperature_of(temperature),
+        whole(seed, "--seed", least=0),
+        whole(max_new_tokens, "--max_new_tokens", least=1),
+    )
+    whole(tokens, "--tokens", least=1)
+    asked = read_prompts(prompts) if prompts is not None else []
+    if text is not None:
+        check_file(text)
+    if html is not None:
+        if not asked and text is None:
+            raise UserError("--html needs something to show: give --prompts FILE or --text FILE.")
+        check_writable(html)
+    model = _load(model_args, sae or [], prompt_format)
+    model.check_system(system)
+    if not asked and text is None:
+        Session(model, sampling, system).run()
+        return
+    _unattended(model, asked, sampling, system, text, tokens, html)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One a line; of a .jsonl file the field "prompt" of each line. Blank lines are skipped.
+
+    Raises `UserError` where the file is missing, holds none, or has a line that is not such.
+    """
+    path = path.expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise UserError(f"The prompts '{path}' cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"The prompts '{path}' are not text in UTF-8: {error.reason}.") from error
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise UserError(f"'{path}' holds no prompt.")
+    if path.suffix != ".jsonl":
+        return [line for _, line in numbered]
+    return [_prompt_of(line, f"line {number} of '{path}'") for number, line in numbered]
+
+
+def _prompt_of(line: str, where: str) -> str:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where[0].upper()}{where[1:]} is not JSON: {error}.") from error
+    prompt = found.get("prompt") if isinstance(found, dict) else None
+    if not isinstance(prompt, str):
+        raise UserError(f'{where[0].upper()}{where[1:]} has no "prompt" that is a text.')
+    return prompt
+
+
+def _load(model_args: str, saes: list[str], prompt_format: str | None) -> Model:
+    from lm_eval.utils import simple_parse_args_string
+
+    from sae_lm_eval.talk.conversation import Model
+
+    return Model(simple_parse_args_string(model_args), saes, prompt_format)
+
+
+def _unattended(
+    model: Model,
+    prompts: list[str],
+    sampling: Sampling,
+    system: str | None,
+    text: Path | None,
+    tokens: int,
+    html: Path | None,
+) -> None:
+    from rich.console import Console
+
+    from sae_lm_eval.talk import passages
+    from sae_lm_eval.talk.html_page import render
+
+    console = Console()
+    pages: list[Passage] = []
+    for exchange in _answers(model, prompts, sampling, system):
+        if html is not None:
+            pages.append(passages.of_exchange(model, exchange))
+        else:
+            _print_exchange(model, exchange, console)
+    read = list(passages.of_text(model, text, tokens)) if text is not None else []
+    if html is not None:
+        html.write_text(render(model, [*pages, *read]), encoding="utf-8")
+        console.print(f"Written: {html}", markup=False, highlight=False, soft_wrap=True)
+    elif read:
+        _print_text(model, read, console)
+
+
+def _answers(model: Model, prompts: list[str], sampling: Sampling, system: str | None) -> Iterator[Exchange]:
+    """Each prompt in a conversation of its own."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from sae_lm_eval.talk.conversation import Conversation
+
+    progress = Console(stderr=True)
+    for prompt in track(prompts, "answering", console=progress, transient=True, disable=not progress.is_terminal):
+        yield Conversation(model, sampling, system).answer(prompt)
+
+
+def _print_exchange(model: Model, exchange: Exchange, console: Console) -> None:
+    from sae_lm_eval.talk.conversation import record
+    from sae_lm_eval.talk.detokenize import visible
+    from sae_lm_eval.talk.side_by_side import Columns
+
+    if not console.is_terminal:
+        print(json.dumps(record(exchange), ensure_ascii=False), flush=True)
+        return
+    console.print(f"> {visible(exchange.prompt)}", markup=False, highlight=False, style="bold")
+    console.print(Columns(model.decode, exchange.answers).table(console))
+
+
+def _print_text(model: Model, read: list[Passage], console: Console) -> None:
+    """On a terminal the table of categories, elsewhere a line of jsonl for each passage."""
+    from sae_lm_eval.talk import passages
+    from sae_lm_eval.talk.side_by_side import category_table
+
+    if not console.is_terminal:
+        for passage in read:
+            print(json.dumps(passages.record(passage, model.name_token), ensure_ascii=False))
+        return
+    for variant, rows in passages.tables(read, model.lm.special_ids).items():
+        console.print(category_table(variant, rows))

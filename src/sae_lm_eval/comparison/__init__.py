@@ -1,0 +1,1 @@
+"""A baseline against variants, document by document, with intervals and tests."""

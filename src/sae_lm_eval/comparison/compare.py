@@ -1,0 +1,291 @@
+"""Two sets of lm_eval's results -> what a variant lost, document by document. Neither torch nor lm_eval."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sae_lm_eval.comparison.pairs import AGAIN, Options, Pair, own_scores, pair_up, row_of
+from sae_lm_eval.comparison.samples import check_documents, check_runs, read_answers
+from sae_lm_eval.comparison.subsets import Cut, categorise, group_weights, structure
+from sae_lm_eval.comparison.task_metrics import measures_of
+from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.results.results import Results
+
+# A permutation test that fewer draws exceeded has a p that more draws would tell better.
+FEW_EXCEEDED = 10
+SECTIONS = {"overall": "overall", "group": "groups", "category": "categories", "task": "tasks"}
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A baseline and variants that answered the same questions.
+
+    `drops` has a row for each variant, section (overall, group, category, task), name, metric and filter. Accuracies
+    (`baseline`, `score`, `chance`) are fractions, as in lm_eval; `drop`, `low`, `high` are in `unit`: pp for
+    accuracies, nats for perplexities, else the metric's own, and positive where the variant is worse. `ratio` is that
+    of two perplexities. Bounds are nan where undefined; `caution` says why, and what else is to be known of them.
+    `p_adjusted` is Holm's; `family` says over which tests. `above_chance_lost` is the share of the accuracy above
+    chance that is lost, with its interval, or None for `above_chance_reason`.
+    `margin_change` and its bounds are nats, negative where worse; `kl` is nats per scored token, where it was measured.
+    `primary` is False for the metrics that only metrics="all" adds. `cuts` is which documents make the rows of each
+    section and name; `notes` what a reader should know besides.
+    """
+
+    baseline: Results
+    variants: tuple[Results, ...]
+    drops: pd.DataFrame
+    family: str
+    level: float
+    notes: tuple[str, ...] = ()
+    cuts: tuple[Cut, ...] = ()
+    _documents: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+
+    def documents(self) -> pd.DataFrame:
+        """A row for each variant, task and document, by the task's primary metric.
+
+        Columns: variant, task, filter, doc_id, both scores, `score_lost` (positive where worse), both margins (nats),
+        and `right`, the indices of the right choices (None where unknown).
+        """
+        return self._documents
+
+
+def compare(
+    baseline: Results,
+    variants: Sequence[Results],
+    *,
+    categories: Mapping[str, Any] | None = None,
+    metrics: str = "primary",
+    level: float = 0.95,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """Pair each variant with the baseline on (task, filter, doc_id, doc_hash, prompt_hash) and measure its drop.
+
+    `categories` maps a name to tasks, groups or patterns, or to `{field: name}` of the documents; `metrics` is
+    "primary" (the first right-or-wrong metric of a task, else its first) or "all". `draws` are those of the bootstrap
+    and of the permutations.
+
+    Raises `UserError` for whatever does not pair, naming it.
+    """
+    one_of(metrics, ("primary", "all"), "metrics")
+    if not variants:
+        raise UserError("There is nothing to compare the baseline with: name at least one variant.")
+    if not 0 < level < 1:
+        raise UserError(f"level={level} must lie between 0 and 1, as 0.95 does.")
+    if draws < 1:
+        raise UserError(f"draws={draws} must be at least 1.")
+    asked = _unlike([baseline, *variants])
+    notes = [note for run in asked for note in run.notes]
+    measured = list(dict.fromkeys(task for run in asked for task in run.fidelity_tasks))
+    if measured:
+        told = f"{', '.join(measured)}: each run measured its own baseline there, so nothing is paired;"
+        notes.append(f"{told} `sae-lm-eval report` shows what was measured.")
+    baseline, *others = runs = [run.without_fidelity() for run in asked]
+    if measured and not baseline.tasks:
+        raise UserError(f"There is nothing else to compare. {notes[-1]}")
+    for run in others:
+        check_runs(baseline, run)
+        notes += _cautions(baseline, run)
+    pairs, documents, more = _pairs(runs, metrics)
+    notes += more
+    cuts = structure(baseline)
+    if categories is not None:
+        groups_end = len(cuts) - len(baseline.tasks)
+        cuts[groups_end:groups_end] = categorise(categories, baseline, documents)
+    options, rows = Options(level, draws, seed), []
+    for run in others:
+        for cut in cuts:
+            found, more = _rows(cut, runs, run, pairs[run.name], options)
+            rows += found
+            notes += more
+    if not rows:
+        raise UserError(f"Nothing of {', '.join(run.name for run in runs)} can be compared: {' '.join(notes)}")
+    notes += _sharpen(rows, options)
+    drops = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("lost", "gained", "shots"), "Int64"))
+    for name in ("parent", "above_chance_reason", "caution"):
+        drops[name] = drops[name].astype(object).where(drops[name].notna(), None)
+    family = _adjust(drops)
+    return Comparison(
+        baseline, tuple(others), drops, family, level, tuple(dict.fromkeys(notes)), tuple(cuts), _by_document(pairs)
+    )
+
+
+COLUMNS = [
+    *("variant", "section", "parent", "name", "alias", "metric", "filter", "primary", "kind", "tasks", "n", "shots"),
+    *("baseline", "score", "drop", "low", "high", "unit", "ratio", "ratio_low", "ratio_high", "interval", "caution"),
+    *("p", "p_adjusted", "test", "lost", "gained"),
+    *("chance", "above_chance_lost", "above_chance_low", "above_chance_high", "above_chance_reason"),
+    *("margin_change", "margin_low", "margin_high", "kl"),
+]
+
+
+def _unlike(runs: Sequence[Results]) -> list[Results]:
+    """The runs under names of their own: with the arguments that tell them apart, else with their folders."""
+    named = []
+    for run in runs:
+        same = [other for other in runs if other.name == run.name]
+        keys = [key for key in run.model_args if len({str(other.model_args.get(key)) for other in same}) > 1]
+        apart = ", ".join(f"{key}={run.model_args[key]}" for key in keys)
+        named.append(f"{run.name} ({apart})" if len(same) > 1 and apart else run.name)
+    counts, unlike = Counter(named), []
+    for run, name in zip(runs, named, strict=True):
+        unlike.append(f"{name} [{run.folder}]" if counts[name] > 1 else name)
+    for index, name in enumerate(unlike):
+        if name in unlike[:index]:
+            unlike[index] = f"{name} #{unlike[: index + 1].count(name)}"
+    return [replace(run, name=name) for run, name in zip(runs, unlike, strict=True)]
+
+
+def _cautions(baseline: Results, variant: Results) -> list[str]:
+    notes = []
+    if baseline.file.resolve() == variant.file.resolve():
+        notes.append(f"{variant.name} and the baseline are the same file, '{variant.file}'.")
+    adds = "one BOS token is added"
+    here, there = (str(run.provenance.get("bos", "")).startswith(adds) for run in (baseline, variant))
+    asked = str(baseline.model_args.get("add_bos_token")) == "True"
+    if there and not here and not asked:
+        notes.append(
+            f"{variant.name} was asked with a BOS token before each prompt, and nothing says that the baseline was: "
+            f"its drop may be due to that. Take splice=none or add_bos_token=True for the baseline."
+        )
+    return notes
+
+
+def _pairs(
+    runs: Sequence[Results], metrics: str
+) -> tuple[dict[str, dict[str, list[Pair]]], dict[str, pd.DataFrame], list[str]]:
+    """Pairs by variant and task, the baseline's documents by task, and what was left out."""
+    baseline, *others = runs
+    pairs: dict[str, dict[str, list[Pair]]] = {name: {} for name in (run.name for run in others)}
+    documents, notes = {}, []
+    for task in baseline.tasks:
+        answers = [read_answers(run, task) for run in runs]
+        for run, after in zip(others, answers[1:], strict=True):
+            check_documents(task, baseline, answers[0], run, after)
+        first = answers[0].index.get_level_values("filter")[0]
+        documents[task] = answers[0].loc[[first], ["doc"]]
+        measures, left_out = measures_of(task, runs, answers, metrics=metrics)
+        notes += left_out
+        for run, after in zip(others, answers[1:], strict=True):
+            pairs[run.name][task] = [pair_up(measure, answers[0], after) for measure in measures]
+    return pairs, documents, notes
+
+
+def _rows(
+    cut: Cut, runs: Sequence[Results], run: Results, pairs: Mapping[str, list[Pair]], options: Options
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of a cut: one for what is right or wrong in all its tasks, or one a metric for a task or a group."""
+    chosen = [(task, pair) for task in cut.tasks for pair in pairs[task]]
+    if cut.chosen is not None:
+        chosen = [(task, pair.restricted(cut.chosen[task])) for task, pair in chosen]
+        chosen = [(task, pair) for task, pair in chosen if len(pair.doc_ids)]
+    if cut.section == "task":
+        return [row_of(cut, run, runs[0], {task: pair}, [1.0], options) for task, pair in chosen], []
+    if cut.section == "group":
+        return _group_rows(cut, runs, run, chosen, options)
+    primary: dict[str, Pair] = {}
+    for task, pair in chosen:
+        if pair.measure.kind == "accuracy":
+            primary.setdefault(task, pair)
+    if not primary:
+        return [], [f"{cut.section.capitalize()} '{cut.name}' is left out: none of its tasks is right or wrong."]
+    sizes = np.array([len(pair.doc_ids) for pair in primary.values()])
+    return [row_of(cut, run, runs[0], primary, sizes / sizes.sum(), options)], []
+
+
+def _group_rows(
+    cut: Cut, runs: Sequence[Results], run: Results, chosen: Sequence[tuple[str, Pair]], options: Options
+) -> tuple[list[dict[str, Any]], list[str]]:
+    rows, notes = [], []
+    for key in dict.fromkeys(pair.measure.key for _, pair in chosen):
+        members = {task: pair for task, pair in chosen if pair.measure.key == key}
+        if not all(isinstance(one.scores[cut.name].get(key), (int, float)) for one in runs):
+            continue  # lm_eval does not score the group by this metric
+        lacking = [task for task in cut.tasks if task not in members and key in runs[0].scores[task]]
+        kinds = {(pair.measure.kind, pair.measure.sign) for pair in members.values()}
+        weights = group_weights(
+            [[one.scores[task][key] for task in members] for one in runs],
+            [runs[0].scores[task]["sample_len"] for task in members],
+            [one.scores[cut.name][key] for one in runs],
+        )
+        if weights is None or lacking or len(kinds) > 1:
+            why = f"{', '.join(lacking)} cannot be compared by it" if lacking else "its tasks do not average to it"
+            notes.append(f"Group {cut.name}: {key} is left out, for {why}.")
+            continue
+        rows.append(row_of(cut, run, runs[0], members, weights, options))
+    if rows and not any(row["primary"] for row in rows):
+        rows[0]["primary"] = True
+    if not rows and not notes:
+        scored = " or ".join(key for key in runs[0].scores[cut.name] if "," in key and "_stderr" not in key)
+        notes.append(f"Group {cut.name} is left out: lm_eval scores it by {scored}; metrics=all compares all metrics.")
+    return rows, notes
+
+
+def _sharpen(rows: Sequence[dict[str, Any]], options: Options) -> list[str]:
+    """More draws for tests by permutation that hardly any draw exceeded, where so many tests are made that the least
+    p there is could not pass Holm's adjustment; a note of that.
+
+    New draws are made, and enough that the least p, times the number of tests, is a tenth of 1 - level.
+    """
+    notes = []
+    for section, primary in dict.fromkeys((row["section"], row["primary"]) for row in rows):
+        family = [row for row in rows if (row["section"], row["primary"]) == (section, primary)]
+        if len(family) / (options.draws + 1) < 1 - options.level:
+            continue
+        draws = math.ceil(10 * len(family) / (1 - options.level))
+        low = [row for row in family if row["test"] == "permutation" and row["p"] * (options.draws + 1) < FEW_EXCEEDED]
+        for row in low:
+            row["p"] = row[AGAIN](draws)
+        if low:
+            notes.append(
+                f"{len(low)} of {len(family)} tests of {SECTIONS[section]} had {draws:,} permutations in place of "
+                f"{options.draws:,}, with which none could have passed Holm's adjustment."
+            )
+    return notes
+
+
+def _adjust(drops: pd.DataFrame) -> str:
+    """Holm's p into `drops`, and the sentence that says over which tests.
+
+    What is primary is adjusted apart from the rest, so that to show more metrics changes none of its numbers.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    for _, rows in drops.groupby(["section", "primary"]):
+        drops.loc[rows.index, "p_adjusted"] = multipletests(rows["p"], method="holm")[1]
+    counts = Counter(drops.loc[drops["primary"], "section"])
+    told = ", ".join(f"{counts[section]} of {plural}" for section, plural in SECTIONS.items() if section in counts)
+    variants = len(set(drops["variant"]))
+    across = f", over the {variants} variants at once" if variants > 1 else ""
+    more = "" if all(drops["primary"]) else " The metrics beside the primary ones are adjusted apart from them."
+    return f"Holm's adjustment is made in each table apart{across}; the numbers of tests are {told}.{more}"
+
+
+def _by_document(measured: Mapping[str, Mapping[str, list[Pair]]]) -> pd.DataFrame:
+    frames = [
+        pd.DataFrame(
+            {
+                "variant": variant,
+                "task": task,
+                "filter": pair.measure.filter,
+                "doc_id": pair.doc_ids,
+                "baseline": own_scores(pair, pair.before),
+                "variant_score": own_scores(pair, pair.after),
+                "score_lost": pair.measure.sign * (own_scores(pair, pair.before) - own_scores(pair, pair.after)),
+                "margin_baseline": pair.margin_before,
+                "margin_variant": pair.margin_after,
+                "right": pair.right,
+            }
+        )
+        for variant, tasks in measured.items()
+        for task, pairs in tasks.items()
+        for pair in pairs[:1]
+    ]
+    return pd.concat(frames, ignore_index=True)

@@ -1,0 +1,149 @@
+"""Which documents, with which weights, make one row of a comparison: a task, a group, a category, all of them."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from sae_lm_eval.errors import UserError, did_you_mean, first_line
+from sae_lm_eval.results.results import Results
+
+CATEGORY_KEYS = ("field", "values", "tasks")
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """`weights` gives each task's share (None: every document counts alike); `chosen` the documents where not all."""
+
+    section: str
+    name: str
+    parent: str | None
+    alias: str
+    tasks: Sequence[str]
+    weights: Sequence[float] | None = None
+    chosen: Mapping[str, set[int]] | None = None
+
+
+def leaves(groups: Mapping[str, Sequence[str]], name: str) -> list[str]:
+    """The tasks of a group, of its groups, and so on; a task is its own."""
+    if name not in groups:
+        return [name]
+    return list(dict.fromkeys(task for member in groups[name] for task in leaves(groups, member)))
+
+
+def alias_of(results: Results, name: str) -> str:
+    return str(results.scores.get(name, {}).get("alias", name)).lstrip(" -")
+
+
+def structure(results: Results) -> list[Cut]:
+    """Everything, each group that lm_eval scores and each task. A group's weights are found by its score later."""
+    parents = {member: group for group, members in reversed(results.groups.items()) for member in members}
+    scored = [name for name in results.groups if any("," in key for key in results.scores.get(name, {}))]
+    return [
+        Cut("overall", "overall", None, "overall", results.tasks),
+        *(
+            Cut("group", name, parents.get(name), alias_of(results, name), leaves(results.groups, name))
+            for name in scored
+        ),
+        *(Cut("task", name, parents.get(name), alias_of(results, name), [name], [1.0]) for name in results.tasks),
+    ]
+
+
+def read_categories_file(path: Path) -> Mapping[str, Any]:
+    """A category map from a YAML file. Raises `UserError` for what cannot be read or is none."""
+    try:
+        return read_categories(path.read_text(encoding="utf-8"), f"'{path}'")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"'{path}' cannot be read: {error}") from error
+
+
+def read_categories(text: str, where: str) -> Mapping[str, Any]:
+    """A category map from YAML. Raises `UserError` for what is none."""
+    try:
+        categories = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{where} is not YAML: {first_line(error)}") from error
+    if not isinstance(categories, dict) or not categories:
+        raise UserError(f"{where} must map categories to tasks, as in 'knowledge: [mmlu, arc_easy]'.")
+    return categories
+
+
+def categorise(categories: Mapping[str, Any], results: Results, documents: Mapping[str, pd.DataFrame]) -> Iterator[Cut]:
+    """The cuts of a category map: a task, group or pattern, a list of them, or a field of the documents.
+
+    `documents` has the column doc by task, and doc_id in the index. `{field: subject}` makes a category for each value
+    of the field, `{field: subject, values: [...]}` one of those values; `tasks:` restricts either.
+    """
+    for key, asked in categories.items():
+        name = str(key)
+        if not isinstance(asked, Mapping):
+            yield Cut("category", name, None, name, _tasks(name, asked, results))
+            continue
+        unknown = [str(word) for word in asked if word not in CATEGORY_KEYS]
+        if unknown or "field" not in asked:
+            raise UserError(
+                f"Category '{name}' has {', '.join(unknown) or 'no field'}: give 'field', and 'values' or 'tasks'."
+            )
+        tasks = _tasks(name, asked["tasks"], results) if "tasks" in asked else results.tasks
+        found = _by_value(str(asked["field"]), {task: documents[task] for task in tasks})
+        if not found:
+            fields = sorted({str(field) for task in tasks for doc in documents[task]["doc"].head(1) for field in doc})
+            raise UserError(f"Category '{name}': no document has a field '{asked['field']}', only {', '.join(fields)}.")
+        if "values" not in asked:
+            for value, chosen in found.items():
+                yield Cut("category", f"{name}: {value}", name, value, list(chosen), None, chosen)
+            continue
+        wanted = [str(value) for value in _listed(asked["values"])]
+        if missing := [value for value in wanted if value not in found]:
+            hint = did_you_mean(missing[0], found) or f" There are {', '.join(found)}."
+            raise UserError(f"Category '{name}': no document's {asked['field']} is '{missing[0]}'.{hint}")
+        chosen: dict[str, set[int]] = {}
+        for value in wanted:
+            for task, ids in found[value].items():
+                chosen[task] = chosen.get(task, set()) | ids
+        yield Cut("category", name, None, name, list(chosen), None, chosen)
+
+
+def _by_value(field: str, documents: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, set[int]]]:
+    found: dict[str, dict[str, set[int]]] = {}
+    for task, frame in documents.items():
+        for doc_id, doc in zip(frame.index.get_level_values("doc_id"), frame["doc"], strict=True):
+            if isinstance(doc, Mapping) and doc.get(field) is not None:
+                found.setdefault(str(doc[field]), {}).setdefault(task, set()).add(doc_id)
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _tasks(category: str, asked: Any, results: Results) -> list[str]:
+    known = [*results.groups, *results.tasks]
+    tasks: list[str] = []
+    for word in _listed(asked):
+        names = [name for name in known if fnmatch.fnmatchcase(name, str(word)) or name == str(word)]
+        if not names:
+            raise UserError(
+                f"Category '{category}': '{word}' is no task or group of these results.{did_you_mean(str(word), known)}"
+            )
+        tasks += [task for name in names for task in leaves(results.groups, name)]
+    return list(dict.fromkeys(tasks))
+
+
+def group_weights(scores: Sequence[Sequence[float]], sizes: Sequence[int], group: Sequence[float]) -> np.ndarray | None:
+    """The weights lm_eval gave the tasks of a group, which it does not write down: by size, or all the same.
+
+    `scores` has a row for each run, of the tasks' scores, `group` each run's score. None where neither weighting gives
+    them.
+    """
+    for weights in (np.array(sizes) / sum(sizes), np.full(len(sizes), 1 / len(sizes))):
+        if np.allclose(np.asarray(scores) @ weights, group, rtol=1e-9, atol=1e-12):
+            return weights
+    return None

@@ -1,0 +1,91 @@
+"""The folder that holds a dictionary's files: the user's own, or a snapshot of a hub repository."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sae_lm_eval.dictionaries.spec import SaeSpec
+from sae_lm_eval.errors import UserError, first_line
+
+
+def weights_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str | None]:
+    """The local folder that holds `wanted`, and the hub commit it came from (None for a folder of the user's).
+
+    Raises `UserError` where there is no such folder, repository, revision or id, naming the ids there are.
+    """
+    local = Path(spec.source).expanduser()
+    if local.is_dir():
+        if spec.revision is not None:
+            raise UserError(f"'{spec.source}' is a local folder, which has no revision '{spec.revision}'.")
+        folder = local / (spec.id or "")
+        if not (folder / wanted).is_file():
+            raise UserError(
+                f"{_none_at(spec, wanted)}{_ids(p.parent.relative_to(local).as_posix() for p in local.rglob(wanted))}"
+            )
+        return folder, None
+    if spec.source.count("/") != 1 or spec.source.startswith((".", "/", "~")):
+        raise UserError(
+            f"'{spec.source}' is neither a folder here nor a SAELens release nor a hub repository org/name."
+        )
+    return _hub_folder(spec, wanted)
+
+
+def _hub_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str]:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    prefix = f"{spec.id}/" if spec.id else ""
+    try:
+        snapshot = Path(
+            snapshot_download(
+                spec.source,
+                revision=spec.revision,
+                allow_patterns=[f"{prefix}*.json", f"{prefix}*.safetensors"],
+            )
+        )
+    except RevisionNotFoundError as error:
+        raise UserError(f"The hub repository '{spec.source}' has no revision '{spec.revision}'.") from error
+    except (RepositoryNotFoundError, HfHubHTTPError) as error:
+        raise UserError(
+            f"There is no hub repository '{spec.source}' (or it is gated and you have no access), "
+            f"no SAELens release and no folder of that name."
+        ) from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"The hub cannot be reached and '{spec.source}' is not in the local cache: {first_line(error)}"
+        ) from error
+    folder = snapshot / (spec.id or "")
+    if not (folder / wanted).is_file():
+        files = HfApi().list_repo_files(spec.source, revision=spec.revision)
+        ids = (name.removesuffix(wanted).rstrip("/") for name in files if name.endswith(wanted))
+        raise UserError(f"{_none_at(spec, wanted)}{_ids(ids)}")
+    return folder, snapshot.name
+
+
+def _none_at(spec: SaeSpec, wanted: str) -> str:
+    return f"'{spec.source}' holds no dictionary {f'#{spec.id}' if spec.id else 'at its top'} (a folder with {wanted})."
+
+
+def _ids(ids) -> str:
+    ids = sorted(name for name in ids if name not in ("", "."))
+    if not ids:
+        return " It holds none at all."
+    return f" It has #{', #'.join(ids[:8])}{f' and {len(ids) - 8} more' if len(ids) > 8 else ''}."
+
+
+def quietly(function: Callable[[], Any]) -> tuple[Any, tuple[str, ...]]:
+    """What `function` returns, and what it warned of, once each, as remarks instead of on the screen."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = function()
+    said = (" ".join(str(w.message).split()) for w in caught if w.category is UserWarning)
+    # How the model should be loaded is what activation maps are for.
+    return result, tuple(dict.fromkeys(text for text in said if "model_from_pretrained_kwargs" not in text))

@@ -1,0 +1,108 @@
+"""Loaders, by name, that turn a spec into one kind of thing: a `Dictionary`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from sae_lm_eval.dictionaries import saelens_loader, sparsify_loader
+from sae_lm_eval.dictionaries.dictionary import Dictionary, Origin
+from sae_lm_eval.dictionaries.snapshots import rebound, snapshot
+from sae_lm_eval.dictionaries.spec import SaeSpec
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.runtime.content import Content, contents
+
+
+def load(source: Any, *, dtype: torch.dtype = torch.float32, norm_factor: float | None = None) -> Dictionary:
+    """The dictionary that `source` is or names: a spec as text or value, a SAELens SAE, a sparsify coder, a Dictionary.
+
+    `norm_factor` is what activations were multiplied by in training, for releases that normalised them and do
+    not say by how much.
+
+    An object is copied, and stays as it was; `renewed` follows what becomes of it.
+
+    Raises `UserError` for whatever cannot be found, read or applied.
+    """
+    dictionary = find(source)
+    is_number = isinstance(norm_factor, int | float) and not isinstance(norm_factor, bool)
+    if norm_factor is not None and not (is_number and 0 < norm_factor < math.inf):
+        raise UserError(f"norm_factor={norm_factor} must be a number above 0, as in norm_factor=0.25.")
+    if dictionary.needs_norm_factor:
+        if norm_factor is None:
+            raise UserError(
+                f"{dictionary.name} was trained on normalised activations "
+                f"(normalize_activations=expected_average_only_in) and its factor is not known: its output would "
+                f"be silently wrong. Give norm_factor=sqrt(d_in)/(mean norm of the activations); "
+                f"'sae-lm-eval inspect --text FILE' estimates it."
+            )
+        dictionary.module.fold_activation_norm_scaling_factor(norm_factor)  # pyright: ignore[reportCallIssue]
+        dictionary = replace(
+            dictionary,
+            needs_norm_factor=False,
+            remarks=(*dictionary.remarks, f"activations scaled by norm_factor={norm_factor}"),
+        )
+    elif norm_factor is not None:
+        raise UserError(f"{dictionary.name} needs no norm_factor: leave it out.")
+    dictionary.module.to(dtype=dtype).eval().requires_grad_(False)
+    if isinstance(source, str | SaeSpec):
+        return replace(dictionary, is_loaded=True)
+    origin = Origin(source, _content_of(source), dtype, norm_factor)
+    return replace(dictionary, is_loaded=dictionary.is_loaded or not isinstance(source, Dictionary), origin=origin)
+
+
+def _content_of(source: Any) -> Content:
+    return source.content() if isinstance(source, Dictionary) else contents({"": source})[""]
+
+
+def renewed(dictionaries: Sequence[Dictionary]) -> tuple[Dictionary, ...]:
+    """The dictionaries, of which those are made anew whose object of the user's is no longer as it was.
+
+    Raises `UserError` as `load` does.
+    """
+    origins = {str(i): of.origin for i, of in enumerate(dictionaries) if of.origin is not None}
+    if not origins:
+        return tuple(dictionaries)
+    now = contents(
+        {name: origin.module for name, origin in origins.items()},
+        {name: origin.functions for name, origin in origins.items()},
+    )
+    out = list(dictionaries)
+    for name, origin in origins.items():
+        if now[name] != origin.content:
+            out[int(name)] = load(origin.source, dtype=origin.dtype, norm_factor=origin.norm_factor)
+    return tuple(out)
+
+
+def find(source: Any) -> Dictionary:
+    """The dictionary as it was released, in its own dtype; see `load`."""
+    if isinstance(source, Dictionary):
+        return _copied(source)
+    if isinstance(source, str):
+        source = SaeSpec.parse(source)
+    if isinstance(source, SaeSpec):
+        return LOADERS[source.loader](source)
+    for module_prefix, from_object in OBJECTS.items():
+        if any(cls.__module__.startswith(module_prefix) for cls in type(source).__mro__):
+            return from_object(snapshot(source)[0])
+    raise UserError(
+        f"A {type(source).__name__} is no dictionary. Give a spec, a SAELens SAE, a sparsify SparseCoder, "
+        f"or a sae_lm_eval.Dictionary."
+    )
+
+
+def _copied(dictionary: Dictionary) -> Dictionary:
+    module, memo = snapshot(dictionary.module)
+    reconstruct, encode = (rebound(function, memo) for function in (dictionary.reconstruct, dictionary.encode))
+    elements = None if dictionary.elements is None else memo.get(id(dictionary.elements))
+    return replace(dictionary, module=module, reconstruct=reconstruct, encode=encode, elements=elements)
+
+
+LOADERS: dict[str, Callable[[SaeSpec], Dictionary]] = {"saelens": saelens_loader.load, "sparsify": sparsify_loader.load}
+OBJECTS: dict[str, Callable[[Any], Dictionary]] = {
+    "sae_lens.": lambda sae: saelens_loader.from_sae(sae, name=f"<{type(sae).__name__}>"),
+    "sparsify.": lambda coder: sparsify_loader.from_coder(coder, name=f"<{type(coder).__name__}>", hookpoint=None),
+}

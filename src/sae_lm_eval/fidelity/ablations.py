@@ -1,0 +1,89 @@
+"""Zero and mean ablation of a variant's sites, and what of a text they leave."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from sae_lm_eval.fidelity.source import Adapter, Source
+from sae_lm_eval.scoring.executor import Query
+from sae_lm_eval.splicing.activations import mean_activations
+from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.splice import Variant
+from sae_lm_eval.splicing.variants import with_means
+
+TRIED = 8  # tokens of the texts that an ablation is tried on
+
+
+def ablations(lm: Adapter, source: Source) -> tuple[list[Variant], dict[str, Any] | None]:
+    """Zero and mean ablation of the sites of the adapter's variant; where the mean was taken from.
+
+    The baseline has nothing to ablate, and a text without further documents has no mean.
+    """
+    variant = lm.variant
+    if not variant.splices:
+        return [], None
+    zero = _in_mode(variant, "zero")
+    windows = lm.windows(source.held_out, lm.mean_tokens)
+    if not windows:
+        return [zero], None
+    means = mean_activations(lm.innermost, variant, windows, lm.special_ids)
+    ids = np.concatenate([np.asarray(window, dtype=np.int64) for window in windows])
+    taken = {
+        "text": source.name,
+        "split": source.held_out_split,
+        "documents": "outside the scored ones",
+        "tokens": len(ids) - len(windows),
+        "sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
+    }
+    return [zero, _in_mode(with_means(variant, means), "mean")], taken
+
+
+def _in_mode(variant: Variant, mode: str) -> Variant:
+    return replace(variant, splices=tuple(replace(splice, mode=mode) for splice in variant.splices))
+
+
+@torch.no_grad()
+def leave_no_text(model: Any, variants: Sequence[Variant]) -> bool:
+    """Whether the model says the same, to the bit, whatever it reads, as where its residual stream is ablated.
+
+    Found by trying two random texts without special tokens, which are alike where positions are never spliced.
+    """
+    special = frozenset[int]().union(*(variant.special_ids for variant in variants))
+    first = max(variant.first_position for variant in variants)
+    texts = np.random.default_rng(0).choice(_ordinary(model, special), size=(2, 1, first + TRIED))
+    texts[1, :, :first] = texts[0, :, :first]
+    device = next(model.parameters()).device
+    for variant in variants:
+        with attached(model, variant):
+            a, b = (model(input_ids=torch.from_numpy(ids).to(device), use_cache=False).logits for ids in texts)
+        if not torch.equal(a, b):
+            return False
+    return True
+
+
+def without_text(
+    queries: Sequence[Query], model: Any, special_ids: Collection[int], first_position: int = 0
+) -> list[Query]:
+    """Queries that ask the same of ablations that leave no text, and share what they read.
+
+    What is behind the last special token, and behind the positions below `first_position`, which keep what they have
+    seen, becomes one and the same token.
+    """
+    filler = int(_ordinary(model, special_ids)[0])
+    special = list(special_ids)
+    out = []
+    for query in queries:
+        places = np.flatnonzero(np.isin(query.ids, special))
+        kept = min(len(query.ids), max(first_position, int(places[-1]) + 1 if len(places) else 0))
+        out.append(Query([*query.ids[:kept], *[filler] * (len(query.ids) - kept)], query.targets))
+    return out
+
+
+def _ordinary(model: Any, special_ids: Collection[int]) -> np.ndarray:
+    return np.setdiff1d(np.arange(model.config.get_text_config().vocab_size), list(special_ids))

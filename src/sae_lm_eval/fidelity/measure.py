@@ -1,0 +1,302 @@
+"""How far a variant's predictions moved on text: sums over each document, for the baseline, the variant and ablations.
+
+A text's documents are scored where lm_eval's rolling loglikelihood scores them, in one forked pass.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from functools import reduce
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from lm_eval.api.instance import Instance
+from tqdm import tqdm
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.fidelity import metrics
+from sae_lm_eval.fidelity.ablations import ablations, leave_no_text, without_text
+from sae_lm_eval.fidelity.dictionary_stats import DictionarySums, OfCategory, by_category, records
+from sae_lm_eval.fidelity.source import Adapter, Document, Source
+from sae_lm_eval.results.fidelity_names import NO_DICTIONARY, WITHOUT_DICTIONARY
+from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.runtime.processes import gathered
+from sae_lm_eval.scaling.of_documents import compute_of
+from sae_lm_eval.scoring.executor import Query, Scores
+from sae_lm_eval.scoring.scorer import Layout, Scorer
+from sae_lm_eval.splicing.splice import Variant
+
+TOKENS_AT_ONCE = 2**18  # whose scores are held; documents beyond are scored after these
+MEASURES = ("kl", "kl_reverse", "agreement")
+
+
+class Fidelity:
+    """Answers `sae_fidelity` requests of an adapter, and keeps what a reader of the results needs to judge them."""
+
+    def __init__(self) -> None:
+        self.by_task: dict[str, dict[str, Any]] = {}
+        self.effective_compute: dict[str, dict[str, Any]] = {}
+        # By what is scored and the modes of splices, so that they are tried once, not by task.
+        self._layouts: dict[tuple[str, ...], Layout] = {}
+
+    def answer(
+        self, lm: Adapter, requests: Sequence[Instance], journal: Journal | None = None, *, show: bool
+    ) -> list[dict[str, Any]]:
+        """A document's record for each request ((document, category, source), ...); `journal` keeps those of a task."""
+        documents: dict[str, dict[Any, Document]] = defaultdict(dict)
+        sources: dict[str, Source] = {}
+        for request in requests:
+            document, category, source = tuple[Any, ...](request.args)
+            task = str(request.task_name)
+            # lm_eval repeats requests so that all processes have as many.
+            documents[task][request.doc_id] = Document(int(request.doc_id or 0), document, category)
+            sources[task] = source
+        found = {}
+        for task, of_task in documents.items():
+            answers = self._answered(lm, task, sources[task], list(of_task.values()), journal, show)
+            found.update({(task, doc_id): record for doc_id, record in zip(of_task, answers, strict=True)})
+        return [found[str(request.task_name), request.doc_id] for request in requests]
+
+    def _answered(
+        self,
+        lm: Adapter,
+        task: str,
+        source: Source,
+        documents: list[Document],
+        journal: Journal | None,
+        show: bool,
+    ) -> list[dict[str, Any]]:
+        if journal is None or PartialState().num_processes > 1:  # what one had kept the others might not have
+            return self._measure(lm, task, source, documents, show)
+        models, what = (
+            lm.identity(),
+            json.dumps([task, asdict(source), [asdict(each) for each in documents], asdict(lm.original)]),
+        )
+        key = hashlib.sha256(what.encode()).digest()
+        if (kept := journal.get(models, key)) is not None:
+            out, self.by_task[task], compute = json.loads(kept)
+        else:
+            out = self._measure(lm, task, source, documents, show)
+            compute = self.effective_compute.get(task)
+            journal.put(models, {key: json.dumps([out, self.by_task[task], compute]).encode()})
+        if compute is not None:
+            self.effective_compute[task] = compute
+        return out
+
+    def _measure(
+        self, lm: Adapter, task: str, source: Source, documents: list[Document], show: bool
+    ) -> list[dict[str, Any]]:
+        try:
+            ablated, mean = ablations(lm, source)
+            pass_ = Pass(lm, ablated, source, documents, self._layouts)
+            with tqdm(total=len(documents), disable=not show, desc=f"Scoring {task}") as bar:
+                pass_.run(bar.update)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"The sae_fidelity tasks cannot be run on this model: {error}.") from error
+        out = pass_.records()
+        # As one process has them, so that as many processes as you like draw the same documents.
+        everywhere = sorted(gathered(out), key=lambda record: record["document"])
+        self.by_task[task] = {
+            "text": source.name,
+            "split": source.split,
+            "documents": len(everywhere),
+            "tokens": sum(record["tokens"] for record in everywhere),
+            "positions": source.positions,
+            "left_out_of_the_dictionaries_statistics": sorted(pass_.left_out),
+            "first_positions_counted": {s.site_out.hook: s.first_position for s in lm.variant.splices},
+            "mean": mean,
+            "bootstrap": {"seed": metrics.SEED, "most_resamples": metrics.RESAMPLES},
+            "undefined": undefined(everywhere) | (without_dictionary(lm.variant) or {}),
+            "by_category": by_categories(everywhere),
+        }
+        if lm.variant.splices:
+            self.effective_compute[task] = compute_of(everywhere, lm.original)
+            # Of the text, not of a document; it is handed to the task with each.
+            out = [{**record, "effective_compute": self.effective_compute[task]["fraction"]} for record in out]
+        return out
+
+
+class Pass:
+    """One pass over documents by the baseline, the adapter's variant where it splices, and ablations of its sites."""
+
+    def __init__(
+        self,
+        lm: Adapter,
+        ablated: list[Variant],
+        source: Source,
+        documents: list[Document],
+        layouts: dict[tuple[str, ...], Layout],
+    ) -> None:
+        self.lm, self.documents, self.layouts = lm, documents, layouts
+        self.spliced, self.ablated = [lm.variant] if lm.variant.splices else [], ablated
+        only_spliced = source.positions == "non_special"
+        self.dropped = lm.special_ids | lm.variant.special_ids if only_spliced else frozenset[int]()
+        self.first = lm.variant.first_position if only_spliced else 0
+        self.names = sorted({document.category for document in documents}, key=str)
+        self.kinds = [self.names.index(document.category) for document in documents]
+        self.numbers = [document.number for document in documents]
+        self.sums: list[dict[str, Any]] = [{} for _ in documents]
+        self.left_out: frozenset[int] = self.dropped
+        self.watch: DictionarySums | None = None
+        if self.spliced:
+            self.left_out |= lm.variant.special_ids
+            if not without_dictionary(lm.variant):
+                self.watch = DictionarySums(lm.variant, self.numbers, self.kinds, self.left_out)
+
+    def run(self, tell: Callable[[int], object]) -> None:
+        """Raises `ValueError` where the model cannot be scored."""
+        alone = bool(self.ablated) and leave_no_text(self.lm.innermost, self.ablated)
+        apart = self._scorer(self.ablated) if alone else None
+        scorer = self._scorer(self.spliced if alone else [*self.spliced, *self.ablated])
+        start, queries, owners = 0, [], []
+        for number, document in enumerate(self.documents):
+            windows = self.lm.rolling(document.text)
+            self.sums[number] = self._nothing(document)
+            queries += windows
+            owners += [number] * len(windows)
+            whole = sum(len(query.targets) for query in queries) >= TOKENS_AT_ONCE
+            if whole or number == len(self.documents) - 1:
+                if queries:
+                    self._score(scorer, queries, owners)
+                if queries and apart is not None:
+                    self._score_ablated(apart, queries, owners)
+                tell(number + 1 - start)
+                start, queries, owners = number + 1, [], []
+
+    def _scorer(self, variants: Sequence[Variant]) -> Scorer:
+        """One whose layout is found already, where the model was scored in the same way before."""
+        scorer = self.lm.scorer(variants)
+        modes = tuple(splice.mode for variant in variants for splice in variant.splices)
+        key = (self.lm.identity(), *modes)
+        scorer.layout = self.layouts[key] = self.layouts.get(key) or scorer.layout
+        return scorer
+
+    def _nothing(self, document: Document) -> dict[str, Any]:
+        zeros = {"tokens": 0, "bytes": len(document.text.encode())}
+        names = ["nll_baseline", "nats_baseline"]
+        if self.spliced:
+            names += ["nll_spliced", "nll_zero", "nats_spliced", *MEASURES]
+            if len(self.ablated) > 1:
+                names.append("nll_mean")
+        sums: dict[str, Any] = zeros | dict.fromkeys(names, 0.0)
+        return sums | {"nll_mean": None} if len(self.ablated) == 1 else sums
+
+    def _score(self, scorer: Scorer, queries: list[Query], owners: list[int]) -> None:
+        if self.watch is not None:
+            self.watch.documents = owners
+        measures = MEASURES if self.spliced else ()
+        compared = len(self.spliced)
+        done = self._adding(self._add, queries, owners)
+        with nullcontext() if self.watch is None else self.watch.listening():
+            scorer.score(queries, done, measures=measures, greedy=False, compared=compared, watch=self.watch)
+
+    def _score_ablated(self, scorer: Scorer, queries: list[Query], owners: list[int]) -> None:
+        """By a scorer of the ablations alone, which leave of a text no more than what is asked."""
+        ablated = self.ablated[0]
+        asked = without_text(queries, scorer.model, ablated.special_ids, ablated.first_position)
+        done = self._adding(self._add_ablated, queries, owners)
+        scorer.score(asked, done, measures=(), greedy=False, compared=0)
+
+    def _adding(
+        self, add: Callable[[dict[str, Any], Query, Scores], None], queries: Sequence[Query], owners: Sequence[int]
+    ) -> Callable[[Mapping[int, Scores]], None]:
+        def done(scored: Mapping[int, Scores]) -> None:
+            for number, scores in scored.items():
+                add(self.sums[owners[number]], queries[number], scores)
+
+        return done
+
+    def _add(self, sums: dict[str, Any], query: Query, scores: Scores) -> None:
+        nll, kept = self._nll(scores), self._kept(query)
+        measures = {name: values[0].astype(np.float64) for name, values in scores.measures.items()}
+        if self.lm.choices.splice == "none" and self.spliced:
+            # Nothing is edited: another row of the batch may differ in the last bit, which says nothing of a splice.
+            nll[1] = nll[0]
+            measures = {name: np.full(nll.shape[1], float(name == "agreement")) for name in measures}
+        sums["tokens"] += int(kept.sum())
+        for name, values in zip(("baseline", "spliced"), nll, strict=False):
+            sums[f"nll_{name}"] += float(values[kept].sum())
+            sums[f"nats_{name}"] += float(values.sum())
+        for name, values in measures.items():
+            sums[name] += float(values[kept].sum())
+        self._add_losses(sums, nll[2:], kept)
+
+    def _add_ablated(self, sums: dict[str, Any], query: Query, scores: Scores) -> None:
+        self._add_losses(sums, self._nll(scores)[1:], self._kept(query))
+
+    @staticmethod
+    def _add_losses(sums: dict[str, Any], nll: np.ndarray, kept: np.ndarray) -> None:
+        """Of the ablations, as many as there are."""
+        for name, values in zip(("zero", "mean"), nll, strict=False):
+            sums[f"nll_{name}"] += float(values[kept].sum())
+
+    def _nll(self, scores: Scores) -> np.ndarray:
+        """Of each model, (models, targets), float64. Raises `UserError` where it is not finite."""
+        nll = -scores.logprob.astype(np.float64)
+        if not np.isfinite(nll).all():
+            raise UserError(f"Some log-probability of a document is not finite with '{self.lm.variant_name}'.")
+        return nll
+
+    def _kept(self, query: Query) -> np.ndarray:
+        """Which of its targets count."""
+        where = np.arange(len(query.ids))[-len(query.targets) :]
+        return ~np.isin(np.asarray(query.ids)[where], list(self.dropped)) & (where >= self.first)
+
+    def records(self) -> list[dict[str, Any]]:
+        """By document, once all processes are done."""
+        found = [
+            {"document": d.number, "category": d.category, **sums}
+            for d, sums in zip(self.documents, self.sums, strict=True)
+        ]
+        if self.watch is None:
+            return found
+        for record in found:
+            record["dictionaries"] = {}
+        for splice, sums in zip(self.watch.variant.splices, self.watch.sums, strict=True):
+            own = dict(zip(self.names, by_category(sums, self.kinds), strict=True))
+            parts: dict[str | None, OfCategory] = {}
+            for name, part in gathered(list(own.items())):
+                parts[name] = part if name not in parts else parts[name].and_(part)
+            whole = reduce(OfCategory.and_, parts.values())
+            of_document = records(sums, self.numbers, self.kinds, whole, [parts[name] for name in self.names])
+            for record, dictionary in zip(found, of_document, strict=True):
+                record["dictionaries"][splice.site_out.hook] = dictionary
+        return found
+
+
+def without_dictionary(variant: Variant) -> dict[str, str] | None:
+    """Why there are no metrics of a dictionary, by metric, where the mode leaves none in the model; else None."""
+    modes = {splice.mode for splice in variant.splices}
+    if not modes or not modes <= set(WITHOUT_DICTIONARY):
+        return None
+    reasons = dict.fromkeys(metrics.DICTIONARY_METRICS, NO_DICTIONARY.format(" and ".join(sorted(modes))))
+    return (
+        reasons
+        if len(variant.splices) == 1
+        else {f"{name}/{splice.site_out.hook}": why for name, why in reasons.items() for splice in variant.splices}
+    )
+
+
+def undefined(found: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Why, for each metric that has no value."""
+    values = metrics.table(found)
+    return {name: metric.undefined for name, metric, _ in metrics.metrics_of(found[0]) if values[name] is None}
+
+
+def by_categories(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The metrics of each category's documents; none where the text has no categories."""
+    out = {}
+    for name in sorted({record["category"] for record in found} - {None}):
+        of_category = [record for record in found if record["category"] == name]
+        tokens = sum(record["tokens"] for record in of_category)
+        table = metrics.table(of_category, within="category")
+        out[name] = {"documents": len(of_category), "tokens": tokens, **table}
+    return out

@@ -1,0 +1,1 @@
+"""lm_eval's plugin: the model `sae_hf` and the task `sae_fidelity`."""

@@ -1,0 +1,134 @@
+"""What an answer depends on besides the prompt: one value, looked at anew at each evaluation call.
+
+Whatever remembers an answer, or what an answer is made of, keeps it under this value.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sae_lm_eval.runtime.content import Content, contents
+from sae_lm_eval.splicing.variants import describe
+
+PACKAGES = ("sae_lm_eval", "lm_eval", "torch", "transformers", "sae_lens", "transformer_lens")
+OPTIONAL = {"peft": "peft", "sparsify": "eai-sparsify"}  # by the package whose modules are met
+TOKENIZER_PARTS = ("model", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+TOKENIZER_FLAGS = (
+    *("add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "split_special_tokens"),
+    *("clean_up_tokenization_spaces", "special_tokens_map", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
+# Arguments of lm_eval's adapter that an answer depends on.
+ARGUMENTS = ("max_length", "prefix_token_id", "truncation", "softmax_dtype", "mixed_precision_dtype", "think_end_token")
+
+
+class Now:
+    """Adapters of one model as they are at one moment; weights are looked at once, in one transfer from each device."""
+
+    def __init__(self, adapters: Sequence[Any]) -> None:
+        spliced = [splice.dictionary for lm in adapters for splice in lm.variant.splices]
+        found = contents(
+            {"model": adapters[0].model, **{str(id(d.module)): d.module for d in spliced}},
+            {str(id(d.module)): d.functions for d in spliced},
+        )
+        self.model = found["model"]
+        self._dictionaries = found
+        self._tokenizers = {id(lm.tokenizer): tokenizer_content(lm.tokenizer) for lm in adapters}
+        self.identities = [self._identity(lm) for lm in adapters]
+        self.encoded: Any = None  # ids of the texts asked for last, which are remembered as long as this
+
+    def tokenizer(self, lm: Any) -> str:
+        return self._tokenizers[id(lm.tokenizer)]
+
+    def parts(self, lm: Any) -> dict[str, Any]:
+        """What the answers of an adapter depend on, as plain values."""
+        dictionaries = [self._dictionaries[str(id(splice.dictionary.module))] for splice in lm.variant.splices]
+        return {
+            "model": model_parts(lm, self.model),
+            "tokenizer": self._tokenizers[id(lm.tokenizer)],
+            "dictionaries": [vars(content) for content in dictionaries],
+            "splices": describe(lm.variant, [content.weights for content in dictionaries]),
+            "how": {**lm.choice_facts(), **{name: str(getattr(lm, name, None)) for name in ARGUMENTS}},
+            "packages": {name: series(version) for name, version in versions(lm).items()},
+        }
+
+    def _identity(self, lm: Any) -> str:
+        return hashlib.sha256(json.dumps(self.parts(lm), sort_keys=True).encode()).hexdigest()
+
+
+def model_parts(lm: Any, content: Content) -> dict[str, str | None]:
+    """Buffers that are made anew wherever a model is loaded count where somebody has changed them since."""
+    computed = None if content.computed == lm.computed_as_loaded else content.computed
+    return {"weights": content.weights, "computed": computed, "settings": content.settings}
+
+
+def versions(lm: Any) -> dict[str, str]:
+    """Of the packages that took part, in full."""
+    modules = [lm.model, *(splice.dictionary.module for splice in lm.variant.splices)]
+    met = {type(part).__module__.partition(".")[0] for module in modules for part in module.modules()}
+    return _versions(tuple(name for package, name in OPTIONAL.items() if package in met))
+
+
+@functools.cache
+def _versions(optional: tuple[str, ...]) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in (*PACKAGES, *optional)}
+
+
+def series(version: str) -> str:
+    """A version without what patches count up: 2.13 of 2.13.1+cu128."""
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def tokenizer_content(tokenizer: Any) -> str:
+    """32 hexadecimal digits over what decides the ids of a text, and the text of ids."""
+    digest = hashlib.blake2b(type(tokenizer).__name__.encode(), digest_size=16)
+    inner = getattr(tokenizer, "backend_tokenizer", None)
+    if inner is None:
+        digest.update(json.dumps(sorted(tokenizer.get_vocab().items())).encode())
+    else:
+        for name in TOKENIZER_PARTS:
+            digest.update(b"\0" + _state(getattr(inner, name)))
+        added = sorted(inner.get_added_tokens_decoder().items())
+        digest.update(repr([(number, token.content, repr(token)) for number, token in added]).encode())
+    digest.update(repr([(name, getattr(tokenizer, name, None)) for name in TOKENIZER_FLAGS]).encode())
+    return digest.hexdigest()
+
+
+def _state(part: Any) -> bytes:
+    if part is None:
+        return b""
+    try:
+        return part.__getstate__()
+    except Exception:  # of Rust, for a part that is written in Python: nothing is remembered then
+        return uuid.uuid4().bytes
+
+
+def text_content(file: str | Path | None) -> str | None:
+    """A hash of a file, None where there is none now: what was read of it stands then."""
+    path = None if file is None else Path(file).expanduser()
+    if path is None or not path.is_file():
+        return None
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside the scope, a model is in eval mode; after it each of its modules is in the mode it was in."""
+    training = [part for part in model.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

@@ -1,0 +1,181 @@
+"""A comparison -> the report: its sentences, tables and figures, for whatever format it is written in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from sae_lm_eval.comparison.compare import COLUMNS, Comparison, compare
+from sae_lm_eval.report import figures
+from sae_lm_eval.report.drop_tables import (
+    Row,
+    Shown,
+    Told,
+    categories,
+    category_tables,
+    detail_tables,
+    main_metric,
+    overall_tables,
+    rows_of,
+    section_of,
+    variants_of,
+)
+from sae_lm_eval.report.fidelity_tables import fidelity_of, fidelity_tables, noise_table, tidy
+from sae_lm_eval.report.figures import Picture
+from sae_lm_eval.report.formatting import Column, Table, text_cell, without_shared_start
+from sae_lm_eval.report.prose import cited, cut_prompts, headline, methods
+from sae_lm_eval.report.provenance import Source, dictionary_of, mode_of, model_name, packages, site_of, sources
+from sae_lm_eval.report.sweep_figures import sweep_pictures
+from sae_lm_eval.report.sweep_tables import notes, settings, sweep_tables
+from sae_lm_eval.report.worst_documents import Worst, worst_documents
+from sae_lm_eval.results.results import Results
+
+
+@dataclass(frozen=True)
+class Report:
+    title: str
+    headline: tuple[str, ...]
+    tables: tuple[Table, ...]
+    pictures: tuple[Picture, ...]
+    methods: str
+    works: tuple[str, ...]
+    common: tuple[tuple[str, str], ...]
+    sources: tuple[Source, ...]
+    packages: dict[str, str]
+    notes: tuple[str, ...]
+    worst: tuple[Worst, ...]
+    drops: pd.DataFrame
+    fidelity: pd.DataFrame
+
+
+def pair_up(
+    baseline: Results, variants: Sequence[Results], *, categories: Mapping[str, Any] | None = None
+) -> Comparison:
+    """The comparison on every task but those of fidelity, which may be all that was run."""
+    less, *others = [results.without_fidelity() for results in (baseline, *variants)]
+    if less.tasks:
+        comparison = compare(less, others, categories=categories, metrics="all")
+        return replace(comparison, baseline=baseline, variants=tuple(variants))
+    return Comparison(baseline, tuple(variants), pd.DataFrame(columns=COLUMNS), family="", level=0.95)
+
+
+def build(comparison: Comparison) -> Report:
+    """The report of a comparison; nothing is written, and nothing read but the samples of the worst documents."""
+    names = without_shared_start([results.name for results in comparison.variants])
+    variants = tuple(replace(results, name=names[results.name]) for results in comparison.variants)
+    rows = [replace(row, variant=names[row.variant]) for row in rows_of(comparison.drops) if row.primary]
+    fidelity, shown, told = fidelity_of(variants), categories(rows), Told(comparison.level, comparison.family)
+    named = replace(comparison, variants=variants)
+    text = methods(named, rows, fidelity)
+    swept = settings(variants, rows, fidelity)
+    common, own = sources((comparison.baseline, *variants))
+    return Report(
+        title=f"What a splice costs {model_name(comparison.baseline)}",
+        headline=tuple(headline(named, rows, fidelity)),
+        tables=(
+            variants_table(named, names),
+            *overall_tables(rows, told),
+            *category_tables(shown, told),
+            *sweep_tables(swept, told),
+            *fidelity_tables(fidelity),
+            *noise_table(variants),
+            *detail_tables(rows, told),
+        ),
+        pictures=in_reading_order(pictures(rows, shown, told), sweep_pictures(swept, told), len(variants)),
+        methods=text,
+        works=tuple(cited(text)),
+        common=common,
+        sources=own,
+        packages=packages(variants[0]),
+        notes=tuple(
+            dict.fromkeys(
+                [
+                    *comparison.notes,
+                    *filter(None, map(cut_prompts, (comparison.baseline, *variants))),
+                    *(note for of in swept.values() for note in notes(of)),
+                ]
+            )
+        ),
+        worst=worst_documents(comparison, rows, shown, names),
+        drops=comparison.drops,
+        fidelity=tidy(fidelity_of(comparison.variants)),
+    )
+
+
+def variants_table(comparison: Comparison, names: Mapping[str, str]) -> Table:
+    """What each variant is; `names` leads from those of the results to those of the report."""
+    renamed = any(name != shown for name, shown in names.items())
+    heads = ("variant", *(["results"] if renamed else []), "dictionary", "site", "mode")
+    rows = [
+        (shown, *([name] if renamed else []), dictionary_of(results), site_of(results), mode_of(results))
+        for (name, shown), results in zip(names.items(), comparison.variants, strict=True)
+    ]
+    model = model_name(comparison.baseline)
+    caption = f"What is spliced into {model}, where, and what stands in the place of the activations."
+    columns = tuple(Column(head, "left") for head in heads)
+    return Table("variants", "The variants", caption, columns, tuple(tuple(map(text_cell, row)) for row in rows))
+
+
+def in_reading_order(each: Sequence[Picture], sweep: Sequence[Picture], variants: int) -> tuple[Picture, ...]:
+    """What the variants have in common first, where those of each variant take several figures."""
+    return (*sweep, *each) if variants > figures.MOST_VARIANTS else (*each, *sweep)
+
+
+def pictures(rows: Sequence[Row], shown: Shown, told: Told) -> list[Picture]:
+    """The figures for which there are numbers."""
+    tasks, bars = section_of(main_metric(rows), "task"), f"{told.level:.0%} interval"
+    some = f" The {len({row.name for row in shown.rows})} with the largest drop." if shown.left_out else ""
+    numbers = "All numbers are in the tables."
+    made = [
+        (
+            f"drop-by-category{suffix}",
+            f"Drop by {shown.what}{part}",
+            f"Drop in accuracy with its {bars}, in percentage points; to the right of zero is worse.{some}",
+            f"A row for each {shown.what}, a point with a bar for each variant. {_largest(some_rows)} {numbers}",
+            figures.drop_by_category(some_rows),
+        )
+        for suffix, part, some_rows in _parts(shown.rows)
+    ]
+    made.append(
+        (
+            "heat-map",
+            f"Drop by {shown.what} and variant",
+            f"Drop in accuracy in percentage points: red is worse, blue better.{some}",
+            f"A grid, a row for each {shown.what} and a column for each variant. {_largest(shown.rows)} {numbers}",
+            figures.heat_map(shown.rows),
+        )
+    )
+    made += [
+        (
+            f"drop-against-baseline{suffix}",
+            f"Drop against baseline accuracy{part}",
+            f"Each task's drop with its {bars} against the accuracy of the untouched model"
+            f"{'' if figures.one_chance(some_rows) is None else '; dashed: everything above chance is lost'}.",
+            f"A point for each task and variant. {_largest(some_rows)} {numbers}",
+            figures.drop_against_baseline(some_rows),
+        )
+        for suffix, part, some_rows in _parts(tasks)
+    ]
+    return [Picture(*of[:4], of[4]) for of in made if of[4] is not None]
+
+
+def _parts(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
+    """The rows by as many variants as a figure tells apart, and what to add to the figure's name and title."""
+    variants = variants_of(rows)
+    starts = range(0, len(variants), figures.MOST_VARIANTS)
+    if len(starts) < 2:
+        return [("", "", list(rows))]
+    parts = [variants[at : at + figures.MOST_VARIANTS] for at in starts]
+    return [
+        (f"-{number}", f" ({number} of {len(parts)})", [row for row in rows if row.variant in part])
+        for number, part in enumerate(parts, start=1)
+    ]
+
+
+def _largest(rows: Sequence[Row]) -> str:
+    """`Largest: villages, 27.0 points in k4.`"""
+    row = max(rows, key=lambda row: row.drop, default=None)
+    return f"Largest: {row.alias}, {row.drop:.1f} points in {row.variant}." if row else ""

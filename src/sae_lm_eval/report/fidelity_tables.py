@@ -1,0 +1,287 @@
+"""The fidelity metrics of every variant: as records, as a tidy frame and as tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+import pandas as pd
+
+from sae_lm_eval.report.formatting import (
+    MINUS,
+    NA,
+    Cell,
+    Column,
+    Table,
+    fixed,
+    is_number,
+    number_cell,
+    significant,
+    text_cell,
+)
+from sae_lm_eval.report.provenance import splice_of
+from sae_lm_eval.results.fidelity_names import DICTIONARY_METRICS, NO_DICTIONARY, WITHOUT_DICTIONARY
+from sae_lm_eval.results.results import Results
+from sae_lm_eval.scaling.of_results import quoted
+
+# metric: (heading, unit)
+METRICS = {
+    "ce_baseline": ("baseline CE", "nats/token"),
+    "ce_spliced": ("spliced CE", "nats/token"),
+    "ce_delta": ("delta CE", "nats/token"),
+    "ce_zero": ("zero-ablation CE", "nats/token"),
+    "ce_mean": ("mean-ablation CE", "nats/token"),
+    "loss_recovered_zero": ("loss recovered (zero ablation)", "fraction"),
+    "loss_recovered_mean": ("loss recovered (mean ablation)", "fraction"),
+    "kl": ("KL", "nats/token"),
+    "kl_reverse": ("reverse KL", "nats/token"),
+    "top1_agreement": ("top-1 agreement", "fraction"),
+    "bits_per_byte_baseline": ("baseline bits/byte", "bits/byte"),
+    "bits_per_byte_spliced": ("spliced bits/byte", "bits/byte"),
+    "l0": ("L0", "features/token"),
+    "fvu": ("FVU", "fraction"),
+    "explained_variance": ("explained variance", "fraction"),
+    "cosine": ("cosine", "fraction"),
+    "norm_ratio": ("norm ratio", "fraction"),
+    "fraction_fired": ("fraction fired", "fraction"),
+    "effective_compute": ("effective compute", "fraction"),
+}
+# Metrics that have a noise floor, by its name in the record of the row baseline_again.
+FLOORS = {"kl": "kl", "kl_reverse": "kl", "ce_delta": "ce_delta", "kl_at_answers": "kl"}
+NOISE = "\N{DEGREE SIGN}"
+BY_SITE = "there are several dictionaries: each has its own, by its site"
+# A loss recovered says nothing without the losses that it was made from.
+NEEDED = {
+    "loss_recovered_zero": ("ce_baseline", "ce_spliced", "ce_zero"),
+    "loss_recovered_mean": ("ce_baseline", "ce_spliced", "ce_mean"),
+}
+LOSS = f"(ablation CE {MINUS} spliced CE) / (ablation CE {MINUS} baseline CE)"
+# name, title, metrics and caption of each table
+TABLES = (
+    (
+        "losses",
+        "Loss",
+        tuple(METRICS)[:7],
+        "Mean cross-entropy on each text, in nats/token ± standard error, and the loss recovered from the named "
+        f"ablation: {LOSS}.",
+    ),
+    (
+        "outputs",
+        "Output distribution",
+        tuple(METRICS)[7:12],
+        "What becomes of the next-token distribution: KL from the baseline to the spliced model and its reverse in "
+        "nats/token, the share of positions with the same likeliest token, and bits/byte of both models "
+        "(± standard error).",
+    ),
+    (
+        "activations",
+        "Activations",
+        tuple(METRICS)[12:18],
+        "The reconstruction at the site: active features a token (L0), fraction of variance unexplained (FVU), "
+        "explained variance, cosine and ratio of norms of reconstruction and activation, and the share of the "
+        "dictionary that fired at all (± standard error).",
+    ),
+)
+
+
+WITHIN = "within the noise floor"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric of a variant on a text; `value` is None for the `reason`."""
+
+    variant: str
+    task: str
+    metric: str
+    value: float | None
+    stderr: float | None
+    unit: str
+    low: float | None = None
+    high: float | None = None
+    law: str | None = None
+    flags: str = ""
+    reason: str | None = None
+
+    @property
+    def mark(self) -> str:
+        """Where the value is within the noise floor."""
+        return NOISE if self.flags.startswith(WITHIN) else ""
+
+
+GROUP = "sae_fidelity_"  # how the names of these tasks begin; tables do without it
+
+# By (variant, task): the metrics by name.
+Fidelity = dict[tuple[str, str], dict[str, Measured]]
+
+
+def fidelity_of(variants: Sequence[Results]) -> Fidelity:
+    floor = noise_floor(variants)
+    return {
+        (results.name, task): {made.metric: marked(made, floor) for made in _measured(results, task)}
+        for results in variants
+        if not results.provenance.get("noise_floor")
+        for task in results.fidelity_tasks
+    }
+
+
+def noise_floor(variants: Sequence[Results]) -> dict[str, Any]:
+    """What the row baseline_again recorded; empty without one."""
+    return next((found for results in variants if (found := results.provenance.get("noise_floor"))), {})
+
+
+def marked(made: Measured, floor: Mapping[str, Any]) -> Measured:
+    """With a flag where the value is no greater than what the baseline's own numbers move by."""
+    least = _number(floor.get(FLOORS.get(made.metric, "")))
+    if least is None or made.value is None or abs(made.value) > least:
+        return made
+    return replace(made, flags=f"{WITHIN}, {significant(least)}")
+
+
+def noise_table(variants: Sequence[Results]) -> list[Table]:
+    """The noise floor, where the row baseline_again was run."""
+    floor = noise_floor(variants)
+    if not floor:
+        return []
+    caption = (
+        f"The untouched model on {floor['sequences']:,} prompts and documents of the run, once each by itself and "
+        f"once in batches of {floor['rows'][1]} in the opposite order: mean KL and absolute rise of the CE in "
+        f"nats/token, and the share of positions with another likeliest token. {NOISE} marks values that are no "
+        "greater. How many answers change with the batch size is in the rows of baseline_again."
+    )
+    cells = [number_cell(floor[name], significant(floor[name])) for name in ("kl", "ce_delta", "flips")]
+    columns = tuple(map(Column, ("KL", "delta CE", "top-1 flips", "tokens")))
+    count = number_cell(floor["tokens"], f"{floor['tokens']:,}")
+    return [Table("noise-floor", "Noise floor", caption, columns, ((*cells, count),))]
+
+
+def tidy(fidelity: Fidelity) -> pd.DataFrame:
+    """A row for each (variant, task, metric)."""
+    rows = [asdict(measured) for of in fidelity.values() for measured in of.values()]
+    return pd.DataFrame(rows, columns=[field.name for field in fields(Measured)])
+
+
+def _measured(results: Results, task: str) -> Iterator[Measured]:
+    scores, mode = results.scores[task], splice_of(results)
+    sites = sites_of(scores)
+    for metric, (_, unit) in METRICS.items():
+        if metric in DICTIONARY_METRICS and mode in WITHOUT_DICTIONARY:
+            yield Measured(results.name, task, metric, None, None, unit, reason=NO_DICTIONARY.format(mode))
+            continue
+        if metric in DICTIONARY_METRICS and sites:
+            yield Measured(results.name, task, metric, None, None, unit, reason=BY_SITE)
+            for site in sites:
+                name = f"{metric}/{site}"
+                value, stderr = (_number(scores.get(f"{name}{part},none")) for part in ("", "_stderr"))
+                yield Measured(results.name, task, name, value, stderr, unit)
+            continue
+        value, stderr = (_number(scores.get(f"{metric}{part},none")) for part in ("", "_stderr"))
+        made = Measured(results.name, task, metric, value, stderr, unit)
+        if metric == "effective_compute":
+            made = _effective_compute(made, results)
+        lacking = [METRICS[part][0] for part in NEEDED.get(metric, ()) if not is_number(scores.get(f"{part},none"))]
+        if made.value is not None and lacking:
+            made = replace(made, value=None, stderr=None, reason=f"the results lack the {' and the '.join(lacking)}")
+        yield made if made.value is not None or made.reason else replace(made, reason="not in the results")
+
+
+def sites_of(scores: Mapping[str, Any]) -> list[str]:
+    """The sites of several dictionaries, in the order of the results; none where there is but one."""
+    return [
+        key.removeprefix("l0/").removesuffix(",none")
+        for key in scores
+        if key.startswith("l0/") and "_stderr" not in key
+    ]
+
+
+def parts_of(of: Mapping[str, Measured], metric: str) -> dict[str, Measured]:
+    """A metric of each of several dictionaries, by its site."""
+    return {name.partition("/")[2]: made for name, made in of.items() if name.startswith(f"{metric}/")}
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if is_number(value) else None
+
+
+def _effective_compute(made: Measured, results: Results) -> Measured:
+    """As `effective-compute` converts the results, or where it cannot, as the run recorded it."""
+    recorded = results.provenance.get("effective_compute", {}).get(made.task) or {}
+    record = quoted(results, made.task) or {}
+    if record.get("fraction") is None and not record.get("bound") and (recorded or made.value is not None):
+        record = recorded
+    flags = record.get("flags") or []
+    told = "; ".join(map(str, [flags] if isinstance(flags, str) else flags))
+    value = _number(record.get("fraction", made.value))
+    why = record.get("reason") or told or "the run converted no loss"
+    if value is None and record.get("bound"):
+        why = f"{record['bound']}: {why}"
+    return replace(
+        made,
+        value=value,
+        low=_number(record.get("low")),
+        high=_number(record.get("high")),
+        law=record.get("law"),
+        flags=told,
+        reason=None if value is not None else why,
+    )
+
+
+def fidelity_tables(fidelity: Fidelity) -> list[Table]:
+    """Losses, outputs, activations and effective compute; a column that is undefined throughout is left out."""
+    tables = [_table(fidelity, *told) for told in TABLES]
+    return [table for table in (*tables, _compute_table(fidelity)) if table.rows]
+
+
+def _table(fidelity: Fidelity, name: str, title: str, metrics: Sequence[str], caption: str) -> Table:
+    shown = [metric for metric in metrics if any(_defined(of, metric) for of in fidelity.values())]
+    lacking = {(METRICS[m][0], of[m].reason) for of in fidelity.values() for m in shown if m in NEEDED and of[m].reason}
+    notes = "".join(f" No {heading} is shown where {reason}." for heading, reason in sorted(lacking))
+    rows: list[tuple[Cell, ...]] = []
+    several = any(parts_of(of, metric) for of in fidelity.values() for metric in shown)
+    for key, of in fidelity.items():
+        sites = list(parts_of(of, shown[0])) if shown else []
+        for site in sites or [None]:
+            made = (of[metric if site is None else f"{metric}/{site}"] for metric in shown)
+            place = [text_cell(site or "")] if several else []
+            rows.append((*_names(key), *place, *map(value_cell, made)))
+    left = ("variant", "text", *(["site"] if several else []))
+    columns = (*(Column(head, "left") for head in left), *(Column(METRICS[metric][0]) for metric in shown))
+    return Table(f"fidelity-{name}", title, caption + notes, columns, tuple(rows) if shown else ())
+
+
+def _defined(of: Mapping[str, Measured], metric: str) -> bool:
+    return any(made.value is not None for made in (of[metric], *parts_of(of, metric).values()))
+
+
+def _names(key: tuple[str, str]) -> tuple[Cell, Cell]:
+    variant, task = key
+    return text_cell(variant), text_cell(task.removeprefix(GROUP))
+
+
+def value_cell(made: Measured) -> Cell:
+    """With its standard error to two significant digits, and as many decimals itself."""
+    if made.value is None or not made.stderr:
+        return number_cell(made.value, f"{significant(made.value, 4)}{made.mark}")
+    digits = min(max(1 - math.floor(math.log10(made.stderr)), 0), 6)
+    return number_cell(made.value, f"{fixed(made.value, digits)} ± {fixed(made.stderr, digits)}{made.mark}")
+
+
+def _compute_table(fidelity: Fidelity) -> Table:
+    rows = []
+    for key, of in fidelity.items():
+        made = of["effective_compute"]
+        known = made.low is not None and made.high is not None
+        bounds = f"[{significant(made.low)}, {significant(made.high)}]" if known else NA
+        value = number_cell(made.value, significant(made.value))
+        notes = made.flags if made.value is not None else made.reason
+        rows.append((*_names(key), value, Cell(bounds, made.low), text_cell(made.law or NA), text_cell(notes)))
+    caption = (
+        "The fraction of the original's training compute that would have bought the spliced loss. n/a: undefined, for "
+        "the reason in the notes."
+    )
+    left = [Column(heading, "left") for heading in ("variant", "text", "law", "notes")]
+    columns = (*left[:2], Column("effective compute"), Column("95% interval"), *left[2:])
+    defined = any(of["effective_compute"].value is not None for of in fidelity.values())
+    return Table("fidelity-compute", "Effective compute", caption, columns, tuple(rows) if defined else ())

@@ -1,0 +1,150 @@
+"""Text of the effective-compute tables: what the command prints and the documentation repeats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sae_lm_eval.scaling import EffectiveCompute, Estimate
+    from sae_lm_eval.scaling.of_results import Converted
+
+NA = "n/a"
+QUANTITIES = ("effective compute", "effective parameters", "effective tokens")
+
+
+def number(value: Any, digits: int = 6) -> str:
+    """So many digits, or n/a for None."""
+    if value is None:
+        return NA
+    return f"{value:.{digits}g}" if isinstance(value, int | float) else str(value)
+
+
+def fraction(estimate: Estimate) -> str:
+    """The fraction with its interval, and the bound where the range of the curve ends."""
+    if estimate.fraction is None:
+        return f"{NA}, {estimate.bound}" if estimate.bound else NA
+    text = f"{estimate.fraction:.3g}"
+    if estimate.interval is not None:
+        low, high = estimate.interval.low, estimate.interval.high
+        text += f" ({'0' if low is None else f'{low:.3g}'} to {'unbounded' if high is None else f'{high:.3g}'})"
+    return f"{text}, {estimate.bound} in range" if estimate.bound else text
+
+
+def estimate_rows(result: EffectiveCompute, notes: dict[str, int]) -> list[dict[str, str]]:
+    """Estimates as text, by quantity and definition, the undefined last.
+
+    `notes` numbers what is said of them, and is added to.
+    """
+    order = list(dict.fromkeys((estimate.quantity, estimate.definition) for estimate in result.estimates))
+    order.sort(key=lambda pair: QUANTITIES.index(pair[0]))
+    rows = []
+    for estimate in sorted(
+        result.estimates,
+        key=lambda estimate: (estimate.fraction is None, order.index((estimate.quantity, estimate.definition))),
+    ):
+        unit = f", worth in {estimate.unit}" if estimate.unit else ""
+        rows.append(
+            {
+                "estimate": f"{estimate.quantity}, {estimate.definition}{unit}",
+                "curve": estimate.curve,
+                f"fraction ({result.level:.0%} interval)": fraction(estimate),
+                "log10": NA if estimate.log10 is None else f"{estimate.log10:.2f}".replace("-0.00", "0.00"),
+                "worth": NA if estimate.equivalent is None else f"{estimate.equivalent:.3g}",
+                "notes": _marks(estimate, notes),
+            }
+        )
+    return rows
+
+
+def converted_rows(found: list[Converted], notes: dict[str, int], *, spread: bool) -> list[dict[str, str]]:
+    """What results folders hold, as text, one row per variant and text or category; `notes` as in `estimate_rows`."""
+    titles = [made.task if made.category is None else f"{made.task}, {made.category}" for made in found]
+    order = list(dict.fromkeys(titles))
+    rows = []
+    for title, made in sorted(zip(titles, found, strict=True), key=lambda pair: order.index(pair[0])):
+        result, quoted = made.result, made.result.preferred
+        silent = [f"{one.definition}: {one.reason}" for one in result.estimates if one.bound and one.fraction is None]
+        row = {
+            "text": title,
+            "variant": made.variant,
+            "CE": number(result.delta.baseline, 5),
+            "spliced": number(result.delta.spliced, 5),
+            "effective compute": fraction(quoted),
+            "by": f"{quoted.definition}, {quoted.curve}",
+            "notes": _marks(quoted, notes, (*made.notes, *silent)),
+        }
+        if spread:
+            laws = result.law_spread
+            row["between laws"] = NA if laws is None else f"{laws.low:.3g} to {laws.high:.3g}"
+        rows.append(row)
+    return rows
+
+
+def _marks(estimate: Estimate, notes: dict[str, int], further: tuple[str, ...] = ()) -> str:
+    own = [*([estimate.reason] if estimate.reason else []), *estimate.flags, *further]
+    return ",".join(map(str, sorted(notes.setdefault(note, len(notes) + 1) for note in own)))
+
+
+def literature_rows(table: pd.DataFrame) -> list[dict[str, str]]:
+    """The converted literature as text, one row per dictionary."""
+    from sae_lm_eval.scaling import works
+
+    rows = []
+    for row in table.to_dict("records"):
+        value = row["effective_compute"]
+        rows.append(
+            {
+                "work": works()[row["work"]]["short"],
+                "model": row["model"],
+                "site": row["site"],
+                "layer": str(row["layer"] or ""),
+                "L0": number(row["l0"], 4),
+                "CE": number(row["ce_baseline"], 5),
+                "spliced": number(row["ce_spliced"], 5),
+                "ablated": NA if row["ce_ablated"] is None else f"{number(row['ce_ablated'], 5)} {row['ablation']}",
+                "recovered": number(row["loss_recovered"], 4),
+                "delta CE": number(row["delta_ce"], 4),
+                "effective": row["bound"] or f"{NA}: {row['reason']}" if value is None else f"{value:.3g}",
+            }
+        )
+    return rows
+
+
+def summary_rows(summary: pd.DataFrame) -> list[dict[str, str]]:
+    """The literature by work, model and site, as text: least and greatest of each figure."""
+    from sae_lm_eval.scaling import works
+
+    rows = []
+    for row in summary.to_dict("records"):
+        compute = _span(row, "effective_compute", ".2g")
+        if row["bound"]:
+            least = f"< {float(row['bound'][2:]):.2g}"
+            compute = least if compute == NA else f"{least} to {compute.rpartition(' ')[2]}"
+        rows.append(
+            {
+                "work": works()[row["work"]]["short"],
+                "model": row["model"],
+                "site": row["site"],
+                "dictionaries": str(row["dictionaries"]),
+                "loss recovered": _span(row, "loss_recovered", ".4g"),
+                "delta CE": _span(row, "delta_ce", ".3g"),
+                "effective compute": f"{NA}: {row['reason']}" if compute == NA else compute,
+            }
+        )
+    return rows
+
+
+def _span(row: dict[str, Any], column: str, digits: str) -> str:
+    low, high = row[f"{column}_min"], row[f"{column}_max"]
+    if low is None:
+        return NA
+    least, most = f"{low:{digits}}", f"{high:{digits}}"
+    return least if least == most else f"{least} to {most}"
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Rows of text as a Markdown table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(cell) for cell in row.values()] for row in rows)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)

@@ -1,0 +1,1 @@
+"""The results that lm_eval wrote, read from its folders."""

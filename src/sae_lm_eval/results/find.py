@@ -1,0 +1,68 @@
+"""A folder of result folders -> the baseline and the variants in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sae_lm_eval.errors import UserError, did_you_mean
+from sae_lm_eval.results.results import Results, read_results
+
+PLAIN = ("hf", "hf-auto", "huggingface")
+
+
+def find(out: Path, baseline: str | None = None) -> tuple[Results, tuple[Results, ...]]:
+    """The baseline and the variants below `out`, each named after its folder, in natural order.
+
+    The baseline is the one called `baseline`, or else the only one whose model is lm_eval's own or whose splice edits
+    nothing, or else the one named by `baseline`. Raises `UserError` where there is none, or nothing to compare with it.
+    """
+    if not out.is_dir():
+        raise UserError(f"There is no folder '{out}'. Give the folder that `sae-lm-eval run --output_path` wrote.")
+    folders = [path for path in sorted(out.iterdir(), key=natural) if path.is_dir() and has_results(path)]
+    if len(folders) < 2:
+        raise UserError(
+            f"'{out}' holds {len(folders) or 'no'} folder{'s' if len(folders) != 1 else ''} with lm_eval results: a "
+            "report needs a baseline and at least one variant, each in a folder of its own."
+        )
+    found = [replace(read_results(path), name=path.name) for path in folders]
+    chosen = _choose(found, baseline, out)
+    return chosen, tuple(results for results in found if results is not chosen)
+
+
+def natural(path: Path) -> list[tuple[int, str]]:
+    """`k4` before `k32`."""
+    return [(int(part) if part.isdecimal() else -1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def has_results(folder: Path) -> bool:
+    """Whether lm_eval wrote results into a folder, or was given it as --output_path."""
+    return any(folder.glob("results_*.json")) or any(folder.glob("*/results_*.json"))
+
+
+def _choose(found: Sequence[Results], baseline: str | None, out: Path) -> Results:
+    by_name = {results.name: results for results in found}
+    wanted = baseline or ("baseline" if "baseline" in by_name else None)
+    if wanted is not None:
+        if wanted not in by_name:
+            raise UserError(
+                f"'{out}' has no results named '{wanted}'.{did_you_mean(wanted, by_name)} It has {', '.join(by_name)}."
+            )
+        return by_name[wanted]
+    untouched = [results for results in found if is_untouched(results)]
+    if len(untouched) != 1:
+        what = "several results" if untouched else "no results"
+        raise UserError(
+            f"'{out}' has {what} of an untouched model. Choose the baseline with --baseline NAME, one of "
+            f"{', '.join(by_name)}."
+        )
+    return untouched[0]
+
+
+def is_untouched(results: Results) -> bool:
+    """Whether the results' own record says that nothing was spliced into the model."""
+    if results.provenance:
+        return results.provenance.get("splice") == "none"
+    return results.config.get("model") in PLAIN

@@ -1,0 +1,1 @@
+"""Many models or variants in one job that can be continued, and the folders that it writes."""

@@ -1,0 +1,139 @@
+"""The model of a run, loaded once in a process, and variants made of it."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
+
+from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.runs.sweep import AGAIN, Asked, Sweep
+from sae_lm_eval.runtime.journal import Journal
+
+CACHES = ("cache_requests", "rewrite_requests_cache", "delete_requests_cache")
+PASSED = (
+    *("num_fewshot", "batch_size", "max_batch_size", "device", "use_cache", "limit", "samples"),
+    *("check_integrity", "write_out", "system_instruction", "apply_chat_template", "fewshot_as_multiturn"),
+    *("gen_kwargs", "verbosity", "predict_only", "confirm_run_unsafe_code", "metadata"),
+)
+SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
+
+
+class Loaded:
+    """The untouched model of a sweep, `baseline`, and lm_eval's tasks; `settings` is its `EvaluatorConfig`.
+
+    `at` is told what is under way. Raises `UserError` where there is no such model or task.
+    """
+
+    def __init__(self, sweep: Sweep, settings: Any, at: Callable[[str], object] = lambda _what: None):
+        from sae_lm_eval.harness.model import SaeHFLM
+
+        self.settings, self.model_args = settings, sweep.model_args
+        self.asked: dict[str, Asked] = {one.name: one for one in sweep.variants}
+        self._dictionaries: dict[Hashable, Any] = {}
+        at("reading the tasks")
+        try:
+            self.task_manager = settings.process_tasks(settings.metadata)
+            self.tasks = self._load_tasks()
+        except (ValueError, OSError) as error:
+            raise UserError(first_line(error)) from error
+        at("loading the model")
+        given = {name: getattr(settings, name) for name in ("batch_size", "max_batch_size", "device")}
+        make: Any = SaeHFLM  # lm_eval's decorator hides its parameters
+        self.baseline: Any = make(sae=[], splice="none", **given, **sweep.model_args)
+
+    def _load_tasks(self) -> dict[str, Any]:
+        """What lm_eval loads: by name the `tasks`, none of which is a group, and the `groups`; drawn by its seeds."""
+        import numpy as np
+        import torch
+
+        for seed, value in zip((random.seed, np.random.seed, torch.manual_seed), self.settings.seed, strict=False):
+            if value is not None:
+                seed(value)
+        return self.task_manager.load(self.settings.tasks)
+
+    @property
+    def _asked_for(self) -> list[Any]:
+        """Groups and tasks that are in no group."""
+        inside = {name for children in self.tasks["group_map"].values() for name in children}
+        everything = {**self.tasks["groups"], **self.tasks["tasks"]}
+        return [one for name, one in everything.items() if name not in inside]
+
+    def look(self, name: str) -> tuple[dict[Hashable, int], bool]:
+        """The bytes of a variant's dictionaries, and whether one was trained behind a BOS token.
+
+        Raises whatever a file of somebody else's makes a library raise.
+        """
+        from sae_lm_eval.harness.model import innermost
+        from sae_lm_eval.splicing.variants import build_variant
+
+        wanted = self._wanted(self.asked[name])
+        model = innermost(self.baseline.model)
+        build_variant(
+            model, wanted.dictionaries, wanted.choices, self.baseline.special_ids, self.baseline.declared_special
+        )
+        sizes: dict[Hashable, int] = {}
+        for key, dictionary in self._dictionaries.items():
+            sizes[key] = sum(p.numel() * p.element_size() for p in dictionary.module.parameters())
+        return sizes, any(dictionary.prepend_bos for dictionary in wanted.dictionaries)
+
+    def variant(self, name: str) -> Any:
+        """The model as that variant. Raises as `look` does."""
+        return self.baseline.as_variant(self._wanted(self.asked[name]))
+
+    def _wanted(self, asked: Asked) -> Any:
+        """As the adapter takes it, a dictionary that several variants share loaded once."""
+        from sae_lm_eval.dictionaries.loading import load
+        from sae_lm_eval.splicing.arguments import dtype_of, wanted_of
+
+        arguments = dict(asked.arguments)
+        dtype, factor = arguments.get("sae_dtype", "float32"), arguments.pop("norm_factor", None)
+        found = []
+        for spec in asked.specs:
+            key = (spec, dtype, factor, arguments.get("hook"))  # elsewhere it may be needed on another device
+            if key not in self._dictionaries:
+                self._dictionaries[key] = load(spec, dtype=dtype_of(dtype), norm_factor=factor)
+            found.append(self._dictionaries[key])
+        return wanted_of(**arguments, dictionaries=found)
+
+    def forget(self) -> None:
+        """Let go of the dictionaries; the variants made of them must be out of use."""
+        import torch
+
+        self.baseline.leave()
+        self._dictionaries.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def join(self, variants: Iterable[Any], journal: Journal, bos: bool) -> None:
+        from sae_lm_eval.harness.model import join
+
+        join(self.baseline, list(variants), journal, bos=bos)
+
+    def build_requests(self, task: Any) -> None:
+        """What a task asks, as lm_eval asks it; the templates of chat models aside."""
+        from lm_eval.evaluator_utils import get_sample_size
+
+        task.build_all_requests(limit=get_sample_size(task, self.settings.limit), rank=0, world_size=1)
+
+    def evaluate(self, name: str, lm: Any, **other: Any) -> dict[str, Any] | None:
+        """lm_eval's results, with samples; None in any other process than the first. `other` wins over the settings."""
+        import lm_eval
+
+        s = self.settings
+        arguments = self.asked[name].arguments if name in self.asked else {"splice": "none"}
+        own = {"batch_size": lm.batch_size_per_gpu} if name == AGAIN else {}
+        given = {
+            "tasks": s.tasks if s.check_integrity else self._asked_for,  # loaded once for all variants
+            "model_args": {**self.model_args, **arguments},
+            "task_manager": self.task_manager,
+            "log_samples": True,
+            **{key: getattr(s, key) for key in PASSED},
+            **{key: s.cache_requests.get(key, False) for key in CACHES},
+            **dict(zip(SEEDS, s.seed, strict=True)),
+            **own,
+        }
+        run_lm_eval: Any = lm_eval.simple_evaluate  # its decorator hides its parameters
+        return run_lm_eval(model=lm, **{**given, **other})

@@ -1,0 +1,234 @@
+"""What a sweep would run, how much memory it takes and how long, from names and configurations: nothing is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from sae_lm_eval.catalog import lookup
+from sae_lm_eval.catalog.lookup import Known
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
+from sae_lm_eval.runs.sweep import BASELINE, Asked, Sweep
+from sae_lm_eval.runtime.progress import duration
+from sae_lm_eval.runtime.run_folder import GROUPS, PACE, read_json
+from sae_lm_eval.scoring.forked_pass import Point, blocks_path, earliest, fork_point, point_of
+from sae_lm_eval.splicing.splice import Variant
+
+# Hooks at which the residual stream or a branch of its width passes.
+AS_WIDE_AS_STREAM = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out", "hook_in")
+BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A variant before anything is loaded.
+
+    `point` is where its rows part from the baseline's, and `cost` what it adds, in forward passes; both None, and
+    `sizes` the bytes of those dictionaries that names tell the shapes of, where `why` says what is not known.
+    """
+
+    asked: Asked
+    sites: tuple[str, ...]
+    point: Point | None
+    cost: float | None
+    sizes: Mapping[Hashable, int]
+    whole: bool
+    why: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`groups` names the variants of each forked pass; sizes in bytes; `pace` is what an earlier run measured."""
+
+    model: str
+    parameters: int
+    model_bytes: int
+    layers: int
+    variants: tuple[Planned, ...]
+    groups: tuple[tuple[str, ...], ...]
+    budget: float
+    kept_groups: bool
+    finished: frozenset[str]
+    pace: Mapping[str, float] | None
+
+    def cost(self, group: Sequence[str]) -> float | None:
+        """Of a group in forward passes, 1 + sum(1 - l / L) over the blocks l that are shared; None where not known."""
+        costs = [one.cost for one in self.variants if one.asked.name in group]
+        return None if any(cost is None for cost in costs) else 1 + sum(cost for cost in costs if cost is not None)
+
+    @property
+    def left(self) -> list[tuple[str, ...]]:
+        """Groups that are not finished."""
+        missing = [g for i, g in enumerate(self.groups) if not self.finished.issuperset((*g, *([BASELINE] * (not i))))]
+        return list(missing)
+
+
+def plan(sweep: Sweep, output_path: Path | None) -> Plan:
+    """The plan of a sweep, with what an earlier run in `output_path` settled and measured.
+
+    Raises `UserError` where there is no such model; what is wrong with a variant is said of it.
+    """
+    from sae_lm_eval.splicing.skeleton import skeleton
+
+    model: Any = skeleton(sweep.model_args)
+    device = sweep.settings.get("device")
+    device = "cuda" if device is None else str(device)
+    budget = memory_for_dictionaries(device) if sweep.memory is None else sweep.memory * GB
+    planned = tuple(_planned(asked, model) for asked in sweep.variants)
+    kept = read_json(output_path / GROUPS) if output_path else None
+    groups = kept["groups"] if kept else divide({one.asked.name: one.sizes for one in planned}, budget)
+    names = [BASELINE, *(one.asked.name for one in planned)]
+    parameters = sum(p.numel() for p in model.parameters())
+    return Plan(
+        model=str(sweep.model_args["pretrained"]),
+        parameters=parameters,
+        model_bytes=parameters * _bytes_of(sweep.model_args.get("dtype"), model.config),
+        layers=model.config.get_text_config().num_hidden_layers,
+        variants=planned,
+        groups=tuple(map(tuple, groups)),
+        budget=budget,
+        kept_groups=kept is not None,
+        finished=frozenset(name for name in names if output_path and (output_path / name).exists()),
+        pace=read_json(output_path / PACE) if output_path else None,
+    )
+
+
+def cost_of(model: Any, variants: Sequence[Variant]) -> float:
+    """Of one forked pass in plain ones: 1 + sum(1 - l / L), with l of L blocks shared with the baseline."""
+    path = blocks_path(model)
+    return 1 + sum(_cost(fork_point(variant, path), model) for variant in variants)
+
+
+def _cost(point: Point, model: Any) -> float:
+    if point.block is None:
+        return 1.0
+    shared = point.block + (point.side == "output")
+    return 1 - shared / model.config.get_text_config().num_hidden_layers
+
+
+def _planned(asked: Asked, model: Any) -> Planned:
+    try:
+        known = [lookup.known(spec) for spec in asked.specs]
+    except UserError as error:
+        return Planned(asked, (), None, None, {}, whole=False, why=str(error))
+    bytes_each = BYTES.get(str(asked.arguments.get("sae_dtype", "float32")), 4)
+    sizes = {(one.spec,): _parameters(one, model.config.get_text_config()) for one in known}
+    given = {
+        "sizes": {key: count * bytes_each for key, count in sizes.items() if count is not None},
+        "whole": None not in sizes.values(),
+    }
+    own = asked.arguments.get("hook")
+    hooks = [one.hook_out for one in known] if own is None else str(own).split("+")
+    sites = tuple(str(hook).split(":")[-1] for hook in hooks if hook is not None)
+    if len(sites) < len(known):
+        return Planned(asked, sites, None, None, **given, why="site not known until loaded")
+    modules = [one.module_out if own is None else None for one in known]
+    try:
+        points = [_point(model, hook, module) for hook, module in zip(sites, modules, strict=True)]
+    except (UserError, ValueError) as error:
+        return Planned(asked, sites, None, None, **given, why=str(error))
+    first = earliest(points)
+    return Planned(asked, sites, first, _cost(first, model), **given)
+
+
+def _point(model: Any, hook: str, module: str | None) -> Point:
+    from sae_lm_eval.splicing.hook_names import Architecture
+    from sae_lm_eval.splicing.site import resolve_site, writable_port
+
+    architecture = Architecture(model)
+    return point_of(writable_port(architecture, resolve_site(architecture, hook, module)), blocks_path(model))
+
+
+def _parameters(known: Known, config: Any) -> int | None:
+    """Of encoder, decoder and their biases, None where the width of one of them is not known."""
+    if known.shapes is not None:
+        return sum(prod(shape) for shape in known.shapes.values())
+    d_in, d_out = (_width_at(hook, config) for hook in (known.hook_in, known.hook_out))
+    if known.width is None or d_in is None or d_out is None:
+        return None
+    return (d_in + d_out) * known.width + known.width + d_out
+
+
+def _width_at(hook: str | None, config: Any) -> int | None:
+    name = (hook or "").split(".")[-1]
+    if name in AS_WIDE_AS_STREAM:
+        return config.hidden_size
+    if name == "hook_z":
+        heads = config.num_attention_heads
+        return heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return None
+
+
+def _bytes_of(dtype: Any, config: Any) -> int:
+    name = str(dtype or "auto").removeprefix("torch.")
+    stated = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    return BYTES.get(stated if name == "auto" else name, 4)
+
+
+def sentences(made: Plan) -> list[str]:
+    """What the plan's table does not say: the model, memory, cost and time."""
+    largest = max((_bytes(made, group) for group in made.groups), default=0)
+    unknown = sum(not one.whole for one in made.variants)
+    memory = f"{_gb(made.budget)} for dictionaries, of which the largest group takes {_gb(largest)}"
+    if unknown:
+        memory += f" besides those of {unknown} variants, whose size is not known until they are loaded"
+    costs = [made.cost(group) for group in made.groups]
+    apart = 1 + len(made.variants)
+    cost = "not known: see the variants"
+    if None not in costs:
+        cost = f"{sum(c for c in costs if c is not None):.2f} forward passes over the tasks, instead of {apart}"
+    return [
+        f"Model: {made.model}, {made.parameters:,} parameters, {_gb(made.model_bytes)}, {made.layers} blocks.",
+        f"Memory: {memory}.",
+        f"Groups: {len(made.groups)}, {'as the run in the folder has them' if made.kept_groups else 'by what is known'}"
+        f"; {len(made.finished)} of {apart} models are finished.",
+        f"Cost: {cost}.",
+        f"Time: {_time(made)}.",
+    ]
+
+
+def _time(made: Plan) -> str:
+    if made.pace is None:
+        return "not estimated, since no run in the folder has measured a rate yet"
+    costs = [made.cost(group) for group in made.left]
+    if None in costs:
+        return "not estimated, since the cost of a variant is not known"
+    seconds = sum(c for c in costs if c is not None) * made.pace["tokens"] / made.pace["token_passes_per_second"]
+    rate = f"{made.pace['token_passes_per_second']:,.0f} tokens a second and forward pass"
+    return f"about {duration(seconds)} for what is left, at {rate}, as the run in the folder measured"
+
+
+def _bytes(made: Plan, group: Sequence[str]) -> int:
+    sizes: dict[Hashable, int] = {}
+    for one in made.variants:
+        if one.asked.name in group:
+            sizes |= one.sizes
+    return sum(sizes.values())
+
+
+def _gb(number: float) -> str:
+    return f"{number / GB:,.2f} GB" if number >= GB / 100 else f"{number / 1e6:,.2f} MB"
+
+
+HEADS = ("variant", "dictionaries", "sites", "from block", "size", "group", "state")
+
+
+def rows(made: Plan) -> list[tuple[str, ...]]:
+    """The plan's table: a row for each variant, by `HEADS`."""
+    group_of = {name: number for number, group in enumerate(made.groups, start=1) for name in group}
+    return [
+        (
+            one.asked.name,
+            " + ".join(one.asked.specs),
+            " + ".join(one.sites) or "not known until loaded",
+            "?" if one.point is None else "start" if one.point.block is None else f"{one.point.block} {one.point.side}",
+            _gb(sum(one.sizes.values())) if one.whole else "unknown until loaded",
+            str(group_of.get(one.asked.name, "")),
+            "finished" if one.asked.name in made.finished else (one.why or "to run"),
+        )
+        for one in made.variants
+    ]

@@ -1,0 +1,142 @@
+"""Groups of variants x tasks over a Ray cluster: what its workers answered goes into the run's own journal."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from sae_lm_eval.errors import UserError, explained, first_line
+from sae_lm_eval.runs.sweep import BASELINE, Sweep
+from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.runtime.progress import Shown
+
+LOCAL = "local"
+REACHED_WITHIN = 10  # seconds
+RETRIES = 3  # of a part whose worker died
+PARTS = "parts"  # what the journal calls the parts that are done
+
+
+class Part(NamedTuple):
+    """The requests of a task, for a group of variants that are run together; `asked` are those to be evaluated."""
+
+    group: tuple[str, ...]
+    asked: tuple[str, ...]
+    task: str
+    bos: bool
+
+    @property
+    def key(self) -> bytes:
+        return hashlib.sha256(repr((self.group, self.task)).encode()).digest()
+
+
+def spread(address: str, sweep: Sweep, parts: Sequence[Part], journal: Journal, shown: Shown) -> None:
+    """Have a cluster answer `parts` of a sweep, and keep each part's answers in `journal` as it comes in.
+
+    A part whose worker dies is begun again elsewhere. Parts that `journal` has are not asked for.
+
+    Raises `UserError` where there is no Ray or no cluster, a worker cannot do what is asked, or workers keep dying.
+    """
+    ray, left = _ray(), [part for part in parts if journal.get(PARTS, part.key) is None]
+    if not left:
+        return
+    packed = pickle.dumps(sweep)
+    with _cluster(ray, address):
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        answers_of = ray.remote(answers).options(max_retries=RETRIES, num_gpus=gpus, name="sae_lm_eval")
+        shown.at("the cluster answers")
+        pending = {answers_of.remote(packed, part): part for part in left}
+        while pending:
+            (done,), _ = ray.wait(list(pending), num_returns=1)
+            part = pending.pop(done)
+            journal.put_all([*_taken(ray, done, part), (PARTS, part.key, b"")])
+            shown.counted(len(left) - len(pending), len(left), "parts")
+
+
+def answers(packed: bytes, part: Part) -> list[tuple[str, bytes, bytes]]:
+    """What a worker answers of a part, as a journal keeps it."""
+    return _worker(packed).answers(part)
+
+
+@functools.lru_cache(maxsize=1)
+def _worker(packed: bytes) -> _Worker:
+    """Kept in the worker's process, so that the model is loaded once for all of its parts."""
+    return _Worker(pickle.loads(packed))
+
+
+class _Worker:
+    def __init__(self, sweep: Sweep):
+        os.environ["TQDM_DISABLE"] = "1"  # bars that nobody sees
+
+        from sae_lm_eval.runs.model_pool import Loaded
+        from sae_lm_eval.runs.settings import lm_eval_config
+
+        self.loaded = Loaded(sweep, lm_eval_config(sweep))
+        self.group: tuple[str, ...] | None = None
+        self.models: dict[str, Any] = {}
+        self.journal = Journal()
+
+    def answers(self, part: Part) -> list[tuple[str, bytes, bytes]]:
+        if part.group != self.group:
+            self.group = None
+            self.models.clear()
+            self.loaded.forget()
+            self.models = {name: self.loaded.variant(name) for name in part.group}
+            self.loaded.join(self.models.values(), self.journal, part.bos)
+            self.group = part.group
+        for name, lm in {BASELINE: self.loaded.baseline, **self.models}.items():
+            if name in part.asked:
+                # A variant that lm_eval cannot score is told of when the answers are looked at.
+                with contextlib.suppress(UserError):
+                    task = self.loaded.tasks["tasks"][part.task]
+                    self.loaded.evaluate(name, lm, tasks=[task], bootstrap_iters=0, check_integrity=False)
+        return self.journal.drain()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--ray needs Ray, which is not installed: pip install 'sae-lm-eval[ray]'.") from None
+    return ray
+
+
+@contextmanager
+def _cluster(ray: Any, address: str) -> Iterator[None]:
+    """Inside the scope, this process is connected to a cluster; to one that it was connected to before in any case."""
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        if (found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)) is not None:
+            # Ray itself tries for minutes.
+            socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=REACHED_WITHIN).close()
+        ray.init(address, **({"include_dashboard": False} if address == LOCAL else {}))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"No Ray cluster answers at '{address}' ({first_line(error)}). Start one with `ray start --head`, or give "
+            f"--ray {LOCAL}."
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _taken(ray: Any, done: Any, part: Part) -> list[tuple[str, bytes, bytes]]:
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        raise UserError(f"A worker could not answer {part.task}: {explained(error.cause)}") from error
+    except ray.exceptions.RayError as error:
+        raise UserError(
+            f"Workers died {1 + RETRIES} times at {part.task} with {', '.join(part.group)}: {first_line(error)} "
+            f"The same command continues."
+        ) from error

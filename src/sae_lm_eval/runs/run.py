@@ -1,0 +1,367 @@
+"""The baseline and its variants on lm_eval's tasks, each written as the results folder that lm_eval writes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import traceback
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_lm_eval.errors import UserError, did_you_mean, explained, first_line
+from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
+from sae_lm_eval.runs.model_pool import Loaded
+from sae_lm_eval.runs.settings import fixed, lm_eval_config
+from sae_lm_eval.runs.sweep import AGAIN, BASELINE, Sweep, sweep_of
+from sae_lm_eval.runtime.journal import DiskError, Journal
+from sae_lm_eval.runtime.processes import agreed, gathered, rank, several
+from sae_lm_eval.runtime.progress import Shown, duration, quiet
+from sae_lm_eval.runtime.run_folder import GROUPS, LOG, PACE, held, journal_of, read_json, remember, write_json
+
+if TYPE_CHECKING:
+    from sae_lm_eval.comparison.compare import Comparison
+
+logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a variant: its results are in `folder`, or `failed` says why there are none."""
+
+    name: str
+    folder: Path
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The outcomes of a run, the baseline's first, and what its processes ran of it.
+
+    `requests` counts each request once for a pass or variant that it was answered for, `recalled` those of them that
+    were answered before; `rate` is in tokens a second, None where none was run.
+    """
+
+    outcomes: tuple[Outcome, ...]
+    requests: int = 0
+    recalled: int = 0
+    rate: float | None = None
+
+    @property
+    def failed(self) -> tuple[Outcome, ...]:
+        return tuple(outcome for outcome in self.outcomes if outcome.failed)
+
+
+def run(
+    *,
+    model_args: Mapping[str, Any] | str,
+    variants: Sequence[str | Mapping[str, Any]],
+    tasks: str | Sequence[str],
+    output_path: str | Path,
+    controls: Sequence[str] = (),
+    categories: str | Path | Mapping[str, Any] | None = None,
+    memory: float | None = None,
+    mean_text: str | None = None,
+    ray: str | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Evaluate the untouched model and `variants` on lm_eval's `tasks`, and compare them question by question.
+
+    Args:
+        model_args: as for lm_eval: `{"pretrained": "gpt2"}` or `"pretrained=gpt2"`.
+        variants: specs, or mappings with `sae` or `pattern` and what else an entry of a sweep file takes.
+        tasks: names of tasks, groups or tags of lm_eval's.
+        output_path: where the results folders go, one for each; the same call again continues what was cut short.
+        controls: `none`, `zero`, `mean` or `random_error`, at the sites of each variant; and `baseline_again`, the
+            baseline once more in another layout, for the noise floor.
+        categories: of tasks or documents, as for the command `compare`: a file or a mapping.
+        memory: gigabytes for the dictionaries of one forked pass.
+        mean_text: the text whose activations the mode `mean` averages.
+        ray: the address of a Ray cluster that shares the work, or "local" for one on this machine.
+        settings: lm_eval's own, under its names: `num_fewshot`, `limit`, `batch_size`, `device`, `gen_kwargs`, ...
+
+    Returns the comparison of the variants with the baseline, whose `drops` are a data frame.
+
+    Raises `UserError` for whatever the user can mend, among it a variant that failed when the others are done.
+    """
+    from sae_lm_eval.comparison.compare import compare
+    from sae_lm_eval.comparison.subsets import read_categories_file
+    from sae_lm_eval.results.results import read_results
+    from sae_lm_eval.runs.sweep import lm_eval_settings
+
+    for name in settings:
+        if name not in (known := lm_eval_settings()):
+            raise UserError(f"run takes no '{name}'.{did_you_mean(name, known)} lm_eval's are {', '.join(known)}.")
+    chosen: Any = categories
+    if isinstance(categories, str | Path):
+        chosen = read_categories_file(Path(categories))
+    given = {"model_args": model_args, "variants": list(variants), "controls": list(controls), "mean_text": mean_text}
+    sweep = sweep_of({**given, "memory": memory, "ray": ray, "tasks": tasks, **settings})
+    finished = evaluate(sweep, lm_eval_config(sweep), Path(output_path))
+    if finished.failed:
+        raise UserError(
+            f"{len(finished.failed)} of {len(sweep.variants)} variants failed; '{output_path}' has the others. "
+            + " ".join(f"{outcome.name}: {outcome.failed}" for outcome in finished.failed)
+        )
+    baseline, *others = (replace(read_results(one.folder), name=one.name) for one in finished.outcomes)
+    return compare(baseline, others, categories=chosen)
+
+
+def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
+    """Evaluate the untouched model and a sweep's variants in forked passes; a folder for each below `output_path`.
+
+    `settings` is lm_eval's `EvaluatorConfig`: its tasks, limits, seeds. What a run that was cut short had finished is
+    kept, and what it had answered is not run again. A variant that cannot be made is left out, with its reason.
+    Several processes share the requests of a run, and a Ray cluster the passes.
+
+    Raises `UserError` where the model or every variant cannot be loaded, the folder holds another run or is in use,
+    and `DiskError` where it cannot be written.
+    """
+    asked = {"model_args": sweep.model_args, "variants": [asdict(one) for one in sweep.variants], **fixed(settings)}
+    asked |= {"once": list(sweep.once)} if sweep.once else {}
+    names = (BASELINE, *(one.name for one in sweep.variants), *sweep.once)
+    if sweep.ray is not None and several():
+        raise UserError("--ray starts workers of its own: leave out accelerate launch, or --ray.")
+    with ExitStack() as scope:
+        agreed(lambda: scope.enter_context(held(output_path)))
+        agreed(lambda: remember(output_path, asked))
+        failed: dict[str, str] = {}
+        done = Finished(())
+        if not agreed(lambda: all((output_path / name).exists() for name in names)):
+            with (
+                quiet(output_path / LOG, aloud=rank() == 0) as console,
+                Shown(console, len(names)) as shown,
+                closing(Journal(output_path / journal_of(rank()))) as journal,
+            ):
+                failed = _Evaluation(sweep, settings, output_path, shown, journal).all()
+            done = _ran(shown)
+        if not failed:
+            agreed(lambda: _delete_journals(output_path))  # the folders have every answer
+    return replace(done, outcomes=tuple(Outcome(name, output_path / name, failed.get(name)) for name in names))
+
+
+def _ran(shown: Shown) -> Finished:
+    """What all processes ran."""
+    ran = gathered([(shown.requests, shown.recalled_requests, shown.rate)])
+    requests, recalled, rates = zip(*ran, strict=True)
+    rate = sum(filter(None, rates)) or None
+    return Finished((), sum(requests), sum(recalled), rate)
+
+
+def _delete_journals(folder: Path) -> None:
+    for journal in folder.glob(journal_of("*")):
+        journal.unlink()
+
+
+class _Evaluation:
+    def __init__(self, sweep: Sweep, settings: Any, output_path: Path, shown: Shown, journal: Journal):
+        self.sweep, self.output_path, self.shown, self.journal = sweep, output_path, shown, journal
+        self.failed: dict[str, str] = {}
+        self._looked: set[str] = set()
+        self.loaded = Loaded(sweep, settings, shown.at)
+        self.loaded.baseline.progress = shown
+
+    def all(self) -> dict[str, str]:
+        """Evaluate what is not yet evaluated, a group at a time; why the variants that failed did, by name."""
+        bos, groups, self.failed = agreed(self._settled)
+        if self.sweep.ray is not None:
+            self._spread(bos, groups)
+        for number, group in enumerate(groups, start=1):
+            names = self._names(number, group)
+            missing = self._missing(names)
+            self.shown.finished += len(names) - len(missing)
+            if missing:
+                title = f"pass {number} of {len(groups)}, " if len(groups) > 1 else ""
+                self._together(title, group, missing, bos)
+        if self.sweep.once and self._missing([AGAIN]):
+            self._once_more(bos)
+        return self.failed
+
+    def _once_more(self, bos: bool) -> None:
+        """The baseline in another layout, and how far its predictions move by that."""
+        from sae_lm_eval.runs.noise import again, noise_floor, sequences_of
+
+        self.shown.at(AGAIN)
+        lm = again(self.loaded.baseline, bos)
+        for task in self.loaded.tasks["tasks"].values():
+            if not task.instances:  # all else was evaluated before this process began
+                self.loaded.build_requests(task)
+        asked = sequences_of(lm, self.loaded.tasks["tasks"].values())
+        floor = noise_floor(lm, asked, rows=lm.batch_size_per_gpu)
+        self._evaluate(AGAIN, lm, noise_floor=floor)
+        self.shown.variant_done(AGAIN)
+
+    def _names(self, number: int, group: Sequence[str]) -> list[str]:
+        return [*([BASELINE] if number == 1 else []), *group]
+
+    def _missing(self, names: Sequence[str]) -> list[str]:
+        return agreed(lambda: [name for name in names if not (self.output_path / name).exists()])
+
+    # -- which go together --------------------------------------------------------------------------------
+
+    def _settled(self) -> tuple[bool, list[list[str]], dict[str, str]]:
+        """Whether prompts get a BOS token, the groups, and what failed; settled once, so that a run continues so.
+
+        For that each dictionary is loaded and let go again. Those that fail are tried anew when the run continues.
+        """
+        kept = read_json(self.output_path / GROUPS) or {"bos": None, "groups": []}
+        bos, groups = kept["bos"], kept["groups"]
+        sizes: dict[str, dict[Hashable, int]] = {}
+        wants_bos: dict[str, bool] = {}
+        for name in [name for name in self.loaded.asked if not any(name in group for group in groups)]:
+            self.shown.at(f"looking at {name}")
+            try:
+                sizes[name], wants_bos[name] = self.loaded.look(name)
+                self._looked.add(name)
+                if bos is False and wants_bos[name]:
+                    raise UserError("It was trained behind a BOS token, and this run has begun without one.")
+            except Exception as error:  # whatever a file of somebody else's makes a library raise
+                sizes.pop(name, None)
+                self._leave_out(name, _why(error))
+            self.loaded.forget()
+        if not sizes and not groups:
+            raise UserError(f"None of the variants could be made. {next(iter(self.failed.values()), '')}".strip())
+        if sizes:
+            bos = any(wants_bos[name] for name in sizes) if bos is None else bos
+            memory, device = self.sweep.memory, str(self.loaded.baseline.device)
+            budget = memory_for_dictionaries(device) if memory is None else memory * GB
+            groups = [*groups, *divide({name: sizes[name] for name in self.loaded.asked if name in sizes}, budget)]
+            write_json(self.output_path / GROUPS, {"bos": bos, "groups": groups})
+        return bos, groups, self.failed
+
+    def _leave_out(self, name: str, why: str) -> None:
+        logger.error("%s is left out: %s", name, why)
+        self.failed[name] = why
+
+    # -- a group ------------------------------------------------------------------------------------------
+
+    def _spread(self, bos: bool, groups: Sequence[Sequence[str]]) -> None:
+        """Have a cluster answer what is not yet answered: it is all in the journal then."""
+        from sae_lm_eval.runs.ray_cluster import Part, spread
+
+        assert self.sweep.ray is not None
+        self.shown.at("looking at the tasks")
+        parts = []
+        for number, group in enumerate(groups, start=1):
+            if missing := self._missing(self._names(number, group)):
+                sound = tuple(name for name in group if self._is_sound(name))
+                parts += [Part(sound, tuple(missing), task, bos) for task in self.loaded.tasks["tasks"]]
+        spread(self.sweep.ray, self.sweep, parts, self.journal, self.shown)
+
+    def _is_sound(self, name: str) -> bool:
+        """Whether a variant can be made; those that an earlier process settled are looked at again."""
+        if name not in self._looked and name not in self.failed:
+            try:
+                self.loaded.look(name)
+            except Exception as error:  # as when they were settled
+                self._leave_out(name, _why(error))
+            self.loaded.forget()
+        return name not in self.failed
+
+    def _together(self, title: str, group: Sequence[str], missing: Sequence[str], bos: bool) -> None:
+        self._evaluate_each(title, group, missing, bos)
+        self.loaded.forget()  # now that nothing else holds what was made
+
+    def _evaluate_each(self, title: str, group: Sequence[str], missing: Sequence[str], bos: bool) -> None:
+        self.shown.at(f"{title}loading {len(group)} variants")
+        made = self._made(group)
+        self.loaded.join(made.values(), self.journal, bos)
+        before = (self.shown.asked, self.shown.tokens, self.shown.seconds)
+        for name, lm in {BASELINE: self.loaded.baseline, **made}.items():
+            if name not in missing:
+                continue
+            self.shown.at(f"{title}{name}")
+            try:
+                self._evaluate(name, lm)
+                self.shown.variant_done(name)
+            except UserError as error:
+                # Other processes would wait for this one, which has gone on.
+                if name == BASELINE or isinstance(error, DiskError) or several():
+                    raise
+                self._leave_out(name, _why(error))
+            if name == missing[0] and rank() == 0:
+                self._keep_pace(before, made)
+
+    def _made(self, group: Sequence[str]) -> dict[str, Any]:
+        """The variants of a group that every process can make."""
+        made: dict[str, Any] = {}
+        failed: list[tuple[str, str]] = []
+        for name in group:
+            try:
+                made[name] = self.loaded.variant(name)
+            except Exception as error:  # as when they were looked at
+                failed.append((name, _why(error)))
+        for name, why in dict(gathered(failed)).items():
+            made.pop(name, None)
+            self._leave_out(name, why)
+        return made
+
+    def _keep_pace(self, before: tuple[int, int, float], made: Mapping[str, Any]) -> None:
+        """What `--plan` estimates the rest by."""
+        from sae_lm_eval.harness.model import innermost
+        from sae_lm_eval.runs.plan import cost_of
+
+        asked, tokens, seconds = before
+        ran, took = self.shown.tokens - tokens, self.shown.seconds - seconds
+        if ran and took:
+            cost = cost_of(innermost(self.loaded.baseline.model), [lm.variant for lm in made.values()])
+            pace = {"tokens": self.shown.asked - asked, "token_passes_per_second": ran / took * cost}
+            write_json(self.output_path / PACE, pace)
+
+    def _evaluate(self, name: str, lm: Any, **told: Any) -> None:
+        from lm_eval.loggers import EvaluationTracker
+
+        unfinished = self.output_path / f".{name}"
+        agreed(lambda: shutil.rmtree(unfinished, ignore_errors=True))
+        tracker = EvaluationTracker(output_path=str(unfinished), **self.loaded.settings.hf_hub_log_args)
+        results = self.loaded.evaluate(name, lm, evaluation_tracker=tracker)
+        if results is None:  # another process of several gathers and writes
+            return
+        samples = results.pop("samples")
+        results["config"]["model"] = "sae_hf"
+        results["config"]["sae_lm_eval"].update(told)
+        if name in self.loaded.asked and self.loaded.asked[name].control_of:
+            results["config"]["sae_lm_eval"]["control_of"] = list(self.loaded.asked[name].control_of)
+        tracker.save_results_aggregated(results=results, samples=samples)
+        for task in results["configs"]:
+            tracker.save_results_samples(task_name=task, samples=samples[task])
+        check_written(unfinished, {task: len(samples[task]) for task in results["configs"]})
+        os.replace(unfinished, self.output_path / name)
+
+
+def _why(error: Exception) -> str:
+    """In a sentence; the log has the whole of it."""
+    logger.info("%s", "".join(traceback.format_exception(error)))
+    return explained(error)
+
+
+def check_written(folder: Path, lines: Mapping[str, int]) -> None:
+    """Raise `DiskError` unless the results and so many samples of each task are there: lm_eval only logs a failure."""
+    try:
+        (results,) = folder.glob("*/results_*.json")
+        json.loads(results.read_text(encoding="utf-8"))
+        for task, expected in lines.items():
+            (samples,) = folder.glob(f"*/samples_{task}_[0-9]*.jsonl")
+            whole = [line for line in samples.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
+            if len(whole) != expected:
+                raise ValueError(f"{len(whole)} of {expected} samples of {task}")
+    except (OSError, ValueError) as error:
+        free = shutil.disk_usage(folder.parent).free / GB
+        raise DiskError(
+            f"The results of '{folder.name[1:]}' were not written whole ({first_line(error)}; {free:.1f} GB are free "
+            f"on the disk). Free some space; the same command continues."
+        ) from error
+
+
+def summary(finished: Finished, seconds: float) -> str:
+    """What a run did, in a sentence or two."""
+    done = len(finished.outcomes) - len(finished.failed)
+    text = f"{done} of {len(finished.outcomes)} models done (the baseline and {len(finished.outcomes) - 1} variants)"
+    if not finished.requests:
+        return f"{text}; nothing was left to run."
+    text += f" in {duration(seconds)}: {finished.requests:,} answers, {finished.recalled:,} of them recalled"
+    return f"{text}; {finished.rate:,.0f} tokens a second." if finished.rate else f"{text}."

@@ -1,0 +1,300 @@
+"""A sweep: which variants of a model to evaluate, from a file or from specs, written out one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from sae_lm_eval.catalog import lookup
+from sae_lm_eval.dictionaries.spec import SaeSpec, parse_specs
+from sae_lm_eval.dictionaries.untrained import rule_of
+from sae_lm_eval.errors import UserError, did_you_mean, one_of
+
+BASELINE = "baseline"
+AGAIN = "baseline_again"  # the baseline once more, in another layout: a control of the whole run
+TAKEN = frozenset({BASELINE, AGAIN, "report"})
+LONGEST = 200  # bytes of a folder's name, of which file systems bear 255
+CONTROLS = ("none", "zero", "mean", "random_error")
+OF_SITES = ("none", "zero", "mean")  # controls that depend on the sites alone
+FILTERS = ("width", "l0", "layer")
+TOGETHER = ("each", "all")
+# What describes a variant besides its dictionaries, as `SaeHFLM` has it.
+ARGUMENTS = (
+    *("splice", "scale", "splice_tokens", "hook", "hook_map", "norm_factor", "sae_dtype", "seed"),
+    *("mean_text", "mean_tokens"),
+)
+OURS = ("model_args", "variants", "controls", "mean_text", "mean_tokens", "categories", "memory", "ray", "output_path")
+NOT_FOR_RUN = ("config", "model", "wandb_args", "wandb_config_args", "trackio_args", "log_samples", "show_config")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A variant to evaluate.
+
+    `name` is that of its folder, `arguments` are the adapter's besides the model's, and `control_of` names the
+    variants that it is a control of.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    control_of: tuple[str, ...] = ()
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        return tuple(str(spec) for spec in parse_specs(self.arguments["sae"]))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep file says; `settings` are lm_eval's own, under their names.
+
+    `once` names the controls of the run as a whole, which have no dictionary: `baseline_again` or none.
+    """
+
+    model_args: Mapping[str, Any]
+    variants: tuple[Asked, ...]
+    settings: Mapping[str, Any]
+    categories: Path | None = None
+    memory: float | None = None
+    ray: str | None = None
+    output_path: Path | None = None
+    once: tuple[str, ...] = ()
+
+
+def read_sweep(file: Path) -> dict[str, Any]:
+    """What a sweep file holds, its keys checked. Raises `UserError` where it cannot be read, or has an unknown key."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The sweep file '{file}' cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"The sweep file '{file}' is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"The sweep file '{file}' must be a mapping with model_args, tasks and variants.")
+    _check_keys(content, (*OURS, *lm_eval_settings()), f"The sweep file '{file}'")
+    return content
+
+
+def lm_eval_settings() -> list[str]:
+    """The names of lm_eval's settings that a run takes."""
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    return [field.name for field in fields(EvaluatorConfig) if field.name not in (*NOT_FOR_RUN, *OURS)]
+
+
+def sweep_of(content: Mapping[str, Any]) -> Sweep:
+    """The sweep that the keys of a file, or the same from elsewhere, describe.
+
+    Raises `UserError` that names the key for whatever does not make sense in it.
+    """
+    given = content.get("model_args")
+    given = {} if given is None else given
+    if isinstance(given, str):
+        from lm_eval.utils import simple_parse_args_string
+
+        given = simple_parse_args_string(given)
+    if not isinstance(given, Mapping):
+        raise UserError(f"model_args: {given!r} is no mapping, such as {{pretrained: gpt2}}.")
+    model_args = dict(given)
+    if "sae" in model_args:
+        raise UserError("model_args: 'sae' belongs to the variants, one entry or --sae for each.")
+    common = {name: model_args.pop(name) for name in ARGUMENTS if name in model_args}
+    common |= {name: content[name] for name in ("mean_text", "mean_tokens") if content.get(name) is not None}
+    controls = _listed(content.get("controls"), "controls")
+    asked = variants_of(content.get("variants"), [name for name in controls if name != AGAIN], common)
+    memory = content.get("memory")
+    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | float) or memory <= 0):
+        raise UserError(f"memory: {memory!r} is no number of gigabytes above 0.")
+    ours = {name: Path(content[name]) for name in ("categories", "output_path") if content.get(name) is not None}
+    return Sweep(
+        model_args,
+        tuple(asked),
+        {name: value for name, value in content.items() if name not in OURS},
+        memory=memory,
+        once=(AGAIN,) if AGAIN in controls else (),
+        ray=None if content.get("ray") is None else str(content["ray"]),
+        **ours,
+    )
+
+
+def variants_of(entries: Any, controls: Sequence[str] = (), common: Mapping[str, Any] | None = None) -> list[Asked]:
+    """The variants that `entries` describe, and behind each its controls, none of them twice.
+
+    An entry is a spec as text, or a mapping with `sae` or `pattern`; `common` holds arguments of every variant.
+    """
+    for control in controls:
+        one_of(control, (*CONTROLS, AGAIN), "controls:")
+    if not isinstance(entries, list | tuple) or not entries:
+        raise UserError("variants: there are none: give a list of entries such as {sae: RELEASE#ID}.")
+    made: list[Asked] = []
+    for number, entry in enumerate(entries, start=1):
+        made += _of_entry(entry, f"variants, entry {number}", common or {})
+    _refuse_twice(made)
+    return _with_controls(made, controls, common or {})
+
+
+def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Asked]:
+    if isinstance(entry, str):
+        entry = {"sae": entry}
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{where}: {entry!r} is no mapping with sae or pattern.")
+    _check_keys(entry, ("sae", "pattern", "name", "together", *FILTERS, *ARGUMENTS), where)
+    if ("sae" in entry) == ("pattern" in entry):
+        raise UserError(f"{where}: give either sae or pattern.")
+    own = {name: entry[name] for name in ARGUMENTS if name in entry and name != "scale"}
+    scales = entry["scale"] if isinstance(entry.get("scale"), list) else [entry.get("scale")]
+    if not scales:
+        raise UserError(f"{where}: scale: the list is empty: give a number, or several as in [0.5, 1].")
+    texts = _from_pattern(entry, where) if "pattern" in entry else {None: "+".join(_listed(entry["sae"], "sae"))}
+    name = entry.get("name")
+    made = []
+    for (label, sae), scale in product(texts.items(), scales):
+        scaled = own if scale is None else {**own, "scale": scale}
+        asked = {"sae": sae, **_normal({**common, **scaled})}
+        several = [label] if len(texts) > 1 else []
+        several += [f"scale={scale}"] if len(scales) > 1 else []
+        if name is None:
+            label = label or sae
+            chosen = folder_name({"sae": label, **_normal(scaled)})
+        else:
+            chosen = check_name(
+                folder_name({"sae": ",".join([str(name), *map(str, several)])}) if several else str(name), where
+            )
+        made.append(Asked(chosen, asked))
+    return made
+
+
+def _from_pattern(entry: Mapping[str, Any], where: str) -> dict[str | None, str]:
+    """The dictionaries of a pattern, joined or one by one, by what to call them."""
+    pattern = str(entry["pattern"])
+    together = one_of(entry.get("together", "each"), TOGETHER, f"{where}, together:")
+    filters = {name: entry[name] for name in FILTERS if entry.get(name) is not None}
+    matched = lookup.matching(pattern)
+    found = lookup.selected(matched, filters)
+    if not found:
+        unknown = [name for name in filters if all(getattr(one, name) is None for one in matched)]
+        why = f"; none of them says its {' or '.join(unknown)}" if unknown else ""
+        raise UserError(
+            f"{where}: none of the {len(matched)} dictionaries of '{pattern}' passes {_shown(filters)}{why}."
+        )
+    if together == "each":
+        return {one.spec: one.spec for one in found}
+    sites: dict[str | None, str] = {}
+    for one in found:
+        if one.hook_out is not None and one.hook_out in sites:
+            raise UserError(
+                f"{where}, together: {sites[one.hook_out]} and {one.spec} both write at '{one.hook_out}', which takes "
+                f"one: narrow the pattern, or filter by {', '.join(FILTERS)}."
+            )
+        sites[one.hook_out] = one.spec
+    label = ",".join([pattern, *(f"{name}={value}" for name, value in filters.items())])
+    return {label: "+".join(one.spec for one in found)}
+
+
+def _normal(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """lm_eval makes None of "none"; a text to average is for `splice=mean` alone."""
+    out = dict(arguments)
+    if "splice" in out:
+        out["splice"] = "none" if out["splice"] is None else str(out["splice"])
+    if out.get("splice", "reconstruction") != "mean":
+        out.pop("mean_text", None)
+        out.pop("mean_tokens", None)
+    return out
+
+
+def _with_controls(variants: Sequence[Asked], controls: Sequence[str], common: Mapping[str, Any]) -> list[Asked]:
+    out = list(variants)
+    place = {_identity(asked): index for index, asked in enumerate(variants)}
+    for asked in variants:
+        if str(asked.arguments.get("splice", "reconstruction")) != "reconstruction":
+            continue
+        for control in controls:
+            arguments = {**common, **asked.arguments, "splice": control}
+            if control in OF_SITES:
+                arguments.pop("scale", None)
+            if control == "mean" and arguments.get("mean_text") is None:
+                raise UserError("controls: 'mean' needs mean_text: FILE, the text whose activations are averaged.")
+            made = Asked(check_name(_short(f"{asked.name},{control}"), "controls"), _normal(arguments))
+            index = place.setdefault(_identity(made), len(out))
+            if index == len(out):
+                out.append(made)
+            of = out[index]
+            out[index] = replace(of, control_of=(*of.control_of, asked.name))
+    _refuse_twice(out)
+    return out
+
+
+def _identity(asked: Asked) -> str:
+    """Equal for variants that compute the same: where a mode depends on the sites alone, its dictionaries do not."""
+    arguments = dict(asked.arguments)
+    if arguments.get("splice", "reconstruction") in OF_SITES:
+        known = [lookup.known(spec) for spec in asked.specs]
+        own, specs = arguments.get("hook"), map(SaeSpec.parse, asked.specs)
+        sites = [one.module_out or one.hook_out for one in known] if own is None else own
+        if all(sites):
+            arguments = {name: arguments.get(name) for name in ("splice", "splice_tokens", "mean_text", "mean_tokens")}
+            # At the first positions that one of them was not trained on, the modes do nothing.
+            arguments["untrained"] = sorted({rule.first for s in specs if (rule := rule_of(s.source, s.id))})
+            arguments["sites"] = sites if isinstance(sites, str) else sorted(map(str, sites))
+    return json.dumps(arguments, sort_keys=True, default=str)
+
+
+def folder_name(arguments: Mapping[str, Any]) -> str:
+    """A name for a variant that is legible, and a folder's on every system."""
+    parts = [str(arguments["sae"]), *(f"{key}={value}" for key, value in arguments.items() if key != "sae")]
+    return _short(re.sub(r"[^\w.+=,-]+", "_", ",".join(parts)).strip("._"))
+
+
+def _short(name: str) -> str:
+    if len(name.encode()) <= LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name.encode()[: LONGEST - 9].decode(errors='ignore')}~{digest}"
+
+
+def check_name(name: str, where: str) -> str:
+    """`name`, if it serves as a folder's. Raises `UserError` otherwise."""
+    if not re.fullmatch(r"[\w+=-][\w.+=,~-]*", name) or name.endswith(".") or len(name.encode()) > LONGEST:
+        raise UserError(
+            f"{where}: '{name}' is no name for a folder: up to {LONGEST} letters, digits and the signs . _ + - = ,"
+        )
+    if name.casefold() in TAKEN:
+        raise UserError(f"{where}: '{name}' is the name of another folder of a run: choose another.")
+    return name
+
+
+def _refuse_twice(variants: Iterable[Asked]) -> None:
+    seen: dict[str, Asked] = {}
+    for asked in variants:
+        # Some file systems do not tell upper case from lower.
+        other = seen.setdefault(asked.name.casefold(), asked)
+        if other is not asked:
+            same = "" if other.name == asked.name else f" and '{asked.name}', which some disks take for the same"
+            raise UserError(f"variants: two are called '{other.name}'{same}: give one another name.")
+
+
+def _check_keys(given: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
+    for key in given:
+        if key not in known:
+            raise UserError(f"{where} has no key '{key}'.{did_you_mean(str(key), known)} It takes {', '.join(known)}.")
+
+
+def _listed(value: Any, key: str) -> list[str]:
+    if value is None:
+        return []
+    listed = value if isinstance(value, list | tuple) else [value]
+    if not all(isinstance(one, str) for one in listed):
+        raise UserError(f"{key}: {value!r} is neither a text nor a list of them.")
+    return [str(one) for one in listed]
+
+
+def _shown(filters: Mapping[str, Any]) -> str:
+    return " and ".join(f"{name} {value}" for name, value in filters.items()) or "its filters"

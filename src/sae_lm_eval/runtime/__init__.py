@@ -1,0 +1,1 @@
+"""What touches the machine: journal, run folder, processes, progress, text files."""

@@ -1,0 +1,106 @@
+"""The folder of a run: held by one run at a time, asked the same thing every time, never half written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.runtime.journal import DiskError
+from sae_lm_eval.schema import KEY, VERSION, version_of
+
+SETTINGS, GROUPS, PACE = "run.json", ".groups.json", ".pace.json"
+LOCK, LOG = ".lock", "run.log"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold it. Raises `UserError` where it cannot be made or another process holds it.
+
+    A disk that is full inside the scope is told as a `DiskError`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"Another process is at work in '{folder}'. Wait for it, or give another --output_path."
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"The folder '{folder}' cannot be made: {error.strerror}. Give another --output_path."
+        ) from error
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise DiskError(
+            f"Nothing more can be written to '{folder}': {error.strerror}. Free some space; the same command continues."
+        ) from error
+    finally:
+        lock.release()
+
+
+def journal_of(process: int | str = 0) -> str:
+    """The journal's file, one for each process of a run."""
+    return f".answers.{process}.sqlite"
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a file that is there whole or not at all."""
+    unfinished = file.with_name(f".{file.name}.part")
+    unfinished.write_text(json.dumps(value, indent=2))
+    os.replace(unfinished, file)
+
+
+def read_json(file: Path) -> Any:
+    """What a file holds, None where there is none. Raises `UserError` where it cannot be read."""
+    try:
+        return json.loads(file.read_text()) if file.exists() else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{file}' cannot be read: {error}. Give another --output_path.") from error
+
+
+def remember(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Write down what a run was asked for, with the version of the schema.
+
+    Raises `UserError` where the folder holds a run that was asked otherwise, or that a newer package wrote.
+    """
+    file = folder / SETTINGS
+    new = json.loads(json.dumps({KEY: VERSION, **asked}, default=str))
+    old = read_json(file)
+    if old is None:
+        write_json(file, new)
+        return
+    if not isinstance(old, dict):
+        raise UserError(f"'{file}' is no record of a run. Give another --output_path.")
+    version_of(old, str(file))
+    other = [name for name in {**old, **new} if old.get(name) != new.get(name) and name != KEY]
+    if other:
+        difference = _difference(old.get(other[0]), new.get(other[0]))
+        raise UserError(
+            f"'{folder}' holds a run with other {', '.join(other)}: {difference}. "
+            f"Give another --output_path, or delete it."
+        )
+
+
+def _difference(old: Any, new: Any) -> str:
+    """What differs, down to the first entry that does."""
+    if isinstance(old, list) and isinstance(new, list):
+        here, there = ([one for one in mine if one not in others] for mine, others in ((new, old), (old, new)))
+        one = (there or here or [None])[0]
+        if isinstance(one, dict) and "name" in one:
+            if here and there:
+                return f"'{one['name']}' was asked for with {one.get('arguments')} there"
+            return f"'{one['name']}' is only {'there' if there else 'here'}"
+    return f"{old!r} there, {new!r} here"

@@ -1,0 +1,132 @@
+"""The file that `sae-lm-eval curve` writes, and the runs of lm_eval's that it is a curve for.
+
+A file holds the losses of several models, or of checkpoints, on one text at one context length. `read_family` reads it
+as any family; the columns beyond a family's say what was measured, and on what.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+
+from sae_lm_eval.scaling.curve_estimates import same_loss
+from sae_lm_eval.scaling.data_files import Row, read_rows
+from sae_lm_eval.scaling.family import Family, Kind, family_of, row_name
+
+MAIN = "main"
+COLUMNS = (
+    *("model", "revision", "commit", "dtype", "params", "params_non_embedding", "tokens", "tokens_source"),
+    *("loss", "nats_per_byte", "text_nats", "text_tokens", "text_bytes", "tokens_hash"),
+    *("task", "documents", "text_hash", "context", "text", "source"),
+)
+# For each category of the text its nats, tokens and bytes, as JSON; only where the text has categories.
+CATEGORIES = "categories"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run measured: a model's loss (nats/token) on the first `documents` of a task, read in windows."""
+
+    task: str
+    documents: int
+    context: int
+    model: str
+    revision: str
+    baseline: float
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The curves that a run may use without being told, or why files of its text may not be used.
+
+    `by_category` holds those of the categories whose losses were measured too.
+    """
+
+    family: Family | None = None
+    checkpoints: Family | None = None
+    own: Row | None = None
+    notes: tuple[str, ...] = ()
+    by_category: Mapping[str, Curves] = field(default_factory=dict)
+
+
+def read_measured(path: Path) -> list[Row]:
+    """The rows of a file that `curve` wrote. Raises `UserError` where it is none."""
+    return read_rows(path, required=COLUMNS)
+
+
+def is_measured(path: Path) -> bool:
+    """Whether `path` is a CSV with the columns that `curve` writes."""
+    try:
+        return set(COLUMNS) <= set(pd.read_csv(path, nrows=0).columns)
+    except (OSError, ValueError):  # pandas' own errors are ValueErrors
+        return False
+
+
+def with_losses(rows: Sequence[Row], own: Row, *, per: str) -> list[Row]:
+    """The rows with `loss` in nats per token: each of its own tokens, or, per "byte", of those of `own`."""
+    length = own["text_bytes"] / own["text_tokens"]
+    return [
+        {**row, "loss": row["nats_per_byte"] * length if per == "byte" else row["text_nats"] / row["text_tokens"]}
+        for row in rows
+    ]
+
+
+def categories_of(rows: Sequence[Row]) -> list[str]:
+    """The categories whose losses every row has."""
+    held = [json.loads(row.get(CATEGORIES) or "{}") for row in rows]
+    return [name for name in held[0] if all(name in of for of in held)] if held else []
+
+
+def of_category(rows: Sequence[Row], name: str) -> list[Row]:
+    """The rows, as if a category's documents were the whole text."""
+    found = []
+    for row in rows:
+        of = json.loads(row[CATEGORIES])[name]
+        sums = {f"text_{what}": float(of[what]) for what in ("nats", "tokens", "bytes")}
+        found.append({**row, **sums, "nats_per_byte": of["nats"] / of["bytes"], "text": f"{row['text']}, {name}"})
+    return found
+
+
+def curves_for(run: Measured, files: Iterable[Path]) -> Curves:
+    """The first of `files` that is a curve for the run: the same task, documents and context length, and the run's own
+    model at its baseline loss.
+
+    The family is each model at its most trained revision; the checkpoints are the run's own model at its revisions.
+    """
+    notes = []
+    for path in files:
+        if not is_measured(path):
+            continue
+        rows = read_measured(path)
+        if not rows or any(rows[0][name] != getattr(run, name) for name in ("task", "documents", "context")):
+            continue
+        own = next((row for row in rows if _key(row) == (run.model, run.revision)), None)
+        if own is None:
+            notes.append(f"{path} is of this text, but without {run.model}: measure it there too")
+        elif not same_loss(loss := own["text_nats"] / own["text_tokens"], run.baseline):
+            notes.append(f"{path} has {row_name(own)} at {loss:.4g}, and the run at {run.baseline:.4g}: it is not used")
+        else:
+            made = _curves(with_losses(rows, own, per="byte"), own, path)
+            parts = {name: (of_category(rows, name), of_category([own], name)[0]) for name in categories_of(rows)}
+            of = {name: _curves(with_losses(part, one, per="byte"), one, path) for name, (part, one) in parts.items()}
+            return replace(made, by_category=of)
+    return Curves(notes=tuple(notes))
+
+
+def _key(row: Row) -> tuple[str, str]:
+    return str(row["model"]), str(row["revision"])
+
+
+def _curves(rows: list[Row], own: Row, path: Path) -> Curves:
+    latest = {str(row["model"]): row for row in sorted(rows, key=lambda row: row["tokens"])}
+    latest[str(own["model"])] = next(row for row in rows if _key(row) == _key(own))
+    course = [row for row in rows if row["model"] == own["model"] and row["tokens"] <= own["tokens"]]
+
+    def curve(points: list[Row], kind: Kind) -> Family | None:
+        return family_of(points, name=path.stem, kind=kind, where=str(path)) if len(points) > 1 else None
+
+    return Curves(family=curve(list(latest.values()), "family"), checkpoints=curve(course, "checkpoints"), own=own)

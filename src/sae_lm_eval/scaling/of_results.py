@@ -1,0 +1,219 @@
+"""Effective compute of the fidelity that lm_eval's results folders hold. Neither torch nor lm_eval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.results.find import has_results, natural
+from sae_lm_eval.results.results import Results, read_results
+from sae_lm_eval.scaling import (
+    EffectiveCompute,
+    Original,
+    delta_from_losses,
+    effective_compute,
+    find_preset,
+    get_original,
+)
+from sae_lm_eval.scaling.delta import finite
+from sae_lm_eval.scaling.law_estimates import ON_A_LAW
+from sae_lm_eval.scaling.loss_curves import MAIN, Curves, Measured, curves_for
+from sae_lm_eval.scaling.of_documents import original_of, without_losses, world_curve
+from sae_lm_eval.schema import KEY, lacking
+
+ABLATIONS = ("ce_zero", "ce_mean", "loss_recovered_zero", "loss_recovered_mean")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """Effective compute of a variant on a text, or on a category of it; `notes` are of curves that were not used."""
+
+    variant: str
+    task: str
+    result: EffectiveCompute
+    ablations: Mapping[str, float | None]
+    category: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_all(out: Path) -> list[Results]:
+    """The run that `out` holds, or the newest of each folder in it: variants of `run` by the names of their folders.
+
+    Raises `UserError` where there is none.
+    """
+    folders = [path for path in sorted(out.glob("*"), key=natural) if path.is_dir() and has_results(path)]
+    if out.is_file() or any(out.glob("results_*.json")) or not folders:
+        return [read_results(out)]
+    found = [(path, read_results(path)) for path in folders]
+    return [read if read.folder == path else replace(read, name=path.name) for path, read in found]
+
+
+def convert(out: Path, *, original: Mapping[str, Any], **curve: Any) -> list[Converted]:
+    """Every text that a variant below `out` measured its spliced loss on, and its categories.
+
+    `original` may have `model`, `params`, `tokens`, `flops` and `vocabulary`, as `curve` what else `effective_compute`
+    takes. What they leave open is taken from the results and from a file of `curve` beside them. A category is
+    converted by the curve of its text, and is undefined where that has no losses of it. Raises `UserError` where no
+    results have a spliced loss.
+    """
+    found = [made for results in read_all(out) for made in _of_results(results, original, curve, out)]
+    if not found:
+        raise UserError(
+            f"The results in '{out}' have no ce_baseline and ce_spliced: run a sae_fidelity task with a dictionary, as "
+            "in --tasks sae_fidelity_wikitext, or give the losses themselves (--ce-baseline 3.139 --ce-spliced 3.283)."
+        )
+    return found
+
+
+def quoted(results: Results, task: str) -> dict[str, Any] | None:
+    """The effective compute of one text, as `convert` has it and `EffectiveCompute.record` tells it; None where it has
+    no spliced loss.
+    """
+    whole = next(_of_task(results, task, {}, {}, None), None)
+    return None if whole is None else whole.result.record()
+
+
+def _table(results: Results, task: str) -> dict[str, Any]:
+    return {name.removesuffix(",none"): value for name, value in results.scores[task].items()}
+
+
+def _of_results(
+    results: Results, original: Mapping[str, Any], curve: Mapping[str, Any], out: Path
+) -> Iterator[Converted]:
+    for task in results.scores:
+        yield from _of_task(results, task, original, curve, out)
+
+
+def _of_task(
+    results: Results, task: str, original: Mapping[str, Any], curve: Mapping[str, Any], out: Path | None
+) -> Iterator[Converted]:
+    """The text and then its categories, all by the one curve that is found for the text."""
+    table = _table(results, task)
+    if finite(table.get("ce_spliced")) is None:
+        return
+    told = curve.get("family") is not None or curve.get("checkpoints") is not None
+    beside = Curves() if told else _beside(results, task, table, out)
+    known, notes = _original(results, task, beside, original), beside.notes
+    measured: dict[str, Any] = {"family": beside.family, "checkpoints": beside.checkpoints} if beside.own else {}
+    if not told and beside.own is None:
+        measured["checkpoints"], unused = world_curve(known, finite(table.get("ce_baseline")))
+        notes = (*notes, *unused)
+    if known.vocabulary is None and (why := lacking(results.provenance.get(KEY, 1))) is not None:
+        notes = (*notes, f"these results are of an older version, without {why}")
+    number = results.raw.get("n-samples", {}).get(task, {}).get("effective")
+    result = _convert({"documents": number, **table}, known, **{**curve, **measured})
+    if result is None:
+        return
+    yield Converted(variant=results.name, task=task, result=result, ablations=_ablations(table), notes=notes)
+    for name, part in (results.provenance.get("fidelity", {}).get(task, {}).get("by_category") or {}).items():
+        by = beside.by_category.get(name)
+        of_curve = {"family": by.family, "checkpoints": by.checkpoints} if by else dict.fromkeys(measured)
+        made = _convert(part, known, **{**curve, "family": None, "checkpoints": None, **of_curve})
+        if made is None:
+            continue
+        if by is None and result.preferred.definition not in ON_A_LAW:
+            made = replace(made, estimates=(without_losses(result.preferred),))
+        yield Converted(variant=results.name, task=task, category=name, result=made, ablations=_ablations(part))
+
+
+def _ablations(table: Mapping[str, Any]) -> dict[str, float | None]:
+    return {name: finite(table.get(name)) for name in ABLATIONS}
+
+
+def _beside(results: Results, task: str, table: Mapping[str, Any], out: Path | None) -> Curves:
+    """The curves that lie beside the results or in the two folders above, where `run` and lm_eval write theirs, and up
+    to `out` where that is higher.
+    """
+    context, baseline = results.provenance.get("max_length"), finite(table.get("ce_baseline"))
+    if context is None or baseline is None:
+        return Curves()
+    model, revision = _model(results)
+    run = Measured(
+        task=task,
+        documents=results.raw["n-samples"][task]["effective"],
+        context=int(context),
+        model=model,
+        revision=revision,
+        baseline=baseline,
+    )
+    above = [results.folder, *results.folder.parents]
+    highest = 2 if out is None or out not in above else max(2, above.index(out))
+    folders = above[: highest + 1]
+    return curves_for(run, [file for folder in folders for file in sorted(folder.glob("*.csv"))])
+
+
+def _model(results: Results) -> tuple[str, str]:
+    given = results.model_args
+    return str(given.get("pretrained") or results.raw.get("model_name") or ""), str(given.get("revision") or MAIN)
+
+
+def _original(results: Results, task: str, beside: Curves, given: Mapping[str, Any]) -> Original:
+    """What was given, or else a model that is known by name, by the curve beside the results, or as the world's."""
+    model, revision = _model(results)
+    args = results.model_args
+    told = {name: float(args[name]) for name in ("params", "tokens") if args.get(name) is not None}
+    numbers = {**told, **{name: value for name, value in given.items() if value is not None}}
+    recorded = (results.provenance.get("effective_compute") or {}).get(task) or {}
+    if numbers.get("vocabulary") is None and recorded.get("vocabulary") is not None:
+        numbers["vocabulary"] = int(recorded["vocabulary"])
+    if "model" in numbers or "params" in numbers:
+        return get_original(**numbers)
+    flops, vocabulary = numbers.pop("flops", None), numbers.pop("vocabulary", None)
+    get_original(flops=flops, vocabulary=vocabulary)  # for what it refuses
+    known = original_of(model, revision, **numbers)
+    if beside.own is not None and find_preset(known.name) is None:
+        own = beside.own
+        known = replace(
+            known,
+            params=float(own["params"]),
+            params_non_embedding=float(own["params_non_embedding"]),
+            params_source="counted in the loaded model",
+        )
+        if "tokens" not in numbers:
+            known = replace(known, tokens=float(own["tokens"]), tokens_source=str(own["tokens_source"]))
+    return replace(known, vocabulary=vocabulary or known.vocabulary).with_flops(flops)
+
+
+def _convert(table: Mapping[str, Any], original: Original, **curve: Any) -> EffectiveCompute | None:
+    """Effective compute from ce_baseline, ce_spliced, ce_delta_stderr and documents of a table of metrics; None without
+    losses.
+
+    `curve` is what else `scaling.effective_compute` takes.
+    """
+    losses = {name: finite(table.get(name)) for name in ("ce_baseline", "ce_spliced")}
+    if losses["ce_baseline"] is None or losses["ce_spliced"] is None:
+        return None
+    delta = delta_from_losses(
+        ce_baseline=losses["ce_baseline"],
+        ce_spliced=losses["ce_spliced"],
+        standard_error=finite(table.get("ce_delta_stderr")),
+        documents=table.get("documents"),
+    )
+    return effective_compute(delta, original=original, **curve)
+
+
+def to_frame(found: list[Converted]) -> pd.DataFrame:
+    """A row for each estimate, with the variant, the text, its losses, and whether it is the one to quote."""
+    frames = []
+    for made in found:
+        frame = made.result.to_frame()
+        told = {
+            "variant": made.variant,
+            "task": made.task,
+            "category": made.category,
+            "ce_baseline": made.result.delta.baseline,
+            "ce_spliced": made.result.delta.spliced,
+            "ce_delta_stderr": made.result.delta.standard_error,
+            **made.ablations,
+        }
+        for place, (name, value) in enumerate(told.items()):
+            frame.insert(place, name, pd.Series([value] * len(frame), dtype=object))
+        quoted = made.result.preferred
+        frame["quoted"] = [estimate is quoted for estimate in made.result.estimates]
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)

@@ -1,0 +1,1 @@
+"""Log-probabilities of the baseline and its variants, in one forked pass."""

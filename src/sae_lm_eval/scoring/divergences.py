@@ -1,0 +1,55 @@
+"""How far a variant's next-token distribution is from the baseline's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+class Predicted:
+    """Log-probabilities (..., vocabulary) in nats, of a `baseline` too where there is one to compare with.
+
+    What several measures need of them is computed once.
+    """
+
+    def __init__(self, logprob: Tensor, baseline: Predicted | None = None):
+        self.logprob = logprob
+        self._baseline = baseline
+
+    @property
+    def baseline(self) -> Predicted:
+        assert self._baseline is not None
+        return self._baseline
+
+    @cached_property
+    def probability(self) -> Tensor:
+        return self.logprob.exp()
+
+    @cached_property
+    def likeliest(self) -> Tensor:
+        return self.logprob.argmax(-1)
+
+    @cached_property
+    def lost(self) -> Tensor:
+        return self.baseline.logprob - self.logprob
+
+
+def kl(variant: Predicted) -> Tensor:
+    """KL(baseline || variant) in nats, (...)."""
+    return torch.linalg.vecdot(variant.baseline.probability, variant.lost)
+
+
+def kl_reverse(variant: Predicted) -> Tensor:
+    """KL(variant || baseline) in nats, (...)."""
+    return -torch.linalg.vecdot(variant.probability, variant.lost)
+
+
+def agreement(variant: Predicted) -> Tensor:
+    """1 where both put the same token first, else 0."""
+    return (variant.baseline.likeliest == variant.likeliest).to(variant.logprob.dtype)
+
+
+MEASURES: dict[str, Callable[[Predicted], Tensor]] = {"kl": kl, "kl_reverse": kl_reverse, "agreement": agreement}

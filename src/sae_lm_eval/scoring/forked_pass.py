@@ -1,0 +1,169 @@
+"""The untouched model and its variants in one forward pass.
+
+Below its first site a variant computes what the baseline computes. So the batch goes through the lower blocks
+once; where a variant writes first, a copy of the baseline's rows is appended, which runs on as that variant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sae_lm_eval.splicing.attach import Attachment
+from sae_lm_eval.splicing.module_io import Port
+from sae_lm_eval.splicing.splice import Context, Variant
+
+
+class Point(NamedTuple):
+    """Where in a forward pass rows are appended; None as the block means before the model's first module."""
+
+    block: int | None
+    side: Literal["input", "output"]
+
+
+START = Point(None, "input")
+
+
+@contextmanager
+def forked(model: nn.Module, variants: Sequence[Variant], point: Point | None = None) -> Iterator[Fork]:
+    """Inside the scope, a pass through the trunk of `model` that was announced by `begin` runs the variants too.
+
+    Rows are appended as late as may be, or at `point` for every variant.
+    """
+    with ExitStack() as scope:
+        yield Fork(model, variants, scope, point)
+
+
+class Fork:
+    """The hooks that append rows, and those of the variants behind them.
+
+    After `begin(context)` the trunk is called with `context.input_ids` repeated `copies` times along the batch.
+    Its output has `1 + len(variants)` times the context's rows; `in_order` puts the baseline first and the
+    variants behind it as they were given.
+    """
+
+    def __init__(self, model: nn.Module, variants: Sequence[Variant], scope: ExitStack, point: Point | None):
+        path = blocks_path(model)
+        points = [point or fork_point(variant, path) for variant in variants]
+        self.models = 1 + len(variants)
+        self._starting = [i for i, point in enumerate(points) if point == START]
+        self.copies = 1 + len(self._starting)
+        self._order: list[int] = []
+        self._rows = self._called_with = 0  # as many as the baseline has; as many as the trunk was called with
+        self._wider: dict[int, tuple[Tensor, Tensor]] = {}
+        if path is not None:
+            blocks: Any = model.get_submodule(path)
+            for index, block in enumerate(blocks):
+                # Before the variants' own hooks, which look for their rows.
+                before, after = ([i for i, point in enumerate(points) if point == (index, side)] for side in SIDES)
+                scope.callback(
+                    block.register_forward_pre_hook(
+                        lambda _m, args, kwargs, before=before: self._enter(before, args, kwargs), with_kwargs=True
+                    ).remove
+                )
+                if after:
+                    scope.callback(
+                        block.register_forward_hook(lambda _m, _a, out, after=after: self._leave(after, out)).remove
+                    )
+        self._attachments = [Attachment(model, variant, scope) for variant in variants]
+
+    def watch(self, variant: int, watch: Any) -> None:
+        """Let `watch` be called at each splice of a variant; see `splice.Attachment`."""
+        self._attachments[variant].watch = watch
+
+    def begin(self, context: Context) -> None:
+        """To be called before each pass through the trunk."""
+        self._rows = context.input_ids.shape[0]
+        self._called_with = self._rows * self.copies
+        self._order, self._wider = [], {}
+        for attachment in self._attachments:
+            attachment.begin(context)
+        self._append(self._starting)
+
+    def in_order(self, hidden: Tensor) -> Tensor:
+        """(1 + variants, rows, ...), from the trunk's output (all rows, ...)."""
+        groups = hidden.unflatten(0, (-1, self._rows))
+        place = {variant: group for group, variant in enumerate(self._order, start=1)}
+        order = [0, *(place[variant] for variant in range(len(self._attachments)))]
+        return groups if order == sorted(order) else groups[order]
+
+    def _append(self, variants: Sequence[int]) -> None:
+        for variant in variants:
+            self._order.append(variant)
+            self._attachments[variant].rows = slice(self._rows * len(self._order), self._rows * (len(self._order) + 1))
+
+    def _fork(self, hidden: Tensor, variants: Sequence[int]) -> Tensor:
+        if not variants:
+            return hidden
+        self._append(variants)
+        self._wider.clear()
+        return torch.cat([hidden, *[hidden[: self._rows]] * len(variants)])
+
+    def _enter(self, variants: Sequence[int], args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if args:
+            hidden, rest, keywords = self._fork(args[0], variants), args[1:], kwargs
+            return (hidden, *(self._widen(value) for value in rest)), {k: self._widen(v) for k, v in keywords.items()}
+        hidden = self._fork(kwargs["hidden_states"], variants)
+        return (), {k: hidden if k == "hidden_states" else self._widen(v) for k, v in kwargs.items()}
+
+    def _leave(self, variants: Sequence[int], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (self._fork(output[0], variants), *output[1:])
+        return self._fork(output, variants)
+
+    def _widen(self, value: Any) -> Any:
+        """What goes with every row (masks, positions) for the rows appended so far; size 1 is left to broadcasting."""
+        if isinstance(value, tuple):
+            return tuple(self._widen(part) for part in value)
+        extra = 1 + len(self._order) - self.copies
+        if not extra or not isinstance(value, Tensor) or value.ndim < 2 or len(value) != self._called_with:
+            return value
+        if len(value) == 1:
+            return value
+        # Every block is given the same tensors: they are held, so that their ids stay theirs.
+        _, wider = self._wider.get(id(value), (value, None))
+        if wider is None:
+            wider = torch.cat([value, *[value[: self._rows]] * extra])
+            self._wider[id(value)] = (value, wider)
+        return wider
+
+
+SIDES: tuple[Literal["input", "output"], ...] = ("input", "output")
+
+
+def fork_point(variant: Variant, blocks: str | None) -> Point:
+    """Before the first of the variant's sites in a forward pass, as late as rows can be appended."""
+    return earliest([point_of(splice.site_out.write, blocks) for splice in variant.splices])
+
+
+def earliest(points: Sequence[Point]) -> Point:
+    """The first in a forward pass; the start where there are none."""
+    if not points or START in points:
+        return START
+    return min(points, key=lambda point: (point.block, point.side))
+
+
+def point_of(port: Port | None, blocks: str | None) -> Point:
+    """The latest point before `port` at which rows can be appended; `blocks` is the path of the list of blocks."""
+    assert port is not None, "resolve the site with writable_port first"
+    if blocks is None or not (found := re.fullmatch(rf"{re.escape(blocks)}\.(\d+)(\..+)?", port.path)):
+        return START
+    whole = found[2] is None
+    return Point(int(found[1]), "output" if whole and port.side == "output" else "input")
+
+
+def blocks_path(model: Any) -> str | None:
+    """Where the list of the text model's blocks is, None where there is not just one of the configured length."""
+    layers = model.config.get_text_config().num_hidden_layers
+    inside = set(model.get_decoder().modules())
+    found = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == layers and module in inside
+    ]
+    return found[0] if len(found) == 1 else None

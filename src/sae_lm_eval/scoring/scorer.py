@@ -1,0 +1,240 @@
+"""Token sequences -> log-probabilities and divergences of the baseline and its variants, where they are asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.scoring.executor import Query, Scores, Walk, Watch
+from sae_lm_eval.scoring.forked_pass import START, forked
+from sae_lm_eval.scoring.last_block import LastBlock, Paths, paths_of_last_block
+from sae_lm_eval.scoring.lm_head import Head
+from sae_lm_eval.scoring.packing import plan
+from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.splice import Variant
+
+logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+
+CAPACITY = 256  # tokens of a row that several sequences share
+
+# How far a shared score may be from the plain one, in nats, whatever the model; beyond it, how many times as far as the
+# model's own scores are from each other in batches of another size. On an H100 a random model of Gemma-2-2B's size with
+# top-k dictionaries is 0.04 nats apart in bfloat16 at the median, since rounding decides which latents are kept.
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.005, torch.bfloat16: 0.02}
+SPREADS = 3
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is shared between a model, its variants and their sequences; an architecture may not bear all of it."""
+
+    blocks: bool = True  # those below a variant's first site
+    prefixes: bool = True
+    rows: bool = True
+    last_block: bool = True  # its MLP, queries and output projection run where something is asked only
+
+    def __str__(self) -> str:
+        names = [name for name, is_used in vars(self).items() if is_used and name != "last_block"]
+        return f"sharing {' and '.join(names)}" if names else "sharing nothing"
+
+
+LAYOUTS = (
+    Layout(),
+    Layout(last_block=False),
+    Layout(rows=False, last_block=False),
+    Layout(prefixes=False, rows=False, last_block=False),
+    Layout(blocks=False, last_block=False),
+    Layout(blocks=False, rows=False, last_block=False),
+    Layout(blocks=False, prefixes=False, rows=False, last_block=False),
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Queries by which a layout is tried: several lengths, behind a common stem."""
+
+    of_length: list[list[Query]]
+
+    @classmethod
+    def of(cls, vocabulary: int) -> Trial:
+        stem, *rest = np.random.default_rng(0).integers(vocabulary, size=(10, 16)).tolist()
+        # Behind the stem, of which a prefix is made, a row of 32 has room for three branches, and most is not asked.
+        return cls([[Query(stem + row[: 8 + i], row[:2]) for row in rest[i::3]] for i in range(3)])
+
+    @cached_property
+    def queries(self) -> list[Query]:
+        return [query for same in self.of_length for query in same]
+
+
+def typical(off: np.ndarray) -> np.ndarray:
+    """Of differences (queries, models, targets) what most do not exceed, (models,).
+
+    Most, since a dictionary that keeps its k largest latents may round to others.
+    """
+    return np.quantile(off, 0.7, axis=(0, 2))
+
+
+class Scorer:
+    """Scores queries by a model and its variants.
+
+    Args:
+        model: a causal language model of transformers.
+        rows: of `CAPACITY` tokens that are run at once; halved where memory does not suffice.
+        limit: the most tokens in one row, the model's context.
+        dtype: of the log-softmax.
+
+    Raises:
+        ValueError: where the model's head cannot be told from the rest.
+    """
+
+    def __init__(
+        self, model: Any, variants: Sequence[Variant], *, rows: int, limit: int, dtype: torch.dtype = torch.float32
+    ):
+        self.model, self.variants = model, tuple(variants)
+        self.rows, self.dtype = rows, dtype
+        self.limit = min([limit, *windows(model.config.get_text_config())])
+        self.head = Head(model)
+
+    @cached_property
+    def _last_block_paths(self) -> Paths:
+        return paths_of_last_block(self.model, self.variants)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The most that may be shared without changing a score, found by trying."""
+        # What attends over positions cannot be told apart from rounding by its effect: it is not left to a trial.
+        apart = any(variant.sequential for variant in self.variants)
+        layouts = [layout for layout in LAYOUTS if not (apart and (layout.prefixes or layout.rows))]
+        found = next((layout for layout in layouts if self._agrees(layout)), None)
+        if found is None:
+            raise ValueError(
+                f"{type(self.model).__name__} scores sequences of different lengths differently when they share a batch"
+            )
+        if found not in LAYOUTS[:2]:
+            logger.warning("%s is scored %s, which is slower.", type(self.model).__name__, found)
+        return found
+
+    @torch.no_grad()
+    def score(
+        self,
+        queries: Sequence[Query],
+        done: Callable[[Mapping[int, Scores]], object],
+        *,
+        measures: Sequence[str] = ("kl",),
+        greedy: bool = True,
+        known: Collection[int] = (),
+        compared: int | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        """Score each query by the baseline and every variant; `done` is told of some at a time, by number, in no order.
+
+        `measures` are of the first `compared` variants, None being all of them; `greedy` is whether the likeliest
+        token is looked for; `watch` sees the first variant.
+        What is run together does not depend on what is `known`, so that neither do the scores; where all of it is, it
+        is left out.
+
+        Raises `ValueError` where the model bears no layout or a query has fewer positions than targets, and what torch
+        raises where memory does not suffice for a single row.
+        """
+        for query in queries:
+            if not 0 < len(query.targets) <= len(query.ids):
+                raise ValueError(f"{len(query.targets)} targets cannot be asked of {len(query.ids)} positions")
+        layout = self.layout
+        self.rows = self._score(queries, layout, self.rows, CAPACITY, measures, greedy, done, known, compared, watch)
+
+    def _score(
+        self,
+        queries: Sequence[Query],
+        layout: Layout,
+        rows: int,
+        capacity: int,
+        measures: Sequence[str],
+        greedy: bool,
+        done: Callable[[Mapping[int, Scores]], object],
+        known: Collection[int] = (),
+        compared: int | None = None,
+        watch: Watch | None = None,
+    ) -> int:
+        """How many rows of `capacity` tokens memory sufficed for at once."""
+        root = plan(
+            [query.ids for query in queries],
+            capacity=capacity,
+            limit=self.limit,
+            prefixes=layout.prefixes,
+            trees=layout.rows,
+        )
+        with ExitStack() as scope:
+            fork = scope.enter_context(forked(self.model, self.variants, None if layout.blocks else START))
+            last_block = LastBlock(self.model, self._last_block_paths, scope) if layout.last_block else None
+            if watch is not None:
+                fork.watch(0, watch)
+            tokens = rows * capacity
+            walk = Walk(
+                fork, self.head, queries, tokens, self.dtype, measures, greedy, done, known, last_block, compared, watch
+            )
+            walk.behind(root, None)
+        return max(1, walk.tokens // capacity)
+
+    @cached_property
+    def _trial(self) -> Trial:
+        return Trial.of(self.model.config.get_text_config().vocab_size)
+
+    @cached_property
+    @torch.no_grad()
+    def _in_batches(self) -> np.ndarray:
+        """What the model gives the trial's queries, those of one length in a batch."""
+        return np.concatenate([self._plainly(same) for same in self._trial.of_length])
+
+    @cached_property
+    @torch.no_grad()
+    def _spread(self) -> np.ndarray:
+        """How far it gives them something else one by one, (1 + variants)."""
+        one_by_one = np.concatenate([self._plainly([query]) for query in self._trial.queries])
+        return typical(np.abs(one_by_one - self._in_batches))
+
+    @torch.no_grad()
+    def _agrees(self, layout: Layout) -> bool:
+        """Whether short sequences get the log-probabilities that the model gives them without padding.
+
+        Rounding may move them as far as it does between batches of different sizes, and not much further.
+        """
+        scores: dict[int, Scores] = {}
+        try:
+            self._score(self._trial.queries, layout, max(2, self.rows), 32, (), False, scores.update)
+        except UserError:
+            raise
+        except Exception as error:  # whatever an architecture does not bear; it gets the next layout
+            logger.debug("%s cannot be scored %s: %r", type(self.model).__name__, layout, error)
+            return False
+        found = np.stack([scores[i].logprob for i in range(len(self._trial.queries))])
+        off = typical(np.abs(found - self._in_batches))
+        tolerance = TOLERANCE[self.model.dtype]
+        return bool((off <= tolerance).all() or (off <= np.maximum(tolerance, SPREADS * self._spread)).all())
+
+    def _plainly(self, queries: Sequence[Query]) -> np.ndarray:
+        """Log-probabilities (queries, 1 + variants, targets) of sequences of one length, each variant by itself."""
+        device = next(self.model.parameters()).device
+        ids = torch.tensor([list(query.ids) for query in queries], device=device)
+        targets = torch.tensor([list(query.targets) for query in queries])[..., None]
+        out = []
+        for variant in (None, *self.variants):
+            with attached(self.model, variant) if variant else contextlib.nullcontext():
+                logits = self.model(input_ids=ids, use_cache=False).logits[:, -targets.shape[1] :]
+            logprob = logits.to(self.dtype).log_softmax(-1)
+            out.append(logprob.gather(-1, targets.to(logits.device))[..., 0])
+        return torch.stack(out, dim=1).float().cpu().numpy()
+
+
+def windows(config: Any) -> list[int]:
+    """How far the model's layers look back, where some of them do not look at everything."""
+    names = ("sliding_window", "window_size", "attention_chunk_size")
+    return [size for name in names if isinstance(size := getattr(config, name, None), int)]

@@ -1,0 +1,106 @@
+"""From the raw activations of a Hugging Face model to those a dictionary was trained on, and back.
+
+TransformerLens can rewrite weights on loading so that the model's function stays the same while its
+activations change. A dictionary trained on such a model is applied as `back(dictionary(there(x)), y)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.splicing.hook_names import Architecture
+from sae_lm_eval.splicing.site import Site
+
+CENTERED_KINDS = frozenset(
+    {
+        "hook_embed",
+        "hook_resid_pre",
+        "hook_resid_mid",
+        "hook_resid_post",
+        "hook_attn_out",
+        "hook_mlp_in",
+        "hook_mlp_out",
+    }
+)
+MAPS = ("raw", "centered", "value_bias", "folded_value_bias")
+
+
+@dataclass(frozen=True)
+class ActivationMap:
+    """`there(x)` is what the dictionary sees of raw `x`; `back(z, y)` puts its output `z` in the place of raw `y`.
+
+    - raw: the identity.
+    - centered: the mean over the width is taken out, `x - mean(x)`, and the mean of what is replaced put back.
+      That is what `center_writing_weights` does to the residual stream of a LayerNorm model.
+    - value_bias, folded_value_bias: attention's `z` less the constant that folding moved into the output bias.
+    """
+
+    name: str
+    shift: Tensor | None = None
+
+    def there(self, x: Tensor) -> Tensor:
+        if self.name == "centered":
+            return x - x.mean(-1, keepdim=True)
+        return x if self.shift is None else x - self.shift.to(x)
+
+    def back(self, z: Tensor, y: Tensor) -> Tensor:
+        if self.name == "centered":
+            return z + y.mean(-1, keepdim=True)
+        return z if self.shift is None else z + self.shift.to(z)
+
+
+def map_name(architecture: Architecture, site: Site, processing: Mapping[str, Any]) -> str:
+    """The map that TransformerLens' loading options `processing` imply for activations at `site`.
+
+    Centring is skipped by TransformerLens for RMSNorm models.
+    """
+    if site.kind in CENTERED_KINDS and processing.get("center_writing_weights") and architecture.layer_norm:
+        return "centered"
+    if site.kind == "attn.hook_z" and processing.get("fold_value_biases"):
+        return "folded_value_bias" if processing.get("fold_ln") else "value_bias"
+    return "raw"
+
+
+def build_map(architecture: Architecture, site: Site, name: str) -> ActivationMap:
+    """The map `name` for `site`. Raises `UserError` for an unknown name or one that makes no sense there."""
+    one_of(name, MAPS, "hook_map")
+    if name in ("raw", "centered"):
+        return ActivationMap(name)
+    if site.kind != "attn.hook_z" or site.layer is None:
+        raise UserError(f"hook_map={name} is about attention's hook_z, and the site is '{site.hook}'.")
+    return ActivationMap(name, value_shift(architecture, site.layer, folded=name == "folded_value_bias"))
+
+
+@torch.no_grad()
+def value_shift(architecture: Architecture, layer: int, *, folded: bool) -> Tensor:
+    """The constant c (heads * d_head) by which processed z falls short of raw z.
+
+    Attention weights sum to one, so whatever is constant in the values passes unchanged into z: the value
+    bias b_V, and with `fold_ln` also beta W_V, where beta is the bias of the norm before attention.
+    """
+    norm, projection, kind = architecture.value_projection(layer)
+    weight = next(norm.parameters())
+    beta = getattr(norm, "bias", None)
+    if beta is None or not folded:
+        beta = torch.zeros_like(weight)
+    values = projection(beta)
+    config = cast(Any, architecture.model.config).get_text_config()
+    heads = config.num_attention_heads
+    if kind == "qkv":
+        values = _values_of_fused(projection, values, heads)
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    groups = values.numel() // d_head
+    return values.reshape(groups, d_head).repeat_interleave(heads // groups, 0).reshape(-1).float()
+
+
+def _values_of_fused(projection: nn.Module, values: Tensor, heads: int) -> Tensor:
+    # GPT-2's Conv1D lays out all queries, all keys, all values; GPT-NeoX lays out q, k, v head by head.
+    if type(projection).__name__ == "Conv1D":
+        return values.chunk(3)[2]
+    return values.reshape(heads, 3, -1)[:, 2].reshape(-1)

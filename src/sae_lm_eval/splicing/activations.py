@@ -1,0 +1,53 @@
+"""What passes through a model that reads a text, and its mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.splicing.module_io import Port, record
+from sae_lm_eval.splicing.splice import Variant
+
+
+def passing(
+    model: nn.Module,
+    ports: Sequence[Port],
+    texts: Sequence[Sequence[int]],
+    special_ids: frozenset[int],
+    first: Mapping[Port, int] | None = None,
+) -> Iterator[dict[Port, Tensor]]:
+    """For each window, what passes `ports`, (positions, width) in float32, without the positions of special ids.
+
+    `first` has for some ports the position that is begun with.
+    """
+    device = next(model.parameters()).device
+    for ids in texts:
+        row = torch.tensor([list(ids)], device=device)
+        keep = torch.tensor([[i not in special_ids for i in ids]], device=device)
+        seen = record(model, list(ports), row)
+        starts = {port: (first or {}).get(port, 0) for port in seen}
+        yield {
+            port: x.reshape(*row.shape, -1)[:, starts[port] :][keep[:, starts[port] :].to(x.device)].float()
+            for port, x in seen.items()
+        }
+
+
+def mean_activations(
+    model: nn.Module, variant: Variant, texts: Sequence[Sequence[int]], special_ids: frozenset[int]
+) -> list[Tensor]:
+    """The mean of what each splice would replace, (d_out,), over all positions where it may: none of special ids, nor
+    of those below its first."""
+    ports = [splice.site_out.read for splice in variant.splices]
+    first = {splice.site_out.read: splice.first_position for splice in variant.splices}
+    sums: dict[Port, Tensor] = {}
+    counts = dict.fromkeys(ports, 0)
+    for seen in passing(model, ports, texts, special_ids | variant.special_ids, first):
+        for port, x in seen.items():
+            counts[port] += x.shape[0]
+            sums[port] = sums.get(port, torch.zeros((), dtype=torch.float64, device="cpu")) + x.double().sum(0).cpu()
+    if not all(counts.values()):
+        raise UserError("The text for the mean holds special tokens alone.")
+    return [(sums[port] / counts[port]).float() for port in ports]

@@ -1,0 +1,107 @@
+"""A variant attached to a model for a scope."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.splicing.module_io import Port, on_port
+from sae_lm_eval.splicing.splice import Context, Splice, Variant
+
+
+@contextmanager
+def attached(model: nn.Module, variant: Variant) -> Iterator[None]:
+    """Inside the scope, `model` runs as `variant`; after it, the model is as it was, whatever was raised.
+
+    The model must be called with token ids: they say which positions hold special tokens.
+    """
+    with ExitStack() as scope:
+        attachment = Attachment(model, variant, scope)
+
+        def begin(_model: nn.Module, args: tuple, kwargs: dict) -> None:
+            input_ids = kwargs.get("input_ids", args[0] if args else None)
+            if input_ids is None:
+                raise UserError(
+                    "A spliced model must be called with input_ids: embeddings do not say where special tokens are."
+                )
+            attachment.begin(Context.of_call(input_ids, kwargs))
+
+        scope.callback(model.register_forward_pre_hook(begin, with_kwargs=True).remove)
+        yield
+
+
+class Attachment:
+    """The hooks of a variant in a scope, and what they have to tell each other during one forward pass.
+
+    `rows` are those of the batch that run as the variant: all of them, unless a fork has appended others.
+    """
+
+    def __init__(self, model: nn.Module, variant: Variant, scope: ExitStack):
+        self.variant = variant
+        self.context: Context | None = None
+        self.rows = slice(None)
+        self.keep: Tensor | None = None  # positions of special tokens, (batch, positions, 1)
+        self.passed: dict[Port, Tensor] = {}
+        # Told at each splice of what it reads, what it stands for, and what takes its place: (rows, positions, width).
+        self.watch: Callable[[Splice, Tensor, Tensor, Tensor | None, Context], object] | None = None
+        for splice in variant.in_order():
+            ports = {splice.site_in.read, splice.site_out.residual} - {None, splice.site_out.write}
+            for port in ports:
+                scope.callback(on_port(model, port, lambda x, port=port: self._read(port, x)).remove)
+            write = splice.site_out.write
+            assert write is not None, "resolve the site with writable_port first"
+            scope.callback(on_port(model, write, lambda y, splice=splice: self._write(splice, y)).remove)
+
+    def begin(self, context: Context) -> None:
+        """To be called before each forward pass."""
+        self.context = context
+        self.rows = slice(0, context.input_ids.shape[0])
+        self.passed.clear()
+        if self.variant.special_ids:
+            special = torch.tensor(sorted(self.variant.special_ids), device=context.input_ids.device)
+            self.keep = torch.isin(context.input_ids, special)[..., None]
+
+    def _kept(self, splice: Splice) -> Tensor | None:
+        """Positions (batch, positions, 1) that keep their activation at a splice."""
+        assert self.context is not None
+        if not splice.first_position:
+            return self.keep
+        before = (self.context.positions < splice.first_position)[..., None]
+        return before if self.keep is None else before | self.keep.to(before.device)
+
+    def _by_position(self, passing: Tensor) -> Tensor:
+        """(all rows, positions, width), where some modules see rows and positions as one axis."""
+        assert self.context is not None
+        return passing.reshape(-1, self.context.input_ids.shape[1], passing.shape[-1])
+
+    def _read(self, port: Port, passing: Tensor) -> None:
+        self.passed[port] = self._by_position(passing)[self.rows]
+
+    def _write(self, splice: Splice, passing: Tensor) -> Tensor | None:
+        if splice.mode == "none" and self.watch is None:
+            return None
+        assert self.context is not None
+        everything = self._by_position(passing)
+        flat = everything[self.rows]
+        site = splice.site_out
+        stream = None if site.residual is None else self.passed[site.residual].to(flat.device)
+        y = flat if stream is None else stream + flat
+        x = y if splice.site_in.read == site.read else self.passed[splice.site_in.read]
+        new = None if splice.mode == "none" else splice.edit(x, y, self.context)
+        if self.watch is not None:
+            self.watch(splice, x, y, new, self.context)
+        if new is None:
+            return None
+        if stream is not None:
+            new = new - stream
+        if (keep := self._kept(splice)) is not None:
+            new = torch.where(keep.to(new.device), flat, new)
+        if len(flat) < len(everything):
+            everything = everything.clone()
+            everything[self.rows] = new
+            new = everything
+        return new.reshape(passing.shape)

@@ -1,0 +1,175 @@
+"""Dictionary + site + mode = splice; one or more splices are a variant."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.splicing.activation_map import ActivationMap
+from sae_lm_eval.splicing.module_io import Port
+from sae_lm_eval.splicing.site import Site
+
+TOKENS = ("non_special", "all")  # the first also with a position, as in non_special:4
+DIRECTIONS = 4096  # random directions to draw from; a prime stride spreads tokens and positions over them
+STRIDE = 2654435761
+
+
+@dataclass(frozen=True)
+class Splice:
+    """One dictionary at its site.
+
+    The dictionary reads at `site_in` and its output takes the place of what passes `site_out`; the two differ
+    for transcoders only. `mean` (d_out,) is needed by the mode "mean" alone. `scale` is how much of what the mode
+    changes is changed: the activation y becomes y + scale (new - y). Positions below `first_position` keep theirs.
+    """
+
+    dictionary: Dictionary
+    site_in: Site
+    site_out: Site
+    map_in: ActivationMap
+    map_out: ActivationMap
+    mode: str = "reconstruction"
+    mean: Tensor | None = None
+    seed: int = 0
+    scale: float = 1.0
+    first_position: int = 0
+
+    def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
+        """What the dictionary puts in the place of raw `y` when it reads raw `x`, in the dictionary's dtype.
+
+        Shapes: `x` (batch, positions, d_in), `y` and the result (batch, positions, d_out).
+        """
+        dtype, device = self.dictionary.dtype, self.dictionary.device
+        z = self.dictionary.reconstruct(self.map_in.there(x.to(device, dtype)))
+        return self.map_out.back(z, y.to(device, dtype))
+
+    def edit(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
+        """What the mode puts in the place of `y`, in the dtype of `y`, at every position."""
+        new = EDITS[self.mode](self, x, y, context)
+        if self.scale != 1:
+            wide = y.to(new)
+            new = wide + self.scale * (new - wide)
+        return new.to(y.device, y.dtype)
+
+    def reconstruction(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
+        return self._by_row(x, y, context) if self.dictionary.sequential else self.reconstruct(x, y)
+
+    def with_error(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
+        new = self.reconstruction(x, y, context)
+        return new + (y.to(new) - new)
+
+    def zero(self, _x: Tensor, y: Tensor, _context: Context) -> Tensor:
+        return torch.zeros_like(y)
+
+    def mean_activation(self, _x: Tensor, y: Tensor, _context: Context) -> Tensor:
+        if self.mean is None:
+            raise UserError("splice=mean needs the mean of the activations: give mean_text=FILE to take it from.")
+        return self.mean.expand_as(y)
+
+    def random_error(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
+        """`y` plus a vector of the norm of the dictionary's error at each position.
+
+        Its direction depends on nothing but the seed, the site, the token and its position: not on the batch.
+        """
+        new = self.reconstruction(x, y, context)
+        wide = y.to(new)
+        index = (context.input_ids + context.positions * STRIDE) % 2_147_483_647 % DIRECTIONS
+        directions = self._directions.to(new)[index.to(new.device)]
+        return wide + directions * (wide - new).norm(dim=-1, keepdim=True)
+
+    @cached_property
+    def _directions(self) -> Tensor:
+        """Unit vectors, uniform on the sphere, (DIRECTIONS, d_out)."""
+        # torch's generator on the CPU looks at 32 bits of its seed only.
+        seed = zlib.crc32(f"{self.seed} {self.site_out.hook}".encode())
+        table = torch.randn(DIRECTIONS, self.dictionary.d_out, generator=torch.Generator().manual_seed(seed))
+        return nn.functional.normalize(table, dim=-1).to(self.dictionary.device, self.dictionary.dtype)
+
+    def _by_row(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
+        # A dictionary that attends over positions must not see padding.
+        new = y.to(self.dictionary.dtype, copy=True)
+        for row, real in enumerate(context.real_tokens(x.device)):
+            new[row, real] = self.reconstruct(x[row, real][None], y[row, real][None])[0].to(new.device)
+        return new
+
+
+EDITS = {
+    "reconstruction": Splice.reconstruction,
+    "with_error": Splice.with_error,
+    "zero": Splice.zero,
+    "mean": Splice.mean_activation,
+    "random_error": Splice.random_error,
+}
+MODES = (*EDITS, "none")
+
+
+@dataclass
+class Context:
+    """What the forward pass under way was given: token ids and positions (batch, positions), and which are real."""
+
+    input_ids: Tensor
+    positions: Tensor
+    attention_mask: Tensor | None
+
+    @classmethod
+    def of_call(cls, input_ids: Tensor, kwargs: dict) -> Context:
+        length = input_ids.shape[1]
+        cache = kwargs.get("past_key_values")
+        past = cache.get_seq_length() if cache is not None else 0
+        mask = kwargs.get("attention_mask")
+        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        if mask is not None:
+            # Counted from the first real token, so that padding on the left moves nothing.
+            positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        else:
+            positions = torch.arange(past, past + length, device=input_ids.device).expand_as(input_ids)
+        return cls(input_ids, positions, mask)
+
+    def real_tokens(self, device: torch.device) -> Iterator[Tensor]:
+        for row in range(self.input_ids.shape[0]):
+            if self.attention_mask is None:
+                yield torch.arange(self.input_ids.shape[1], device=device)
+            else:
+                yield self.attention_mask[row, -self.input_ids.shape[1] :].nonzero().flatten().to(device)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The splices that are applied together, and the token ids whose positions keep the original activation."""
+
+    splices: tuple[Splice, ...]
+    special_ids: frozenset[int] = field(default_factory=frozenset)
+
+    def __post_init__(self) -> None:
+        seen: dict[tuple[Port | None, Port | None], Splice] = {}
+        for splice in self.splices:
+            place = (splice.site_out.write, splice.site_out.residual)
+            if place in seen:
+                raise UserError(
+                    f"{seen[place].dictionary.name} and {splice.dictionary.name} both write at "
+                    f"'{splice.site_out.hook}': one site takes one dictionary."
+                )
+            seen[place] = splice
+
+    def in_order(self) -> Sequence[Splice]:
+        """As a forward pass comes to them, so that later ones see what earlier ones left."""
+        return sorted(self.splices, key=lambda splice: splice.site_out.order)
+
+    @property
+    def first_position(self) -> int:
+        """The first position at which every dictionary is spliced in."""
+        return max((splice.first_position for splice in self.splices), default=0)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether some dictionary attends over positions, so that decoding must not be cached."""
+        return any(
+            splice.dictionary.sequential and splice.mode not in ("none", "zero", "mean") for splice in self.splices
+        )

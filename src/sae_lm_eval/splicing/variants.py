@@ -1,0 +1,262 @@
+"""Dictionaries + a model + the user's choices -> a variant, checked against the model before anything runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.dictionaries.untrained import SPECIAL
+from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.splicing.activation_map import build_map, map_name
+from sae_lm_eval.splicing.hook_names import Architecture
+from sae_lm_eval.splicing.module_io import record
+from sae_lm_eval.splicing.site import Site, resolve_site, writable_port
+from sae_lm_eval.splicing.splice import MODES, TOKENS, Splice, Variant
+
+logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user says of a variant beyond its dictionaries; `hooks` and `hook_maps` go by the dictionaries' order.
+
+    A hook is written `IN:OUT` where a transcoder reads and writes at different sites. None is what the release says.
+    `splice_tokens` is "all", "non_special", or "non_special:N", where the first N positions keep their activation,
+    whatever the release says of them.
+    """
+
+    splice: str | None = "reconstruction"
+    splice_tokens: str = "non_special"
+    hooks: tuple[str, ...] | None = None
+    hook_maps: tuple[str, ...] | None = None
+    seed: int = 0
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        # lm_eval makes None of the text "none" in its arguments.
+        mode = "none" if self.splice is None else str(self.splice)
+        object.__setattr__(self, "splice", one_of(mode, MODES, "splice"))
+        kind, colon, first = str(self.splice_tokens).partition(":")
+        if colon and kind == "non_special" and not first.isdecimal():
+            raise UserError(
+                f"splice_tokens={self.splice_tokens}: non_special: takes the number of first positions to keep, as in "
+                f"splice_tokens=non_special:4."
+            )
+        one_of(kind if colon and kind == "non_special" else str(self.splice_tokens), TOKENS, "splice_tokens")
+
+    @property
+    def keeps_special(self) -> bool:
+        """Whether positions of special tokens keep their activation."""
+        return self.splice_tokens != "all"
+
+    def first_position(self, dictionary: Dictionary) -> int:
+        """The first position at which `dictionary` is spliced in."""
+        if not self.keeps_special:
+            return 0
+        _, colon, first = self.splice_tokens.partition(":")
+        return int(first) if colon else dictionary.first_position or 0
+
+
+def build_variant(
+    model: nn.Module,
+    dictionaries: Sequence[Dictionary],
+    choices: Choices,
+    special_ids: frozenset[int],
+    declared_special: frozenset[int] = frozenset(),
+) -> Variant:
+    """The variant of `model` that `choices` make of `dictionaries`.
+
+    `special_ids` keep their activation unless all positions are spliced, and with them what a dictionary was not
+    trained at; `declared_special` are all that the tokenizer declares special, for those that leave these out.
+    Only shapes are looked at, so a model on the meta device serves as well as one with weights.
+
+    Raises `UserError` for a site that does not exist, cannot be written or has another width, and for two
+    dictionaries at one site. Warns where a dictionary names another model.
+    """
+    architecture = Architecture(model)
+    hooks = _one_each(choices.hooks, dictionaries, "hook")
+    maps = _one_each(choices.hook_maps, dictionaries, "hook_map")
+    splices = [
+        _build_splice(architecture, dictionary, hook, map_, choices)
+        for dictionary, hook, map_ in zip(dictionaries, hooks, maps, strict=True)
+    ]
+    variant = Variant(tuple(splices), _kept_ids(dictionaries, special_ids, declared_special, choices))
+    check_widths(architecture, splices)
+    for dictionary in dictionaries:
+        _warn_of_other_model(architecture, dictionary)
+    return variant
+
+
+def _kept_ids(
+    dictionaries: Sequence[Dictionary], special_ids: frozenset[int], declared: frozenset[int], choices: Choices
+) -> frozenset[int]:
+    if not choices.keeps_special:
+        return frozenset()
+    named = [declared if d.untrained_tokens == SPECIAL else d.untrained_tokens for d in dictionaries]
+    return special_ids.union(*(token for token in named if not isinstance(token, str)))
+
+
+def place(model: nn.Module, variant: Variant) -> None:
+    """Move each dictionary to the device of the module it writes at, as a sharded model has them."""
+    for splice in variant.splices:
+        assert splice.site_out.write is not None
+        module = model.get_submodule(splice.site_out.write.path)
+        device = next((p.device for p in module.parameters()), next(model.parameters()).device)
+        splice.dictionary.module.to(device=device)
+
+
+def _one_each(given: tuple[str, ...] | None, dictionaries: Sequence[Dictionary], what: str) -> Sequence[str | None]:
+    if given is None:
+        return [None] * len(dictionaries)
+    if len(given) != len(dictionaries):
+        raise UserError(
+            f"{what} names {len(given)} and there are {len(dictionaries)} dictionaries: give one each, joined by '+'."
+        )
+    return given
+
+
+def _build_splice(
+    architecture: Architecture, dictionary: Dictionary, hook: str | None, map_: str | None, choices: Choices
+) -> Splice:
+    site_in, site_out = find_sites(architecture, dictionary, hook)
+    writable_port(architecture, site_out)
+    sites = (site_in, site_out)
+    names = [map_name(architecture, s, dictionary.processing) if map_ is None else map_ for s in sites]
+    map_in, map_out = (build_map(architecture, s, n) for s, n in zip((site_in, site_out), names, strict=True))
+    how: dict[str, Any] = {"mode": str(choices.splice), "seed": choices.seed, "scale": choices.scale}
+    how["first_position"] = choices.first_position(dictionary)
+    return Splice(dictionary, site_in, site_out, map_in, map_out, **how)
+
+
+def find_sites(architecture: Architecture, dictionary: Dictionary, hook: str | None) -> tuple[Site, Site]:
+    """Where `dictionary` reads and where it writes; `hook` (`SITE` or `IN:OUT`) overrides what its release says."""
+    if hook is not None:
+        if not all(hook.split(":")):
+            raise UserError(f"hook={hook} names no site: give one, as in hook=blocks.0.hook_resid_post.")
+        hook_in, _, hook_out = hook.partition(":")
+        if not hook_out and dictionary.is_transcoder:
+            raise UserError(
+                f"{dictionary.name} is a transcoder, which reads and writes at two sites: give hook=IN:OUT."
+            )
+        if hook_out and dictionary.hook_in is not None and not dictionary.is_transcoder:
+            raise UserError(f"{dictionary.name} writes where it reads: give hook=SITE; IN:OUT is for transcoders.")
+        site_in = resolve_site(architecture, hook_in)
+        return site_in, resolve_site(architecture, hook_out) if hook_out else site_in
+    if dictionary.hook_in is None or dictionary.hook_out is None:
+        raise UserError(
+            f"{dictionary.name} does not say where it was trained: give hook=, as in hook=blocks.0.hook_resid_post."
+        )
+    hook_in = dictionary.hook_in
+    if dictionary.is_transcoder and dictionary.processing.get("fold_ln") and hook_in.endswith("mlp.hook_in"):
+        # With the norm's gain and bias folded away, what entered the MLP was the normalised stream itself.
+        hook_in = hook_in.replace("mlp.hook_in", "ln2.hook_normalized")
+    site_in = resolve_site(architecture, hook_in, dictionary.module_hook_in)
+    if not dictionary.is_transcoder:
+        return site_in, site_in
+    return site_in, resolve_site(architecture, dictionary.hook_out, dictionary.module_hook_out)
+
+
+def check_widths(architecture: Architecture, splices: Sequence[Splice]) -> None:
+    """Compare what the dictionaries expect with what passes their sites when the model reads two tokens."""
+    ports = {site.read for splice in splices for site in (splice.site_in, splice.site_out)}
+    device = next(architecture.model.parameters()).device
+    passed = record(architecture.model, sorted(ports, key=str), torch.tensor([[0, 1]], device=device))
+    for splice in splices:
+        dictionary = splice.dictionary
+        for verb, site, expected in (
+            ("reads", splice.site_in, dictionary.d_in),
+            ("writes", splice.site_out, dictionary.d_out),
+        ):
+            if site.read not in passed:
+                raise UserError(f"Nothing passes '{site.hook}' ({site.read}) of {architecture.name} in a forward pass.")
+            width = passed[site.read].shape[-1]
+            if width != expected:
+                trained = f" (it was trained on {_either(dictionary)})" if dictionary.model_names else ""
+                raise UserError(
+                    f"{dictionary.name} {verb} {expected} values a position{trained}, "
+                    f"and '{site.hook}' of {architecture.name} has {width}."
+                )
+
+
+def _warn_of_other_model(architecture: Architecture, dictionary: Dictionary) -> None:
+    if not dictionary.model_names or architecture.name == type(architecture.model).__name__:
+        return
+    if official_name(architecture.name) not in map(official_name, dictionary.model_names):
+        logger.warning(
+            "%s was trained on %s, and the model is %s: the results say nothing of the dictionary if these differ.",
+            dictionary.name,
+            _either(dictionary),
+            architecture.name,
+        )
+
+
+def _either(dictionary: Dictionary) -> str:
+    return " or ".join(dictionary.model_names)
+
+
+def official_name(model_name: str) -> str:
+    """The name of a model without its organisation, lower case; TransformerLens' aliases ("gpt2-small") resolved."""
+    from transformer_lens.loading_from_pretrained import get_official_model_name
+
+    with contextlib.suppress(ValueError):  # raised where TransformerLens has no such alias
+        model_name = get_official_model_name(model_name)
+    return model_name.rstrip("/").split("/")[-1].lower()
+
+
+def untrained_positions(variant: Variant) -> list[str]:
+    """A sentence for each dictionary that was not trained at the first positions, on what is done there."""
+    out = []
+    for splice in variant.splices:
+        first, spliced_from = splice.dictionary.first_position, splice.first_position
+        if first:
+            done = "keep their activation; splice_tokens=all splices them too"
+            if spliced_from != first:
+                done = f"are spliced from position {spliced_from} on, as asked"
+            out.append(
+                f"{splice.dictionary.name} was not trained on the first {first} positions of a text: they {done}."
+            )
+    return out
+
+
+def with_means(variant: Variant, means: Sequence[Tensor]) -> Variant:
+    """`variant` with the mean activation (d_out,) of each splice, in order."""
+    return replace(variant, splices=tuple(replace(s, mean=m) for s, m in zip(variant.splices, means, strict=True)))
+
+
+def describe(variant: Variant, weights: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """What is spliced where, as plain values for a results file; `weights` are the dictionaries', where known."""
+    if weights is None:
+        weights = [splice.dictionary.fingerprint() for splice in variant.splices]
+    return [
+        {
+            "dictionary": splice.dictionary.name,
+            "revision": splice.dictionary.revision,
+            "weights_checksum": checksum,
+            "architecture": splice.dictionary.architecture,
+            "d_in": splice.dictionary.d_in,
+            "d_out": splice.dictionary.d_out,
+            "d_dictionary": splice.dictionary.d_dictionary,
+            "dtype": str(splice.dictionary.dtype).removeprefix("torch."),
+            "trained_on": list(splice.dictionary.model_names),
+            "context_size": splice.dictionary.context_size,
+            "prepend_bos": splice.dictionary.prepend_bos,
+            "hook_in": splice.site_in.hook,
+            "hook_out": splice.site_out.hook,
+            "reads": str(splice.site_in.read),
+            "writes": str(splice.site_out.write),
+            "less": None if splice.site_out.residual is None else str(splice.site_out.residual),
+            "map_in": splice.map_in.name,
+            "map_out": splice.map_out.name,
+            "first_position": splice.first_position,
+            "mode": splice.mode,
+            "remarks": list(splice.dictionary.remarks),
+        }
+        for splice, checksum in zip(variant.splices, weights, strict=True)
+    ]

@@ -1,0 +1,100 @@
+"""Passages -> one self-contained page: no network, no library, readable without its script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.talk.conversation import Model
+from sae_lm_eval.talk.detokenize import label, visible
+from sae_lm_eval.talk.passages import Passage, tables
+
+EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the shades, in nats
+
+
+def check_writable(path: Path) -> None:
+    """Before anything is run. Raises `UserError` where no file can be written at `path`."""
+    try:
+        new = not path.exists()
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written: {error.strerror}. Name another file.") from error
+
+
+def render(model: Model, passages: Sequence[Passage]) -> str:
+    """The page. Everything that a model or a user wrote is escaped, and its control characters are named."""
+    provenances = {json.dumps(p.provenance, indent=1, ensure_ascii=False): None for p in passages}
+    script = _environment().get_template("page.js").render()
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            model=model.name,
+            passages=passages,
+            tables=tables(passages, model.lm.special_ids),
+            provenances=list(provenances),
+            name=model.name_token,
+            special=model.lm.special_ids,
+            ranges=_ranges(),
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+
+
+def shade(kl: float) -> int:
+    """The index of the shade of `kl`, from 0 below the first of `EDGES` to their number above the last."""
+    return sum(kl >= edge for edge in EDGES)
+
+
+def number(value: float | None) -> str:
+    """Three figures, as few as say something; "n/a" for None."""
+    if value is None:
+        return "n/a"
+    return "0" if value == 0 else "<0.001" if value < 0.001 else f"{value:.3g}" if value >= 0.1 else f"{value:.3f}"
+
+
+def percent(value: float | None) -> str:
+    if value is None:
+        return "n/a"
+    return "<0.1%" if 0 < value < 0.001 else f"{100 * value:.1f}%"
+
+
+def _ranges() -> list[str]:
+    between = [f"{low:g} to {high:g}" for low, high in pairwise(EDGES)]
+    return [f"below {EDGES[0]:g}", *between, f"{EDGES[-1]:g} and more"]
+
+
+def outer(text: str) -> str:
+    """The spaces before a token's text, which are not shaded with it."""
+    return text[: len(text) - len(text.lstrip(" "))] if text.strip(" ") else ""
+
+
+def inner(text: str) -> str:
+    """A token's text within running text, without `outer`; line breaks break, and are seen."""
+    return visible(text[len(outer(text)) :]).replace("\n", "⏎\n") or "▫"
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sae_lm_eval.talk", ""),
+        autoescape=lambda name: name == "page.html",
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Any] = {f.__name__: f for f in (label, visible, outer, inner, number, percent, shade)}
+    environment.filters |= filters
+    return environment

@@ -1,0 +1,100 @@
+"""The shape of the package: no circles among its modules, and lengths that a reader can take in."""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterator
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "sae_lm_eval"
+LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 350, 60, 12
+# What is longer, and why. An entry that is no longer needed fails the test.
+EXCEPTIONS = {
+    "harness/model.py": "the adapter still holds a loaded model with its variant, which wants a class of its own",
+    "harness/model.py __init__ parameters": "lm_eval makes keywords of --model_args: they are the user's interface",
+    "cli/curve.py curve parameters": "a flag each",
+    "cli/effective_compute.py effective_compute": "a flag each, with its help",
+    "cli/effective_compute.py effective_compute parameters": "a flag each",
+    "scaling/effective.py effective_compute parameters": "the public function, whose options are keywords",
+    "scoring/executor.py __init__ parameters": "what is asked of a walk wants a value of its own",
+}
+
+
+@functools.cache
+def modules() -> dict[str, tuple[Path, ast.Module]]:
+    """Path and syntax tree of each module, by its dotted name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = (path, ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+def imports(name: str) -> set[str]:
+    """The modules of the package that a module imports anywhere: at its top, in a function, or for its types."""
+    path, tree = modules()[name]
+    package = name if path.stem == "__init__" else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            for alias in node.names:
+                inner = f"{base}.{alias.name}"
+                found.add(inner if inner in modules() else base)
+    return found & modules().keys() - {name}
+
+
+def circles() -> set[frozenset[str]]:
+    """Each largest set of modules that can all be reached from one another."""
+    reached: dict[str, set[str]] = {}
+    for name in modules():
+        seen, left = set[str](), [name]
+        while left:
+            new = imports(left.pop()) - seen
+            seen |= new
+            left += new
+        reached[name] = seen
+    return {
+        frozenset(other for other in seen if name in reached[other]) for name, seen in reached.items() if name in seen
+    }
+
+
+def too_long() -> Iterator[tuple[str, str]]:
+    """What breaks a limit, by the name it has among the exceptions, and by how much."""
+    for path, tree in modules().values():
+        file = path.relative_to(PACKAGE).as_posix()
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > LINES_OF_A_FILE:
+            yield file, f"{lines} lines"
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > LINES_OF_A_FUNCTION:
+                yield f"{file} {node.name}", f"{lines} lines"
+            parameters = len([*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs])
+            if parameters > PARAMETERS:
+                yield f"{file} {node.name} parameters", f"{parameters} parameters"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert not circles()
+
+
+def test_files_and_functions_are_short():
+    found = dict(too_long())
+    assert not {name: by for name, by in found.items() if name not in EXCEPTIONS}
+    assert not EXCEPTIONS.keys() - found.keys(), "these exceptions are no longer needed: take them out of the list"
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_no_module_imports_the_package_itself(name):
+    # Its __init__ is for users, and fetches what they ask for from everywhere.
+    assert "sae_lm_eval" not in imports(name) or name == "sae_lm_eval"
