@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -13,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lm_eval.errors import UserError, did_you_mean, explained, first_line
+from sae_lm_eval.errors import UserError, did_you_mean, explained
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
 from sae_lm_eval.runs.model_pool import Loaded
 from sae_lm_eval.runs.settings import fixed, lm_eval_config
@@ -21,7 +20,17 @@ from sae_lm_eval.runs.sweep import AGAIN, BASELINE, Sweep, sweep_of
 from sae_lm_eval.runtime.journal import DiskError, Journal
 from sae_lm_eval.runtime.processes import agreed, gathered, rank, several
 from sae_lm_eval.runtime.progress import Shown, duration, quiet
-from sae_lm_eval.runtime.run_folder import GROUPS, LOG, PACE, held, journal_of, read_json, remember, write_json
+from sae_lm_eval.runtime.run_folder import (
+    GROUPS,
+    LOG,
+    PACE,
+    check_written,
+    held,
+    journal_of,
+    read_json,
+    remember,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from sae_lm_eval.comparison.compare import Comparison
@@ -337,24 +346,6 @@ def _why(error: Exception) -> str:
     """In a sentence; the log has the whole of it."""
     logger.info("%s", "".join(traceback.format_exception(error)))
     return explained(error)
-
-
-def check_written(folder: Path, lines: Mapping[str, int]) -> None:
-    """Raise `DiskError` unless the results and so many samples of each task are there: lm_eval only logs a failure."""
-    try:
-        (results,) = folder.glob("*/results_*.json")
-        json.loads(results.read_text(encoding="utf-8"))
-        for task, expected in lines.items():
-            (samples,) = folder.glob(f"*/samples_{task}_[0-9]*.jsonl")
-            whole = [line for line in samples.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
-            if len(whole) != expected:
-                raise ValueError(f"{len(whole)} of {expected} samples of {task}")
-    except (OSError, ValueError) as error:
-        free = shutil.disk_usage(folder.parent).free / GB
-        raise DiskError(
-            f"The results of '{folder.name[1:]}' were not written whole ({first_line(error)}; {free:.1f} GB are free "
-            f"on the disk). Free some space; the same command continues."
-        ) from error
 
 
 def summary(finished: Finished, seconds: float) -> str:

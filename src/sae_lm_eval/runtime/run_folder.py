@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sae_lm_eval.errors import UserError
+from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.runtime.journal import DiskError
 from sae_lm_eval.schema import KEY, VERSION, version_of
 
@@ -104,3 +105,21 @@ def _difference(old: Any, new: Any) -> str:
                 return f"'{one['name']}' was asked for with {one.get('arguments')} there"
             return f"'{one['name']}' is only {'there' if there else 'here'}"
     return f"{old!r} there, {new!r} here"
+
+
+def check_written(folder: Path, lines: Mapping[str, int]) -> None:
+    """Raise `DiskError` unless the results and so many samples of each task are there: lm_eval only logs a failure."""
+    try:
+        (results,) = folder.glob("*/results_*.json")
+        json.loads(results.read_text(encoding="utf-8"))
+        for task, expected in lines.items():
+            (samples,) = folder.glob(f"*/samples_{task}_[0-9]*.jsonl")
+            whole = [line for line in samples.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
+            if len(whole) != expected:
+                raise ValueError(f"{len(whole)} of {expected} samples of {task}")
+    except (OSError, ValueError) as error:
+        free = shutil.disk_usage(folder.parent).free / 10**9
+        raise DiskError(
+            f"The results of '{folder.name[1:]}' were not written whole ({first_line(error)}; {free:.1f} GB are free "
+            f"on the disk). Free some space; the same command continues."
+        ) from error
