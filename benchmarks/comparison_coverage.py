@@ -1,6 +1,6 @@
 """How often the intervals of `sae-lm-eval compare` hold the true drop, and how often its tests err, by simulation.
 
-    python benchmarks/comparison_coverage.py                   # 10,000 draws, about 2 minutes
+    python benchmarks/comparison_coverage.py                   # 10,000 draws, about 6 minutes
     python benchmarks/comparison_coverage.py --draws 1000      # a look
 
 Prints the Markdown tables of docs/metrics.md. Documents are drawn with known probabilities that a right answer is lost
@@ -23,6 +23,7 @@ from sae_lm_eval.comparison.paired_statistics import (
     mcnemar,
     tango_interval,
 )
+from sae_lm_eval.comparison.share_lost import share_lost_interval
 
 SIZES, BASELINES, DROPS = (50, 200, 1000), (0.3, 0.6, 0.95), (0.0, 0.02, 0.1)
 GAINED = (0.02, 0.1, 0.3)  # shares of the wrong answers that become right
@@ -37,6 +38,10 @@ GROUPS = {
     "50 and 100, few changes": ([50, 100], [0.01] * 2, [0.0] * 2),
     "50 with a large drop, 300": ([50, 300], [0.15, 0.05], [0.02, 0.02]),
     "4 from 50 to 1000": ([50, 100, 400, 1000], [0.2, 0.1, 0.05, 0.02], [0.05, 0.1, 0.02, 0.01]),
+    "2 and 2 documents": ([2, 2], [0.2] * 2, [0.1] * 2),
+    "2, 50 and 50": ([2, 50, 50], [0.2] * 3, [0.1] * 3),
+    "20 of 2": ([2] * 20, [0.2] * 20, [0.1] * 20),
+    "20 of 3": ([3] * 20, [0.2] * 20, [0.1] * 20),
     "57 from 10 to 150": ([10 + 7 * (i % 21) for i in range(57)], [0.08] * 57, [0.04] * 57),
 }
 
@@ -63,10 +68,19 @@ def main() -> None:
         print(f"| {name} | {price_held:.1%} | {bootstrap_held:.1%} |", flush=True)
     for name, shares in held.items():
         print(f"\n{name}: mean {np.mean(shares):.1%}, least {min(shares):.1%}, most {max(shares):.1%}.")
+    print("\n| n | baseline | chance | share lost | Fieller, adjusted | without adjustment | undefined |")
+    print("|---|---|---|---|---|---|---|")
+    for *row, adjusted, plain, undefined in shares_lost(options.draws // 5, rng):
+        print(
+            f"| {' | '.join(f'{value:g}' for value in row)} | {adjusted:.1%} | {plain:.1%} | {undefined:.1%} |",
+            flush=True,
+        )
     print()
-    print("| continuous metric | n | covered (paired bootstrap-t) | p < .05 with no drop |\n|---|---|---|---|")
-    for name, n, covered, false in continuous(options.draws // 5, rng):
-        print(f"| {name} | {n} | {covered:.1%} | {false:.1%} |", flush=True)
+    print("| continuous metric | n | covered (paired bootstrap-t) | undefined | p < .05 with no drop |")
+    print("|---|---|---|---|---|")
+    for name, n, covered, undefined, false in continuous(options.draws // 5, rng):
+        cell = "n/a" if covered is None else f"{covered:.1%}"
+        print(f"| {name} | {n} | {cell} | {undefined:.1%} | {false:.1%} |", flush=True)
     print(f"\n| n in each of {CATEGORIES} categories | answers changed | a false positive after Holm |\n|---|---|---|")
     for n, changed, rate in false_positives(options.draws, rng):
         print(f"| {n} | {changed:.0%} | {rate:.1%} |", flush=True)
@@ -112,24 +126,56 @@ def bootstrap(counts: np.ndarray, n: np.ndarray, weights: object, rng: np.random
     return np.quantile(((drawn[..., 0] - drawn[..., 1]) / n) @ weights, [0.025, 0.975])
 
 
-def continuous(draws: int, rng: np.random.Generator) -> Iterator[tuple[str, int, float, float]]:
-    """Coverage and size of the test for scores that are not right or wrong; half of the draws have no drop."""
+def shares_lost(draws: int, rng: np.random.Generator) -> Iterator[tuple[float, ...]]:
+    """n, baseline, chance, true share lost; how often the interval and one without added documents hold it; how often
+    the first is undefined, which the others leave out."""
+    for n, (base, chance), (lost, gained) in itertools.product(
+        (20, 50, 200), ((0.7, 0.25), (0.7, 0.5), (0.95, 0.25)), ((0.02, 0.0), (0.1, 0.02), (0.3, 0.02))
+    ):
+        truth, held = (lost - gained) / (base - chance), []
+        for both, less, more, none in rng.multinomial(n, [base - lost, lost, gained, 1 - base - gained], size=draws):
+            before = np.repeat([1.0, 1, 0, 0], [both, less, more, none])
+            after = np.repeat([1.0, 0, 1, 0], [both, less, more, none])
+            low, high = share_lost_interval([Stratum(1.0, before, after)], [np.full(n, chance)], level=0.95)
+            least, most = fieller(before, after, chance)
+            held.append((np.isnan(low), low <= truth <= high, least <= truth <= most))
+        undefined, adjusted, plain = np.array(held, dtype=bool).T
+        yield n, base, chance, round(truth, 3), adjusted[~undefined].mean(), plain[~undefined].mean(), undefined.mean()
+
+
+def fieller(before: np.ndarray, after: np.ndarray, chance: float) -> tuple[float, float]:
+    """Fieller's interval of the documents as they are."""
+    drop, above = before - after, before - chance
+    covariance = 1.96**2 * np.cov(drop, above, ddof=0) / len(drop)
+    square = above.mean() ** 2 - covariance[1, 1]
+    linear = drop.mean() * above.mean() - covariance[0, 1]
+    root = np.sqrt(max(linear**2 - square * (drop.mean() ** 2 - covariance[0, 0]), 0.0))
+    return ((linear - root) / square, (linear + root) / square) if square > 0 else (-np.inf, np.inf)
+
+
+def continuous(draws: int, rng: np.random.Generator) -> Iterator[tuple[str, int, float | None, float, float]]:
+    """Coverage where the interval is defined, how often it is not, and size of the test for scores that are not right
+    or wrong; half of the draws have no drop.
+    """
     shapes = {
         "normal": lambda n: rng.normal(size=n),
         "skewed (exponential)": lambda n: rng.exponential(size=n) - 1,
         "nats by document, of 20 to 2000 words": None,
+        "nine documents in ten changed alike": lambda n: rng.exponential(3, size=n) * (rng.random(n) < 0.1) - 0.3,
     }
     for name, shape in shapes.items():
-        for n in (50, 200):
+        for n in (2, 3, 5, 10, 20, 50, 200):
             held, false = [], []
             for trial in range(draws):
                 drop = 0.3 * (trial % 2)
                 stratum = _perplexities(n, drop, rng) if shape is None else _scores(shape(n), drop, rng)
                 change = continuous_change([stratum], level=0.95, draws=1000, seed=trial)
-                held.append(change.low <= (-drop if shape is None else drop) <= change.high)
+                if not np.isnan(change.low):
+                    held.append(change.low <= (-drop if shape is None else drop) <= change.high)
                 if not drop:
                     false.append(change.p < 0.05)
-            yield name, n, float(np.mean(held)), float(np.mean(false))
+            undefined = 1 - len(held) / draws
+            yield name, n, float(np.mean(held)) if held else None, undefined, float(np.mean(false))
 
 
 def _scores(noise: np.ndarray, drop: float, rng: np.random.Generator) -> Stratum:

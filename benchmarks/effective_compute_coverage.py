@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from sae_lm_eval import world
 from sae_lm_eval.scaling import DeltaCE, Family, Original, delta_from_documents
 from sae_lm_eval.scaling.curve_estimates import checkpoint_estimate, family_estimates
 from sae_lm_eval.scaling.estimate import Draws, Interval, log_fraction
@@ -129,16 +130,16 @@ def frontier(n: int, *, sigma: float, heavy: bool = False, member: int = -2) -> 
     return trial
 
 
-def course(n: int, *, sigma: float) -> Trial:
+def course(tokens: np.ndarray, *, sigma: float) -> Trial:
     """Checkpoints of one run: a warm-up, a power law, and the drop of an annealed end."""
-    tokens = np.geomspace(1e9, 3e11, n)
 
     def true_loss(at: np.ndarray) -> np.ndarray:
         return 1.9 + 40 * at**-0.18 + 2 * np.exp(-at / 4e8) - 0.06 * (at / 3e11) ** 3
 
     def trial(rng: np.random.Generator) -> Iterator[tuple[str, bool, bool | None]]:
-        loss = true_loss(tokens) * np.exp(sigma * rng.standard_normal(n))
-        run = Family(name="run", kind="checkpoints", models=("?",) * n, compute=tokens, loss=loss, unit="tokens")
+        loss = true_loss(tokens) * np.exp(sigma * rng.standard_normal(len(tokens)))
+        models = ("?",) * len(tokens)
+        run = Family(name="run", kind="checkpoints", models=models, compute=tokens, loss=loss, unit="tokens")
         for share in (0.7, 0.2, 0.03):
             ends = true_loss(np.array([3e11, 3e11 * share]))
             delta = DeltaCE(value=float(ends[1] - ends[0]))
@@ -201,6 +202,9 @@ def raw_interval(rise: float, reducible: np.ndarray, exponent: np.ndarray, draws
     return draws.interval(logs, covers=("curve parameters",))
 
 
+# Tokens of the embedded world's checkpoints, as shares of the whole: ever wider apart, and the first very early.
+_SHARES = [row["tokens"] / world.facts()["family"][-1]["tokens"] for row in world.facts()["checkpoints"]]
+WORLDLY = 3e11 * np.array([*_SHARES, 1.0])
 _LADDER = (np.repeat([190e6, 370e6, 760e6, 1.3e9], 4), np.tile([1.0, 2, 5, 10], 4))
 _GRID = tuple(axis.ravel() for axis in np.meshgrid(np.geomspace(5e7, 5e9, 6), np.geomspace(1e9, 2e11, 6)))
 SCENARIOS: dict[str, Trial] = {
@@ -214,8 +218,10 @@ SCENARIOS: dict[str, Trial] = {
     "family of 8, heavy-tailed noise 1%": frontier(8, sigma=0.01, heavy=True),
     "family of 16, noise 0.5%": frontier(16, sigma=0.005),
     "family of 16, noise 0.5%, original the largest": frontier(16, sigma=0.005, member=-1),
-    "20 checkpoints, noise 0.3%": course(20, sigma=0.003),
-    "60 checkpoints, noise 0.3%": course(60, sigma=0.003),
+    "20 checkpoints, noise 0.3%": course(np.geomspace(1e9, 3e11, 20), sigma=0.003),
+    "60 checkpoints, noise 0.3%": course(np.geomspace(1e9, 3e11, 60), sigma=0.003),
+    "12 checkpoints spaced as the world's, noise 0.3%": course(WORLDLY, sigma=0.003),
+    "12 checkpoints spaced as the world's, noise 1%": course(WORLDLY, sigma=0.01),
     "10 documents, law known": documents(10, refit=False),
     "30 documents, law known": documents(30, refit=False),
     "300 documents, law known": documents(300, refit=False),

@@ -48,7 +48,7 @@ words.
 
 ## Drops
 Accuracy of the baseline on 200 held-out four-choice questions a category (chance .25), then the drop in pp
-with each dictionary spliced in at all words (`<s>` keeps its activation), ± half of its 95% interval, paired
+with each dictionary spliced in at all words (`<s>` keeps its activation) and its 95% interval (Tango's), paired
 by question. In `order` one wrong answer is another person in the line and two are persons not in it: who only
 knows the line's members is right half of the time.
 
@@ -195,7 +195,7 @@ def _drops(facts: dict) -> str:
     rows = []
     for name in facts["categories"]:
         cells = [column["categories"][name] for column in columns.values()]
-        drops = [f"{cell['drop']:.1f} ± {1.96 * cell['standard_error']:.1f}" for cell in cells]
+        drops = [f"{cell['drop']:z.1f} [{cell['low']:z.1f}, {cell['high']:z.1f}]" for cell in cells]
         rows.append([name, f"{baseline['categories'][name]['accuracy']:.3f}", *drops])
     everyone = [baseline, *columns.values()]
     rows.append(["accuracy, all", *(f"{column['accuracy']:.3f}" for column in everyone)])
@@ -220,7 +220,7 @@ def findings(measured: dict) -> list[str]:
 def _spread(name: str, variant: dict) -> str:
     ranked = sorted(variant["categories"].items(), key=lambda item: item[1]["drop"])
     (least, low), (most, high) = ranked[0], ranked[-1]
-    apart = high["drop"] - low["drop"] > 1.96 * (high["standard_error"] + low["standard_error"])
+    apart = high["low"] > low["high"]
     test = variant["heterogeneity"]
     return (
         f"{name}: largest drop {most} {high['drop']:.1f} pp, smallest {least} {low['drop']:.1f} pp, their "

@@ -12,6 +12,8 @@ from sae_lens import SAE
 from scipy.stats import chi2
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from sae_lm_eval.comparison.paired_statistics import tango_interval
+
 EQUAL_LOSS_TO = ("blocks.2.hook_resid_post.k4", "blocks.2.hook_resid_post.k8")
 
 
@@ -43,7 +45,8 @@ def score(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> dict:
 
 
 def drops(baseline: dict, variant: dict) -> dict[str, dict[str, float]]:
-    """By category: accuracy, drop in pp, and the paired standard error of the drop in pp.
+    """By category: accuracy, drop in pp with Tango's interval, lost and gained questions, and the paired standard error
+    of the drop in pp.
 
     With b questions lost and c won of n, SE = sqrt((b + c + 1)/(n + 2) - d^2)/sqrt(n), d = (b - c)/n; the
     added counts keep it above zero where nothing changed.
@@ -56,10 +59,16 @@ def drops(baseline: dict, variant: dict) -> dict[str, dict[str, float]]:
         won = sum(y and not x for x, y in zip(before, after, strict=True))
         d = (lost - won) / n
         spread = max((lost + won + 1) / (n + 2) - d * d, 1 / n)
+        low, high = tango_interval(lost, won, n)
         table[name] = {
             "accuracy": sum(after) / n,
             "drop": 100 * d,
             "standard_error": 100 * math.sqrt(spread / n),
+            "questions": n,
+            "lost": lost,
+            "gained": won,
+            "low": 100 * low,
+            "high": 100 * high,
         }
     return table
 

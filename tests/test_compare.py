@@ -308,11 +308,66 @@ def test_word_perplexity_is_lm_evals_and_falls_with_lower_being_better(tmp_path)
         lower = {"word_perplexity": False}
         paths.append(write_run(tmp_path / name, samples, {"one": score}, higher_is_better=lower, model=name))
     row = rows(*paths).loc[("task", "one")]
-    assert (row["kind"], row["interval"]) == ("continuous", "paired bootstrap-t")
-    assert row["drop"] == pytest.approx(row["score"] - row["baseline"])
+    assert (row["kind"], row["interval"], row["unit"]) == ("continuous", "paired bootstrap-t", "nats")
+    assert row["drop"] == pytest.approx(np.log(row["score"] / row["baseline"]))
+    assert row["ratio"] == pytest.approx(row["score"] / row["baseline"])
+    assert row["ratio_low"] == pytest.approx(np.exp(row["low"]))
     assert 0 < row["low"] < row["drop"] < row["high"]
     assert row["p"] == pytest.approx(1 / 501)
     assert rows(*reversed(paths)).loc[("task", "one"), "drop"] == pytest.approx(-row["drop"])
+
+
+def perplexities(folder: Path, nats: dict[str, np.ndarray], name: str) -> Path:
+    """A run whose tasks have the mean log-likelihoods of their documents, and perplexities of them."""
+    samples = {
+        task: [
+            {**line, "perplexity": -value}
+            for line, value in zip(generated([0] * len(of), "perplexity"), of.tolist(), strict=True)
+        ]
+        for task, of in nats.items()
+    }
+    scores = {task: {"perplexity,none": float(np.exp(of.mean()))} for task, of in nats.items()}
+    return write_run(folder / name, samples, scores, higher_is_better={"perplexity": False}, model=name)
+
+
+def test_a_perplexity_that_explodes_has_an_interval_of_ratios_above_zero(tmp_path):
+    rng = np.random.default_rng(0)
+    nats = {"a": rng.normal(3, 1, 30), "b": rng.normal(16.6, 4, 30)}
+    row = rows(*(perplexities(tmp_path, {"one": of}, name) for name, of in nats.items())).loc[("task", "one")]
+    assert 1 < row["ratio_low"] < row["ratio"] < row["ratio_high"]
+    assert row["drop"] == pytest.approx(nats["b"].mean() - nats["a"].mean())
+    assert row["low"] > 8
+
+
+def test_few_documents_leave_the_interval_out_and_say_so(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [perplexities(tmp_path, {"one": rng.normal(3, 1, 3), "two": rng.normal(3, 1, 12)}, name) for name in "ab"]
+    found = rows(*paths)
+    assert found.loc[("task", "one"), ["low", "high", "ratio_low"]].isna().all()
+    assert found.loc[("task", "one"), "caution"] == "n/a: a task has 3 documents, and the interval needs 5"
+    assert found.loc[("task", "two"), "caution"].startswith("a task has 12 documents, fewer than 20")
+    said = command(*paths)
+    assert "nan" not in said.stdout
+    assert "the interval needs 5: one." in " ".join(said.stdout.split())
+
+
+def test_hundreds_of_tests_can_still_pass_holms_adjustment(tmp_path):
+    """With 500 draws no p is below 1/501, and of 30 tests none could pass; the two that stand there get more."""
+    rng = np.random.default_rng(0)
+    before = {f"t{i}": rng.normal(3, 1, 24) for i in range(30)}
+    after = {task: of + rng.normal(2.0 if i < 2 else 0, 0.5, 24) for i, (task, of) in enumerate(before.items())}
+    paths = [perplexities(tmp_path, of, name) for name, of in (("a", before), ("b", after))]
+    comparison = compare(*(lambda one, *more: (one, more))(*map(read_results, paths)), draws=500)
+    drops = comparison.drops.set_index("name")
+    assert drops.loc[["t0", "t1"], "p_adjusted"].max() < 0.01
+    assert drops.loc["t2":, "p_adjusted"].min() > 0.05
+    assert any("6,000 permutations in place of 500" in note for note in comparison.notes)
+
+
+def test_the_share_above_chance_has_an_interval(folders):
+    found = rows(*folders)
+    share = found.loc[("task", "one")]
+    assert share["above_chance_low"] < share["above_chance_lost"] < share["above_chance_high"]
 
 
 def test_a_metric_that_documents_do_not_average_to_is_left_out(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -246,7 +247,7 @@ def losses(file):
 def test_results_take_the_curve_beside_them(file, losses, tmp_path):
     out = fidelity_run(tmp_path, losses["main"], losses["step4088"])
     (alone,) = convert(out, original={}, law="besiroglu2024")
-    assert alone.result.preferred.definition == "law-relative"
+    assert alone.result.preferred.curve == "world checkpoints"
     (out / "family.csv").write_text(file.read_text())
     (beside,) = convert(out, original={}, law="besiroglu2024")
     quoted = beside.result.preferred
@@ -275,15 +276,68 @@ def test_a_curve_of_something_else_is_not_taken(file, losses, tmp_path):
     assert "it is not used" in curves_for(Measured(**{**vars(run), "baseline": 2 * losses["main"]}), [file]).notes[0]
 
 
-def test_categories_are_converted_by_the_law(file, losses, tmp_path):
-    of = {"villages": {"documents": 3, "tokens": 9, "ce_baseline": 1.0, "ce_spliced": 1.3, "ce_delta_stderr": 0.1}}
-    out = fidelity_run(tmp_path, losses["main"], losses["step4088"], fidelity={TASK: {"by_category": of}})
+VILLAGES = {"documents": 3, "tokens": 9, "ce_baseline": 1.0, "ce_spliced": 1.3, "ce_delta_stderr": 0.1}
+
+
+def test_a_category_is_not_converted_by_another_curve_than_its_text(file, losses, tmp_path):
+    record = {TASK: {"by_category": {"villages": VILLAGES}}}
+    out = fidelity_run(tmp_path, losses["main"], losses["step4088"], fidelity=record)
     (out / "family.csv").write_text(file.read_text())
     whole, category = convert(out, original={}, law="besiroglu2024")
     assert (whole.category, category.category) == (None, "villages")
-    assert category.result.preferred.definition == "law-relative"
-    alone = effective_compute(ce_baseline=1.0, ce_spliced=1.3, params=974_976, tokens=6_500_208)
+    quoted = category.result.preferred
+    assert (quoted.definition, quoted.curve) == ("checkpoints isotonic", whole.result.preferred.curve)
+    assert (quoted.fraction, quoted.bound) == (None, None)
+    assert "has no losses of this category" in quoted.reason
+
+
+def test_a_category_is_converted_by_the_law_where_its_text_is(tmp_path):
+    record = {TASK: {"by_category": {"villages": VILLAGES}}}
+    out = fidelity_run(tmp_path, 3.0, 3.2, fidelity=record)
+    whole, category = convert(out, original={"params": 1e9, "tokens": 2e10}, law="besiroglu2024")
+    assert whole.result.preferred.definition == category.result.preferred.definition == "law-relative"
+    alone = effective_compute(ce_baseline=1.0, ce_spliced=1.3, params=1e9, tokens=2e10)
     assert category.result.preferred.fraction == pytest.approx(alone.preferred.fraction)
+
+
+def test_a_category_is_converted_by_its_own_losses_where_the_curve_has_them(text, losses, tmp_path):
+    """The documents of two categories, measured apart: the whole is their sum, and each has its own curve."""
+    kinds = tuple("ab"[at % 2] for at in range(DOCUMENTS))
+    path = tmp_path / "family.csv"
+    rows = measure(CHECKPOINTS, dataclasses.replace(text, categories=kinds), path, context=CONTEXT)
+    parts = [json.loads(row["categories"]) for row in rows]
+    for row, of in zip(rows, parts, strict=True):
+        assert sum(part["nats"] for part in of.values()) == pytest.approx(row["text_nats"])
+        assert row["loss"] == pytest.approx(losses[row["revision"]], rel=1e-5)
+    loss = {row["revision"]: of["a"]["nats"] / of["a"]["tokens"] for row, of in zip(rows, parts, strict=True)}
+    a = {"documents": 6, "tokens": 90, "ce_baseline": loss["main"], "ce_spliced": loss["step2616"] - 1e-9}
+    out = fidelity_run(tmp_path, losses["main"], losses["step4088"], fidelity={TASK: {"by_category": {"a": a}}})
+    whole, category = convert(out, original={}, law="besiroglu2024")
+    assert whole.result.preferred.fraction == pytest.approx(4_514_811 / 6_500_208)
+    assert category.result.preferred.definition == "checkpoints isotonic"
+    assert category.result.preferred.fraction == pytest.approx(2_889_144 / 6_500_208, rel=1e-3)
+
+
+def test_the_command_and_the_report_say_the_same_of_one_folder(file, losses, tmp_path):
+    from sae_lm_eval.report.fidelity_tables import fidelity_of
+    from sae_lm_eval.results.results import read_results
+
+    end = world.facts()["family"][-1]["loss"]
+    recorded = {TASK: {"fraction": 0.9, "law": "besiroglu2024", "definition": "law-relative", "flags": []}}
+    for name, ends in (("beside", (losses["main"], losses["step4088"])), ("world", (end, end + 0.0842))):
+        out = fidelity_run(tmp_path / name, *ends, effective_compute=recorded)
+        if name == "beside":
+            (out / "family.csv").write_text(file.read_text())
+        (by_command,) = convert(out, original={}, law="besiroglu2024")
+        (of,) = fidelity_of([read_results(out / "k4")]).values()
+        reported, quoted = of["effective_compute"], by_command.result.preferred
+        assert quoted.definition == "checkpoints isotonic"
+        assert reported.law == quoted.curve
+        assert (reported.value, reported.low, reported.high) == (
+            quoted.fraction, quoted.interval.low, quoted.interval.high
+        )  # fmt: skip
+        (alone,) = convert(out / "k4", original={}, law="besiroglu2024")
+        assert alone.result.preferred == quoted
 
 
 def test_like_takes_text_and_context_of_a_run(losses, file, tmp_path):
@@ -312,7 +366,7 @@ def test_the_report_takes_the_curve_beside_the_results(file, losses, tmp_path):
         (of,) = fidelity_of([read_results(out / "k4")]).values()
         return of["effective_compute"]
 
-    assert compute().law == "besiroglu2024"
+    assert compute().law == "world checkpoints"
     (out / "family.csv").write_text(file.read_text())
     made = compute()
     assert made.law == "family"

@@ -105,6 +105,16 @@ def test_mean_ablation_puts_the_mean_of_the_other_documents_there(tmp_path):
     assert (np.abs(column(found, "nll_mean") - rolling(lm)) / column(found, "tokens")).max() < 1e-5
 
 
+@pytest.mark.parametrize("mode", ["zero", "mean"])
+def test_zeros_and_means_have_no_dictionary_to_measure(mode, tmp_path):
+    (tmp_path / "mean.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in HELD_OUT))
+    lm = adapter(splice=mode, **({"mean_text": str(tmp_path / "mean.jsonl")} if mode == "mean" else {}))
+    assert "dictionaries" not in ask(lm)[0]
+    (record,) = lm.fidelity.by_task.values()
+    assert record["undefined"]["l0"] == f"the mode is {mode}, so no dictionary is in the model"
+    assert "l0" in table(ask(adapter()))
+
+
 def test_splice_none_moves_nothing_to_the_bit():
     found = ask(adapter(splice="none"))
     assert np.array_equal(column(found, "nll_spliced"), column(found, "nll_baseline"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -69,6 +70,10 @@ def test_the_world_has_a_curve_of_its_own():
     found = compute_of(records((end, end + 0.2), (end, end + 0.21)), original_of("world"))
     assert found["law"] == "world checkpoints"
     assert 0 < found["fraction"] < 1
+    named = [*records((end, end + 0.2), category="a"), *records((end, end + 0.21), category="b")]
+    category = compute_of(named, original_of("world"))["by_category"]["a"]
+    assert (category["law"], category["fraction"]) == ("world checkpoints", None)
+    assert "has no losses of this category" in category["reason"]
     elsewhere = compute_of(records((3.0, 3.2), (3.1, 3.2)), original_of("world"))
     assert elsewhere["law"] == "besiroglu2024"
     assert any("the checkpoints isotonic curve of world checkpoints is not used" in f for f in elsewhere["flags"])
@@ -87,10 +92,21 @@ class TestInResults:
         return found["results"]["sae_fidelity_text"], said["sae_fidelity_text"]
 
     def test_parameters_and_tokens_are_arguments(self, tmp_path):
-        results, said = self.evaluate(adapter(**KNOWN), tmp_path)
+        lm = adapter(**KNOWN)
+        lm.original = dataclasses.replace(lm.original, vocabulary=10**6)  # an untrained model is above ln(vocabulary)
+        results, said = self.evaluate(lm, tmp_path)
         assert results["effective_compute,none"] == said["fraction"] > 0
         assert results["effective_compute_stderr,none"] == "N/A"
         assert (said["params"], said["tokens"], said["tokens_source"]) == (70e6, 300e9, "given by the user")
+
+    def test_a_loss_above_that_of_knowing_nothing_is_not_converted(self, tmp_path):
+        lm = adapter(**KNOWN)
+        assert lm.original.vocabulary == lm.model.config.vocab_size
+        results, said = self.evaluate(lm, tmp_path)
+        assert results["ce_spliced,none"] > math.log(lm.original.vocabulary)
+        assert results["effective_compute,none"] == "N/A"
+        assert said["reason"].startswith("the spliced CE")
+        assert said["vocabulary"] == lm.original.vocabulary
 
     def test_without_tokens_it_is_undefined(self, tmp_path):
         results, said = self.evaluate(adapter(), tmp_path)
@@ -105,7 +121,7 @@ class TestInResults:
         lm = adapter(tokens=1e9)
         assert lm.original.params == sum(p.numel() for p in lm.model.parameters())
         ask(lm, [HELD_OUT[0]], source=Source("test"))
-        assert math.isfinite(lm.fidelity.effective_compute["fidelity"]["fraction"])
+        assert lm.fidelity.effective_compute["fidelity"]["params"] == lm.original.params
 
     @pytest.mark.parametrize(("wrong", "says"), [({"tokens": 0}, "must be positive"), ({"params": "big"}, "a number")])
     def test_mistakes_are_told(self, wrong, says):

@@ -7,6 +7,7 @@ import pytest
 
 from sae_lm_eval.fidelity import metrics
 from sae_lm_eval.fidelity.metrics import METRICS, Metric, array, metrics_of, ratio, row, table
+from sae_lm_eval.results.fidelity_names import DICTIONARY_METRICS
 
 
 def record(*, tokens: int, baseline: float, spliced: float, zero: float, mean: float | None = 9.0) -> dict:
@@ -102,3 +103,7 @@ class TestStandardErrors:
         left = np.array([0.5, 0.4, 0.7])
         expected = np.sqrt(2 / 3 * ((left - left.mean()) ** 2).sum())
         assert metrics.DICTIONARY_METRICS["fraction_fired"].stderr(rows) == pytest.approx(expected)
+
+
+def test_the_names_that_readers_of_results_know_are_those_of_the_metrics():
+    assert tuple(metrics.DICTIONARY_METRICS) == DICTIONARY_METRICS

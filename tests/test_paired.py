@@ -21,6 +21,7 @@ from sae_lm_eval.comparison.paired_statistics import (
     paired_drop,
     tango_interval,
 )
+from sae_lm_eval.comparison.share_lost import share_lost_interval
 
 COUNTS = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(1, 200))
 
@@ -223,3 +224,124 @@ def test_false_positives_over_57_categories():
     pairs, index = np.unique(np.stack([lost.ravel(), gained.ravel()], 1), axis=0, return_inverse=True)
     p = np.array([mcnemar(int(a), int(b)) for a, b in pairs])[index].reshape(lost.shape)
     assert np.mean(57 * p.min(1) < 0.05) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 1000)
+
+
+# -- few documents, logarithms, and shares ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_fewer_than_five_documents_have_no_bootstrap_interval(n):
+    change = continuous_change([Stratum(1.0, RNG.normal(size=n), RNG.normal(size=n))], level=0.95, draws=200, seed=0)
+    assert np.isnan([change.low, change.high]).all()
+    assert change.caution == f"n/a: a task has {n} documents, and the interval needs 5"
+    assert change.p >= 2 ** (1 - n) * 0.8
+
+
+@pytest.mark.parametrize("n", [5, 10])
+def test_few_documents_are_flagged_and_the_interval_still_holds_the_truth(n):
+    rng, held = np.random.default_rng(0), 0
+    for seed in range(400):
+        before = rng.normal(size=n)
+        after = before - 0.3 + rng.normal(size=n)
+        change = continuous_change([Stratum(1.0, before, after)], level=0.95, draws=400, seed=seed)
+        assert change.caution.startswith(f"a task has {n} documents, fewer than 20")
+        held += change.low <= 0.3 <= change.high
+    assert held / 400 >= 0.92
+
+
+def test_documents_that_all_changed_alike_tell_no_spread():
+    before = RNG.normal(size=30)
+    change = continuous_change([Stratum(1.0, before, before - 1)], level=0.95, draws=200, seed=0)
+    assert np.isnan([change.low, change.high]).all()
+    assert "every document changed alike" in change.caution
+    assert np.isnan(mean_change([Stratum(1.0, before, before - 1)], level=0.95)[1:]).all()
+
+
+def test_too_few_changed_documents_bound_nothing():
+    """Of 50 documents one changed: a third of the resamples are without it, and with them goes any bound."""
+    before = np.full(50, 1.0)
+    after = np.r_[0.5, before[1:]]
+    change = continuous_change([Stratum(1.0, before, after)], level=0.95, draws=500, seed=0)
+    assert change.caution == "n/a: too few documents changed"
+    after = np.r_[np.linspace(0.2, 0.8, 12), before[12:]]
+    change = continuous_change([Stratum(1.0, before, after)], level=0.95, draws=500, seed=0)
+    assert 0 < change.low < change.drop < change.high
+
+
+def test_a_perplexity_is_compared_by_its_logarithm():
+    """Nats by document and their mean: the interval is that of the mean itself, and never below a ratio of 0."""
+    before, after = -RNG.normal(3, 0.3, 40), -RNG.normal(16, 4, 40)
+    log = continuous_change(
+        [Stratum(1.0, before, after, scale=lambda mean: -mean, form="log")], level=0.95, draws=2000, seed=0
+    )
+    plain = continuous_change([Stratum(1.0, -before, -after)], level=0.95, draws=2000, seed=0)
+    assert [log.drop, log.low, log.high] == pytest.approx([plain.drop, plain.low, plain.high])
+    assert log.variant == pytest.approx(np.exp(-after.mean()))
+    assert log.p == plain.p
+    rise = stats.ttest_rel(-after, -before).confidence_interval()
+    assert sorted((-log.low, -log.high)) == pytest.approx([rise.low, rise.high], rel=0.1)
+
+
+def test_a_group_of_perplexities_is_the_logarithm_of_their_weighted_mean():
+    """Against scipy's bootstrap of log(sum of weight x perplexity), task by task."""
+    rng = np.random.default_rng(8)
+    nats = [(rng.normal(3, 0.4, 60), rng.normal(3.3, 0.4, 60)), (rng.normal(5, 0.8, 30), rng.normal(5.1, 0.8, 30))]
+    strata = [Stratum(0.5, -b, -v, scale=lambda mean: -mean, form="log") for b, v in nats]
+    change = continuous_change(strata, level=0.95, draws=4000, seed=0)
+
+    def rise(index):
+        before, after = (
+            np.log(np.mean([np.exp(pair[side][i].mean()) for pair, i in zip(nats, index, strict=True)]))
+            for side in (0, 1)
+        )
+        return after - before
+
+    assert -change.drop == pytest.approx(rise([slice(None)] * 2))
+    drawn = [rise([rng.integers(0, n, n) for n in (60, 30)]) for _ in range(3000)]
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    assert change.high - change.low == pytest.approx(high - low, rel=0.15)
+
+
+def test_strata_of_two_or_three_documents_are_flagged():
+    sizes = (2, 60)
+    strata = [Stratum(0.5, right(n, 0.8), right(n, 0.6)) for n in sizes]
+    change = accuracy_change(strata, level=0.95, draws=100, seed=0)
+    assert change.caution.startswith("a task has 2 of its documents, fewer than 4")
+    strata[0] = Stratum(0.5, right(4, 0.8), right(4, 0.6))
+    assert accuracy_change(strata, level=0.95, draws=100, seed=0).caution == ""
+
+
+def fiellers(theta: np.ndarray, before: np.ndarray, after: np.ndarray, chance: float) -> np.ndarray:
+    """The statistic of each share, straight from its definition; one lost and one gained document are added."""
+    drop = np.r_[before - after, 1, -1]
+    above = np.r_[before, 1, 0] - chance
+    rest = drop - theta[:, None] * above
+    return rest.mean(1) / (rest.std(1) / np.sqrt(len(drop)))
+
+
+def test_the_share_lost_is_the_set_of_shares_that_are_not_refuted():
+    before, after = right(80, 0.9), right(80, 0.7)
+    (low, high) = share_lost_interval([Stratum(1.0, before, after)], [np.full(80, 0.25)], level=0.95)
+    z = stats.norm.ppf(0.975)
+    assert np.abs(fiellers(np.array([low, high]), before, after, 0.25)) == pytest.approx([z, z])
+    inside = fiellers(np.linspace(low, high, 7)[1:-1], before, after, 0.25)
+    assert (np.abs(inside) < z).all()
+
+
+@pytest.mark.parametrize(("n", "lost", "gained"), [(30, 0.1, 0.02), (100, 0.02, 0.02), (400, 0.3, 0.03)])
+def test_the_interval_of_the_share_lost_holds_the_truth(n, lost, gained):
+    rng, chance, base = np.random.default_rng(1), 0.25, 0.7
+    truth = (lost - gained) / (base - chance)
+    held = []
+    for both, less, more, none in rng.multinomial(n, [base - lost, lost, gained, 1 - base - gained], size=1500):
+        before = np.repeat([1.0, 1, 0, 0], [both, less, more, none])
+        after = np.repeat([1.0, 0, 1, 0], [both, less, more, none])
+        low, high = share_lost_interval([Stratum(1.0, before, after)], [np.full(n, chance)], level=0.95)
+        if not np.isnan(low):
+            held.append(low <= truth <= high)
+    assert np.mean(held) > 0.94
+
+
+def test_no_share_is_told_of_a_baseline_that_may_be_at_chance():
+    bounds = share_lost_interval([Stratum(1.0, right(12, 0.4), right(12, 0.3))], [np.full(12, 0.4)], level=0.95)
+    assert np.isnan(bounds).all()

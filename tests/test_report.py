@@ -24,7 +24,8 @@ from sae_lm_eval.cli.main import app
 from sae_lm_eval.comparison.paired_statistics import tango_interval
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report import assemble as build
-from sae_lm_eval.report import render, writer
+from sae_lm_eval.report import drop_tables as drops
+from sae_lm_eval.report import figures, render, writer
 from sae_lm_eval.report import sweep_tables as sweep
 from sae_lm_eval.report import worst_documents as worst
 from sae_lm_eval.report.fidelity_tables import Measured, fidelity_of, fidelity_tables
@@ -698,3 +699,54 @@ def test_tables_name_a_text_without_the_groups_name(out: Path) -> None:
     of = next(iter(fidelity_of([read_results(out / "k4")]).values()))
     tables = fidelity_tables({("k4", "sae_fidelity_world"): of})
     assert {table.rows[0][1].text for table in tables} == {"world"}
+
+
+# -- what no dictionary made, and what several did --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["zero", "mean"])
+def test_no_dictionary_is_in_the_model_where_zeros_or_means_are(tmp_path: Path, mode: str) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice="none")
+    write_run(tmp_path / "k4", WORSE, fidelity=FIDELITY)
+    write_run(tmp_path / mode, WORSE, splice=mode, fidelity=FIDELITY | {"explained_variance": 0.9})
+    report = made(tmp_path)
+    frame = report.fidelity.set_index(["variant", "metric"])
+    for metric in ("l0", "explained_variance"):
+        assert pd.isna(frame.loc[(mode, metric), "value"])
+        assert frame.loc[(mode, metric), "reason"] == f"the mode is {mode}, so no dictionary is in the model"
+    assert frame.loc[("k4", "l0"), "value"] == 32.0
+    assert frame.loc[(mode, "ce_spliced"), "value"] == FIDELITY["ce_spliced"]
+
+
+def test_several_dictionaries_show_theirs_by_site(tmp_path: Path) -> None:
+    sites = {f"blocks.{block}.hook_resid_post": 10.0 * block for block in (1, 2, 3)}
+    several = {name: value for name, value in FIDELITY.items() if not name.startswith("l0")}
+    several |= {f"l0/{site}": value for site, value in sites.items()}
+    write_run(tmp_path / "baseline", QUESTIONS, splice="none")
+    write_run(tmp_path / "k4", WORSE, fidelity=FIDELITY)
+    write_run(tmp_path / "k8", WORSE, fidelity=FIDELITY | {"l0": 8.0})
+    write_run(tmp_path / "three", WORSE, fidelity=several, splices=[{**SPLICE, "hook_out": site} for site in sites])
+    report = made(tmp_path)
+    activations = next(table for table in report.tables if table.name == "fidelity-activations")
+    assert [column.heading for column in activations.columns][:4] == ["variant", "text", "site", "L0"]
+    texts = [[cell.text for cell in row] for row in activations.rows if row[0].text == "three"]
+    assert [row[2:4] for row in texts] == [[site, f"{value:.2f}"] for site, value in sites.items()]
+    frame = report.fidelity.set_index(["variant", "metric"])
+    assert [frame.loc[("three", f"l0/{site}"), "value"] for site in sites] == list(sites.values())
+    assert frame.loc[("three", "l0"), "reason"] == "there are several dictionaries: each has its own, by its site"
+    sweep = next(table for table in report.tables if table.name == "sweep")
+    at = [column.heading for column in sweep.columns].index("L0")
+    assert {row[0].text: row[at].text for row in sweep.rows}["three"] == "10.0+20.0+30.0"
+
+
+def test_points_stand_at_their_baseline(out: Path) -> None:
+    """As drawn, in pixels: no variant is moved aside along the axis of the baseline's accuracy."""
+    rows = [row for row in drops.rows_of(made(out).drops) if row.section == "task"]
+    (axis,) = figures.drop_against_baseline(rows).axes
+    containers = axis.containers
+    assert len(containers) == 2
+    for container, variant in zip(containers, drops.variants_of(rows), strict=True):
+        line, own = container[0], [row for row in rows if row.variant == variant]
+        drawn = line.get_transform().transform(line.get_xydata())
+        asked = axis.transData.transform([(100 * row.baseline, row.drop) for row in own])
+        np.testing.assert_allclose(drawn, asked, atol=1e-6)

@@ -262,3 +262,60 @@ def test_interval_of_checkpoints_holds_the_truth():
         drawn = Draws.of(rise, n=150, level=0.95, rng=rng)
         hits.append(covered(checkpoint_estimate(run, drawn).interval, 0.2))
     assert np.mean(hits) >= 0.85
+
+
+def bent(tokens):
+    """The course of a training whose loss falls steeply at its start, nats/token."""
+    return 1.9 + 40 * tokens**-0.18 + 8 * np.exp(-tokens / 1e9)
+
+
+UNEQUAL = 3e11 * (np.arange(1, 13) / 12) ** 3  # as far apart as the embedded world's checkpoints
+
+
+def test_the_steep_start_of_a_training_is_no_scatter():
+    """Without noise the pseudo-residual of the first checkpoints is curvature; half of them tell the scatter."""
+    noisy = family(bent(UNEQUAL) * np.exp(0.01 * np.random.default_rng(1).standard_normal(12)), UNEQUAL, "checkpoints")
+    exact = family(bent(UNEQUAL), UNEQUAL, "checkpoints")
+    assert exact.scatter[0] < 0.1 * noisy.scatter[0]
+    assert noisy.scatter[0] == pytest.approx(0.01, rel=0.6)
+
+
+def test_the_scatter_of_checkpoints_is_that_of_normal_noise():
+    x = np.geomspace(1e9, 1e12, 4000)
+    loss = np.exp(2 - 0.1 * np.log(x) + 0.02 * np.random.default_rng(0).standard_normal(4000))
+    assert family(loss, x, "checkpoints").scatter[0] == pytest.approx(0.02, rel=0.05)
+
+
+def test_interval_of_unequally_spaced_checkpoints_holds_the_truth_and_is_not_the_whole_range():
+    rng = np.random.default_rng(3)
+    share = 0.4
+    rise = DeltaCE(value=float(bent(share * UNEQUAL[-1]) - bent(UNEQUAL[-1])))
+    hits, highs = [], []
+    for _ in range(60):
+        run = family(bent(UNEQUAL) * np.exp(0.003 * rng.standard_normal(12)), UNEQUAL, "checkpoints")
+        interval = checkpoint_estimate(run, Draws.of(rise, n=150, level=0.95, rng=rng)).interval
+        hits.append(covered(interval, share))
+        highs.append(interval.high)
+    assert np.mean(hits) >= 0.88
+    assert np.median(highs) < 0.8
+
+
+def test_the_original_stays_the_denominator_where_its_loss_is_pooled():
+    """The last two of five checkpoints in the wrong order: the original is the last, and not between the two."""
+    loss, tokens = np.array([4.0, 3.5, 3.2, 2.99, 3.0]), np.array([1e9, 2e9, 4e9, 8e9, 16e9])
+    curve = monotone_curve(tokens, loss, end="own")
+    assert curve.log_compute[-1] == pytest.approx(math.log(16e9))
+    estimate = checkpoint_estimate(
+        family(loss, tokens, "checkpoints"),
+        Draws.of(DeltaCE(value=3.2 - 2.995), n=100, level=0.95, rng=np.random.default_rng(0)),
+    )
+    assert estimate.fraction == pytest.approx(4 / 16)
+
+
+def test_the_worlds_own_checkpoints_bound_its_sparsest_dictionary():
+    from sae_lm_eval.scaling.of_documents import world_checkpoints
+
+    estimate = effective_compute(ce_baseline=1.1355, ce_spliced=1.1355 + 0.0842, checkpoints=world_checkpoints())
+    low, high = (getattr(estimate.preferred.interval, side) for side in ("low", "high"))
+    assert 0.38 < low < 0.42
+    assert 0.53 < high < 0.62

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.optimize import brentq
 
 from sae_lm_eval.errors import UserError
@@ -14,6 +15,7 @@ from sae_lm_eval.scaling import (
     DeltaCE,
     Original,
     ParametricLaw,
+    delta_from_losses,
     effective_compute,
     find_preset,
     get_law,
@@ -28,7 +30,8 @@ BESIROGLU = get_law("besiroglu2024")
 def relative(rise, params, tokens, law=BESIROGLU):
     """The three law-relative fractions at a rise of the loss."""
     drawn = Draws.of(DeltaCE(value=rise), n=100, level=0.95, rng=np.random.default_rng(0))
-    fixed = dataclasses.replace(law, covariance=None)
+    endless = {"flops_range": (1e-290, 1e290), "params_range": (1e-290, 1e290)}
+    fixed = dataclasses.replace(law, covariance=None, **endless)
     found = law_relative(fixed, Original(params=params, tokens=tokens), drawn)
     return [estimate.fraction for estimate in found]
 
@@ -181,7 +184,9 @@ def test_spread_between_laws_is_apart_from_the_interval_within_one():
     result = effective_compute(ce_baseline=1.9698, ce_spliced=2.1324, model="pythia-2.8b", law="all")
     spread = result.law_spread
     values = {e.curve: e.fraction for e in result.estimates if e.quantity == "effective compute"}
-    assert set(spread.laws) == set(values) - {"hoffmann2022_rounded", "kaplan2020"}
+    outside = {"porian2024_openwebtext2", "porian2024_refinedweb"}  # of models a hundredth as large
+    assert {law for law, value in values.items() if value is None} == outside
+    assert set(spread.laws) == set(values) - outside - {"hoffmann2022_rounded", "kaplan2020"}
     assert spread.low == min(values[law] for law in spread.laws)
     assert spread.high == max(values[law] for law in spread.laws)
     within = result.estimates[0].interval
@@ -244,3 +249,117 @@ def test_frame_keeps_none_and_the_provenance():
 def test_mistakes_are_named(arguments, message):
     with pytest.raises(UserError, match=message):
         effective_compute(**arguments)
+
+
+# -- outside the law --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rise", [1.2, 3.0, 8.0])
+@pytest.mark.parametrize("law", ["besiroglu2024", "olmo_ladder_pile", "cerebras2023", "porian2024_openwebtext2"])
+def test_beyond_two_decades_there_is_a_bound_and_no_point(law, rise):
+    """Each estimate is within a factor of 100 of the law's range, or none."""
+    result = effective_compute(ce_baseline=2.0, ce_spliced=2.0 + rise, model="pythia-2.8b", law=law)
+    low, high = get_law(law).flops_range
+    for estimate in result.estimates:
+        if estimate.fraction is None:
+            assert estimate.reason
+            continue
+        if estimate.unit == "FLOPs":
+            assert low / 100 <= estimate.equivalent <= 100 * high
+    if rise == 8.0:
+        quoted = result.preferred
+        assert quoted.fraction is None
+        assert quoted.interval is None
+        assert quoted.reason.startswith("outside the law: the ")
+        assert quoted.bound.startswith("< ")
+        exact = effective_compute(
+            ce_baseline=2.0,
+            ce_spliced=10.0,
+            model="pythia-2.8b",
+            law=dataclasses.replace(get_law(law), flops_range=(low * 1e-30, high)),
+        ).estimates[0]
+        assert exact.fraction is None or exact.fraction < float(quoted.bound[2:])
+
+
+def test_a_tiny_original_is_outside_the_law_and_all_that_is_known_is_the_sign():
+    for spliced, bound in ((1.2, "< 1"), (1.1, "> 1")):
+        estimates = effective_compute(ce_baseline=1.15, ce_spliced=spliced, params=1e6, tokens=6.5e6).estimates
+        assert [estimate.fraction for estimate in estimates] == [None] * 3
+        assert estimates[0].bound == bound
+        assert estimates[0].reason.startswith("outside the law: the original would be ")
+
+
+def test_without_a_known_range_nothing_is_told_two_decades_from_the_original():
+    near, far = (
+        effective_compute(ce_baseline=2.0, ce_spliced=2.0 + rise, model="pythia-2.8b", law="hoffmann2022").estimates[0]
+        for rise in (0.1, 2.0)
+    )
+    assert 0 < near.fraction < 1
+    assert (far.fraction, far.bound) == (None, "< 0.01")
+    assert "below the original's own" in far.reason
+
+
+def test_a_loss_above_that_of_knowing_nothing_is_not_converted():
+    worst = math.log(50304)
+    for spliced, defined in ((worst + 0.01, False), (worst - 0.01, True)):
+        law = dataclasses.replace(BESIROGLU, flops_range=(1e5, 1.3e22), params_range=(1.0, 16e9))
+        found = effective_compute(ce_baseline=2.5, ce_spliced=spliced, model="pythia-70m", law=law)
+        assert (found.preferred.fraction is not None) == defined
+    told = effective_compute(ce_baseline=2.5, ce_spliced=11, model="pythia-70m").preferred
+    assert told.reason == (
+        "the spliced CE 11 is above ln(50304) = 10.83, the loss of a model that knows nothing: no amount of training "
+        "buys so great a loss"
+    )
+    small = effective_compute(ce_baseline=2.5, ce_spliced=5.0, params=7e7, tokens=3e11, vocabulary=100).preferred
+    assert small.fraction is None
+
+
+def test_flops_give_the_parameters_or_the_tokens_that_are_not_known():
+    whole = effective_compute(ce_baseline=3, ce_spliced=3.1, params=1e9, tokens=2e10)
+    for known in ({"params": 1e9}, {"tokens": 2e10}):
+        found = effective_compute(ce_baseline=3, ce_spliced=3.1, flops=1.2e20, **known)
+        assert [e.fraction for e in found.estimates] == pytest.approx([e.fraction for e in whole.estimates])
+        assert "the FLOPs given, by C = 6ND" in (found.original.tokens_source, found.original.params_source)
+
+
+def test_flops_alone_are_those_of_a_compute_optimal_model():
+    law = BESIROGLU
+    optimal = effective_compute(
+        ce_baseline=3, ce_spliced=3.1, params=law.optimal_params(1e20), tokens=law.optimal_tokens(1e20)
+    ).estimates[0]
+    found = effective_compute(ce_baseline=3, ce_spliced=3.1, flops=1e20).estimates
+    assert found[0].fraction == pytest.approx(optimal.fraction)
+    assert found[0].interval.low == pytest.approx(optimal.interval.low, rel=0.02)
+    assert any("taken as compute-optimal: its FLOPs are all that is known" in flag for flag in found[0].flags)
+    assert [estimate.fraction for estimate in found[1:]] == [None, None]
+
+
+def test_flops_that_are_not_6nd_are_said_not_to_enter():
+    found = effective_compute(ce_baseline=3, ce_spliced=3.1, params=1e9, tokens=2e10, flops=2.4e20).estimates[0]
+    assert any("the FLOPs given are 2 times 6ND and do not enter" in flag for flag in found.flags)
+
+
+@pytest.mark.parametrize(
+    ("law", "why"),
+    [
+        ("hoffmann2022", "no covariance of this law is published"),
+        ("cerebras2023", "no covariance of this law is published"),
+        ("porian2024_refinedweb", "this law was fitted here to published points, without a covariance"),
+        (
+            ParametricLaw(name="own", E=1.7, A=400, alpha=0.34, B=410, beta=0.28),
+            "this law was given without a covariance",
+        ),
+    ],
+)
+def test_why_a_law_has_no_covariance(law, why):
+    flags = effective_compute(ce_baseline=3, ce_spliced=3.1, params=1e9, tokens=2e10, law=law).estimates[0].flags
+    assert f"{why}: its parameters are held fixed" in flags
+
+
+def test_a_standard_error_of_few_documents_spreads_as_students_t():
+    """With their number the interval is that of the documents themselves; of normal ones, Student's."""
+    rng = np.random.default_rng(0)
+    few = delta_from_losses(ce_baseline=3, ce_spliced=3.2, standard_error=0.02, documents=5)
+    half = np.quantile(few.draw(200_000, rng=rng) - 0.2, 0.975)
+    assert half == pytest.approx(0.02 * math.sqrt(5 / 4) * stats.t.ppf(0.975, 4), rel=0.03)
+    assert few.caveats == ("fewer than 30 documents: the interval covers less than it says",)

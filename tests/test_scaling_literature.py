@@ -93,7 +93,10 @@ def test_assumed_tokens_are_flagged(table):
 
 def test_what_cannot_be_converted_says_why(table):
     undefined = table[[value is None for value in table["effective_compute"]]]
-    assert set(undefined["work"]) == {"bricken2023", "he2024"}
+    outside = undefined["bound"] != ""
+    assert set(undefined["work"][~outside]) == {"bricken2023", "he2024"}
+    assert set(undefined["work"][outside]) == {"rajamanoharan2024"}
+    assert undefined["reason"][outside].str.startswith("outside the law").all()
     assert undefined["reason"].str.len().min() > 20
 
 

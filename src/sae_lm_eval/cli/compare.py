@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 WIDE = 110
 UNKNOWN = "-"
+MARK = "\N{DAGGER}"
 CAPTION = (
-    "base: the baseline's score, accuracies in percent. drop: pp for accuracies, else the metric's unit, positive "
-    "where the variant is worse. p: after Holm's adjustment. lost, gained: documents from right to wrong, from wrong "
-    "to right. share: of the baseline's accuracy above chance that is lost; - where that is unknown or not clearly "
-    "above 0. margin: mean change of the log-probability of the right answer less that of the best wrong one, in nats."
+    "base: the baseline's score, accuracies in percent. drop: pp for accuracies, nats (and as a ratio) for "
+    "perplexities, else the metric's unit, positive where the variant is worse. p: after Holm's adjustment. lost, "
+    "gained: documents from right to wrong, from wrong to right. share: of the baseline's accuracy above chance that "
+    "is lost; - where that is unknown or not clearly above 0. margin: mean change of the log-probability of the right "
+    "answer less that of the best wrong one, in nats."
 )
 
 
@@ -44,6 +46,7 @@ def compare(
     from sae_lm_eval.comparison.compare import compare as pair_up
     from sae_lm_eval.comparison.subsets import read_categories_file
     from sae_lm_eval.results.results import read_results
+    from sae_lm_eval.schema import VERSION
 
     chosen = None if categories is None else read_categories_file(categories)
     console = Console()
@@ -59,7 +62,7 @@ def compare(
     _print(comparison, console)
     if csv is not None:
         try:
-            comparison.drops.to_csv(csv, index=False)
+            comparison.drops.assign(schema=VERSION).to_csv(csv, index=False)
         except OSError as error:
             raise UserError(f"'{csv}' cannot be written: {error.strerror or error}.") from error
         console.print(f"Written: {csv}", markup=False, highlight=False)
@@ -85,6 +88,8 @@ def _print(comparison: Comparison, console: Console) -> None:
     say(CAPTION)
     intervals, tests = ("; ".join(sorted(set(comparison.drops[name]))) for name in ("interval", "test"))
     say(f"Intervals: {intervals}. Tests: {tests}. {comparison.family}")
+    for caution, rows in comparison.drops.groupby("caution", sort=False):
+        say(f"{MARK} {caution}: {', '.join(dict.fromkeys(rows['alias']))}.")
     for note in comparison.notes:
         say(f"Note: {note}")
 
@@ -96,10 +101,10 @@ def _table(rows: list[dict[str, Any]], title: str, level: float, *, wide: bool) 
     from rich.text import Text
 
     cells = [_cells(row, f"{100 * level:.4g}%\ninterval") for row in rows]
-    left_out = set() if wide else {"score", "raw p", "KL"}
+    left_out = set() if wide else {"score", "raw p", "KL", "ratio", "share\ninterval"}
     headings = [
         name
-        for name in cells[0]
+        for name in dict.fromkeys(name for line in cells for name in line)
         if name not in left_out and (name != "KL" or any(line["KL"] != UNKNOWN for line in cells))
     ]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
@@ -107,7 +112,7 @@ def _table(rows: list[dict[str, Any]], title: str, level: float, *, wide: bool) 
     for name in headings[1:]:
         table.add_column(name, justify="right", no_wrap=True)
     for line in cells:
-        table.add_row(*(Text(line[name]) for name in headings))
+        table.add_row(*(Text(line.get(name, "")) for name in headings))
     return table
 
 
@@ -121,19 +126,27 @@ def _cells(row: dict[str, Any], interval: str) -> dict[str, str]:
         "base": f"{unit * row['baseline']:{how}}",
         "score": f"{unit * row['score']:{how}}",
         "drop": f"{row['drop']:{fine}}",
-        interval: f"{row['low']:{fine}} to {row['high']:{fine}}",
+        interval: f"{_span(row['low'], row['high'], fine)}{MARK if row['caution'] else ''}",
         "raw p": _p(row["p"]),
         "p": _p(row["p_adjusted"]),
     }
+    if not math.isnan(row["ratio"]):
+        cells["drop"] += f" (x{row['ratio']:.3g})"
+        cells["ratio"] = _span(row["ratio_low"], row["ratio_high"], ".3g")
     if accuracy:
         cells["lost/\ngained"] = f"{row['lost']}/{row['gained']}"
         cells["share"] = _known(row["above_chance_lost"], "z.0%")
+        cells["share\ninterval"] = _span(row["above_chance_low"], row["above_chance_high"], "z.0%")
         cells["margin"] = _known(row["margin_change"], "z.2f")
     return cells | {"KL": _known(row["kl"], ".3f")}
 
 
 def _p(value: float) -> str:
     return "<.001" if value < 5e-4 else f"{value:.3f}".removeprefix("0")
+
+
+def _span(low: float, high: float, how: str) -> str:
+    return UNKNOWN if math.isnan(low) or math.isnan(high) else f"{low:{how}} to {high:{how}}"
 
 
 def _known(value: float | None, how: str) -> str:

@@ -52,7 +52,12 @@ def effective_compute(
     model: Annotated[str | None, typer.Option(help="A known model, such as pythia-70m or google/gemma-7b.")] = None,
     params: Annotated[float | None, typer.Option(help="Parameters with embeddings, such as 124e6.")] = None,
     tokens: Annotated[float | None, typer.Option(help="Training tokens, such as 1e10.")] = None,
-    flops: Annotated[float | None, typer.Option(help="Training FLOPs, where 6 x params x tokens is wrong.")] = None,
+    flops: Annotated[
+        float | None, typer.Option(help="Training FLOPs; with one of the two above, the other follows.")
+    ] = None,
+    vocabulary: Annotated[
+        int | None, typer.Option(help="Tokens in the vocabulary; a spliced CE above its logarithm is not converted.")
+    ] = None,
     law: Annotated[
         str, typer.Option(help="A law by name, a JSON file of constants, or a CSV of runs to fit.")
     ] = "besiroglu2024",
@@ -80,7 +85,7 @@ def effective_compute(
 
     console = Console(soft_wrap=False)
     losses = (ce_baseline, ce_spliced, delta_se, documents, loss_recovered, ce_ablated, ablation)
-    original = {"model": model, "params": params, "tokens": tokens, "flops": flops}
+    original = {"model": model, "params": params, "tokens": tokens, "flops": flops, "vocabulary": vocabulary}
     given = any(value is not None for value in losses)
     if literature:
         if given or out is not None or any(value is not None for value in original.values()):

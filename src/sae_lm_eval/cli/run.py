@@ -26,7 +26,10 @@ def run(
     ] = None,
     control: Annotated[
         list[str] | None,
-        typer.Option(help="none, zero, mean or random_error, at the sites of each variant. Repeatable."),
+        typer.Option(
+            help="none, zero, mean or random_error, at the sites of each variant; or baseline_again, for the noise "
+            "floor. Repeatable."
+        ),
     ] = None,
     model_args: Annotated[str, typer.Option("--model_args", help="As for lm_eval: pretrained=gpt2,dtype=...")] = "",
     output_path: Annotated[Path | None, typer.Option("--output_path", help="Where results and report go.")] = None,
@@ -37,6 +40,13 @@ def run(
     ray: Annotated[
         str | None,
         typer.Option(help="Share the work over a Ray cluster: its ADDRESS, or 'local' for one on this machine."),
+    ] = None,
+    fewshot_seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--fewshot_seeds",
+            help="1,2,3: the run once for each choice of in-context examples, and intervals that include the choice.",
+        ),
     ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and load nothing.")] = False,
 ) -> None:
@@ -56,12 +66,41 @@ def run(
     if sweep.output_path is None:
         raise UserError("--output_path is missing: name a folder for the results.")
     try:
-        failed = run_and_report(sweep, sweep.output_path)
+        if fewshot_seeds is None:
+            failed = run_and_report(sweep, sweep.output_path)
+        else:
+            failed = run_over_seeds(sweep, sweep.output_path, fewshot_seeds)
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command continues from here.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if failed:
         raise typer.Exit(1)
+
+
+def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
+    """Run a sweep for each few-shot seed, each in its folder, and write over_seeds.csv; whether a variant failed."""
+    from sae_lm_eval.comparison.compare import compare
+    from sae_lm_eval.comparison.shots import over_seeds, seeds_of, with_seed
+    from sae_lm_eval.results import find
+    from sae_lm_eval.runtime.processes import rank
+
+    if not sweep.settings.get("num_fewshot"):
+        raise UserError("--fewshot_seeds needs in-context examples to choose: give --num_fewshot, as in 5.")
+    failed, comparisons = False, {}
+    for seed in seeds_of(fewshot_seeds):
+        folder = output_path / f"fewshot_seed_{seed}"
+        settings = {**sweep.settings, "seed": with_seed(sweep.settings.get("seed"), seed)}
+        failed |= run_and_report(replace(sweep, settings=settings), folder)
+        if rank() == 0 and not failed:
+            comparisons[seed] = compare(*find.find(folder))
+    if rank() != 0 or failed:
+        return failed
+    found = over_seeds(comparisons)
+    found.to_csv(output_path / "over_seeds.csv", index=False)
+    shown = found.drop(columns="interval").round(1).to_string(index=False)
+    typer.echo(f"Drops (pp) with 95% intervals over questions and the choice of examples:\n{shown}")
+    typer.echo(f"Written: {output_path / 'over_seeds.csv'}")
+    return False
 
 
 def run_and_report(sweep: Sweep, output_path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,13 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.comparison.pairs import Options, Pair, own_scores, pair_up, row_of
+from sae_lm_eval.comparison.pairs import AGAIN, Options, Pair, own_scores, pair_up, row_of
 from sae_lm_eval.comparison.samples import check_documents, check_runs, read_answers
 from sae_lm_eval.comparison.subsets import Cut, categorise, group_weights, structure
 from sae_lm_eval.comparison.task_metrics import measures_of
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.results.results import Results
 
+# A permutation test that fewer draws exceeded has a p that more draws would tell better.
+FEW_EXCEEDED = 10
 SECTIONS = {"overall": "overall", "group": "groups", "category": "categories", "task": "tasks"}
 
 
@@ -25,9 +28,11 @@ class Comparison:
     """A baseline and variants that answered the same questions.
 
     `drops` has a row for each variant, section (overall, group, category, task), name, metric and filter. Accuracies
-    (`baseline`, `score`, `chance`) are fractions, as in lm_eval; `drop`, `low`, `high` are pp for accuracies, else the
-    metric's unit, and positive where the variant is worse. `p_adjusted` is Holm's; `family` says over which tests.
-    `above_chance_lost` is the share of the accuracy above chance that is lost, or None for `above_chance_reason`.
+    (`baseline`, `score`, `chance`) are fractions, as in lm_eval; `drop`, `low`, `high` are in `unit`: pp for
+    accuracies, nats for perplexities, else the metric's own, and positive where the variant is worse. `ratio` is that
+    of two perplexities. Bounds are nan where undefined; `caution` says why, and what else is to be known of them.
+    `p_adjusted` is Holm's; `family` says over which tests. `above_chance_lost` is the share of the accuracy above
+    chance that is lost, with its interval, or None for `above_chance_reason`.
     `margin_change` and its bounds are nats, negative where worse; `kl` is nats per scored token, where it was measured.
     `primary` is False for the metrics that only metrics="all" adds. `cuts` is which documents make the rows of each
     section and name; `notes` what a reader should know besides.
@@ -102,8 +107,9 @@ def compare(
             notes += more
     if not rows:
         raise UserError(f"Nothing of {', '.join(run.name for run in runs)} can be compared: {' '.join(notes)}")
+    notes += _sharpen(rows, options)
     drops = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("lost", "gained", "shots"), "Int64"))
-    for name in ("parent", "above_chance_reason"):
+    for name in ("parent", "above_chance_reason", "caution"):
         drops[name] = drops[name].astype(object).where(drops[name].notna(), None)
     family = _adjust(drops)
     return Comparison(
@@ -113,8 +119,10 @@ def compare(
 
 COLUMNS = [
     *("variant", "section", "parent", "name", "alias", "metric", "filter", "primary", "kind", "tasks", "n", "shots"),
-    *("baseline", "score", "drop", "low", "high", "interval", "p", "p_adjusted", "test", "lost", "gained"),
-    *("chance", "above_chance_lost", "above_chance_reason", "margin_change", "margin_low", "margin_high", "kl"),
+    *("baseline", "score", "drop", "low", "high", "unit", "ratio", "ratio_low", "ratio_high", "interval", "caution"),
+    *("p", "p_adjusted", "test", "lost", "gained"),
+    *("chance", "above_chance_lost", "above_chance_low", "above_chance_high", "above_chance_reason"),
+    *("margin_change", "margin_low", "margin_high", "kl"),
 ]
 
 
@@ -218,6 +226,29 @@ def _group_rows(
         scored = " or ".join(key for key in runs[0].scores[cut.name] if "," in key and "_stderr" not in key)
         notes.append(f"Group {cut.name} is left out: lm_eval scores it by {scored}; metrics=all compares all metrics.")
     return rows, notes
+
+
+def _sharpen(rows: Sequence[dict[str, Any]], options: Options) -> list[str]:
+    """More draws for tests by permutation that hardly any draw exceeded, where so many tests are made that the least
+    p there is could not pass Holm's adjustment; a note of that.
+
+    New draws are made, and enough that the least p, times the number of tests, is a tenth of 1 - level.
+    """
+    notes = []
+    for section, primary in dict.fromkeys((row["section"], row["primary"]) for row in rows):
+        family = [row for row in rows if (row["section"], row["primary"]) == (section, primary)]
+        if len(family) / (options.draws + 1) < 1 - options.level:
+            continue
+        draws = math.ceil(10 * len(family) / (1 - options.level))
+        low = [row for row in family if row["test"] == "permutation" and row["p"] * (options.draws + 1) < FEW_EXCEEDED]
+        for row in low:
+            row["p"] = row[AGAIN](draws)
+        if low:
+            notes.append(
+                f"{len(low)} of {len(family)} tests of {SECTIONS[section]} had {draws:,} permutations in place of "
+                f"{options.draws:,}, with which none could have passed Holm's adjustment."
+            )
+    return notes
 
 
 def _adjust(drops: pd.DataFrame) -> str:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
+from sae_lm_eval.comparison.resampling import chunks, exceeded, ratio, resampled
+
+# A task of fewer documents has no bootstrap-t interval; one of fewer than FEW has one that may cover too little.
+FEWEST, FEW = 5, 20
+# With fewer documents in a task, Bonett and Price's interval was made for what it is not given.
+SMALL_TASK = 4
+ALIKE = "every document changed alike, so that nothing tells how far another would"
+TOO_FEW_CHANGED = "too few documents changed"
 # Below so many questions whose answer changed, the exact test is used in the place of the asymptotic one.
 FEW_CHANGED = 25
 
@@ -98,7 +106,8 @@ class Stratum:
     """The documents of one task that both runs scored, in the same order; `weight` is the task's share of the group.
 
     `baseline` and `variant` are scores; where `sizes` is given they are sums over so many words or bytes. `scale`
-    turns their mean (ratio of sums, with sizes) into the metric, as lm_eval's aggregation does.
+    turns their mean (ratio of sums, with sizes) into the metric, as lm_eval's aggregation does, or with form="log"
+    into the metric's logarithm.
     """
 
     weight: float
@@ -106,15 +115,20 @@ class Stratum:
     variant: np.ndarray
     sizes: np.ndarray | None = None
     scale: Callable[[Any], Any] = lambda mean: mean
+    form: Literal["plain", "log"] = "plain"
 
     def score(self, sums: Any) -> Any:
-        """The metric, from the sum of the scores."""
+        """The metric or its logarithm, from the sum of the scores."""
         return self.scale(sums / (len(self.baseline) if self.sizes is None else self.sizes.sum()))
 
 
 @dataclass(frozen=True)
 class Change:
-    """Scores, and `drop` = baseline - variant with its interval and two-sided p, in the metric's unit."""
+    """Scores, and `drop` = baseline - variant with its interval and two-sided p.
+
+    The drop is in the metric's unit, or that of their logarithms where the strata have these. Bounds are nan where the
+    interval is undefined. `caution` says why, or what is to be known of an interval that is defined.
+    """
 
     baseline: float
     variant: float
@@ -124,6 +138,7 @@ class Change:
     interval: str
     p: float
     test: str
+    caution: str = ""
 
 
 def equally_weighted(strata: Sequence[Stratum]) -> bool:
@@ -152,10 +167,23 @@ def accuracy_change(strata: Sequence[Stratum], *, level: float, draws: int, seed
     lost = np.array([((s.baseline == 1) & (s.variant == 0)).sum() for s in strata])
     gained = np.array([((s.baseline == 0) & (s.variant == 1)).sum() for s in strata])
     low, high = bonett_price_interval(weight, lost, gained, n, level=level)
-    flipped = np.random.default_rng(seed).binomial(lost + gained, 0.5, size=(draws, len(strata)))
+    p = accuracy_p(strata, draws=draws, rng=np.random.default_rng(seed))
+    few = f"a task has {n.min()} of its documents, fewer than {SMALL_TASK}: the interval may be far too wide or narrow"
+    caution = few if n.min() < SMALL_TASK else ""
+    drop, interval = baseline - variant, "Bonett-Price, stratified"
+    return Change(baseline, variant, drop, low, high, interval, p, "permutation", caution)
+
+
+def accuracy_p(strata: Sequence[Stratum], *, draws: int, rng: np.random.Generator) -> float:
+    """Two-sided p of weighted accuracies: each lost or gained document changes sides at random. At least
+    1 / (draws + 1).
+    """
+    weight, n = np.array([s.weight for s in strata]), np.array([len(s.baseline) for s in strata])
+    lost = np.array([((s.baseline == 1) & (s.variant == 0)).sum() for s in strata])
+    gained = np.array([((s.baseline == 0) & (s.variant == 1)).sum() for s in strata])
+    flipped = rng.binomial(lost + gained, 0.5, size=(draws, len(strata)))
     null = (2 * flipped - lost - gained) @ (weight / n)
-    p = _exceeded(null, float(((lost - gained) / n) @ weight))
-    return Change(baseline, variant, baseline - variant, low, high, "Bonett-Price, stratified", p, "permutation")
+    return exceeded(null, float(((lost - gained) / n) @ weight))
 
 
 def bonett_price_interval(
@@ -174,29 +202,76 @@ def continuous_change(strata: Sequence[Stratum], *, level: float, draws: int, se
     """The drop of any other metric: paired bootstrap-t over the documents of each task, and a permutation test.
 
     The bootstrap studentises the drop, taken as linear in the runs' means (Efron and Tibshirani 1993, An Introduction
-    to the Bootstrap, chapter 12); the percentile interval is too narrow for 50 documents of unlike length. The test
-    swaps baseline and variant of each document at random; its p is at least 1 / (draws + 1). Bounds are nan where a
-    task has one document.
+    to the Bootstrap, chapter 12); the percentile interval is too narrow for 50 documents of unlike length. The drop of
+    strata in logarithms is that of the logarithms of the weighted means, which are nearer to linear. The test swaps
+    baseline and variant of each document at random; its p is at least 1 / (draws + 1).
+
+    Bounds are nan where a task has fewer than five documents, where the documents do not differ in how they changed,
+    and where so few changed that resamples without any are no rarity.
     """
     rng = np.random.default_rng(seed)
-    scores = [[s.weight * s.score(side.sum()) for side in (s.baseline, s.variant)] for s in strata]
-    baseline, variant = (float(total) for total in np.sum(scores, axis=0))
-    null = np.sum([s.weight * _swapped(s, rng, draws) for s in strata], axis=0)
-    linear = [_linear(s) for s in strata]
+    baseline, variant = (
+        float(_total([s.score(getattr(s, side).sum()) for s in strata], strata)) for side in ("baseline", "variant")
+    )
+    p = continuous_p(strata, draws=draws, rng=rng)
+    n = min(len(s.baseline) for s in strata)
     low = high = float("nan")
-    if min(len(values) for values, _ in linear) > 1:
-        error = np.sqrt(sum(float(_ratio(*each)[1]) for each in linear))
-        off, variances = np.sum([_resampled(*each, rng, draws) for each in linear], axis=0)
-        off, variances = off[variances > 0], variances[variances > 0]
-        quantiles = [0.5 - level / 2, 0.5 + level / 2]
-        below, above = np.quantile(off / np.sqrt(variances), quantiles) if len(off) else (0.0, 0.0)
-        low, high = float(baseline - variant - above * error), float(baseline - variant - below * error)
+    if n < FEWEST:
+        caution = f"n/a: a task has {n} documents, and the interval needs {FEWEST}"
+    else:
+        low, high, caution = _bootstrap_t(strata, baseline - variant, level, draws, rng)
+        if not caution and n < FEW:
+            caution = f"a task has {n} documents, fewer than {FEW}: the interval may cover less than it says"
     drop = baseline - variant
-    return Change(baseline, variant, drop, low, high, "paired bootstrap-t", _exceeded(null, drop), "permutation")
+    if strata[0].form == "log":
+        with np.errstate(over="ignore"):
+            baseline, variant = float(np.exp(baseline)), float(np.exp(variant))
+    return Change(baseline, variant, drop, low, high, "paired bootstrap-t", p, "permutation", caution)
+
+
+def continuous_p(strata: Sequence[Stratum], *, draws: int, rng: np.random.Generator) -> float:
+    """Two-sided p: baseline and variant of each document change places at random. At least 1 / (draws + 1)."""
+    swapped = [_swapped(s, rng, draws) for s in strata]
+    before, after = (_total([pair[side] for pair in swapped], strata) for side in (0, 1))
+    seen = _total([s.score(s.baseline.sum()) for s in strata], strata)
+    seen = seen - _total([s.score(s.variant.sum()) for s in strata], strata)
+    return exceeded(before - after, float(seen))
+
+
+def _bootstrap_t(
+    strata: Sequence[Stratum], drop: float, level: float, draws: int, rng: np.random.Generator
+) -> tuple[float, float, str]:
+    """Bounds, nan where undefined, and then why."""
+    linear = _linear(strata)
+    error = np.sqrt(sum(float(ratio(*each)[1]) for each in linear))
+    off, variances = np.sum([resampled(*each, rng, draws) for each in linear], axis=0)
+    size = sum(float(np.abs(values).max() / sizes.mean()) for values, sizes in linear)
+    if error <= 1e-9 * size:
+        return float("nan"), float("nan"), f"n/a: {ALIKE}"
+    # A resample without spread says that a drop as far off as its own may be seen with any spread.
+    flat = variances <= (1e-9 * size) ** 2
+    t = np.where(flat, np.copysign(np.inf, off), off / np.sqrt(np.where(flat, 1.0, variances)))
+    method = "linear" if np.isfinite(t).all() else "inverted_cdf"
+    below, above = np.quantile(t, [0.5 - level / 2, 0.5 + level / 2], method=method)
+    if not np.isfinite(below) or not np.isfinite(above):
+        return float("nan"), float("nan"), f"n/a: {TOO_FEW_CHANGED}"
+    return float(drop - above * error), float(drop - below * error), ""
+
+
+def _total(scores: Sequence[Any], strata: Sequence[Stratum]) -> Any:
+    """The group's metric, or its logarithm, from those of its tasks."""
+    weights = np.array([s.weight for s in strata])
+    if strata[0].form == "log":
+        stacked = np.array(scores, dtype=float)
+        return special.logsumexp(stacked, axis=0, b=weights.reshape(-1, *[1] * (stacked.ndim - 1)))
+    return sum(weight * np.asarray(score) for weight, score in zip(weights, scores, strict=True))
 
 
 def mean_change(strata: Sequence[Stratum], *, level: float) -> tuple[float, float, float]:
-    """Weighted mean of variant - baseline, with Student's interval; nan bounds where a task has one document."""
+    """Weighted mean of variant - baseline, with Student's interval.
+
+    Bounds are nan where a task has one document, or where all documents changed alike.
+    """
     changes = [s.variant - s.baseline for s in strata]
     mean = float(sum(s.weight * change.mean() for s, change in zip(strata, changes, strict=True)))
     if equally_weighted(strata):
@@ -205,62 +280,47 @@ def mean_change(strata: Sequence[Stratum], *, level: float) -> tuple[float, floa
     if min(map(len, changes)) < 2:
         return mean, float("nan"), float("nan")
     parts = np.array([w**2 * c.var(ddof=1) / len(c) for w, c in zip(weight, changes, strict=True)])
-    if not parts.sum():
-        return mean, mean, mean
+    if np.sqrt(parts.sum()) <= 1e-9 * max(float(np.abs(change).max()) for change in changes):
+        return mean, float("nan"), float("nan")
     # Welch's and Satterthwaite's degrees of freedom.
     freedom = parts.sum() ** 2 / (parts**2 / [len(c) - 1 for c in changes]).sum()
     half = float(stats.t.ppf(0.5 + level / 2, freedom) * np.sqrt(parts.sum()))
     return mean, mean - half, mean + half
 
 
-def _exceeded(null: np.ndarray, seen: float) -> float:
-    """Two-sided Monte Carlo p, which counts what was seen as one of the draws."""
-    tolerance = 1e-9 * max(abs(seen), 1e-12)
-    return float(((np.abs(null) >= abs(seen) - tolerance).sum() + 1) / (len(null) + 1))
+def _linear(strata: Sequence[Stratum]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each task values and sizes by document: near what was seen, the drop moves as the sum over tasks of the
+    sum of values over the sum of sizes.
+    """
+    found = []
+    sizes = [np.ones(len(s.baseline)) if s.sizes is None else s.sizes for s in strata]
+    slopes = [_slopes([getattr(s, side) for s in strata], sizes, strata) for side in ("baseline", "variant")]
+    for s, size, before, after in zip(strata, sizes, *slopes, strict=True):
+        found.append((before * s.baseline - after * s.variant, size))
+    return found
 
 
-def _chunks(draws: int, n: int, *, most: int = 4_000_000) -> list[int]:
-    """Sizes that add up to `draws`, of arrays with `n` columns that fit in memory."""
-    size = max(1, most // n)
-    return [min(size, draws - start) for start in range(0, draws, size)]
+def _slopes(values: Sequence[np.ndarray], sizes: Sequence[np.ndarray], strata: Sequence[Stratum]) -> list[Any]:
+    """How much the group's metric, or its logarithm, moves with the mean of each of its tasks."""
+    means = [of.sum() / size.sum() for of, size in zip(values, sizes, strict=True)]
+    steps = [1e-5 * max(abs(mean), 1.0) for mean in means]
+    slopes = [
+        (s.scale(mean + step) - s.scale(mean - step)) / (2 * step)
+        for s, mean, step in zip(strata, means, steps, strict=True)
+    ]
+    shares = np.array([s.weight for s in strata])
+    if strata[0].form == "log":
+        logs = np.log(shares) + [s.scale(mean) for s, mean in zip(strata, means, strict=True)]
+        shares = special.softmax(logs)
+    return list(shares * np.array(slopes))
 
 
-def _linear(stratum: Stratum) -> tuple[np.ndarray, np.ndarray]:
-    """Values and sizes by document: near what was seen, the drop moves as the sum of values over the sum of sizes."""
-    sizes = np.ones(len(stratum.baseline)) if stratum.sizes is None else stratum.sizes
-
-    def of(values: np.ndarray) -> np.ndarray:
-        mean = values.sum() / sizes.sum()
-        step = 1e-5 * max(abs(mean), 1.0)
-        return values * (stratum.scale(mean + step) - stratum.scale(mean - step)) / (2 * step)
-
-    return stratum.weight * (of(stratum.baseline) - of(stratum.variant)), sizes
-
-
-def _ratio(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ratio of sums along the last axis, and its variance by the delta method (Cochran 1977, section 6.4)."""
-    ratio = values.sum(-1) / sizes.sum(-1)
-    rest = values - ratio[..., None] * sizes
-    return ratio, rest.var(-1, ddof=1) / sizes.mean(-1) ** 2 / values.shape[-1]
-
-
-def _resampled(
-    values: np.ndarray, sizes: np.ndarray, rng: np.random.Generator, draws: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """By how far the ratio of each resample is off, and the variance that the resample gives it."""
-    n, found = len(values), []
-    for size in _chunks(draws, n):
-        index = rng.integers(0, n, (size, n))
-        found.append(_ratio(values[index], sizes[index]))
-    ratios, variances = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    return ratios - values.sum() / sizes.sum(), variances
-
-
-def _swapped(stratum: Stratum, rng: np.random.Generator, draws: int) -> np.ndarray:
-    """Drops where baseline and variant change places at random."""
-    n, drops = len(stratum.baseline), []
+def _swapped(stratum: Stratum, rng: np.random.Generator, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of either side where baseline and variant change places at random."""
+    n, found = len(stratum.baseline), []
     before, after = stratum.baseline.sum(), stratum.variant.sum()
-    for size in _chunks(draws, n):
+    for size in chunks(draws, n):
         moved = rng.integers(0, 2, (size, n)) @ (stratum.variant - stratum.baseline)
-        drops.append(stratum.score(before + moved) - stratum.score(after - moved))
-    return np.concatenate(drops)
+        found.append((stratum.score(before + moved), stratum.score(after - moved)))
+    first, second = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return first, second

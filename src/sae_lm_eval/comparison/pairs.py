@@ -9,14 +9,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.comparison.paired_statistics import Stratum, accuracy_change, continuous_change, mean_change
+from sae_lm_eval.comparison.paired_statistics import (
+    Stratum,
+    accuracy_change,
+    accuracy_p,
+    continuous_change,
+    continuous_p,
+    mean_change,
+)
 from sae_lm_eval.comparison.samples import CHANCE, MARGIN, RIGHT
+from sae_lm_eval.comparison.share_lost import share_lost_interval
 from sae_lm_eval.comparison.subsets import Cut
-from sae_lm_eval.comparison.task_metrics import SCALES, Measure, values_of
+from sae_lm_eval.comparison.task_metrics import LOGARITHMS, SCALES, Measure, values_of
 from sae_lm_eval.results.results import Results
 
 NO_CHOICES = "chance is unknown: no fixed choices"
 NOT_ABOVE = "the baseline is not clearly above chance"
+AGAIN = "again"  # in a row, the function from draws to its p
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +80,11 @@ def row_of(
     options: Options,
 ) -> dict[str, Any]:
     first = next(iter(pairs.values())).measure
-    strata = [
-        Stratum(float(weight), pair.before, pair.after, pair.sizes, SCALES[pair.measure.scale])
-        for weight, pair in zip(weights, pairs.values(), strict=True)
-    ]
-    change_of = accuracy_change if first.kind == "accuracy" else continuous_change
+    strata = _strata(pairs, weights)
+    accuracy, logarithmic = first.kind == "accuracy", strata[0].form == "log"
+    change_of, p_of = (accuracy_change, accuracy_p) if accuracy else (continuous_change, continuous_p)
     change = change_of(strata, level=options.level, draws=options.draws, seed=options.seed)
-    unit = 100 if first.kind == "accuracy" else first.sign
+    unit = 100 if accuracy else first.sign
     bounds = sorted((change.low * unit, change.high * unit))
     metrics, filters = ({getattr(p.measure, name) for p in pairs.values()} for name in ("metric", "filter"))
     shots = {baseline.n_shot.get(task) for task in pairs}
@@ -96,14 +103,31 @@ def row_of(
         "drop": change.drop * unit,
         "low": bounds[0],
         "high": bounds[1],
+        "unit": "pp" if accuracy else "nats" if logarithmic else first.metric,
         **{name: getattr(change, name) for name in ("interval", "p", "test")},
+        "caution": change.caution or None,
         "kl": _kl(run, pairs),
+        AGAIN: lambda draws: p_of(strata, draws=draws, rng=np.random.default_rng([options.seed, 1])),
     }
-    if first.kind == "accuracy":
+    if logarithmic:
+        with np.errstate(over="ignore"):
+            ratios = np.exp([row["drop"], row["low"], row["high"]]).tolist()
+        row |= dict(zip(("ratio", "ratio_low", "ratio_high"), ratios, strict=True))
+    if accuracy:
         row["lost"] = sum(int((pair.before > pair.after).sum()) for pair in pairs.values())
         row["gained"] = sum(int((pair.after > pair.before).sum()) for pair in pairs.values())
-    row |= _above_chance(first.kind, change.baseline, change.drop, pairs, weights, options.level)
+    row |= _above_chance(first.kind, change.baseline, change.drop, pairs, strata, options.level)
     return row | _margin_change(pairs, weights, options.level)
+
+
+def _strata(pairs: Mapping[str, Pair], weights: Sequence[float] | np.ndarray) -> list[Stratum]:
+    """The tasks as strata, in logarithms where each has a metric whose logarithms are compared."""
+    log = all(pair.measure.scale in LOGARITHMS for pair in pairs.values())
+    scales = LOGARITHMS if log else SCALES
+    return [
+        Stratum(float(w), pair.before, pair.after, pair.sizes, scales[pair.measure.scale], "log" if log else "plain")
+        for w, pair in zip(weights, pairs.values(), strict=True)
+    ]
 
 
 def _above_chance(
@@ -111,7 +135,7 @@ def _above_chance(
     baseline: float,
     drop: float,
     pairs: Mapping[str, Pair],
-    weights: Sequence[float] | np.ndarray,
+    strata: Sequence[Stratum],
     level: float,
 ) -> dict[str, Any]:
     """Chance, and the share of the accuracy above it that is lost; clearly above: Wilson's lower bound is above it."""
@@ -120,7 +144,8 @@ def _above_chance(
     if kind != "accuracy":
         return {"above_chance_reason": "not an accuracy"}
     sizes = [len(pair.doc_ids) for pair in pairs.values()]
-    chance = float(sum(w * pair.chance.mean() for w, pair in zip(weights, pairs.values(), strict=True)))
+    weights, chances = [s.weight for s in strata], [pair.chance for pair in pairs.values()]
+    chance = float(sum(w * of.mean() for w, of in zip(weights, chances, strict=True)))
     if np.isnan(chance):
         return {"above_chance_reason": NO_CHOICES}
     # With unequal weights, the number of equally weighted documents that would say as much (Kish).
@@ -128,7 +153,9 @@ def _above_chance(
     confidence: Any = proportion_confint(baseline * n, n, alpha=1 - level, method="wilson")
     if confidence[0] <= chance:
         return {"chance": chance, "above_chance_reason": NOT_ABOVE}
-    return {"chance": chance, "above_chance_lost": drop / (baseline - chance), "above_chance_reason": None}
+    low, high = share_lost_interval(strata, chances, level=level)
+    bounds = {"above_chance_low": low, "above_chance_high": high}
+    return {"chance": chance, "above_chance_lost": drop / (baseline - chance), "above_chance_reason": None, **bounds}
 
 
 def _margin_change(

@@ -21,6 +21,10 @@ SCALES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+# The logarithm of such a metric, where differences are to be taken of that: a perplexity's errors multiply.
+LOGARITHMS: dict[str, Callable[[Any], Any]] = {"perplexity": lambda mean: -mean}
+
+
 @dataclass(frozen=True)
 class Measure:
     """A metric of a task under one filter; `sign` is 1 where higher is better, -1 where lower is.

@@ -26,6 +26,7 @@ from sae_lm_eval.fidelity.ablations import ablations, leave_no_text, without_tex
 from sae_lm_eval.fidelity.as_released import as_released
 from sae_lm_eval.fidelity.dictionary_stats import DictionarySums, OfCategory, by_category, records
 from sae_lm_eval.fidelity.source import Adapter, Document, Source
+from sae_lm_eval.results.fidelity_names import NO_DICTIONARY, WITHOUT_DICTIONARY
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.processes import gathered
 from sae_lm_eval.scaling.of_documents import compute_of
@@ -117,7 +118,7 @@ class Fidelity:
             "first_positions_counted": {s.site_out.hook: s.first_position for s in lm.variant.splices},
             "mean": mean,
             "bootstrap": {"seed": metrics.SEED, "most_resamples": metrics.RESAMPLES},
-            "undefined": undefined(everywhere),
+            "undefined": undefined(everywhere) | (without_dictionary(lm.variant) or {}),
             "by_category": by_categories(everywhere),
         }
         if pass_.watch is not None:
@@ -156,7 +157,8 @@ class Pass:
         self.watch: DictionarySums | None = None
         if self.spliced:
             self.left_out |= lm.variant.special_ids
-            self.watch = DictionarySums(lm.variant, self.numbers, self.kinds, self.left_out)
+            if not without_dictionary(lm.variant):
+                self.watch = DictionarySums(lm.variant, self.numbers, self.kinds, self.left_out)
 
     def run(self, tell: Callable[[int], object]) -> None:
         """Raises `ValueError` where the model cannot be scored."""
@@ -277,6 +279,19 @@ class Pass:
             for record, dictionary in zip(found, of_document, strict=True):
                 record["dictionaries"][splice.site_out.hook] = dictionary
         return found
+
+
+def without_dictionary(variant: Variant) -> dict[str, str] | None:
+    """Why there are no metrics of a dictionary, by metric, where the mode leaves none in the model; else None."""
+    modes = {splice.mode for splice in variant.splices}
+    if not modes or not modes <= set(WITHOUT_DICTIONARY):
+        return None
+    reasons = dict.fromkeys(metrics.DICTIONARY_METRICS, NO_DICTIONARY.format(" and ".join(sorted(modes))))
+    return (
+        reasons
+        if len(variant.splices) == 1
+        else {f"{name}/{splice.site_out.hook}": why for name, why in reasons.items() for splice in variant.splices}
+    )
 
 
 def undefined(found: Sequence[dict[str, Any]]) -> dict[str, str]:

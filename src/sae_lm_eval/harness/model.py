@@ -29,7 +29,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_lm_eval import world
+from sae_lm_eval import schema, world
 from sae_lm_eval.errors import UserError, explain_without_traceback, first_line
 from sae_lm_eval.fidelity.measure import TOKENS_AT_ONCE
 from sae_lm_eval.harness import lm_eval_patches as lm_eval_patches  # which are in force from here on
@@ -180,6 +180,10 @@ class SaeHFLM(Renewal, HFLM):
         other._become(wanted)
         return other
 
+    def _become_untouched(self) -> None:
+        """Run as the baseline, with nothing of what was measured or shared before."""
+        self._become(wanted_of([], "none"))
+
     # -- loading ------------------------------------------------------------------------------------------
 
     def _get_config(self, pretrained: str, **kwargs: Any) -> None:
@@ -239,8 +243,14 @@ class SaeHFLM(Renewal, HFLM):
             logger.warning("%s", words)
 
     def _original(self, name: str, **numbers: float | None) -> Original:
-        """What is known of the model of that name; parameters that are not known are counted."""
+        """What is known of the model of that name; parameters that are not known are counted.
+
+        The size of the vocabulary is that of the configuration.
+        """
         original = original_of(name, str(self.revision or "main"), **numbers)
+        if original.vocabulary is None:
+            vocabulary = getattr(innermost(self.model).config, "vocab_size", None)
+            original = dataclasses.replace(original, vocabulary=vocabulary)
         if original.params is not None:
             return original
         count = sum(weights.numel() for weights in innermost(self.model).parameters())
@@ -645,7 +655,12 @@ class SaeHFLM(Renewal, HFLM):
         return {"splices": describe(self.variant), **self.choice_facts(), "packages": versions(self)}
 
     def get_model_info(self) -> dict[str, Any]:
-        own = {**self.provenance(), "kl_at_answers": self.divergence.by_task(), "fidelity": self.fidelity.by_task}
+        own = {
+            schema.KEY: schema.VERSION,
+            **self.provenance(),
+            "kl_at_answers": self.divergence.by_task(),
+            "fidelity": self.fidelity.by_task,
+        }
         own["effective_compute"] = self.fidelity.effective_compute
         own["cut_prompts"] = self.cut_prompts.by_task()
         return {**super().get_model_info(), "sae_lm_eval": own}

@@ -23,7 +23,7 @@ from sae_lm_eval.report.drop_tables import (
     section_of,
     variants_of,
 )
-from sae_lm_eval.report.fidelity_tables import fidelity_of, fidelity_tables, tidy
+from sae_lm_eval.report.fidelity_tables import fidelity_of, fidelity_tables, noise_table, tidy
 from sae_lm_eval.report.figures import Picture
 from sae_lm_eval.report.formatting import Column, Table, text_cell, without_shared_start
 from sae_lm_eval.report.prose import cited, cut_prompts, headline, methods
@@ -83,6 +83,7 @@ def build(comparison: Comparison) -> Report:
             *sweep_tables(swept, told),
             *fidelity_tables(fidelity),
             *(table for table in [released_table(variants)] if table.rows),
+            *noise_table(variants),
             *detail_tables(rows, told),
         ),
         pictures=in_reading_order(pictures(rows, shown, told), sweep_pictures(swept, told), len(variants)),

@@ -16,6 +16,7 @@ from sae_lm_eval.report.formatting import (
     Column,
     Table,
     alternatives,
+    distinct,
     fixed,
     listing,
     number_cell,
@@ -26,6 +27,7 @@ from sae_lm_eval.report.formatting import (
     text_cell,
 )
 
+DAGGER, TIMES = "\N{DAGGER}", "\N{MULTIPLICATION SIGN}"
 # More rows than these make a figure that no page holds.
 MOST_ROWS = 36
 # A table with more rows may need to span pages.
@@ -55,7 +57,12 @@ class Row:
     drop: float
     low: float
     high: float
+    unit: str
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
     interval: str
+    caution: str | None
     p: float | None
     p_adjusted: float | None
     test: str
@@ -63,6 +70,8 @@ class Row:
     gained: int | None
     chance: float | None
     above_chance_lost: float | None
+    above_chance_low: float | None
+    above_chance_high: float | None
     margin_change: float | None
     kl: float | None
 
@@ -140,8 +149,12 @@ def in_order(rows: Iterable[Row]) -> dict[str, list[str]]:
 
 
 def interval(row: Row) -> str:
-    show = fixed if row.kind == "accuracy" else significant
-    return f"[{show(row.low)}, {show(row.high)}]"
+    """With a dagger where something is to be known of it, and of perplexities as a ratio too."""
+    show, mark = fixed if row.kind == "accuracy" else significant, DAGGER if row.caution else ""
+    if row.low is None or row.high is None:
+        return f"{NA}{mark}"
+    ratio = f" ({TIMES}{significant(row.ratio_low)} to {TIMES}{significant(row.ratio_high)})" if row.ratio else ""
+    return f"[{show(row.low)}, {show(row.high)}]{mark}{ratio}"
 
 
 def star(row: Row, told: Told) -> str:
@@ -155,8 +168,13 @@ def how_measured(rows: Sequence[Row], told: Told) -> str:
         f"n = {span(row.n for row in rows)} questions a row, {span(row.shots for row in rows)} shots, "
         f"metric {metrics}. "
         f"{told.level:.0%} interval: {alternatives(row.interval for row in rows)}. "
-        f"Test: {alternatives(row.test for row in rows)}. {told.family}"
+        f"Test: {alternatives(row.test for row in rows)}. {told.family}{_cautions(rows)}"
     )
+
+
+def _cautions(rows: Sequence[Row]) -> str:
+    found = distinct(row.caution for row in rows)
+    return f" {DAGGER} {'; '.join(found)}." if found else ""
 
 
 def overall_tables(rows: Sequence[Row], told: Told) -> list[Table]:
@@ -224,10 +242,17 @@ OPTIONAL: tuple[tuple[str, str, Callable[[Row], Cell]], ...] = (
     ("KL", "mean KL at the answers, in nats", lambda row: number_cell(row.kl, significant(row.kl))),
     (
         "above chance lost",
-        "share of the baseline's accuracy above chance that is lost, in percent",
-        lambda row: number_cell(row.above_chance_lost, percent(row.above_chance_lost)),
+        "share of the baseline's accuracy above chance that is lost, in percent, with Fieller's interval",
+        lambda row: number_cell(row.above_chance_lost, _share(row)),
     ),
 )
+
+
+def _share(row: Row) -> str:
+    if row.above_chance_low is None or row.above_chance_high is None:
+        return percent(row.above_chance_lost)
+    bounds = f"[{percent(row.above_chance_low)}, {percent(row.above_chance_high)}]"
+    return f"{percent(row.above_chance_lost)} {bounds}"
 
 
 def detail_tables(rows: Sequence[Row], told: Told) -> list[Table]:
@@ -257,7 +282,8 @@ def _detail_table(index: int, variant: str, rows: Sequence[Row], told: Told) -> 
     columns += map(Column, (*headings, "p", "adjusted p", *(heading for heading, *_ in extra)))
     caption = (
         "Accuracies in percent, drops in percentage points; lost and gained: answers that went from right to wrong and "
-        "from wrong to right; other metrics in their own units, positive where the variant is worse"
+        "from wrong to right; perplexities by their logarithm, as the rise in nats and as a ratio; other metrics in "
+        "their own units, positive where the variant is worse"
         f"{''.join(f'; {heading}: {meaning}' for heading, meaning, _ in extra)}. {how_measured(rows, told)}"
     )
     return Table(f"tasks-{index}", f"Every task: {variant}", caption, tuple(columns), tuple(body), "long")
@@ -277,9 +303,10 @@ def _p(value: float | None) -> Cell:
 
 def _scores(row: Row, told: Told) -> tuple[Cell, ...]:
     show, show_drop = (percent, fixed) if row.kind == "accuracy" else (significant, significant)
+    times = f" ({TIMES}{significant(row.ratio)})" if row.ratio else ""
     return (
         number_cell(row.baseline, show(row.baseline)),
         number_cell(row.score, show(row.score)),
-        number_cell(row.drop, show_drop(row.drop) + star(row, told)),
+        number_cell(row.drop, f"{show_drop(row.drop)}{times}{star(row, told)}"),
         number_cell(row.low, interval(row)),
     )

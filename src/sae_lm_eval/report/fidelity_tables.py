@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -21,8 +21,9 @@ from sae_lm_eval.report.formatting import (
     significant,
     text_cell,
 )
+from sae_lm_eval.report.provenance import splice_of
+from sae_lm_eval.results.fidelity_names import DICTIONARY_METRICS, NO_DICTIONARY, WITHOUT_DICTIONARY
 from sae_lm_eval.results.results import Results
-from sae_lm_eval.scaling.law_estimates import LAW_RELATIVE
 from sae_lm_eval.scaling.of_results import quoted
 
 # metric: (heading, unit)
@@ -47,6 +48,10 @@ METRICS = {
     "fraction_fired": ("fraction fired", "fraction"),
     "effective_compute": ("effective compute", "fraction"),
 }
+# Metrics that have a noise floor, by its name in the record of the row baseline_again.
+FLOORS = {"kl": "kl", "kl_reverse": "kl", "ce_delta": "ce_delta", "kl_at_answers": "kl"}
+NOISE = "\N{DEGREE SIGN}"
+BY_SITE = "there are several dictionaries: each has its own, by its site"
 # A loss recovered says nothing without the losses that it was made from.
 NEEDED = {
     "loss_recovered_zero": ("ce_baseline", "ce_spliced", "ce_zero"),
@@ -81,6 +86,9 @@ TABLES = (
 )
 
 
+WITHIN = "within the noise floor"
+
+
 @dataclass(frozen=True)
 class Measured:
     """A metric of a variant on a text; `value` is None for the `reason`."""
@@ -97,6 +105,11 @@ class Measured:
     flags: str = ""
     reason: str | None = None
 
+    @property
+    def mark(self) -> str:
+        """Where the value is within the noise floor."""
+        return NOISE if self.flags.startswith(WITHIN) else ""
+
 
 GROUP = "sae_fidelity_"  # how the names of these tasks begin; tables do without it
 
@@ -105,11 +118,43 @@ Fidelity = dict[tuple[str, str], dict[str, Measured]]
 
 
 def fidelity_of(variants: Sequence[Results]) -> Fidelity:
+    floor = noise_floor(variants)
     return {
-        (results.name, task): {measured.metric: measured for measured in _measured(results, task)}
+        (results.name, task): {made.metric: marked(made, floor) for made in _measured(results, task)}
         for results in variants
+        if not results.provenance.get("noise_floor")
         for task in results.fidelity_tasks
     }
+
+
+def noise_floor(variants: Sequence[Results]) -> dict[str, Any]:
+    """What the row baseline_again recorded; empty without one."""
+    return next((found for results in variants if (found := results.provenance.get("noise_floor"))), {})
+
+
+def marked(made: Measured, floor: Mapping[str, Any]) -> Measured:
+    """With a flag where the value is no greater than what the baseline's own numbers move by."""
+    least = _number(floor.get(FLOORS.get(made.metric, "")))
+    if least is None or made.value is None or abs(made.value) > least:
+        return made
+    return replace(made, flags=f"{WITHIN}, {significant(least)}")
+
+
+def noise_table(variants: Sequence[Results]) -> list[Table]:
+    """The noise floor, where the row baseline_again was run."""
+    floor = noise_floor(variants)
+    if not floor:
+        return []
+    caption = (
+        f"The untouched model on {floor['sequences']:,} prompts and documents of the run, once each by itself and "
+        f"once in batches of {floor['rows'][1]} in the opposite order: mean KL and absolute rise of the CE in "
+        f"nats/token, and the share of positions with another likeliest token. {NOISE} marks values that are no "
+        "greater. How many answers change with the batch size is in the rows of baseline_again."
+    )
+    cells = [number_cell(floor[name], significant(floor[name])) for name in ("kl", "ce_delta", "flips")]
+    columns = tuple(map(Column, ("KL", "delta CE", "top-1 flips", "tokens")))
+    count = number_cell(floor["tokens"], f"{floor['tokens']:,}")
+    return [Table("noise-floor", "Noise floor", caption, columns, ((*cells, count),))]
 
 
 def tidy(fidelity: Fidelity) -> pd.DataFrame:
@@ -119,8 +164,19 @@ def tidy(fidelity: Fidelity) -> pd.DataFrame:
 
 
 def _measured(results: Results, task: str) -> Iterator[Measured]:
-    scores = results.scores[task]
+    scores, mode = results.scores[task], splice_of(results)
+    sites = sites_of(scores)
     for metric, (_, unit) in METRICS.items():
+        if metric in DICTIONARY_METRICS and mode in WITHOUT_DICTIONARY:
+            yield Measured(results.name, task, metric, None, None, unit, reason=NO_DICTIONARY.format(mode))
+            continue
+        if metric in DICTIONARY_METRICS and sites:
+            yield Measured(results.name, task, metric, None, None, unit, reason=BY_SITE)
+            for site in sites:
+                name = f"{metric}/{site}"
+                value, stderr = (_number(scores.get(f"{name}{part},none")) for part in ("", "_stderr"))
+                yield Measured(results.name, task, name, value, stderr, unit)
+            continue
         value, stderr = (_number(scores.get(f"{metric}{part},none")) for part in ("", "_stderr"))
         made = Measured(results.name, task, metric, value, stderr, unit)
         if metric == "effective_compute":
@@ -131,20 +187,36 @@ def _measured(results: Results, task: str) -> Iterator[Measured]:
         yield made if made.value is not None or made.reason else replace(made, reason="not in the results")
 
 
+def sites_of(scores: Mapping[str, Any]) -> list[str]:
+    """The sites of several dictionaries, in the order of the results; none where there is but one."""
+    return [
+        key.removeprefix("l0/").removesuffix(",none")
+        for key in scores
+        if key.startswith("l0/") and "_stderr" not in key
+    ]
+
+
+def parts_of(of: Mapping[str, Measured], metric: str) -> dict[str, Measured]:
+    """A metric of each of several dictionaries, by its site."""
+    return {name.partition("/")[2]: made for name, made in of.items() if name.startswith(f"{metric}/")}
+
+
 def _number(value: Any) -> float | None:
     return float(value) if is_number(value) else None
 
 
 def _effective_compute(made: Measured, results: Results) -> Measured:
-    """By the curve that lies beside the results, or as the run recorded it, or by a law."""
-    record = results.provenance.get("effective_compute", {}).get(made.task) or {}
-    here = quoted(results, made.task)
-    untold = not record and made.value is None
-    if here is not None and (untold or here["definition"] != LAW_RELATIVE):
-        record = here
+    """As `effective-compute` converts the results, or where it cannot, as the run recorded it."""
+    recorded = results.provenance.get("effective_compute", {}).get(made.task) or {}
+    record = quoted(results, made.task) or {}
+    if record.get("fraction") is None and not record.get("bound") and (recorded or made.value is not None):
+        record = recorded
     flags = record.get("flags") or []
     told = "; ".join(map(str, [flags] if isinstance(flags, str) else flags))
     value = _number(record.get("fraction", made.value))
+    why = record.get("reason") or told or "the run converted no loss"
+    if value is None and record.get("bound"):
+        why = f"{record['bound']}: {why}"
     return replace(
         made,
         value=value,
@@ -152,7 +224,7 @@ def _effective_compute(made: Measured, results: Results) -> Measured:
         high=_number(record.get("high")),
         law=record.get("law"),
         flags=told,
-        reason=None if value is not None else record.get("reason") or told or "the run converted no loss",
+        reason=None if value is not None else why,
     )
 
 
@@ -163,13 +235,24 @@ def fidelity_tables(fidelity: Fidelity) -> list[Table]:
 
 
 def _table(fidelity: Fidelity, name: str, title: str, metrics: Sequence[str], caption: str) -> Table:
-    shown = [metric for metric in metrics if any(of[metric].value is not None for of in fidelity.values())]
+    shown = [metric for metric in metrics if any(_defined(of, metric) for of in fidelity.values())]
     lacking = {(METRICS[m][0], of[m].reason) for of in fidelity.values() for m in shown if m in NEEDED and of[m].reason}
     notes = "".join(f" No {heading} is shown where {reason}." for heading, reason in sorted(lacking))
-    rows = tuple((*_names(key), *(value_cell(of[metric]) for metric in shown)) for key, of in fidelity.items())
-    headings = (METRICS[metric][0] for metric in shown)
-    columns = (Column("variant", "left"), Column("text", "left"), *map(Column, headings))
-    return Table(f"fidelity-{name}", title, caption + notes, columns, rows if shown else ())
+    rows: list[tuple[Cell, ...]] = []
+    several = any(parts_of(of, metric) for of in fidelity.values() for metric in shown)
+    for key, of in fidelity.items():
+        sites = list(parts_of(of, shown[0])) if shown else []
+        for site in sites or [None]:
+            made = (of[metric if site is None else f"{metric}/{site}"] for metric in shown)
+            place = [text_cell(site or "")] if several else []
+            rows.append((*_names(key), *place, *map(value_cell, made)))
+    left = ("variant", "text", *(["site"] if several else []))
+    columns = (*(Column(head, "left") for head in left), *(Column(METRICS[metric][0]) for metric in shown))
+    return Table(f"fidelity-{name}", title, caption + notes, columns, tuple(rows) if shown else ())
+
+
+def _defined(of: Mapping[str, Measured], metric: str) -> bool:
+    return any(made.value is not None for made in (of[metric], *parts_of(of, metric).values()))
 
 
 def _names(key: tuple[str, str]) -> tuple[Cell, Cell]:
@@ -180,9 +263,9 @@ def _names(key: tuple[str, str]) -> tuple[Cell, Cell]:
 def value_cell(made: Measured) -> Cell:
     """With its standard error to two significant digits, and as many decimals itself."""
     if made.value is None or not made.stderr:
-        return number_cell(made.value, significant(made.value, 4))
+        return number_cell(made.value, f"{significant(made.value, 4)}{made.mark}")
     digits = min(max(1 - math.floor(math.log10(made.stderr)), 0), 6)
-    return number_cell(made.value, f"{fixed(made.value, digits)} ± {fixed(made.stderr, digits)}")
+    return number_cell(made.value, f"{fixed(made.value, digits)} ± {fixed(made.stderr, digits)}{made.mark}")
 
 
 def _compute_table(fidelity: Fidelity) -> Table:

@@ -20,7 +20,6 @@ from matplotlib.axis import Axis
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from matplotlib.transforms import ScaledTranslation
 
 from sae_lm_eval.report.drop_tables import Row, in_order, variants_of
 from sae_lm_eval.report.formatting import MINUS, fitting, fixed
@@ -227,9 +226,8 @@ def drop_against_baseline(rows: Sequence[Row]) -> Figure | None:
         axis = figure.subplots()
         for index, variant in enumerate(variants):
             own = [row for row in rows if row.variant == variant]
-            # Beside each other by points on paper, for many tasks have the same baseline, 100% above all.
-            aside = ScaledTranslation((index - (len(variants) - 1) / 2) * 3.5 / 72, 0, figure.dpi_scale_trans)
-            fine = {"yerr": reach(own), "elinewidth": 0.5, "alpha": 0.85, "transform": axis.transData + aside}
+            # Many tasks have the same baseline, 100% above all: what lies behind a point shows through it.
+            fine: dict[str, Any] = {"yerr": reach(own), "elinewidth": 0.5, "alpha": 0.6}
             points(axis, index, variant, [100 * row.baseline for row in own], [row.drop for row in own], **fine)
         if (chance := one_chance(rows)) is not None:
             ends = np.array([max(100 * chance, min(baselines)), max(baselines)])

@@ -41,6 +41,8 @@ TEX_SPECIAL = {
     "\N{EN DASH}": "--",
     "…": r"\ldots{}",
     "±": r"\ensuremath{\pm}",
+    "\N{DAGGER}": r"\dag{}",
+    "\N{DEGREE SIGN}": r"\textdegree{}",
     "\N{MULTIPLICATION SIGN}": r"\ensuremath{\times}",
     # Long names break after these.
     "_": r"\_\allowbreak{}",

@@ -10,7 +10,7 @@ from statistics import NormalDist
 from typing import Any
 
 from sae_lm_eval.report.drop_tables import Row, Told, section_of, star
-from sae_lm_eval.report.fidelity_tables import Fidelity, Measured, value_cell
+from sae_lm_eval.report.fidelity_tables import Fidelity, Measured, marked, noise_floor, parts_of, value_cell
 from sae_lm_eval.report.formatting import (
     NA,
     Cell,
@@ -63,6 +63,12 @@ class Setting:
         return "+".join(f"{width:,}" for width in self.widths) or NA
 
     @property
+    def l0(self) -> str:
+        """Of several dictionaries that of each, in the order of the splices."""
+        each = parts_of(self.fidelity, "l0").values()
+        return "+".join(significant(made.value) for made in each) or significant(self.value("l0"))
+
+    @property
     def whole(self) -> bool:
         """Whether the reconstruction stands in the place of the activation, and not a part or something else."""
         return self.mode == RECONSTRUCTION and self.scale == 1
@@ -74,21 +80,24 @@ class Setting:
 
 def settings(variants: Sequence[Results], rows: Sequence[Row], fidelity: Fidelity) -> dict[str | None, list[Setting]]:
     """The variants by the text on which their fidelity was measured; None where none was."""
+    floor = noise_floor(variants)
+    variants = [results for results in variants if not results.provenance.get("noise_floor")]
     drops = {row.variant: row for row in section_of(rows, "overall")}
     texts = distinct(task for _, task in fidelity) or [None]
     return {
         text: [
-            _setting(results, drops.get(results.name), fidelity.get((results.name, text or ""), {}))
+            _setting(results, drops.get(results.name), fidelity.get((results.name, text or ""), {}), floor)
             for results in variants
         ]
         for text in texts
     }
 
 
-def _setting(results: Results, drop: Row | None, fidelity: Mapping[str, Measured]) -> Setting:
+def _setting(results: Results, drop: Row | None, fidelity: Mapping[str, Measured], floor: Mapping[str, Any]) -> Setting:
     record = results.provenance
     splices: list[dict[str, Any]] = record.get("splices") or []
     scales = {float(splice.get("scale", record.get("scale", 1.0))) for splice in splices} or {1.0}
+    answered = _kl_at_answers(results)
     matches = [(BLOCK.match(hook), hook) for hook in (str(splice.get("hook_out")) for splice in splices)]
     return Setting(
         name=results.name,
@@ -103,7 +112,7 @@ def _setting(results: Results, drop: Row | None, fidelity: Mapping[str, Measured
         ),
         drop=drop,
         fidelity=fidelity,
-        kl_at_answers=_kl_at_answers(results),
+        kl_at_answers=answered and marked(answered, floor),
     )
 
 
@@ -203,13 +212,13 @@ def _sweep_table(chosen: Sequence[Setting], text: str | None, suffix: str, told:
                 "width": number_cell(sum(of.widths) or None, of.width),
                 "mode": text_cell(of.mode),
                 "scale": number_cell(of.scale, f"{of.scale:g}"),
-                "L0": _number(of.value("l0")),
+                "L0": number_cell(of.value("l0"), of.l0),
                 "drop": Cell(NA)
                 if of.drop is None
                 else number_cell(of.drop.drop, fixed(of.drop.drop) + star(of.drop, told)),
-                "delta CE": _number(of.value("ce_delta")),
-                "KL": _number(of.value("kl")),
-                "KL at answers": _number(of.kl_at_answers.value if of.kl_at_answers else None),
+                "delta CE": _marked(of.fidelity.get("ce_delta")),
+                "KL": _marked(of.fidelity.get("kl")),
+                "KL at answers": _marked(of.kl_at_answers),
                 "effective compute": _number(of.value("effective_compute")),
                 "frontier": text_cell(" and ".join(fronts)),
             }
@@ -235,6 +244,11 @@ def _sweep_table(chosen: Sequence[Setting], text: str | None, suffix: str, told:
 
 def _number(value: float | None) -> Cell:
     return number_cell(value, significant(value))
+
+
+def _marked(of: Measured | None) -> Cell:
+    """With its mark where it is within the noise floor."""
+    return Cell(NA) if of is None else number_cell(of.value, f"{significant(of.value)}{of.mark}")
 
 
 def random_errors(chosen: Sequence[Setting]) -> list[tuple[Setting, Setting]]:

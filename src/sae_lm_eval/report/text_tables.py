@@ -106,7 +106,7 @@ def literature_rows(table: pd.DataFrame) -> list[dict[str, str]]:
                 "ablated": NA if row["ce_ablated"] is None else f"{number(row['ce_ablated'], 5)} {row['ablation']}",
                 "recovered": number(row["loss_recovered"], 4),
                 "delta CE": number(row["delta_ce"], 4),
-                "effective": f"{NA}: {row['reason']}" if value is None else f"{value:.3g}",
+                "effective": row["bound"] or f"{NA}: {row['reason']}" if value is None else f"{value:.3g}",
             }
         )
     return rows
@@ -119,6 +119,9 @@ def summary_rows(summary: pd.DataFrame) -> list[dict[str, str]]:
     rows = []
     for row in summary.to_dict("records"):
         compute = _span(row, "effective_compute", ".2g")
+        if row["bound"]:
+            least = f"< {float(row['bound'][2:]):.2g}"
+            compute = least if compute == NA else f"{least} to {compute.rpartition(' ')[2]}"
         rows.append(
             {
                 "work": works()[row["work"]]["short"],

@@ -9,6 +9,7 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.report import render
 from sae_lm_eval.report.assemble import Report
 from sae_lm_eval.report.figures import as_bytes
+from sae_lm_eval.schema import VERSION
 
 KINDS = ("pdf", "svg", "png")
 PICTURES = ("drop-by-category", "heat-map", "drop-against", "l0-against")
@@ -53,8 +54,8 @@ def files(report: Report) -> dict[str, bytes]:
         "report.md": render.markdown_report(report),
         "appendix.tex": render.latex(report),
         "appendix.bib": render.bibtex(report),
-        "drops.csv": report.drops.to_csv(index=False),
-        "fidelity.csv": report.fidelity.to_csv(index=False),
+        "drops.csv": report.drops.assign(schema=VERSION).to_csv(index=False),
+        "fidelity.csv": report.fidelity.assign(schema=VERSION).to_csv(index=False),
     }
     pictures = {
         f"figures/{picture.name}.{kind}": as_bytes(picture.figure, kind)

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.schema import version_of
 
 # Asked for by pairing and scoring; prompts and answers as text would take most of the memory.
 KEPT = ("doc_id", "doc", "target", "filtered_resps", "filter", "doc_hash", "prompt_hash", "target_hash")
@@ -123,6 +124,8 @@ def read_results(path: str | Path) -> Results:
     file, notes = (path, ()) if path.is_file() else _newest(path)
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
+        ours = (raw.get("config") or {}).get("sae_lm_eval") or {}
+        version_of(ours, str(file))
         return Results(
             file=file,
             name=_name(raw),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.runs.settings import check_limit
 from sae_lm_eval.scaling import find_preset
 from sae_lm_eval.scaling.data_files import Row
-from sae_lm_eval.scaling.loss_curves import COLUMNS, MAIN, read_measured, with_losses
+from sae_lm_eval.scaling.loss_curves import CATEGORIES, COLUMNS, MAIN, read_measured, with_losses
 from sae_lm_eval.splicing.arguments import whole
 
 DOCUMENT_TYPES = ("loglikelihood_rolling", "sae_fidelity")  # lm_eval's output_type of tasks that ask whole documents
@@ -88,10 +89,11 @@ class Member:
 
 @dataclass(frozen=True)
 class Text:
-    """What a task asks the loss of: `documents`, the first of the task's."""
+    """What a task asks the loss of: `documents`, the first of the task's; `categories` of each where it has any."""
 
     task: str
     documents: tuple[str, ...]
+    categories: tuple[str | None, ...] = ()
 
     @cached_property
     def hash(self) -> str:
@@ -121,7 +123,9 @@ def read_text(
             f"The task '{task}' asks {loaded.OUTPUT_TYPE}; a curve needs the loss of whole documents, as wikitext does."
         )
     loaded.build_all_requests(limit=get_sample_size(loaded, limit), rank=0, world_size=1)
-    return Text(task, tuple(instance.args[0] for instance in loaded.instances))
+    asked = [tuple[Any, ...](instance.args) for instance in loaded.instances]
+    kinds = tuple(args[1] if len(args) > 1 else None for args in asked)
+    return Text(task, tuple(args[0] for args in asked), kinds if any(kind is not None for kind in kinds) else ())
 
 
 def measure(
@@ -167,7 +171,8 @@ def _row(
         tokens_hash = _digest(b"%d " % id_ for id_ in chain.from_iterable(tokens))
         count = sum(map(len, tokens))
         _refuse_other_tokens(member, tokens_hash, count, rows, per)
-        nats = _nats(lm, tokens, title)
+        parts = _by_category(lm, text, tokens, title)
+        nats = sum(of["nats"] for of in parts.values())
         trained, source = member.training
         whole, inner = parameters(lm.model)
         return {
@@ -184,6 +189,7 @@ def _row(
             "text_tokens": count,
             "text_bytes": text.bytes,
             "nats_per_byte": nats / text.bytes,
+            **({CATEGORIES: json.dumps(parts)} if text.categories else {}),
             "task": text.task,
             "documents": len(text.documents),
             "text_hash": text.hash,
@@ -218,6 +224,20 @@ def _load(member: Member, context: int | None, loading: dict[str, Any]) -> Any:
         )
     lm._max_length = lm.max_length if context is None else context
     return lm
+
+
+def _by_category(lm: Any, text: Text, tokens: list[list[int]], title: str) -> dict[str, dict[str, float]]:
+    """Nats, tokens and bytes of each category's documents; of all under the name "" where there are no categories."""
+    kinds = [str(kind) for kind in text.categories] or [""] * len(text.documents)
+    found = {}
+    for kind in sorted(set(kinds)):
+        own = [at for at, each in enumerate(kinds) if each == kind]
+        found[kind] = {
+            "nats": _nats(lm, [tokens[at] for at in own], f"{title} {kind}".strip()),
+            "tokens": sum(len(tokens[at]) for at in own),
+            "bytes": sum(len(text.documents[at].encode()) for at in own),
+        }
+    return found
 
 
 def _nats(lm: Any, tokens: Iterable[list[int]], title: str) -> float:
@@ -266,7 +286,8 @@ def _digest(parts: Iterable[bytes]) -> str:
 def _write(rows: list[Row], path: Path) -> None:
     """All of them or none: a reader, or a run after a kill, never sees half a file."""
     unfinished = path.with_name(f".{path.name}.part")
-    pd.DataFrame(rows, columns=list(COLUMNS)).to_csv(unfinished, index=False)
+    held = [*COLUMNS, *([CATEGORIES] if any(row.get(CATEGORIES) for row in rows) else [])]
+    pd.DataFrame(rows, columns=held).to_csv(unfinished, index=False)
     os.replace(unfinished, path)
 
 

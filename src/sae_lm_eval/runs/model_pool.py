@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 from sae_lm_eval.errors import UserError, first_line
-from sae_lm_eval.runs.sweep import BASELINE, Asked, Sweep
+from sae_lm_eval.runs.sweep import AGAIN, Asked, Sweep
 from sae_lm_eval.runtime.journal import Journal
 
 CACHES = ("cache_requests", "rewrite_requests_cache", "delete_requests_cache")
@@ -134,12 +134,19 @@ class Loaded:
 
         join(self.baseline, list(variants), journal, bos=bos)
 
+    def build_requests(self, task: Any) -> None:
+        """What a task asks, as lm_eval asks it; the templates of chat models aside."""
+        from lm_eval.evaluator_utils import get_sample_size
+
+        task.build_all_requests(limit=get_sample_size(task, self.settings.limit), rank=0, world_size=1)
+
     def evaluate(self, name: str, lm: Any, **other: Any) -> dict[str, Any] | None:
         """lm_eval's results, with samples; None in any other process than the first. `other` wins over the settings."""
         import lm_eval
 
         s = self.settings
-        arguments = {"splice": "none"} if name == BASELINE else self.asked[name].arguments
+        arguments = self.asked[name].arguments if name in self.asked else {"splice": "none"}
+        own = {"batch_size": lm.batch_size_per_gpu} if name == AGAIN else {}
         given = {
             "tasks": s.tasks if s.check_integrity else self._asked_for,  # loaded once for all variants
             "model_args": {**self.model_args, **arguments},
@@ -148,6 +155,7 @@ class Loaded:
             **{key: getattr(s, key) for key in PASSED},
             **{key: s.cache_requests.get(key, False) for key in CACHES},
             **dict(zip(SEEDS, s.seed, strict=True)),
+            **own,
         }
         run_lm_eval: Any = lm_eval.simple_evaluate  # its decorator hides its parameters
         return run_lm_eval(model=lm, **{**given, **other})

@@ -18,7 +18,7 @@ from sae_lm_eval.runs.identity_record import Record, digest_of, model_record
 from sae_lm_eval.runs.model_pool import Loaded, Look, UnknownModel
 from sae_lm_eval.runs.outcome import Finished, Outcome
 from sae_lm_eval.runs.settings import fixed, lm_eval_config
-from sae_lm_eval.runs.sweep import BASELINE, Sweep, sweep_of
+from sae_lm_eval.runs.sweep import AGAIN, BASELINE, Sweep, sweep_of
 from sae_lm_eval.runtime.journal import DiskError, Journal
 from sae_lm_eval.runtime.processes import agreed, gathered, rank, several
 from sae_lm_eval.runtime.progress import Shown, quiet
@@ -60,7 +60,8 @@ def run(
         variants: specs, or mappings with `sae` or `pattern` and what else an entry of a sweep file takes.
         tasks: names of tasks, groups or tags of lm_eval's.
         output_path: where the results folders go, one for each; the same call again continues what was cut short.
-        controls: `none`, `zero`, `mean` or `random_error`, at the sites of each variant.
+        controls: `none`, `zero`, `mean` or `random_error`, at the sites of each variant; and `baseline_again`, the
+            baseline once more in another layout, for the noise floor.
         categories: of tasks or documents, as for the command `compare`: a file or a mapping.
         memory: gigabytes for the dictionaries of one forked pass.
         mean_text: the text whose activations the mode `mean` averages.
@@ -105,7 +106,8 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
     and `DiskError` where it cannot be written.
     """
     asked = {"model_args": sweep.model_args, "variants": [asdict(one) for one in sweep.variants], **fixed(settings)}
-    names = (BASELINE, *(one.name for one in sweep.variants))
+    asked |= {"once": list(sweep.once)} if sweep.once else {}
+    names = (BASELINE, *(one.name for one in sweep.variants), *sweep.once)
     if sweep.ray is not None and several():
         raise UserError("--ray starts workers of its own: leave out accelerate launch, or --ray.")
     with ExitStack() as scope:
@@ -166,7 +168,23 @@ class _Evaluation:
             if missing:
                 title = f"pass {number} of {len(groups)}, " if len(groups) > 1 else ""
                 self._together(title, group, missing, bos)
+        if self.sweep.once and self._missing([AGAIN]):
+            self._once_more(bos)
         return self.failed
+
+    def _once_more(self, bos: bool) -> None:
+        """The baseline in another layout, and how far its predictions move by that."""
+        from sae_lm_eval.runs.noise import again, noise_floor, sequences_of
+
+        self.shown.at(AGAIN)
+        lm = again(self.loaded.baseline, bos)
+        for task in self.loaded.tasks["tasks"].values():
+            if not task.instances:  # all else was evaluated before this process began
+                self.loaded.build_requests(task)
+        asked = sequences_of(lm, self.loaded.tasks["tasks"].values())
+        floor = noise_floor(lm, asked, rows=lm.batch_size_per_gpu)
+        self._evaluate(AGAIN, lm, noise_floor=floor)
+        self.shown.variant_done(AGAIN)
 
     def _names(self, number: int, group: Sequence[str]) -> list[str]:
         return [*([BASELINE] if number == 1 else []), *group]
@@ -298,7 +316,7 @@ class _Evaluation:
             pace = {"tokens": self.shown.asked - asked, "token_passes_per_second": ran / took * cost}
             write_json(self.output_path / PACE, pace)
 
-    def _evaluate(self, name: str, lm: Any) -> None:
+    def _evaluate(self, name: str, lm: Any, **told: Any) -> None:
         from lm_eval.loggers import EvaluationTracker
 
         unfinished = self.output_path / f".{name}"
@@ -309,7 +327,8 @@ class _Evaluation:
             return
         samples = results.pop("samples")
         results["config"]["model"] = "sae_hf"
-        if name != BASELINE and self.loaded.asked[name].control_of:
+        results["config"]["sae_lm_eval"].update(told)
+        if name in self.loaded.asked and self.loaded.asked[name].control_of:
             results["config"]["sae_lm_eval"]["control_of"] = list(self.loaded.asked[name].control_of)
         tracker.save_results_aggregated(results=results, samples=samples)
         for task in results["configs"]:

@@ -17,7 +17,8 @@ from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 
 BASELINE = "baseline"
-TAKEN = frozenset({BASELINE, "report"})
+AGAIN = "baseline_again"  # the baseline once more, in another layout: a control of the whole run
+TAKEN = frozenset({BASELINE, AGAIN, "report"})
 LONGEST = 200  # bytes of a folder's name, of which file systems bear 255
 CONTROLS = ("none", "zero", "mean", "random_error")
 OF_SITES = ("none", "zero", "mean")  # controls that depend on the sites alone
@@ -51,7 +52,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep file says; `settings` are lm_eval's own, under their names."""
+    """What a sweep file says; `settings` are lm_eval's own, under their names.
+
+    `once` names the controls of the run as a whole, which have no dictionary: `baseline_again` or none.
+    """
 
     model_args: Mapping[str, Any]
     variants: tuple[Asked, ...]
@@ -60,6 +64,7 @@ class Sweep:
     memory: float | None = None
     ray: str | None = None
     output_path: Path | None = None
+    once: tuple[str, ...] = ()
 
 
 def read_sweep(file: Path) -> dict[str, Any]:
@@ -103,7 +108,8 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
         raise UserError("model_args: 'sae' belongs to the variants, one entry or --sae for each.")
     common = {name: model_args.pop(name) for name in ARGUMENTS if name in model_args}
     common |= {name: content[name] for name in ("mean_text", "mean_tokens") if content.get(name) is not None}
-    asked = variants_of(content.get("variants"), _listed(content.get("controls"), "controls"), common)
+    controls = _listed(content.get("controls"), "controls")
+    asked = variants_of(content.get("variants"), [name for name in controls if name != AGAIN], common)
     memory = content.get("memory")
     if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | float) or memory <= 0):
         raise UserError(f"memory: {memory!r} is no number of gigabytes above 0.")
@@ -113,6 +119,7 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
         tuple(asked),
         {name: value for name, value in content.items() if name not in OURS},
         memory=memory,
+        once=(AGAIN,) if AGAIN in controls else (),
         ray=None if content.get("ray") is None else str(content["ray"]),
         **ours,
     )
@@ -124,7 +131,7 @@ def variants_of(entries: Any, controls: Sequence[str] = (), common: Mapping[str,
     An entry is a spec as text, or a mapping with `sae` or `pattern`; `common` holds arguments of every variant.
     """
     for control in controls:
-        one_of(control, CONTROLS, "controls:")
+        one_of(control, (*CONTROLS, AGAIN), "controls:")
     if not isinstance(entries, list | tuple) or not entries:
         raise UserError("variants: there are none: give a list of entries such as {sae: RELEASE#ID}.")
     made: list[Asked] = []

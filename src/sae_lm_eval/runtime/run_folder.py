@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.runtime.journal import DiskError
+from sae_lm_eval.schema import KEY, VERSION, version_of
 
 SETTINGS, GROUPS, PACE, IDENTITY = "run.json", ".groups.json", ".pace.json", ".identity.json"
 LOCK, LOG = ".lock", "run.log"
@@ -72,16 +73,20 @@ def read_json(file: Path) -> Any:
 
 
 def remember(folder: Path, asked: Mapping[str, Any]) -> None:
-    """Write down what a run was asked for. Raises `UserError` where the folder holds a run that was asked otherwise."""
+    """Write down what a run was asked for, with the version of the schema.
+
+    Raises `UserError` where the folder holds a run that was asked otherwise, or that a newer package wrote.
+    """
     file = folder / SETTINGS
-    new = json.loads(json.dumps(asked, default=str))
+    new = json.loads(json.dumps({KEY: VERSION, **asked}, default=str))
     old = read_json(file)
     if old is None:
         write_json(file, new)
         return
     if not isinstance(old, dict):
         raise UserError(f"'{file}' is no record of a run. Give another --output_path.")
-    other = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    version_of(old, str(file))
+    other = [name for name in {**old, **new} if old.get(name) != new.get(name) and name != KEY]
     if other:
         difference = _difference(old.get(other[0]), new.get(other[0]))
         raise UserError(

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sae_lm_eval.errors import UserError
 from sae_lm_eval.scaling.delta import DeltaCE
 from sae_lm_eval.scaling.estimate import Draws, Estimate
 from sae_lm_eval.scaling.family import Family, MonotoneCurve, monotone_curve
@@ -38,11 +39,12 @@ def family_estimates(family: Family, original: Original, draws: Draws) -> list[E
 def checkpoint_estimate(checkpoints: Family, draws: Draws) -> Estimate:
     """The share of its own training after which the original was as good as the spliced model is.
 
-    Isotonic regression over log compute; the original is the curve's last point, so Delta = 0 gives 1.
+    Isotonic regression over log compute; the original is the curve's last point, so Delta = 0 gives 1. Its compute is
+    the denominator of the point and of every draw, also where its loss is pooled with earlier ones.
     At a checkpoint the learning rate is not annealed, and more of the peak is behind it than in a run that ends there:
     the first raises its loss against that run's, the second lowers it.
     """
-    curve = monotone_curve(checkpoints.compute, checkpoints.loss)
+    curve = monotone_curve(checkpoints.compute, checkpoints.loss, end="own")
     flags = (*checkpoints.flags, "checkpoints are not runs that end there: their learning rate was not annealed")
     estimate = _on_curve(
         checkpoints, curve, curve.best, draws.delta, replace(_blank(checkpoints, CHECKPOINTS), flags=flags)
@@ -115,6 +117,8 @@ def _on_curve(family: Family, curve: MonotoneCurve, baseline: float, delta: Delt
     blank = replace(blank, flags=(*delta.caveats, *blank.flags))
     log_own = float(curve.log_compute_at(baseline))
     log_spliced = float(curve.log_compute_at(baseline + delta.value))
+    if math.isfinite(log_spliced) and delta.unlearned is not None:
+        return replace(blank, unit=family.unit, reason=delta.unlearned)
     if not math.isfinite(log_spliced):
         return _outside(family, curve, log_own, baseline + delta.value, blank)
     return replace(
@@ -155,7 +159,7 @@ def _scatter_error(family: Family, law: ComputeLaw, scale: float, logs: tuple[fl
 
 
 def _resampled_checkpoints(run: Family, scatter: tuple[float, float], draws: Draws) -> np.ndarray:
-    """Draws of log C(best + Delta) - log C(best) with scatter added to each checkpoint's loss.
+    """Draws of log C(best + Delta) - log C with scatter added to each checkpoint's loss; C is the original's compute.
 
     Resampling, because pooling reacts to scatter in steps: derivatives covered 87% where this covers 96%.
     """
@@ -165,7 +169,11 @@ def _resampled_checkpoints(run: Family, scatter: tuple[float, float], draws: Dra
     logs = np.empty(len(deltas))
     for i, (delta, factor) in enumerate(zip(deltas, factors, strict=True)):
         noise = np.exp(factor * draws.rng.standard_normal(len(run.loss)))
-        curve = monotone_curve(run.compute, run.loss * noise)
+        try:
+            curve = monotone_curve(run.compute, run.loss * noise, end="own")
+        except UserError:  # these losses do not fall at all: a draw that bounds nothing
+            logs[i] = -np.inf if delta > 0 else np.inf
+            continue
         logs[i] = curve.log_compute_at(curve.best + delta) - curve.log_compute[-1]
     return logs
 

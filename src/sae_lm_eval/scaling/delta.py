@@ -20,8 +20,9 @@ ABLATIONS: tuple[Ablation, ...] = ("zero", "mean")
 class DeltaCE:
     """Spliced minus baseline cross-entropy on the same tokens, nats/token.
 
-    `per_document` holds (rise in nats, tokens) per document where it is known; otherwise
-    `standard_error` may be given. `origin` says in words where the number comes from.
+    `per_document` holds (rise in nats, tokens) per document where it is known; otherwise `standard_error` may be
+    given, and the number of `documents` that it is of. `vocabulary` is the number of tokens that the model chooses
+    among. `origin` says in words where the number comes from.
     """
 
     value: float
@@ -32,6 +33,8 @@ class DeltaCE:
     ablation: Ablation | None = None
     ablated: float | None = None
     loss_recovered: float | None = None
+    vocabulary: int | None = None
+    documents: int | None = None
     origin: str = "measured losses"
 
     @property
@@ -39,9 +42,20 @@ class DeltaCE:
         found = []
         if self.value < 0:
             found.append(f"delta CE is negative ({self.value:.4g}): the spliced model has the lower loss")
-        if self.per_document is not None and len(self.per_document[0]) < FEW_DOCUMENTS:
+        number = self.documents if self.per_document is None else len(self.per_document[0])
+        if self.uncertain and number is not None and number < FEW_DOCUMENTS:
             found.append(f"fewer than {FEW_DOCUMENTS} documents: the interval covers less than it says")
         return tuple(found)
+
+    @property
+    def unlearned(self) -> str | None:
+        """Why the spliced loss is one that no training buys, where it is: above ln(vocabulary), all tokens alike."""
+        if self.spliced is None or self.vocabulary is None or self.spliced <= math.log(self.vocabulary):
+            return None
+        return (
+            f"the spliced CE {self.spliced:.4g} is above ln({self.vocabulary}) = {math.log(self.vocabulary):.4g}, "
+            "the loss of a model that knows nothing: no amount of training buys so great a loss"
+        )
 
     @property
     def uncertain(self) -> bool:
@@ -60,14 +74,21 @@ class DeltaCE:
             student = np.sqrt((documents - 1) / rng.chisquare(documents - 1, n))
             return self.value + deviation * math.sqrt(documents / (documents - 1)) * student
         if self.standard_error is not None:
-            return self.value + self.standard_error * rng.standard_normal(n)
+            deviation = self.standard_error * rng.standard_normal(n)
+            if self.documents is not None:  # as above; the standard error is the spread of resampled documents
+                freedom = self.documents - 1
+                deviation *= math.sqrt(self.documents / freedom) * np.sqrt(freedom / rng.chisquare(freedom, n))
+            return self.value + deviation
         return np.full(n, self.value)
 
 
-def delta_from_losses(*, ce_baseline: float, ce_spliced: float, standard_error: float | None = None) -> DeltaCE:
+def delta_from_losses(
+    *, ce_baseline: float, ce_spliced: float, standard_error: float | None = None, documents: int | None = None
+) -> DeltaCE:
     """Delta CE from two mean losses of the same tokens, nats/token.
 
-    `standard_error` is that of the difference, paired over documents, not of either loss.
+    `standard_error` is that of the difference, paired over documents, not of either loss; with the number of
+    `documents`, at least two, its draws spread as Student's t with a degree of freedom less.
     """
     _check_loss("the baseline CE", ce_baseline)
     _check_loss("the spliced CE", ce_spliced)
@@ -78,6 +99,7 @@ def delta_from_losses(*, ce_baseline: float, ce_spliced: float, standard_error: 
         baseline=ce_baseline,
         spliced=ce_spliced,
         standard_error=standard_error,
+        documents=None if documents is None or documents < 2 else documents,
     )
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ class EffectiveCompute:
             place = PREFERENCE.index(estimate.definition)
             if estimate.fraction is not None:
                 return False, place
-            return estimate.bound is None, PREFERENCE.index(FAMILY_FIT) + 0.5
+            measured = estimate.definition in (CHECKPOINTS, INTERPOLATION)
+            return estimate.bound is None, (PREFERENCE.index(FAMILY_FIT) if measured else place) + 0.5
 
         return min(compute, key=rank)
 
@@ -110,6 +111,7 @@ def effective_compute(
     params: float | None = None,
     tokens: float | None = None,
     flops: float | None = None,
+    vocabulary: int | None = None,
     model: str | None = None,
     original: Original | None = None,
     law: str | Path | Law | Sequence[str | Law] = DEFAULT_LAW,
@@ -123,9 +125,10 @@ def effective_compute(
     """What fraction of the original's training compute buys the loss of the spliced model.
 
     Give either a `DeltaCE` or two losses (nats/token, same tokens), and the original: a known `model`, `params` (with
-    embeddings) and training `tokens`, or an `Original`. `law` is a name, a JSON file of constants, a CSV of runs to
-    fit, a law, a list of these, or "all". `family` and `checkpoints` are measured curves of the same text and context
-    length.
+    embeddings) and training `tokens`, or an `Original`. From training `flops` follows the one of the two that is not
+    given. A spliced loss above ln(`vocabulary`) is not converted. `law` is a name, a JSON file of constants, a CSV of
+    runs to fit, a law, a list of these, or "all". `family` and `checkpoints` are measured curves of the same text and
+    context length.
     `law_text="same"` says that the law's text and tokenizer are those of the losses, which allows R = L - E.
 
     Undefined estimates are None with a reason; mistakes raise UserError.
@@ -138,7 +141,9 @@ def effective_compute(
         raise UserError("Give a DeltaCE or two losses, not both.")
     if law_text not in ("same", "other"):
         raise UserError(f"law_text is {law_text!r}; it must be 'same' or 'other'.")
-    original = original or get_original(model=model, params=params, tokens=tokens, flops=flops)
+    original = original or get_original(model=model, params=params, tokens=tokens, flops=flops, vocabulary=vocabulary)
+    if delta.vocabulary is None:
+        delta = replace(delta, vocabulary=original.vocabulary)
     drawn = Draws.of(delta, n=draws, level=level, rng=np.random.default_rng(rng))
     chosen = _laws(law)
     estimates: list[Estimate] = []

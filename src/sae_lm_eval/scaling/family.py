@@ -22,6 +22,7 @@ from sae_lm_eval.scaling.fit import fit_compute_law, residual_scale
 from sae_lm_eval.scaling.laws import ComputeLaw
 
 Kind = Literal["family", "checkpoints"]
+NORMAL_MEDIAN = 0.6745  # of |z| of a standard normal z
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,9 +54,12 @@ class Family:
     def scatter(self) -> tuple[float, float] | None:
         """Standard deviation of log L around a smooth curve and its degrees of freedom; None if unknown.
 
-        Models of a family scatter around their fitted law. The course of one training run follows no power
-        law, so the checkpoints' scatter comes from second differences (Gasser, Sroka and Jennen-Steinmetz
-        1986, Biometrika 73), whose n-2 terms are worth 18/35 of a degree of freedom each.
+        Models of a family scatter around their fitted law. The course of one training run follows no power law, so
+        the checkpoints' scatter comes from pseudo-residuals: of each inner checkpoint, how far it lies from the
+        straight line between its neighbours, scaled to the variance of the losses (Gasser, Sroka and
+        Jennen-Steinmetz 1986, Biometrika 73). Their n-2 terms are worth 18/35 of a degree of freedom each. Where a
+        curve bends sharply, as it does at the start of training, such a distance is curvature and not scatter.
+        Therefore the scale is their median absolute value, divided by the normal distribution's .6745.
         """
         if self.kind == "family":
             return None if self.fit is None else (residual_scale(self.fit, self.compute, self.loss), len(self.loss) - 3)
@@ -65,7 +69,7 @@ class Family:
         left = (x[2:] - x[1:-1]) / (x[2:] - x[:-2])
         pseudo = y[1:-1] - left * y[:-2] - (1 - left) * y[2:]
         scaled = pseudo / np.sqrt(1 + left**2 + (1 - left) ** 2)
-        return float(np.sqrt(np.mean(scaled**2))), (len(y) - 2) * 18 / 35
+        return float(np.median(np.abs(scaled)) / NORMAL_MEDIAN), (len(y) - 2) * 18 / 35
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,14 +99,20 @@ class MonotoneCurve:
         return np.where(target < self.best - slack, np.inf, np.where(target > self.worst + slack, -np.inf, inside))
 
 
-def monotone_curve(compute: np.ndarray, loss: np.ndarray) -> MonotoneCurve:
-    """The monotone curve through measured points; raises UserError when fewer than two knots remain."""
+def monotone_curve(compute: np.ndarray, loss: np.ndarray, *, end: Literal["pooled", "own"] = "pooled") -> MonotoneCurve:
+    """The monotone curve through measured points; raises UserError when fewer than two knots remain.
+
+    With end="own" the last knot stays at the last point's compute, with whatever other points that is pooled: for
+    checkpoints, whose last point is the original.
+    """
     log_compute = np.log(compute)
     pooled = isotonic_regression(loss, increasing=False)
     starts = np.asarray(pooled.blocks)
     centres = np.add.reduceat(log_compute, starts[:-1]) / np.diff(starts)
     if len(centres) < 2:
         raise UserError("The measured losses do not fall with compute, so there is no curve to interpolate.")
+    if end == "own":
+        centres[-1] = log_compute[-1]
     return MonotoneCurve(centres, pooled.x[starts[:-1]])
 
 

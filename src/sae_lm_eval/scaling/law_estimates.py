@@ -13,7 +13,10 @@ from sae_lm_eval.scaling.original_model import Original
 LAW_RELATIVE = "law-relative"
 AT_THE_LOSS = "law at the measured loss"
 FAMILY_FIT = "family fit"
+ON_A_LAW = (LAW_RELATIVE, AT_THE_LOSS)  # definitions that need no losses but those of the splice
 COMPUTE, PARAMETERS, TOKENS = "effective compute", "effective parameters", "effective tokens"
+# Further than this beyond what a law was fitted to, nothing is quoted: a factor of 100 in FLOPs or parameters.
+DECADES = 2
 
 
 @dataclass(frozen=True)
@@ -23,15 +26,15 @@ class _Definition:
     unit: str
     own: float | None  # the original's own amount of the resource; None when it follows from the curve
     floor: str
+    flops: float = 1.0  # training FLOPs for each unit of the resource, the others of the original's fixed
 
 
 def law_relative(law: Law, original: Original, draws: Draws) -> list[Estimate]:
     """Effective compute, parameters and tokens with R from the law at the original's own size and data."""
     lacks = original.lacks
-    if isinstance(law, ComputeLaw) and original.flops is not None:
-        lacks = None
+    alone = original.flops is not None and (isinstance(law, ComputeLaw) or original.params is None)
     blank = [_blank(law, quantity, LAW_RELATIVE) for quantity in (COMPUTE, PARAMETERS, TOKENS)]
-    if lacks is not None:
+    if lacks is not None and not alone:
         return [replace(estimate, reason=lacks) for estimate in blank]
     common = (*_caveats(law, draws.delta), *original.caveats)
     if isinstance(law, ComputeLaw):
@@ -39,12 +42,18 @@ def law_relative(law: Law, original: Original, draws: Draws) -> list[Estimate]:
             replace(estimate, reason="this law speaks of compute alone, not of parameters and tokens")
             for estimate in blank[1:]
         ]
+    if lacks is not None:
+        frontier = _on_frontier(law, original, draws, blank[0], common)
+        return [frontier, *(replace(estimate, reason=lacks) for estimate in blank[1:])]
+    if original.off_6nd is not None:
+        common = (*common, original.off_6nd)
     params, counting = _count(law, original)
     common = (*common, *counting)
+    tokens = original.tokens or math.nan
     deviations = draws.parameters(law.covariance)
     return [
         _estimate(law, definition, draws, deviations, estimate, common)
-        for definition, estimate in zip(_definitions(params, original.tokens or math.nan), blank, strict=True)
+        for definition, estimate in zip(_definitions(params, tokens), blank, strict=True)
     ]
 
 
@@ -86,27 +95,46 @@ def _definitions(params: float, tokens: float) -> tuple[_Definition, ...]:
             "parameters",
             params,
             "the law's loss of endless parameters",
+            flops=6 * tokens,
         ),
-        _Definition(TOKENS, lambda at: (data(at), at[4]), "tokens", tokens, "the law's loss of endless tokens"),
+        _Definition(
+            TOKENS,
+            lambda at: (data(at), at[4]),
+            "tokens",
+            tokens,
+            "the law's loss of endless tokens",
+            flops=6 * params,
+        ),
     )
 
 
 def _on_frontier(
-    law: ComputeLaw,
+    law: Law,
     original: Original,
     draws: Draws,
     blank: Estimate,
     common: tuple[str, ...],
 ) -> Estimate:
     log_c = math.log(original.compute or math.nan)
-    chosen = _Definition(
-        COMPUTE, lambda at: (math.exp(at[1] - at[2] * log_c), at[2]), "FLOPs", None, "the law's floor E"
-    )
-    assumed = "the original is taken as compute-optimal: this law knows no other models"
+    chosen = _Definition(COMPUTE, _frontier_terms(law, log_c), "FLOPs", None, "the law's floor E")
+    why = "this law knows no other models" if isinstance(law, ComputeLaw) else "its FLOPs are all that is known of it"
+    assumed = f"the original is taken as compute-optimal: {why}"
     flags = [*common, assumed]
     if original.flops is None and law.flops != "6ND":
         flags.append(f"6ND stands in for {law.flops}")
     return _estimate(law, chosen, draws, draws.parameters(law.covariance), blank, tuple(flags))
+
+
+def _frontier_terms(law: Law, log_c: float) -> Terms:
+    """R and s of a compute-optimal model of C FLOPs: K C^-gamma and gamma, in the law's own parameters."""
+    if isinstance(law, ComputeLaw):
+        return lambda at: (math.exp(at[1] - at[2] * log_c), at[2])
+
+    def terms(at: np.ndarray) -> tuple[float, float]:
+        known = replace(law, A=math.exp(at[1]), B=math.exp(at[2]), alpha=float(at[3]), beta=float(at[4]))
+        return known.K * math.exp(-known.gamma * log_c), known.gamma
+
+    return terms
 
 
 def _estimate(
@@ -129,6 +157,9 @@ def _estimate(
     own = law.optimal_flops(reducible) if chosen.own is None else chosen.own
     equivalent = own * math.exp(log_value)
     span = law.flops_range if chosen.own is None else law.params_range if chosen.quantity == PARAMETERS else None
+    if (outside := _outside(law, chosen, draws.delta, own, equivalent, span)) is not None:
+        bound, reason = outside
+        return replace(blank, flags=common, unit=chosen.unit, bound=bound, reason=reason)
     bound, range_flags = _range(own, equivalent, span, unit=chosen.unit)
     flags = [*common, *range_flags]
     if span is None and chosen.quantity != TOKENS:
@@ -142,6 +173,52 @@ def _estimate(
         bound=bound,
         flags=tuple(flags),
     )
+
+
+def _outside(
+    law: Law,
+    chosen: _Definition,
+    delta: DeltaCE,
+    own: float,
+    equivalent: float,
+    span: tuple[float, float] | None,
+) -> tuple[str | None, str] | None:
+    """A bound and the reason why no fraction is told; None where the law may be asked.
+
+    A law may not be asked more than `DECADES` beyond the range that it was fitted to, in FLOPs or in the resource
+    itself; where that is not known, more than `DECADES` from the original. Nor is there a fraction of the compute for a
+    loss that is above that of knowing nothing, the logarithm of the vocabulary's size.
+    """
+    ranges = [(1.0, span, chosen.unit)] if span is not None else []
+    if law.flops_range is not None and chosen.own is not None:
+        ranges.append((chosen.flops, law.flops_range, "FLOPs"))
+    if not ranges:
+        ranges.append((1.0, (own, own), chosen.unit))
+    bound = _bound(own, equivalent, ranges)
+    if delta.unlearned is not None:
+        return bound, delta.unlearned
+    for each, (low, high), unit in ranges:
+        for who, amount in (("the original", own * each), ("the spliced model", equivalent * each)):
+            beyond = max(math.log10(low / amount), math.log10(amount / high))
+            if beyond > DECADES:
+                what = f"{low:.3g} to {high:.3g} {unit}" if low < high else f"the original's own {low:.3g} {unit}"
+                side = "below" if amount < low else "above"
+                return bound, f"outside the law: {who} would be {beyond:.1f} decades {side} {what}"
+    return None
+
+
+def _bound(own: float, equivalent: float, ranges: list[tuple[float, tuple[float, float], str]]) -> str:
+    """What the ends of the ranges allow to say of the fraction; where they allow nothing, the side of 1 it lies on."""
+    less = equivalent < own
+    ends = []
+    for each, (low, high), _ in ranges:
+        if low == high:
+            low, high = low / 10**DECADES, high * 10**DECADES
+        if less and equivalent * each < low <= own * each:
+            ends.append(low / (own * each))
+        if not less and own * each <= high < equivalent * each:
+            ends.append(high / (own * each))
+    return f"< {min(ends, default=1.0):.3g}" if less else f"> {max(ends, default=1.0):.3g}"
 
 
 def _range(
@@ -189,7 +266,7 @@ def _caveats(law: Law, delta: DeltaCE) -> tuple[str, ...]:
     if law.superseded:
         found.append(f"superseded law: {law.superseded}")
     if law.covariance is None:
-        found.append("no covariance of this law is published: its parameters are held fixed")
+        found.append(f"{law.no_covariance}: its parameters are held fixed")
     elif law.E == 0:
         found.append("the fitted floor E ended at 0: the points do not determine it")
     return tuple(found)

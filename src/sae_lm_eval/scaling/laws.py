@@ -22,6 +22,7 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.scaling.data_files import data_path, unknown
 
 DEFAULT_LAW = "besiroglu2024"
+UNKNOWN_COVARIANCE = "this law was given without a covariance"  # why there is none, where nothing else is said
 Span = tuple[float, float]
 
 
@@ -55,6 +56,7 @@ class ParametricLaw:
     flops_range: Span | None = None
     loss_range: Span | None = None
     covariance: Covariance | None = None
+    no_covariance: str = UNKNOWN_COVARIANCE
     superseded: str = ""
     units: ClassVar[str] = "nats/token"
     flops: ClassVar[str] = "6ND"
@@ -119,6 +121,7 @@ class ComputeLaw:
     flops_range: Span | None = None
     loss_range: Span | None = None
     covariance: Covariance | None = None
+    no_covariance: str = UNKNOWN_COVARIANCE
     superseded: str = ""
     units: ClassVar[str] = "nats/token"
     params_range: ClassVar[None] = None

@@ -47,7 +47,9 @@ def convert_literature(
 
 
 def summarise_literature(table: pd.DataFrame) -> pd.DataFrame:
-    """Ranges of loss recovered, delta CE and effective compute per work, model and site."""
+    """Ranges of loss recovered, delta CE and effective compute per work, model and site; `bound` is the least that is
+    said of a dictionary outside the law.
+    """
     rows = []
     for _, group in table.groupby(KEYS, sort=False):
         spans = {}
@@ -56,9 +58,19 @@ def summarise_literature(table: pd.DataFrame) -> pd.DataFrame:
             spans[f"{column}_min"] = min(values) if values else None
             spans[f"{column}_max"] = max(values) if values else None
         reasons = [reason for reason in group["reason"] if reason]
+        outside = group.loc[[value is None for value in group["effective_compute"]], "bound"]
+        bounds = sorted((bound for bound in outside if bound.startswith("<")), key=lambda b: float(b[2:]))
         head = group.iloc[0]
         named = {column: head[column] for column in KEYS}
-        rows.append({**named, "dictionaries": len(group), **spans, "reason": reasons[0] if reasons else ""})
+        rows.append(
+            {
+                **named,
+                "dictionaries": len(group),
+                **spans,
+                "bound": bounds[0] if bounds else "",
+                "reason": reasons[0] if reasons else "",
+            }
+        )
     return pd.DataFrame(rows, dtype=object)
 
 
@@ -72,6 +84,7 @@ def _convert(row: Row, law: Law, *, level: float, draws: int, rng: int) -> dict[
         "effective_compute": estimate.fraction,
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,
+        "bound": estimate.bound or "",
         "law": estimate.curve,
         "reason": estimate.reason or "",
         "flags": "; ".join(estimate.flags),

@@ -6,8 +6,9 @@ as any family; the columns beyond a family's say what was measured, and on what.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,8 @@ COLUMNS = (
     *("loss", "nats_per_byte", "text_nats", "text_tokens", "text_bytes", "tokens_hash"),
     *("task", "documents", "text_hash", "context", "text", "source"),
 )
+# For each category of the text its nats, tokens and bytes, as JSON; only where the text has categories.
+CATEGORIES = "categories"
 
 
 @dataclass(frozen=True)
@@ -38,12 +41,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class Curves:
-    """The curves that a run may use without being told, or why files of its text may not be used."""
+    """The curves that a run may use without being told, or why files of its text may not be used.
+
+    `by_category` holds those of the categories whose losses were measured too.
+    """
 
     family: Family | None = None
     checkpoints: Family | None = None
     own: Row | None = None
     notes: tuple[str, ...] = ()
+    by_category: Mapping[str, Curves] = field(default_factory=dict)
 
 
 def read_measured(path: Path) -> list[Row]:
@@ -68,6 +75,22 @@ def with_losses(rows: Sequence[Row], own: Row, *, per: str) -> list[Row]:
     ]
 
 
+def categories_of(rows: Sequence[Row]) -> list[str]:
+    """The categories whose losses every row has."""
+    held = [json.loads(row.get(CATEGORIES) or "{}") for row in rows]
+    return [name for name in held[0] if all(name in of for of in held)] if held else []
+
+
+def of_category(rows: Sequence[Row], name: str) -> list[Row]:
+    """The rows, as if a category's documents were the whole text."""
+    found = []
+    for row in rows:
+        of = json.loads(row[CATEGORIES])[name]
+        sums = {f"text_{what}": float(of[what]) for what in ("nats", "tokens", "bytes")}
+        found.append({**row, **sums, "nats_per_byte": of["nats"] / of["bytes"], "text": f"{row['text']}, {name}"})
+    return found
+
+
 def curves_for(run: Measured, files: Iterable[Path]) -> Curves:
     """The first of `files` that is a curve for the run: the same task, documents and context length, and the run's own
     model at its baseline loss.
@@ -87,7 +110,10 @@ def curves_for(run: Measured, files: Iterable[Path]) -> Curves:
         elif not same_loss(loss := own["text_nats"] / own["text_tokens"], run.baseline):
             notes.append(f"{path} has {row_name(own)} at {loss:.4g}, and the run at {run.baseline:.4g}: it is not used")
         else:
-            return _curves(with_losses(rows, own, per="byte"), own, path)
+            made = _curves(with_losses(rows, own, per="byte"), own, path)
+            parts = {name: (of_category(rows, name), of_category([own], name)[0]) for name in categories_of(rows)}
+            of = {name: _curves(with_losses(part, one, per="byte"), one, path) for name, (part, one) in parts.items()}
+            return replace(made, by_category=of)
     return Curves(notes=tuple(notes))
 
 

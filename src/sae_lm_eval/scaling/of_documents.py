@@ -12,6 +12,7 @@ import numpy as np
 from sae_lm_eval import world
 from sae_lm_eval.scaling import (
     DeltaCE,
+    Estimate,
     Family,
     Original,
     delta_from_documents,
@@ -22,6 +23,7 @@ from sae_lm_eval.scaling import (
 )
 from sae_lm_eval.scaling.curve_estimates import CHECKPOINTS, same_loss
 from sae_lm_eval.scaling.family import family_of
+from sae_lm_eval.scaling.law_estimates import COMPUTE, LAW_RELATIVE, ON_A_LAW
 from sae_lm_eval.scaling.loss_curves import MAIN
 
 COUNTED = "counted when the world was made"
@@ -49,6 +51,7 @@ def original_of(
         tokens=float(main["tokens"]),
         params_source=COUNTED,
         tokens_source=COUNTED,
+        vocabulary=world.vocabulary_size(),
     )
     if params is not None:
         known = replace(known, params=params, params_non_embedding=None, params_source=given.params_source)
@@ -66,47 +69,71 @@ def world_checkpoints() -> Family:
     return family_of(rows, name="world checkpoints", kind="checkpoints", where="documents of the world")
 
 
+def world_curve(original: Original, baseline: float | None) -> tuple[Family | None, tuple[str, ...]]:
+    """The course of the world's training where that is the original and ends at its loss, else why it is not used."""
+    if not world.is_meant_by(original.name):
+        return None, ()
+    curve = world_checkpoints()
+    if baseline is None or same_loss(float(curve.loss[-1]), baseline):
+        return curve, ()
+    return None, (
+        f"the {CHECKPOINTS} curve of {curve.name} is not used: it ends at {curve.loss[-1]:.4g}, and the baseline "
+        f"CE of these documents is {baseline:.4g}",
+    )
+
+
+def without_losses(quoted: Estimate) -> Estimate:
+    """What is said of a category whose text was converted by a measured curve that has no losses of the category."""
+    return Estimate(
+        quantity=quoted.quantity,
+        definition=quoted.definition,
+        curve=quoted.curve,
+        source=quoted.source,
+        reason=f"its text is converted by the {quoted.definition} curve of {quoted.curve}, which has no losses of this "
+        "category",
+    )
+
+
 def compute_of(records: Sequence[Mapping[str, Any]], original: Original) -> dict[str, Any]:
     """Effective compute of a text's documents, with its law, 95% interval and flags, and that of each category.
 
     `records` hold the nats and tokens of each document. `fraction` is None for the `reason`. Categories are converted
-    by the law alone, since a curve's losses are those of its whole text.
+    by the curve of the text. Where that was measured, it has no losses of theirs, and theirs are undefined.
     """
-    curve = world_checkpoints() if world.is_meant_by(original.name) else None
-    found = _converted(records, original, curve)
+    found, quoted = _converted(records, original)
     names = sorted({record["category"] for record in records} - {None})
     if names:
+        measured = quoted is not None and quoted.definition not in ON_A_LAW
         found["by_category"] = {
-            name: _converted([record for record in records if record["category"] == name], original, None)
+            name: told_of(without_losses(quoted), original)
+            if quoted is not None and measured
+            else _converted([record for record in records if record["category"] == name], original)[0]
             for name in names
         }
     return found
 
 
-def _converted(records: Sequence[Mapping[str, Any]], original: Original, curve: Family | None) -> dict[str, Any]:
+def _converted(records: Sequence[Mapping[str, Any]], original: Original) -> tuple[dict[str, Any], Estimate | None]:
     delta = _delta([record for record in records if record["tokens"]])
-    unused = []
-    if curve is not None and delta is not None and not same_loss(float(curve.loss[-1]), delta.baseline or 0.0):
-        unused = [
-            f"the {CHECKPOINTS} curve of {curve.name} is not used: it ends at {curve.loss[-1]:.4g}, and the baseline "
-            f"CE of these documents is {delta.baseline:.4g}"
-        ]
-        curve = None
-    told = {"model": original.name, "params": original.params, "params_source": original.params_source}
-    told |= {"tokens": original.tokens, "tokens_source": original.tokens_source}
-    blank: dict[str, Any] = dict.fromkeys(("fraction", "low", "high", "law"))
+    blank = Estimate(quantity=COMPUTE, definition=LAW_RELATIVE, curve="", source="")
     if delta is None:
-        return {**blank, "flags": [], "reason": "no position was scored", **told}
+        return {**told_of(blank, original), "law": None, "reason": "no position was scored"}, None
+    curve, unused = world_curve(original, delta.baseline)
     if curve is None and original.lacks is not None:
-        return {**blank, "flags": [], "reason": _lacking(original), **told}
+        return {**told_of(blank, original), "law": None, "reason": _lacking(original)}, None
     quoted = effective_compute(delta, original=original, checkpoints=curve).preferred
+    return told_of(replace(quoted, flags=(*quoted.flags, *unused)), original), quoted
+
+
+def told_of(quoted: Estimate, original: Original) -> dict[str, Any]:
+    """An estimate and its original as plain values for a file of results."""
     interval = quoted.interval
     return {
         "fraction": quoted.fraction,
         "low": interval and interval.low,
         "high": interval and interval.high,
         "law": quoted.curve,
-        "flags": [*quoted.flags, *unused],
+        "flags": list(quoted.flags),
         "reason": quoted.reason,
         "bound": quoted.bound,
         "definition": quoted.definition,
@@ -114,7 +141,12 @@ def _converted(records: Sequence[Mapping[str, Any]], original: Original, curve: 
         "constants": quoted.constants,
         "level": interval and interval.level,
         "covers": list(interval.covers) if interval else [],
-        **told,
+        "model": original.name,
+        "params": original.params,
+        "params_source": original.params_source,
+        "tokens": original.tokens,
+        "tokens_source": original.tokens_source,
+        "vocabulary": original.vocabulary,
     }
 
 

@@ -21,8 +21,10 @@ from sae_lm_eval.scaling import (
     get_original,
 )
 from sae_lm_eval.scaling.delta import finite
+from sae_lm_eval.scaling.law_estimates import ON_A_LAW
 from sae_lm_eval.scaling.loss_curves import MAIN, Curves, Measured, curves_for
-from sae_lm_eval.scaling.of_documents import original_of
+from sae_lm_eval.scaling.of_documents import original_of, without_losses, world_curve
+from sae_lm_eval.schema import KEY, lacking
 
 ABLATIONS = ("ce_zero", "ce_mean", "loss_recovered_zero", "loss_recovered_mean")
 
@@ -54,11 +56,12 @@ def read_all(out: Path) -> list[Results]:
 def convert(out: Path, *, original: Mapping[str, Any], **curve: Any) -> list[Converted]:
     """Every text that a variant below `out` measured its spliced loss on, and its categories.
 
-    `original` may have `model`, `params`, `tokens` and `flops`, as `curve` what else `effective_compute` takes. What
-    they leave open is taken from the results and from a file of `curve` beside them. Categories have no curve of their
-    own, and are converted by the law alone. Raises `UserError` where no results have a spliced loss.
+    `original` may have `model`, `params`, `tokens`, `flops` and `vocabulary`, as `curve` what else `effective_compute`
+    takes. What they leave open is taken from the results and from a file of `curve` beside them. A category is
+    converted by the curve of its text, and is undefined where that has no losses of it. Raises `UserError` where no
+    results have a spliced loss.
     """
-    found = [converted for results in read_all(out) for converted in _of_results(results, out, original, curve)]
+    found = [made for results in read_all(out) for made in _of_results(results, original, curve, out)]
     if not found:
         raise UserError(
             f"The results in '{out}' have no ce_baseline and ce_spliced: run a sae_fidelity task with a dictionary, as "
@@ -68,14 +71,11 @@ def convert(out: Path, *, original: Mapping[str, Any], **curve: Any) -> list[Con
 
 
 def quoted(results: Results, task: str) -> dict[str, Any] | None:
-    """The effective compute of one text as `EffectiveCompute.record` has it; None where it has no spliced loss.
-
-    Curves are looked for beside the results and in the two folders above, where `run` and lm_eval write theirs.
+    """The effective compute of one text, as `convert` has it and `EffectiveCompute.record` tells it; None where it has
+    no spliced loss.
     """
-    table = _table(results, task)
-    beside = _beside(results, task, table, results.folder.parents[1])
-    result = _convert(table, _original(results, beside, {}), family=beside.family, checkpoints=beside.checkpoints)
-    return None if result is None else result.record()
+    whole = next(_of_task(results, task, {}, {}, None), None)
+    return None if whole is None else whole.result.record()
 
 
 def _table(results: Results, task: str) -> dict[str, Any]:
@@ -83,33 +83,52 @@ def _table(results: Results, task: str) -> dict[str, Any]:
 
 
 def _of_results(
-    results: Results, out: Path, original: Mapping[str, Any], curve: Mapping[str, Any]
+    results: Results, original: Mapping[str, Any], curve: Mapping[str, Any], out: Path
 ) -> Iterator[Converted]:
     for task in results.scores:
-        table = _table(results, task)
-        if finite(table.get("ce_spliced")) is None:
+        yield from _of_task(results, task, original, curve, out)
+
+
+def _of_task(
+    results: Results, task: str, original: Mapping[str, Any], curve: Mapping[str, Any], out: Path | None
+) -> Iterator[Converted]:
+    """The text and then its categories, all by the one curve that is found for the text."""
+    table = _table(results, task)
+    if finite(table.get("ce_spliced")) is None:
+        return
+    told = curve.get("family") is not None or curve.get("checkpoints") is not None
+    beside = Curves() if told else _beside(results, task, table, out)
+    known, notes = _original(results, task, beside, original), beside.notes
+    measured: dict[str, Any] = {"family": beside.family, "checkpoints": beside.checkpoints} if beside.own else {}
+    if not told and beside.own is None:
+        measured["checkpoints"], unused = world_curve(known, finite(table.get("ce_baseline")))
+        notes = (*notes, *unused)
+    if known.vocabulary is None and (why := lacking(results.provenance.get(KEY, 1))) is not None:
+        notes = (*notes, f"these results are of an older version, without {why}")
+    number = results.raw.get("n-samples", {}).get(task, {}).get("effective")
+    result = _convert({"documents": number, **table}, known, **{**curve, **measured})
+    if result is None:
+        return
+    yield Converted(variant=results.name, task=task, result=result, ablations=_ablations(table), notes=notes)
+    for name, part in (results.provenance.get("fidelity", {}).get(task, {}).get("by_category") or {}).items():
+        by = beside.by_category.get(name)
+        of_curve = {"family": by.family, "checkpoints": by.checkpoints} if by else dict.fromkeys(measured)
+        made = _convert(part, known, **{**curve, "family": None, "checkpoints": None, **of_curve})
+        if made is None:
             continue
-        beside = Curves()
-        if curve.get("family") is None and curve.get("checkpoints") is None:
-            beside = _beside(results, task, table, out if out.is_dir() else out.parent)
-        known = _original(results, beside, original)
-        measured = {"family": beside.family, "checkpoints": beside.checkpoints} if beside.own else {}
-        categories = results.provenance.get("fidelity", {}).get(task, {}).get("by_category") or {}
-        law_alone = {name: value for name, value in curve.items() if name not in ("family", "checkpoints")}
-        whole = [(None, table, {**curve, **measured}, beside.notes)]
-        for category, of, by, notes in [*whole, *((name, part, law_alone, ()) for name, part in categories.items())]:
-            if result := _convert(of, known, **by):
-                yield Converted(
-                    variant=results.name,
-                    task=task,
-                    category=category,
-                    result=result,
-                    ablations={name: finite(of.get(name)) for name in ABLATIONS},
-                    notes=notes,
-                )
+        if by is None and result.preferred.definition not in ON_A_LAW:
+            made = replace(made, estimates=(without_losses(result.preferred),))
+        yield Converted(variant=results.name, task=task, category=name, result=made, ablations=_ablations(part))
 
 
-def _beside(results: Results, task: str, table: Mapping[str, Any], root: Path) -> Curves:
+def _ablations(table: Mapping[str, Any]) -> dict[str, float | None]:
+    return {name: finite(table.get(name)) for name in ABLATIONS}
+
+
+def _beside(results: Results, task: str, table: Mapping[str, Any], out: Path | None) -> Curves:
+    """The curves that lie beside the results or in the two folders above, where `run` and lm_eval write theirs, and up
+    to `out` where that is higher.
+    """
     context, baseline = results.provenance.get("max_length"), finite(table.get("ce_baseline"))
     if context is None or baseline is None:
         return Curves()
@@ -122,7 +141,9 @@ def _beside(results: Results, task: str, table: Mapping[str, Any], root: Path) -
         revision=revision,
         baseline=baseline,
     )
-    folders = [folder for folder in (results.folder, *results.folder.parents) if folder.is_relative_to(root)]
+    above = [results.folder, *results.folder.parents]
+    highest = 2 if out is None or out not in above else max(2, above.index(out))
+    folders = above[: highest + 1]
     return curves_for(run, [file for folder in folders for file in sorted(folder.glob("*.csv"))])
 
 
@@ -131,15 +152,19 @@ def _model(results: Results) -> tuple[str, str]:
     return str(given.get("pretrained") or results.raw.get("model_name") or ""), str(given.get("revision") or MAIN)
 
 
-def _original(results: Results, beside: Curves, given: Mapping[str, Any]) -> Original:
+def _original(results: Results, task: str, beside: Curves, given: Mapping[str, Any]) -> Original:
     """What was given, or else a model that is known by name, by the curve beside the results, or as the world's."""
     model, revision = _model(results)
     args = results.model_args
     told = {name: float(args[name]) for name in ("params", "tokens") if args.get(name) is not None}
     numbers = {**told, **{name: value for name, value in given.items() if value is not None}}
+    recorded = (results.provenance.get("effective_compute") or {}).get(task) or {}
+    if numbers.get("vocabulary") is None and recorded.get("vocabulary") is not None:
+        numbers["vocabulary"] = int(recorded["vocabulary"])
     if "model" in numbers or "params" in numbers:
         return get_original(**numbers)
-    flops = get_original(flops=numbers.pop("flops", None)).flops
+    flops, vocabulary = numbers.pop("flops", None), numbers.pop("vocabulary", None)
+    get_original(flops=flops, vocabulary=vocabulary)  # for what it refuses
     known = original_of(model, revision, **numbers)
     if beside.own is not None and find_preset(known.name) is None:
         own = beside.own
@@ -151,11 +176,12 @@ def _original(results: Results, beside: Curves, given: Mapping[str, Any]) -> Ori
         )
         if "tokens" not in numbers:
             known = replace(known, tokens=float(own["tokens"]), tokens_source=str(own["tokens_source"]))
-    return replace(known, flops=flops)
+    return replace(known, vocabulary=vocabulary or known.vocabulary).with_flops(flops)
 
 
 def _convert(table: Mapping[str, Any], original: Original, **curve: Any) -> EffectiveCompute | None:
-    """Effective compute from ce_baseline, ce_spliced and ce_delta_stderr of a table of metrics; None without losses.
+    """Effective compute from ce_baseline, ce_spliced, ce_delta_stderr and documents of a table of metrics; None without
+    losses.
 
     `curve` is what else `scaling.effective_compute` takes.
     """
@@ -166,6 +192,7 @@ def _convert(table: Mapping[str, Any], original: Original, **curve: Any) -> Effe
         ce_baseline=losses["ce_baseline"],
         ce_spliced=losses["ce_spliced"],
         standard_error=finite(table.get("ce_delta_stderr")),
+        documents=table.get("documents"),
     )
     return effective_compute(delta, original=original, **curve)
 

@@ -18,7 +18,7 @@ TOKEN_CAVEATS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Original:
-    """The model before the splice. Parameters with embeddings, training tokens, training FLOPs.
+    """The model before the splice. Parameters with embeddings, training tokens, training FLOPs, size of the vocabulary.
 
     None is "not known". `training` other than "pretrained" breaks C = 6ND and is flagged.
     """
@@ -28,6 +28,7 @@ class Original:
     params_non_embedding: float | None = None
     tokens: float | None = None
     flops: float | None = None
+    vocabulary: int | None = None
     training: str = "pretrained"
     tokens_status: str = "given"
     tokens_source: str = "given by the user"
@@ -50,6 +51,28 @@ class Original:
         if self.tokens_status in TOKEN_CAVEATS:
             found.append(f"{TOKEN_CAVEATS[self.tokens_status]} ({self.name})")
         return tuple(found)
+
+    @property
+    def off_6nd(self) -> str | None:
+        """What is to be said where a law takes N and D, and the FLOPs given are not 6ND."""
+        if self.flops is None or self.params is None or self.tokens is None:
+            return None
+        times = self.flops / (6 * self.params * self.tokens)
+        if abs(times - 1) < 0.01:
+            return None
+        return f"the FLOPs given are {times:.3g} times 6ND and do not enter: this law takes parameters and tokens"
+
+    def with_flops(self, flops: float | None) -> "Original":
+        """With training FLOPs C; of parameters and tokens, the one that is not known follows from C = 6ND."""
+        if flops is None:
+            return self
+        known = replace(self, flops=flops)
+        if self.tokens is None and self.params is not None:
+            told = {"tokens_status": "given", "tokens_source": "the FLOPs given, by C = 6ND"}
+            return replace(known, tokens=flops / (6 * self.params), **told)
+        if self.params is None and self.tokens is not None:
+            return replace(known, params=flops / (6 * self.tokens), params_source="the FLOPs given, by C = 6ND")
+        return known
 
     @property
     def lacks(self) -> str | None:
@@ -90,12 +113,18 @@ def get_original(
     params: float | None = None,
     tokens: float | None = None,
     flops: float | None = None,
+    vocabulary: int | None = None,
 ) -> Original:
     """The original from a known model, from numbers, or from both (numbers win).
 
     Raises UserError for numbers that are not positive and for an unknown model without parameters.
     """
-    for what, value in (("parameters", params), ("tokens", tokens), ("FLOPs", flops)):
+    for what, value in (
+        ("parameters", params),
+        ("tokens", tokens),
+        ("FLOPs", flops),
+        ("tokens in the vocabulary", vocabulary),
+    ):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UserError(f"The number of {what} is {value}; it must be positive, such as 124e6.")
     known = None if model is None else find_preset(model)
@@ -106,7 +135,9 @@ def get_original(
         original = replace(original, params=params, params_non_embedding=None, params_source="given by the user")
     if tokens is not None:
         original = replace(original, tokens=tokens, tokens_status="given", tokens_source="given by the user")
-    return replace(original, flops=flops)
+    if vocabulary is not None:
+        original = replace(original, vocabulary=vocabulary)
+    return original.with_flops(flops)
 
 
 def _rows() -> list[Row]:
@@ -128,6 +159,7 @@ def _preset(row: Row) -> Original:
         params=float(row["params"]),
         params_non_embedding=float(row["params_non_embedding"]),
         tokens=None if row["tokens"] is None else float(row["tokens"]),
+        vocabulary=int(row["vocabulary"]),
         training=row["training"],
         tokens_status=row["tokens_status"],
         tokens_source=row["tokens_source"],

@@ -45,6 +45,11 @@ def facts() -> dict:
     return json.loads((FILES / "world.json").read_text())
 
 
+def vocabulary_size() -> int:
+    """How many tokens the model chooses among."""
+    return json.loads((FILES / "model" / "config.json").read_text())["vocab_size"]
+
+
 def _folders(parent: Path) -> list[str]:
     return sorted(path.name for path in parent.iterdir() if path.is_dir())
 

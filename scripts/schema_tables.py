@@ -1,0 +1,42 @@
+"""Write the tables of docs/schema.md from the package's JSON Schemas.
+
+python scripts/schema_tables.py
+"""
+
+from pathlib import Path
+
+from sae_lm_eval import schema
+
+PAGE = Path(__file__).parents[1] / "docs" / "schema.md"
+INTRODUCTION = f"""# What the files hold
+
+The package writes four kinds of data of its own. Each has a version, {schema.VERSION} at present, and a JSON Schema
+(draft 2020-12) in [src/sae_lm_eval/schemas](../src/sae_lm_eval/schemas), which comes with the package:
+
+```python
+from sae_lm_eval.schema import VERSION, schema
+
+schema("results")  # or "run", "drops", "fidelity"
+```
+
+A record without a version is of version 1. Older versions are read, and what they lack is said where it matters:
+version 1 has not {schema.lacking(1)}. A newer version than the package's is refused with a sentence. A field is added,
+renamed or given another meaning only with a new version; readers ignore fields that they do not know. An undefined
+value is null, or an empty cell of a CSV.
+
+The tables below are made from the schemas: `python scripts/schema_tables.py`.
+"""
+
+
+def page() -> str:
+    parts = [INTRODUCTION]
+    for name in schema.NAMES:
+        held = schema.schema(name)
+        parts.append(f"## {held['title']}\n\n{held['description']}\n\n{schema.table(name)}\n")
+        for what, of in held.get("$defs", {}).items():
+            parts.append(f"### {what}\n\n{of['description']}\n\n{schema.rows(of)}\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
