@@ -45,12 +45,17 @@ def test_two_processes_give_what_one_gives_beside_another_task(tmp_path):
     assert sorted(one["results"]) == ["sae_fidelity_world", "sae_world_villages"]
     for task, scores in one["results"].items():
         numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
-        assert "acc,none" in numbers or {"ce_spliced,none", "fvu,none", "effective_compute,none"} <= set(numbers)
+        assert "acc,none" in numbers or {"ce_spliced,none", "fvu,none"} <= set(numbers)
         assert {name: two["results"][task][name] for name in numbers} == pytest.approx(numbers, rel=1e-5, abs=1e-6)
     for task, samples in samples_of_one.items():
         assert sorted(s["doc_id"] for s in samples_of_two[task]) == sorted(s["doc_id"] for s in samples) == [*range(12)]
     told = [of["config"]["sae_lm_eval"]["fidelity"]["sae_fidelity_world"]["by_category"] for of in (one, two)]
     assert list(told[0]) == list(told[1])
+    # Twelve documents are not the text that the world's checkpoints were measured on, and no law reaches so far.
+    for of in (one, two):
+        assert of["results"]["sae_fidelity_world"]["effective_compute,none"] == "N/A"
+        compute = of["config"]["sae_lm_eval"]["effective_compute"]["sae_fidelity_world"]
+        assert compute["reason"].startswith("outside the law")
     for category, values in told[0].items():
         defined = {name: value for name, value in values.items() if value is not None}
         other = {name: value for name, value in told[1][category].items() if value is not None}

@@ -76,13 +76,12 @@ def over_seeds(comparisons: Mapping[int, Comparison], *, level: float = 0.95) ->
 def _answers(comparison: Comparison) -> pd.Series:
     """What each question lost, by variant, task and question, of the tasks that are right or wrong."""
     drops = comparison.drops
-    accurate = list(drops.loc[(drops["section"] == "task") & (drops["kind"] == "accuracy") & drops["primary"], "name"])
-    found = comparison.documents()
+    accurate = set(drops.loc[(drops["section"] == "task") & (drops["kind"] == "accuracy") & drops["primary"], "name"])
+    found: Any = comparison.documents()  # pandas' types do not say what a selection is
     found = found[found["task"].isin(accurate)]
     if found.empty:
         raise UserError("None of the tasks is right or wrong by question, so there is no drop over seeds.")
-    lost: Any = found.set_index(["variant", "task", "doc_id"])["score_lost"]
-    return lost.sort_index()
+    return found.set_index(["variant", "task", "doc_id"])["score_lost"].sort_index()
 
 
 def seeds_of(text: str) -> list[int]:
