@@ -143,7 +143,7 @@ def _of_folder(spec: str, folder: Path) -> Known:
     except (OSError, ValueError):
         return Known(spec)
     said = {**config, **(config.get("metadata") or {})}
-    hook = said.get("hook_name")
+    hook = said.get("hook_name") or said.get("hook_point")  # which SAELens wrote until 2024
     return Known(spec, hook, said.get("hook_name_out") or hook, width=said.get("d_sae"), shapes=_shapes(folder))
 
 

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# What a reader has to know of a release before its numbers mean something.
+STATED = ("model_names", "hook_in", "hook_out", "context_size", "prepend_bos")
+
 
 @dataclass(frozen=True)
 class Dictionary:
@@ -18,8 +21,9 @@ class Dictionary:
 
     `reconstruct` maps activations (..., d_in) to (..., d_out); `encode` maps them to element activations
     (..., d_dictionary). Both take and give the module's own dtype. `elements`, where there is one, is the module that
-    gives what `encode` does on the way of `reconstruct`. `None` in any other field means that the release does not
-    say; it never stands for a guess.
+    gives what `encode` does on the way of `reconstruct`. `processing` is how TransformerLens loaded the model that it
+    was trained on, by `processing_source`. `None` in any other field means that the release does not say; it never
+    stands for a guess.
     """
 
     name: str
@@ -43,11 +47,18 @@ class Dictionary:
     elements: nn.Module | None = None
     revision: str | None = None
     remarks: tuple[str, ...] = ()
+    processing_source: str | None = None
 
     @property
     def is_transcoder(self) -> bool:
         """Whether it writes somewhere else than it reads."""
         return self.hook_out != self.hook_in
+
+    @property
+    def not_stated(self) -> tuple[str, ...]:
+        """What neither the release's files nor its authors say, by the names of the fields."""
+        missing = [name for name in STATED if getattr(self, name) in (None, ())]
+        return (*missing, "processing") if not self.processing and self.processing_source is None else tuple(missing)
 
     @property
     def dtype(self) -> torch.dtype:

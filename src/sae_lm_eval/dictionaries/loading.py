@@ -10,6 +10,7 @@ import torch
 
 from sae_lm_eval.dictionaries import saelens_loader, sparsify_loader
 from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.dictionaries.sequential import attends_over_positions
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
 
@@ -46,7 +47,8 @@ def load(source: Any, *, dtype: torch.dtype = torch.float32, norm_factor: float 
 def find(source: Any) -> Dictionary:
     """The dictionary as it was released, in its own dtype; see `load`."""
     if isinstance(source, Dictionary):
-        return source
+        forgotten = not source.sequential and attends_over_positions(source.module)
+        return replace(source, sequential=True) if forgotten else source
     if isinstance(source, str):
         source = SaeSpec.parse(source)
     if isinstance(source, SaeSpec):
