@@ -103,9 +103,9 @@ CONFIG_OF_2024 = {
 }  # fmt: skip
 
 
-def of_2024(folder: str = JB) -> Files:
+def of_2024(folder: str = JB, **changes: Any) -> Files:
     return {
-        f"{folder}/cfg.json": CONFIG_OF_2024,
+        f"{folder}/cfg.json": {**CONFIG_OF_2024, **changes},
         f"{folder}/sae_weights.safetensors": {**weights(), "scaling_factor": torch.ones(F)},
         f"{folder}/sparsity.safetensors": {"sparsity": torch.zeros(F)},
     }
@@ -352,7 +352,8 @@ RELEASES = (
     Release(f"gpt2-small-res-jb#{JB}", "jbloom/GPT2-Small-SAEs-Reformatted", of_2024,
             lambda f, x: standard(f[f"{JB}/sae_weights.safetensors"], x), "sae_lens", {}, processing=CENTRED),
     Release("gpt2-small-res_sce-ajt#blocks.2.hook_resid_pre", "neuronpedia/gpt2-small__res_sce-ajt",
-            lambda: of_2024("2-res_sce-ajt"), lambda f, x: standard(f["2-res_sce-ajt/sae_weights.safetensors"], x),
+            lambda: of_2024("2-res_sce-ajt", model_name="gpt2"),
+            lambda f, x: standard(f["2-res_sce-ajt/sae_weights.safetensors"], x),
             "sae_lens", {}, processing="github.com/ApolloResearch/e2e_sae, e2e_sae/loader.py"),
     Release("gpt2-small-hook-z-kk#blocks.0.hook_z", "ckkissane/attn-saes-gpt2-small-all-layers", hook_z,
             lambda f, x: standard(first(f), x), "connor_rob_hook_z", {}, prepend_bos=True,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import hub_environment_of, serving
-from releases import RELEASES, Release, activations, save
+from releases import RELEASES, Release, activations, autoencoder, learned, of_2024, save, standard
 
 from sae_lm_eval.catalog.converters import CONVERTERS
 
@@ -17,6 +17,11 @@ from sae_lm_eval.catalog.converters import CONVERTERS
 NO_FILE = "gemma-scope-2b-pt-res#layer_0/width_16k/average_l0_105"
 NO_SHAPES = "gemma-scope-2-270m-pt-res#layer_5_width_16k_l0_small"
 NO_REPOSITORY = "gemma-scope-2b-pt-mlp#layer_0/width_16k/average_l0_119"
+UNREGISTERED = OWN, OLD, NO_CODER = (
+    "org/own#trainer_0",
+    "org/old#one",
+    f"{RELEASES[-1].spec.partition('#')[0]}#layers.4.mlp",
+)
 SPECS = [release.spec for release in RELEASES]
 
 
@@ -33,11 +38,13 @@ def both(tmp_path_factory) -> tuple[dict, dict]:
     folder = tmp_path_factory.mktemp("releases")
     for release in RELEASES:
         save(folder / "root" / "models" / release.repository, release.write())
+    save(folder / "root" / "models" / "org" / "own", learned("trainer_0", "AutoEncoder", autoencoder("bias"), "gpt2"))
+    save(folder / "root" / "models" / "org" / "old", of_2024("one"))
     with serving(folder / "root") as address:
         environment = hub_environment_of(address, folder / "home")
-        online = loaded(environment, folder / "online.pt", [*SPECS, NO_FILE, NO_SHAPES, NO_REPOSITORY])
+        online = loaded(environment, folder / "online.pt", [*SPECS, *UNREGISTERED, NO_FILE, NO_SHAPES, NO_REPOSITORY])
     environment["HF_HUB_OFFLINE"] = "1"
-    return online, loaded(environment, folder / "offline.pt", [*SPECS, NO_FILE])
+    return online, loaded(environment, folder / "offline.pt", [*SPECS, *UNREGISTERED, NO_FILE])
 
 
 def each_release():
@@ -100,9 +107,19 @@ def test_what_attends_over_positions_is_marked(both):
 
 
 def test_gpt2_by_two_names_is_one_model(both):
-    found = both[0]["gpt2-small-res-jb#blocks.8.hook_resid_pre"]
-    assert found["model_names"] == ("gpt2-small",)
+    found = both[0]["gpt2-small-res_sce-ajt#blocks.2.hook_resid_pre"]
+    assert found["model_names"] == ("gpt2",)
     assert not any("its metadata says" in remark for remark in found["remarks"])
+
+
+def test_repositories_that_nobody_registered_are_told_by_their_files(both):
+    out, _ = standard(of_2024()["blocks.8.hook_resid_pre/sae_weights.safetensors"], activations())
+    for said in both:
+        torch.testing.assert_close(said[OLD]["out"], out)
+        assert said[NO_CODER]["refused"].endswith(
+            "holds no dictionary #layers.4.mlp (a folder with cfg.json). It has #layers.3.mlp."
+        )
+    assert f"'{OWN}' is in the format of dictionary_learning, which is not read" in both[0][OWN]["refused"]
 
 
 def test_a_missing_file_is_named(both):

@@ -22,7 +22,7 @@ from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.world_loader import world_dictionary
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
 
-CONFIG = "cfg.json"
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 NO_FACTOR = "expected_average_only_in"
 # How SAELens names normalisations that it applies by itself; any other needs numbers that are not in the file.
 APPLIED = ("none", "layer_norm", "constant_norm_rescale", "constant_scalar_rescale")
@@ -141,6 +141,8 @@ def _from_folder(spec: SaeSpec, folder: Path, commit: str | None) -> Dictionary:
     config = _configuration(folder / CONFIG)
     if format_of(path.name for path in folder.iterdir()) is SPARSIFY:
         raise UserError(f"'{spec}' is in the format of {SPARSIFY.name}: {SPARSIFY.advice}{spec}.")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"The files of '{spec}' cannot be had: there is no {folder / WEIGHTS}.")
     sae, remarks = _read(spec, lambda: SAE.load_from_disk(folder))
     dictionary = from_sae(sae, name=str(spec), said=config)
     return replace(dictionary, revision=commit, remarks=(*remarks, *dictionary.remarks))
@@ -207,16 +209,7 @@ def from_sae(
     """
     config = sae.cfg
     metadata = config.metadata.to_dict()
-    if config.normalize_activations not in (*APPLIED, NO_FACTOR):
-        raise UserError(
-            f"{name} was trained with normalize_activations={config.normalize_activations}, which has to be folded "
-            f"into its weights before use: sae.fold_activation_whitening(...) and save it again."
-        )
-    if metadata.get("hook_head_index") is not None:
-        raise UserError(
-            f"{name} was trained on head {metadata['hook_head_index']} alone; "
-            f"dictionaries are spliced at all heads of a layer."
-        )
+    _refuse_what_cannot_be_applied(config, metadata, name)
     if sae.hook_z_reshaping_mode:
         # On the Hugging Face side z is already flat over heads.
         sae.turn_off_forward_pass_hook_z_reshaping()
@@ -255,6 +248,19 @@ def from_sae(
         elements=sae.hook_sae_acts_post,
         remarks=tuple(remarks),
     )
+
+
+def _refuse_what_cannot_be_applied(config: Any, metadata: Mapping[str, Any], name: str) -> None:
+    if config.normalize_activations not in (*APPLIED, NO_FACTOR):
+        raise UserError(
+            f"{name} was trained with normalize_activations={config.normalize_activations}, which has to be folded "
+            f"into its weights before use: sae.fold_activation_whitening(...) and save it again."
+        )
+    if metadata.get("hook_head_index") is not None:
+        raise UserError(
+            f"{name} was trained on head {metadata['hook_head_index']} alone; "
+            f"dictionaries are spliced at all heads of a layer."
+        )
 
 
 def _prepend_bos(metadata: Mapping[str, Any], said: Mapping[str, Any] | None) -> bool | None:

@@ -188,6 +188,12 @@ def with_means(variant: Variant, means: Sequence[Tensor]) -> Variant:
     return replace(variant, splices=tuple(replace(s, mean=m) for s, m in zip(variant.splices, means, strict=True)))
 
 
+def _processing(dictionary: Dictionary) -> dict[str, Any] | str:
+    if "processing" in dictionary.not_stated:
+        return "not stated"
+    return dict(dictionary.processing) or "none"
+
+
 def describe(variant: Variant) -> list[dict[str, Any]]:
     """What is spliced where, as plain values for a results file."""
     return [
@@ -203,7 +209,7 @@ def describe(variant: Variant) -> list[dict[str, Any]]:
             "trained_on": list(splice.dictionary.model_names),
             "context_size": splice.dictionary.context_size,
             "prepend_bos": splice.dictionary.prepend_bos,
-            "processing": dict(splice.dictionary.processing),
+            "processing": _processing(splice.dictionary),
             "processing_source": splice.dictionary.processing_source,
             "not stated": list(splice.dictionary.not_stated),
             "hook_in": splice.site_in.hook,
