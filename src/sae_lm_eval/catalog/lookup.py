@@ -13,6 +13,7 @@ from typing import Any
 
 from sae_lm_eval import world
 from sae_lm_eval.catalog import saelens_registry
+from sae_lm_eval.dictionaries.saelens_reads import shapes_in
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
 
@@ -148,10 +149,9 @@ def _of_folder(spec: str, folder: Path) -> Known:
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(folder / "sae_weights.safetensors", "np") as weights:
-            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        return {name: tuple(shape) for name, shape in shapes_in(folder / "sae_weights.safetensors").items()}
     except (OSError, SafetensorError):
         return None
