@@ -14,6 +14,7 @@ from pathlib import Path
 from sae_lm_eval.catalog.converters import CONVERTERS
 from sae_lm_eval.catalog.saelens_registry import REFUSED, SUPPORTED, Entry, entries
 from sae_lm_eval.catalog.site_probe import small_architecture
+from sae_lm_eval.dictionaries.release_facts import FACTS, fact_of
 from sae_lm_eval.splicing.hook_names import BLOCK_HOOKS, Architecture
 from sae_lm_eval.splicing.site import resolve_site
 
@@ -96,6 +97,27 @@ def converters() -> str:
     )
 
 
+def facts() -> str:
+    """What is known of releases beyond their files: how many dictionaries it is about, and who says so."""
+    rows = []
+    for fact in FACTS:
+        count = sum(fact_of(entry.release) is fact for entry in entries())
+        options = ", ".join(f"`{name}={value}`" for name, value in (fact.processing or {}).items())
+        bos = "not stated" if fact.prepend_bos is None else "yes" if fact.prepend_bos else "no"
+        rows.append(
+            [
+                f"`{fact.releases}`",
+                f"{count:,}",
+                options or "none",
+                bos,
+                f"<https://{fact.source.replace(', ', '>, ', 1)}",
+            ]
+        )
+    return table(
+        ["releases", "dictionaries", "processing by TransformerLens", "behind BOS", "by its authors' code"], rows
+    )
+
+
 def hook_kind(entry: Entry) -> str:
     return f"`{re.sub(r'blocks.[0-9]+.', '', entry.hook)}`" if entry.hook_in else entry.hook
 
@@ -106,6 +128,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "by family": lambda: counted(lambda entry: entry.base and entry.base.family, "family"),
     "by architecture": lambda: counted(lambda entry: f"`{entry.model_class}`", "class"),
     "by converter": converters,
+    "facts": facts,
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -35,29 +36,42 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
 HUB = Path(__file__).parents[2] / "shared" / "hub"
 
 
+@contextlib.contextmanager
+def serving(root: Path) -> Iterator[str]:
+    """The address of a hub on loopback over the folder `root`: models below `models`, data sets below `datasets`."""
+    if not (HUB / "serve.py").is_file():
+        pytest.skip(f"NOT TESTED ON REAL INPUT: there is no hub at {HUB}")
+    command = [sys.executable, str(HUB / "serve.py"), str(root), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.terminate()
+
+
 @pytest.fixture(scope="session")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a hub on loopback with small real models, dictionaries and benchmark data.
 
     It is set as HF_ENDPOINT for the commands that tests start; libraries imported before read it no more.
     """
-    if not (HUB / "serve.py").is_file():
-        pytest.skip(f"NOT TESTED ON REAL INPUT: there is no hub at {HUB}")
-    command = [sys.executable, str(HUB / "serve.py"), str(HUB / "root"), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        yield server.stdout.readline().strip()
-        server.terminate()
+    with serving(HUB / "root") as address:
+        yield address
+
+
+def hub_environment_of(address: str, home: Path) -> dict[str, str]:
+    """The environment of a command that is to see the hub at `address`, with the cache `home`."""
+    return {
+        **os.environ,
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(home),
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
 
 
 @pytest.fixture(scope="session")
 def hub_environment(hub: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a command that is to see that hub, with a cache of its own."""
-    home = str(tmp_path_factory.mktemp("hf_home"))
-    return {
-        **os.environ,
-        "HF_ENDPOINT": hub,
-        "HF_HOME": home,
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    return hub_environment_of(hub, tmp_path_factory.mktemp("hf_home"))

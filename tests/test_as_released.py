@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from sae_lm_eval.cli.main import app
 from sae_lm_eval.dictionaries import stated
 from sae_lm_eval.dictionaries.loading import load
-from sae_lm_eval.dictionaries.saelens_loader import from_sae
+from sae_lm_eval.dictionaries.saelens_object import from_sae
 from sae_lm_eval.harness import inspection
 from sae_lm_eval.report.released_table import released_notes, released_table
 from sae_lm_eval.results.results import read_results

@@ -67,6 +67,13 @@ def broken_json(folder: Path) -> str:
     return str(folder)
 
 
+def a_folder_with(folder: Path, *names: str, text: str = '{"architecture": "standard", "d_in": 8, "d_sae": 16}') -> str:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_text(text)
+    return str(folder)
+
+
 def a_text(folder: Path, name: str, content: str) -> str:
     (folder / name).write_text(content)
     return str(folder / name)
@@ -140,8 +147,40 @@ CASES: dict[str, tuple[Case, str]] = {
         r"SAELens cannot load '.*': KeyError: 'quantum'",
     ),
     "a sparsify folder with the wrong loader": (
-        lambda p: load(str(saved(p, num_latents=8))),
-        r"is in the format of sparsify: name it sparsify:",
+        lambda p: load(a_folder_with(p, "cfg.json", "sae.safetensors")),
+        r"is in the format of sparsify: name it sparsify:/",
+    ),
+    "a dictionary_learning folder": (
+        lambda p: load(a_folder_with(p, "config.json", "ae.pt")),
+        r"is in the format of dictionary_learning, which is not read from a folder: those that SAELens has registered",
+    ),
+    "a dictionary_learning folder as sparsify's": (
+        lambda p: load(f"sparsify:{a_folder_with(p, 'config.json', 'ae.pt')}"),
+        r"is in the format of dictionary_learning, which is not read from a folder",
+    ),
+    "a dictionary_learning folder further down": (
+        lambda p: load(f"{Path(a_folder_with(p / 'trainer_0', 'config.json', 'ae.pt')).parent}#trainer_0"),
+        r"#trainer_0' is in the format of dictionary_learning, which is not read from a folder",
+    ),
+    "a Gemma Scope folder": (
+        lambda p: load(a_folder_with(p, "params.npz")),
+        r"is in the format of Gemma Scope, which is not read from a folder",
+    ),
+    "a Gemma Scope 2 folder": (
+        lambda p: load(a_folder_with(p, "config.json", "params.safetensors")),
+        r"is in the format of Gemma Scope 2, which is not read from a folder",
+    ),
+    "a folder of a cross-layer transcoder": (
+        lambda p: load(a_folder_with(p, "config.yaml", "W_enc_0.safetensors", "W_dec_0.safetensors")),
+        r"is in the format of circuit-tracer's cross-layer transcoders, which is not read from a folder",
+    ),
+    "a SAELens folder without its weights": (
+        lambda p: load(a_folder_with(p, "cfg.json", "sparsity.safetensors")),
+        r"The files of '.*' cannot be had: .*sae_weights\.safetensors",
+    ),
+    "a configuration that is a list": (
+        lambda p: load(a_folder_with(p, "cfg.json", text="[]")),
+        r"cfg\.json holds no configuration: a JSON object is expected\.",
     ),
     "normalisation factor missing": (
         lambda p: load(str(saved(p, normalize_activations="expected_average_only_in"))),
@@ -312,8 +351,10 @@ def test_another_models_dictionary_is_warned_of(tmp_path, caplog):
 
 
 def test_an_alias_of_the_same_model_is_not():
-    from sae_lm_eval.splicing.variants import official_name
+    from sae_lm_eval.dictionaries.model_names import distinct, official_name
 
+    assert distinct(["gpt2-small", "openai-community/gpt2", "gpt2"]) == ["gpt2-small"]
+    assert distinct(["gemma-2-9b", "google/gemma-2-9b-it"]) == ["gemma-2-9b", "google/gemma-2-9b-it"]
     assert official_name("gpt2-small") == official_name("openai-community/gpt2") == "gpt2"
     assert official_name("gemma-2-2b") == official_name("google/gemma-2-2b")
     assert words(2, seed=0)

@@ -14,7 +14,7 @@ from torch import nn
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.loading import load
-from sae_lm_eval.dictionaries.saelens_loader import from_sae
+from sae_lm_eval.dictionaries.saelens_object import from_sae
 from sae_lm_eval.errors import UserError
 
 HOOK = "blocks.1.hook_resid_post"

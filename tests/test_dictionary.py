@@ -92,7 +92,7 @@ def test_what_the_registry_adds_is_kept_at_a_revision_and_by_repository(source, 
 
 
 def test_both_models_of_a_release_that_names_two_are_kept():
-    from sae_lm_eval.dictionaries.saelens_loader import from_sae
+    from sae_lm_eval.dictionaries.saelens_object import from_sae
 
     sae = random_sae(WIDTH, HOOK, model_name="meta-llama/Llama-3.1-8B")
     dictionary = from_sae(sae, name="it", model_name="deepseek-ai/DeepSeek-R1-Distill-Llama-8B")

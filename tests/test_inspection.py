@@ -69,7 +69,9 @@ def test_the_plan_needs_no_weights_of_the_model(folder, monkeypatch):
     facts = inspection.facts(splice, "all are spliced")
     assert facts["reads"] == f"blocks.1.mlp.hook_in = transformer.h.1.mlp.input, (..., {WIDTH})"
     assert facts["writes"] == f"blocks.1.hook_mlp_out = transformer.h.1.mlp.output, (..., {WIDTH})"
-    assert facts["not stated"] == "model_names, context_size, prepend_bos"
+    assert facts["not stated"] == "model_names, context_size, prepend_bos, processing"
+    assert facts["model loaded"] == "not stated: taken as it is"
+    assert facts["trained on"].endswith("behind BOS: not stated")
     assert facts["elements"] == "64"
 
 

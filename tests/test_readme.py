@@ -26,7 +26,7 @@ def test_every_command_parses(arguments):
 @pytest.mark.parametrize("arguments", RELEASES)
 def test_every_release_is_registered_and_supported_on_that_model(arguments):
     from sae_lm_eval.catalog import saelens_registry as registry
-    from sae_lm_eval.splicing.variants import official_name
+    from sae_lm_eval.dictionaries.model_names import official_name
 
     parsed = simple_parse_args_string(arguments)
     for spec in parse_specs(parsed["sae"]):

@@ -16,7 +16,7 @@ from models import VOCABULARY, WIDTH, random_model, random_sae, word_tokenizer, 
 from sae_lm_eval import SaeHFLM, UserError
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.loading import load
-from sae_lm_eval.dictionaries.saelens_loader import from_sae
+from sae_lm_eval.dictionaries.saelens_object import from_sae
 from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.fidelity.source import Source
 from sae_lm_eval.runs.sweep import variants_of

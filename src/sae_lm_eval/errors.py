@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from types import TracebackType
 
 
 class UserError(ValueError):
@@ -38,18 +40,29 @@ def explained(error: BaseException) -> str:
 
 
 def explain_without_traceback(*programs: str) -> None:
-    """Let the commands `programs` tell a `UserError` in a sentence; other programs see the exception as it is."""
-    main = sys.modules["__main__"]
-    module = getattr(getattr(main, "__spec__", None), "name", None) or ""
-    script = Path(getattr(main, "__file__", None) or "").stem
-    if script not in programs and module.removesuffix(".__main__") not in programs:
-        return
+    """Let the commands `programs` tell a `UserError` in a sentence; other programs see the exception as it is.
+
+    A command is told by what was started, or by its own `__main__` among the modules that the exception came through:
+    launchers and notebooks call it as a function.
+    """
     otherwise = sys.excepthook
 
     def hook(kind, error, trace):
-        if issubclass(kind, UserError):
+        if issubclass(kind, UserError) and (_was_started(programs) or _came_through(programs, trace)):
             print(f"sae_hf: {error}", file=sys.stderr)
         else:
             otherwise(kind, error, trace)
 
     sys.excepthook = hook
+
+
+def _was_started(programs: tuple[str, ...]) -> bool:
+    main = sys.modules["__main__"]
+    module = getattr(getattr(main, "__spec__", None), "name", None) or ""
+    script = Path(getattr(main, "__file__", None) or "").stem
+    return script in programs or module.removesuffix(".__main__") in programs
+
+
+def _came_through(programs: tuple[str, ...], trace: TracebackType | None) -> bool:
+    modules = {frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(trace)}
+    return not modules.isdisjoint(f"{program}.__main__" for program in programs)

@@ -126,7 +126,6 @@ CLT_FAULT = (
     "one layer of a cross-layer transcoder, its decoders summed: SAELens means it for activations, "
     "not for reconstruction"
 )
-LOADING_REMARK = "it does not say how TransformerLens loaded its model, so the map is a guess: hook_map= states another"
 CONVERTERS = {
     "sae_lens": Converter(_hook_of_id, "hook from its id, map from the registry's overrides", decided_by="cfg.json"),
     "gemma_2": Converter(_by_saelens),
@@ -139,7 +138,7 @@ CONVERTERS = {
     "llama_scope_r1_distill": Converter(_llama_scope, "hook from its path"),
     "dictionary_learning_1": Converter(_residual_of_path, "layer from its path"),
     "mwhanna_transcoder": Converter(_mwhanna),
-    "connor_rob_hook_z": Converter(_hook_z_of_id, "hook from its id", remark=LOADING_REMARK),
+    "connor_rob_hook_z": Converter(_hook_z_of_id, "hook from its id"),
     "temporal": Converter(_temporal),
     "mntss_clt_layer_transcoder": Converter(_nothing, decided_by="config.yaml", refused=CLT_FAULT),
 }

@@ -13,6 +13,7 @@ from typing import Any
 
 from sae_lm_eval import world
 from sae_lm_eval.catalog import saelens_registry
+from sae_lm_eval.dictionaries.saelens_reads import shapes_in
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
 
@@ -143,15 +144,14 @@ def _of_folder(spec: str, folder: Path) -> Known:
     except (OSError, ValueError):
         return Known(spec)
     said = {**config, **(config.get("metadata") or {})}
-    hook = said.get("hook_name")
+    hook = said.get("hook_name") or said.get("hook_point")  # which SAELens wrote until 2024
     return Known(spec, hook, said.get("hook_name_out") or hook, width=said.get("d_sae"), shapes=_shapes(folder))
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
     try:
-        with safe_open(folder / "sae_weights.safetensors", "np") as weights:
-            return {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        return {name: tuple(shape) for name, shape in shapes_in(folder / "sae_weights.safetensors").items()}
     except (OSError, SafetensorError):
         return None

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_lm_eval.catalog.converters import CONVERTERS, NO_FACTOR, UNKNOWN
 from sae_lm_eval.catalog.site_probe import Trial, small_architecture, try_sites
+from sae_lm_eval.dictionaries.model_names import distinct, official_name
+from sae_lm_eval.dictionaries.release_facts import fact_of
 from sae_lm_eval.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class BaseModel(NamedTuple):
 
 
 MODELS = (
-    BaseModel("gpt2-small", "GPT-2", "gpt2", 12),
+    BaseModel("gpt2", "GPT-2", "gpt2", 12),
     BaseModel("pythia-70m*", "Pythia", "gpt_neox", 6),
     BaseModel("gemma-2b*", "Gemma-1", "gemma", 18),
     BaseModel("gemma-2-2b*", "Gemma-2", "gemma2", 26),
@@ -68,8 +70,13 @@ MODELS = (
 
 
 def base_model(name: str) -> BaseModel | None:
-    """What `name` is, or None where the table does not know it."""
+    """What `name` is, or None where the table knows neither it nor what it is an alias of."""
     short = name.rsplit("/", 1)[-1].lower()
+    return _row(short) or _row(official_name(name))
+
+
+@cache
+def _row(short: str) -> BaseModel | None:
     return next((row for row in MODELS if fnmatchcase(short, row.pattern)), None)
 
 
@@ -161,10 +168,16 @@ def _entry(release: Release, id_: str) -> Entry:
         remarks.append(f"its names do not say where it was trained ({error})")
     config |= release.config_overrides or {}
     model = config.get("model_name") or release.model
-    if model != release.model:
+    if len(distinct([release.model, model])) > 1:
         remarks.append(f"the release says its model is {release.model}, the dictionary's own metadata {model}")
     hook_in = config.get("hook_name")
     hook_out = config.get("hook_name_out") or hook_in
+    fact = fact_of(release.release)
+    processing = config.get("model_from_pretrained_kwargs")
+    if processing is None and fact is not None:
+        processing = fact.processing
+        if any((processing or {}).values()):
+            remarks.append(f"TransformerLens loaded its model with default processing, by {fact.source}")
     module_in = config.get("hf_hook_name")
     return Entry(
         release=release.release,
@@ -177,7 +190,7 @@ def _entry(release: Release, id_: str) -> Entry:
         hook_out=hook_out,
         module_in=module_in,
         module_out=config.get("hf_hook_name_out") or (module_in if hook_out == hook_in else None),
-        processing=config.get("model_from_pretrained_kwargs") or {},
+        processing=processing or {},
         d_dictionary=config.get("d_sae") or _width(f"{release.repo_id}/{release.saes_map[id_]}"),
         l0=release.expected_l0[id_] or None,
         inferred=converter.inferred,

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from sae_lm_eval.runtime.content import Content, contents
 
+# What a reader has to know of a release before its numbers mean something.
+STATED = ("model_names", "hook_in", "hook_out", "context_size", "prepend_bos")
+
 
 @dataclass(frozen=True)
 class Dictionary:
@@ -19,7 +22,8 @@ class Dictionary:
     `reconstruct` maps activations (..., d_in) to (..., d_out); `encode` maps them to element activations
     (..., d_dictionary). Both take and give the module's own dtype. `elements`, where there is one, is the module that
     gives what `encode` does on the way of `reconstruct`; `formula` is what its weights make of activations, computed
-    otherwise than by `reconstruct`. `stated` is what the release says of its numbers: see `dictionaries.stated`. It was
+    otherwise than by `reconstruct`. `processing` is how TransformerLens loaded the model that it was trained on, by
+    `processing_source`. `stated` is what the release says of its numbers: see `dictionaries.stated`. It was
     not trained at positions below `first_position`, nor at `untrained_tokens`: ids, or "special" for all that the
     tokenizer declares special. `None` in any other field means that the release does not say; it never stands for a
     guess. `is_loaded` is whether a loader of this package has made it, and `origin` what it was made from where that
@@ -53,11 +57,18 @@ class Dictionary:
     untrained_tokens: tuple[int, ...] | str = ()
     is_loaded: bool = False
     origin: Origin | None = None
+    processing_source: str | None = None
 
     @property
     def is_transcoder(self) -> bool:
         """Whether it writes somewhere else than it reads."""
         return self.hook_out != self.hook_in
+
+    @property
+    def not_stated(self) -> tuple[str, ...]:
+        """What neither the release's files nor its authors say, by the names of the fields."""
+        missing = [name for name in STATED if getattr(self, name) in (None, ())]
+        return (*missing, "processing") if not self.processing and self.processing_source is None else tuple(missing)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from sae_lm_eval.dictionaries.formats import SAELENS, SPARSIFY, format_of, refusal
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, first_line
 
@@ -22,6 +23,7 @@ def weights_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str | None]:
             raise UserError(f"'{spec.source}' is a local folder, which has no revision '{spec.revision}'.")
         folder = local / (spec.id or "")
         if not (folder / wanted).is_file():
+            refuse_other_format(spec, (path.name for path in folder.glob("*")))
             raise UserError(
                 f"{_none_at(spec, wanted)}{_ids(p.parent.relative_to(local).as_posix() for p in local.rglob(wanted))}"
             )
@@ -34,8 +36,9 @@ def weights_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str | None]:
 
 
 def _hub_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str]:
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
+        GatedRepoError,
         HfHubHTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -53,21 +56,42 @@ def _hub_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str]:
         )
     except RevisionNotFoundError as error:
         raise UserError(f"The hub repository '{spec.source}' has no revision '{spec.revision}'.") from error
-    except (RepositoryNotFoundError, HfHubHTTPError) as error:
+    except GatedRepoError as error:
+        raise UserError(f"The hub repository '{spec.source}' is gated: ask for access on its page, log in.") from error
+    except RepositoryNotFoundError as error:
         raise UserError(
             f"There is no hub repository '{spec.source}' (or it is gated and you have no access), "
             f"no SAELens release and no folder of that name."
         ) from error
+    except HfHubHTTPError as error:
+        raise UserError(f"The hub does not give the files of '{spec.source}': {first_line(error)}") from error
     except (LocalEntryNotFoundError, OSError) as error:
-        raise UserError(
-            f"The hub cannot be reached and '{spec.source}' is not in the local cache: {first_line(error)}"
-        ) from error
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        raise UserError(f"The hub repository '{spec.source}' is not in the local cache, and {why}.") from error
     folder = snapshot / (spec.id or "")
     if not (folder / wanted).is_file():
-        files = HfApi().list_repo_files(spec.source, revision=spec.revision)
-        ids = (name.removesuffix(wanted).rstrip("/") for name in files if name.endswith(wanted))
+        files = _files(spec, snapshot)
+        refuse_other_format(spec, (name.removeprefix(prefix) for name in files if name.startswith(prefix)))
+        ids = (name.removesuffix(wanted).rstrip("/") for name in files if name.endswith(f"/{wanted}"))
         raise UserError(f"{_none_at(spec, wanted)}{_ids(ids)}")
     return folder, snapshot.name
+
+
+def _files(spec: SaeSpec, snapshot: Path) -> list[str]:
+    """The files of the repository; where the hub cannot be asked, those of it that are in the cache."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().list_repo_files(spec.source, revision=spec.revision)
+    except OSError:
+        return [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
+
+
+def refuse_other_format(spec: SaeSpec, names: Iterable[str]) -> None:
+    """Raise `UserError` where a folder with files of these `names` is in a format that no loader here reads."""
+    found = format_of(names)
+    if found is not None and found not in (SAELENS, SPARSIFY):
+        raise UserError(refusal(spec, found))
 
 
 def _none_at(spec: SaeSpec, wanted: str) -> str:

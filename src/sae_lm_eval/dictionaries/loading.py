@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from sae_lm_eval.dictionaries import saelens_loader, sparsify_loader
+from sae_lm_eval.dictionaries import saelens_loader, saelens_object, sparsify_loader
 from sae_lm_eval.dictionaries.dictionary import Dictionary, Origin
+from sae_lm_eval.dictionaries.sequential import attends_over_positions
 from sae_lm_eval.dictionaries.snapshots import rebound, snapshot
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.trial import tried
@@ -89,7 +90,7 @@ def _with_factors(dictionary: Dictionary, norm_factor: float | str | None) -> Di
         raise UserError(f"norm_factor={norm_factor} does not fit {dictionary.name}: give {what}.")
     module: Any = dictionary.module
     if two:
-        saelens_loader.fold_factors(module, *factors)
+        saelens_object.fold_factors(module, *factors)
     else:
         module.fold_activation_norm_scaling_factor(*factors)
     remark = f"activations scaled by norm_factor={norm_factor}"
@@ -99,7 +100,8 @@ def _with_factors(dictionary: Dictionary, norm_factor: float | str | None) -> Di
 def find(source: Any) -> Dictionary:
     """The dictionary as it was released, in its own dtype; see `load`."""
     if isinstance(source, Dictionary):
-        return _copied(source)
+        forgotten = not source.sequential and attends_over_positions(source.module)
+        return _copied(replace(source, sequential=True) if forgotten else source)
     if isinstance(source, str):
         source = SaeSpec.parse(source)
     if isinstance(source, SaeSpec):
@@ -124,6 +126,6 @@ def _copied(dictionary: Dictionary) -> Dictionary:
 
 LOADERS: dict[str, Callable[[SaeSpec], Dictionary]] = {"saelens": saelens_loader.load, "sparsify": sparsify_loader.load}
 OBJECTS: dict[str, Callable[[Any], Dictionary]] = {
-    "sae_lens.": lambda sae: saelens_loader.from_sae(sae, name=f"<{type(sae).__name__}>"),
+    "sae_lens.": lambda sae: saelens_object.from_sae(sae, name=f"<{type(sae).__name__}>"),
     "sparsify.": lambda coder: sparsify_loader.from_coder(coder, name=f"<{type(coder).__name__}>", hookpoint=None),
 }

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sae_lm_eval import world
-from sae_lm_eval.dictionaries import sparsify_loader, stated
+from sae_lm_eval.dictionaries import stated
+from sae_lm_eval.dictionaries.corrections import Loaded, corrected
 from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.dictionaries.formats import SPARSIFY, format_of
 from sae_lm_eval.dictionaries.hub_files import quietly, weights_folder
-from sae_lm_eval.dictionaries.inference_form import inference_form, is_in_training, load_checkpoint
+from sae_lm_eval.dictionaries.inference_form import is_in_training, load_checkpoint
 from sae_lm_eval.dictionaries.old_configs import WEIGHTS, refuse_what_is_dropped
-from sae_lm_eval.dictionaries.sparse_decoding import SparseDecoding
+from sae_lm_eval.dictionaries.release_facts import fact_of
+from sae_lm_eval.dictionaries.saelens_object import NO_FACTOR, from_sae
+from sae_lm_eval.dictionaries.saelens_reads import Reads, recorded_reads, why_not
 from sae_lm_eval.dictionaries.spec import SaeSpec
-from sae_lm_eval.dictionaries.untrained import first_of_slice, rule_by_metadata, rule_of, tokens_left_out
+from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.dictionaries.world_loader import world_dictionary
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
 
 CONFIG = "cfg.json"
-NO_FACTOR = "expected_average_only_in"
 CLT_LAYER = "mntss_clt_layer_transcoder"  # SAELens' converter
-# How SAELens names normalisations that it applies by itself; any other needs numbers that are not in the file.
-APPLIED = ("none", "layer_norm", "constant_norm_rescale", "constant_scalar_rescale")
 
 
 def load(spec: SaeSpec) -> Dictionary:
@@ -79,23 +76,29 @@ def _load_release(spec: SaeSpec, release: Any) -> Dictionary:
         some = ", ".join(list(release.saes_map)[:4])
         raise UserError(f"The release '{spec.source}' has {what}.{near} It begins with {some}.")
     _refuse_what_saelens_misreads(spec, release)
+    overrides = release.config_overrides or {}
     if spec.revision is None:
-        sae, remarks = _read(spec, lambda: SAE.from_pretrained(spec.source, spec.id or ""))
+        with recorded_reads() as reads:
+            sae, remarks = _read(spec, lambda: SAE.from_pretrained(spec.source, spec.id or ""), reads)
+        config = None if release.conversion_func else reads.path(CONFIG)
+        if config is not None:
+            _check_config(spec, config.parent)
+        told = overrides if config is None else {**_configuration(config), **overrides}
+        loaded = Loaded(sae, str(release.saes_map[spec.id]), _folded_factor(sae, release, spec.id), reads)
+        remarks = (*remarks, *_read(spec, lambda: corrected(release.conversion_func, loaded))[0])
         commit = _commit(release.repo_id)
-        if release.conversion_func is None and commit is not None:
-            _check_config(spec, _snapshot(release.repo_id) / str(release.saes_map[spec.id]))
     elif release.conversion_func is None:
-        sae, remarks, commit = _at_revision(spec, release)
+        sae, remarks, commit, told = _at_revision(spec, release)
     else:
         raise UserError(
             f"SAELens loads '{spec.source}' through a converter that knows no revision: leave out @{spec.revision}."
         )
-    dictionary = from_sae(sae, name=str(spec), model_name=release.model)
-    said = {**dictionary.stated, **_stated_of_release(release, spec.id or "", dictionary)}
+    dictionary = _with_facts(from_sae(sae, name=str(spec), model_name=release.model, said=told), release)
+    numbers = {**dictionary.stated, **_stated_of_release(release, spec.id or "", dictionary)}
     rule = rule_of(spec.source, spec.id) or rule_of(release.repo_id, str(release.saes_map[spec.id]))
     first = dictionary.first_position if rule is None else rule.first
-    told = (*remarks, *dictionary.remarks)
-    return replace(dictionary, revision=commit, remarks=told, stated=said, first_position=first)
+    remarks = (*remarks, *dictionary.remarks)
+    return replace(dictionary, revision=commit, remarks=remarks, stated=numbers, first_position=first)
 
 
 def _refuse_what_saelens_misreads(spec: SaeSpec, release: Any) -> None:
@@ -119,7 +122,27 @@ def _stated_of_release(release: Any, id_: str, dictionary: Dictionary) -> dict[s
     return {**said, **stated.of_names(id_, str(release.saes_map[id_]))}
 
 
-def _at_revision(spec: SaeSpec, release: Any) -> tuple[Any, tuple[str, ...], str | None]:
+def _folded_factor(sae: Any, release: Any, id_: str | None) -> float:
+    """What SAELens has folded into the weights of `sae`, 1 where it folded nothing."""
+    factor = release.norm_scaling_factor.get(id_)
+    return 1.0 if factor is None or sae.cfg.normalize_activations != "none" else factor
+
+
+def _with_facts(dictionary: Dictionary, release: Any) -> Dictionary:
+    """`dictionary` with what is known of its release and stands in none of its files."""
+    if "model_from_pretrained_kwargs" in (release.config_overrides or {}):
+        dictionary = replace(dictionary, processing_source="SAELens' registry")
+    fact = fact_of(release.release)
+    if fact is None:
+        return dictionary
+    if dictionary.prepend_bos is None:
+        dictionary = replace(dictionary, prepend_bos=fact.prepend_bos)
+    if dictionary.processing_source is None and fact.processing is not None:
+        dictionary = replace(dictionary, processing=dict(fact.processing), processing_source=fact.source)
+    return dictionary
+
+
+def _at_revision(spec: SaeSpec, release: Any) -> tuple[Any, tuple[str, ...], str | None, dict[str, Any]]:
     """What `SAE.from_pretrained` would give, had it an argument for the revision: the registry's overrides included."""
     from sae_lens import SAE
     from sae_lens.loading.pretrained_sae_loaders import sae_lens_disk_loader
@@ -134,7 +157,7 @@ def _at_revision(spec: SaeSpec, release: Any) -> tuple[Any, tuple[str, ...], str
     factor = release.norm_scaling_factor.get(spec.id)
     if sae.cfg.normalize_activations == NO_FACTOR and factor is not None:
         sae.fold_activation_norm_scaling_factor(factor)
-    return sae, remarks, commit
+    return sae, remarks, commit, {**_configuration(folder / CONFIG), **(release.config_overrides or {})}
 
 
 def _load_folder(spec: SaeSpec) -> Dictionary:
@@ -145,39 +168,48 @@ def _from_folder(spec: SaeSpec, folder: Path, commit: str | None) -> Dictionary:
     from sae_lens import SAE
 
     config = _check_config(spec, folder)
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"The files of '{spec}' cannot be had: there is no {folder / WEIGHTS}.")
     read = load_checkpoint if is_in_training(config.get("architecture")) else SAE.load_from_disk
     sae, remarks = _read(spec, lambda: read(folder))
-    dictionary = from_sae(sae, name=str(spec))
+    dictionary = from_sae(sae, name=str(spec), said=config)
     whole = {**config, **(config.get("metadata") or {})}
-    said = {
+    numbers = {
         **dictionary.stated,
         **stated.of_config(whole, dictionary.d_in, dictionary.d_out),
         **stated.of_names(spec.id, folder.name),
     }
     rule = rule_of(spec.source, spec.id)
     first = dictionary.first_position if rule is None else rule.first
-    told = (*remarks, *dictionary.remarks)
-    return replace(dictionary, revision=commit, remarks=told, stated=said, first_position=first)
+    remarks = (*remarks, *dictionary.remarks)
+    return replace(dictionary, revision=commit, remarks=remarks, stated=numbers, first_position=first)
 
 
 def _check_config(spec: SaeSpec, folder: Path) -> dict[str, Any]:
     """cfg.json of `folder`. Raises `UserError` where it is none of SAELens', or SAELens would drop a part of it."""
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{folder / CONFIG} is no JSON ({error}).") from error
-    own, theirs = (folder / WEIGHTS).is_file(), (folder / sparsify_loader.WEIGHTS).is_file()
-    if "num_latents" in config or (theirs and not own) or ("expansion_factor" in config and "d_sae" not in config):
-        raise UserError(f"'{spec}' is in the format of sparsify: name it sparsify:{spec}.")
+    config = _configuration(folder / CONFIG)
+    if format_of(path.name for path in folder.iterdir()) is SPARSIFY:
+        raise UserError(f"'{spec}' is in the format of {SPARSIFY.name}: {SPARSIFY.advice}{spec}.")
     refuse_what_is_dropped(f"'{spec}'", config, folder / WEIGHTS)
     return config
 
 
-def _read(spec: SaeSpec, function) -> Any:
-    """What `function` loads, with every way in which files can be wrong told in a sentence."""
+def _configuration(path: Path) -> dict[str, Any]:
+    """What the file says, before SAELens fills its gaps. Raises `UserError` where it is not an object of JSON."""
+    try:
+        config = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no JSON ({error}).") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds no configuration: a JSON object is expected.")
+    return config
+
+
+def _read(spec: SaeSpec, function: Callable[[], Any], reads: Reads | None = None) -> tuple[Any, tuple[str, ...]]:
+    """What `function` loads, and its warnings, with every way in which files can be wrong told in a sentence."""
     import pickle
 
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError
     from safetensors import SafetensorError
 
     try:
@@ -189,7 +221,9 @@ def _read(spec: SaeSpec, function) -> Any:
             f"The weights of '{spec}' are a pickle that holds more than tensors, which could run code: refused. "
             f"Convert them to safetensors."
         ) from error
-    except (HfHubHTTPError, OSError) as error:
+    except (EntryNotFoundError, OSError) as error:  # of which the hub's own are kinds
+        if reads is not None and reads.failure is not None and reads.failure[2] is error:
+            raise UserError(why_not(*reads.failure, spec)) from error
         raise UserError(f"The files of '{spec}' cannot be had: {first_line(error)}") from error
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -198,121 +232,10 @@ def _read(spec: SaeSpec, function) -> Any:
 
 def _commit(repo: str) -> str | None:
     """The commit of `repo` in the local cache, None where the release lies elsewhere."""
+    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return _snapshot(repo).name
+        return Path(snapshot_download(repo, local_files_only=True)).name
     except LocalEntryNotFoundError:
         return None
-
-
-def _snapshot(repo: str) -> Path:
-    """The files of `repo` in the local cache."""
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(repo, local_files_only=True))
-
-
-def from_sae(sae: Any, *, name: str, model_name: str | None = None) -> Dictionary:
-    """`sae` (a `sae_lens.SAE` of any architecture) as a `Dictionary`.
-
-    Calling the SAE itself keeps the skip connection of skip transcoders and the predictions of temporal SAEs,
-    which `decode(encode(x))` would lose.
-
-    Raises `UserError` where the SAE normalises its input by numbers that it does not hold.
-    """
-    sae, remarks = inference_form(sae)
-    config = sae.cfg
-    metadata = config.metadata.to_dict()
-    _refuse_what_cannot_be_spliced(name, config.normalize_activations, metadata.get("hook_head_index"))
-    if sae.hook_z_reshaping_mode:
-        # On the Hugging Face side z is already flat over heads.
-        sae.turn_off_forward_pass_hook_z_reshaping()
-
-    def reconstruct(x: Any) -> Any:
-        with SparseDecoding(sae.W_dec), without_error_term(sae):
-            return sae(x)
-
-    def formula(x: Any) -> Any:
-        skip = getattr(sae, "W_skip", None)
-        out = sae.decode(sae.encode(x))
-        return out if skip is None else out + x @ skip.mT
-
-    hook_in = metadata.get("hook_name")
-    hook_out = metadata.get("hook_name_out") or hook_in
-    names = [name for name in (metadata.get("model_name"), model_name) if name]
-    conflict = len({_short(name) for name in names}) > 1
-    if conflict:
-        remarks = (*remarks, f"its metadata says its model is {names[0]}, the release {names[1]}")
-    d_in, d_out = config.d_in, getattr(config, "d_out", config.d_in)
-    rule = rule_by_metadata(metadata)
-    return Dictionary(
-        name=name,
-        module=sae,
-        reconstruct=reconstruct,
-        encode=sae.encode,
-        architecture=config.architecture(),
-        d_in=d_in,
-        d_out=d_out,
-        d_dictionary=config.d_sae,
-        hook_in=hook_in,
-        hook_out=hook_out,
-        module_hook_in=metadata.get("hf_hook_name"),
-        module_hook_out=metadata.get("hf_hook_name_out")
-        or (None if hook_out != hook_in else metadata.get("hf_hook_name")),
-        model_names=tuple(names if conflict else names[:1]),
-        context_size=metadata.get("context_size"),
-        prepend_bos=metadata.get("prepend_bos"),
-        processing=metadata.get("model_from_pretrained_kwargs") or {},
-        needs_norm_factor=config.normalize_activations == NO_FACTOR,
-        sequential=config.architecture() == "temporal",
-        elements=sae.hook_sae_acts_post,
-        formula=None if config.architecture() == "temporal" else formula,
-        stated=stated.of_config({"k": getattr(config, "k", None), **metadata}, d_in, d_out),
-        remarks=remarks,
-        first_position=first_of_slice(metadata) if rule is None else rule.first,
-        untrained_tokens=tokens_left_out(metadata),
-    )
-
-
-def _refuse_what_cannot_be_spliced(name: str, normalisation: str, head: int | None) -> None:
-    if normalisation not in (*APPLIED, NO_FACTOR):
-        raise UserError(
-            f"{name} was trained with normalize_activations={normalisation}, which has to be folded "
-            f"into its weights before use: sae.fold_activation_whitening(...) and save it again."
-        )
-    if head is not None:
-        raise UserError(f"{name} was trained on head {head} alone; dictionaries are spliced at all heads of a layer.")
-
-
-@contextmanager
-def without_error_term(sae: Any) -> Iterator[None]:
-    """Inside the scope, `sae` gives its reconstruction alone, even where it was told to add its error."""
-    if not sae.use_error_term:
-        yield
-        return
-    sae.use_error_term = False
-    try:
-        yield
-    finally:
-        with warnings.catch_warnings():  # SAELens warns of every use
-            warnings.simplefilter("ignore", DeprecationWarning)
-            sae.use_error_term = True
-
-
-@torch.no_grad()
-def fold_factors(transcoder: Any, factor_in: float, factor_out: float) -> None:
-    """Fold into the weights what activations were multiplied by in training where it reads and where it writes.
-
-    SAELens folds one factor into both, and a transcoder's two sites have norms of their own.
-    """
-    transcoder.W_enc.mul_(factor_in)
-    transcoder.W_dec.div_(factor_out)
-    transcoder.b_dec.div_(factor_out)
-    if (skip := getattr(transcoder, "W_skip", None)) is not None:
-        skip.mul_(factor_in / factor_out)
-    transcoder.cfg.normalize_activations = "none"
-
-
-def _short(model_name: str) -> str:
-    return model_name.split("/")[-1].lower()

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from sae_lm_eval.dictionaries import stated
 from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.dictionaries.formats import SAELENS, format_of, refusal
 from sae_lm_eval.dictionaries.hub_files import weights_folder
+from sae_lm_eval.dictionaries.sequential import attends_over_positions
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
 
@@ -29,6 +31,9 @@ def load(spec: SaeSpec) -> Dictionary:
         ) from error
     folder, commit = weights_folder(spec, CONFIG)
     if not (folder / WEIGHTS).is_file():
+        found = format_of(path.name for path in folder.iterdir())
+        if found not in (None, SAELENS):
+            raise UserError(refusal(spec, found))
         raise UserError(f"'{spec}' has no {WEIGHTS}, which is sparsify's format; for SAELens' leave out 'sparsify:'.")
     hookpoint = folder.name if spec.id is None else spec.id.split("/")[-1]
     try:
@@ -75,4 +80,6 @@ def from_coder(coder: Any, *, name: str, hookpoint: str | None) -> Dictionary:
         hook_in=hook_in,
         hook_out=hook_out,
         stated=stated.of_config({"k": coder.cfg.k}, coder.d_in, coder.d_in),
+        sequential=attends_over_positions(coder),
+        processing_source="sparsify trains on the Hugging Face model itself",
     )

@@ -21,7 +21,6 @@ from sae_lm_eval.splicing.splice import Splice, Variant
 from sae_lm_eval.splicing.variants import build_variant
 
 CHOICES = ("splice", "splice_tokens", "hook", "hook_map", "seed", "scale")
-STATED = ("model_names", "hook_in", "hook_out", "context_size", "prepend_bos")
 
 
 def plan(model_args: Mapping[str, Any]) -> Variant:
@@ -42,7 +41,6 @@ def plan(model_args: Mapping[str, Any]) -> Variant:
 def facts(splice: Splice, special: str) -> dict[str, str]:
     """What a reader has to know of a splice, as label and text; what the release does not say is said to be missing."""
     dictionary = splice.dictionary
-    missing = [name for name in STATED if getattr(dictionary, name) in (None, ())]
     parameters = sum(p.numel() for p in dictionary.module.parameters())
     writes = str(splice.site_out.write)
     if splice.site_out.residual is not None:
@@ -57,8 +55,9 @@ def facts(splice: Splice, special: str) -> dict[str, str]:
         "elements": f"{dictionary.d_dictionary:,}",
         "parameters": f"{parameters:,} in {str(dictionary.dtype).removeprefix('torch.')}",
         "trained on": f"{' or '.join(dictionary.model_names) or '?'}, context {dictionary.context_size or '?'}, "
-        f"behind BOS: {dictionary.prepend_bos if dictionary.prepend_bos is not None else '?'}",
-        "not stated": ", ".join(missing) or "nothing",
+        f"behind BOS: {dictionary.prepend_bos if dictionary.prepend_bos is not None else 'not stated'}",
+        "model loaded": loading_of(dictionary),
+        "not stated": ", ".join(dictionary.not_stated) or "nothing",
         "normalisation": "unknown factor: norm_factor= is needed"
         if dictionary.needs_norm_factor
         else "none left to apply",
@@ -72,6 +71,15 @@ def positions(splice: Splice, special: str) -> str:
     first, trained = splice.first_position, splice.dictionary.first_position or 0
     said = special if not first else f"{special}; so do the first {first}"
     return said if not trained else f"{said}; it was not trained on the first {trained}"
+
+
+def loading_of(dictionary: Dictionary) -> str:
+    """How TransformerLens loaded the model that the dictionary was trained on, and who says so."""
+    if "processing" in dictionary.not_stated:
+        return "not stated: taken as it is"
+    options = ", ".join(f"{name}={value}" for name, value in dictionary.processing.items())
+    by = f" (by {dictionary.processing_source})" if dictionary.processing_source else ""
+    return f"{options or 'as it is'}{by}"
 
 
 def fits(model_args: Mapping[str, Any], path: str, tokens: int) -> tuple[list[list[Fit]], list[float | str | None]]:

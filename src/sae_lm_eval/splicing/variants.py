@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.dictionaries.model_names import official_name
 from sae_lm_eval.dictionaries.untrained import SPECIAL
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.splicing.activation_map import build_map, map_name
 from sae_lm_eval.splicing.hook_names import Architecture
-from sae_lm_eval.splicing.module_io import record
+from sae_lm_eval.splicing.module_io import Port, record
 from sae_lm_eval.splicing.site import Site, resolve_site, writable_port
 from sae_lm_eval.splicing.splice import MODES, TOKENS, Splice, Variant
+from sae_lm_eval.splicing.unstated import warn_of_unstated_processing
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
@@ -83,14 +85,20 @@ def build_variant(
     architecture = Architecture(model)
     hooks = _one_each(choices.hooks, dictionaries, "hook")
     maps = _one_each(choices.hook_maps, dictionaries, "hook_map")
-    splices = [
-        _build_splice(architecture, dictionary, hook, map_, choices)
-        for dictionary, hook, map_ in zip(dictionaries, hooks, maps, strict=True)
-    ]
+    splices = []
+    for dictionary, hook, map_ in zip(dictionaries, hooks, maps, strict=True):
+        with _other_model_first(architecture, dictionary):
+            splices.append(_build_splice(architecture, dictionary, hook, map_, choices))
     variant = Variant(tuple(splices), _kept_ids(dictionaries, special_ids, declared_special, choices))
     check_widths(architecture, splices)
-    for dictionary in dictionaries:
-        _warn_of_other_model(architecture, dictionary)
+    for splice, map_ in zip(splices, maps, strict=True):
+        if is_of_other_model(architecture, splice.dictionary):
+            logger.warning(
+                "%s: the results say nothing of the dictionary if these differ.",
+                _trained_elsewhere(architecture, splice.dictionary),
+            )
+        if map_ is None:
+            warn_of_unstated_processing(architecture, splice)
     return variant
 
 
@@ -169,50 +177,56 @@ def check_widths(architecture: Architecture, splices: Sequence[Splice]) -> None:
     device = next(architecture.model.parameters()).device
     passed = record(architecture.model, sorted(ports, key=str), torch.tensor([[0, 1]], device=device))
     for splice in splices:
-        dictionary = splice.dictionary
-        for verb, site, expected in (
-            ("reads", splice.site_in, dictionary.d_in),
-            ("writes", splice.site_out, dictionary.d_out),
-        ):
-            if site.read not in passed:
-                raise UserError(f"Nothing passes '{site.hook}' ({site.read}) of {architecture.name} in a forward pass.")
-            width, values = passed[site.read].shape[-1], passed[site.read].numel()
-            if values != 2 * width:
-                raise UserError(
-                    f"'{site.hook}' of {architecture.name} has not one vector at every position: what passes for two "
-                    f"tokens is {tuple(passed[site.read].shape)}. Dictionaries are spliced where one passes."
-                )
-            if width != expected:
-                trained = f" (it was trained on {_either(dictionary)})" if dictionary.model_names else ""
-                raise UserError(
-                    f"{dictionary.name} {verb} {expected} values a position{trained}, "
-                    f"and '{site.hook}' of {architecture.name} has {width}."
-                )
+        with _other_model_first(architecture, splice.dictionary):
+            _check_width(architecture, splice, passed)
 
 
-def _warn_of_other_model(architecture: Architecture, dictionary: Dictionary) -> None:
+def _check_width(architecture: Architecture, splice: Splice, passed: Mapping[Port, Tensor]) -> None:
+    dictionary = splice.dictionary
+    for verb, site, expected in (
+        ("reads", splice.site_in, dictionary.d_in),
+        ("writes", splice.site_out, dictionary.d_out),
+    ):
+        if site.read not in passed:
+            raise UserError(f"Nothing passes '{site.hook}' ({site.read}) of {architecture.name} in a forward pass.")
+        width, values = passed[site.read].shape[-1], passed[site.read].numel()
+        if values != 2 * width:
+            raise UserError(
+                f"'{site.hook}' of {architecture.name} has not one vector at every position: what passes for two "
+                f"tokens is {tuple(passed[site.read].shape)}. Dictionaries are spliced where one passes."
+            )
+        if width != expected:
+            trained = f" (it was trained on {_either(dictionary)})" if dictionary.model_names else ""
+            raise UserError(
+                f"{dictionary.name} {verb} {expected} values a position{trained}, "
+                f"and '{site.hook}' of {architecture.name} has {width}."
+            )
+
+
+def is_of_other_model(architecture: Architecture, dictionary: Dictionary) -> bool:
+    """Whether both models have names, and these do not mean the same model."""
     if not dictionary.model_names or architecture.name == type(architecture.model).__name__:
-        return
-    if official_name(architecture.name) not in map(official_name, dictionary.model_names):
-        logger.warning(
-            "%s was trained on %s, and the model is %s: the results say nothing of the dictionary if these differ.",
-            dictionary.name,
-            _either(dictionary),
-            architecture.name,
-        )
+        return False
+    return official_name(architecture.name) not in map(official_name, dictionary.model_names)
+
+
+@contextmanager
+def _other_model_first(architecture: Architecture, dictionary: Dictionary) -> Iterator[None]:
+    """Where a site is refused, say first that the model is not the dictionary's: that is the mistake to mend."""
+    try:
+        yield
+    except UserError as error:
+        if not is_of_other_model(architecture, dictionary):
+            raise
+        raise UserError(f"{_trained_elsewhere(architecture, dictionary)}. {error}") from error
+
+
+def _trained_elsewhere(architecture: Architecture, dictionary: Dictionary) -> str:
+    return f"{dictionary.name} was trained on {_either(dictionary)}, and the model is {architecture.name}"
 
 
 def _either(dictionary: Dictionary) -> str:
     return " or ".join(dictionary.model_names)
-
-
-def official_name(model_name: str) -> str:
-    """The name of a model without its organisation, lower case; TransformerLens' aliases ("gpt2-small") resolved."""
-    from transformer_lens.loading_from_pretrained import get_official_model_name
-
-    with contextlib.suppress(ValueError):  # raised where TransformerLens has no such alias
-        model_name = get_official_model_name(model_name)
-    return model_name.rstrip("/").split("/")[-1].lower()
 
 
 def untrained_positions(variant: Variant) -> list[str]:
@@ -235,6 +249,12 @@ def with_means(variant: Variant, means: Sequence[Tensor]) -> Variant:
     return replace(variant, splices=tuple(replace(s, mean=m) for s, m in zip(variant.splices, means, strict=True)))
 
 
+def _processing(dictionary: Dictionary) -> dict[str, Any] | str:
+    if "processing" in dictionary.not_stated:
+        return "not stated"
+    return dict(dictionary.processing) or "none"
+
+
 def describe(variant: Variant, weights: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """What is spliced where, as plain values for a results file; `weights` are the dictionaries', where known."""
     if weights is None:
@@ -252,6 +272,9 @@ def describe(variant: Variant, weights: Sequence[str] | None = None) -> list[dic
             "trained_on": list(splice.dictionary.model_names),
             "context_size": splice.dictionary.context_size,
             "prepend_bos": splice.dictionary.prepend_bos,
+            "processing": _processing(splice.dictionary),
+            "processing_source": splice.dictionary.processing_source,
+            "not stated": list(splice.dictionary.not_stated),
             "hook_in": splice.site_in.hook,
             "hook_out": splice.site_out.hook,
             "reads": str(splice.site_in.read),

@@ -1,0 +1,26 @@
+"""When two names mean one model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+
+def official_name(model_name: str) -> str:
+    """The name of a model without its organisation, lower case; TransformerLens' aliases ("gpt2-small") resolved."""
+    from transformer_lens.loading_from_pretrained import get_official_model_name
+
+    with contextlib.suppress(ValueError):  # raised where TransformerLens has no such alias
+        model_name = get_official_model_name(model_name)
+    return model_name.rstrip("/").split("/")[-1].lower()
+
+
+def distinct(model_names: Sequence[str]) -> list[str]:
+    """Those of `model_names` that mean different models, the first name of each."""
+    short = dict.fromkeys(name.rstrip("/").split("/")[-1].lower() for name in model_names)
+    if len(short) < 2:
+        return list(model_names[:1])
+    found: dict[str, str] = {}
+    for name in model_names:
+        found.setdefault(official_name(name), name)
+    return list(found.values())
