@@ -25,6 +25,7 @@ from sae_lm_eval.runtime.run_folder import (
     LOG,
     PACE,
     check_written,
+    delete_journals,
     held,
     journal_of,
     read_json,
@@ -149,7 +150,7 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
                 failed = _Evaluation(sweep, settings, output_path, shown, journal).all()
             done = _ran(shown)
         if not failed:
-            agreed(lambda: _delete_journals(output_path))  # the folders have every answer
+            agreed(lambda: delete_journals(output_path))  # the folders have every answer
     return replace(done, outcomes=tuple(Outcome(name, output_path / name, failed.get(name)) for name in names))
 
 
@@ -159,11 +160,6 @@ def _ran(shown: Shown) -> Finished:
     requests, recalled, rates = zip(*ran, strict=True)
     rate = sum(filter(None, rates)) or None
     return Finished((), sum(requests), sum(recalled), rate)
-
-
-def _delete_journals(folder: Path) -> None:
-    for journal in folder.glob(journal_of("*")):
-        journal.unlink()
 
 
 class _Evaluation:
@@ -192,16 +188,11 @@ class _Evaluation:
 
     def _once_more(self, bos: bool) -> None:
         """The baseline in another layout, and how far its predictions move by that."""
-        from sae_lm_eval.runs.noise import again, noise_floor, sequences_of
+        from sae_lm_eval.runs.noise import again, floor_on_tasks
 
         self.shown.at(AGAIN)
         lm = again(self.loaded.baseline, bos)
-        for task in self.loaded.tasks["tasks"].values():
-            if not task.instances:  # all else was evaluated before this process began
-                self.loaded.build_requests(task)
-        asked = sequences_of(lm, self.loaded.tasks["tasks"].values())
-        floor = noise_floor(lm, asked, rows=lm.batch_size_per_gpu)
-        self._evaluate(AGAIN, lm, noise_floor=floor)
+        self._evaluate(AGAIN, lm, noise_floor=floor_on_tasks(lm, self.loaded))
         self.shown.variant_done(AGAIN)
 
     def _names(self, number: int, group: Sequence[str]) -> list[str]:
