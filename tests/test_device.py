@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 
 import accelerate
 import numpy as np
@@ -17,6 +18,8 @@ from models import ARCHITECTURES, VOCABULARY, WIDTH, random_ids, random_model, r
 from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.fidelity.source import Source
 from sae_lm_eval.harness.model import SaeHFLM, join
+from sae_lm_eval.runtime import checksum
+from sae_lm_eval.runtime.content import contents
 from sae_lm_eval.scoring import executor
 from sae_lm_eval.scoring import scorer as scoring
 from sae_lm_eval.scoring.executor import Query
@@ -203,6 +206,44 @@ class TestAdapter:
         torch.testing.assert_close(found.double(), expected(x.double()), rtol=1e-5, atol=1e-5)
 
 
+class TestChecksums:
+    @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8])
+    def test_they_are_those_of_a_cpu(self, kind, device, monkeypatch):
+        monkeypatch.setattr(checksum, "AT_ONCE", 4 * checksum.ROW)
+        x = torch.randn(9, 2**14 + 3, generator=torch.Generator().manual_seed(0)).mul(40).to(kind)
+        there = {"": {"x": x.to(device), "rows": x.to(device)[2:5, 1:9], "transposed": x.to(device).T}}
+        here = {"": {"x": x, "rows": x[2:5, 1:9], "transposed": x.T}}
+        assert checksum.checksums(there) == checksum.checksums(here)
+
+    def test_what_an_answer_depends_on_is_what_it_is_on_a_cpu(self, model_on):
+        identities, weights = [], []
+        for model in (model_on("gemma2"), random_model("gemma2")):
+            lm = adapter(model, random_sae(WIDTH, "blocks.1.hook_resid_post", "topk"))
+            identities.append(lm.identity())
+            weights.append(contents({"": model})[""].weights)
+            with torch.no_grad():
+                model.model.layers[1].mlp.up_proj.weight[3, 4] += 1
+            identities.append(lm.identity())
+        assert weights[0] == weights[1]
+        assert identities[:2] == identities[2:]
+        assert identities[0] != identities[1]
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch counts the waits for a GPU alone")
+    def test_one_wait_for_a_device(self, device, model_on):
+        if device.type != "cuda":
+            pytest.skip("of a GPU")
+        module = model_on("llama")
+        contents({"": module})  # the table of weights is brought there once for the process
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                contents({"": module, "again": copy.deepcopy(module)})
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert sum("synchroniz" in str(each.message) for each in caught) == 1
+
+
 def fidelity_records(model):
     """Of a variant with two dictionaries, with zero and mean ablation."""
     saes = [random_sae(WIDTH, f"blocks.{layer}.hook_resid_post", seed=layer) for layer in (0, 1)]
@@ -294,6 +335,13 @@ class TestWaiting:
         scorer = Scorer(model, variants_of_every_kind(model), rows=2, limit=64)
         scorer.layout  # noqa: B018  (tried before anything is counted)
         return scorer
+
+    def test_once_for_all_that_an_answer_depends_on(self, waits, model_on):
+        modules = {"": model_on("llama"), "other": model_on("gpt2")}
+        expected = contents(modules)
+        before = host_waits(waits)
+        assert contents(modules) == expected
+        assert host_waits(waits) - before == 1
 
     def test_not_inside_the_blocks(self, scorer, waits):
         inside, blocks = [], scorer.model.model.layers

@@ -45,6 +45,17 @@ def scores(lm, asked=None) -> list[float]:
     return [logprob for logprob, _ in lm.loglikelihood(requests() if asked is None else asked)]
 
 
+class Split:
+    def pre_tokenize(self, pretok) -> None:
+        pretok.split(lambda _number, text: [part for part in text.split(" ", "removed") if str(part)])
+
+
+def in_python(tokenizer):
+    """With a part that cannot be copied or written down."""
+    tokenizer.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.PreTokenizer.custom(Split())
+    return tokenizer
+
+
 def lora(model, *, seed: int):
     torch.manual_seed(seed)
     config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False, r=2)
@@ -251,6 +262,20 @@ class TestCacheFile:
         identities = [lm.identity() for lm in self.members(tmp_path).values()]
         assert len(set(identities)) == len(identities)
 
+    def test_the_same_content_elsewhere_is_the_same(self, tmp_path):
+        (tmp_path / "one.txt").write_text(words(40, seed=0))
+        (tmp_path / "two.txt").write_text(words(40, seed=0))
+        sae = random_sae(WIDTH, RESID)
+        found = set()
+        for name in ("one", "two"):
+            sae.save_model(tmp_path / name)
+            random_model("llama").save_pretrained(tmp_path / f"model {name}")
+            word_tokenizer().save_pretrained(tmp_path / f"model {name}")
+            how = {"splice": "mean", "mean_tokens": 30, "mean_text": str(tmp_path / f"{name}.txt")}
+            lm = SaeHFLM(pretrained=str(tmp_path / f"model {name}"), sae=str(tmp_path / name), device="cpu", **how)
+            found.add(lm.identity())
+        assert len(found) == 1
+
     def test_one_adapter_between_changes(self, tmp_path):
         model, sae = random_model("llama"), random_sae(WIDTH, RESID)
         cached = CachingLM(adapter(model, sae), str(tmp_path / "cache.db"))
@@ -381,13 +406,17 @@ class TestTokenizerContent:
         assert len(seen) == 4
 
     def test_a_part_in_python_is_never_the_same(self):
-        class Split:
-            def pre_tokenize(self, pretok):
-                pretok.split(lambda i, text: text.split(" "))
-
-        tokenizer = word_tokenizer()
-        tokenizer.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.PreTokenizer.custom(Split())
+        tokenizer = in_python(word_tokenizer())
         assert identity.tokenizer_content(tokenizer) != identity.tokenizer_content(tokenizer)
+
+    def test_a_tokenizer_with_a_part_in_python_serves_and_stays(self):
+        tokenizer = in_python(word_tokenizer())
+        tokenizer.pad_token = None
+        model, sae = random_model("llama"), random_sae(WIDTH, RESID)
+        lm = adapter(model, sae, tokenizer=tokenizer)
+        np.testing.assert_allclose(scores(lm), scores(adapter(model, sae)), atol=1e-5)
+        assert lm.tokenizer.pad_token is not None
+        assert tokenizer.pad_token is None
 
 
 def test_the_machine_is_looked_at_once(monkeypatch):

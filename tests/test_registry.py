@@ -20,14 +20,15 @@ from sae_lens.loading import pretrained_sae_loaders as loaders
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
 from sae_lm_eval.catalog import saelens_registry as registry
-from sae_lm_eval.catalog.converters import LOADING_REMARK
+from sae_lm_eval.catalog.converters import CLT_FAULT, LOADING_REMARK
 from sae_lm_eval.catalog.saelens_registry import REFUSED, SUPPORTED, Entry, base_model, search
 from sae_lm_eval.dictionaries.saelens_loader import from_sae
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "specs_table.py"
-FILE_DECIDES = {"sae_lens": "its cfg.json decides", "mntss_clt_layer_transcoder": "its config.yaml decides"}
+FILE_DECIDES = {"sae_lens": "its cfg.json decides"}
+NEVER = {"mntss_clt_layer_transcoder": REFUSED}
 TRANSCODER_INPUTS = ("hook_resid_mid", "hook_mlp_in", "ln2.hook_normalized", "mlp.hook_in")
 
 
@@ -62,7 +63,7 @@ def test_nearly_all_are_supported_and_hardly_any_refused(entries):
 
 def test_a_file_decides_for_just_the_converters_that_names_tell_nothing_certain_of(entries):
     for entry in entries.values():
-        assert entry.verdict == FILE_DECIDES.get(entry.converter, SUPPORTED), entry.spec
+        assert entry.verdict == (FILE_DECIDES | NEVER).get(entry.converter, SUPPORTED), entry.spec
 
 
 def test_what_is_not_supported_says_why(entries):
@@ -116,7 +117,7 @@ def test_saelens_own_code_names_the_same_model_sites_and_architecture(entries, c
         assert said.get("model_from_pretrained_kwargs", {}) == entry.processing, entry.spec
         assert entry.architecture in (None, config["architecture"]), entry.spec
         compared.add(entry.converter)
-    assert compared == registry.CONVERTERS.keys() - FILE_DECIDES.keys()
+    assert compared == registry.CONVERTERS.keys() - FILE_DECIDES.keys() - NEVER.keys()
 
 
 def test_a_loaded_dictionary_has_the_sites_of_its_entry(entries, configuration):
@@ -233,7 +234,7 @@ GOLDEN = {
         "model": "meta-llama/Llama-3.1-8B", "hook": "blocks.26.hook_resid_post", "architecture": "temporal",
     },
     "mntss-gemma-2-2b-2.5m-clt-as-per-layer#layer_3": {
-        "hook": "not known", "maps": None, "verdict": "its config.yaml decides",
+        "hook": "not known", "maps": None, "verdict": REFUSED, "why": CLT_FAULT,
     },
 }  # fmt: skip
 
@@ -285,10 +286,11 @@ def test_blocks_with_linear_attention_have_no_heads(layer, verdict, entries):
 
 
 @pytest.mark.parametrize("hook", TRANSCODER_INPUTS)
-def test_a_layer_of_a_cross_layer_transcoder_can_be_spliced_whatever_its_file_says_it_reads(hook, entries):
+def test_a_layer_of_a_cross_layer_transcoder_is_refused_whatever_its_file_says_it_reads(hook, entries):
     entry = entries["mntss-gemma-2-2b-2.5m-clt-as-per-layer#layer_3"]
     read = replace(entry, hook_in=f"blocks.3.{hook}", hook_out="blocks.3.hook_mlp_out")
     assert read.trial == (("raw", "raw"), None)
+    assert (read.verdict, read.why) == (REFUSED, CLT_FAULT)
 
 
 @pytest.mark.parametrize("changes", [{"conversion_func": "new"}, {"saes_map": {"one": "unheard/of"}}])

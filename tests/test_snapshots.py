@@ -123,8 +123,17 @@ def test_a_hook_of_the_users_is_not_copied_with_what_it_belongs_to():
 
     sae, log = random_sae(WIDTH, HOOK), Log()
     sae.register_forward_hook(log.note)
-    load(sae).reconstruct(X)
+    dictionary = load(sae)
+    log.seen.clear()
+    dictionary.reconstruct(X)
     assert len(log.seen) == 1
+
+
+def test_a_dictionary_that_was_loaded_is_copied_with_its_formula():
+    given = load(random_sae(WIDTH, HOOK))
+    dictionary = load(given, dtype=torch.float64)
+    assert given.dtype == torch.float32
+    torch.testing.assert_close(dictionary.formula(X.double()), dictionary.reconstruct(X.double()))
 
 
 class TestRenewed:

@@ -112,16 +112,17 @@ class Converter(NamedTuple):
     """How a converter's dictionaries are read here.
 
     `inferred` says what comes from a name while SAELens will take it from a file of the hub. Where `decided_by`
-    names such a file, the name is no sure guide to what it holds.
+    names such a file, the name is no sure guide to what it holds. `refused` is why what it makes is never spliced.
     """
 
     read: Callable[[Release, str], dict[str, Any]]
     inferred: str | None = None
     decided_by: str | None = None
     remark: str | None = None
+    refused: str | None = None
 
 
-CLT_REMARK = (
+CLT_FAULT = (
     "one layer of a cross-layer transcoder, its decoders summed: SAELens means it for activations, "
     "not for reconstruction"
 )
@@ -140,6 +141,6 @@ CONVERTERS = {
     "mwhanna_transcoder": Converter(_mwhanna),
     "connor_rob_hook_z": Converter(_hook_z_of_id, "hook from its id", remark=LOADING_REMARK),
     "temporal": Converter(_temporal),
-    "mntss_clt_layer_transcoder": Converter(_nothing, decided_by="config.yaml", remark=CLT_REMARK),
+    "mntss_clt_layer_transcoder": Converter(_nothing, decided_by="config.yaml", refused=CLT_FAULT),
 }
 UNKNOWN = Converter(_nothing, decided_by="metadata")

@@ -94,6 +94,7 @@ class Entry:
     remarks: tuple[str, ...]
     needs_norm_factor: bool
     decided_by: str | None
+    refused: str | None = None
 
     @property
     def spec(self) -> str:
@@ -127,6 +128,8 @@ class Entry:
     @property
     def verdict(self) -> str:
         """supported, refused, or what decides: a file of the hub, or a base model that is not in the table."""
+        if self.refused:
+            return REFUSED
         if self.decided_by:
             return f"its {self.decided_by} decides"
         if self.base is None:
@@ -137,7 +140,7 @@ class Entry:
     def why(self) -> str:
         """What else is to be said of the verdict, "" where nothing is."""
         factor = "its release gives no norm_factor, which norm_factor= has to state" if self.needs_norm_factor else None
-        parts = [self.trial.fault, factor, self.inferred, *self.remarks]
+        parts = [self.refused, self.trial.fault, factor, self.inferred, *self.remarks]
         return "; ".join(part for part in parts if part)
 
 
@@ -181,6 +184,7 @@ def _entry(release: Release, id_: str) -> Entry:
         remarks=tuple(remarks),
         needs_norm_factor=config.get("normalize_activations") == NO_FACTOR and id_ not in release.norm_scaling_factor,
         decided_by=converter.decided_by or (None if hook_in else "metadata"),
+        refused=converter.refused,
     )
 
 

@@ -54,12 +54,13 @@ def _model_args(text: str) -> dict[str, Any]:
     return simple_parse_args_string(text)
 
 
-def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | None]) -> None:
+def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | str | None]) -> None:
     from rich.table import Table
 
     for index, (candidates, factor) in enumerate(zip(fits, factors, strict=True)):
         if factor is not None:
-            console.print(f"Dictionary {index + 1} needs norm_factor={factor:.6g} by this text; the fit is with it.")
+            text = factor if isinstance(factor, str) else f"{factor:.6g}"
+            console.print(f"Dictionary {index + 1} needs norm_factor={text} by this text; the fit is with it.")
         table = Table(title=f"Fit of dictionary {index + 1} on {candidates[0].tokens:,} tokens", title_justify="left")
         table.add_column("activation map")
         table.add_column("explained variance", justify="right")
@@ -68,6 +69,7 @@ def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | None])
             chosen = " (chosen)" if position == 0 else ""
             table.add_row(fit.map + chosen, f"{fit.explained_variance:.4f}", f"{fit.l0:.1f}")
         console.print(table)
+        console.print(f"Dictionary {index + 1}, {candidates[0].released}", soft_wrap=True, markup=False)
 
 
 def _list(console: Any, pattern: str) -> None:

@@ -106,7 +106,8 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
 def run_and_report(sweep: Sweep, output_path: Path) -> bool:
     """Run a sweep, or what is left of it, and report it; whether some variant failed."""
     from sae_lm_eval.cli.report import report
-    from sae_lm_eval.runs.run import evaluate, summary
+    from sae_lm_eval.runs.outcome import summary
+    from sae_lm_eval.runs.run import evaluate
     from sae_lm_eval.runs.settings import lm_eval_config
     from sae_lm_eval.runtime.processes import rank
     from sae_lm_eval.runtime.run_folder import LOG

@@ -18,10 +18,12 @@ class Dictionary:
 
     `reconstruct` maps activations (..., d_in) to (..., d_out); `encode` maps them to element activations
     (..., d_dictionary). Both take and give the module's own dtype. `elements`, where there is one, is the module that
-    gives what `encode` does on the way of `reconstruct`. It was not trained at positions below `first_position`, nor
-    at `untrained_tokens`: ids, or "special" for all that the tokenizer declares special. `None` in any other field
-    means that the release does not say; it never stands for a guess. `is_loaded` is whether a loader of this package
-    has made it, and `origin` what it was made from where that was an object of the user's.
+    gives what `encode` does on the way of `reconstruct`; `formula` is what its weights make of activations, computed
+    otherwise than by `reconstruct`. `stated` is what the release says of its numbers: see `dictionaries.stated`. It was
+    not trained at positions below `first_position`, nor at `untrained_tokens`: ids, or "special" for all that the
+    tokenizer declares special. `None` in any other field means that the release does not say; it never stands for a
+    guess. `is_loaded` is whether a loader of this package has made it, and `origin` what it was made from where that
+    was an object of the user's.
     """
 
     name: str
@@ -43,6 +45,8 @@ class Dictionary:
     needs_norm_factor: bool = False
     sequential: bool = False
     elements: nn.Module | None = None
+    formula: Callable[[Tensor], Tensor] | None = None
+    stated: Mapping[str, float] = field(default_factory=dict)
     revision: str | None = None
     remarks: tuple[str, ...] = ()
     first_position: int | None = None
@@ -87,7 +91,7 @@ class Origin:
     source: Any
     content: Content
     dtype: torch.dtype
-    norm_factor: float | None
+    norm_factor: float | str | None
 
     @property
     def module(self) -> nn.Module:

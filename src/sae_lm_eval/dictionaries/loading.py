@@ -13,41 +13,33 @@ from sae_lm_eval.dictionaries import saelens_loader, sparsify_loader
 from sae_lm_eval.dictionaries.dictionary import Dictionary, Origin
 from sae_lm_eval.dictionaries.snapshots import rebound, snapshot
 from sae_lm_eval.dictionaries.spec import SaeSpec
+from sae_lm_eval.dictionaries.trial import tried
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runtime.content import Content, contents
 
 
-def load(source: Any, *, dtype: torch.dtype = torch.float32, norm_factor: float | None = None) -> Dictionary:
+def load(source: Any, *, dtype: torch.dtype = torch.float32, norm_factor: float | str | None = None) -> Dictionary:
     """The dictionary that `source` is or names: a spec as text or value, a SAELens SAE, a sparsify coder, a Dictionary.
 
     `norm_factor` is what activations were multiplied by in training, for releases that normalised them and do
-    not say by how much.
+    not say by how much; `IN:OUT` for a transcoder, one for each of its sites. What is loaded is tried on random
+    activations: see `dictionaries.trial`.
 
     An object is copied, and stays as it was; `renewed` follows what becomes of it.
 
     Raises `UserError` for whatever cannot be found, read or applied.
     """
     dictionary = find(source)
-    is_number = isinstance(norm_factor, int | float) and not isinstance(norm_factor, bool)
-    if norm_factor is not None and not (is_number and 0 < norm_factor < math.inf):
-        raise UserError(f"norm_factor={norm_factor} must be a number above 0, as in norm_factor=0.25.")
+    if norm_factor is not None and not isinstance(norm_factor, str):
+        is_number = not isinstance(norm_factor, bool) and 0 < norm_factor < math.inf
+        if not is_number:
+            raise UserError(f"norm_factor={norm_factor} must be a number above 0, as in norm_factor=0.25.")
     if dictionary.needs_norm_factor:
-        if norm_factor is None:
-            raise UserError(
-                f"{dictionary.name} was trained on normalised activations "
-                f"(normalize_activations=expected_average_only_in) and its factor is not known: its output would "
-                f"be silently wrong. Give norm_factor=sqrt(d_in)/(mean norm of the activations); "
-                f"'sae-lm-eval inspect --text FILE' estimates it."
-            )
-        dictionary.module.fold_activation_norm_scaling_factor(norm_factor)  # pyright: ignore[reportCallIssue]
-        dictionary = replace(
-            dictionary,
-            needs_norm_factor=False,
-            remarks=(*dictionary.remarks, f"activations scaled by norm_factor={norm_factor}"),
-        )
+        dictionary = _with_factors(dictionary, norm_factor)
     elif norm_factor is not None:
         raise UserError(f"{dictionary.name} needs no norm_factor: leave it out.")
     dictionary.module.to(dtype=dtype).eval().requires_grad_(False)
+    dictionary = tried(dictionary)
     if isinstance(source, str | SaeSpec):
         return replace(dictionary, is_loaded=True)
     origin = Origin(source, _content_of(source), dtype, norm_factor)
@@ -77,6 +69,33 @@ def renewed(dictionaries: Sequence[Dictionary]) -> tuple[Dictionary, ...]:
     return tuple(out)
 
 
+def _with_factors(dictionary: Dictionary, norm_factor: float | str | None) -> Dictionary:
+    """The dictionary with what its activations were multiplied by folded into its weights."""
+    two = dictionary.is_transcoder or "transcoder" in dictionary.architecture
+    form = "IN:OUT, each " if two else ""
+    if norm_factor is None:
+        raise UserError(
+            f"{dictionary.name} was trained on normalised activations "
+            f"(normalize_activations=expected_average_only_in) and its factor is not known: its output would "
+            f"be silently wrong. Give norm_factor={form}sqrt(d_in)/(mean norm of the activations); "
+            f"'sae-lm-eval inspect --text FILE' estimates it."
+        )
+    try:
+        factors = [float(part) for part in str(norm_factor).split(":")]
+    except ValueError:
+        factors = []
+    if len(factors) != 1 + two or not all(math.isfinite(f) and f > 0 for f in factors):
+        what = "IN:OUT, a factor each for where it reads and where it writes" if form else "one factor above 0"
+        raise UserError(f"norm_factor={norm_factor} does not fit {dictionary.name}: give {what}.")
+    module: Any = dictionary.module
+    if two:
+        saelens_loader.fold_factors(module, *factors)
+    else:
+        module.fold_activation_norm_scaling_factor(*factors)
+    remark = f"activations scaled by norm_factor={norm_factor}"
+    return replace(dictionary, needs_norm_factor=False, remarks=(*dictionary.remarks, remark))
+
+
 def find(source: Any) -> Dictionary:
     """The dictionary as it was released, in its own dtype; see `load`."""
     if isinstance(source, Dictionary):
@@ -97,8 +116,10 @@ def find(source: Any) -> Dictionary:
 def _copied(dictionary: Dictionary) -> Dictionary:
     module, memo = snapshot(dictionary.module)
     reconstruct, encode = (rebound(function, memo) for function in (dictionary.reconstruct, dictionary.encode))
+    formula = None if dictionary.formula is None else rebound(dictionary.formula, memo)
     elements = None if dictionary.elements is None else memo.get(id(dictionary.elements))
-    return replace(dictionary, module=module, reconstruct=reconstruct, encode=encode, elements=elements)
+    functions: dict[str, Any] = {"reconstruct": reconstruct, "encode": encode, "formula": formula}
+    return replace(dictionary, module=module, elements=elements, **functions)
 
 
 LOADERS: dict[str, Callable[[SaeSpec], Dictionary]] = {"saelens": saelens_loader.load, "sparsify": sparsify_loader.load}

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sae_lm_eval import world
+from sae_lm_eval.dictionaries import sparsify_loader, stated
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.hub_files import quietly, weights_folder
+from sae_lm_eval.dictionaries.inference_form import inference_form, is_in_training, load_checkpoint
+from sae_lm_eval.dictionaries.old_configs import WEIGHTS, refuse_what_is_dropped
 from sae_lm_eval.dictionaries.sparse_decoding import SparseDecoding
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.untrained import first_of_slice, rule_by_metadata, rule_of, tokens_left_out
@@ -18,6 +26,7 @@ from sae_lm_eval.errors import UserError, did_you_mean, first_line
 
 CONFIG = "cfg.json"
 NO_FACTOR = "expected_average_only_in"
+CLT_LAYER = "mntss_clt_layer_transcoder"  # SAELens' converter
 # How SAELens names normalisations that it applies by itself; any other needs numbers that are not in the file.
 APPLIED = ("none", "layer_norm", "constant_norm_rescale", "constant_scalar_rescale")
 
@@ -69,9 +78,12 @@ def _load_release(spec: SaeSpec, release: Any) -> Dictionary:
         near = did_you_mean(spec.id or "", release.saes_map)
         some = ", ".join(list(release.saes_map)[:4])
         raise UserError(f"The release '{spec.source}' has {what}.{near} It begins with {some}.")
+    _refuse_what_saelens_misreads(spec, release)
     if spec.revision is None:
         sae, remarks = _read(spec, lambda: SAE.from_pretrained(spec.source, spec.id or ""))
         commit = _commit(release.repo_id)
+        if release.conversion_func is None and commit is not None:
+            _check_config(spec, _snapshot(release.repo_id) / str(release.saes_map[spec.id]))
     elif release.conversion_func is None:
         sae, remarks, commit = _at_revision(spec, release)
     else:
@@ -79,9 +91,32 @@ def _load_release(spec: SaeSpec, release: Any) -> Dictionary:
             f"SAELens loads '{spec.source}' through a converter that knows no revision: leave out @{spec.revision}."
         )
     dictionary = from_sae(sae, name=str(spec), model_name=release.model)
+    said = {**dictionary.stated, **_stated_of_release(release, spec.id or "", dictionary)}
     rule = rule_of(spec.source, spec.id) or rule_of(release.repo_id, str(release.saes_map[spec.id]))
     first = dictionary.first_position if rule is None else rule.first
-    return replace(dictionary, revision=commit, remarks=(*remarks, *dictionary.remarks), first_position=first)
+    told = (*remarks, *dictionary.remarks)
+    return replace(dictionary, revision=commit, remarks=told, stated=said, first_position=first)
+
+
+def _refuse_what_saelens_misreads(spec: SaeSpec, release: Any) -> None:
+    """Raises `UserError` for releases of which SAELens' converters make something else than was trained."""
+    if release.conversion_func == CLT_LAYER:
+        raise UserError(
+            f"'{spec}' is one layer of a cross-layer transcoder, which writes to all later layers: SAELens sums its "
+            f"decoders, for activations and not for reconstruction. It cannot be spliced by itself."
+        )
+    if release.conversion_func == "sparsify":
+        raise UserError(f"'{spec}' is in the format of sparsify: name it sparsify:{release.repo_id}#{spec.id}.")
+
+
+def _stated_of_release(release: Any, id_: str, dictionary: Dictionary) -> dict[str, float]:
+    registered = {
+        "l0": release.expected_l0.get(id_),
+        "norm_scaling_factor": release.norm_scaling_factor.get(id_),
+        "variance_explained": release.expected_var_explained.get(id_),  # 1 where the release says nothing
+    }
+    said = stated.of_config(registered, dictionary.d_in, dictionary.d_out)
+    return {**said, **stated.of_names(id_, str(release.saes_map[id_]))}
 
 
 def _at_revision(spec: SaeSpec, release: Any) -> tuple[Any, tuple[str, ...], str | None]:
@@ -94,6 +129,7 @@ def _at_revision(spec: SaeSpec, release: Any) -> tuple[Any, tuple[str, ...], str
     def with_overrides(path: Any, device: str, cfg_overrides: dict[str, Any] | None = None) -> Any:
         return sae_lens_disk_loader(path, device, {**(release.config_overrides or {}), **(cfg_overrides or {})})
 
+    _check_config(spec, folder)
     sae, remarks = _read(spec, lambda: SAE.load_from_disk(folder, converter=with_overrides))
     factor = release.norm_scaling_factor.get(spec.id)
     if sae.cfg.normalize_activations == NO_FACTOR and factor is not None:
@@ -108,17 +144,33 @@ def _load_folder(spec: SaeSpec) -> Dictionary:
 def _from_folder(spec: SaeSpec, folder: Path, commit: str | None) -> Dictionary:
     from sae_lens import SAE
 
+    config = _check_config(spec, folder)
+    read = load_checkpoint if is_in_training(config.get("architecture")) else SAE.load_from_disk
+    sae, remarks = _read(spec, lambda: read(folder))
+    dictionary = from_sae(sae, name=str(spec))
+    whole = {**config, **(config.get("metadata") or {})}
+    said = {
+        **dictionary.stated,
+        **stated.of_config(whole, dictionary.d_in, dictionary.d_out),
+        **stated.of_names(spec.id, folder.name),
+    }
+    rule = rule_of(spec.source, spec.id)
+    first = dictionary.first_position if rule is None else rule.first
+    told = (*remarks, *dictionary.remarks)
+    return replace(dictionary, revision=commit, remarks=told, stated=said, first_position=first)
+
+
+def _check_config(spec: SaeSpec, folder: Path) -> dict[str, Any]:
+    """cfg.json of `folder`. Raises `UserError` where it is none of SAELens', or SAELens would drop a part of it."""
     try:
         config = json.loads((folder / CONFIG).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{folder / CONFIG} is no JSON ({error}).") from error
-    if "num_latents" in config or ("expansion_factor" in config and "architecture" not in config):
+    own, theirs = (folder / WEIGHTS).is_file(), (folder / sparsify_loader.WEIGHTS).is_file()
+    if "num_latents" in config or (theirs and not own) or ("expansion_factor" in config and "d_sae" not in config):
         raise UserError(f"'{spec}' is in the format of sparsify: name it sparsify:{spec}.")
-    sae, remarks = _read(spec, lambda: SAE.load_from_disk(folder))
-    dictionary = from_sae(sae, name=str(spec))
-    rule = rule_of(spec.source, spec.id)
-    first = dictionary.first_position if rule is None else rule.first
-    return replace(dictionary, revision=commit, remarks=(*remarks, *dictionary.remarks), first_position=first)
+    refuse_what_is_dropped(f"'{spec}'", config, folder / WEIGHTS)
+    return config
 
 
 def _read(spec: SaeSpec, function) -> Any:
@@ -146,13 +198,19 @@ def _read(spec: SaeSpec, function) -> Any:
 
 def _commit(repo: str) -> str | None:
     """The commit of `repo` in the local cache, None where the release lies elsewhere."""
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, local_files_only=True)).name
+        return _snapshot(repo).name
     except LocalEntryNotFoundError:
         return None
+
+
+def _snapshot(repo: str) -> Path:
+    """The files of `repo` in the local cache."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(repo, local_files_only=True))
 
 
 def from_sae(sae: Any, *, name: str, model_name: str | None = None) -> Dictionary:
@@ -163,31 +221,30 @@ def from_sae(sae: Any, *, name: str, model_name: str | None = None) -> Dictionar
 
     Raises `UserError` where the SAE normalises its input by numbers that it does not hold.
     """
+    sae, remarks = inference_form(sae)
     config = sae.cfg
     metadata = config.metadata.to_dict()
-    if config.normalize_activations not in (*APPLIED, NO_FACTOR):
-        raise UserError(
-            f"{name} was trained with normalize_activations={config.normalize_activations}, which has to be folded "
-            f"into its weights before use: sae.fold_activation_whitening(...) and save it again."
-        )
-    if metadata.get("hook_head_index") is not None:
-        raise UserError(
-            f"{name} was trained on head {metadata['hook_head_index']} alone; "
-            f"dictionaries are spliced at all heads of a layer."
-        )
+    _refuse_what_cannot_be_spliced(name, config.normalize_activations, metadata.get("hook_head_index"))
     if sae.hook_z_reshaping_mode:
         # On the Hugging Face side z is already flat over heads.
         sae.turn_off_forward_pass_hook_z_reshaping()
 
     def reconstruct(x: Any) -> Any:
-        with SparseDecoding(sae.W_dec):
+        with SparseDecoding(sae.W_dec), without_error_term(sae):
             return sae(x)
+
+    def formula(x: Any) -> Any:
+        skip = getattr(sae, "W_skip", None)
+        out = sae.decode(sae.encode(x))
+        return out if skip is None else out + x @ skip.mT
 
     hook_in = metadata.get("hook_name")
     hook_out = metadata.get("hook_name_out") or hook_in
     names = [name for name in (metadata.get("model_name"), model_name) if name]
     conflict = len({_short(name) for name in names}) > 1
-    remarks = [f"its metadata says its model is {names[0]}, the release {names[1]}"] if conflict else []
+    if conflict:
+        remarks = (*remarks, f"its metadata says its model is {names[0]}, the release {names[1]}")
+    d_in, d_out = config.d_in, getattr(config, "d_out", config.d_in)
     rule = rule_by_metadata(metadata)
     return Dictionary(
         name=name,
@@ -195,8 +252,8 @@ def from_sae(sae: Any, *, name: str, model_name: str | None = None) -> Dictionar
         reconstruct=reconstruct,
         encode=sae.encode,
         architecture=config.architecture(),
-        d_in=config.d_in,
-        d_out=getattr(config, "d_out", config.d_in),
+        d_in=d_in,
+        d_out=d_out,
         d_dictionary=config.d_sae,
         hook_in=hook_in,
         hook_out=hook_out,
@@ -210,10 +267,51 @@ def from_sae(sae: Any, *, name: str, model_name: str | None = None) -> Dictionar
         needs_norm_factor=config.normalize_activations == NO_FACTOR,
         sequential=config.architecture() == "temporal",
         elements=sae.hook_sae_acts_post,
-        remarks=tuple(remarks),
+        formula=None if config.architecture() == "temporal" else formula,
+        stated=stated.of_config({"k": getattr(config, "k", None), **metadata}, d_in, d_out),
+        remarks=remarks,
         first_position=first_of_slice(metadata) if rule is None else rule.first,
         untrained_tokens=tokens_left_out(metadata),
     )
+
+
+def _refuse_what_cannot_be_spliced(name: str, normalisation: str, head: int | None) -> None:
+    if normalisation not in (*APPLIED, NO_FACTOR):
+        raise UserError(
+            f"{name} was trained with normalize_activations={normalisation}, which has to be folded "
+            f"into its weights before use: sae.fold_activation_whitening(...) and save it again."
+        )
+    if head is not None:
+        raise UserError(f"{name} was trained on head {head} alone; dictionaries are spliced at all heads of a layer.")
+
+
+@contextmanager
+def without_error_term(sae: Any) -> Iterator[None]:
+    """Inside the scope, `sae` gives its reconstruction alone, even where it was told to add its error."""
+    if not sae.use_error_term:
+        yield
+        return
+    sae.use_error_term = False
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():  # SAELens warns of every use
+            warnings.simplefilter("ignore", DeprecationWarning)
+            sae.use_error_term = True
+
+
+@torch.no_grad()
+def fold_factors(transcoder: Any, factor_in: float, factor_out: float) -> None:
+    """Fold into the weights what activations were multiplied by in training where it reads and where it writes.
+
+    SAELens folds one factor into both, and a transcoder's two sites have norms of their own.
+    """
+    transcoder.W_enc.mul_(factor_in)
+    transcoder.W_dec.div_(factor_out)
+    transcoder.b_dec.div_(factor_out)
+    if (skip := getattr(transcoder, "W_skip", None)) is not None:
+        skip.mul_(factor_in / factor_out)
+    transcoder.cfg.normalize_activations = "none"
 
 
 def _short(model_name: str) -> str:

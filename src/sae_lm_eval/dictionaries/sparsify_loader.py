@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sae_lm_eval.dictionaries import stated
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.hub_files import weights_folder
 from sae_lm_eval.dictionaries.spec import SaeSpec
@@ -73,4 +74,5 @@ def from_coder(coder: Any, *, name: str, hookpoint: str | None) -> Dictionary:
         d_dictionary=coder.num_latents,
         hook_in=hook_in,
         hook_out=hook_out,
+        stated=stated.of_config({"k": coder.cfg.k}, coder.d_in, coder.d_in),
     )

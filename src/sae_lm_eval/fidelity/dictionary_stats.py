@@ -11,9 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sae_lm_eval.dictionaries.stated import EARLY
 from sae_lm_eval.splicing.splice import Context, Splice, Variant
 
 COLUMNS = ("positions", "l0", "squared_error", "squares", "cosine", "norm_ratio")
+# For the comparison with what a release states: norms of what is read and stood for, positions that are not among a
+# text's first, and the elements that are active there.
+COLUMNS += ("norm_in", "norm_out", "later", "l0_later")
 ACTIVATIONS = 2**26  # of elements, held at a time
 NOWHERE = np.iinfo(np.int64).max
 SMALL = 1e-4  # norms below are divided by 1, as in sae_lens.evals
@@ -122,11 +126,16 @@ class DictionarySums:
                 wanted.double().square().sum(-1),
                 nn.functional.cosine_similarity(wanted, made, dim=-1).double(),
                 (made.norm(dim=-1) / _divisor(wanted.norm(dim=-1))).double(),
+                _norms(splice, x, places),
+                wanted.double().norm(dim=-1),
+                (context.positions.flatten().to(device)[places] >= EARLY).double(),
             ],
             dim=1,
         )
         fired: dict[int, np.ndarray] = {}
-        columns[:, 1] = self._activations(splice, x, places, batch, fired)
+        l0, later = self._activations(splice, x, places, batch, fired), columns[:, -1]
+        columns[:, COLUMNS.index("l0")] = l0
+        columns = torch.cat([columns, (l0 * later)[:, None]], dim=1)
         number = next(i for i, own in enumerate(self.variant.splices) if own is splice)
         self._pending.append((number, batch, columns.cpu().numpy(), wanted, fired))
 
@@ -169,6 +178,12 @@ class DictionarySums:
                 sums.first[kind, mask] = np.minimum(sums.first[kind, mask], which)
                 sums.last[kind, mask] = np.maximum(sums.last[kind, mask], which)
         self._pending = []
+
+
+def _norms(splice: Splice, x: Tensor, places: Tensor) -> Tensor:
+    """Of what the dictionary reads, in its own space, at each place."""
+    read = x.flatten(0, 1)[places.to(x.device)].to(splice.dictionary.device, splice.dictionary.dtype)
+    return splice.map_in.there(read).double().norm(dim=-1)
 
 
 def _divisor(norm: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.fidelity import metrics
 from sae_lm_eval.fidelity.ablations import ablations, leave_no_text, without_text
+from sae_lm_eval.fidelity.as_released import as_released
 from sae_lm_eval.fidelity.dictionary_stats import DictionarySums, OfCategory, by_category, records
 from sae_lm_eval.fidelity.source import Adapter, Document, Source
 from sae_lm_eval.results.fidelity_names import NO_DICTIONARY, WITHOUT_DICTIONARY
@@ -31,6 +33,8 @@ from sae_lm_eval.scaling.of_documents import compute_of
 from sae_lm_eval.scoring.executor import Query, Scores
 from sae_lm_eval.scoring.scorer import Layout, Scorer
 from sae_lm_eval.splicing.splice import Variant
+
+logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
 TOKENS_AT_ONCE = 2**18  # whose scores are held; documents beyond are scored after these
 MEASURES = ("kl", "kl_reverse", "agreement")
@@ -117,6 +121,11 @@ class Fidelity:
             "undefined": undefined(everywhere) | (without_dictionary(lm.variant) or {}),
             "by_category": by_categories(everywhere),
         }
+        if pass_.watch is not None:
+            self.by_task[task]["as_released"] = as_released(lm.variant, everywhere)
+            for one in self.by_task[task]["as_released"]:
+                tell = logger.warning if one["agrees"] is False else logger.info
+                tell("%s: %s", one["dictionary"], one["verdict"])
         if lm.variant.splices:
             self.effective_compute[task] = compute_of(everywhere, lm.original)
             # Of the text, not of a document; it is handed to the task with each.

@@ -10,7 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ TOKENIZER_FLAGS = (
     *("add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "split_special_tokens"),
     *("clean_up_tokenization_spaces", "special_tokens_map", "bos_token_id", "eos_token_id", "pad_token_id"),
 )
+# Of what is recorded of splices and means, what they are called and what is said of them.
+NAMES = ("dictionary", "revision", "trained_on", "stated", "remarks", "text")
 # Arguments of lm_eval's adapter that an answer depends on.
 ARGUMENTS = ("max_length", "prefix_token_id", "truncation", "softmax_dtype", "mixed_precision_dtype", "think_end_token")
 
@@ -52,17 +54,24 @@ class Now:
     def parts(self, lm: Any) -> dict[str, Any]:
         """What the answers of an adapter depend on, as plain values."""
         dictionaries = [self._dictionaries[str(id(splice.dictionary.module))] for splice in lm.variant.splices]
+        splices = describe(lm.variant, [content.weights for content in dictionaries])
+        facts = lm.choice_facts()
+        facts["mean"] = without(NAMES, facts["mean"] or {})
         return {
             "model": model_parts(lm, self.model),
             "tokenizer": self._tokenizers[id(lm.tokenizer)],
             "dictionaries": [vars(content) for content in dictionaries],
-            "splices": describe(lm.variant, [content.weights for content in dictionaries]),
-            "how": {**lm.choice_facts(), **{name: str(getattr(lm, name, None)) for name in ARGUMENTS}},
+            "splices": [without(NAMES, splice) for splice in splices],
+            "how": {**facts, **{name: str(getattr(lm, name, None)) for name in ARGUMENTS}},
             "packages": {name: series(version) for name, version in versions(lm).items()},
         }
 
     def _identity(self, lm: Any) -> str:
         return hashlib.sha256(json.dumps(self.parts(lm), sort_keys=True).encode()).hexdigest()
+
+
+def without(names: Collection[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def model_parts(lm: Any, content: Content) -> dict[str, str | None]:

@@ -6,37 +6,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.loading import find, load
-from sae_lm_eval.errors import UserError
+from sae_lm_eval.dictionaries.trial import tried
+from sae_lm_eval.harness.fit import Fit, fits_of
 from sae_lm_eval.harness.model import KNOWN, SaeHFLM, innermost
 from sae_lm_eval.runtime import text_files
-from sae_lm_eval.splicing.activation_map import MAPS, build_map
 from sae_lm_eval.splicing.activations import passing
 from sae_lm_eval.splicing.arguments import choices_of, dtype_of, refuse_misspelt, sources_of
-from sae_lm_eval.splicing.hook_names import Architecture
 from sae_lm_eval.splicing.skeleton import skeleton
 from sae_lm_eval.splicing.splice import Splice, Variant
 from sae_lm_eval.splicing.variants import build_variant
 
 CHOICES = ("splice", "splice_tokens", "hook", "hook_map", "seed", "scale")
 STATED = ("model_names", "hook_in", "hook_out", "context_size", "prepend_bos")
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How well one activation map fits: fractions of variance and elements a position, over `tokens` positions."""
-
-    map: str
-    explained_variance: float
-    l0: float
-    tokens: int
 
 
 def plan(model_args: Mapping[str, Any]) -> Variant:
@@ -50,8 +35,8 @@ def plan(model_args: Mapping[str, Any]) -> Variant:
     choices = choices_of(**{name: value for name, value in model_args.items() if name in CHOICES})
     dictionaries = [find(source) for source in sources_of(model_args.get("sae"))]
     for dictionary in dictionaries:
-        dictionary.module.to(dtype=dtype)
-    return build_variant(model, dictionaries, choices, frozenset())
+        dictionary.module.to(dtype=dtype).eval()
+    return build_variant(model, [tried(dictionary) for dictionary in dictionaries], choices, frozenset())
 
 
 def facts(splice: Splice, special: str) -> dict[str, str]:
@@ -77,6 +62,7 @@ def facts(splice: Splice, special: str) -> dict[str, str]:
         "normalisation": "unknown factor: norm_factor= is needed"
         if dictionary.needs_norm_factor
         else "none left to apply",
+        "stated": ", ".join(f"{name} {value:.4g}" for name, value in dictionary.stated.items()) or "no numbers",
         "remarks": "; ".join(dictionary.remarks) or "none",
     }
 
@@ -88,28 +74,37 @@ def positions(splice: Splice, special: str) -> str:
     return said if not trained else f"{said}; it was not trained on the first {trained}"
 
 
-def fits(model_args: Mapping[str, Any], path: str, tokens: int) -> tuple[list[list[Fit]], list[float | None]]:
+def fits(model_args: Mapping[str, Any], path: str, tokens: int) -> tuple[list[list[Fit]], list[float | str | None]]:
     """For each dictionary the fit of every map that its site allows, the chosen one first, on a text of the user's.
 
-    Second, for each dictionary that was trained on normalised activations without saying by how much, the factor
-    sqrt(d_in) / E|x| that this text gives; the fits are then with it.
+    The chosen one says whether its numbers are those of the release and, if not, what would make them so. Second, for
+    each dictionary that was trained on normalised activations without saying by how much, the norm_factor
+    sqrt(d_in) / E|x| that this text gives, IN:OUT for a transcoder; the fits are then with it.
     """
     replaced = ("sae", "norm_factor", "splice", "mean_text", "mean_tokens")
     own = {name: value for name, value in model_args.items() if name not in replaced}
     found = [find(source) for source in sources_of(model_args.get("sae"))]
-    factors: list[float | None] = [None] * len(found)
+    factors: list[float | str | None] = [None] * len(found)
     if any(dictionary.needs_norm_factor for dictionary in found):
         # To find the sites any factor serves; the text then gives the right one.
-        lm, texts = _reader(own, [_with_factor(d, 1.0) for d in found], path, tokens)
+        lm, texts = _reader(own, [_with_factor(d, "1:1" if d.is_transcoder else 1.0) for d in found], path, tokens)
         norms = _mean_norms(lm, texts)
         found = [find(source) for source in sources_of(model_args.get("sae"))]
-        factors = [d.d_in**0.5 / norm if d.needs_norm_factor else None for d, norm in zip(found, norms, strict=True)]
-        found = [_with_factor(d, f or 1.0) for d, f in zip(found, factors, strict=True)]
+        factors = [_factor(d, *of) if d.needs_norm_factor else None for d, of in zip(found, norms, strict=True)]
+        found = [_with_factor(d, factor) for d, factor in zip(found, factors, strict=True)]
     lm, texts = _reader(own, found, path, tokens)
-    return [_fit_maps(lm, splice, texts) for splice in lm.variant.splices], factors
+    model = innermost(lm.model)
+    return [
+        fits_of(model, splice, texts, lm.special_ids | lm.variant.special_ids) for splice in lm.variant.splices
+    ], factors
 
 
-def _with_factor(dictionary: Dictionary, factor: float) -> Dictionary:
+def _factor(dictionary: Dictionary, norm_in: float, norm_out: float) -> float | str:
+    factor = dictionary.d_in**0.5 / norm_in
+    return f"{factor:.6g}:{dictionary.d_out**0.5 / norm_out:.6g}" if dictionary.is_transcoder else factor
+
+
+def _with_factor(dictionary: Dictionary, factor: float | str | None) -> Dictionary:
     return load(dictionary, norm_factor=factor if dictionary.needs_norm_factor else None)
 
 
@@ -120,49 +115,16 @@ def _reader(
     return lm, lm.windows(text_files.read_documents(path), tokens)
 
 
-def _mean_norms(lm: SaeHFLM, texts: Sequence[Sequence[int]]) -> list[float]:
-    ports = [splice.site_in.read for splice in lm.variant.splices]
-    first = {splice.site_in.read: splice.first_position for splice in lm.variant.splices}
-    sums, counts = dict.fromkeys(ports, 0.0), dict.fromkeys(ports, 0)
-    for seen in passing(innermost(lm.model), ports, texts, lm.special_ids | lm.variant.special_ids, first):
-        for port, x in seen.items():
-            counts[port] += x.shape[0]
-            sums[port] += float(x.double().norm(dim=-1).sum())
-    return [sums[port] / counts[port] for port in ports]
-
-
-def _fit_maps(lm: SaeHFLM, splice: Splice, texts: Sequence[Sequence[int]]) -> list[Fit]:
-    """Explained variance is 1 - E|y - z|^2 / (E|y|^2 - |E y|^2), L0 the mean number of elements that are not zero."""
-    model = innermost(lm.model)
-    candidates = {splice.map_out.name: splice}
-    for name in MAPS:
-        try:
-            maps = [build_map(Architecture(model), site, name) for site in (splice.site_in, splice.site_out)]
-        except UserError:
-            continue  # a map that makes no sense at this site
-        candidates.setdefault(name, replace(splice, map_in=maps[0], map_out=maps[1]))
-    ports = [splice.site_in.read, splice.site_out.read]
-    totals = {name: torch.zeros(2, dtype=torch.float64) for name in candidates}
-    count, square, total = 0, 0.0, torch.zeros(splice.dictionary.d_out, dtype=torch.float64)
-    first = dict.fromkeys(ports, splice.first_position)
-    for seen in passing(model, ports, texts, lm.special_ids | lm.variant.special_ids, first):
-        x, y = (seen[port] for port in ports)
-        count += y.shape[0]
-        square += float(y.double().pow(2).sum())
-        total += y.double().sum(0).cpu()
-        for name, candidate in candidates.items():
-            totals[name] += _misses(candidate, x, y)
-    variance = square / count - float((total / count).pow(2).sum())
-    return [
-        Fit(name, 1 - float(missed) / count / variance, float(active) / count, count)
-        for name, (missed, active) in totals.items()
-    ]
-
-
-@torch.no_grad()
-def _misses(splice: Splice, x: Tensor, y: Tensor) -> Tensor:
-    """Summed over positions: the squared error, and the number of active elements; (2,) in float64."""
-    dictionary = splice.dictionary
-    z = splice.reconstruct(x[None], y[None])[0]
-    active = dictionary.encode(splice.map_in.there(x.to(dictionary.device, dictionary.dtype))[None])
-    return torch.tensor([float((z - y.to(z)).double().pow(2).sum()), float((active != 0).sum())], dtype=torch.float64)
+def _mean_norms(lm: SaeHFLM, texts: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
+    """Of what each dictionary reads and stands for."""
+    out = []
+    for splice in lm.variant.splices:
+        ports = list(dict.fromkeys((splice.site_in.read, splice.site_out.read)))
+        first = dict.fromkeys(ports, splice.first_position)
+        sums, count = dict.fromkeys(ports, 0.0), 0
+        for seen in passing(innermost(lm.model), ports, texts, lm.special_ids | lm.variant.special_ids, first):
+            count += next(iter(seen.values())).shape[0]
+            for port, x in seen.items():
+                sums[port] += float(x.double().norm(dim=-1).sum())
+        out.append((sums[splice.site_in.read] / count, sums[splice.site_out.read] / count))
+    return out

@@ -79,7 +79,8 @@ class SaeHFLM(Renewal, HFLM):
             in place of what the release says of these; `all` nowhere.
         hook: the site, where the release's own is not wanted; `IN:OUT` for a transcoder; joined by `+`.
         hook_map: the activation map: `raw`, `centered`, `value_bias`, `folded_value_bias`; joined by `+`.
-        norm_factor: what activations were multiplied by in training, where the release does not say.
+        norm_factor: what activations were multiplied by in training, where the release does not say; `IN:OUT` for a
+            transcoder.
         sae_dtype: dtype of the dictionaries' weights and arithmetic, whatever the model's is.
         seed: of `random_error`.
         mean_text: a .txt, .jsonl or .parquet file whose activations `splice=mean` averages.
@@ -102,7 +103,7 @@ class SaeHFLM(Renewal, HFLM):
         splice_tokens: str = "non_special",
         hook: str | None = None,
         hook_map: str | None = None,
-        norm_factor: float | None = None,
+        norm_factor: float | str | None = None,
         sae_dtype: str = "float32",
         seed: int = 0,
         mean_text: str | None = None,
@@ -152,8 +153,9 @@ class SaeHFLM(Renewal, HFLM):
     def _know_tokens(self) -> None:
         """What of the tokenizer is asked for once: special ids, and whether prompts get a BOS token."""
         self.special_ids = special_ids(self.tokenizer, self.model)
+        tokenizer: Any = self.tokenizer
         if self._pad_is_lent:
-            self.special_ids -= {self.tokenizer.pad_token_id} - {self.tokenizer.bos_token_id, self.eot_token_id}
+            self.special_ids -= {tokenizer.pad_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id}
         self._set_bos(self._bos_wanted)
 
     def _become(self, wanted: Wanted) -> None:
@@ -323,7 +325,8 @@ class SaeHFLM(Renewal, HFLM):
         """The ids of running text alone, behind which no EOS stands and before which the prefix token is to stand."""
         ids = self.tok_encode(document, add_special_tokens=False)
         # Where the text itself begins with it; a prefix token of the user's may be a word as well.
-        twice = {self.tokenizer.bos_token_id, self.prefix_token_id} & self.special_ids
+        prefixes: tuple[Any, ...] = (self.tokenizer.bos_token_id, self.prefix_token_id)
+        twice = self.special_ids.intersection(prefixes)
         return list(itertools.dropwhile(lambda token: token in twice, ids))
 
     @property
@@ -462,13 +465,14 @@ class SaeHFLM(Renewal, HFLM):
     @asked_anew
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         # What another variant was asked before is not tokenised again.
-        known = [] if self._answers is None else self._answers.tokenised
+        shared = self._shared()
+        known = [] if shared is None else shared.tokenised
         with self._of_tasks(requests):
             if [asked for asked, *_ in known] == [request.args for request in requests]:
                 answers = self._loglikelihood_tokens(known, disable_tqdm=disable_tqdm)
             else:
                 self._ahead = EncodingAhead(
-                    texts_of_pairs((str(r.args[0]), str(r.args[1])) for r in requests), self._encode_several
+                    texts_of_pairs(tuple[Any, ...](r.args) for r in requests), self._encode_several
                 )
                 answers = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         self.divergence.note(requests, self._kl)

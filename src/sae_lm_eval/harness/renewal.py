@@ -36,6 +36,18 @@ def asked_anew(method: Callable[..., Any]) -> Callable[..., Any]:
     return inside
 
 
+def copied(tokenizer: Any) -> Any:
+    """A copy of a tokenizer that may be given other special tokens."""
+    try:
+        return copy.deepcopy(tokenizer)
+    except Exception:  # of Rust, for a part that is written in Python: that one has to be shared
+        made = copy.copy(tokenizer)
+        for name, value in vars(made).items():
+            if isinstance(value, dict | list):
+                vars(made)[name] = copy.copy(value)
+        return made
+
+
 class Renewal:
     """Of an adapter: the evaluation call under way, and what was made before it.
 
@@ -52,7 +64,7 @@ class Renewal:
         given = kwargs.get("tokenizer")
         if given is not None and not isinstance(given, str):
             self._tokenizer_given = given, tokenizer_content(given)
-            kwargs["tokenizer"] = copy.deepcopy(given)
+            kwargs["tokenizer"] = copied(given)
 
     def _start_with(self, wanted: Wanted) -> None:
         """Run as that variant, with nothing remembered."""
@@ -93,7 +105,7 @@ class Renewal:
         given, before = self._tokenizer_given
         if (content := tokenizer_content(given)) != before:
             self._tokenizer_given, self._pad_is_lent = (given, content), given.pad_token_id is None
-            self.tokenizer = configure_pad_token(copy.deepcopy(given), model_config=self.config)
+            self.tokenizer = configure_pad_token(copied(given), model_config=self.config)
             self._know_tokens()
 
     @contextmanager

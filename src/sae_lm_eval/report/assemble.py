@@ -28,6 +28,7 @@ from sae_lm_eval.report.figures import Picture
 from sae_lm_eval.report.formatting import Column, Table, text_cell, without_shared_start
 from sae_lm_eval.report.prose import cited, cut_prompts, headline, methods
 from sae_lm_eval.report.provenance import Source, dictionary_of, mode_of, model_name, packages, site_of, sources
+from sae_lm_eval.report.released_table import released_notes, released_table
 from sae_lm_eval.report.sweep_figures import sweep_pictures
 from sae_lm_eval.report.sweep_tables import notes, settings, sweep_tables
 from sae_lm_eval.report.worst_documents import Worst, worst_documents
@@ -82,6 +83,7 @@ def build(comparison: Comparison) -> Report:
             *sweep_tables(swept, told),
             *fidelity_tables(fidelity),
             *noise_table(variants),
+            *(table for table in [released_table(variants)] if table.rows),
             *detail_tables(rows, told),
         ),
         pictures=in_reading_order(pictures(rows, shown, told), sweep_pictures(swept, told), len(variants)),
@@ -94,6 +96,7 @@ def build(comparison: Comparison) -> Report:
             dict.fromkeys(
                 [
                     *comparison.notes,
+                    *released_notes(variants),
                     *filter(None, map(cut_prompts, (comparison.baseline, *variants))),
                     *(note for of in swept.values() for note in notes(of)),
                 ]

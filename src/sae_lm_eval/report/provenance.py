@@ -15,7 +15,8 @@ SEEDS: dict[str, Any] = {"random_seed": 0, "numpy_seed": 1234, "torch_seed": 123
 SPLICE_LABELS = {
     "dictionary": "dictionary",
     "revision": "dictionary revision",
-    "weights_sha256": "weights, SHA-256",
+    "weights_checksum": "weights, checksum",
+    "weights_sha256": "weights, SHA-256",  # of results that were made before there was a checksum
     "architecture": "architecture",
     "hook_in": "reads at",
     "hook_out": "writes at",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.runs.sweep import AGAIN, Asked, Sweep
@@ -20,28 +20,48 @@ PASSED = (
 SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 
 
+class UnknownModel(UserError):
+    """There is no model as a sweep asks for it."""
+
+
+class Look(NamedTuple):
+    """Of a variant: bytes of its dictionaries, whether one was trained behind a BOS token, what it is made of."""
+
+    sizes: dict[Hashable, int]
+    wants_bos: bool
+    record: dict[str, str]
+
+
 class Loaded:
     """The untouched model of a sweep, `baseline`, and lm_eval's tasks; `settings` is its `EvaluatorConfig`.
 
-    `at` is told what is under way. Raises `UserError` where there is no such model or task.
+    `at` is told what is under way; the tasks are read first where there is something `to_run`.
+
+    Raises `UserError` where there is no such task, and `UnknownModel` where there is no such model.
     """
 
-    def __init__(self, sweep: Sweep, settings: Any, at: Callable[[str], object] = lambda _what: None):
+    def __init__(
+        self, sweep: Sweep, settings: Any, at: Callable[[str], object] = lambda _what: None, *, to_run: bool = True
+    ):
         from sae_lm_eval.harness.model import SaeHFLM
 
         self.settings, self.model_args = settings, sweep.model_args
         self.asked: dict[str, Asked] = {one.name: one for one in sweep.variants}
         self._dictionaries: dict[Hashable, Any] = {}
-        at("reading the tasks")
-        try:
-            self.task_manager = settings.process_tasks(settings.metadata)
-            self.tasks = self._load_tasks()
-        except (ValueError, OSError) as error:
-            raise UserError(first_line(error)) from error
+        if to_run:
+            at("reading the tasks")
+            try:
+                self.task_manager = settings.process_tasks(settings.metadata)
+                self.tasks = self._load_tasks()
+            except (ValueError, OSError) as error:
+                raise UserError(first_line(error)) from error
         at("loading the model")
         given = {name: getattr(settings, name) for name in ("batch_size", "max_batch_size", "device")}
         make: Any = SaeHFLM  # lm_eval's decorator hides its parameters
-        self.baseline: Any = make(sae=[], splice="none", **given, **sweep.model_args)
+        try:
+            self.baseline: Any = make(sae=[], splice="none", **given, **sweep.model_args)
+        except UserError as error:
+            raise UnknownModel(str(error)) from error
 
     def _load_tasks(self) -> dict[str, Any]:
         """What lm_eval loads: by name the `tasks`, none of which is a group, and the `groups`; drawn by its seeds."""
@@ -60,12 +80,13 @@ class Loaded:
         everything = {**self.tasks["groups"], **self.tasks["tasks"]}
         return [one for name, one in everything.items() if name not in inside]
 
-    def look(self, name: str) -> tuple[dict[Hashable, int], bool]:
-        """The bytes of a variant's dictionaries, and whether one was trained behind a BOS token.
+    def look(self, name: str) -> Look:
+        """What is to be known of a variant before it is evaluated.
 
         Raises whatever a file of somebody else's makes a library raise.
         """
         from sae_lm_eval.harness.model import innermost
+        from sae_lm_eval.runs.identity_record import variant_record
         from sae_lm_eval.splicing.variants import build_variant
 
         wanted = self._wanted(self.asked[name])
@@ -76,7 +97,8 @@ class Loaded:
         sizes: dict[Hashable, int] = {}
         for key, dictionary in self._dictionaries.items():
             sizes[key] = sum(p.numel() * p.element_size() for p in dictionary.module.parameters())
-        return sizes, any(dictionary.prepend_bos for dictionary in wanted.dictionaries)
+        wants_bos = any(dictionary.prepend_bos for dictionary in wanted.dictionaries)
+        return Look(sizes, wants_bos, variant_record(wanted))
 
     def variant(self, name: str) -> Any:
         """The model as that variant. Raises as `look` does."""

@@ -15,7 +15,8 @@ from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
 from sae_lm_eval.runs.sweep import BASELINE, Asked, Sweep
 from sae_lm_eval.runtime.progress import duration
 from sae_lm_eval.runtime.run_folder import GROUPS, PACE, read_json
-from sae_lm_eval.scoring.forked_pass import Point, blocks_path, earliest, fork_point, point_of
+from sae_lm_eval.scoring.forked_pass import Point, earliest, fork_point, point_of
+from sae_lm_eval.splicing.hook_names import Architecture, blocks_path
 from sae_lm_eval.splicing.splice import Variant
 
 # Hooks at which the residual stream or a branch of its width passes.
@@ -136,7 +137,6 @@ def _planned(asked: Asked, model: Any) -> Planned:
 
 
 def _point(model: Any, hook: str, module: str | None) -> Point:
-    from sae_lm_eval.splicing.hook_names import Architecture
     from sae_lm_eval.splicing.site import resolve_site, writable_port
 
     architecture = Architecture(model)

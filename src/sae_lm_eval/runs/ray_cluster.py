@@ -25,16 +25,20 @@ PARTS = "parts"  # what the journal calls the parts that are done
 
 
 class Part(NamedTuple):
-    """The requests of a task, for a group of variants that are run together; `asked` are those to be evaluated."""
+    """The requests of a task, for a group of variants that are run together; `asked` are those to be evaluated.
+
+    `made_of` stands for what the model and the variants are made of.
+    """
 
     group: tuple[str, ...]
     asked: tuple[str, ...]
     task: str
     bos: bool
+    made_of: str = ""
 
     @property
     def key(self) -> bytes:
-        return hashlib.sha256(repr((self.group, self.task)).encode()).digest()
+        return hashlib.sha256(repr((self.group, self.task, self.made_of)).encode()).digest()
 
 
 def spread(address: str, sweep: Sweep, parts: Sequence[Part], journal: Journal, shown: Shown) -> None:

@@ -6,20 +6,22 @@ import logging
 import os
 import shutil
 import traceback
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_lm_eval.errors import UserError, did_you_mean, explained
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
-from sae_lm_eval.runs.model_pool import Loaded
+from sae_lm_eval.runs.identity_record import Record, digest_of, model_record
+from sae_lm_eval.runs.model_pool import Loaded, Look, UnknownModel
+from sae_lm_eval.runs.outcome import Finished, Outcome
 from sae_lm_eval.runs.settings import fixed, lm_eval_config
 from sae_lm_eval.runs.sweep import AGAIN, BASELINE, Sweep, sweep_of
 from sae_lm_eval.runtime.journal import DiskError, Journal
 from sae_lm_eval.runtime.processes import agreed, gathered, rank, several
-from sae_lm_eval.runtime.progress import Shown, duration, quiet
+from sae_lm_eval.runtime.progress import Shown, quiet
 from sae_lm_eval.runtime.run_folder import (
     GROUPS,
     LOG,
@@ -37,33 +39,6 @@ if TYPE_CHECKING:
     from sae_lm_eval.comparison.compare import Comparison
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a variant: its results are in `folder`, or `failed` says why there are none."""
-
-    name: str
-    folder: Path
-    failed: str | None = None
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The outcomes of a run, the baseline's first, and what its processes ran of it.
-
-    `requests` counts each request once for a pass or variant that it was answered for, `recalled` those of them that
-    were answered before; `rate` is in tokens a second, None where none was run.
-    """
-
-    outcomes: tuple[Outcome, ...]
-    requests: int = 0
-    recalled: int = 0
-    rate: float | None = None
-
-    @property
-    def failed(self) -> tuple[Outcome, ...]:
-        return tuple(outcome for outcome in self.outcomes if outcome.failed)
 
 
 def run(
@@ -141,14 +116,19 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
         agreed(lambda: remember(output_path, asked))
         failed: dict[str, str] = {}
         done = Finished(())
-        if not agreed(lambda: all((output_path / name).exists() for name in names)):
-            with (
-                quiet(output_path / LOG, aloud=rank() == 0) as console,
-                Shown(console, len(names)) as shown,
-                closing(Journal(output_path / journal_of(rank()))) as journal,
-            ):
-                failed = _Evaluation(sweep, settings, output_path, shown, journal).all()
-            done = _ran(shown)
+        finished = agreed(lambda: all((output_path / name).exists() for name in names))
+        with (
+            quiet(output_path / LOG, aloud=rank() == 0) as console,
+            Shown(console, len(names)) as shown,
+            closing(Journal(None if finished else output_path / journal_of(rank()))) as journal,
+        ):
+            try:
+                failed = _Evaluation(sweep, settings, output_path, shown, journal, to_run=not finished).all()
+            except UnknownModel as error:
+                if not finished:
+                    raise
+                logger.warning("Whether the results are still those of this model cannot be told: %s", error)
+        done = _ran(shown)
         if not failed:
             agreed(lambda: delete_journals(output_path))  # the folders have every answer
     return replace(done, outcomes=tuple(Outcome(name, output_path / name, failed.get(name)) for name in names))
@@ -163,11 +143,13 @@ def _ran(shown: Shown) -> Finished:
 
 
 class _Evaluation:
-    def __init__(self, sweep: Sweep, settings: Any, output_path: Path, shown: Shown, journal: Journal):
+    def __init__(
+        self, sweep: Sweep, settings: Any, output_path: Path, shown: Shown, journal: Journal, *, to_run: bool = True
+    ):
         self.sweep, self.output_path, self.shown, self.journal = sweep, output_path, shown, journal
         self.failed: dict[str, str] = {}
         self._looked: set[str] = set()
-        self.loaded = Loaded(sweep, settings, shown.at)
+        self.loaded = Loaded(sweep, settings, shown.at, to_run=to_run)
         self.loaded.baseline.progress = shown
 
     def all(self) -> dict[str, str]:
@@ -206,32 +188,46 @@ class _Evaluation:
     def _settled(self) -> tuple[bool, list[list[str]], dict[str, str]]:
         """Whether prompts get a BOS token, the groups, and what failed; settled once, so that a run continues so.
 
-        For that each dictionary is loaded and let go again. Those that fail are tried anew when the run continues.
+        For that each dictionary is loaded and let go again, and compared with what the folder's results were made of.
+        Those that fail are tried anew when the run continues.
         """
-        kept = read_json(self.output_path / GROUPS) or {"bos": None, "groups": []}
-        bos, groups = kept["bos"], kept["groups"]
-        sizes: dict[str, dict[Hashable, int]] = {}
-        wants_bos: dict[str, bool] = {}
-        for name in [name for name in self.loaded.asked if not any(name in group for group in groups)]:
-            self.shown.at(f"looking at {name}")
-            try:
-                sizes[name], wants_bos[name] = self.loaded.look(name)
-                self._looked.add(name)
-                if bos is False and wants_bos[name]:
-                    raise UserError("It was trained behind a BOS token, and this run has begun without one.")
-            except Exception as error:  # whatever a file of somebody else's makes a library raise
-                sizes.pop(name, None)
-                self._leave_out(name, _why(error))
-            self.loaded.forget()
-        if not sizes and not groups:
+        kept = read_json(self.output_path / GROUPS)
+        bos, groups = (None, []) if kept is None else (kept["bos"], kept["groups"])
+        settled = {name for group in groups for name in group}
+        finished = {
+            name for name in (BASELINE, *self.loaded.asked, *self.sweep.once) if (self.output_path / name).exists()
+        }
+        record = Record(self.output_path, finished, begun=kept is not None)
+        looks = {name: look for name in self.loaded.asked if (look := self._look(name, bos, settled, finished))}
+        record.compare(model_record(self.loaded.baseline), {name: look.record for name, look in looks.items()})
+        sizes = {name: look.sizes for name, look in looks.items() if name not in settled}
+        if bos is None and not sizes:
             raise UserError(f"None of the variants could be made. {next(iter(self.failed.values()), '')}".strip())
         if sizes:
-            bos = any(wants_bos[name] for name in sizes) if bos is None else bos
+            bos = any(looks[name].wants_bos for name in sizes) if bos is None else bool(bos)
             memory, device = self.sweep.memory, str(self.loaded.baseline.device)
             budget = memory_for_dictionaries(device) if memory is None else memory * GB
-            groups = [*groups, *divide({name: sizes[name] for name in self.loaded.asked if name in sizes}, budget)]
+            groups = [*groups, *divide(sizes, budget)]
             write_json(self.output_path / GROUPS, {"bos": bos, "groups": groups})
-        return bos, groups, self.failed
+        return bool(bos), groups, self.failed
+
+    def _look(self, name: str, bos: bool | None, settled: Collection[str], finished: Collection[str]) -> Look | None:
+        """What is to be known of a variant, None where it cannot be made."""
+        self.shown.at(f"looking at {name}")
+        try:
+            look = self.loaded.look(name)
+            if bos is False and look.wants_bos and name not in settled:
+                raise UserError("It was trained behind a BOS token, and this run has begun without one.")
+            self._looked.add(name)
+            return look
+        except Exception as error:  # whatever a file of somebody else's makes a library raise
+            if name in finished:
+                logger.warning("Whether '%s' is still what was evaluated cannot be told: %s", name, _why(error))
+            else:
+                self._leave_out(name, _why(error))
+            return None
+        finally:
+            self.loaded.forget()
 
     def _leave_out(self, name: str, why: str) -> None:
         logger.error("%s is left out: %s", name, why)
@@ -249,7 +245,8 @@ class _Evaluation:
         for number, group in enumerate(groups, start=1):
             if missing := self._missing(self._names(number, group)):
                 sound = tuple(name for name in group if self._is_sound(name))
-                parts += [Part(sound, tuple(missing), task, bos) for task in self.loaded.tasks["tasks"]]
+                made_of = digest_of(self.output_path, sound)
+                parts += [Part(sound, tuple(missing), task, bos, made_of) for task in self.loaded.tasks["tasks"]]
         spread(self.sweep.ray, self.sweep, parts, self.journal, self.shown)
 
     def _is_sound(self, name: str) -> bool:
@@ -290,7 +287,7 @@ class _Evaluation:
         """The variants of a group that every process can make."""
         made: dict[str, Any] = {}
         failed: list[tuple[str, str]] = []
-        for name in group:
+        for name in [name for name in group if name not in self.failed]:
             try:
                 made[name] = self.loaded.variant(name)
             except Exception as error:  # as when they were looked at
@@ -337,13 +334,3 @@ def _why(error: Exception) -> str:
     """In a sentence; the log has the whole of it."""
     logger.info("%s", "".join(traceback.format_exception(error)))
     return explained(error)
-
-
-def summary(finished: Finished, seconds: float) -> str:
-    """What a run did, in a sentence or two."""
-    done = len(finished.outcomes) - len(finished.failed)
-    text = f"{done} of {len(finished.outcomes)} models done (the baseline and {len(finished.outcomes) - 1} variants)"
-    if not finished.requests:
-        return f"{text}; nothing was left to run."
-    text += f" in {duration(seconds)}: {finished.requests:,} answers, {finished.recalled:,} of them recalled"
-    return f"{text}; {finished.rate:,.0f} tokens a second." if finished.rate else f"{text}."

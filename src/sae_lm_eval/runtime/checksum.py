@@ -36,7 +36,8 @@ def checksums(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
         for name, tensor in sorted(tensors.items()):
             for part, plain in _plain(name, tensor):
                 held.append(plain)
-                key = (plain.data_ptr(), plain.dtype, plain.shape, plain.stride(), plain.device)
+                place = plain.data_ptr() or id(plain)  # some kinds of tensors have no address
+                key = (place, plain.dtype, plain.shape, plain.stride(), plain.device)
                 if key not in places and plain.device.type != "meta" and plain.numel():
                     rows = _sums(plain)
                     start = counts.get(plain.device, 0)

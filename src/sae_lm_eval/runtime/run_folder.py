@@ -17,7 +17,7 @@ from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.runtime.journal import DiskError
 from sae_lm_eval.schema import KEY, VERSION, version_of
 
-SETTINGS, GROUPS, PACE = "run.json", ".groups.json", ".pace.json"
+SETTINGS, GROUPS, PACE, IDENTITY = "run.json", ".groups.json", ".pace.json", ".identity.json"
 LOCK, LOG = ".lock", "run.log"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -118,7 +118,7 @@ def check_written(folder: Path, lines: Mapping[str, int]) -> None:
             if len(whole) != expected:
                 raise ValueError(f"{len(whole)} of {expected} samples of {task}")
     except (OSError, ValueError) as error:
-        free = shutil.disk_usage(folder.parent).free / 10**9
+        free = shutil.disk_usage(folder.parent).free / 1e9
         raise DiskError(
             f"The results of '{folder.name[1:]}' were not written whole ({first_line(error)}; {free:.1f} GB are free "
             f"on the disk). Free some space; the same command continues."

@@ -113,8 +113,11 @@ class Walk:
         self.fork, self.head, self.queries = fork, head, queries
         self.tokens, self.dtype, self.done = tokens, dtype, done
         self.known, self.last_block, self.watch = frozenset(known), last_block, watch
+        self.uneven = True  # whether a batch may hold rows of several lengths
         self.compared = fork.models - 1 if compared is None else compared
         self.device = next(head.model.parameters()).device
+        # Some models give their blocks a tensor of (heads, ...), which must not look like one of (rows, ...).
+        self.heads = getattr(head.model.config.get_text_config(), "num_attention_heads", None)
         logits = LOGITS_ON_CPU if self.device.type == "cpu" else LOGITS
         self.places = max(1, logits // head.model.config.get_text_config().vocab_size)  # that the head is run for
         self.starts = np.concatenate([[0], np.cumsum([len(query.targets) for query in queries], dtype=int)])
@@ -149,7 +152,11 @@ class Walk:
     def _fitting(self, rows: Sequence[Row]) -> int:
         """How many of the rows, the longest first, are run as one batch."""
         count = min(len(rows), max(1, self.tokens // max(1, len(rows[0].ids))))
-        return count - (count > 1 and self._is_square(rows[:count]))
+        if not self.uneven:
+            count = sum(len(row.ids) == len(rows[0].ids) for row in rows[:count])  # the longest come first
+        while count > 1 and (self._is_square(rows[:count]) or count * self.fork.copies == self.heads):
+            count -= 1
+        return count
 
     def _states(self, rows: Sequence[Row], cache: Cache | None) -> Iterator[States]:
         while rows:

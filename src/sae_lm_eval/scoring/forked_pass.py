@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_lm_eval.splicing.attach import Attachment
+from sae_lm_eval.splicing.hook_names import blocks_path
 from sae_lm_eval.splicing.module_io import Port
 from sae_lm_eval.splicing.splice import Context, Variant
 
@@ -155,15 +156,3 @@ def point_of(port: Port | None, blocks: str | None) -> Point:
         return START
     whole = found[2] is None
     return Point(int(found[1]), "output" if whole and port.side == "output" else "input")
-
-
-def blocks_path(model: Any) -> str | None:
-    """Where the list of the text model's blocks is, None where there is not just one of the configured length."""
-    layers = model.config.get_text_config().num_hidden_layers
-    inside = set(model.get_decoder().modules())
-    found = [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == layers and module in inside
-    ]
-    return found[0] if len(found) == 1 else None

@@ -17,6 +17,7 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.scoring.executor import Query, Scores, Walk, Watch
 from sae_lm_eval.scoring.forked_pass import START, forked
 from sae_lm_eval.scoring.last_block import LastBlock, Paths, paths_of_last_block
+from sae_lm_eval.scoring.lengths import Lengths
 from sae_lm_eval.scoring.lm_head import Head
 from sae_lm_eval.scoring.packing import plan
 from sae_lm_eval.splicing.attach import attached
@@ -31,6 +32,7 @@ CAPACITY = 256  # tokens of a row that several sequences share
 # top-k dictionaries is 0.04 nats apart in bfloat16 at the median, since rounding decides which latents are kept.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.005, torch.bfloat16: 0.02}
 SPREADS = 3
+MANY = 16
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,12 @@ class Layout:
     prefixes: bool = True
     rows: bool = True
     last_block: bool = True  # its MLP, queries and output projection run where something is asked only
+    uneven: bool = True  # rows of several lengths in a batch
 
     def __str__(self) -> str:
-        names = [name for name, is_used in vars(self).items() if is_used and name != "last_block"]
-        return f"sharing {' and '.join(names)}" if names else "sharing nothing"
+        names = [name for name, is_used in vars(self).items() if is_used and name not in ("last_block", "uneven")]
+        shared = f"sharing {' and '.join(names)}" if names else "sharing nothing"
+        return shared if self.uneven else f"{shared}, sequences of one length at a time"
 
 
 LAYOUTS = (
@@ -55,6 +59,8 @@ LAYOUTS = (
     Layout(blocks=False, last_block=False),
     Layout(blocks=False, rows=False, last_block=False),
     Layout(blocks=False, prefixes=False, rows=False, last_block=False),
+    Layout(prefixes=False, rows=False, last_block=False, uneven=False),
+    Layout(blocks=False, prefixes=False, rows=False, last_block=False, uneven=False),
 )
 
 
@@ -100,7 +106,7 @@ class Scorer:
         self, model: Any, variants: Sequence[Variant], *, rows: int, limit: int, dtype: torch.dtype = torch.float32
     ):
         self.model, self.variants = model, tuple(variants)
-        self.rows, self.dtype = rows, dtype
+        self.rows, self.dtype, self._longest = rows, dtype, limit
         self.limit = min([limit, *windows(model.config.get_text_config())])
         self.head = Head(model)
 
@@ -109,12 +115,20 @@ class Scorer:
         return paths_of_last_block(self.model, self.variants)
 
     @cached_property
+    def _lengths(self) -> Lengths:
+        return Lengths(self.model, self.head.trunk, self._longest)
+
+    @cached_property
+    def _whole(self) -> bool:
+        """Whether a sequence is only itself when it is run whole, beside none that is longer."""
+        return any(variant.sequential for variant in self.variants) or self._lengths.matter()
+
+    @cached_property
     def layout(self) -> Layout:
-        """The most that may be shared without changing a score, found by trying."""
-        # What attends over positions cannot be told apart from rounding by its effect: it is not left to a trial.
-        apart = any(variant.sequential for variant in self.variants)
-        layouts = [layout for layout in LAYOUTS if not (apart and (layout.prefixes or layout.rows))]
-        found = next((layout for layout in layouts if self._agrees(layout)), None)
+        """The most that may be shared without changing a score: by what is known to forbid it, and by trying."""
+        allowed = [layout for layout in LAYOUTS if not (self._whole and layout.uneven)]
+        with self._lengths.from_nothing():
+            found = next((layout for layout in allowed if self._agrees(layout)), None)
         if found is None:
             raise ValueError(
                 f"{type(self.model).__name__} scores sequences of different lengths differently when they share a batch"
@@ -173,6 +187,7 @@ class Scorer:
             trees=layout.rows,
         )
         with ExitStack() as scope:
+            scope.enter_context(self._lengths.from_nothing())
             fork = scope.enter_context(forked(self.model, self.variants, None if layout.blocks else START))
             last_block = LastBlock(self.model, self._last_block_paths, scope) if layout.last_block else None
             if watch is not None:
@@ -181,6 +196,7 @@ class Scorer:
             walk = Walk(
                 fork, self.head, queries, tokens, self.dtype, measures, greedy, done, known, last_block, compared, watch
             )
+            walk.uneven = layout.uneven
             walk.behind(root, None)
         return max(1, walk.tokens // capacity)
 
@@ -197,9 +213,15 @@ class Scorer:
     @cached_property
     @torch.no_grad()
     def _spread(self) -> np.ndarray:
-        """How far it gives them something else one by one, (1 + variants)."""
+        """How far it gives them something else one by one, or many times at once, (1 + variants).
+
+        On a GPU a product of few rows and one of many are summed in another order, two of few rows often in the same.
+        """
         one_by_one = np.concatenate([self._plainly([query]) for query in self._trial.queries])
-        return typical(np.abs(one_by_one - self._in_batches))
+        at_once = [self._plainly(same * MANY)[: len(same)] for same in self._trial.of_length]
+        return np.maximum(
+            *(typical(np.abs(other - self._in_batches)) for other in (one_by_one, np.concatenate(at_once)))
+        )
 
     @torch.no_grad()
     def _agrees(self, layout: Layout) -> bool:

@@ -6,15 +6,17 @@ activations change. A dictionary trained on such a model is applied as `back(dic
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.splicing.hook_names import Architecture
+from sae_lm_eval.splicing.module_io import on_port, record
 from sae_lm_eval.splicing.site import Site
 
 CENTERED_KINDS = frozenset(
@@ -82,25 +84,27 @@ def value_shift(architecture: Architecture, layer: int, *, folded: bool) -> Tens
     """The constant c (heads * d_head) by which processed z falls short of raw z.
 
     Attention weights sum to one, so whatever is constant in the values passes unchanged into z: the value
-    bias b_V, and with `fold_ln` also beta W_V, where beta is the bias of the norm before attention.
+    bias b_V, and with `fold_ln` also beta W_V, where beta is the bias of the norm before attention. So c is what
+    attention makes of beta, or of nothing, at every position; layouts of the values and adapters are its own affair.
+
+    Raises `UserError` where attention weights do not sum to one (attention sinks): z then has no such constant.
     """
-    norm, projection, kind = architecture.value_projection(layer)
-    weight = next(norm.parameters())
-    beta = getattr(norm, "bias", None)
-    if beta is None or not folded:
-        beta = torch.zeros_like(weight)
-    values = projection(beta)
-    config = cast(Any, architecture.model.config).get_text_config()
-    heads = config.num_attention_heads
-    if kind == "qkv":
-        values = _values_of_fused(projection, values, heads)
-    d_head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    groups = values.numel() // d_head
-    return values.reshape(groups, d_head).repeat_interleave(heads // groups, 0).reshape(-1).float()
+    entry, z = (architecture.port(f"attn.{hook}", layer) for hook in ("hook_in", "hook_z"))
+    if entry is None or z is None:
+        raise UserError(f"{architecture.name} has no attention with values in layer {layer}.")
+    model = architecture.model
+    ids = torch.zeros(1, 4, dtype=torch.long, device=next(model.parameters()).device)
 
+    def constant(x: Tensor) -> Tensor:
+        beta = architecture.bias_before_attention(layer, x.shape[-1]) if folded else x.new_zeros(x.shape[-1])
+        return beta.to(x).expand_as(x)
 
-def _values_of_fused(projection: nn.Module, values: Tensor, heads: int) -> Tensor:
-    # GPT-2's Conv1D lays out all queries, all keys, all values; GPT-NeoX lays out q, k, v head by head.
-    if type(projection).__name__ == "Conv1D":
-        return values.chunk(3)[2]
-    return values.reshape(heads, 3, -1)[:, 2].reshape(-1)
+    with contextlib.ExitStack() as scope:
+        scope.callback(on_port(model, entry, constant).remove)
+        shift = record(model, [z], ids)[z].reshape(4, -1).float()
+    if not shift.is_meta and (shift - shift[:1]).norm() > 1e-2 * shift.norm():
+        raise UserError(
+            f"Attention weights of {architecture.name} do not sum to one, so no constant is folded out of hook_z: "
+            f"give hook_map=raw."
+        )
+    return shift[0]

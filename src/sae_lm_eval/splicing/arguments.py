@@ -40,7 +40,7 @@ def wanted_of(
     splice_tokens: str = "non_special",
     hook: str | None = None,
     hook_map: str | None = None,
-    norm_factor: float | None = None,
+    norm_factor: float | str | None = None,
     sae_dtype: str = "float32",
     seed: int = 0,
     mean_text: str | None = None,

@@ -7,11 +7,13 @@ module paths. This is the only module that reads those adapters.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.splicing import norms
 from sae_lm_eval.splicing.module_io import Port, Side, has_module
 
 # What a block can be asked for by TransformerLens' names, in the order in which a forward pass comes to them.
@@ -47,15 +49,17 @@ class Architecture:
 
         class_name = type(self.model).__name__
         dtype = next(self.model.parameters()).dtype
-        config = build_bridge_config_from_hf(self.model.config, class_name, self.name, dtype)
         try:
-            adapter = ArchitectureAdapterFactory.select_architecture_adapter(config)
-        except ValueError as error:
+            # Of a configuration that it does not know, TransformerLens may look for what is not there.
+            config = build_bridge_config_from_hf(self.model.config, class_name, self.name, dtype)
+            return dict(ArchitectureAdapterFactory.select_architecture_adapter(config).get_component_mapping())
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
+            blocks = blocks_path(self.model)
+            example = f", as in hook={blocks}.0.output" if blocks else " with .input or .output behind it"
             raise UserError(
                 f"{self.name} is a {class_name}, for which TransformerLens has no hook names. "
-                f"Give the site as a module of the model, as in hook=model.layers.3.output."
+                f"Give the site as a module of the model{example}."
             ) from error
-        return dict(adapter.get_component_mapping())
 
     @property
     def blocks_path(self) -> str:
@@ -70,10 +74,14 @@ class Architecture:
     def embedding(self) -> Port:
         return Port(self._components["embed"].name, "output")
 
-    @property
+    @cached_property
     def layer_norm(self) -> bool:
-        """Whether the norms of the text model subtract the mean; a vision tower's do not count."""
-        return isinstance(self.model.get_submodule(self._components["ln_final"].name), nn.LayerNorm)
+        """Whether the text model's norms subtract the mean: the last one, and the first block's first."""
+        first = self._components["blocks"].submodules.get("ln1")
+        paths = [self._components["ln_final"].name, first and f"{self.blocks_path}.0.{first.name}"]
+        found = [self.model.get_submodule(path) for path in paths if path and has_module(self.model, path)]
+        width = cast(Any, self.model.config).get_text_config().hidden_size
+        return bool(found) and all(norms.subtracts_mean(norm, width) for norm in found)
 
     def port(self, hook: str, layer: int) -> Port | None:
         """Where block `layer` has `hook` (without its `blocks.N.`), or None where it has no such hook."""
@@ -100,17 +108,13 @@ class Architecture:
         """Every hook that block `layer` has."""
         return [hook for hook in BLOCK_HOOKS if self.port(hook, layer) is not None]
 
-    def value_projection(self, layer: int) -> tuple[nn.Module, nn.Module, Literal["qkv", "v"]]:
-        """The norm before attention, the projection that makes the values, and its kind: "v" alone, or "qkv" fused."""
-        attention = self._components["blocks"].submodules["attn"]
-        block = self.model.get_submodule(f"{self.blocks_path}.{layer}")
-        norm = block.get_submodule(self._components["blocks"].submodules["ln1"].name)
-        for kind in ("qkv", "v"):
-            if kind in attention.submodules:
-                path = f"{attention.name}.{attention.submodules[kind].name}"
-                if has_module(block, path):
-                    return norm, block.get_submodule(path), kind
-        raise UserError(f"{self.name} has no projection that makes attention values in layer {layer}.")
+    def bias_before_attention(self, layer: int, width: int) -> Tensor:
+        """That of the norm before attention, (width,); zeros where there is no such norm or it has none."""
+        norm = self._components["blocks"].submodules.get("ln1")
+        path = None if norm is None else f"{self.blocks_path}.{layer}.{norm.name}"
+        if path is None or not has_module(self.model, path):
+            return torch.zeros(width)
+        return norms.of_nothing(self.model.get_submodule(path), width)
 
 
 def _alias(component: Any, hook: str) -> str | None:
@@ -121,3 +125,15 @@ def _alias(component: Any, hook: str) -> str | None:
 def model_name(model: nn.Module) -> str:
     """What the model was loaded from, or its class where it was made from a configuration."""
     return getattr(getattr(model, "config", None), "_name_or_path", "") or type(model).__name__
+
+
+def blocks_path(model: Any) -> str | None:
+    """Where the list of the text model's blocks is, None where there is not just one of the configured length."""
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    inside = set(model.get_decoder().modules())
+    found = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == layers and module in inside
+    ]
+    return found[0] if len(found) == 1 else None

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.splicing import norms
 
 Side = Literal["input", "output", "normalized"]
 
@@ -38,15 +42,6 @@ def has_module(model: nn.Module, path: str) -> bool:
     return True
 
 
-def normalized(norm: nn.Module, x: Tensor) -> Tensor:
-    """(x - mean) / sqrt(var + eps) for LayerNorm, x / sqrt(mean(x^2) + eps) for RMSNorm; float32, last axis."""
-    x = x.float()
-    if isinstance(norm, nn.LayerNorm):
-        return nn.functional.layer_norm(x, x.shape[-1:], eps=norm.eps)
-    eps = getattr(norm, "variance_epsilon", None) or getattr(norm, "eps", None) or 1e-6
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
-
-
 def on_port(model: nn.Module, port: Port, function: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
     """Call `function` with what passes `port`; what it returns, if not None, takes its place.
 
@@ -56,30 +51,56 @@ def on_port(model: nn.Module, port: Port, function: Callable[[Tensor], Tensor | 
     if port.side == "output":
         return module.register_forward_hook(_on_output(function))
     if port.side == "normalized":
-        return module.register_forward_pre_hook(_on_input(lambda x: function(normalized(module, x))), with_kwargs=True)
+        return module.register_forward_pre_hook(_on_input(_behind_norm(module, function)), with_kwargs=True)
     return module.register_forward_pre_hook(_on_input(function), with_kwargs=True)
 
 
+def _behind_norm(norm: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Callable[[Tensor], Tensor | None]:
+    kinds: list[norms.Normalisation] = []  # once it is known how wide the norm is
+
+    def of_input(x: Tensor) -> Tensor | None:
+        if not kinds:
+            kinds.append(norms.measured(norm, x.shape[-1]))
+        return function(kinds[0](x))
+
+    return of_input
+
+
 def _on_output(function: Callable[[Tensor], Tensor | None]):
-    def hook(_module, _args, output):
+    def hook(module, _args, output):
+        if isinstance(output, Tensor):
+            return function(output)
         # An index into a plain tensor would take the first row of the batch.
-        new = function(output[0] if isinstance(output, tuple) else output)
-        if new is None:
-            return None
-        return (new, *output[1:]) if isinstance(output, tuple) else new
+        if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+            new = function(output[0])
+            return None if new is None else type(output)([new, *output[1:]])
+        # What transformers calls a model output; its first entry is the hidden states or the logits.
+        if isinstance(output, OrderedDict) and output and isinstance(first := next(iter(output.values())), Tensor):
+            new = function(first)
+            return None if new is None else type(output)(**{**output, next(iter(output)): new})
+        raise UserError(f"A {type(module).__name__} gives a {type(output).__name__}, which holds no activation.")
 
     return hook
 
 
 def _on_input(function: Callable[[Tensor], Tensor | None]):
-    def hook(_module, args, kwargs):
+    def hook(module, args, kwargs):
         if args:
             new = function(args[0])
             return None if new is None else ((new, *args[1:]), kwargs)
-        new = function(kwargs["hidden_states"])
-        return None if new is None else (args, {**kwargs, "hidden_states": new})
+        name = _activation_of(kwargs)
+        if name is None:
+            raise UserError(f"A {type(module).__name__} is given no activation that could be spliced.")
+        new = function(kwargs[name])
+        return None if new is None else (args, {**kwargs, name: new})
 
     return hook
+
+
+def _activation_of(kwargs: dict[str, Any]) -> str | None:
+    """The argument that holds activations: `hidden_states` where there is one, else the first tensor of numbers."""
+    tensors = (name for name, value in kwargs.items() if isinstance(value, Tensor) and value.is_floating_point())
+    return "hidden_states" if "hidden_states" in kwargs else next(tensors, None)
 
 
 @torch.no_grad()

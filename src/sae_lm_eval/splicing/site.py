@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from sae_lm_eval.errors import UserError, did_you_mean
-from sae_lm_eval.splicing.hook_names import BLOCK_HOOKS, Architecture
+from sae_lm_eval.splicing.hook_names import BLOCK_HOOKS, Architecture, blocks_path
 from sae_lm_eval.splicing.module_io import Port, has_module
 
 BLOCK_HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -103,9 +103,12 @@ def module_port(architecture: Architecture, hook: str) -> Port | None:
     if side not in ("input", "output"):
         path, side = hook, "output"
     model = architecture.model
+    # What is wrapped around the model by adapters or compilation has longer paths.
+    path = path.removeprefix("_orig_mod.").removeprefix("base_model.model.")
     candidates = [path, f"{getattr(model, 'base_model_prefix', '')}.{path}"]
-    if match := re.fullmatch(r"(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d+)(.*)", path):
+    blocks = blocks_path(model)
+    if blocks and (match := re.fullmatch(r"(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d+)(.*)", path)):
         # Inside a multimodal class the text model's layers lie deeper than in a class of their own.
-        candidates.append(f"{architecture.blocks_path}.{match[1]}{match[2]}")
-    found = next((candidate for candidate in candidates if has_module(model, candidate)), None)
+        candidates.append(f"{blocks}.{match[1]}{match[2]}")
+    found = next((candidate for candidate in candidates if candidate and has_module(model, candidate)), None)
     return None if found is None else Port(found, "input" if side == "input" else "output")

@@ -176,7 +176,12 @@ def check_widths(architecture: Architecture, splices: Sequence[Splice]) -> None:
         ):
             if site.read not in passed:
                 raise UserError(f"Nothing passes '{site.hook}' ({site.read}) of {architecture.name} in a forward pass.")
-            width = passed[site.read].shape[-1]
+            width, values = passed[site.read].shape[-1], passed[site.read].numel()
+            if values != 2 * width:
+                raise UserError(
+                    f"'{site.hook}' of {architecture.name} has not one vector at every position: what passes for two "
+                    f"tokens is {tuple(passed[site.read].shape)}. Dictionaries are spliced where one passes."
+                )
             if width != expected:
                 trained = f" (it was trained on {_either(dictionary)})" if dictionary.model_names else ""
                 raise UserError(
@@ -256,6 +261,7 @@ def describe(variant: Variant, weights: Sequence[str] | None = None) -> list[dic
             "map_out": splice.map_out.name,
             "first_position": splice.first_position,
             "mode": splice.mode,
+            "stated": dict(splice.dictionary.stated),
             "remarks": list(splice.dictionary.remarks),
         }
         for splice, checksum in zip(variant.splices, weights, strict=True)
