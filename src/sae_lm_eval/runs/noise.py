@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.runs.model_pool import Loaded
 
 SEQUENCES = 32  # of each task, at most, on which KL, flips and delta CE are taken
 ROWS = 4  # in a batch of the other layout, where the batch size does not say otherwise
@@ -33,6 +34,15 @@ def other_rows(lm: Any) -> int:
     """A batch size that is not the model's: one more row, or a few where it runs one or as many as fit."""
     rows = lm.batch_size
     return rows + 1 if isinstance(rows, int) and rows > 1 else ROWS
+
+
+def floor_on_tasks(lm: Any, loaded: Loaded) -> dict[str, Any]:
+    """The noise floor of what `again` gave, on the tasks of a run."""
+    tasks = loaded.tasks["tasks"].values()
+    for task in tasks:
+        if not task.instances:  # all else was evaluated before this process began
+            loaded.build_requests(task)
+    return noise_floor(lm, sequences_of(lm, tasks), rows=lm.batch_size_per_gpu)
 
 
 def sequences_of(lm: Any, tasks: Iterable[Any]) -> list[list[int]]:

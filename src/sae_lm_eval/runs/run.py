@@ -27,6 +27,7 @@ from sae_lm_eval.runtime.run_folder import (
     LOG,
     PACE,
     check_written,
+    delete_journals,
     held,
     journal_of,
     read_json,
@@ -129,7 +130,7 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
                 logger.warning("Whether the results are still those of this model cannot be told: %s", error)
         done = _ran(shown)
         if not failed:
-            agreed(lambda: _delete_journals(output_path))  # the folders have every answer
+            agreed(lambda: delete_journals(output_path))  # the folders have every answer
     return replace(done, outcomes=tuple(Outcome(name, output_path / name, failed.get(name)) for name in names))
 
 
@@ -139,11 +140,6 @@ def _ran(shown: Shown) -> Finished:
     requests, recalled, rates = zip(*ran, strict=True)
     rate = sum(filter(None, rates)) or None
     return Finished((), sum(requests), sum(recalled), rate)
-
-
-def _delete_journals(folder: Path) -> None:
-    for journal in folder.glob(journal_of("*")):
-        journal.unlink()
 
 
 class _Evaluation:
@@ -174,16 +170,11 @@ class _Evaluation:
 
     def _once_more(self, bos: bool) -> None:
         """The baseline in another layout, and how far its predictions move by that."""
-        from sae_lm_eval.runs.noise import again, noise_floor, sequences_of
+        from sae_lm_eval.runs.noise import again, floor_on_tasks
 
         self.shown.at(AGAIN)
         lm = again(self.loaded.baseline, bos)
-        for task in self.loaded.tasks["tasks"].values():
-            if not task.instances:  # all else was evaluated before this process began
-                self.loaded.build_requests(task)
-        asked = sequences_of(lm, self.loaded.tasks["tasks"].values())
-        floor = noise_floor(lm, asked, rows=lm.batch_size_per_gpu)
-        self._evaluate(AGAIN, lm, noise_floor=floor)
+        self._evaluate(AGAIN, lm, noise_floor=floor_on_tasks(lm, self.loaded))
         self.shown.variant_done(AGAIN)
 
     def _names(self, number: int, group: Sequence[str]) -> list[str]:
@@ -203,7 +194,9 @@ class _Evaluation:
         kept = read_json(self.output_path / GROUPS)
         bos, groups = (None, []) if kept is None else (kept["bos"], kept["groups"])
         settled = {name for group in groups for name in group}
-        finished = {name for name in (BASELINE, *self.loaded.asked) if (self.output_path / name).exists()}
+        finished = {
+            name for name in (BASELINE, *self.loaded.asked, *self.sweep.once) if (self.output_path / name).exists()
+        }
         record = Record(self.output_path, finished, begun=kept is not None)
         looks = {name: look for name in self.loaded.asked if (look := self._look(name, bos, settled, finished))}
         record.compare(model_record(self.loaded.baseline), {name: look.record for name, look in looks.items()})

@@ -123,3 +123,9 @@ def check_written(folder: Path, lines: Mapping[str, int]) -> None:
             f"The results of '{folder.name[1:]}' were not written whole ({first_line(error)}; {free:.1f} GB are free "
             f"on the disk). Free some space; the same command continues."
         ) from error
+
+
+def delete_journals(folder: Path) -> None:
+    """Remove what was kept to continue by."""
+    for journal in folder.glob(journal_of("*")):
+        journal.unlink()
