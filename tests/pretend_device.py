@@ -151,6 +151,9 @@ class Factories(TorchFunctionMode):
             if number is not None and not isinstance(args[0], torch.Tensor):
                 WAITS["copy to device"] += 1
                 return PretendTensor(func(*args, **{**kwargs, "device": "cpu"}), number)
+        if func is torch.Tensor.new_tensor and isinstance(args[0], PretendTensor):
+            WAITS["copy to device"] += 1
+            return PretendTensor(torch.tensor(args[1], dtype=kwargs.get("dtype") or args[0].dtype), args[0].number)
         if func in (torch.Tensor.__getitem__, torch.Tensor.__setitem__) and isinstance(args[0], PretendTensor):
             args = (args[0], with_tensors(args[1]), *args[2:])
         return func(*args, **kwargs)

@@ -14,7 +14,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from sae_lm_eval import SaeHFLM, UserError, world
-from sae_lm_eval.cli.main import demo
+from sae_lm_eval.cli import demo
 
 MIDDLE = "world#blocks.2.hook_resid_post.k4"
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

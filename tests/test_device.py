@@ -373,7 +373,7 @@ def test_a_forked_pass_launches_hardly_more_than_a_plain_one(monkeypatch):
     config = random_model("llama").config
     config.num_hidden_layers = 12
     model = transformers.LlamaForCausalLM(config).eval()
-    ids = torch.randint(3, VOCABULARY, (4, 20), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(3, VOCABULARY, (5, 20), generator=torch.Generator().manual_seed(0))
     zeros = [variant(model, f"blocks.{layer}.hook_resid_post", mode="zero") for layer in (3, 6, 9)]
     scorer = Scorer(model, zeros, rows=8, limit=64)
     scorer.layout  # noqa: B018  (tried before anything is counted)

@@ -15,7 +15,7 @@ import transformers
 from models import WIDTH, random_model, random_sae
 
 from sae_lm_eval import UserError
-from sae_lm_eval.cli.main import demo
+from sae_lm_eval.cli import demo
 from sae_lm_eval.talk import html_page as page
 from sae_lm_eval.talk.conversation import Conversation, Model
 from sae_lm_eval.talk.detokenize import Detokenizer, decoder, label, namer, pieces, visible

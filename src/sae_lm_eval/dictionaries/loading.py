@@ -31,10 +31,8 @@ def load(source: Any, *, dtype: torch.dtype = torch.float32, norm_factor: float 
     Raises `UserError` for whatever cannot be found, read or applied.
     """
     dictionary = find(source)
-    if norm_factor is not None and not isinstance(norm_factor, str):
-        is_number = not isinstance(norm_factor, bool) and 0 < norm_factor < math.inf
-        if not is_number:
-            raise UserError(f"norm_factor={norm_factor} must be a number above 0, as in norm_factor=0.25.")
+    if norm_factor is not None and not _factors(norm_factor):
+        raise UserError(f"norm_factor={norm_factor} must be a number above 0, as in norm_factor=0.25.")
     if dictionary.needs_norm_factor:
         dictionary = _with_factors(dictionary, norm_factor)
     elif norm_factor is not None:
@@ -81,11 +79,8 @@ def _with_factors(dictionary: Dictionary, norm_factor: float | str | None) -> Di
             f"be silently wrong. Give norm_factor={form}sqrt(d_in)/(mean norm of the activations); "
             f"'sae-lm-eval inspect --text FILE' estimates it."
         )
-    try:
-        factors = [float(part) for part in str(norm_factor).split(":")]
-    except ValueError:
-        factors = []
-    if len(factors) != 1 + two or not all(math.isfinite(f) and f > 0 for f in factors):
+    factors = _factors(norm_factor)
+    if len(factors) != 1 + two:
         what = "IN:OUT, a factor each for where it reads and where it writes" if form else "one factor above 0"
         raise UserError(f"norm_factor={norm_factor} does not fit {dictionary.name}: give {what}.")
     module: Any = dictionary.module
@@ -95,6 +90,17 @@ def _with_factors(dictionary: Dictionary, norm_factor: float | str | None) -> Di
         module.fold_activation_norm_scaling_factor(*factors)
     remark = f"activations scaled by norm_factor={norm_factor}"
     return replace(dictionary, needs_norm_factor=False, remarks=(*dictionary.remarks, remark))
+
+
+def _factors(norm_factor: float | str) -> list[float]:
+    """One factor, or two as `IN:OUT`; none where one of them is no number above 0."""
+    if isinstance(norm_factor, bool):
+        return []
+    try:
+        factors = [float(part) for part in str(norm_factor).split(":")]
+    except ValueError:
+        return []
+    return factors if all(0 < factor < math.inf for factor in factors) else []
 
 
 def find(source: Any) -> Dictionary:

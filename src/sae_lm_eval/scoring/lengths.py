@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 FIRST = 8  # positions that are compared
 BEHIND = (1, 8)  # tokens by which a boundary is overstepped
 LONGER = 24  # a length to try whatever the configuration says
+ROWS = (3, 48)  # of the batches that tell how far rounding goes
+SPREADS = 3  # how many times as far a length may move a state
 NAMES_OF_LENGTHS = re.compile(r"max|window|position|length|original|context|ctx|chunk|seq")
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 # Multiplications that a trial of the whole model may take; longer boundaries are tried on the rotary tables alone.
@@ -55,14 +58,13 @@ class Lengths:
     @torch.no_grad()
     def matter(self) -> bool:
         """Whether the first positions of a sequence differ by how many follow, on both sides of every boundary."""
-        with self.from_nothing():
-            return self._tables_differ() or self._trunk_differs()
+        return self._tables_differ or self._trunk_differs()
 
     @contextmanager
     def from_nothing(self) -> Iterator[None]:
         """Inside the scope, a pass through the trunk finds rotary tables as if no other had gone before it."""
         with ExitStack() as scope:
-            if self.tables:
+            if self._tables_differ:
                 scope.callback(self.trunk.register_forward_pre_hook(lambda *_: self._begin()).remove)
             yield
 
@@ -84,6 +86,8 @@ class Lengths:
             self.trunk(input_ids=torch.zeros(1, 2, dtype=torch.long, device=self.device), use_cache=False)
         return found
 
+    @cached_property
+    @torch.no_grad()
     def _tables_differ(self) -> bool:
         first = torch.arange(FIRST, device=self.device)
         for table in self.tables:
@@ -100,15 +104,17 @@ class Lengths:
         most = AFFORDABLE.get(self.device.type, AFFORDABLE_ELSEWHERE) / max(1, self.weights)
         lengths = [LONGER, *(length + BEHIND[-1] for length in self.boundaries)]
         plain = self._states(FIRST + 1)
-        return any(
-            _off(self._states(length), plain) > TOLERANCE.get(self.dtype, 1e-3) for length in lengths if length <= most
-        )
+        off = max((_off(self._states(length), plain) for length in lengths if length <= most), default=0.0)
+        if off <= TOLERANCE.get(self.dtype, 1e-3):
+            return False
+        # Another length is another order of sums, and so is another number of rows, which alone must change nothing.
+        return off > SPREADS * max(_off(self._states(FIRST + 1, rows), plain) for rows in ROWS)
 
-    def _states(self, length: int) -> Tensor:
+    def _states(self, length: int, rows: int = 1) -> Tensor:
         vocabulary = self.trunk.config.get_text_config().vocab_size
         ids = torch.randint(vocabulary, (length,), generator=torch.Generator().manual_seed(0))
         ids = torch.cat([torch.arange(FIRST) % vocabulary, ids])[None, :length].to(self.device)
-        return self.trunk(input_ids=ids, use_cache=False).last_hidden_state[:, :FIRST]
+        return self.trunk(input_ids=ids.expand(rows, -1), use_cache=False).last_hidden_state[:1, :FIRST]
 
 
 def lengths_of(config: Mapping[str, Any]) -> Iterator[int]:
