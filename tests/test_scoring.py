@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 
+import bfloat16
 import numpy as np
 import pytest
 import torch
@@ -210,7 +211,8 @@ def test_bfloat16_is_scored_in_float32(llama):
     for query, scores in zip(queries(), scores_of(scorer, queries()), strict=True):
         expected = separately(model, scorer.variants, query)
         logprob = expected.gather(-1, torch.tensor(query.targets).expand(2, -1)[..., None])[..., 0]
-        assert np.median(np.abs(scores.logprob - logprob.numpy())) < 0.1
+        median, *_ = bfloat16.stated(torch.float32)["llama", "ReLU"]
+        assert np.median(np.abs(scores.logprob - logprob.numpy())) < 0.1 * median
 
 
 class TestLastBlock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import bfloat16
 import pytest
 import torch
 from models import ARCHITECTURES, VOCABULARY, WIDTH, random_ids, random_model, random_sae
@@ -124,7 +125,7 @@ class TestEveryArchitecture:
                 ids = torch.cat([ids, token.view(1, 1)], dim=1)
 
     def test_float32_dictionaries_in_a_bfloat16_model(self, model):
-        half = random_model(ARCHITECTURES[0] if type(model).__name__ == "GPT2LMHeadModel" else _name(model)).bfloat16()
+        half = random_model(_name(model)).bfloat16()
         ids = random_ids()
         saes = splices_of_every_kind(half)
         variant = variant_of(half, *saes)
@@ -132,7 +133,9 @@ class TestEveryArchitecture:
         assert out.dtype == torch.bfloat16
         assert all(splice.dictionary.dtype == torch.float32 for splice in variant.splices)
         in_full = logits(model, ids, variant_of(model, *splices_of_every_kind(model)))
-        assert (out.float() - in_full).abs().mean() < 0.1
+        median, *_ = bfloat16.stated(torch.float32)[_name(model), "ReLU"]
+        off = (out.float().log_softmax(-1) - in_full.log_softmax(-1)).abs().median()
+        assert off < 4 * median  # three dictionaries instead of one
 
 
 def _name(model) -> str:
