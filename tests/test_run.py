@@ -7,6 +7,7 @@ import errno
 import gc
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -41,6 +42,10 @@ def sweep(*variants, **other) -> Sweep:
 
 def evaluated(of: Sweep, folder: Path) -> running.Finished:
     return evaluate(of, lm_eval_config(of), folder)
+
+
+def without_journals(found: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in found.items() if not name.startswith(".answers")}
 
 
 def provenance(folder: Path) -> dict:
@@ -283,13 +288,26 @@ class TestTrouble:
         journal.close()
         assert Journal(tmp_path / "answers").get("m", b"1") == b"one"
 
-    def test_a_damaged_journal_is_set_aside(self, tmp_path, caplog):
-        (tmp_path / "answers").write_bytes(b"no database at all, of some length" * 100)
-        journal = Journal(tmp_path / "answers")
-        assert "is damaged" in caplog.text
-        assert (tmp_path / "answers.corrupt").exists()
-        journal.put("m", {b"1": b"one"})
-        assert journal.get("m", b"1") == b"one"
+    def test_flipped_bits_in_the_journal_change_no_result(self, tmp_path, monkeypatch, caplog):
+        of = sweep({"sae": K4, "name": "k4"})
+        monkeypatch.setattr(running, "delete_journals", lambda _folder: None)
+        evaluated(of, tmp_path / "sound")
+        expected = without_journals(contents(tmp_path / "sound"))
+        journal = journal_of(0)
+        sound = (tmp_path / "sound" / journal).read_bytes()
+        rng, told = random.Random(1), 0
+        for number in range(3):
+            folder = tmp_path / str(number)
+            folder.mkdir()
+            damaged = bytearray(sound)
+            for _ in range(3):
+                damaged[rng.randrange(len(sound))] ^= 1 << rng.randrange(8)
+            (folder / journal).write_bytes(damaged)
+            caplog.clear()
+            evaluated(of, folder)
+            told += "The journal of answers is damaged" in caplog.text
+            assert without_journals(contents(folder)) == expected
+        assert told
 
     def test_a_folder_that_cannot_be(self, tmp_path):
         (tmp_path / "file").write_text("")
