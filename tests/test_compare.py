@@ -13,6 +13,7 @@ import pytest
 from runs import answers, question, write_run
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
+from terminals import terminal
 
 from sae_lm_eval.comparison.compare import compare
 from sae_lm_eval.comparison.pairs import NO_CHOICES, NOT_ABOVE
@@ -463,7 +464,7 @@ def command(*arguments: object, columns: int = 80) -> subprocess.CompletedProces
         "finally: print(sorted({'torch', 'lm_eval', 'transformers'} & set(sys.modules)))"
     )
     line = [sys.executable, "-c", code, "compare", *map(str, arguments)]
-    env = {"COLUMNS": str(columns), "PATH": "", "PYTHONPATH": ":".join(sys.path), "PYTHONIOENCODING": "utf-8"}
+    env = {**terminal(columns), "PATH": "", "PYTHONPATH": ":".join(sys.path), "PYTHONIOENCODING": "utf-8"}
     return subprocess.run(line, capture_output=True, text=True, env=env, check=False)
 
 

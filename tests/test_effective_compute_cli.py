@@ -5,6 +5,7 @@ import re
 
 import pytest
 import typer
+from terminals import terminal
 from typer.testing import CliRunner
 
 from sae_lm_eval.cli.effective_compute import effective_compute
@@ -152,7 +153,8 @@ def test_literature_takes_no_losses(call):
 
 
 def test_tables_fit_a_terminal_of_80_columns(call, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+    for name, value in terminal(80).items():
+        monkeypatch.setenv(name, value)
     result = call("--ce-baseline", 1.9698, "--ce-spliced", 2.1324, "--model", "pythia-2.8b", "--all-laws")
     lines = result.stdout.splitlines()
     assert max(map(len, lines)) <= 80

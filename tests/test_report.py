@@ -18,6 +18,7 @@ import pytest
 import runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from terminals import terminal
 from typer.testing import CliRunner
 
 from sae_lm_eval.cli.main import app
@@ -166,8 +167,8 @@ def test_command_writes_everything_without_torch(out: Path) -> None:
 
 def test_terminal_leaves_out_the_intervals_that_do_not_fit(out: Path) -> None:
     low, high = (100 * bound for bound in tango_interval(8, 0, 20))
-    for columns, birds in (("120", f"birds 90.0 40.0 [{low:.1f}, {high:.1f}]* 0.0 ["), ("50", "birds 90.0 40.0* 0.0")):
-        told = CliRunner().invoke(app, ["report", str(out)], env={"COLUMNS": columns})
+    for columns, birds in ((120, f"birds 90.0 40.0 [{low:.1f}, {high:.1f}]* 0.0 ["), (50, "birds 90.0 40.0* 0.0")):
+        told = CliRunner().invoke(app, ["report", str(out)], env=terminal(columns))
         assert told.exit_code == 0, told.output
         assert birds in " ".join(told.output.split())
 

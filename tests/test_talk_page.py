@@ -16,10 +16,11 @@ from models import WIDTH, random_model, random_sae
 
 from sae_lm_eval import UserError
 from sae_lm_eval.cli import demo
+from sae_lm_eval.report.formatting import nats, share
 from sae_lm_eval.talk import html_page as page
 from sae_lm_eval.talk.conversation import Conversation, Model
 from sae_lm_eval.talk.detokenize import Detokenizer, decoder, label, namer, pieces, visible
-from sae_lm_eval.talk.html_page import EDGES, check_writable, number, percent, render, shade
+from sae_lm_eval.talk.html_page import EDGES, check_writable, render, shade
 from sae_lm_eval.talk.passages import Passage, of_exchange, of_text, record, tables
 from sae_lm_eval.talk.sampling import Sampling
 from sae_lm_eval.talk.token_categories import CATEGORIES, Token, describe, tabulate
@@ -201,7 +202,7 @@ class TestPage:
         rows = [a for a in read.all("span") if (a.get("class") or "").startswith("row")]
         assert len(rows) == len(passage.places) * 2 * 2 * (5 + 1)
         for token, probability in passage.places[0].variants[0].top:
-            assert f"{label(the_world.name_token(token))}{percent(probability)}" in read.text
+            assert f"{label(the_world.name_token(token))}{share(probability)}" in read.text
 
     def test_nothing_is_fetched_and_one_script_may_run(self, exchanged):
         _, html = exchanged
@@ -258,8 +259,8 @@ class TestPage:
 
 def test_shades_and_figures():
     assert [shade(kl) for kl in (0, 0.0099, 0.01, 0.5, 99)] == [0, 0, 1, 4, len(EDGES)]
-    assert [number(x) for x in (None, 0, 0.0001, 0.0123, 0.5, 12.345)] == ["n/a", "0", "<0.001", "0.012", "0.5", "12.3"]
-    assert [percent(x) for x in (None, 0, 0.0001, 0.1234, 1)] == ["n/a", "0.0%", "<0.1%", "12.3%", "100.0%"]
+    assert [nats(x) for x in (None, 0, 0.0001, 0.0123, 0.5, 12.345)] == ["n/a", "0", "<0.001", "0.012", "0.5", "12.3"]
+    assert [share(x) for x in (None, 0, 0.0001, 0.1234, 1)] == ["n/a", "0.0%", "<0.1%", "12.3%", "100.0%"]
 
 
 def test_a_file_that_cannot_be_is_told_of(tmp_path: Path):

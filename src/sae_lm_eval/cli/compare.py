@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sae_lm_eval.cli.tables import TextTable, print_table
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.report.formatting import NA, fixed, interval, is_number, probability, share, significant
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from sae_lm_eval.comparison.compare import Comparison
 
-WIDE = 110
-UNKNOWN = "-"
+SPARED = {"score", "raw p", "KL", "ratio", "share\ninterval"}  # where a terminal has no room
 MARK = "\N{DAGGER}"
 CAPTION = (
     "base: the baseline's score, accuracies in percent. drop: pp for accuracies, nats (and as a ratio) for "
     "perplexities, else the metric's unit, positive where the variant is worse. p: after Holm's adjustment. lost, "
     "gained: documents from right to wrong, from wrong to right. share: of the baseline's accuracy above chance that "
-    "is lost; - where that is unknown or not clearly above 0. margin: mean change of the log-probability of the right "
-    "answer less that of the best wrong one, in nats."
+    "is lost; n/a where that is unknown or not clearly above 0. margin: mean change of the log-probability of the "
+    "right answer less that of the best wrong one, in nats."
 )
 
 
@@ -83,7 +83,7 @@ def _print(comparison: Comparison, console: Console) -> None:
                 of = {"variant": variant.name, "section": section, "kind": kind}
                 rows = [row for row in drops if row.items() >= of.items()]
                 if rows:
-                    console.print(_table(rows, title, comparison.level, wide=console.width >= WIDE))
+                    _print_table(rows, title, comparison.level, console)
                     say("")
     say(CAPTION)
     intervals, tests = ("; ".join(sorted(set(comparison.drops[name]))) for name in ("interval", "test"))
@@ -94,60 +94,39 @@ def _print(comparison: Comparison, console: Console) -> None:
         say(f"Note: {note}")
 
 
-def _table(rows: list[dict[str, Any]], title: str, level: float, *, wide: bool) -> Table:
-    """Rows of one section and kind; a wide one has the variant's score, the raw p and KL besides."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
+def _print_table(rows: list[dict[str, Any]], title: str, level: float, console: Console) -> None:
+    """Rows of one section and kind; without the variant's score, the raw p and KL where these have no room."""
     cells = [_cells(row, f"{100 * level:.4g}%\ninterval") for row in rows]
-    left_out = set() if wide else {"score", "raw p", "KL", "ratio", "share\ninterval"}
-    headings = [
-        name
-        for name in dict.fromkeys(name for line in cells for name in line)
-        if name not in left_out and (name != "KL" or any(line["KL"] != UNKNOWN for line in cells))
-    ]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(title, overflow="fold")
-    for name in headings[1:]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for line in cells:
-        table.add_row(*(Text(line.get(name, "")) for name in headings))
-    return table
+    names = list(dict.fromkeys(name for line in cells for name in line))
+    if all(line["KL"] == NA for line in cells):
+        names.remove("KL")
+
+    def table(names: list[str]) -> TextTable:
+        return TextTable([title, *names[1:]], [[line.get(name, "") for name in names] for line in cells])
+
+    print_table(console, table(names), table([name for name in names if name not in SPARED]))
 
 
-def _cells(row: dict[str, Any], interval: str) -> dict[str, str]:
+def _cells(row: dict[str, Any], bounds: str) -> dict[str, str]:
     accuracy = row["kind"] == "accuracy"
     metric = "" if row["metric"] in ("acc", "accuracy") else f" ({row['metric']}, {row['filter']})"
-    unit, how, fine = (100, ".1f", "z.1f") if accuracy else (1, ".4g", ".3g")
+    unit, score, drop = (100, fixed, fixed) if accuracy else (1, partial(significant, digits=4), significant)
     cells = {
         "name": f"{row['alias']}{metric}",
         "n": str(row["n"]),
-        "base": f"{unit * row['baseline']:{how}}",
-        "score": f"{unit * row['score']:{how}}",
-        "drop": f"{row['drop']:{fine}}",
-        interval: f"{_span(row['low'], row['high'], fine)}{MARK if row['caution'] else ''}",
-        "raw p": _p(row["p"]),
-        "p": _p(row["p_adjusted"]),
+        "base": score(unit * row["baseline"]),
+        "score": score(unit * row["score"]),
+        "drop": drop(row["drop"]),
+        bounds: f"{interval(row['low'], row['high'], drop)}{MARK if row['caution'] else ''}",
+        "raw p": probability(row["p"]),
+        "p": probability(row["p_adjusted"]),
     }
-    if not math.isnan(row["ratio"]):
-        cells["drop"] += f" (x{row['ratio']:.3g})"
-        cells["ratio"] = _span(row["ratio_low"], row["ratio_high"], ".3g")
+    if is_number(row["ratio"]):
+        cells["drop"] += f" (x{significant(row['ratio'])})"
+        cells["ratio"] = interval(row["ratio_low"], row["ratio_high"], significant)
     if accuracy:
-        cells["lost/\ngained"] = f"{row['lost']}/{row['gained']}"
-        cells["share"] = _known(row["above_chance_lost"], "z.0%")
-        cells["share\ninterval"] = _span(row["above_chance_low"], row["above_chance_high"], "z.0%")
-        cells["margin"] = _known(row["margin_change"], "z.2f")
-    return cells | {"KL": _known(row["kl"], ".3f")}
-
-
-def _p(value: float) -> str:
-    return "<.001" if value < 5e-4 else f"{value:.3f}".removeprefix("0")
-
-
-def _span(low: float, high: float, how: str) -> str:
-    return UNKNOWN if math.isnan(low) or math.isnan(high) else f"{low:{how}} to {high:{how}}"
-
-
-def _known(value: float | None, how: str) -> str:
-    return UNKNOWN if value is None or math.isnan(value) else f"{value:{how}}"
+        cells["lost,\ngained"] = f"{row['lost']}, {row['gained']}"
+        cells["share"] = share(row["above_chance_lost"], 0)
+        cells["share\ninterval"] = interval(row["above_chance_low"], row["above_chance_high"], partial(share, digits=0))
+        cells["margin"] = fixed(row["margin_change"], 2)
+    return cells | {"KL": fixed(row["kl"], 3)}

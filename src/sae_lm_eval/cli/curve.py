@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sae_lm_eval.runs.loss_curve import Member
     from sae_lm_eval.scaling.data_files import Row
 
+LOSSES = ("loss", "nats_per_byte")
 FIXED = ("pretrained", "revision", "sae", "splice", "max_length")  # what the command sets by itself
 
 
@@ -151,19 +152,18 @@ def _members(models: str, tokens: Mapping[str, float]) -> list[Member]:
 
 def _print(rows: list[Row], per: Per, path: Path) -> None:
     from rich.console import Console
-    from rich.table import Table
 
+    from sae_lm_eval.cli.tables import TextTable, print_table
+    from sae_lm_eval.report.formatting import fixed, general
     from sae_lm_eval.scaling.family import row_name
 
     unit = "nats/token" if per is Per.token else f"nats/token of {rows[0]['model']}"
-    table = Table(title=rows[0]["text"], title_justify="left")
-    table.add_column("model", overflow="fold")
-    for name in ("parameters", "training tokens", unit, "nats/byte"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        numbers = (f"{row['params']:.4g}", f"{row['tokens']:.4g}", f"{row['loss']:.4f}", f"{row['nats_per_byte']:.4f}")
-        table.add_row(row_name(row), *numbers)
+    headings = ("model", "parameters", "training tokens", unit, "nats/byte")
+    lines = [
+        (row_name(row), general(row["params"], 4), general(row["tokens"], 4), *(fixed(row[name], 4) for name in LOSSES))
+        for row in rows
+    ]
     console = Console()
-    console.print(table)
+    print_table(console, TextTable(headings, lines, rows[0]["text"]))
     flag = "checkpoints" if len({row["model"] for row in rows}) == 1 else "family"
     console.print(f"Written: {path}. To use it: sae-lm-eval effective-compute ... --{flag} {path}", soft_wrap=True)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import enum
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sae_lm_eval.cli.tables import TextTable, print_grouped
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.report.formatting import general
 from sae_lm_eval.report.text_tables import (
     converted_rows,
     estimate_rows,
     fraction,
     literature_rows,
     markdown,
-    number,
     summary_rows,
 )
 
@@ -83,7 +83,7 @@ def effective_compute(
 
     from sae_lm_eval import scaling
 
-    console = Console(soft_wrap=False)
+    console = Console()
     losses = (ce_baseline, ce_spliced, delta_se, documents, loss_recovered, ce_ablated, ablation)
     original = {"model": model, "params": params, "tokens": tokens, "flops": flops, "vocabulary": vocabulary}
     given = any(value is not None for value in losses)
@@ -121,7 +121,7 @@ def _print_folder(
     for described in dict.fromkeys(_describe_original(made.result) for made in found):
         console.print(described, highlight=False)
     notes: dict[str, int] = {}
-    _print_grouped(converted_rows(found, notes, spread=curve["law"] == "all"), console)
+    print_grouped(console, _table(converted_rows(found, notes, spread=curve["law"] == "all")))
     _print_notes(notes, console)
 
 
@@ -163,14 +163,14 @@ def _delta(
 
 def _print_result(result: EffectiveCompute, console: Console) -> None:
     delta = result.delta
-    losses = f"baseline CE {number(delta.baseline)}, spliced CE {number(delta.spliced)}"
+    losses = f"baseline CE {general(delta.baseline)}, spliced CE {general(delta.spliced)}"
     if delta.loss_recovered is not None:
-        losses += f", {delta.ablation}-ablation CE {number(delta.ablated)}"
-        losses += f", loss recovered {number(delta.loss_recovered)}"
-    console.print(f"delta CE {number(delta.value)} nats/token ({losses})", highlight=False)
+        losses += f", {delta.ablation}-ablation CE {general(delta.ablated)}"
+        losses += f", loss recovered {general(delta.loss_recovered)}"
+    console.print(f"delta CE {general(delta.value)} nats/token ({losses})", highlight=False)
     console.print(_describe_original(result), highlight=False)
     notes: dict[str, int] = {}
-    _print_grouped(estimate_rows(result, notes), console)
+    print_grouped(console, _table(estimate_rows(result, notes)))
     quoted = result.preferred
     if quoted.fraction is not None or quoted.bound is not None:
         console.print(
@@ -193,8 +193,8 @@ def _print_notes(notes: dict[str, int], console: Console) -> None:
 
 def _describe_original(result: EffectiveCompute) -> str:
     original = result.original
-    size = f"{number(original.params)} parameters ({original.params_source})"
-    data = f"{number(original.tokens)} training tokens ({original.tokens_source})"
+    size = f"{general(original.params)} parameters ({original.params_source})"
+    data = f"{general(original.tokens)} training tokens ({original.tokens_source})"
     return f"{original.name}: {size}, {data}"
 
 
@@ -204,39 +204,16 @@ def _print_literature(table: pd.DataFrame, console: Console, output_format: Form
     if output_format is not Format.table:
         _print_frame(table, output_format)
         return
-    _print_grouped(literature_rows(table), console, by=3)
-    _print_grouped(summary_rows(summarise_literature(table)), console, by=3)
+    print_grouped(console, _table(literature_rows(table)), by=3)
+    print_grouped(console, _table(summary_rows(summarise_literature(table))), by=3)
     console.print("Loss recovered is the work's own; ablation CE is published or follows from it and delta CE.")
     console.print("Effective compute is law-relative; its intervals are in --format csv.")
     for key in dict.fromkeys(table["work"]):
         console.print(f"{works()[key]['short']}: {works()[key]['citation']}", markup=False, highlight=False)
 
 
-def _print_grouped(rows: list[dict[str, str]], console: Console, *, by: int = 1) -> None:
-    """A table whose first `by` columns are a line of their own above the rows that share them: the rest is narrow."""
-    from rich.table import Table
-    from rich.text import Text
-
-    first, names = list(rows[0])[:by], list(rows[0])[by:]
-    lines = [names, *([row[name] for name in names] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    while sum(widths) + len(widths) > console.width and max(widths) > 8:
-        widths[widths.index(max(widths))] -= 1
-    groups = [(None, [dict(zip(names, names, strict=True))])]
-    groups += [
-        (heading, list(group))
-        for heading, group in groupby(rows, key=lambda row: ", ".join(row[name] for name in first))
-    ]
-    for heading, group in groups:
-        if heading is not None:
-            console.print(Text(heading, style="bold"))
-        grid = Table.grid(padding=(0, 1, 0, 0))
-        for width in widths:
-            grid.add_column(width=width, overflow="fold")
-        for row in group:
-            grid.add_row(*(Text(row[name]) for name in names))
-        console.print(grid)
-    console.print()
+def _table(rows: list[dict[str, str]]) -> TextTable:
+    return TextTable(list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _print_frame(frame: pd.DataFrame, output_format: Format) -> None:
@@ -248,4 +225,4 @@ def _print_frame(frame: pd.DataFrame, output_format: Format) -> None:
     elif output_format is Format.csv:
         typer.echo(frame.to_csv(index=False), nl=False)
     else:
-        typer.echo(markdown([{k: number(v) for k, v in row.items()} for row in frame.to_dict("records")]))
+        typer.echo(markdown([{k: general(v) for k, v in row.items()} for row in frame.to_dict("records")]))

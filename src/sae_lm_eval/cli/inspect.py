@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sae_lm_eval.cli.tables import TextTable, print_facts, print_table
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.report.formatting import fixed, general
 
 
 def inspect(
@@ -21,7 +23,6 @@ def inspect(
 ) -> None:
     """Say what would be spliced where, and what the dictionary's metadata says; evaluate nothing."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console()
     if pattern is not None:
@@ -40,10 +41,7 @@ def inspect(
     keeps = arguments.get("splice_tokens", "non_special") != "all"
     special = "bos, eos and pad keep the original activation" if keeps else "all are spliced"
     for splice in inspection.plan(arguments).splices:
-        table = Table(title=splice.dictionary.name, show_header=False, title_justify="left")
-        for label, value in inspection.facts(splice, special).items():
-            table.add_row(label, value)
-        console.print(table)
+        print_facts(console, splice.dictionary.name, inspection.facts(splice, special))
     if text is not None:
         _show_fits(console, *inspection.fits(arguments, text, tokens))
 
@@ -55,39 +53,22 @@ def _model_args(text: str) -> dict[str, Any]:
 
 
 def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | str | None]) -> None:
-    from rich.table import Table
-
     for index, (candidates, factor) in enumerate(zip(fits, factors, strict=True)):
         if factor is not None:
-            text = factor if isinstance(factor, str) else f"{factor:.6g}"
-            console.print(f"Dictionary {index + 1} needs norm_factor={text} by this text; the fit is with it.")
-        table = Table(title=f"Fit of dictionary {index + 1} on {candidates[0].tokens:,} tokens", title_justify="left")
-        table.add_column("activation map")
-        table.add_column("explained variance", justify="right")
-        table.add_column("L0", justify="right")
-        for position, fit in enumerate(candidates):
-            chosen = " (chosen)" if position == 0 else ""
-            table.add_row(fit.map + chosen, f"{fit.explained_variance:.4f}", f"{fit.l0:.1f}")
-        console.print(table)
+            console.print(f"Dictionary {index + 1} needs norm_factor={general(factor)} by this text; so is the fit.")
+        rows = [(fit.map, fixed(fit.explained_variance, 4), fixed(fit.l0)) for fit in candidates]
+        rows[0] = (f"{rows[0][0]} (chosen)", *rows[0][1:])
+        title = f"Fit of dictionary {index + 1} on {candidates[0].tokens:,} tokens"
+        print_table(console, TextTable(("activation map", "explained variance", "L0"), rows, title))
         console.print(f"Dictionary {index + 1}, {candidates[0].released}", soft_wrap=True, markup=False)
 
 
 def _list(console: Any, pattern: str) -> None:
-    """A table on a terminal; elsewhere a line for each dictionary, its cells parted by tabs."""
-    from rich.markup import escape
-    from rich.table import Table
-
     from sae_lm_eval.catalog import saelens_registry
 
     found = saelens_registry.search(pattern)
     names = ("spec", "model", "hook", "map", "width", "l0", "verdict", "why")
     lines = [["" if row[name] is None else str(row[name]) for name in names] for row in found]
-    if not console.is_terminal:
-        print("\n".join("\t".join(line) for line in [names, *lines]))
-        return
-    table = Table(title=f"{len(found):,} dictionaries")
-    for name in names:
-        table.add_column(name, overflow="fold")
-    for line in lines:
-        table.add_row(*map(escape, line))
-    console.print(table)
+    print_table(console, TextTable(names, lines, words=range(len(names))))
+    if console.is_terminal:
+        console.print(f"{len(found):,} dictionaries")

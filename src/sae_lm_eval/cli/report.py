@@ -52,29 +52,15 @@ def _print(table: Table, console: Console) -> bool:
     """Print a table of the report, its drops without their intervals where they do not fit; whether it fitted so."""
     import re
 
-    from rich import box
-    from rich.measure import Measurement
-    from rich.table import Table as Grid
-    from rich.text import Text
+    from sae_lm_eval.cli.tables import TextTable, has_room, print_table
 
-    def grid(pattern: str) -> Grid:
-        made = Grid(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for column in table.columns:
-            made.add_column(Text(column.heading), justify=column.align, overflow="fold")
-        for row in table.rows:
-            made.add_row(*(Text(re.sub(pattern, "", cell.text)) for cell in row))
-        return made
+    def text_table(left_out: str) -> TextTable:
+        rows = [[re.sub(left_out, "", cell.text) for cell in row] for row in table.rows]
+        words = [index for index, column in enumerate(table.columns) if column.align == "left"]
+        return TextTable([column.heading for column in table.columns], rows, table.title, words)
 
-    def width(made: Grid) -> int:
-        return Measurement.get(console, console.options.update(max_width=1000), made).maximum
-
-    made = grid("$^")
-    if width(made) > console.width:
-        made = grid(r"(?<=\d) \[.*\]")
-    fits = width(made) <= SQUEEZED * console.width
-    if fits:
-        console.print(made)
+    whole, narrow = text_table("$^"), text_table(r"(?<=\d) \[.*\]")
+    if fits := has_room(console, narrow):
+        print_table(console, whole, narrow)
+        console.print()
     return fits
-
-
-SQUEEZED = 1.2  # names may be broken over lines, numbers hardly

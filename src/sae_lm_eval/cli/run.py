@@ -79,8 +79,12 @@ def run(
 
 def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
     """Run a sweep for each few-shot seed, each in its folder, and write over_seeds.csv; whether a variant failed."""
+    from rich.console import Console
+
+    from sae_lm_eval.cli.tables import TextTable, print_table
     from sae_lm_eval.comparison.compare import compare
     from sae_lm_eval.comparison.shots import over_seeds, seeds_of, with_seed
+    from sae_lm_eval.report.formatting import fixed
     from sae_lm_eval.results import find
     from sae_lm_eval.runtime.processes import rank
 
@@ -97,8 +101,10 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
         return failed
     found = over_seeds(comparisons)
     found.to_csv(output_path / "over_seeds.csv", index=False)
-    shown = found.drop(columns="interval").round(1).to_string(index=False)
-    typer.echo(f"Drops (pp) with 95% intervals over questions and the choice of examples:\n{shown}")
+    title = "Drops (pp) with 95% intervals over questions and the choice of examples"
+    shown = found.drop(columns="interval")
+    rows = [[fixed(value) if isinstance(value, float) else str(value) for value in row] for row in shown.to_numpy()]
+    print_table(Console(), TextTable(list(shown), rows, title, words=(0, 1)))
     typer.echo(f"Written: {output_path / 'over_seeds.csv'}")
     return False
 
@@ -177,22 +183,13 @@ def _flags(flags: list[str]) -> dict[str, Any]:
 
 
 def _show_plan(sweep: Sweep) -> None:
-    """A table on a terminal; elsewhere a line for each variant, its cells parted by tabs."""
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
+    from sae_lm_eval.cli.tables import TextTable, print_table
     from sae_lm_eval.runs import plan
 
     made = plan.plan(sweep, sweep.output_path)
     console = Console()
-    lines = plan.rows(made)
-    if console.is_terminal:
-        table = Table(*plan.HEADS)
-        for line in lines:
-            table.add_row(*map(escape, line))
-        console.print(table)
-    else:
-        typer.echo("\n".join("\t".join(line) for line in [plan.HEADS, *lines]))
+    print_table(console, TextTable(plan.HEADS, plan.rows(made), words=range(len(plan.HEADS))))
     for sentence in plan.sentences(made):
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
@@ -77,7 +77,35 @@ def probability(p: Any) -> str:
 
 
 def percent(value: Any) -> str:
+    """A fraction in percent, for a column whose heading has the sign."""
     return fixed(100 * value) if is_number(value) else NA
+
+
+def share(value: Any, digits: int = 1) -> str:
+    """A fraction with its percent sign, or n/a; above 0 never shown as 0."""
+    if not is_number(value):
+        return NA
+    least = 10**-digits
+    return f"<{least:g}%" if 0 < 100 * value < least else f"{fixed(100 * value, digits)}%"
+
+
+def nats(value: Any) -> str:
+    """A KL to a thousandth of a nat, with three figures from 0.1 on; above 0 never shown as 0."""
+    if not is_number(value):
+        return NA
+    return "0" if value == 0 else "<0.001" if value < 0.001 else f"{value:.3g}" if value >= 0.1 else f"{value:.3f}"
+
+
+def general(value: Any, digits: int = 6) -> str:
+    """A number with at most `digits` significant digits, n/a for None, and anything else as it is."""
+    if value is None:
+        return NA
+    return f"{value:.{digits}g}" if isinstance(value, int | float) else str(value)
+
+
+def interval(low: Any, high: Any, shown: Callable[[Any], str] = fixed) -> str:
+    """`1.2 to 3.4`, each end as `shown` has it; n/a where one is undefined."""
+    return f"{shown(low)} to {shown(high)}" if is_number(low) and is_number(high) else NA
 
 
 def span(values: Iterable[Any], what: str = "{}") -> str:

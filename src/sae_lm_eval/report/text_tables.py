@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sae_lm_eval.report.formatting import NA, general
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from sae_lm_eval.scaling import EffectiveCompute, Estimate
     from sae_lm_eval.scaling.of_results import Converted
 
-NA = "n/a"
 QUANTITIES = ("effective compute", "effective parameters", "effective tokens")
-
-
-def number(value: Any, digits: int = 6) -> str:
-    """So many digits, or n/a for None."""
-    if value is None:
-        return NA
-    return f"{value:.{digits}g}" if isinstance(value, int | float) else str(value)
 
 
 def fraction(estimate: Estimate) -> str:
@@ -69,8 +63,8 @@ def converted_rows(found: list[Converted], notes: dict[str, int], *, spread: boo
         row = {
             "text": title,
             "variant": made.variant,
-            "CE": number(result.delta.baseline, 5),
-            "spliced": number(result.delta.spliced, 5),
+            "CE": general(result.delta.baseline, 5),
+            "spliced": general(result.delta.spliced, 5),
             "effective compute": fraction(quoted),
             "by": f"{quoted.definition}, {quoted.curve}",
             "notes": _marks(quoted, notes, (*made.notes, *silent)),
@@ -100,12 +94,12 @@ def literature_rows(table: pd.DataFrame) -> list[dict[str, str]]:
                 "model": row["model"],
                 "site": row["site"],
                 "layer": str(row["layer"] or ""),
-                "L0": number(row["l0"], 4),
-                "CE": number(row["ce_baseline"], 5),
-                "spliced": number(row["ce_spliced"], 5),
-                "ablated": NA if row["ce_ablated"] is None else f"{number(row['ce_ablated'], 5)} {row['ablation']}",
-                "recovered": number(row["loss_recovered"], 4),
-                "delta CE": number(row["delta_ce"], 4),
+                "L0": general(row["l0"], 4),
+                "CE": general(row["ce_baseline"], 5),
+                "spliced": general(row["ce_spliced"], 5),
+                "ablated": NA if row["ce_ablated"] is None else f"{general(row['ce_ablated'], 5)} {row['ablation']}",
+                "recovered": general(row["loss_recovered"], 4),
+                "delta CE": general(row["delta_ce"], 4),
                 "effective": row["bound"] or f"{NA}: {row['reason']}" if value is None else f"{value:.3g}",
             }
         )

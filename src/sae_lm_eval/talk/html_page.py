@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.report.formatting import nats, share
 from sae_lm_eval.talk.conversation import Model
 from sae_lm_eval.talk.detokenize import label, visible
 from sae_lm_eval.talk.passages import Passage, tables
@@ -58,19 +59,6 @@ def shade(kl: float) -> int:
     return sum(kl >= edge for edge in EDGES)
 
 
-def number(value: float | None) -> str:
-    """Three figures, as few as say something; "n/a" for None."""
-    if value is None:
-        return "n/a"
-    return "0" if value == 0 else "<0.001" if value < 0.001 else f"{value:.3g}" if value >= 0.1 else f"{value:.3f}"
-
-
-def percent(value: float | None) -> str:
-    if value is None:
-        return "n/a"
-    return "<0.1%" if 0 < value < 0.001 else f"{100 * value:.1f}%"
-
-
 def _ranges() -> list[str]:
     between = [f"{low:g} to {high:g}" for low, high in pairwise(EDGES)]
     return [f"below {EDGES[0]:g}", *between, f"{EDGES[-1]:g} and more"]
@@ -95,6 +83,6 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {f.__name__: f for f in (label, visible, outer, inner, number, percent, shade)}
+    filters: dict[str, Any] = {f.__name__: f for f in (label, visible, outer, inner, nats, share, shade)}
     environment.filters |= filters
     return environment

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sae_lm_eval.report.formatting import nats, share
 from sae_lm_eval.talk.conversation import Answer
 from sae_lm_eval.talk.detokenize import Decode, Detokenizer, label, visible
-from sae_lm_eval.talk.html_page import number, percent
 from sae_lm_eval.talk.sampling import Continuation, parting
 from sae_lm_eval.talk.token_categories import Row
 
@@ -81,6 +81,6 @@ def category_table(variant: str, rows: Sequence[Row]) -> Table:
         worst = Text()
         for example in row.worst[:1]:
             worst.append(visible(example.before[-20:])).append(label(example.token), style="bold reverse")
-            worst.append(f" ({number(example.kl)})")
-        table.add_row(f"  {row.category}", str(row.tokens), number(row.mean), percent(row.share), worst)
+            worst.append(f" ({nats(example.kl)})")
+        table.add_row(f"  {row.category}", str(row.tokens), nats(row.mean), share(row.share), worst)
     return table

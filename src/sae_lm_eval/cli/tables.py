@@ -1,0 +1,103 @@
+"""Tables as a command prints them: drawn on a terminal, and elsewhere a line a row, its cells parted by tabs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from sae_lm_eval.report.formatting import MINUS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as Grid
+
+SQUEEZED = 1.2  # names may be broken over lines, numbers hardly
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Headings and rows of text; the columns at `words` stand to the left, those of numbers to the right."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    words: Collection[int] = (0,)
+
+
+def print_table(console: Console, table: TextTable, *narrower: TextTable) -> None:
+    """Print a table; on a terminal for which it is too wide, the first of `narrower` that fits, or else the last."""
+    if not console.is_terminal:
+        _print_lines(console, table)
+        return
+    tables = (table, *narrower)
+    console.print(drawn(next((each for each in tables if width(console, each) <= console.width), tables[-1])))
+
+
+def has_room(console: Console, table: TextTable) -> bool:
+    """Whether a table can be read here: on a terminal hardly a cell of it is broken over lines."""
+    return not console.is_terminal or width(console, table) <= SQUEEZED * console.width
+
+
+def print_facts(console: Console, title: str, facts: dict[str, str]) -> None:
+    """Print what is known of one thing: a line a fact, below its title."""
+    print_table(console, TextTable((title, ""), list(facts.items()), words=(0, 1)))
+
+
+def print_grouped(console: Console, table: TextTable, by: int = 1) -> None:
+    """Print a table; on a terminal its first `by` columns stand once, above the rows that share them."""
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    if not console.is_terminal:
+        _print_lines(console, table)
+        return
+    lines = [list(line[by:]) for line in (table.headings, *table.rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    while sum(widths) + len(widths) > console.width and max(widths) > 8:
+        widths[widths.index(max(widths))] -= 1
+
+    def print_lines_of(lines: Sequence[Sequence[str]]) -> None:
+        grid = Grid.grid(padding=(0, 1, 0, 0))
+        for width in widths:
+            grid.add_column(width=width, overflow="fold")
+        for line in lines:
+            grid.add_row(*map(Text, line))
+        console.print(grid)
+
+    print_lines_of(lines[:1])
+    for shared, group in groupby(table.rows, key=lambda row: row[:by]):
+        console.print(Text(", ".join(shared), style="bold"))
+        print_lines_of([row[by:] for row in group])
+    console.print()
+
+
+def _print_lines(console: Console, table: TextTable) -> None:
+    """A line a row, for programs: no cell holds a tab or a line break, and a minus sign is the one that they read."""
+    title = [[table.title]] if table.title else []
+    for line in (*title, table.headings, *table.rows):
+        cells = (" ".join(cell.replace("\t", " ").splitlines()).replace(MINUS, "-") for cell in line)
+        print("\t".join(cells), file=console.file)
+
+
+def drawn(table: TextTable) -> Grid:
+    """The table as rich draws it; whatever a cell holds is text, not markup."""
+    from rich import box
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    title = Text(table.title, style="bold") if table.title else None
+    grid = Grid(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for index, heading in enumerate(table.headings):
+        grid.add_column(Text(heading), justify="left" if index in table.words else "right", overflow="fold")
+    for row in table.rows:
+        grid.add_row(*map(Text, row))
+    return grid
+
+
+def width(console: Console, table: TextTable) -> int:
+    """Columns of a terminal that take the table without breaking a line."""
+    from rich.measure import Measurement
+
+    return Measurement.get(console, console.options.update(max_width=10_000), drawn(table)).maximum

@@ -1,0 +1,65 @@
+"""A table is drawn on a terminal, whose width it keeps to, and is lines of tabs for programs."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from sae_lm_eval.cli.tables import TextTable, has_room, print_grouped, print_table
+
+TABLE = TextTable(
+    ("task", "drop", "95%\ninterval"), [("[red]a", "\N{MINUS SIGN}1.2", "x\ty"), ("two", "10.0", "1 to 2")], "All tasks"
+)
+NARROW = TextTable(("task", "drop"), [row[:2] for row in TABLE.rows])
+
+
+def printed(*tables: TextTable, columns: int | None = None) -> str:
+    """What is printed on a terminal of so many columns, or into a pipe."""
+    file = io.StringIO()
+    print_table(Console(file=file, force_terminal=columns is not None, color_system=None, width=columns), *tables)
+    return file.getvalue()
+
+
+def test_a_pipe_gets_every_cell_in_a_line_a_row():
+    lines = printed(TABLE, NARROW).splitlines()
+    assert lines == ["All tasks", "task\tdrop\t95% interval", "[red]a\t-1.2\tx y", "two\t10.0\t1 to 2"]
+
+
+def test_a_pipe_is_as_wide_as_its_rows():
+    long = TextTable(("name",), [("n" * 500,)])
+    assert printed(long).splitlines()[-1] == "n" * 500
+
+
+def test_a_terminal_gets_columns_and_no_markup():
+    said = printed(TABLE, columns=80)
+    assert "\t" not in said
+    assert "[red]a" in said
+    assert "\N{MINUS SIGN}1.2" in said
+    assert len({line.rstrip().rfind("10.0" if "two" in line else "1.2") + 4 for line in said.splitlines()[-2:]}) == 1
+
+
+@pytest.mark.parametrize(("columns", "there"), [(80, True), (15, False)])
+def test_a_narrow_terminal_gets_the_narrower_table(columns, there):
+    said = printed(TABLE, NARROW, columns=columns)
+    assert ("1 to 2" in said) is there
+    assert "10.0" in said
+    assert max(map(len, said.splitlines())) <= columns
+
+
+@pytest.mark.parametrize(("columns", "room"), [(80, True), (8, False), (None, True)])
+def test_room_for_a_table(columns, room):
+    console = Console(file=io.StringIO(), force_terminal=columns is not None, width=columns)
+    assert has_room(console, TABLE) is room
+
+
+def test_what_rows_share_stands_once_on_a_terminal_and_in_each_line_of_a_pipe():
+    table = TextTable(("work", "layer", "loss"), [("A", "1", "2.5"), ("A", "2", "2.6"), ("B", "1", "2.7")])
+    said = []
+    for is_terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=is_terminal, color_system=None, width=40)
+        print_grouped(console, table)
+        said.append(console.file.getvalue().split("\n"))
+    assert [line.strip() for line in said[0]].count("A") == 1
+    assert said[1][1:4] == ["A\t1\t2.5", "A\t2\t2.6", "B\t1\t2.7"]
