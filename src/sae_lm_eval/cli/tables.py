@@ -92,7 +92,7 @@ def drawn(table: TextTable) -> Grid:
     for index, heading in enumerate(table.headings):
         grid.add_column(Text(heading), justify="left" if index in table.words else "right", overflow="fold")
     for row in table.rows:
-        grid.add_row(*map(Text, row))
+        grid.add_row(*(Text(cell.expandtabs(1)) for cell in row))
     return grid
 
 
