@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sae_lm_eval.dictionaries.loading import load
-from sae_lm_eval.scoring.executor import Query
+from sae_lm_eval.scoring.request import Query, ScoreRequest
 from sae_lm_eval.scoring.scorer import Scorer
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.splice import Variant
@@ -96,7 +96,7 @@ def engine_off(model, variant: Variant, plain: Tensor) -> float:
     """The median difference between the engine's loglikelihoods and the plain spliced model's, both in bfloat16."""
     queries = [Query(ids[:-1].tolist(), ids[1:].tolist()) for ids in token_ids()]
     scores = {}
-    Scorer(model, [variant], rows=4, limit=64).score(queries, scores.update)
+    Scorer(model, [variant], rows=4, limit=64).score(ScoreRequest(queries), scores.update)
     shared = torch.stack([torch.as_tensor(scores[i].logprob[1]) for i in range(len(queries))])
     return float((shared - plain[:, :-1].gather(-1, token_ids()[:, 1:, None])[..., 0]).abs().median())
 

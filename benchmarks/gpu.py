@@ -32,9 +32,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from sae_lm_eval.dictionaries import sparse_decoding as sparse
 from sae_lm_eval.harness.model import SaeHFLM
-from sae_lm_eval.scoring import executor as walk
+from sae_lm_eval.scoring import executor, scorer
 from sae_lm_eval.scoring import prefix_cache as prefix
-from sae_lm_eval.scoring import scorer
 
 ROOT = Path(__file__).parents[1]
 PLAIN_BATCH = {"mmlu": 8, "mmlu8": 8, "blimp": 64}  # of `hf`, which holds all logits of a batch three times
@@ -283,13 +282,13 @@ def last_block(bench: Bench) -> dict[str, Any]:
 def regions() -> Iterator[list[str]]:
     """Inside the scope, parts of the engine are named in profiles."""
     parts = {
-        "masks": (walk.Walk, "_mask"),
+        "masks": (executor.Executor, "_additive_mask"),
         "copies of prefixes": (prefix._Shared, "_before"),
-        "head": (walk.Head, "__call__"),
-        "log-softmax and measures": (walk.Walk, "_compare"),
-        "answers": (walk.Walk, "_answer"),
-        "what is asked": (walk.Walk, "_asked"),
-        "trunk": (walk.Walk, "_run"),
+        "head": (executor.Head, "__call__"),
+        "log-softmax and measures": (executor.Executor, "_scores"),
+        "scores": (executor.Executor, "_score"),
+        "targets": (executor.Batches, "_index"),
+        "trunk": (executor.Executor, "_run_batch"),
     }
     with contextlib.ExitStack() as scope:
         for name, (owner, method) in parts.items():

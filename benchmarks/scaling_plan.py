@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 
 from sae_lm_eval.runs import plan as planning
 from sae_lm_eval.runs.sweep import sweep_of
-from sae_lm_eval.scoring.packing import Prefix, plan
+from sae_lm_eval.scoring.packing import Prefix, pack
 from sae_lm_eval.scoring.scorer import CAPACITY
 
 KINDS = ("res", "att", "mlp")
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=30, help="gigabytes for the dictionaries of a pass")
     arguments = parser.parse_args()
     ids = prompts(transformers.AutoTokenizer.from_pretrained(arguments.tokenizer))
-    run = tokens_of(plan(ids, capacity=CAPACITY, limit=CONTEXT, prefixes=True, trees=True))
+    run = tokens_of(pack(ids, capacity=CAPACITY, limit=CONTEXT, prefixes=True, trees=True))
     asked = sum(map(len, ids))
     print(f"MMLU, {SHOTS} shots: {len(ids):,} questions, {asked:,} tokens, of which {run:,} are run.\n")
     print("| dictionaries | number | parameters | passes apart | passes together | groups | PFLOP per variant |")

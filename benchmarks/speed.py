@@ -215,16 +215,16 @@ def measured_parts(queries: list[Any], dictionaries: Stopwatch) -> Iterator[None
 
     By the engine's own methods: a hook on a model is something that its answers depend on.
     """
-    from sae_lm_eval.scoring.shared_answers import Together
+    from sae_lm_eval.scoring.shared_answers import SharedAnswers
     from sae_lm_eval.splicing.splice import Splice
 
-    answers, reconstruct = Together.answers, Splice.reconstruct
-    Together.answers = lambda self, asked, *told: (queries.extend(asked), answers(self, asked, *told))[1]
+    answers, reconstruct = SharedAnswers.answers, Splice.reconstruct
+    SharedAnswers.answers = lambda self, asked, *told: (queries.extend(asked), answers(self, asked, *told))[1]
     Splice.reconstruct = dictionaries.around(reconstruct)
     try:
         yield
     finally:
-        Together.answers, Splice.reconstruct = answers, reconstruct
+        SharedAnswers.answers, Splice.reconstruct = answers, reconstruct
 
 
 def forked_models(common: dict[str, Any], saes: list[Any]) -> list[Any]:
@@ -319,10 +319,10 @@ def fewest_operations(queries: list[Any], layers: list[int], size: Size) -> floa
     active elements of the decoder; of the last block keys and values, and the rest where a distinct beginning is
     asked, as the head. Attention scores are not counted.
     """
-    from sae_lm_eval.scoring.packing import plan
+    from sae_lm_eval.scoring.packing import pack
 
     inputs = {tuple(query.ids): query for query in queries}
-    (row,) = plan(list(inputs), capacity=2**40, limit=2**40, prefixes=False, trees=True).rows
+    (row,) = pack(list(inputs), capacity=2**40, limit=2**40, prefixes=False, trees=True).rows
     asked = {
         slot
         for path, query in zip(row.paths.values(), inputs.values(), strict=True)

@@ -11,7 +11,7 @@ from test_fidelity import SOURCE, TEXTS, adapter, ask, assert_close
 
 from sae_lm_eval.fidelity import measure as fidelity
 from sae_lm_eval.fidelity.ablations import ablations, leave_no_text, without_text
-from sae_lm_eval.scoring.executor import Query
+from sae_lm_eval.scoring.request import Query, ScoreRequest
 
 
 def left_nothing(lm: Any) -> bool:
@@ -68,6 +68,6 @@ def test_all_windows_are_run_as_one():
     assert scorer.layout.rows
     tokens, found = [], {}
     lm.model.model.embed_tokens.register_forward_hook(lambda _m, args, _out: tokens.append(args[0].numel()))
-    scorer.score(queries, found.update, measures=(), greedy=False, compared=0)
+    scorer.score(ScoreRequest(queries, measures=(), greedy=False, compared=0), found.update)
     assert len(found) == len(queries) > 5
     assert sum(tokens) <= CONTEXT + 1

@@ -20,7 +20,6 @@ EXCEPTIONS = {
     "cli/effective_compute.py effective_compute": "a flag each, with its help",
     "cli/effective_compute.py effective_compute parameters": "a flag each",
     "scaling/effective.py effective_compute parameters": "the public function, whose options are keywords",
-    "scoring/executor.py __init__ parameters": "what is asked of a walk wants a value of its own",
 }
 
 

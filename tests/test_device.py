@@ -20,9 +20,8 @@ from sae_lm_eval.fidelity.source import Source
 from sae_lm_eval.harness.model import SaeHFLM, join
 from sae_lm_eval.runtime import checksum
 from sae_lm_eval.runtime.content import contents
-from sae_lm_eval.scoring import executor
 from sae_lm_eval.scoring import scorer as scoring
-from sae_lm_eval.scoring.executor import Query
+from sae_lm_eval.scoring.request import Query, ScoreRequest
 from sae_lm_eval.scoring.scorer import Layout, Scorer
 from sae_lm_eval.splicing.activations import mean_activations
 from sae_lm_eval.splicing.arguments import wanted_of
@@ -87,7 +86,7 @@ def queries():
 
 def scored(scorer, asked):
     found = {}
-    scorer.score(asked, found.update)
+    scorer.score(ScoreRequest(asked), found.update)
     return [found[number] for number in range(len(asked))]
 
 
@@ -351,16 +350,16 @@ class TestWaiting:
         assert len(inside) > 3
         assert set(inside) == {0}
 
-    def test_a_few_times_for_what_is_answered_at_once(self, scorer, waits, monkeypatch):
+    def test_a_few_times_for_what_is_answered_at_once(self, scorer, waits):
         """Once for each table: log-probabilities, likeliest tokens, KL; and once a pass for transformers' own mask."""
-        passes, answers = [], []
-        run, compare = executor.Walk._run, executor.Walk._compare
-        monkeypatch.setattr(executor.Walk, "_run", lambda *args, **kw: passes.append(1) or run(*args, **kw))
-        monkeypatch.setattr(executor.Walk, "_compare", lambda *args: answers.append(1) or compare(*args))
+        passes, heads = [], []
+        scorer.model.model.layers[0].register_forward_pre_hook(lambda *_: passes.append(1))
+        scorer.model.lm_head.register_forward_pre_hook(lambda *_: heads.append(1))
         before = host_waits(waits)
         scored(scorer, queries())
         assert len(passes) > 3
-        assert host_waits(waits) - before <= 3 * len(answers) + len(passes)
+        answers = len(heads) // (1 + len(scorer.variants))  # the head runs for each model
+        assert host_waits(waits) - before <= 3 * answers + len(passes)
 
 
 def host_waits(waits):

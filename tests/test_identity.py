@@ -20,6 +20,7 @@ from sae_lm_eval.harness import identity
 from sae_lm_eval.harness.model import SaeHFLM, join
 from sae_lm_eval.runtime.content import contents
 from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.scoring.scorer import Scorer
 from sae_lm_eval.splicing.arguments import wanted_of
 
 peft = pytest.importorskip("peft")
@@ -126,7 +127,7 @@ class TestAskedAgain:
     def test_nothing_is_run_again_while_nothing_changes(self, monkeypatch):
         lm = adapter()
         before = scores(lm)
-        monkeypatch.setattr(lm._answers.scorer, "score", lambda *_args, **_kwargs: pytest.fail("they are known"))
+        monkeypatch.setattr(Scorer, "score", lambda *_args, **_kwargs: pytest.fail("they are known"))
         assert scores(lm) == before
 
     @pytest.mark.parametrize("kind", ["generate_until", "_model_call", "loglikelihood_rolling", "sae_fidelity"])

@@ -12,8 +12,8 @@ from test_scoring import assert_equal, variant
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.scoring import lengths as module
-from sae_lm_eval.scoring.executor import Query
 from sae_lm_eval.scoring.lengths import Lengths, lengths_of
+from sae_lm_eval.scoring.request import Query, ScoreRequest
 from sae_lm_eval.scoring.scorer import Layout, Scorer
 from sae_lm_eval.splicing.variants import Choices, build_variant
 
@@ -67,7 +67,7 @@ def fresh(rope: str, variants, asked: list[Query]) -> None:
     model = rotary(rope)
     found: dict = {}
     spliced = [variant(model, "blocks.1.hook_resid_post", mode=mode) for mode in variants]
-    Scorer(model, spliced, rows=4, limit=64).score(asked, found.update)
+    Scorer(model, spliced, rows=4, limit=64).score(ScoreRequest(asked), found.update)
     for number, query in enumerate(asked):
         logits = rotary(rope)(input_ids=torch.tensor([list(query.ids)])).logits[0, -len(query.targets) :]
         expected = logits.log_softmax(-1).gather(-1, torch.tensor(query.targets)[:, None])[:, 0].numpy()

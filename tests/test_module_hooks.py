@@ -12,7 +12,7 @@ from torch import nn
 from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.scoring import scorer as scorer_module
-from sae_lm_eval.scoring.executor import Query
+from sae_lm_eval.scoring.request import Query
 from sae_lm_eval.scoring.scorer import Layout, Scorer
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.hook_names import Architecture

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_lm_eval.scoring.packing import Prefix, common, plan
+from sae_lm_eval.scoring.packing import Prefix, common, pack
 
 TOKENS = st.integers(0, 3)
 SEQUENCES = st.lists(st.lists(TOKENS, min_size=1, max_size=24), min_size=1, max_size=40)
@@ -37,7 +37,7 @@ def walk(node: Prefix, before: list[int], seen: dict[int, tuple[list[int], objec
 @given(SEQUENCES, st.integers(1, 40), st.booleans(), st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_every_token_sees_what_precedes_it(sequences, capacity, prefixes, trees):
-    root = plan(sequences, capacity=capacity, limit=24, prefixes=prefixes, trees=trees)
+    root = pack(sequences, capacity=capacity, limit=24, prefixes=prefixes, trees=trees)
     seen: dict = {}
     tokens, longest = walk(root, [], seen)
     for number, ids in enumerate(sequences):
@@ -71,21 +71,21 @@ def sequences():
 
 class TestFewShot:
     def test_headers_and_questions_are_run_once(self, sequences):
-        root = plan(sequences, capacity=256, limit=4096, prefixes=True, trees=True)
+        root = pack(sequences, capacity=256, limit=4096, prefixes=True, trees=True)
         assert [longer.stop for longer in root.longer] == [600, 600]
         assert walk(root, [], {})[0] == 2 * (600 + 50 * (70 + 4 * 5))
 
     def test_without_trees_each_answer_is_a_row(self, sequences):
-        root = plan(sequences, capacity=256, limit=4096, prefixes=True, trees=False)
+        root = pack(sequences, capacity=256, limit=4096, prefixes=True, trees=False)
         assert walk(root, [], {})[0] == 2 * (600 + 200 * 75)
         assert len(rows_of(root)) == len(sequences)
 
     def test_a_row_and_its_prefix_stay_within_the_limit(self, sequences):
-        root = plan(sequences, capacity=256, limit=700, prefixes=True, trees=True)
+        root = pack(sequences, capacity=256, limit=700, prefixes=True, trees=True)
         assert all(row.depth + len(row.ids) <= 700 for row in rows_of(root))
 
     def test_one_answer_is_asked_once_however_many_ask(self, sequences):
-        root = plan([sequences[0]] * 30, capacity=64, limit=4096, prefixes=True, trees=True)
+        root = pack([sequences[0]] * 30, capacity=64, limit=4096, prefixes=True, trees=True)
         assert walk(root, [], {})[0] == len(sequences[0])
 
 
@@ -96,7 +96,7 @@ def test_a_long_stem_inside_a_header_is_a_prefix_of_its_own():
     for _ in range(3):
         passage = rng.integers(10**6, size=400).tolist()
         sequences += [header + passage + rng.integers(10**6, size=30).tolist() for _ in range(20)]
-    root = plan(sequences, capacity=128, limit=4096, prefixes=True, trees=True)
+    root = pack(sequences, capacity=128, limit=4096, prefixes=True, trees=True)
     (outer,) = root.longer
     assert (outer.start, outer.stop) == (0, 300)
     assert [(inner.start, inner.stop) for inner in outer.longer] == [(300, 700)] * 3

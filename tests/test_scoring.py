@@ -13,12 +13,11 @@ import transformers
 from models import ARCHITECTURES, COMMON, CONTEXT, LAYERS, VOCABULARY, WIDTH, random_model, random_sae
 
 from sae_lm_eval.dictionaries.loading import load
-from sae_lm_eval.scoring import executor as walk
-from sae_lm_eval.scoring import last_block
+from sae_lm_eval.scoring import batches, executor, last_block
 from sae_lm_eval.scoring import scorer as scoring
 from sae_lm_eval.scoring.divergences import MEASURES
-from sae_lm_eval.scoring.executor import Query
 from sae_lm_eval.scoring.last_block import FewQueries, paths_of_last_block
+from sae_lm_eval.scoring.request import Query, ScoreRequest
 from sae_lm_eval.scoring.scorer import LAYOUTS, Layout, Scorer
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.variants import Choices, build_variant
@@ -65,7 +64,7 @@ def separately(model, variants, query):
 
 def assert_equal(scorer, asked, *, within=2e-5):
     found = {}
-    scorer.score(asked, found.update)
+    scorer.score(ScoreRequest(asked), found.update)
     assert sorted(found) == list(range(len(asked)))
     model, variants = scorer.model, scorer.variants
     for number, query in enumerate(asked):
@@ -121,7 +120,7 @@ def test_as_many_full_contexts_as_they_have_tokens(monkeypatch):
 
 def scores_of(scorer, asked, **options):
     found = {}
-    scorer.score(asked, found.update, **options)
+    scorer.score(ScoreRequest(asked, **options), found.update)
     return [found[number] for number in range(len(asked))]
 
 
@@ -169,7 +168,7 @@ def test_neither_batch_nor_row_size_changes_a_score(scorer, monkeypatch):
 
 def test_neither_does_the_size_of_the_pieces_of_logits(scorer, monkeypatch):
     expected = scores_of(scorer, queries(), measures=tuple(MEASURES))
-    monkeypatch.setattr(walk, "LOGITS_ON_CPU", 2 * VOCABULARY)
+    monkeypatch.setattr(executor, "LOGITS_ON_CPU", 2 * VOCABULARY)
     assert_same(scores_of(scorer, queries(), measures=tuple(MEASURES)), expected, within=1e-5)
 
 
@@ -223,7 +222,7 @@ class TestLastBlock:
         scorer.layout  # noqa: B018  (found by trying, which is not what is counted)
         seen.clear()
         asked = queries()
-        scorer.score(asked, lambda _scores: None)
+        scorer.score(ScoreRequest(asked), lambda _scores: None)
         handle.remove()
         assert 0 < sum(seen) <= sum(len(query.targets) for query in asked)
 
@@ -240,7 +239,7 @@ class TestLastBlock:
             return call(self, func, types, args, kwargs)
 
         monkeypatch.setattr(FewQueries, "__torch_function__", counted)
-        scorer.score([Query(query.ids, query.targets[-1:]) for query in queries()], lambda _scores: None)
+        scorer.score(ScoreRequest([Query(query.ids, query.targets[-1:]) for query in queries()]), lambda _scores: None)
         assert asked
         assert sum(asked) < sum(lengths) / 2
 
@@ -340,16 +339,14 @@ class TestWhatAnArchitectureDoesNotBear:
         scorer = Scorer(llama, [variant(llama, "blocks.0.hook_resid_post")], rows=2, limit=64)
         assert scorer.layout == Layout(last_block=False)
 
-    def test_a_batch_of_one_row_is_tried_with_several(self, llama, monkeypatch):
+    def test_a_batch_of_one_row_is_tried_with_several(self, llama):
         rows = []
-        run = walk.Walk._run
-        monkeypatch.setattr(
-            walk.Walk,
-            "_run",
-            lambda self, context, *args, **kwargs: (
-                rows.append(len(context.input_ids)) or run(self, context, *args, **kwargs)
-            ),
-        )
+
+        def count(_trunk, _args, kwargs):
+            if kwargs.get("attention_mask") is not None:  # the trees' own, which no plain pass is given
+                rows.append(len(kwargs["input_ids"]))
+
+        llama.model.register_forward_pre_hook(count, with_kwargs=True)
         scorer = Scorer(llama, [variant(llama, "blocks.0.hook_resid_post")], rows=1, limit=64)
         assert scorer.layout == Layout()
         assert max(rows) > 1
@@ -420,51 +417,51 @@ class TestWhatAnArchitectureDoesNotBear:
 
 
 class TestMemory:
-    def test_batches_are_halved_until_they_fit(self, scorer, monkeypatch):
+    def test_batches_are_halved_until_they_fit(self, scorer):
         expected = scores_of(scorer, queries())
         scorer.rows = 8
-        run = walk.Walk._run
+        refused = []
 
-        def tight(self, context, *args, **kwargs):
-            if context.input_ids.shape[0] > 1:
+        def tight(_trunk, _args, kwargs):
+            if len(kwargs["input_ids"]) > 1:
+                refused.append(len(kwargs["input_ids"]))
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            return run(self, context, *args, **kwargs)
 
-        monkeypatch.setattr(walk.Walk, "_run", tight)
+        scorer.model.model.register_forward_pre_hook(tight, with_kwargs=True)
         assert_same(scores_of(scorer, queries()), expected)
+        assert refused
         assert scorer.rows < 8
 
-    def test_logits_are_halved_until_they_fit(self, scorer, monkeypatch):
+    def test_logits_are_halved_until_they_fit(self, scorer):
         expected = scores_of(scorer, queries())
-        most = []
-        compare = walk.Walk._compare
+        positions = []
 
-        def tight(self, states, at, target):
-            if states.shape[1] > 3:
+        def tight(_head, args):
+            positions.append(args[0].shape[-2])
+            if positions[-1] > 3:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            most.append(states.shape[1])
-            return compare(self, states, at, target)
 
-        monkeypatch.setattr(walk.Walk, "_compare", tight)
+        scorer.model.lm_head.register_forward_pre_hook(tight)
         assert_same(scores_of(scorer, queries()), expected)
-        assert max(most) > 1
+        assert max(positions) > 3
+        assert max(positions[-5:]) > 1
 
-    def test_a_row_that_does_not_fit_is_told(self, scorer, monkeypatch):
+    def test_a_row_that_does_not_fit_is_told(self, scorer):
         scorer.layout  # noqa: B018
 
         def never(*_args, **_kwargs):
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-        monkeypatch.setattr(walk.Walk, "_run", never)
+        scorer.model.model.register_forward_pre_hook(never)
         before = hooks_of(scorer.model)
         with pytest.raises(torch.OutOfMemoryError):
-            scorer.score(queries(), lambda _scores: None)
+            scorer.score(ScoreRequest(queries()), lambda _scores: None)
         assert hooks_of(scorer.model) == before
 
 
 def test_no_hook_is_left(scorer):
     before = hooks_of(scorer.model)
-    scorer.score(queries(), lambda _scores: None)
+    scorer.score(ScoreRequest(queries()), lambda _scores: None)
     assert hooks_of(scorer.model) == before == 0
     assert "forward" not in vars(scorer.model.model)
 
@@ -472,33 +469,34 @@ def test_no_hook_is_left(scorer):
 @pytest.mark.parametrize("enough", [1, 10, 1000])
 def test_how_many_batches_share_a_run_of_the_head_changes_nothing(scorer, monkeypatch, enough):
     expected = scores_of(scorer, queries())
-    monkeypatch.setattr(walk, "ENOUGH", enough)
+    monkeypatch.setattr(batches, "ENOUGH", enough)
     assert_same(scores_of(scorer, queries()), expected)
 
 
-def test_the_head_is_run_for_several_batches_at_once(scorer, monkeypatch):
+def test_the_head_is_run_for_several_batches_at_once(scorer):
     scorer.layout  # noqa: B018
-    scorer.rows = 1
-    run, answer, calls = walk.Walk._run, walk.Walk._answer, []
-    monkeypatch.setattr(walk.Walk, "_run", lambda *args, **kwargs: calls.append("run") or run(*args, **kwargs))
-    monkeypatch.setattr(walk.Walk, "_answer", lambda *args: calls.append("answer") or answer(*args))
+    scorer.rows, calls = 1, []
+    scorer.model.model.layers[0].register_forward_pre_hook(lambda *_: calls.append("batch"))
+    scorer.model.lm_head.register_forward_pre_hook(lambda *_: calls.append("head"))
     scores_of(scorer, [Query(ids, [3]) for ids in np.random.default_rng(0).integers(3, VOCABULARY, (40, 60)).tolist()])
-    assert calls == [*["run"] * 32, "answer", *["run"] * 8, "answer"]
+    heads = ["head"] * 2  # of the baseline and of the variant
+    assert calls == [*["batch"] * 32, *heads, *["batch"] * 8, *heads]
 
 
-def test_known_batches_are_not_run_and_change_no_bit_of_the_others(scorer):
+def test_answered_batches_are_not_run_and_change_no_bit_of_the_others(scorer):
     asked = queries()
     whole = scores_of(scorer, asked)
-    batches = []
-    scorer.score(asked, batches.append)
-    known = {number for batch in batches[::2] for number in batch}
+    delivered = []
+    scorer.score(ScoreRequest(asked), delivered.append)
+    answered = {number for some in delivered[::2] for number in some}
     rest = {}
-    scorer.score(asked, rest.update, known=known)
-    assert set(rest) == set(range(len(asked))) - known
+    scorer.score(ScoreRequest(asked, answered=answered), rest.update)
+    assert set(rest) == set(range(len(asked))) - answered
     for number, scores in rest.items():
         np.testing.assert_array_equal(scores.logprob, whole[number].logprob)
 
 
-def test_a_query_without_targets_is_refused(scorer):
-    with pytest.raises(ValueError, match="0 targets cannot be asked of 3 positions"):
-        scorer.score([Query([1, 2, 3], [])], lambda _scores: None)
+@pytest.mark.parametrize(("targets", "count"), [([], 0), ([5] * 4, 4)])
+def test_a_query_without_targets_or_with_too_many_is_refused(targets, count):
+    with pytest.raises(ValueError, match=f"{count} targets cannot be asked of 3 positions"):
+        ScoreRequest([Query([1, 2, 3], targets)])

@@ -20,7 +20,7 @@ from sae_lm_eval.dictionaries.saelens_object import from_sae
 from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.fidelity.source import Source
 from sae_lm_eval.runs.sweep import variants_of
-from sae_lm_eval.scoring.executor import Query
+from sae_lm_eval.scoring.request import Query, ScoreRequest
 from sae_lm_eval.splicing.arguments import wanted_of
 from sae_lm_eval.splicing.special_tokens import ordinary, special_ids
 from sae_lm_eval.talk.conversation import Conversation, Model
@@ -212,7 +212,7 @@ class TestFirstPositions:
             start = ids_of(words(header, seed=header))
             texts += [start + ids_of(words(n, seed=10 * header + n)) for n in (1, 2, 3, 7)]
         scorer, found = lm.scorer([lm.variant]), {}
-        scorer.score([Query([1, *ids[:-1]], ids) for ids in texts], found.update)
+        scorer.score(ScoreRequest([Query([1, *ids[:-1]], ids) for ids in texts]), found.update)
         assert str(scorer.layout) == "sharing blocks and prefixes and rows"
         for number, ids in enumerate(texts):
             logprob = spliced_by_hand(torch.tensor([[1, *ids]]), FIRST).log_softmax(-1)[0, :-1]

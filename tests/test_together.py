@@ -12,6 +12,8 @@ from models import WIDTH, random_model, random_sae, word_tokenizer, words
 from sae_lm_eval.fidelity.source import Source
 from sae_lm_eval.harness.model import SaeHFLM, join
 from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.scoring.scorer import Scorer
+from sae_lm_eval.scoring.shared_answers import SharedAnswers
 from sae_lm_eval.splicing.arguments import wanted_of
 
 HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.2.hook_mlp_out")
@@ -54,11 +56,15 @@ def test_together_as_alone(family):
         assert [greedy for _, greedy in some] == [greedy for _, greedy in others]
 
 
-def test_the_first_computes_and_the_others_look_up(family):
+def never(*_args, **_kwargs):
+    raise AssertionError("nothing is to be computed")
+
+
+def test_the_first_computes_and_the_others_look_up(family, monkeypatch):
     baseline, variants = family
     join(baseline, variants)
     baseline.loglikelihood(instances())
-    baseline._answers.scorer = None
+    monkeypatch.setattr(Scorer, "score", never)
     for lm in variants:
         assert lm.loglikelihood(instances())
 
@@ -76,9 +82,11 @@ def test_documents_are_rolled_over_at_once(family, monkeypatch):
     join(baseline, variants)
     documents = [Instance("loglikelihood_rolling", {}, (words(n, seed=n),), 0, ("text", n, 1)) for n in (150, 9, 0, 1)]
     asked = []
-    answers = baseline._answers.answers
+    answers = SharedAnswers.answers
     monkeypatch.setattr(
-        baseline._answers, "answers", lambda queries, *told: asked.append(queries) or answers(queries, *told)
+        SharedAnswers,
+        "answers",
+        lambda self, queries, *given: asked.append(queries) or answers(self, queries, *given),
     )
     found = variants[1].loglikelihood_rolling(documents, disable_tqdm=True)
     (queries,) = asked
@@ -105,19 +113,18 @@ def test_divergence_on_documents_is_that_of_the_fidelity_tasks(family):
     assert (found["positions"], found["documents"]) == (150 + 9 + 30, 3)
 
 
-def test_the_journal_answers_another_process(family, tmp_path):
+def test_the_journal_answers_another_process(family, tmp_path, monkeypatch):
     baseline, variants = family
     join(baseline, variants, Journal(tmp_path / "journal"))
     expected = variants[2].loglikelihood(instances())
     baseline = make(sae=[], splice="none")
     variants = [baseline.as_variant(wanted_of(sae)) for sae in saes()]
     join(baseline, variants, Journal(tmp_path / "journal"))
-    baseline._answers.scorer = None
+    monkeypatch.setattr(Scorer, "score", never)
     assert variants[2].loglikelihood(instances()) == expected
     other = baseline.as_variant(wanted_of(saes()[0], splice="zero"))
     join(baseline, [other], Journal(tmp_path / "journal"))
-    baseline._answers.scorer = None
-    with pytest.raises(AttributeError):
+    with pytest.raises(AssertionError, match="nothing is to be computed"):
         other.loglikelihood(instances())
 
 

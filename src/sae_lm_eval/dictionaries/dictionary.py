@@ -19,15 +19,15 @@ STATED = ("model_names", "hook_in", "hook_out", "context_size", "prepend_bos")
 class Dictionary:
     """A sparse autoencoder or transcoder with what its release says of it.
 
-    `reconstruct` maps activations (..., d_in) to (..., d_out); `encode` maps them to element activations
-    (..., d_dictionary). Both take and give the module's own dtype. `elements`, where there is one, is the module that
-    gives what `encode` does on the way of `reconstruct`; `formula` is what its weights make of activations, computed
-    otherwise than by `reconstruct`. `processing` is how TransformerLens loaded the model that it was trained on, by
-    `processing_source`. `stated` is what the release says of its numbers: see `dictionaries.stated`. It was
-    not trained at positions below `first_position`, nor at `untrained_tokens`: ids, or "special" for all that the
+    `reconstruct` maps activations (..., d_in) to (..., d_out); `encode` maps them to those of its latents (...,
+    d_dictionary). Both take and give the module's own dtype. `latent_module`, where there is one, gives what
+    `encode` does on the way of `reconstruct`; `formula` is what its weights make of activations, computed otherwise
+    than by `reconstruct`. `processing` is how TransformerLens loaded the model that it was trained on, by
+    `processing_source`. `stated` is what the release says of its numbers: see `dictionaries.stated`. It was not
+    trained at positions below `first_position`, nor at `untrained_tokens`: ids, or "special" for all that the
     tokenizer declares special. `None` in any other field means that the release does not say; it never stands for a
-    guess. `is_loaded` is whether a loader of this package has made it, and `origin` what it was made from where that
-    was an object of the user's.
+    guess. `is_loaded` is whether a loader of this package has made it, and `origin` what it was made from where
+    that was an object of the user's.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Dictionary:
     processing: Mapping[str, Any] = field(default_factory=dict)
     needs_norm_factor: bool = False
     sequential: bool = False
-    elements: nn.Module | None = None
+    latent_module: nn.Module | None = None
     formula: Callable[[Tensor], Tensor] | None = None
     stated: Mapping[str, float] = field(default_factory=dict)
     revision: str | None = None

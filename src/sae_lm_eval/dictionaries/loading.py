@@ -125,9 +125,9 @@ def _copied(dictionary: Dictionary) -> Dictionary:
     module, memo = snapshot(dictionary.module)
     reconstruct, encode = (rebound(function, memo) for function in (dictionary.reconstruct, dictionary.encode))
     formula = None if dictionary.formula is None else rebound(dictionary.formula, memo)
-    elements = None if dictionary.elements is None else memo.get(id(dictionary.elements))
+    latent_module = None if dictionary.latent_module is None else memo.get(id(dictionary.latent_module))
     functions: dict[str, Any] = {"reconstruct": reconstruct, "encode": encode, "formula": formula}
-    return replace(dictionary, module=module, elements=elements, **functions)
+    return replace(dictionary, module=module, latent_module=latent_module, **functions)
 
 
 LOADERS: dict[str, Callable[[SaeSpec], Dictionary]] = {"saelens": saelens_loader.load, "sparsify": sparsify_loader.load}

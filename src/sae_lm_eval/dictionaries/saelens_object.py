@@ -77,7 +77,7 @@ def from_sae(
         processing_source=processing_source,
         needs_norm_factor=config.normalize_activations == NO_FACTOR,
         sequential=sequential,
-        elements=sae.hook_sae_acts_post,
+        latent_module=sae.hook_sae_acts_post,
         formula=None if sequential else _formula(sae),
         stated=stated.of_config({"k": getattr(config, "k", None), **metadata}, d_in, d_out),
         remarks=remarks,

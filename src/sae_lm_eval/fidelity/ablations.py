@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sae_lm_eval.fidelity.source import Adapter, Source
-from sae_lm_eval.scoring.executor import Query
+from sae_lm_eval.scoring.request import Query
 from sae_lm_eval.splicing.activations import mean_activations
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.splice import Variant

@@ -10,7 +10,6 @@ import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import reduce
 from typing import Any
@@ -24,13 +23,13 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.fidelity import metrics
 from sae_lm_eval.fidelity.ablations import ablations, leave_no_text, without_text
 from sae_lm_eval.fidelity.as_released import as_released
-from sae_lm_eval.fidelity.dictionary_stats import DictionarySums, OfCategory, by_category, records
+from sae_lm_eval.fidelity.dictionary_stats import CategorySums, DictionaryStatistics, by_category, records
 from sae_lm_eval.fidelity.source import Adapter, Document, Source
 from sae_lm_eval.results.fidelity_names import NO_DICTIONARY, WITHOUT_DICTIONARY
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.processes import gathered
 from sae_lm_eval.scaling.of_documents import compute_of
-from sae_lm_eval.scoring.executor import Query, Scores
+from sae_lm_eval.scoring.request import Query, ScoreRequest, Scores
 from sae_lm_eval.scoring.scorer import Layout, Scorer
 from sae_lm_eval.splicing.splice import Variant
 
@@ -154,11 +153,11 @@ class Pass:
         self.numbers = [document.number for document in documents]
         self.sums: list[dict[str, Any]] = [{} for _ in documents]
         self.left_out: frozenset[int] = self.dropped
-        self.watch: DictionarySums | None = None
+        self.watch: DictionaryStatistics | None = None
         if self.spliced:
             self.left_out |= lm.variant.special_ids
             if not without_dictionary(lm.variant):
-                self.watch = DictionarySums(lm.variant, self.numbers, self.kinds, self.left_out)
+                self.watch = DictionaryStatistics(lm.variant, self.numbers, self.kinds, self.left_out)
 
     def run(self, tell: Callable[[int], object]) -> None:
         """Raises `ValueError` where the model cannot be scored."""
@@ -204,15 +203,15 @@ class Pass:
         measures = MEASURES if self.spliced else ()
         compared = len(self.spliced)
         done = self._adding(self._add, queries, owners)
-        with nullcontext() if self.watch is None else self.watch.listening():
-            scorer.score(queries, done, measures=measures, greedy=False, compared=compared, watch=self.watch)
+        request = ScoreRequest(queries, measures, greedy=False, compared=compared, watch=self.watch)
+        scorer.score(request, done)
 
     def _score_ablated(self, scorer: Scorer, queries: list[Query], owners: list[int]) -> None:
         """By a scorer of the ablations alone, which leave of a text no more than what is asked."""
         ablated = self.ablated[0]
         asked = without_text(queries, scorer.model, ablated.special_ids, ablated.first_position)
         done = self._adding(self._add_ablated, queries, owners)
-        scorer.score(asked, done, measures=(), greedy=False, compared=0)
+        scorer.score(ScoreRequest(asked, measures=(), greedy=False, compared=0), done)
 
     def _adding(
         self, add: Callable[[dict[str, Any], Query, Scores], None], queries: Sequence[Query], owners: Sequence[int]
@@ -271,10 +270,10 @@ class Pass:
             record["dictionaries"] = {}
         for splice, sums in zip(self.watch.variant.splices, self.watch.sums, strict=True):
             own = dict(zip(self.names, by_category(sums, self.kinds), strict=True))
-            parts: dict[str | None, OfCategory] = {}
+            parts: dict[str | None, CategorySums] = {}
             for name, part in gathered(list(own.items())):
-                parts[name] = part if name not in parts else parts[name].and_(part)
-            whole = reduce(OfCategory.and_, parts.values())
+                parts[name] = part if name not in parts else parts[name].plus(part)
+            whole = reduce(CategorySums.plus, parts.values())
             of_document = records(sums, self.numbers, self.kinds, whole, [parts[name] for name in self.names])
             for record, dictionary in zip(found, of_document, strict=True):
                 record["dictionaries"][splice.site_out.hook] = dictionary

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sae_lm_eval.scaling import Original
-from sae_lm_eval.scoring.executor import Query
+from sae_lm_eval.scoring.request import Query
 from sae_lm_eval.scoring.scorer import Scorer
 from sae_lm_eval.splicing.splice import Variant
 from sae_lm_eval.splicing.variants import Choices

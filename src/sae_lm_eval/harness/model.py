@@ -44,9 +44,9 @@ from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Progress
 from sae_lm_eval.scaling import Original
 from sae_lm_eval.scaling.of_documents import original_of
-from sae_lm_eval.scoring.executor import Query
+from sae_lm_eval.scoring.request import Query
 from sae_lm_eval.scoring.scorer import Scorer
-from sae_lm_eval.scoring.shared_answers import Together
+from sae_lm_eval.scoring.shared_answers import SharedAnswers
 from sae_lm_eval.splicing.activations import mean_activations
 from sae_lm_eval.splicing.arguments import Wanted, finite, refuse_misspelt, wanted_of, whole
 from sae_lm_eval.splicing.attach import attached
@@ -506,7 +506,7 @@ class SaeHFLM(Renewal, HFLM):
 
     def together(
         self, variants: Sequence[Variant], journal: Journal | None = None, identities: Sequence[str] = ()
-    ) -> Together | None:
+    ) -> SharedAnswers | None:
         """What answers for the baseline and `variants` in one pass; None where each must run as lm_eval runs it."""
         model = innermost(self.model)
         if getattr(getattr(self.model, "active_peft_config", None), "is_prompt_learning", False):
@@ -521,7 +521,7 @@ class SaeHFLM(Renewal, HFLM):
         except ValueError as error:
             logger.warning("Each variant is run by itself, and no KL is taken: %s.", error)
             return None
-        return Together(scorer, journal, identities)
+        return SharedAnswers(scorer, journal, identities)
 
     def scorer(self, variants: Sequence[Variant]) -> Scorer:
         """Raises `ValueError` where the model's head cannot be told from the rest."""
@@ -535,7 +535,7 @@ class SaeHFLM(Renewal, HFLM):
         dtype = self.mixed_precision_dtype
         return torch.autocast(device_type=self.device.type, dtype=dtype, enabled=dtype is not None)
 
-    def _from(self, together: Together, requests: list, *, disable_tqdm: bool) -> list[tuple[float, bool]]:
+    def _from(self, together: SharedAnswers, requests: list, *, disable_tqdm: bool) -> list[tuple[float, bool]]:
         """The answers to requests ((context, continuation), context ids, continuation ids), and KL at them."""
         queries = [self._query(context, continuation) for _, context, continuation in requests]
         if requests and requests[0][0] is not None:  # no windows of documents

@@ -21,7 +21,7 @@ from sae_lm_eval.harness.identity import Now, evaluating, text_content, tokenize
 from sae_lm_eval.harness.kl_at_answers import Divergence
 from sae_lm_eval.runtime.content import contents
 from sae_lm_eval.runtime.journal import Journal
-from sae_lm_eval.scoring.shared_answers import Together
+from sae_lm_eval.scoring.shared_answers import SharedAnswers
 from sae_lm_eval.splicing.arguments import Wanted
 
 
@@ -69,7 +69,7 @@ class Renewal:
     def _start_with(self, wanted: Wanted) -> None:
         """Run as that variant, with nothing remembered."""
         self._now, self._family, self._index = None, (), 1  # among the models answered for, 0 being the baseline
-        self._answers: Together | None = None
+        self._answers: SharedAnswers | None = None
         self._answers_of: list[str] | None = None  # the identities that `_answers` was made for
         self._journal: Journal | None = None
         self._identity_before: str | None = None
@@ -144,7 +144,7 @@ class Renewal:
             assert self._now is not None
             return self._now.parts(self)
 
-    def _shared(self) -> Together | None:
+    def _shared(self) -> SharedAnswers | None:
         """What answers for this variant as everything is now, unless it is run as lm_eval runs a model."""
         if self.choices.splice == "none" and not self._family:
             return None

@@ -1,295 +1,189 @@
-"""Running a plan: its prefixes and rows through the forked model, and the head where something is asked."""
+"""Running a plan: its prefixes and rows through the forked model, and the head where there are targets."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from transformers.cache_utils import Cache
 
 from sae_lm_eval.scoring import prefix_cache
+from sae_lm_eval.scoring.batches import Batch, Batches
 from sae_lm_eval.scoring.divergences import MEASURES, Predicted
 from sae_lm_eval.scoring.forked_pass import Fork
 from sae_lm_eval.scoring.last_block import LastBlock
 from sae_lm_eval.scoring.lm_head import Head
+from sae_lm_eval.scoring.memory import in_pieces
 from sae_lm_eval.scoring.packing import Prefix, Row
-from sae_lm_eval.splicing.splice import Context, Splice
+from sae_lm_eval.scoring.request import ScoreRequest, Scores, TargetIndex
+from sae_lm_eval.scoring.score_tables import ScoreTables
+from sae_lm_eval.splicing.splice import Context
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
 # Logits held at a time: on a CPU as many as its cache makes quick work of, elsewhere as many as keep it busy.
 LOGITS_ON_CPU, LOGITS = 2**22, 2**26
-ENOUGH = 32  # positions to run the head for at once: for a few it takes as long, since all its weights are read
-
-
-@dataclass(frozen=True)
-class Query:
-    """What the model reads, and what its last `len(targets)` positions are asked for."""
-
-    ids: Sequence[int]
-    targets: Sequence[int]
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Of one query, float32 arrays.
-
-    `logprob` (1 + variants, targets) is the target's, in nats, and `greedy`, if asked for, is 1 where it is the
-    likeliest token, the baseline first; `measures` (variants compared, targets) compare variants with the baseline.
-    """
-
-    logprob: np.ndarray
-    greedy: np.ndarray | None
-    measures: dict[str, np.ndarray]
-
-
-class Watch(Protocol):
-    """Sees what passes the splices of the first variant in a walk, at the positions that are asked for."""
-
-    def begin(self, context: Context, places: np.ndarray, which: np.ndarray, queries: np.ndarray) -> None:
-        """Before a batch; `places` and `which` are those of `Asked`, `queries` the numbers of the queries."""
-
-    def __call__(self, splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
-        """At a splice."""
-
-    def commit(self) -> None:
-        """After a batch; one that memory does not suffice for is begun again and never committed."""
-
-
-class Asked(NamedTuple):
-    """What is asked of a batch: the positions, among rows x positions, of which each is listed once; then for every
-    answer which of these it is asked of, the token, and where it goes. Sorted by position."""
-
-    places: np.ndarray
-    which: np.ndarray
-    targets: np.ndarray
-    goes: np.ndarray
-
-    @classmethod
-    def of(cls, parts: Iterable[tuple[np.ndarray, ...]]) -> Asked:
-        """From pieces of positions, targets and where the answers go."""
-        everywhere, targets, goes = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        places, which = np.unique(everywhere, return_inverse=True)
-        order = np.argsort(which, kind="stable")
-        return cls(places, which[order], targets[order], goes[order])
 
 
 class States(NamedTuple):
-    """What a batch comes to before the head: `hidden` (1 + variants, places, width), and what is asked of it."""
+    """A batch before the head: `hidden` (1 + variants, positions, width) at the positions that predict targets."""
 
     hidden: Tensor
-    asked: Asked
+    targets: TargetIndex
 
 
-class Walk:
-    """One walk over a plan.
+class Executor:
+    """Runs one request in the scope of a fork.
 
-    `tokens` is how many a batch may hold; it is halved where memory does not suffice for as many. `done` is told of
-    scores, by the number of the query, as soon as they are known; what is answered together is left out where all of it
-    is `known`. `measures` compare the first `compared` variants with the baseline, None being all of them.
+    The order in time: a prefix runs before all that begins with it, and its keys and values stay until the last of
+    these has run. Of rows behind the same prefix, batch after batch runs through the trunk until `batches.ENOUGH`
+    positions predict targets; then the head runs for these at once, and `deliver` is given the scores of the queries
+    that are complete, by number.
+
+    `tokens` is how many a batch may hold; it is halved where memory does not suffice for as many.
     """
 
     def __init__(
         self,
         fork: Fork,
         head: Head,
-        queries: Sequence[Query],
+        request: ScoreRequest,
+        deliver: Callable[[Mapping[int, Scores]], object],
+        *,
         tokens: int,
         dtype: torch.dtype,
-        measures: Sequence[str],
-        greedy: bool,
-        done: Callable[[Mapping[int, Scores]], object],
-        known: Collection[int] = (),
+        uneven: bool = True,
         last_block: LastBlock | None = None,
-        compared: int | None = None,
-        watch: Watch | None = None,
     ) -> None:
-        self.fork, self.head, self.queries = fork, head, queries
-        self.tokens, self.dtype, self.done = tokens, dtype, done
-        self.known, self.last_block, self.watch = frozenset(known), last_block, watch
-        self.uneven = True  # whether a batch may hold rows of several lengths
-        self.compared = fork.models - 1 if compared is None else compared
+        self.fork, self.head, self.request, self.deliver = fork, head, request, deliver
+        self.dtype, self.last_block = dtype, last_block
+        self.answered = frozenset(request.answered)
+        self.tables = ScoreTables(request, fork.models)
+        self.measures = {name: MEASURES[name] for name in request.measures}
+        config = head.model.config.get_text_config()
+        heads = getattr(config, "num_attention_heads", None)
+        copies, starts = fork.copies, self.tables.starts
+        self.batches = Batches(request.queries, starts, tokens=tokens, copies=copies, heads=heads, uneven=uneven)
         self.device = next(head.model.parameters()).device
-        # Some models give their blocks a tensor of (heads, ...), which must not look like one of (rows, ...).
-        self.heads = getattr(head.model.config.get_text_config(), "num_attention_heads", None)
         logits = LOGITS_ON_CPU if self.device.type == "cpu" else LOGITS
-        self.places = max(1, logits // head.model.config.get_text_config().vocab_size)  # that the head is run for
-        self.starts = np.concatenate([[0], np.cumsum([len(query.targets) for query in queries], dtype=int)])
-        models = {"logprob": fork.models, **({"greedy": fork.models} if greedy else {})}
-        models |= dict.fromkeys(measures, self.compared)
-        self.tables = {name: np.zeros((rows, self.starts[-1]), dtype=np.float32) for name, rows in models.items()}
-        self.measures = {name: MEASURES[name] for name in measures}
+        self.positions_at_once = max(1, logits // config.vocab_size)  # that the head runs for
 
-    def behind(self, node: Prefix, cache: Cache | None) -> None:
-        """Run everything that comes behind a prefix, whose cache is given."""
+    @property
+    def tokens(self) -> int:
+        """How many tokens a batch may hold, as far as memory has shown until now."""
+        return self.batches.tokens
+
+    def run(self, node: Prefix, cache: Cache | None = None) -> None:
+        """Run everything that comes behind a prefix, whose keys and values are in `cache`, None being those of none."""
         rows = sorted(node.rows, key=lambda row: -len(row.ids))
         for branches in (True, False):  # not in one batch: a row without them may be longer than a window looks back
-            self._in_batches([row for row in rows if row.branches == branches], cache)
+            self._run_rows([row for row in rows if row.branches == branches], cache)
         for longer in node.longer:
-            if not self.known.issuperset(longer.members):
-                self.behind(longer, self._prefix(longer, cache))
+            if not self.answered.issuperset(longer.members):
+                self.run(longer, self._run_prefix(longer, cache))
 
-    def _in_batches(self, rows: Sequence[Row], cache: Cache | None) -> None:
-        """Answer rows, several batches at once where little is asked of each."""
+    def _run_rows(self, rows: Sequence[Row], cache: Cache | None) -> None:
         while rows:
-            count = asked = 0
-            while count < len(rows) and asked < ENOUGH:
-                batch = rows[count : count + self._fitting(rows[count:])]
-                asked += len(self._asked(batch).places)
-                count += len(batch)
+            count = self.batches.rows_for_head(rows)
             numbers = [number for row in rows[:count] for number in row.paths]
-            if not self.known.issuperset(numbers):
-                self._answer([*self._states(rows[:count], cache)])
-                self.done({number: self._scores(number) for number in numbers})
+            if not self.answered.issuperset(numbers):
+                run, sizes = partial(self._run_batch_of_rows, cache), self.batches
+                states = [*in_pieces(rows[:count], sizes.rows_at_once, run, sizes.shrink)]
+                self._score([each for each in states if each is not None])
+                self.deliver({number: self.tables.scores(number) for number in numbers})
             rows = rows[count:]
 
-    def _fitting(self, rows: Sequence[Row]) -> int:
-        """How many of the rows, the longest first, are run as one batch."""
-        count = min(len(rows), max(1, self.tokens // max(1, len(rows[0].ids))))
-        if not self.uneven:
-            count = sum(len(row.ids) == len(rows[0].ids) for row in rows[:count])  # the longest come first
-        while count > 1 and (self._is_square(rows[:count]) or count * self.fork.copies == self.heads):
-            count -= 1
-        return count
+    def _run_batch_of_rows(self, cache: Cache | None, rows: Sequence[Row]) -> States | None:
+        batch = self.batches.of_rows(rows)
+        if batch is None:
+            return None
+        return self._run_batch(batch, None if cache is None else prefix_cache.shared(cache))
 
-    def _states(self, rows: Sequence[Row], cache: Cache | None) -> Iterator[States]:
-        while rows:
-            count = self._fitting(rows)
-            try:
-                states = self._rows(rows[:count], cache)
-            except Exception as error:
-                if count == 1 or not should_reduce_batch_size(error):
-                    raise
-                self.tokens = max(1, count // 2) * len(rows[0].ids)
-                logger.warning("Out of memory: continuing with batches of %d tokens.", self.tokens)
-                continue
-            if states is not None:
-                yield states
-            rows = rows[count:]
-
-    def _is_square(self, rows: Sequence[Row]) -> bool:
-        """Whether a tensor of (positions, ...) would look like one of (rows, ...)."""
-        return len(rows[0].ids) == len(rows) * self.fork.copies
-
-    def _scores(self, number: int) -> Scores:
-        of_query = slice(self.starts[number], self.starts[number + 1])
-        cut = {name: table[:, of_query] for name, table in self.tables.items()}
-        return Scores(cut["logprob"], cut.get("greedy"), {name: cut[name] for name in self.measures})
-
-    def _prefix(self, node: Prefix, cache: Cache | None) -> Cache:
-        ids = torch.tensor([node.ids], device=self.device)
-        positions = torch.arange(node.start, node.stop, device=self.device)[None]
+    def _run_prefix(self, node: Prefix, cache: Cache | None) -> Cache:
+        """Its keys and values behind those of the shorter prefix in `cache`; targets inside it are scored."""
         cache = prefix_cache.empty() if cache is None else prefix_cache.extended(cache)
-        wanted = [self._wanted(number, node.start, node.stop) for number in node.members]
-        asked = Asked.of((where - node.start, targets, goes) for where, targets, goes in wanted)
-        self._answer([self._run(Context(ids, positions, None), cache, asked)])
+        self._score([self._run_batch(self.batches.of_prefix(node), cache)])
         return cache
 
-    def _rows(self, rows: Sequence[Row], cache: Cache | None) -> States | None:
-        depth, length = rows[0].depth, self._length(rows)
-        if not length:
-            return None
-        ids = np.zeros((len(rows), length), dtype=np.int64)
-        positions = np.tile(np.arange(depth, depth + length), (len(rows), 1))
-        for index, row in enumerate(rows):
-            ids[index, : len(row.ids)], positions[index, : len(row.ids)] = row.ids, row.depths
-        context = Context(self._here(ids), self._here(positions), None)
-        trees = {"position_ids": context.positions, "attention_mask": self._mask(rows, depth, length)}
-        cache = None if cache is None else prefix_cache.shared(cache)
-        return self._run(context, cache, self._asked(rows), **(trees if rows[0].branches else {}))
+    def _run_batch(self, batch: Batch, cache: Cache | None) -> States:
+        """One forked pass through the trunk.
 
-    def _length(self, rows: Sequence[Row]) -> int:
-        """Of a batch of rows, the longest first."""
-        return len(rows[0].ids) + self._is_square(rows)
+        All that looks into the pass is told of the batch before it: the fork, which appends the variants' rows, the
+        last block, and the watch.
+        """
+        targets, watch = batch.targets, self.request.watch
+        context = Context(self._here(batch.ids), self._here(batch.positions), None)
+        kwargs: dict[str, Any] = {}
+        if batch.visible is not None:
+            kwargs = {"position_ids": context.positions, "attention_mask": self._additive_mask(batch.visible)}
+        with ExitStack() as scope:
+            record = None
+            if watch is not None:
+                record = scope.enter_context(watch.batch(context, targets, self.tables.queries(targets.columns)))
+            self.fork.begin(context, record)
+            if self.last_block is not None:
+                self.last_block.begin(targets.positions, context.input_ids.shape)
+            copies = self.fork.copies
+            kwargs = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in kwargs.items()}
+            ids = context.input_ids.repeat(copies, 1)
+            out: Any = self.head.trunk(input_ids=ids, past_key_values=cache, use_cache=cache is not None, **kwargs)
+            hidden = self.fork.in_order(out.last_hidden_state).flatten(1, 2)
+        # The last block may be on another device than the first.
+        return States(hidden[:, torch.from_numpy(targets.positions).to(hidden.device)], targets)
 
-    def _asked(self, rows: Sequence[Row]) -> Asked:
-        depth, length, parts = rows[0].depth, self._length(rows), []
-        for index, row in enumerate(rows):
-            for number, path in row.paths.items():
-                where, targets, goes = self._wanted(number, depth, len(self.queries[number].ids))
-                parts.append((index * length + path[where - depth], targets, goes))
-        return Asked.of(parts)
-
-    def _wanted(self, number: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What a query asks from `start` to `stop`: at which positions, the targets, and where its answers go."""
-        query = self.queries[number]
-        first = len(query.ids) - len(query.targets)
-        where = np.arange(max(start, first), max(start, first, min(stop, len(query.ids))))
-        return where, np.asarray(query.targets, dtype=np.int64)[where - first], self.starts[number] + where - first
-
-    def _mask(self, rows: Sequence[Row], depth: int, length: int) -> Tensor:
+    def _additive_mask(self, visible: np.ndarray) -> Tensor:
         """(rows, 1, length, depth + length), to be added to attention scores."""
-        visible = np.tile(np.eye(length, dtype=bool), (len(rows), 1, 1))
-        for index, row in enumerate(rows):
-            visible[index, : len(row.ids), : len(row.ids)] = row.visible()
-        dtype = self.head.model.dtype
-        hidden = self._here(~np.pad(visible, ((0, 0), (0, 0), (depth, 0)), constant_values=True))
-        return torch.zeros(hidden.shape, dtype=dtype, device=self.device).masked_fill(hidden, torch.finfo(dtype).min)[
-            :, None
-        ]
+        dtype, hidden = self.head.model.dtype, self._here(~visible)
+        mask = torch.zeros(hidden.shape, dtype=dtype, device=self.device)
+        return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None]
 
     def _here(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
-    def _run(self, context: Context, cache: Cache | None, asked: Asked, **kwargs: Tensor) -> States:
-        """Run a batch; `kwargs` are the trunk's own."""
-        self.fork.begin(context)
-        if self.last_block is not None:
-            self.last_block.ask(asked.places, context.input_ids.shape)
-        if self.watch is not None:
-            queries = np.searchsorted(self.starts, asked.goes, side="right") - 1
-            self.watch.begin(context, asked.places, asked.which, queries)
-        copies = self.fork.copies
-        kwargs = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in kwargs.items()}
-        ids = context.input_ids.repeat(copies, 1)
-        out: Any = self.head.trunk(input_ids=ids, past_key_values=cache, use_cache=cache is not None, **kwargs)
-        hidden = self.fork.in_order(out.last_hidden_state).flatten(1, 2)
-        if self.watch is not None:
-            self.watch.commit()
-        # The last block may be on another device than the first.
-        return States(hidden[:, torch.from_numpy(asked.places).to(hidden.device)], asked)
-
-    def _answer(self, batches: Sequence[States]) -> None:
-        """Write what is asked of batches into the tables."""
+    def _score(self, batches: Sequence[States]) -> None:
+        """Run the head for batches, in pieces of positions, and write the targets' scores into the tables."""
         if not batches:
             return
         hidden = torch.cat([batch.hidden for batch in batches], dim=1)
-        before = np.cumsum([0, *(batch.hidden.shape[1] for batch in batches)])
-        which = np.concatenate([batch.asked.which + start for batch, start in zip(batches, before[:-1], strict=True)])
-        targets, goes = (np.concatenate([getattr(b.asked, name) for b in batches]) for name in ("targets", "goes"))
-        start = 0
-        while start < hidden.shape[1]:
-            piece = slice(*np.searchsorted(which, [start, start + self.places]))
-            at, target = self._here(which[piece] - start), self._here(targets[piece])
-            try:
-                compared = self._compare(hidden[:, start : start + self.places], at, target)
-            except Exception as error:
-                if self.places == 1 or not should_reduce_batch_size(error):
-                    raise
-                self.places //= 2
-                logger.warning("Out of memory: continuing with logits at %d positions.", self.places)
-                continue
-            for name, values in compared.items():
-                self.tables[name][:, goes[piece]] = values.float().cpu().numpy()
-            start += self.places
+        starts = np.cumsum([0, *(batch.hidden.shape[1] for batch in batches)])[:-1]
+        place = np.concatenate([batch.targets.place + start for batch, start in zip(batches, starts, strict=True)])
+        tokens = np.concatenate([batch.targets.tokens for batch in batches])
+        columns = np.concatenate([batch.targets.columns for batch in batches])
 
-    def _compare(self, states: Tensor, at: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """Columns of each table from hidden states (1 + variants, positions, width)."""
-        columns: dict[str, list[Tensor]] = {name: [] for name in self.tables}
+        def score_piece(positions: range) -> None:
+            piece = slice(*np.searchsorted(place, [positions.start, positions.stop]))
+            at, target = self._here(place[piece] - positions.start), self._here(tokens[piece])
+            scores = self._scores(hidden[:, positions.start : positions.stop], at, target)
+            values = {name: scored.float().cpu().numpy() for name, scored in scores.items()}
+            self.tables.write(columns[piece], values)
+
+        for _ in in_pieces(range(hidden.shape[1]), self._positions_at_once, score_piece, self._shrink):
+            pass
+
+    def _positions_at_once(self, positions: range) -> int:
+        return min(self.positions_at_once, len(positions))
+
+    def _shrink(self, _positions: range, count: int) -> None:
+        self.positions_at_once = count
+        logger.warning("Out of memory: continuing with logits at %d positions.", count)
+
+    def _scores(self, hidden: Tensor, place: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """What the tables take, (models, targets): `place` and `target` (targets,) index positions and vocabulary."""
+        columns: dict[str, list[Tensor]] = {name: [] for name in self.tables.tables}
         baseline = None
-        for number, of_model in enumerate(states):
+        for number, of_model in enumerate(hidden):
             predicted = Predicted(self.head(of_model).to(self.dtype).log_softmax(-1), baseline)
             baseline = baseline or predicted
-            at, target = at.to(predicted.logprob.device), target.to(predicted.logprob.device)
-            columns["logprob"].append(predicted.logprob[at, target])
+            place, target = place.to(predicted.logprob.device), target.to(predicted.logprob.device)
+            columns["logprob"].append(predicted.logprob[place, target])
             if "greedy" in columns:
-                columns["greedy"].append(predicted.likeliest[at] == target)
-            for name, measure in self.measures.items() if 1 <= number <= self.compared else ():
-                columns[name].append(measure(predicted)[at])
+                columns["greedy"].append(predicted.likeliest[place] == target)
+            for name, measure in self.measures.items() if 1 <= number <= self.tables.compared else ():
+                columns[name].append(measure(predicted)[place])
         return {name: torch.stack(column) for name, column in columns.items() if column}

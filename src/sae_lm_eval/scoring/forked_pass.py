@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sae_lm_eval.splicing.attach import Attachment
+from sae_lm_eval.splicing.attach import Attachment, SpliceWatch
 from sae_lm_eval.splicing.hook_names import blocks_path
 from sae_lm_eval.splicing.module_io import Port
 from sae_lm_eval.splicing.splice import Context, Variant
@@ -60,30 +61,22 @@ class Fork:
         if path is not None:
             blocks: Any = model.get_submodule(path)
             for index, block in enumerate(blocks):
-                # Before the variants' own hooks, which look for their rows.
+                # PyTorch calls hooks in the order in which they were registered: these come before the variants' own,
+                # which look for the rows that these append.
                 before, after = ([i for i, point in enumerate(points) if point == (index, side)] for side in SIDES)
-                scope.callback(
-                    block.register_forward_pre_hook(
-                        lambda _m, args, kwargs, before=before: self._enter(before, args, kwargs), with_kwargs=True
-                    ).remove
-                )
+                enter = block.register_forward_pre_hook(partial(self._enter, before), with_kwargs=True)
+                scope.callback(enter.remove)
                 if after:
-                    scope.callback(
-                        block.register_forward_hook(lambda _m, _a, out, after=after: self._leave(after, out)).remove
-                    )
+                    scope.callback(block.register_forward_hook(partial(self._leave, after)).remove)
         self._attachments = [Attachment(model, variant, scope) for variant in variants]
 
-    def watch(self, variant: int, watch: Any) -> None:
-        """Let `watch` be called at each splice of a variant; see `splice.Attachment`."""
-        self._attachments[variant].watch = watch
-
-    def begin(self, context: Context) -> None:
-        """To be called before each pass through the trunk."""
+    def begin(self, context: Context, watch: SpliceWatch | None = None) -> None:
+        """Before each pass through the trunk; `watch` is called at each splice of the first variant."""
         self._rows = context.input_ids.shape[0]
         self._called_with = self._rows * self.copies
         self._order, self._wider = [], {}
-        for attachment in self._attachments:
-            attachment.begin(context)
+        for number, attachment in enumerate(self._attachments):
+            attachment.begin(context, watch if number == 0 else None)
         self._append(self._starting)
 
     def in_order(self, hidden: Tensor) -> Tensor:
@@ -105,20 +98,25 @@ class Fork:
         self._wider.clear()
         return torch.cat([hidden, *[hidden[: self._rows]] * len(variants)])
 
-    def _enter(self, variants: Sequence[int], args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def _enter(self, variants: Sequence[int], _block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if args:
             hidden, rest, keywords = self._fork(args[0], variants), args[1:], kwargs
             return (hidden, *(self._widen(value) for value in rest)), {k: self._widen(v) for k, v in keywords.items()}
         hidden = self._fork(kwargs["hidden_states"], variants)
         return (), {k: hidden if k == "hidden_states" else self._widen(v) for k, v in kwargs.items()}
 
-    def _leave(self, variants: Sequence[int], output: Any) -> Any:
+    def _leave(self, variants: Sequence[int], _block: nn.Module, _args: tuple, output: Any) -> Any:
         if isinstance(output, tuple):
             return (self._fork(output[0], variants), *output[1:])
         return self._fork(output, variants)
 
     def _widen(self, value: Any) -> Any:
-        """What goes with every row (masks, positions) for the rows appended so far; size 1 is left to broadcasting."""
+        """What goes with every row (masks, positions) for the rows appended so far; size 1 is left to broadcasting.
+
+        A block is given tensors that were made for the batch that the trunk was called with, and knows nothing of rows
+        that were appended since. That a tensor goes with the rows is told by its first axis alone, for which reason
+        batches avoid the sizes at which another axis would look like it.
+        """
         if isinstance(value, tuple):
             return tuple(self._widen(part) for part in value)
         extra = 1 + len(self._order) - self.copies
@@ -152,7 +150,7 @@ def earliest(points: Sequence[Point]) -> Point:
 def point_of(port: Port | None, blocks: str | None) -> Point:
     """The latest point before `port` at which rows can be appended; `blocks` is the path of the list of blocks."""
     assert port is not None, "resolve the site with writable_port first"
-    if blocks is None or not (found := re.fullmatch(rf"{re.escape(blocks)}\.(\d+)(\..+)?", port.path)):
+    if blocks is None or not (match := re.fullmatch(rf"{re.escape(blocks)}\.(\d+)(\..+)?", port.path)):
         return START
-    whole = found[2] is None
-    return Point(int(found[1]), "output" if whole and port.side == "output" else "input")
+    is_block = match[2] is None
+    return Point(int(match[1]), "output" if is_block and port.side == "output" else "input")

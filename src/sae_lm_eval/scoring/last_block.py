@@ -1,9 +1,10 @@
-"""The last block only where something is asked: nothing looks at what it makes of any other position."""
+"""The last block only where targets are predicted: nothing looks at what it makes of any other position."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -53,13 +54,14 @@ def _path(architecture: Architecture, hook: str) -> str | None:
 
 
 class LastBlock:
-    """Hooks on the last block for a scope. After `ask` its modules run, and its queries look, at places asked for.
+    """Hooks on the last block for a scope.
 
-    A fork may have appended copies of the batch's rows by then: the same places are asked for in each.
+    After `begin` its modules run, and its queries look, at some positions alone. A fork may have appended copies of the
+    batch's rows by then: they are the same positions in each.
     """
 
     def __init__(self, model: nn.Module, paths: Paths, scope: ExitStack):
-        self._places: Any = None  # (asked,) among rows x positions
+        self._places: Any = None  # (distinct positions,) indices among rows x length
         self._queries = FewQueries()
         self._shape: Any = None
         self._device: Any = None  # the last block's, which may be on another one than the first
@@ -71,16 +73,12 @@ class LastBlock:
         if paths.block is not None:
             block = model.get_submodule(paths.block)
             self._device = next(block.parameters()).device
-            forward = block.forward
-
-            def attending(*args: Any, **kwargs: Any) -> Any:
-                with self._queries:
-                    return forward(*args, **kwargs)
-
+            # A TorchFunctionMode acts inside a `with` alone, which no pair of hooks can be.
+            attending = partial(self._attending, block.forward)
             scope.enter_context(instead(block, "forward", attending))
 
-    def ask(self, places: np.ndarray, shape: torch.Size) -> None:
-        """What the next batch is asked for: `places` among its rows x positions, sorted, each once."""
+    def begin(self, places: np.ndarray, shape: torch.Size) -> None:
+        """Before each pass: which places are needed among rows x positions, of `shape`; sorted, each once."""
         self._places, self._positions = torch.from_numpy(places).to(self._device), shape.numel()
         rows, length = shape
         self._queries.at = None
@@ -91,6 +89,10 @@ class LastBlock:
             at = np.zeros((rows, most), dtype=np.int64)
             at[row, np.arange(len(places)) - (np.cumsum(count) - count)[row]] = column
             self._queries.at = torch.from_numpy(at).to(self._device)
+
+    def _attending(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        with self._queries:
+            return forward(*args, **kwargs)
 
     def _narrow(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, *rest = args
@@ -127,6 +129,6 @@ def narrowed(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mask
     few = at.expand(-1, query.shape[1], -1, query.shape[3])
     mask = mask.expand(len(query), -1, -1, -1)
     mask = mask.gather(2, at.expand(-1, mask.shape[1], -1, mask.shape[3]))
-    found = attention(query.gather(2, few), *rest, **{**kwargs, "attn_mask": mask})
-    whole = found.new_zeros(*query.shape[:3], found.shape[3])
-    return whole.scatter_(2, at.expand(-1, *found.shape[1:2], -1, found.shape[3]), found)
+    attended = attention(query.gather(2, few), *rest, **{**kwargs, "attn_mask": mask})
+    whole = attended.new_zeros(*query.shape[:3], attended.shape[3])
+    return whole.scatter_(2, at.expand(-1, *attended.shape[1:2], -1, attended.shape[3]), attended)

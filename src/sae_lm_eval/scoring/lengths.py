@@ -65,26 +65,30 @@ class Lengths:
         """Inside the scope, a pass through the trunk finds rotary tables as if no other had gone before it."""
         with ExitStack() as scope:
             if self._tables_differ:
-                scope.callback(self.trunk.register_forward_pre_hook(lambda *_: self._begin()).remove)
+                scope.callback(self.trunk.register_forward_pre_hook(self._before_trunk).remove)
             yield
 
+    def _before_trunk(self, _module: nn.Module, _args: tuple) -> None:
+        self._begin()
+
     def _begin(self) -> None:
+        """Ask each table for position 0: one that grows with what it has seen goes back to where it began."""
         for table in self.tables:
             table.at(torch.zeros(1, 1, dtype=torch.long, device=self.device))
 
     def _tables(self) -> list[Table]:
         """Found as they are called when the trunk reads two tokens."""
-        found: list[Table] = []
+        tables: list[Table] = []
 
         def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            found.append(Table(module, args, kwargs))
+            tables.append(Table(module, args, kwargs))
 
         with torch.no_grad(), ExitStack() as scope:
             for module in self.trunk.modules():
                 if _takes_positions(module) and not any(True for _ in module.parameters()):
                     scope.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
             self.trunk(input_ids=torch.zeros(1, 2, dtype=torch.long, device=self.device), use_cache=False)
-        return found
+        return tables
 
     @cached_property
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -22,27 +23,31 @@ class Head:
     def __init__(self, model: Any):
         self.model = model
         ids = torch.tensor([[0, 1]], device=next(model.parameters()).device)
-        seen: dict[nn.Module, Any] = {}
+        outputs: dict[nn.Module, Any] = {}
+
+        def keep(module: nn.Module, _args: tuple, output: Any) -> None:
+            outputs.setdefault(module, output)
+
         candidates = [model.base_model, model.get_decoder()]
-        handles = [
-            module.register_forward_hook(lambda module, _args, output: seen.setdefault(module, output))
-            for module in dict.fromkeys(candidates)
-            if module is not model
-        ]
-        try:
-            with torch.no_grad():
-                model(input_ids=ids)
-        finally:
-            for handle in handles:
-                handle.remove()
-        found = [module for module in candidates if getattr(seen.get(module), "last_hidden_state", None) is not None]
-        if not found:
+        with torch.no_grad(), ExitStack() as scope:
+            for module in dict.fromkeys(candidates):
+                if module is not model:
+                    scope.callback(module.register_forward_hook(keep).remove)
+            model(input_ids=ids)
+        trunks = [m for m in candidates if getattr(outputs.get(m), "last_hidden_state", None) is not None]
+        if not trunks:
             raise ValueError(f"{type(model).__name__} has no trunk whose last hidden state could be taken")
-        self.trunk: Any = found[0]
-        self._output = type(seen[self.trunk])
+        self.trunk: Any = trunks[0]
+        self._output = type(outputs[self.trunk])
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Logits (n, vocabulary) of hidden states (n, width)."""
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
-        with instead(self.trunk, "forward", lambda *_args, **_kwargs: self._output(last_hidden_state=hidden[None])):
+        # `forward` of the trunk gives what it has computed already; the ids say no more than how many positions.
+        output = self._output(last_hidden_state=hidden[None])
+
+        def computed(*_args: Any, **_kwargs: Any) -> Any:
+            return output
+
+        with instead(self.trunk, "forward", computed):
             return self.model(input_ids=ids, use_cache=False).logits[0]

@@ -68,7 +68,7 @@ class Prefix:
     longer: list[Prefix] = field(default_factory=list)
 
 
-def plan(sequences: Sequence[Sequence[int]], *, capacity: int, limit: int, prefixes: bool, trees: bool) -> Prefix:
+def pack(sequences: Sequence[Sequence[int]], *, capacity: int, limit: int, prefixes: bool, trees: bool) -> Prefix:
     """What to run so that every token of every sequence is computed, as a root whose own prefix is empty.
 
     A row holds up to `capacity` tokens, and with its prefix no more than `limit`, unless a single sequence is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.scoring.executor import Query, Scores, Walk, Watch
+from sae_lm_eval.scoring.executor import Executor
 from sae_lm_eval.scoring.forked_pass import START, forked
 from sae_lm_eval.scoring.last_block import LastBlock, Paths, paths_of_last_block
 from sae_lm_eval.scoring.lengths import Lengths
 from sae_lm_eval.scoring.lm_head import Head
-from sae_lm_eval.scoring.packing import plan
+from sae_lm_eval.scoring.packing import pack
+from sae_lm_eval.scoring.request import Query, ScoreRequest, Scores
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.splice import Variant
 
@@ -42,7 +43,7 @@ class Layout:
     blocks: bool = True  # those below a variant's first site
     prefixes: bool = True
     rows: bool = True
-    last_block: bool = True  # its MLP, queries and output projection run where something is asked only
+    last_block: bool = True  # its MLP, queries and output projection run where targets are predicted alone
     uneven: bool = True  # rows of several lengths in a batch
 
     def __str__(self) -> str:
@@ -107,7 +108,7 @@ class Scorer:
     ):
         self.model, self.variants = model, tuple(variants)
         self.rows, self.dtype, self._longest = rows, dtype, limit
-        self.limit = min([limit, *windows(model.config.get_text_config())])
+        self.limit = min([limit, *attention_windows(model.config.get_text_config())])
         self.head = Head(model)
 
     @cached_property
@@ -128,77 +129,54 @@ class Scorer:
         """The most that may be shared without changing a score: by what is known to forbid it, and by trying."""
         allowed = [layout for layout in LAYOUTS if not (self._whole and layout.uneven)]
         with self._lengths.from_nothing():
-            found = next((layout for layout in allowed if self._agrees(layout)), None)
-        if found is None:
+            layout = next((layout for layout in allowed if self._agrees(layout)), None)
+        if layout is None:
             raise ValueError(
                 f"{type(self.model).__name__} scores sequences of different lengths differently when they share a batch"
             )
-        if found not in LAYOUTS[:2]:
-            logger.warning("%s is scored %s, which is slower.", type(self.model).__name__, found)
-        return found
+        if layout not in LAYOUTS[:2]:
+            logger.warning("%s is scored %s, which is slower.", type(self.model).__name__, layout)
+        return layout
 
     @torch.no_grad()
-    def score(
-        self,
-        queries: Sequence[Query],
-        done: Callable[[Mapping[int, Scores]], object],
-        *,
-        measures: Sequence[str] = ("kl",),
-        greedy: bool = True,
-        known: Collection[int] = (),
-        compared: int | None = None,
-        watch: Watch | None = None,
-    ) -> None:
-        """Score each query by the baseline and every variant; `done` is told of some at a time, by number, in no order.
+    def score(self, request: ScoreRequest, deliver: Callable[[Mapping[int, Scores]], object]) -> None:
+        """Score each query by the baseline and every variant.
 
-        `measures` are of the first `compared` variants, None being all of them; `greedy` is whether the likeliest
-        token is looked for; `watch` sees the first variant.
-        What is run together does not depend on what is `known`, so that neither do the scores; where all of it is, it
-        is left out.
+        `deliver` is given the scores of some queries at a time, by number, in no order.
 
-        Raises `ValueError` where the model bears no layout or a query has fewer positions than targets, and what torch
-        raises where memory does not suffice for a single row.
+        Raises `ValueError` where the model bears no layout, and what torch raises where memory does not suffice for a
+        single row.
         """
-        for query in queries:
-            if not 0 < len(query.targets) <= len(query.ids):
-                raise ValueError(f"{len(query.targets)} targets cannot be asked of {len(query.ids)} positions")
-        layout = self.layout
-        self.rows = self._score(queries, layout, self.rows, CAPACITY, measures, greedy, done, known, compared, watch)
+        layout = self.layout  # found before it is needed: a trial runs the model in a scope of its own
+        self.rows = self._score(request, deliver, layout, self.rows, CAPACITY)
 
     def _score(
         self,
-        queries: Sequence[Query],
+        request: ScoreRequest,
+        deliver: Callable[[Mapping[int, Scores]], object],
         layout: Layout,
         rows: int,
         capacity: int,
-        measures: Sequence[str],
-        greedy: bool,
-        done: Callable[[Mapping[int, Scores]], object],
-        known: Collection[int] = (),
-        compared: int | None = None,
-        watch: Watch | None = None,
     ) -> int:
         """How many rows of `capacity` tokens memory sufficed for at once."""
-        root = plan(
-            [query.ids for query in queries],
-            capacity=capacity,
-            limit=self.limit,
-            prefixes=layout.prefixes,
-            trees=layout.rows,
-        )
+        ids = [query.ids for query in request.queries]
+        root = pack(ids, capacity=capacity, limit=self.limit, prefixes=layout.prefixes, trees=layout.rows)
         with ExitStack() as scope:
             scope.enter_context(self._lengths.from_nothing())
             fork = scope.enter_context(forked(self.model, self.variants, None if layout.blocks else START))
             last_block = LastBlock(self.model, self._last_block_paths, scope) if layout.last_block else None
-            if watch is not None:
-                fork.watch(0, watch)
-            tokens = rows * capacity
-            walk = Walk(
-                fork, self.head, queries, tokens, self.dtype, measures, greedy, done, known, last_block, compared, watch
+            executor = Executor(
+                fork,
+                self.head,
+                request,
+                deliver,
+                tokens=rows * capacity,
+                dtype=self.dtype,
+                uneven=layout.uneven,
+                last_block=last_block,
             )
-            walk.uneven = layout.uneven
-            walk.behind(root, None)
-        return max(1, walk.tokens // capacity)
+            executor.run(root)
+        return max(1, executor.tokens // capacity)
 
     @cached_property
     def _trial(self) -> Trial:
@@ -231,14 +209,15 @@ class Scorer:
         """
         scores: dict[int, Scores] = {}
         try:
-            self._score(self._trial.queries, layout, max(2, self.rows), 32, (), False, scores.update)
+            request = ScoreRequest(self._trial.queries, measures=(), greedy=False)
+            self._score(request, scores.update, layout, max(2, self.rows), 32)
         except UserError:
             raise
         except Exception as error:  # whatever an architecture does not bear; it gets the next layout
             logger.debug("%s cannot be scored %s: %r", type(self.model).__name__, layout, error)
             return False
-        found = np.stack([scores[i].logprob for i in range(len(self._trial.queries))])
-        off = typical(np.abs(found - self._in_batches))
+        shared = np.stack([scores[i].logprob for i in range(len(self._trial.queries))])
+        off = typical(np.abs(shared - self._in_batches))
         tolerance = TOLERANCE[self.model.dtype]
         return bool((off <= tolerance).all() or (off <= np.maximum(tolerance, SPREADS * self._spread)).all())
 
@@ -256,7 +235,7 @@ class Scorer:
         return torch.stack(out, dim=1).float().cpu().numpy()
 
 
-def windows(config: Any) -> list[int]:
+def attention_windows(config: Any) -> list[int]:
     """How far the model's layers look back, where some of them do not look at everything."""
     names = ("sliding_window", "window_size", "attention_chunk_size")
     return [size for name in names if isinstance(size := getattr(config, name, None), int)]

@@ -9,33 +9,33 @@ from typing import Any
 import numpy as np
 
 from sae_lm_eval.runtime.journal import Journal
-from sae_lm_eval.scoring.executor import Query, Scores
+from sae_lm_eval.scoring.request import Query, ScoreRequest, Scores
 from sae_lm_eval.scoring.scorer import Scorer
 
 FIELDS = ("logprob", "greedy", "kl")  # sums over the targets; whether all of them are the likeliest
 
 
-class Together:
-    """Answers loglikelihood requests for the baseline and every variant; what was asked before is not run again.
+class SharedAnswers:
+    """Answers loglikelihood requests for the baseline and every variant; none of them is run twice.
 
     Answers are kept in `journal`, batch by batch, under the `identities` of the models.
     """
 
     def __init__(self, scorer: Scorer, journal: Journal | None = None, identities: Sequence[str] = ()):
         self.scorer = scorer
-        self.tokenised: list[Any] = []  # the requests asked last, as lm_eval has them with their tokens
+        self.tokenised: list[Any] = []  # the latest requests, as lm_eval has them with their tokens
         self.journal = journal or Journal()
         self._models = hashlib.sha256(" ".join(identities).encode()).hexdigest()
 
     def answers(
         self,
         queries: Sequence[Query],
-        done: Callable[[int, np.ndarray], object],
+        deliver: Callable[[int, np.ndarray], object],
         recalled: Callable[[int], object] = lambda _number: None,
     ) -> None:
-        """Tell `done` of each query's number and answer, float64 (models, FIELDS), in any order.
+        """Give `deliver` each query's number and answer, float64 (models, FIELDS), in any order.
 
-        `recalled` is told before `done` of those that were answered before.
+        Of those that the journal has, `recalled` is given the number before.
         """
         numbers: dict[bytes, list[int]] = {}
         for number, query in enumerate(queries):
@@ -43,30 +43,30 @@ class Together:
         keys = list(numbers)
         unique = [queries[numbers[key][0]] for key in keys]
 
-        def tell(index: int, answer: np.ndarray) -> None:
+        def deliver_all(index: int, answer: np.ndarray) -> None:
             for number in numbers[keys[index]]:
-                done(number, answer)
+                deliver(number, answer)
 
-        known = set()
+        answered = set()
         for index, key in enumerate(keys):
-            if (answer := self._known(key)) is not None:
-                known.add(index)
+            if (answer := self._kept(key)) is not None:
+                answered.add(index)
                 for number in numbers[key]:
                     recalled(number)
-                tell(index, answer)
+                deliver_all(index, answer)
 
         def store(scored: Mapping[int, Scores]) -> None:
-            answers = {index: _summed(scores) for index, scores in scored.items() if index not in known}
+            answers = {index: _summed(scores) for index, scores in scored.items() if index not in answered}
             self.journal.put(self._models, {keys[index]: answer.tobytes() for index, answer in answers.items()})
             for index, answer in answers.items():
-                tell(index, answer)
+                deliver_all(index, answer)
 
-        if len(known) < len(keys):
-            self.scorer.score(unique, store, known=known)
+        if len(answered) < len(keys):
+            self.scorer.score(ScoreRequest(unique, answered=answered), store)
 
-    def _known(self, key: bytes) -> np.ndarray | None:
-        found = self.journal.get(self._models, key)
-        return None if found is None else np.frombuffer(found).reshape(-1, len(FIELDS))
+    def _kept(self, key: bytes) -> np.ndarray | None:
+        kept = self.journal.get(self._models, key)
+        return None if kept is None else np.frombuffer(kept).reshape(-1, len(FIELDS))
 
 
 def _key(query: Query) -> bytes:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,10 +36,18 @@ def attached(model: nn.Module, variant: Variant) -> Iterator[None]:
         yield
 
 
+class SpliceWatch(Protocol):
+    """Sees what passes the splices of a variant in one forward pass."""
+
+    def __call__(self, splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
+        """At a splice: raw `x` and `y` (rows, positions, width), and what takes the place of `y`, None for nothing."""
+
+
 class Attachment:
     """The hooks of a variant in a scope, and what they have to tell each other during one forward pass.
 
-    `rows` are those of the batch that run as the variant: all of them, unless a fork has appended others.
+    `rows` are those of the batch that run as the variant: all of them, unless a fork has appended others. A splice may
+    read at one module and write at a later one, so what passes the first is kept in `passed` until then.
     """
 
     def __init__(self, model: nn.Module, variant: Variant, scope: ExitStack):
@@ -46,19 +56,18 @@ class Attachment:
         self.rows = slice(None)
         self.keep: Tensor | None = None  # positions of special tokens, (batch, positions, 1)
         self.passed: dict[Port, Tensor] = {}
-        # Told at each splice of what it reads, what it stands for, and what takes its place: (rows, positions, width).
-        self.watch: Callable[[Splice, Tensor, Tensor, Tensor | None, Context], object] | None = None
+        self.watch: SpliceWatch | None = None
         for splice in variant.in_order():
             ports = {splice.site_in.read, splice.site_out.residual} - {None, splice.site_out.write}
             for port in ports:
-                scope.callback(on_port(model, port, lambda x, port=port: self._read(port, x)).remove)
+                scope.callback(on_port(model, port, partial(self._read, port)).remove)
             write = splice.site_out.write
             assert write is not None, "resolve the site with writable_port first"
-            scope.callback(on_port(model, write, lambda y, splice=splice: self._write(splice, y)).remove)
+            scope.callback(on_port(model, write, partial(self._write, splice)).remove)
 
-    def begin(self, context: Context) -> None:
-        """To be called before each forward pass."""
-        self.context = context
+    def begin(self, context: Context, watch: SpliceWatch | None = None) -> None:
+        """Before each forward pass; `watch` is called at each splice of that pass."""
+        self.context, self.watch = context, watch
         self.rows = slice(0, context.input_ids.shape[0])
         self.passed.clear()
         if self.variant.special_ids:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -111,6 +112,6 @@ def record(model: nn.Module, ports: list[Port], input_ids: Tensor) -> dict[Port,
     few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     with ExitStack() as scope:
         for port in ports:
-            scope.callback(on_port(model, port, lambda x, port=port: seen.update({port: x})).remove)
+            scope.callback(on_port(model, port, partial(seen.__setitem__, port)).remove)
         model(input_ids=input_ids, **few)
     return seen

@@ -1,0 +1,166 @@
+"""What a variant's dictionaries read and put in its place in one batch, at the positions that count."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sae_lm_eval.dictionaries.stated import EARLY
+from sae_lm_eval.scoring.request import TargetIndex
+from sae_lm_eval.splicing.splice import Context, Splice, Variant
+
+COLUMNS = ("positions", "l0", "squared_error", "squares", "cosine", "norm_ratio")
+# For the comparison with what a release states: norms of what is read and of what is replaced, positions that are not
+# among a text's first, and the latents that are active there.
+COLUMNS += ("norm_in", "norm_out", "later", "l0_later")
+ACTIVATIONS = 2**26  # of latents, held at a time
+SMALL = 1e-4  # norms below are divided by 1, as in sae_lens.evals
+
+
+class CountedPositions(NamedTuple):
+    """The positions of a batch that count for dictionaries spliced in from the same position on.
+
+    `positions` (counted,) are indices among rows x length, each listed once. For every target that such a position
+    predicts, (targets,), `place` is the index of its position in `positions`, and `documents` that of its document.
+    """
+
+    positions: Tensor
+    place: np.ndarray
+    documents: np.ndarray
+
+
+@dataclass(frozen=True)
+class SpliceRecord:
+    """Of one splice: `columns` (counted, COLUMNS), float64; `replaced` (counted, d_out), what the dictionary stands
+    for; `fired`, for each document a mask (d_dictionary,) of the latents that were not 0 in it.
+
+    All in the dictionary's own space, to which the splice's activation maps lead.
+    """
+
+    counted: CountedPositions
+    columns: np.ndarray
+    replaced: Tensor
+    fired: Mapping[int, np.ndarray]
+
+
+def counted_positions(
+    context: Context, targets: TargetIndex, documents: np.ndarray, excluded_ids: Collection[int], first: int
+) -> CountedPositions:
+    """Positions that predict a target, hold none of `excluded_ids`, and are not below `first`.
+
+    `documents` (targets,) are the documents that the targets are of.
+    """
+    places = torch.from_numpy(targets.positions).to(context.input_ids.device)
+    ids, positions = (
+        values.reshape(context.input_ids.shape).flatten()[places].cpu().numpy()
+        for values in (context.input_ids, context.positions)
+    )
+    counts = ~np.isin(ids, list(excluded_ids)) & (positions >= first)
+    renumbered = np.cumsum(counts) - 1
+    target_counts = counts[targets.place]
+    return CountedPositions(
+        torch.from_numpy(targets.positions[counts]), renumbered[targets.place[target_counts]], documents[target_counts]
+    )
+
+
+class BatchRecord:
+    """Filled during one forward pass, in this order at each splice: the dictionary reconstructs, on the way of which
+    `keep_latents` gets the activations of its latents; then the record is called with what passes the splice.
+
+    `counted` holds the positions that count by the first position of a splice.
+    """
+
+    def __init__(self, variant: Variant, counted: Mapping[int, CountedPositions]):
+        self.variant, self.counted = variant, counted
+        self.splices: dict[int, SpliceRecord] = {}  # by the number of the splice in the variant
+        self._latents: dict[int, Tensor] = {}
+
+    @contextmanager
+    def keeping_latents(self) -> Iterator[None]:
+        """Inside the scope, activations of latents are kept where dictionaries reconstruct, and not computed again."""
+        with ExitStack() as scope:
+            for number, splice in enumerate(self.variant.splices):
+                if splice.dictionary.latent_module is not None:
+                    keep = partial(self.keep_latents, number)
+                    scope.callback(splice.dictionary.latent_module.register_forward_hook(keep).remove)
+            yield
+
+    def keep_latents(self, number: int, _module: nn.Module, _args: tuple, output: Tensor) -> None:
+        """Of the splice of that number: `output` (rows, positions, d_dictionary)."""
+        self._latents[number] = output
+
+    def __call__(self, splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
+        """At a splice: raw `x` and `y` (rows, positions, width), and what took the place of `y`, if anything did."""
+        counted, dictionary = self.counted[splice.first_position], splice.dictionary
+        if not len(counted.positions):
+            return
+        dtype, device = dictionary.dtype, dictionary.device
+        if new is None or splice.mode != "reconstruction":
+            new = splice.reconstruction(x, y, context)
+        positions = counted.positions.to(device)
+        y, new = (t.flatten(0, 1).to(device, dtype)[positions] for t in (y, new))
+        replaced = splice.map_out.there(y)
+        reconstructed = replaced + (new - y)
+        number = next(i for i, own in enumerate(self.variant.splices) if own is splice)
+        l0, fired = self._activations(number, splice, x, counted)
+        later = (context.positions.flatten().to(device)[positions] >= EARLY).double()
+        columns = torch.stack(
+            [
+                torch.ones(len(positions), dtype=torch.float64, device=device),
+                l0,
+                (replaced - reconstructed).double().square().sum(-1),
+                replaced.double().square().sum(-1),
+                nn.functional.cosine_similarity(replaced, reconstructed, dim=-1).double(),
+                (reconstructed.norm(dim=-1) / _divisor(replaced.norm(dim=-1))).double(),
+                _norms(splice, x, positions),
+                replaced.double().norm(dim=-1),
+                later,
+                l0 * later,
+            ],
+            dim=1,
+        )
+        self.splices[number] = SpliceRecord(counted, columns.cpu().numpy(), replaced, fired)
+
+    def _activations(
+        self, number: int, splice: Splice, x: Tensor, counted: CountedPositions
+    ) -> tuple[Tensor, dict[int, np.ndarray]]:
+        """L0 at each counted position, and for each document a mask of the latents that fired in it."""
+        dictionary, kept = splice.dictionary, self._latents.pop(number, None)
+        z = splice.map_in.there(x.to(dictionary.device, dictionary.dtype))
+        latents = None  # (rows x positions, d_dictionary), where they need not be computed piece by piece
+        if dictionary.sequential:
+            latents = dictionary.encode(z).flatten(0, 1)
+        elif kept is not None and not kept.is_sparse and kept.shape[:2] == z.shape[:2]:
+            latents = kept.flatten(0, 1)
+        z, places = z.flatten(0, 1), counted.positions.to(z.device)
+        l0 = torch.zeros(len(places), dtype=torch.float64, device=z.device)
+        fired: dict[int, np.ndarray] = {}
+        step = max(1, ACTIVATIONS // dictionary.d_dictionary)
+        for start in range(0, len(places), step):
+            part = slice(start, start + step)
+            active = (dictionary.encode(z[places[part]]) if latents is None else latents[places[part]]) != 0
+            active = active.to_dense() if active.is_sparse else active
+            l0[part] = active.sum(-1).double()
+            here = (counted.place >= start) & (counted.place < start + step)
+            for document in np.unique(counted.documents[here]):
+                of_document = counted.place[here & (counted.documents == document)] - start
+                mask = active[torch.from_numpy(of_document).to(active.device)].any(0).cpu().numpy()
+                fired[document] = fired[document] | mask if document in fired else mask
+        return l0, fired
+
+
+def _norms(splice: Splice, x: Tensor, positions: Tensor) -> Tensor:
+    """Of what the dictionary reads, in its own space, at each position."""
+    read = x.flatten(0, 1)[positions.to(x.device)].to(splice.dictionary.device, splice.dictionary.dtype)
+    return splice.map_in.there(read).double().norm(dim=-1)
+
+
+def _divisor(norm: Tensor) -> Tensor:
+    return torch.where(norm < SMALL, 1.0, norm)

@@ -1,0 +1,94 @@
+"""What is to be scored, as one value, and the scores that come back."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from sae_lm_eval.splicing.attach import SpliceWatch
+from sae_lm_eval.splicing.splice import Context
+
+
+@dataclass(frozen=True)
+class Query:
+    """The ids that the model reads; its last `len(targets)` positions predict the targets."""
+
+    ids: Sequence[int]
+    targets: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one query, float32 arrays.
+
+    `logprob` (1 + variants, targets) is the target's, in nats, and `greedy`, if it was requested, is 1 where the
+    target is the likeliest token, the baseline first; `measures` (variants compared, targets) compare variants with
+    the baseline.
+    """
+
+    logprob: np.ndarray
+    greedy: np.ndarray | None
+    measures: dict[str, np.ndarray]
+
+
+class TargetIndex(NamedTuple):
+    """Where a batch predicts which targets; sorted by position.
+
+    `positions` (distinct positions,) are indices among rows x length, ascending, each listed once. For every target,
+    (targets,), `place` is the index of its position in `positions`, `tokens` its id, and `columns` its column in the
+    tables of scores. Several queries may have a target at one position.
+    """
+
+    positions: np.ndarray
+    place: np.ndarray
+    tokens: np.ndarray
+    columns: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> TargetIndex:
+        """From the position, token and column of each target, (targets,), query by query."""
+        every_position, tokens, columns = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        positions, place = np.unique(every_position, return_inverse=True)
+        order = np.argsort(place, kind="stable")
+        return cls(positions, place[order], tokens[order], columns[order])
+
+
+class Watch(Protocol):
+    """Sees what passes the splices of the first variant, batch by batch."""
+
+    def batch(self, context: Context, targets: TargetIndex, queries: np.ndarray) -> AbstractContextManager[SpliceWatch]:
+        """A scope around one batch; `queries` (targets,) are the numbers of the queries that the targets are of.
+
+        Where the scope is left by an exception the batch does not count: one that memory does not suffice for is run
+        again in parts.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Queries, and what of them is wanted.
+
+    `measures`, names of `divergences.MEASURES`, compare the first `compared` variants with the baseline, None being
+    all of them. `greedy` is whether the likeliest token is looked for. `watch` sees the first variant. `answered` are
+    the numbers of queries whose scores the caller has: what runs together does not depend on them, so that neither do
+    the scores of the others; where all that runs together is answered, it is left out.
+
+    Raises `ValueError` where a query has no target, or more targets than positions.
+    """
+
+    queries: Sequence[Query]
+    measures: Sequence[str] = ("kl",)
+    greedy: bool = True
+    answered: Collection[int] = ()
+    compared: int | None = None
+    watch: Watch | None = None
+
+    def __post_init__(self) -> None:
+        for query in self.queries:
+            if not 0 < len(query.targets) <= len(query.ids):
+                raise ValueError(f"{len(query.targets)} targets cannot be asked of {len(query.ids)} positions")
