@@ -5,7 +5,9 @@ BIN = $(VENV)/bin
 # order: by number of tests, the one of twenty killed runs would come last and alone.
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test check world docs
+.PHONY: setup demo test check world docs
+
+setup: $(VENV)/installed
 
 demo: $(VENV)/installed
 	$(BIN)/sae-lm-eval demo
