@@ -12,8 +12,9 @@ setup: $(VENV)/installed
 demo: $(VENV)/installed
 	$(BIN)/sae-lm-eval demo
 
+# Without the tests that are marked slow.
 test: $(VENV)/installed
-	$(TEST)
+	$(TEST) -m "not slow"
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -37,6 +37,7 @@ def run(out: Path, arguments: str, launch: tuple[str, ...] = (), **environment: 
     return results, samples, said.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives_beside_another_task(tmp_path):
     arguments = f"{WORLD} --tasks sae_world_villages,sae_fidelity_world"
     one, samples_of_one, _ = run(tmp_path / "one", arguments)
@@ -62,6 +63,7 @@ def test_two_processes_give_what_one_gives_beside_another_task(tmp_path):
         assert other == pytest.approx(defined, rel=1e-5, abs=1e-6), category
 
 
+@pytest.mark.slow
 def test_wikitext_has_the_nats_of_lm_evals_wikitext(hub_environment, tmp_path):
     # Without it lm_eval reads a document of stories3M behind two BOS tokens, and fidelity behind one.
     arguments = f"{STORIES},add_bos_token=False --tasks wikitext,sae_fidelity_wikitext --limit 1 --batch_size 8"

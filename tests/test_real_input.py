@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 SAE = "stories/sae-stories3M#blocks.2.hook_resid_post"
 RUNS = {
     "hf": ("hf", "pretrained=stories3M"),

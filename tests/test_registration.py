@@ -380,6 +380,7 @@ def accuracy(output: Path) -> float:
     return results["results"]["blimp_adjunct_island"]["acc,none"]
 
 
+@pytest.mark.slow
 def test_lm_eval_commands_and_simple_evaluate_know_sae_hf(
     from_wheel: Venv, hub_environment: dict[str, str], few_tasks: dict[str, str], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from folders import contents
 
 KILLS = 20
@@ -35,6 +36,7 @@ def command(output_path: Path) -> None:
     main()
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     # Each run is a process of its own, forked from one that has imported what takes seconds and done nothing else.
     processes = multiprocessing.get_context("forkserver")
