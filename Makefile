@@ -30,6 +30,7 @@ world: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/python scripts/specs_table.py
 	$(BIN)/python scripts/schema_tables.py
+	$(BIN)/python scripts/readme_tables.py
 
 # torch first: what depends on it would bring a build of its own choice.
 $(VENV)/installed: pyproject.toml constraints.txt

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from lm_eval.utils import simple_parse_args_string
 
 from sae_lm_eval.dictionaries.spec import parse_specs
-from sae_lm_eval.harness.model import OWN
+from sae_lm_eval.harness.model import OWN, SaeHFLM
+from sae_lm_eval.splicing.splice import EDITS
+from sae_lm_eval.splicing.splice_arguments import MODES, SpliceArguments
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 ARGUMENTS = re.findall(r"--model_args (pretrained=\S+)", README.replace("\\\n", " "))
@@ -44,3 +49,23 @@ def test_there_are_examples_of_several_families():
 def test_every_argument_of_its_own_is_described():
     for name in OWN:
         assert f"`{name}=" in README or f",{name}=" in README, name
+
+
+def test_the_tables_are_those_of_the_arguments():
+    script = Path(__file__).parents[1] / "scripts" / "readme_tables.py"
+    spec = importlib.util.spec_from_file_location("readme_tables", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.rewritten(README) == README, "run python scripts/readme_tables.py"
+
+
+def test_the_adapter_takes_the_arguments_with_their_defaults():
+    parameters = inspect.signature(SaeHFLM.__init__).parameters
+    for argument in fields(SpliceArguments):
+        assert parameters[argument.name].default == argument.default, argument.name
+
+
+def test_each_mode_but_none_is_an_edit():
+    assert set(EDITS) == set(MODES) - {"none"}

@@ -14,7 +14,8 @@ from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.module_io import record
-from sae_lm_eval.splicing.splice import EDITS, MODES, Context, Splice, Variant
+from sae_lm_eval.splicing.splice import EDITS, Context, Splice, Variant
+from sae_lm_eval.splicing.splice_arguments import MODES
 from sae_lm_eval.splicing.variants import Choices, build_variant, with_means
 
 SPECIAL = frozenset({0, 1, 2})

@@ -18,9 +18,8 @@ from sae_lm_eval.splicing.activations import passing
 from sae_lm_eval.splicing.arguments import choices_of, dtype_of, refuse_misspelt, sources_of
 from sae_lm_eval.splicing.skeleton import skeleton
 from sae_lm_eval.splicing.splice import Splice, Variant
+from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 from sae_lm_eval.splicing.variants import build_variant
-
-CHOICES = ("splice", "splice_tokens", "hook", "hook_map", "seed", "scale")
 
 
 def plan(model_args: Mapping[str, Any]) -> Variant:
@@ -30,8 +29,9 @@ def plan(model_args: Mapping[str, Any]) -> Variant:
     """
     refuse_misspelt(model_args, KNOWN)
     model = skeleton(model_args)
-    dtype = dtype_of(model_args.get("sae_dtype", "float32"))
-    choices = choices_of(**{name: value for name, value in model_args.items() if name in CHOICES})
+    dtype = dtype_of(model_args.get("sae_dtype", SpliceArguments.sae_dtype))
+    arguments = SpliceArguments(**{name: model_args[name] for name in SpliceArguments.names() if name in model_args})
+    choices = choices_of(arguments)
     dictionaries = [find(source) for source in sources_of(model_args.get("sae"))]
     for dictionary in dictionaries:
         dictionary.module.to(dtype=dtype).eval()

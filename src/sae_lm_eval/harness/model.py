@@ -52,6 +52,7 @@ from sae_lm_eval.splicing.arguments import Wanted, finite, refuse_misspelt, want
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.special_tokens import ordinary, special_ids
 from sae_lm_eval.splicing.splice import Variant
+from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 from sae_lm_eval.splicing.variants import build_variant, describe, place, untrained_positions, with_means
 
 # Below lm_eval's own logger, whose verbosity the user sets.
@@ -99,16 +100,16 @@ class SaeHFLM(Renewal, HFLM):
         self,
         pretrained: Any = None,
         sae: Any = None,
-        splice: str | None = "reconstruction",
-        splice_tokens: str = "non_special",
+        splice: str | None = SpliceArguments.splice,
+        splice_tokens: str = SpliceArguments.splice_tokens,
         hook: str | None = None,
         hook_map: str | None = None,
         norm_factor: float | str | None = None,
-        sae_dtype: str = "float32",
-        seed: int = 0,
+        sae_dtype: str = SpliceArguments.sae_dtype,
+        seed: int = SpliceArguments.seed,
         mean_text: str | None = None,
-        mean_tokens: int = 16384,
-        scale: float = 1.0,
+        mean_tokens: int = SpliceArguments.mean_tokens,
+        scale: float = SpliceArguments.scale,
         params: float | None = None,
         tokens: float | None = None,
         **kwargs: Any,

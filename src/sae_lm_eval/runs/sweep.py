@@ -15,6 +15,7 @@ from sae_lm_eval.catalog import lookup
 from sae_lm_eval.dictionaries.spec import SaeSpec, parse_specs
 from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
+from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
 BASELINE = "baseline"
 AGAIN = "baseline_again"  # the baseline once more, in another layout: a control of the whole run
@@ -24,11 +25,7 @@ CONTROLS = ("none", "zero", "mean", "random_error")
 OF_SITES = ("none", "zero", "mean")  # controls that depend on the sites alone
 FILTERS = ("width", "l0", "layer")
 TOGETHER = ("each", "all")
-# What describes a variant besides its dictionaries, as `SaeHFLM` has it.
-ARGUMENTS = (
-    *("splice", "scale", "splice_tokens", "hook", "hook_map", "norm_factor", "sae_dtype", "seed"),
-    *("mean_text", "mean_tokens"),
-)
+ARGUMENTS = tuple(name for name in SpliceArguments.names() if name != "sae")  # besides the dictionaries
 OURS = ("model_args", "variants", "controls", "mean_text", "mean_tokens", "categories", "memory", "ray", "output_path")
 NOT_FOR_RUN = ("config", "model", "wandb_args", "wandb_config_args", "trackio_args", "log_samples", "show_config")
 

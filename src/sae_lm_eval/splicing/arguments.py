@@ -14,6 +14,7 @@ from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.dictionaries.spec import parse_specs
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.runtime import text_files
+from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 from sae_lm_eval.splicing.variants import Choices
 
 DTYPES = {
@@ -34,42 +35,29 @@ class Wanted:
     mean_tokens: int
 
 
-def wanted_of(
-    sae: Any = None,
-    splice: str | None = "reconstruction",
-    splice_tokens: str = "non_special",
-    hook: str | None = None,
-    hook_map: str | None = None,
-    norm_factor: float | str | None = None,
-    sae_dtype: str = "float32",
-    seed: int = 0,
-    mean_text: str | None = None,
-    mean_tokens: int = 16384,
-    scale: float = 1.0,
-    dictionaries: Sequence[Dictionary] | None = None,
-) -> Wanted:
-    """The variant that the adapter's arguments ask for, its dictionaries loaded; see `SaeHFLM` for what they mean.
+def wanted_of(*given: Any, dictionaries: Sequence[Dictionary] | None = None, **named: Any) -> Wanted:
+    """The variant that `SpliceArguments(*given, **named)` ask for, its dictionaries loaded.
 
     `dictionaries` are those of `sae`, where they are loaded already.
 
     Raises `UserError` for whatever the user can mend.
     """
-    choices = choices_of(splice, splice_tokens, hook, hook_map, seed, scale)
-    dtype = dtype_of(sae_dtype)
-    mean_tokens = whole(mean_tokens, "mean_tokens", least=1)
-    if choices.splice == "mean" and mean_text is None:
+    arguments = SpliceArguments(*given, **named)
+    choices, dtype = choices_of(arguments), dtype_of(arguments.sae_dtype)
+    mean_tokens = whole(arguments.mean_tokens, "mean_tokens", least=1)
+    if choices.splice == "mean" and arguments.mean_text is None:
         raise UserError(
             "splice=mean needs mean_text=FILE (.txt, .jsonl or .parquet): the text whose activations are averaged."
         )
-    if choices.splice != "mean" and mean_text is not None:
+    if choices.splice != "mean" and arguments.mean_text is not None:
         raise UserError(f"mean_text= is for splice=mean, and splice is {choices.splice}.")
-    if mean_text is not None:
-        text_files.check_file(mean_text)
+    if arguments.mean_text is not None:
+        text_files.check_file(arguments.mean_text)
     if dictionaries is None:
-        untouched = isinstance(sae, list) and not sae and choices.splice == "none"
-        sources = [] if untouched else sources_of(sae)
-        dictionaries = [load(source, dtype=dtype, norm_factor=norm_factor) for source in sources]
-    return Wanted(tuple(dictionaries), choices, mean_text, mean_tokens)
+        untouched = isinstance(arguments.sae, list) and not arguments.sae and choices.splice == "none"
+        sources = [] if untouched else sources_of(arguments.sae)
+        dictionaries = [load(source, dtype=dtype, norm_factor=arguments.norm_factor) for source in sources]
+    return Wanted(tuple(dictionaries), choices, arguments.mean_text, mean_tokens)
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -88,22 +76,16 @@ def sources_of(sae: Any) -> list[Any]:
     return [sae]
 
 
-def choices_of(
-    splice: str | None = "reconstruction",
-    splice_tokens: str = "non_special",
-    hook: str | None = None,
-    hook_map: str | None = None,
-    seed: int = 0,
-    scale: float = 1.0,
-) -> Choices:
+def choices_of(arguments: SpliceArguments) -> Choices:
     """What is said of a variant beyond its dictionaries; `+` joins what goes by dictionary."""
+    hook, hook_map = arguments.hook, arguments.hook_map
     return Choices(
-        splice,
-        splice_tokens,
+        arguments.splice,
+        arguments.splice_tokens,
         hooks=None if hook is None else tuple(str(hook).split("+")),
         hook_maps=None if hook_map is None else tuple(str(hook_map).split("+")),
-        seed=whole(seed, "seed", least=0),
-        scale=finite(scale, "scale"),
+        seed=whole(arguments.seed, "seed", least=0),
+        scale=finite(arguments.scale, "scale"),
     )
 
 

@@ -16,7 +16,6 @@ from sae_lm_eval.splicing.activation_map import ActivationMap
 from sae_lm_eval.splicing.module_io import Port
 from sae_lm_eval.splicing.site import Site
 
-TOKENS = ("non_special", "all")  # the first also with a position, as in non_special:4
 DIRECTIONS = 4096  # random directions to draw from; a prime stride spreads tokens and positions over them
 STRIDE = 2654435761
 
@@ -100,6 +99,7 @@ class Splice:
         return new
 
 
+# By mode; "none" edits nothing.
 EDITS = {
     "reconstruction": Splice.reconstruction,
     "with_error": Splice.with_error,
@@ -107,7 +107,6 @@ EDITS = {
     "mean": Splice.mean_activation,
     "random_error": Splice.random_error,
 }
-MODES = (*EDITS, "none")
 
 
 @dataclass

@@ -19,7 +19,8 @@ from sae_lm_eval.splicing.activation_map import build_map, map_name
 from sae_lm_eval.splicing.hook_names import Architecture
 from sae_lm_eval.splicing.module_io import Port, record
 from sae_lm_eval.splicing.site import Site, resolve_site, writable_port
-from sae_lm_eval.splicing.splice import MODES, TOKENS, Splice, Variant
+from sae_lm_eval.splicing.splice import Splice, Variant
+from sae_lm_eval.splicing.splice_arguments import MODES, TOKENS, SpliceArguments
 from sae_lm_eval.splicing.unstated import warn_of_unstated_processing
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
@@ -34,12 +35,12 @@ class Choices:
     whatever the release says of them.
     """
 
-    splice: str | None = "reconstruction"
-    splice_tokens: str = "non_special"
+    splice: str | None = SpliceArguments.splice
+    splice_tokens: str = SpliceArguments.splice_tokens
     hooks: tuple[str, ...] | None = None
     hook_maps: tuple[str, ...] | None = None
-    seed: int = 0
-    scale: float = 1.0
+    seed: int = SpliceArguments.seed
+    scale: float = SpliceArguments.scale
 
     def __post_init__(self) -> None:
         # lm_eval makes None of the text "none" in its arguments.

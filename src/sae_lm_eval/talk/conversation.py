@@ -17,7 +17,8 @@ from sae_lm_eval.harness.model import SaeHFLM, innermost
 from sae_lm_eval.runtime import text_files
 from sae_lm_eval.splicing.activations import mean_activations
 from sae_lm_eval.splicing.arguments import dtype_of, sources_of
-from sae_lm_eval.splicing.splice import MODES, Variant
+from sae_lm_eval.splicing.splice import Variant
+from sae_lm_eval.splicing.splice_arguments import MODES
 from sae_lm_eval.splicing.variants import build_variant, describe, place, with_means
 from sae_lm_eval.talk.detokenize import decoder, namer, pieces
 from sae_lm_eval.talk.sampling import BASELINE, Column, Continuation, Sampling, generate, parting

@@ -1,0 +1,102 @@
+"""The arguments that describe a variant: their names, defaults and meanings stand here and nowhere else. No torch.
+
+`SaeHFLM` takes its defaults from here, sweep files their keys, and the README its tables (scripts/readme_tables.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+# What stands at each position, by mode.
+MODES = {
+    "reconstruction": "the dictionary's output (default)",
+    "with_error": "its output plus its error: must change nothing",
+    "zero": "zeros",
+    "mean": "the mean activation over `mean_text=FILE`",
+    "random_error": "the activation plus a random vector of the norm of the dictionary's error (drawn by `seed=`)",
+    "none": "the activation, untouched: the same bits as `--model hf`",
+}
+TOKENS = ("non_special", "all")  # the first also with a position, as in non_special:4
+
+
+@dataclass(frozen=True, eq=False)
+class SpliceArguments:
+    """What a user says of a variant, as text or objects, not yet read: see `arguments.wanted_of`."""
+
+    sae: Any = field(
+        default=None,
+        metadata={
+            "meaning": "the dictionary: a [spec](docs/specs.md), several joined by `+`; from Python also a SAELens "
+            "SAE, a sparsify SparseCoder, a `Dictionary`, or a list"
+        },
+    )
+    splice: str | None = field(
+        default="reconstruction",
+        metadata={"meaning": "what takes the place of the activations: the table above"},
+    )
+    splice_tokens: str = field(
+        default="non_special",
+        metadata={
+            "meaning": "positions that hold the tokenizer's bos, eos or pad keep their activation, and those on which "
+            "the release was not trained: the first four for Gemma Scope 2's `-it` transcoders (default); "
+            "`non_special:N`: the first N, whatever the release says; `all` splices everything"
+        },
+    )
+    hook: str | None = field(
+        default=None,
+        metadata={
+            "meaning": "another site than the release's: a TransformerLens hook, or a module path with `.input` or "
+            "`.output`; `IN:OUT` for a transcoder; joined by `+`"
+        },
+    )
+    hook_map: str | None = field(
+        default=None,
+        metadata={
+            "meaning": "another activation map: `raw`, `centered`, `value_bias`, `folded_value_bias`; joined by `+`"
+        },
+    )
+    norm_factor: float | str | None = field(
+        default=None,
+        metadata={
+            "meaning": "what activations were multiplied by in training, where a release does not say it; `IN:OUT` for "
+            "a transcoder"
+        },
+    )
+    sae_dtype: str = field(
+        default="float32",
+        metadata={"meaning": "dtype of the dictionary, whatever the model's"},
+    )
+    seed: int = field(
+        default=0,
+        metadata={"meaning": "of `splice=random_error`"},
+    )
+    mean_text: str | None = field(
+        default=None,
+        metadata={"meaning": "the text for `splice=mean`: .txt, .jsonl or .parquet"},
+    )
+    mean_tokens: int = field(
+        default=16384,
+        metadata={"meaning": "how many tokens of it"},
+    )
+    scale: float = field(
+        default=1.0,
+        metadata={
+            "meaning": "how much of the edit is made: y + scale (new - y) for each mode, from 0 (nothing) to 1, for a "
+            "dose-response curve"
+        },
+    )
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Of all arguments, the dictionary first."""
+        return tuple(each.name for each in fields(cls))
+
+    @classmethod
+    def meanings(cls) -> dict[str, str]:
+        """What a reader is told of each argument, by `NAME=DEFAULT`."""
+        return {f"{each.name}={_shown(each.default)}": each.metadata["meaning"] for each in fields(cls)}
+
+
+def _shown(default: Any) -> str:
+    return "" if default is None else f"{default:g}" if isinstance(default, float) else str(default)
