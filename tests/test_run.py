@@ -102,7 +102,7 @@ class TestSweepFiles:
             ({"variants": [{"pattern": "world#*.k4", "l0": ">9"}]}, "variants, entry 1: none of the 3 dictionaries"),
             ({"variants": [{"pattern": "world#*.k4", "l0": "few"}]}, "l0: 'few' is no filter: give a number"),
             ({"variants": [{"pattern": "world#*", "together": "all"}]}, "variants, entry 1, together: world#blocks.1"),
-            ({"variants": [K4], "model_args": {"sae": K4}}, "model_args: 'sae' belongs to the variants"),
+            ({"variants": [K4], "model_args": {"sae": K4}}, "variants: two are called 'world_blocks.2.hook"),
         ],
     )
     def test_mistakes_are_told_with_their_key(self, content, sentence):
@@ -337,10 +337,14 @@ class TestCommand:
         assert "Tokenizing inputs" in (tmp_path / "out" / "run.log").read_text()
 
     def test_a_failure_says_so_by_its_exit_code(self, tmp_path):
-        arguments = ["--model_args", "pretrained=world", "--sae", K4, "--sae", "world#k5", "--tasks", "sae_world_homes"]
+        mine = tmp_path / "mine"
+        mine.mkdir()
+        (mine / "cfg.json").write_text('{"architecture": "standard", "d_in": 64, "d_sae": 8}')
+        arguments = ["--model_args", "pretrained=world", "--sae", K4, "--sae", str(mine), "--tasks", "sae_world_homes"]
         said = self.said(*arguments, "--limit", "2", "--output_path", str(tmp_path))
         assert said.returncode == 1
-        assert "Failed: world_k5: The world has no dictionary 'k5'." in said.stderr
+        assert said.stderr.count(f"The files of '{mine}' cannot be had: there is no") == 1
+        assert f"Failed, as said above: {str(mine).strip('/').replace('/', '_')}." in said.stderr
         assert (tmp_path / "report" / "report.html").is_file()
 
     def test_interrupted(self, tmp_path):

@@ -125,7 +125,7 @@ def test_a_mistake_is_told_by_several_processes(tmp_path):
     process = started(["--module", "sae_lm_eval", *arguments, "--output_path", "out"], tmp_path, TWO)
     _, stderr = process.communicate()
     assert process.returncode != 0
-    assert "None of the variants could be made. The world has no dictionary 'k5'." in stderr
+    assert "sae-lm-eval: The world has no dictionary 'k5'." in stderr
 
 
 class TestMistakes:

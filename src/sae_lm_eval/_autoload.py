@@ -59,7 +59,7 @@ def _register_model(models: ModuleType) -> None:
 
 
 def _register_tasks(manager: ModuleType) -> None:
-    ours = _tasks_folder()
+    ours = tasks_folder()
     task_manager = vars(manager)["TaskManager"]
     init = task_manager.__init__
     signature = inspect.signature(init)
@@ -83,7 +83,7 @@ def _register_tasks(manager: ModuleType) -> None:
     task_manager.__init__ = with_our_tasks
 
 
-def _tasks_folder() -> str:
+def tasks_folder() -> str:
     package = Path(__file__).parent
     # In a wheel the tasks lie in the package, in a checkout at its top.
     for folder in (package / "tasks", package.parents[1] / "tasks"):

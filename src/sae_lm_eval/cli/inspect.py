@@ -32,7 +32,7 @@ def inspect(
         raise UserError("Give --model_args pretrained=...,sae=... to inspect a splice, or --list PATTERN to search.")
     from sae_lm_eval.harness import inspection
     from sae_lm_eval.runtime.text_files import check_file
-    from sae_lm_eval.splicing.arguments import whole
+    from sae_lm_eval.splicing.choices import whole
 
     whole(tokens, "--tokens", least=1)
     if text is not None:

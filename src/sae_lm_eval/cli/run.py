@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sae_lm_eval.cli.lm_eval_flags import settings_of
 from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,8 +32,10 @@ def run(
             "floor. Repeatable."
         ),
     ] = None,
-    model_args: Annotated[str, typer.Option("--model_args", help="As for lm_eval: pretrained=gpt2,dtype=...")] = "",
-    output_path: Annotated[Path | None, typer.Option("--output_path", help="Where results and report go.")] = None,
+    model_args: Annotated[
+        str, typer.Option("--model_args", "-a", help="As for lm_eval: pretrained=gpt2,dtype=...")
+    ] = "",
+    output_path: Annotated[Path | None, typer.Option("--output_path", "-o", help="For results and report.")] = None,
     categories: Annotated[
         Path | None, typer.Option(help="YAML: category -> tasks or groups, or {field: name} of the documents.")
     ] = None,
@@ -56,15 +59,16 @@ def run(
     an ordinary results folder of lm_eval's; the comparison and the report follow. The same command again continues
     where it was cut short.
     """
-    flags = list(context.args)
-    file = Path(flags.pop(0)) if flags and not flags[0].startswith("-") else None
+    from sae_lm_eval.runs.checks import check
+
     given = {"categories": categories, "memory": memory, "ray": ray, "output_path": output_path}
-    sweep = _sweep(file, model_args, sae or [], control or [], given, flags)
-    if plan:
+    sweep = _sweep(context, model_args, sae or [], control or [], given)
+    if sweep.output_path is None and not plan:
+        raise UserError("--output_path is missing: name a folder for the results.")
+    check(sweep, sweep.output_path)
+    if plan or sweep.output_path is None:
         _show_plan(sweep)
         return
-    if sweep.output_path is None:
-        raise UserError("--output_path is missing: name a folder for the results.")
     try:
         if fewshot_seeds is None:
             failed = run_and_report(sweep, sweep.output_path)
@@ -119,8 +123,6 @@ def run_and_report(sweep: Sweep, output_path: Path) -> bool:
     from sae_lm_eval.runtime.run_folder import LOG
 
     settings = lm_eval_config(sweep)
-    if settings.wandb_args or settings.trackio_args:
-        raise UserError("run does not log to W&B or Trackio: log the results folders afterwards.")
     began = time.monotonic()
     finished = evaluate(sweep, settings, output_path)
     if rank() != 0:
@@ -128,21 +130,26 @@ def run_and_report(sweep: Sweep, output_path: Path) -> bool:
     if len(finished.failed) < len(sweep.variants):
         report(output_path, categories=sweep.categories)
     typer.echo(summary(finished, time.monotonic() - began), err=True)
-    for outcome in finished.failed:
-        typer.echo(f"Failed: {outcome.name}: {outcome.failed}", err=True)
+    if finished.failed:  # each with its reason, as it failed
+        typer.echo(f"Failed, as said above: {', '.join(one.name for one in finished.failed)}.", err=True)
     if finished.requests:
         typer.echo(f"What the libraries said is in {output_path / LOG}.", err=True)
     return bool(finished.failed)
 
 
 def _sweep(
-    file: Path | None, model_args: str, saes: list[str], controls: list[str], given: dict[str, Any], flags: list[str]
+    context: typer.Context, model_args: str, saes: list[str], controls: list[str], given: dict[str, Any]
 ) -> Sweep:
     """What the file says, and the command line after it."""
     from lm_eval.utils import simple_parse_args_string
 
-    from sae_lm_eval.runs.sweep import read_sweep, sweep_of
+    from sae_lm_eval.runs.sweep import read_sweep, several, sweep_of
 
+    flags = list(context.args)
+    while flags and "=" in flags[0] and not flags[0].startswith("-") and not Path(flags[0]).exists():
+        model_args = f"{model_args},{flags.pop(0)}"  # as lm_eval takes them: --model_args pretrained=gpt2 dtype=float32
+    file = Path(flags.pop(0)).expanduser() if flags and not flags[0].startswith("-") else None
+    settings = settings_of(flags, {flag for option in context.command.params for flag in option.opts})
     content = read_sweep(file) if file else {}
     of_file = content.get("model_args")
     of_file = {} if of_file is None else of_file
@@ -152,34 +159,16 @@ def _sweep(
         raise UserError(f"model_args: {of_file!r} is no mapping, such as {{pretrained: gpt2}}.")
     content["model_args"] = {**of_file, **simple_parse_args_string(model_args)}
     if saes:
-        content["variants"] = [*(content.get("variants") or []), *(simple_parse_args_string(f"sae={s}") for s in saes)]
-    if not content.get("variants"):
+        content["variants"] = [*several(content.get("variants")), *(simple_parse_args_string(f"sae={s}") for s in saes)]
+    if not content.get("variants") and "sae" not in content["model_args"]:
         raise UserError(
             "--sae is missing: name a dictionary for each variant, as in --sae RELEASE#ID --sae RELEASE#ID2, or give "
             "a sweep file first."
         )
     if controls:
         content["controls"] = controls
-    content |= {name: value for name, value in given.items() if value is not None}
-    sweep = sweep_of(content)
-    return replace(sweep, settings={**sweep.settings, **_flags(flags)})
-
-
-def _flags(flags: list[str]) -> dict[str, Any]:
-    """What lm_eval's own parser makes of its flags; those that are not given are left out."""
-    import argparse
-
-    from lm_eval._cli.run import Run
-
-    parser = argparse.ArgumentParser(prog="sae-lm-eval")
-    Run.create(parser.add_subparsers())
-    args = vars(parser.parse_args(["run", *flags]))
-    # What is not given is None or absent; False, 0 and "" are as good as any other value.
-    return {
-        name: value
-        for name, value in args.items()
-        if value is not None and name not in ("command", "func", "model", "model_args")
-    }
+    content |= {name: value for name, value in {**settings, **given}.items() if value is not None}
+    return sweep_of(content)
 
 
 def _show_plan(sweep: Sweep) -> None:

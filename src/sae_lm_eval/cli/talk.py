@@ -44,7 +44,7 @@ def talk(
 ) -> None:
     """Talk to the baseline and its variants side by side, and see at which tokens they part."""
     from sae_lm_eval.runtime.text_files import check_file
-    from sae_lm_eval.splicing.arguments import whole
+    from sae_lm_eval.splicing.choices import whole
     from sae_lm_eval.talk.html_page import check_writable
     from sae_lm_eval.talk.sampling import Sampling
     from sae_lm_eval.talk.terminal import Session, temperature_of

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.dictionaries.formats import SAELENS, SPARSIFY, format_of, refusal
 from sae_lm_eval.dictionaries.spec import SaeSpec
-from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.errors import UserError, did_you_mean, first_line
 
 
 def weights_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str | None]:
@@ -25,7 +26,7 @@ def weights_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str | None]:
         if not (folder / wanted).is_file():
             refuse_other_format(spec, (path.name for path in folder.glob("*")))
             raise UserError(
-                f"{_none_at(spec, wanted)}{_ids(p.parent.relative_to(local).as_posix() for p in local.rglob(wanted))}"
+                none_at(spec, wanted, (p.parent.relative_to(local).as_posix() for p in local.rglob(wanted)))
             )
         return folder, None
     if spec.source.count("/") != 1 or spec.source.startswith((".", "/", "~")):
@@ -36,17 +37,10 @@ def weights_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str | None]:
 
 
 def _hub_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str]:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import snapshot_download
 
     prefix = f"{spec.id}/" if spec.id else ""
-    try:
+    with hub_told(spec):
         snapshot = Path(
             snapshot_download(
                 spec.source,
@@ -54,6 +48,35 @@ def _hub_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str]:
                 allow_patterns=[f"{prefix}*.json", f"{prefix}*.safetensors"],
             )
         )
+    folder = snapshot / (spec.id or "")
+    if not (folder / wanted).is_file():
+        files = _files(spec, snapshot)
+        refuse_other_format(spec, (name.removeprefix(prefix) for name in files if name.startswith(prefix)))
+        raise UserError(
+            none_at(
+                spec, wanted, (name.removesuffix(wanted).rstrip("/") for name in files if name.endswith(f"/{wanted}"))
+            )
+        )
+    return folder, snapshot.name
+
+
+@contextlib.contextmanager
+def hub_told(spec: SaeSpec) -> Iterator[None]:
+    """Inside the scope, what the hub refuses of the repository of `spec` is told as a `UserError`."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except HFValidationError as error:
+        raise UserError(f"'{spec.source}' is no name of a hub repository: {first_line(error)}") from error
     except RevisionNotFoundError as error:
         raise UserError(f"The hub repository '{spec.source}' has no revision '{spec.revision}'.") from error
     except GatedRepoError as error:
@@ -68,13 +91,6 @@ def _hub_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str]:
     except (LocalEntryNotFoundError, OSError) as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise UserError(f"The hub repository '{spec.source}' is not in the local cache, and {why}.") from error
-    folder = snapshot / (spec.id or "")
-    if not (folder / wanted).is_file():
-        files = _files(spec, snapshot)
-        refuse_other_format(spec, (name.removeprefix(prefix) for name in files if name.startswith(prefix)))
-        ids = (name.removesuffix(wanted).rstrip("/") for name in files if name.endswith(f"/{wanted}"))
-        raise UserError(f"{_none_at(spec, wanted)}{_ids(ids)}")
-    return folder, snapshot.name
 
 
 def _files(spec: SaeSpec, snapshot: Path) -> list[str]:
@@ -94,15 +110,15 @@ def refuse_other_format(spec: SaeSpec, names: Iterable[str]) -> None:
         raise UserError(refusal(spec, found))
 
 
-def _none_at(spec: SaeSpec, wanted: str) -> str:
-    return f"'{spec.source}' holds no dictionary {f'#{spec.id}' if spec.id else 'at its top'} (a folder with {wanted})."
-
-
-def _ids(ids) -> str:
+def none_at(spec: SaeSpec, wanted: str, ids: Iterable[str]) -> str:
+    """That `spec` is not among `ids`, the folders with a file `wanted`, and which are nearest to it."""
+    where = f"#{spec.id}" if spec.id else "at its top"
+    said = f"'{spec.source}' holds no dictionary {where} (a folder with {wanted})."
     ids = sorted(name for name in ids if name not in ("", "."))
     if not ids:
-        return " It holds none at all."
-    return f" It has #{', #'.join(ids[:8])}{f' and {len(ids) - 8} more' if len(ids) > 8 else ''}."
+        return f"{said} It holds none at all."
+    more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
+    return f"{said}{did_you_mean(spec.id or '', ids)} It has #{', #'.join(ids[:8])}{more}."
 
 
 def quietly(function: Callable[[], Any]) -> tuple[Any, tuple[str, ...]]:

@@ -16,13 +16,14 @@ from sae_lm_eval.dictionaries.formats import SPARSIFY, format_of
 from sae_lm_eval.dictionaries.hub_files import quietly, weights_folder
 from sae_lm_eval.dictionaries.inference_form import is_in_training, load_checkpoint
 from sae_lm_eval.dictionaries.old_configs import WEIGHTS, refuse_what_is_dropped
+from sae_lm_eval.dictionaries.presence import check_id, refuse_unknown
 from sae_lm_eval.dictionaries.release_facts import fact_of
 from sae_lm_eval.dictionaries.saelens_object import NO_FACTOR, from_sae
 from sae_lm_eval.dictionaries.saelens_reads import Reads, recorded_reads, why_not
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.dictionaries.world_loader import world_dictionary
-from sae_lm_eval.errors import UserError, did_you_mean, first_line
+from sae_lm_eval.errors import UserError, first_line
 
 CONFIG = "cfg.json"
 CLT_LAYER = "mntss_clt_layer_transcoder"  # SAELens' converter
@@ -42,10 +43,7 @@ def load(spec: SaeSpec) -> Dictionary:
     if spec.source in releases:
         return _load_release(spec, releases[spec.source])
     if "/" not in spec.source:
-        raise UserError(
-            f"There is no SAELens release '{spec.source}'.{did_you_mean(spec.source, releases)} "
-            f"'sae-lm-eval inspect --list PATTERN' searches them."
-        )
+        refuse_unknown(spec, releases)
     return _load_folder(spec)
 
 
@@ -70,11 +68,7 @@ def _registered(spec: SaeSpec, releases: dict[str, Any]) -> SaeSpec:
 def _load_release(spec: SaeSpec, release: Any) -> Dictionary:
     from sae_lens import SAE
 
-    if spec.id not in release.saes_map:
-        what = f"no dictionary '{spec.id}'" if spec.id else f"{len(release.saes_map)} dictionaries: name one with #id"
-        near = did_you_mean(spec.id or "", release.saes_map)
-        some = ", ".join(list(release.saes_map)[:4])
-        raise UserError(f"The release '{spec.source}' has {what}.{near} It begins with {some}.")
+    check_id(spec, release.saes_map)
     _refuse_what_saelens_misreads(spec, release)
     overrides = release.config_overrides or {}
     if spec.revision is None:

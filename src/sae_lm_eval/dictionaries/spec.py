@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from sae_lm_eval.errors import UserError, one_of
 
@@ -30,6 +31,8 @@ class SaeSpec:
             if part is not None and not part:
                 raise UserError(f"The spec '{text}' has an empty {name}. A spec reads {FORM}.")
         bad = sorted({c for c in text if c in FORBIDDEN or c.isspace()})
+        if bad == [" "] and Path(self.source).expanduser().is_dir():
+            bad = []
         if bad or text.count("#") > 1 or "@" in self.source or "@" in (self.id or ""):
             signs = " ".join(repr(c) for c in bad) or "a second '#' or '@'"
             raise UserError(f"The spec '{text}' holds {signs}, which a spec cannot. A spec reads {FORM}.")

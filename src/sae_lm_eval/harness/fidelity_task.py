@@ -17,7 +17,7 @@ from sae_lm_eval.errors import UserError, explain_without_traceback, one_of
 from sae_lm_eval.fidelity import metrics
 from sae_lm_eval.fidelity.source import POSITIONS, Source
 from sae_lm_eval.runtime import text_files
-from sae_lm_eval.splicing.arguments import whole
+from sae_lm_eval.splicing.choices import whole
 
 UNDEFINED = "N/A"  # as lm_eval writes it
 HELD_OUT = 200  # documents, at most

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sae_lm_eval.dictionaries import stated
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.splicing.activation_map import MAPS, build_map
+from sae_lm_eval.splicing.activation_map import build_map
 from sae_lm_eval.splicing.activations import passing
+from sae_lm_eval.splicing.choices import MAPS
 from sae_lm_eval.splicing.hook_names import Architecture
 from sae_lm_eval.splicing.module_io import Port
 from sae_lm_eval.splicing.site import Site, resolve_site

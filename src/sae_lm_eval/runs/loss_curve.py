@@ -31,7 +31,7 @@ from sae_lm_eval.runs.settings import check_limit
 from sae_lm_eval.scaling import find_preset
 from sae_lm_eval.scaling.data_files import Row
 from sae_lm_eval.scaling.loss_curves import CATEGORIES, COLUMNS, MAIN, read_measured, with_losses
-from sae_lm_eval.splicing.arguments import whole
+from sae_lm_eval.splicing.choices import whole
 
 DOCUMENT_TYPES = ("loglikelihood_rolling", "sae_fidelity")  # lm_eval's output_type of tasks that ask whole documents
 WINDOWS_AT_ONCE = 64  # between two steps of the progress bar

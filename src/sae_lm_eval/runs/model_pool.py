@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.runs.sweep import AGAIN, Asked, Sweep
+from sae_lm_eval.runs.task_index import quick_index
 from sae_lm_eval.runtime.journal import Journal
 
 CACHES = ("cache_requests", "rewrite_requests_cache", "delete_requests_cache")
@@ -51,7 +52,8 @@ class Loaded:
         if to_run:
             at("reading the tasks")
             try:
-                self.task_manager = settings.process_tasks(settings.metadata)
+                with quick_index():
+                    self.task_manager = settings.process_tasks(settings.metadata)
                 self.tasks = self._load_tasks()
             except (ValueError, OSError) as error:
                 raise UserError(first_line(error)) from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_lm_eval.errors import UserError, did_you_mean, explained
+from sae_lm_eval.runs.checks import check
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
 from sae_lm_eval.runs.identity_record import Record, digest_of, model_record
 from sae_lm_eval.runs.model_pool import Loaded, Look, UnknownModel
@@ -44,10 +45,10 @@ logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose 
 def run(
     *,
     model_args: Mapping[str, Any] | str,
-    variants: Sequence[str | Mapping[str, Any]],
+    variants: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
     tasks: str | Sequence[str],
     output_path: str | Path,
-    controls: Sequence[str] = (),
+    controls: str | Sequence[str] = (),
     categories: str | Path | Mapping[str, Any] | None = None,
     memory: float | None = None,
     mean_text: str | None = None,
@@ -83,10 +84,12 @@ def run(
             raise UserError(f"run takes no '{name}'.{did_you_mean(name, known)} lm_eval's are {', '.join(known)}.")
     chosen: Any = categories
     if isinstance(categories, str | Path):
-        chosen = read_categories_file(Path(categories))
-    given = {"model_args": model_args, "variants": list(variants), "controls": list(controls), "mean_text": mean_text}
+        chosen = read_categories_file(Path(categories).expanduser())
+    given = {"model_args": model_args, "variants": variants, "controls": controls, "mean_text": mean_text}
     sweep = sweep_of({**given, "memory": memory, "ray": ray, "tasks": tasks, **settings})
-    finished = evaluate(sweep, lm_eval_config(sweep), Path(output_path))
+    output_path = Path(output_path).expanduser()
+    check(sweep, output_path)
+    finished = evaluate(sweep, lm_eval_config(sweep), output_path)
     if finished.failed:
         raise UserError(
             f"{len(finished.failed)} of {len(sweep.variants)} variants failed; '{output_path}' has the others. "
@@ -202,7 +205,11 @@ class _Evaluation:
         record.compare(model_record(self.loaded.baseline), {name: look.record for name, look in looks.items()})
         sizes = {name: look.sizes for name, look in looks.items() if name not in settled}
         if bos is None and not sizes:
-            raise UserError(f"None of the variants could be made. {next(iter(self.failed.values()), '')}".strip())
+            raise UserError(
+                f"None of the variants could be made. {' '.join(dict.fromkeys(self.failed.values()))}".strip()
+            )
+        for name, why in self.failed.items():
+            self._leave_out(name, why)
         if sizes:
             bos = any(looks[name].wants_bos for name in sizes) if bos is None else bool(bos)
             memory, device = self.sweep.memory, str(self.loaded.baseline.device)
@@ -224,7 +231,7 @@ class _Evaluation:
             if name in finished:
                 logger.warning("Whether '%s' is still what was evaluated cannot be told: %s", name, _why(error))
             else:
-                self._leave_out(name, _why(error))
+                self.failed[name] = _why(error)
             return None
         finally:
             self.loaded.forget()

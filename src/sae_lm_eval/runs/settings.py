@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.runs.sweep import Sweep
+from sae_lm_eval.runtime.devices import check_device, default_device
+from sae_lm_eval.splicing.choices import whole
 
 # What cannot change an answer, so that a run may be continued with another.
 FREE = frozenset(
@@ -15,20 +20,40 @@ FREE = frozenset(
 
 
 def lm_eval_config(sweep: Sweep) -> Any:
-    """lm_eval's reading of its settings. Raises `UserError` for what it refuses."""
+    """lm_eval's reading of its settings. Raises `UserError` for what it refuses, and for what it would take amiss."""
     from argparse import Namespace
 
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
-    if not sweep.settings.get("tasks"):
-        raise UserError("--tasks is missing: name tasks of lm_eval's, as in --tasks blimp,lambada_openai.")
-    if (limit := sweep.settings.get("limit")) is not None:
-        check_limit(limit)
+    check_settings(sweep.settings)
     given = {**sweep.settings, "model": "sae_hf", "model_args": dict(sweep.model_args)}
+    if given.get("device") is None:
+        given["device"] = default_device()  # lm_eval's own default is a GPU on every machine
     try:
         return EvaluatorConfig.from_cli(Namespace(**given))
     except (ValueError, TypeError, FileNotFoundError) as error:
         raise UserError(f"lm_eval does not take these settings: {first_line(error)}") from error
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a setting of lm_eval's of another type than it reads, whose mistake it tells late or never.
+
+    The tasks are looked at as text alone: see `task_index.check_tasks`.
+    """
+    if not tasks_of(settings):
+        raise UserError("--tasks is missing: name tasks of lm_eval's, as in --tasks blimp,lambada_openai.")
+    for name, check in CHECKS.items():
+        if settings.get(name) is not None:
+            check(name, settings[name])
+
+
+def tasks_of(settings: Mapping[str, Any]) -> list[str]:
+    """The names that `tasks` holds, a text joined by commas or a list."""
+    given = settings.get("tasks")
+    listed = given if isinstance(given, list | tuple) else [given] if given else []
+    if not all(isinstance(one, str) for one in listed):
+        raise UserError(f"tasks: {given!r} is neither a text nor a list of names, such as [blimp, lambada_openai].")
+    return [name.strip() for one in listed for name in one.split(",") if name.strip()]
 
 
 def check_limit(limit: Any) -> None:
@@ -42,6 +67,62 @@ def check_limit(limit: Any) -> None:
             f"limit: {limit!r} leaves no document to ask: give the number of documents, a share of them below 1, or "
             f"nothing for all."
         )
+    if float(limit) > 1 and float(limit) != int(float(limit)):
+        raise UserError(f"limit: {limit!r} is no number of documents: give a whole one, or a share of them below 1.")
+
+
+def _number(least: int) -> Callable[[str, Any], object]:
+    return lambda name, value: whole(value, name, least=least)
+
+
+def _batch_size(name: str, value: Any) -> None:
+    if not re.fullmatch(r"auto(:\d+)?", str(value)):
+        try:
+            whole(value, name, least=1)
+        except UserError:
+            raise UserError(f"{name}={value} must be a whole number of at least 1, or auto.") from None
+
+
+def _of_type(types: tuple[type, ...], what: str) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, types):
+            raise UserError(f"{name}: {value!r} is not {what}.")
+
+    return check
+
+
+def _folders(name: str, value: Any) -> None:
+    for one in value if isinstance(value, list | tuple) else [value]:
+        if not isinstance(one, str | Path) or not Path(one).expanduser().is_dir():
+            raise UserError(f"{name}: there is no folder '{one}'.")
+
+
+_truth = _of_type((bool,), "true or false")
+_mapping = _of_type((Mapping, str), "a mapping, such as {temperature: 0}")
+_text = _of_type((str,), "a text")
+CHECKS: Mapping[str, Callable[[str, Any], object]] = {
+    "limit": lambda _name, value: check_limit(value),
+    "num_fewshot": _number(0),
+    "batch_size": _batch_size,
+    "max_batch_size": _number(1),
+    "device": lambda _name, value: check_device(value),
+    "gen_kwargs": _mapping,
+    "metadata": _mapping,
+    "hf_hub_log_args": _mapping,
+    "samples": _of_type((Mapping, str), "a mapping of tasks to the numbers of documents, or the file of one"),
+    "use_cache": _text,
+    "system_instruction": _text,
+    "verbosity": _text,
+    "apply_chat_template": _of_type((bool, str), "true, false or the name of a template"),
+    "include_path": _folders,
+    **dict.fromkeys(
+        (
+            *("fewshot_as_multiturn", "check_integrity", "write_out", "predict_only", "trust_remote_code"),
+            "confirm_run_unsafe_code",
+        ),
+        _truth,
+    ),
+}
 
 
 def fixed(settings: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -26,6 +27,7 @@ OF_SITES = ("none", "zero", "mean")  # controls that depend on the sites alone
 FILTERS = ("width", "l0", "layer")
 TOGETHER = ("each", "all")
 ARGUMENTS = tuple(name for name in SpliceArguments.names() if name != "sae")  # besides the dictionaries
+PATHS = ("pretrained", "tokenizer", "peft", "delta", "include_path", "use_cache")
 OURS = ("model_args", "variants", "controls", "mean_text", "mean_tokens", "categories", "memory", "ray", "output_path")
 NOT_FOR_RUN = ("config", "model", "wandb_args", "wandb_config_args", "trackio_args", "log_samples", "show_config")
 
@@ -68,6 +70,8 @@ def read_sweep(file: Path) -> dict[str, Any]:
     """What a sweep file holds, its keys checked. Raises `UserError` where it cannot be read, or has an unknown key."""
     import yaml
 
+    if not file.exists():
+        raise UserError(f"There is no sweep file '{file}'. Each dictionary takes a --sae of its own.")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -100,26 +104,45 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
         given = simple_parse_args_string(given)
     if not isinstance(given, Mapping):
         raise UserError(f"model_args: {given!r} is no mapping, such as {{pretrained: gpt2}}.")
-    model_args = dict(given)
+    model_args = {name: _expanded(value) if name in PATHS else value for name, value in given.items()}
+    variants = several(content.get("variants"))
     if "sae" in model_args:
-        raise UserError("model_args: 'sae' belongs to the variants, one entry or --sae for each.")
+        variants = [{"sae": model_args.pop("sae")}, *variants]
     common = {name: model_args.pop(name) for name in ARGUMENTS if name in model_args}
     common |= {name: content[name] for name in ("mean_text", "mean_tokens") if content.get(name) is not None}
     controls = _listed(content.get("controls"), "controls")
-    asked = variants_of(content.get("variants"), [name for name in controls if name != AGAIN], common)
+    asked = variants_of(variants, [name for name in controls if name != AGAIN], common)
     memory = content.get("memory")
     if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | float) or memory <= 0):
         raise UserError(f"memory: {memory!r} is no number of gigabytes above 0.")
-    ours = {name: Path(content[name]) for name in ("categories", "output_path") if content.get(name) is not None}
+    ours = {name: _path(content[name], name) for name in ("categories", "output_path") if content.get(name) is not None}
     return Sweep(
         model_args,
         tuple(asked),
-        {name: value for name, value in content.items() if name not in OURS},
+        {name: _expanded(value) if name in PATHS else value for name, value in content.items() if name not in OURS},
         memory=memory,
         once=(AGAIN,) if AGAIN in controls else (),
         ray=None if content.get("ray") is None else str(content["ray"]),
         **ours,
     )
+
+
+def several(entries: Any) -> Any:
+    """A list of variants, of which a text or a mapping is one."""
+    return [entries] if isinstance(entries, str | Mapping) else [] if entries is None else entries
+
+
+def _path(value: Any, key: str) -> Path:
+    if not isinstance(value, str | Path):
+        raise UserError(f"{key}: {value!r} is no path.")
+    return Path(value).expanduser()
+
+
+def _expanded(value: Any) -> Any:
+    """`value` with the user's folder for `~`, where it is a path that begins so; of several, each."""
+    if isinstance(value, list | tuple):
+        return [_expanded(one) for one in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
 
 def variants_of(entries: Any, controls: Sequence[str] = (), common: Mapping[str, Any] | None = None) -> list[Asked]:
@@ -129,6 +152,7 @@ def variants_of(entries: Any, controls: Sequence[str] = (), common: Mapping[str,
     """
     for control in controls:
         one_of(control, (*CONTROLS, AGAIN), "controls:")
+    entries = several(entries)
     if not isinstance(entries, list | tuple) or not entries:
         raise UserError("variants: there are none: give a list of entries such as {sae: RELEASE#ID}.")
     made: list[Asked] = []
@@ -139,13 +163,17 @@ def variants_of(entries: Any, controls: Sequence[str] = (), common: Mapping[str,
 
 
 def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Asked]:
-    if isinstance(entry, str):
-        entry = {"sae": entry}
+    if isinstance(entry, str | Path):
+        entry = {"sae": str(entry)}
     if not isinstance(entry, Mapping):
         raise UserError(f"{where}: {entry!r} is no mapping with sae or pattern.")
     _check_keys(entry, ("sae", "pattern", "name", "together", *FILTERS, *ARGUMENTS), where)
     if ("sae" in entry) == ("pattern" in entry):
         raise UserError(f"{where}: give either sae or pattern.")
+    for name in ARGUMENTS:
+        if isinstance(entry.get(name), list | Mapping) and name != "scale":
+            joined = ", several joined by '+'" if name in ("hook", "hook_map") else ", and another entry for another"
+            raise UserError(f"{where}: {name}: {entry[name]!r} is no single value: give one{joined}.")
     own = {name: entry[name] for name in ARGUMENTS if name in entry and name != "scale"}
     scales = entry["scale"] if isinstance(entry.get("scale"), list) else [entry.get("scale")]
     if not scales:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.splicing.choices import MAPS
 from sae_lm_eval.splicing.hook_names import Architecture
 from sae_lm_eval.splicing.module_io import on_port, record
 from sae_lm_eval.splicing.site import Site
@@ -30,7 +31,6 @@ CENTERED_KINDS = frozenset(
         "hook_mlp_out",
     }
 )
-MAPS = ("raw", "centered", "value_bias", "folded_value_bias")
 
 
 @dataclass(frozen=True)

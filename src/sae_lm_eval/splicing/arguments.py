@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.loading import load
-from sae_lm_eval.dictionaries.spec import parse_specs
+from sae_lm_eval.dictionaries.spec import SaeSpec, parse_specs
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.runtime import text_files
+from sae_lm_eval.splicing.choices import DTYPE_NAMES, Choices, choices_of, finite, whole
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
-from sae_lm_eval.splicing.variants import Choices
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
+__all__ = ["Wanted", "choices_of", "dtype_of", "finite", "refuse_misspelt", "sources_of", "wanted_of", "whole"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ def wanted_of(*given: Any, dictionaries: Sequence[Dictionary] | None = None, **n
 
 def dtype_of(name: str) -> torch.dtype:
     """The dtype of dictionaries that `sae_dtype=` names."""
-    return DTYPES[one_of(name, DTYPES, "sae_dtype")]
+    return getattr(torch, one_of(name, DTYPE_NAMES, "sae_dtype"))
 
 
 def sources_of(sae: Any) -> list[Any]:
@@ -71,44 +66,11 @@ def sources_of(sae: Any) -> list[Any]:
         raise UserError("sae= is missing: name a dictionary, as in sae=gpt2-small-res-jb#blocks.8.hook_resid_pre.")
     if isinstance(sae, str):
         return list(parse_specs(sae))
+    if isinstance(sae, Path):
+        return [SaeSpec(str(sae))]
     if isinstance(sae, (list, tuple)):
         return [source for item in sae for source in sources_of(item)]
     return [sae]
-
-
-def choices_of(arguments: SpliceArguments) -> Choices:
-    """What is said of a variant beyond its dictionaries; `+` joins what goes by dictionary."""
-    hook, hook_map = arguments.hook, arguments.hook_map
-    return Choices(
-        arguments.splice,
-        arguments.splice_tokens,
-        hooks=None if hook is None else tuple(str(hook).split("+")),
-        hook_maps=None if hook_map is None else tuple(str(hook_map).split("+")),
-        seed=whole(arguments.seed, "seed", least=0),
-        scale=finite(arguments.scale, "scale"),
-    )
-
-
-def finite(value: Any, name: str) -> float:
-    """`value` as a finite number."""
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(f"{name}={value} must be a number, as in {name}=0.5.")
-    return number
-
-
-def whole(value: Any, name: str, *, least: int) -> int:
-    """`value` as a whole number of at least `least`; lm_eval reads 1e3 as a float."""
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = None
-    if number is None or isinstance(value, bool) or number != value or number < least:
-        raise UserError(f"{name}={value} must be a whole number of at least {least}.")
-    return number
 
 
 def refuse_misspelt(given: Iterable[str], known: Iterable[str]) -> None:

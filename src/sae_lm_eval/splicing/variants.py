@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,57 +14,16 @@ from torch import Tensor, nn
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.model_names import official_name
 from sae_lm_eval.dictionaries.untrained import SPECIAL
-from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing.activation_map import build_map, map_name
+from sae_lm_eval.splicing.choices import Choices as Choices
 from sae_lm_eval.splicing.hook_names import Architecture
 from sae_lm_eval.splicing.module_io import Port, record
 from sae_lm_eval.splicing.site import Site, resolve_site, writable_port
 from sae_lm_eval.splicing.splice import Splice, Variant
-from sae_lm_eval.splicing.splice_arguments import MODES, TOKENS, SpliceArguments
 from sae_lm_eval.splicing.unstated import warn_of_unstated_processing
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What the user says of a variant beyond its dictionaries; `hooks` and `hook_maps` go by the dictionaries' order.
-
-    A hook is written `IN:OUT` where a transcoder reads and writes at different sites. None is what the release says.
-    `splice_tokens` is "all", "non_special", or "non_special:N", where the first N positions keep their activation,
-    whatever the release says of them.
-    """
-
-    splice: str | None = SpliceArguments.splice
-    splice_tokens: str = SpliceArguments.splice_tokens
-    hooks: tuple[str, ...] | None = None
-    hook_maps: tuple[str, ...] | None = None
-    seed: int = SpliceArguments.seed
-    scale: float = SpliceArguments.scale
-
-    def __post_init__(self) -> None:
-        # lm_eval makes None of the text "none" in its arguments.
-        mode = "none" if self.splice is None else str(self.splice)
-        object.__setattr__(self, "splice", one_of(mode, MODES, "splice"))
-        kind, colon, first = str(self.splice_tokens).partition(":")
-        if colon and kind == "non_special" and not first.isdecimal():
-            raise UserError(
-                f"splice_tokens={self.splice_tokens}: non_special: takes the number of first positions to keep, as in "
-                f"splice_tokens=non_special:4."
-            )
-        one_of(kind if colon and kind == "non_special" else str(self.splice_tokens), TOKENS, "splice_tokens")
-
-    @property
-    def keeps_special(self) -> bool:
-        """Whether positions of special tokens keep their activation."""
-        return self.splice_tokens != "all"
-
-    def first_position(self, dictionary: Dictionary) -> int:
-        """The first position at which `dictionary` is spliced in."""
-        if not self.keeps_special:
-            return 0
-        _, colon, first = self.splice_tokens.partition(":")
-        return int(first) if colon else dictionary.first_position or 0
 
 
 def build_variant(

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from sae_lm_eval.errors import UserError, one_of
-from sae_lm_eval.splicing.arguments import whole
+from sae_lm_eval.splicing.choices import whole
 from sae_lm_eval.splicing.splice_arguments import MODES
 from sae_lm_eval.talk.conversation import Conversation, Exchange, Model, record
 from sae_lm_eval.talk.detokenize import visible

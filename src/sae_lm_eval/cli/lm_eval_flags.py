@@ -1,0 +1,63 @@
+"""lm_eval's own flags behind those of `sae-lm-eval run`: read by lm_eval's parser, refused in a sentence."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sae_lm_eval.errors import UserError, did_you_mean
+
+# lm_eval's flags that mean nothing here, and what to do instead.
+REFUSED = {
+    "model": "run evaluates --model sae_hf and the untouched model: leave out --model",
+    "config": "run takes lm_eval's settings from a sweep file: sae-lm-eval run FILE",
+    "wandb_args": "run does not log to W&B: log the results folders afterwards",
+    "wandb_config_args": "run does not log to W&B: log the results folders afterwards",
+    "trackio_args": "run does not log to Trackio: log the results folders afterwards",
+}
+UNUSED = ("command", "func", "model", "log_samples", "show_config")  # samples are logged in any case
+OF_RUN = ("model_args", "output_path")  # flags of lm_eval's that run has as its own
+
+
+class _Parser(argparse.ArgumentParser):
+    """No abbreviations, of which a later release may have two; and mistakes are a `UserError`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message[:1].upper()}{message[1:]}. sae-lm-eval run --help lists the flags.")
+
+
+def parser() -> argparse.ArgumentParser:
+    """lm_eval's parser of the flags of its own `run`."""
+    from lm_eval._cli.run import Run
+
+    return Run.create(_Parser(prog="sae-lm-eval").add_subparsers())._parser
+
+
+def settings_of(flags: Sequence[str], own: Iterable[str]) -> dict[str, Any]:
+    """The settings that lm_eval's parser makes of `flags`; those that are not given are left out.
+
+    `own` are the flags that the command has besides. Raises `UserError` for a flag that neither knows, with the
+    nearest, and for those of lm_eval's that `run` does not take.
+    """
+    reader = parser()
+    known = {flag for action in reader._actions for flag in action.option_strings}
+    taken = sorted({*known, *own} - {f"--{name}" for name in REFUSED})
+    for flag in flags:
+        name = flag.partition("=")[0]
+        if name.startswith("--") and name not in known:
+            raise UserError(
+                f"run has no flag '{name}'.{did_you_mean(name, taken)} 'sae-lm-eval run --help' lists them."
+            )
+    found, rest = reader.parse_known_args(list(flags))
+    if rest:
+        raise UserError(f"run does not know what to do with '{rest[0]}'. A sweep file comes first, flags behind it.")
+    given = vars(found)
+    for name, why in REFUSED.items():
+        if given.get(name) not in (None, "sae_hf"):
+            raise UserError(f"{why}.")
+    # What is not given is None or absent; False, 0 and "" are as good as any other value.
+    return {name: value for name, value in given.items() if value is not None and name not in UNUSED}

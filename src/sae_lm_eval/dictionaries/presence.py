@@ -1,0 +1,120 @@
+"""Whether a spec names a dictionary that exists, told from names and small files, without torch or SAELens."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sae_lm_eval import world
+from sae_lm_eval.dictionaries.hub_files import hub_told, none_at, weights_folder
+from sae_lm_eval.dictionaries.spec import SaeSpec
+from sae_lm_eval.dictionaries.world_loader import world_dictionary
+from sae_lm_eval.errors import UserError, did_you_mean
+
+CONFIG = "cfg.json"
+
+
+def check_presence(spec: SaeSpec) -> None:
+    """Raise `UserError`, with the nearest names, where `spec` names no dictionary of a folder, a release or the hub.
+
+    What only its files can tell is told when they are loaded.
+    """
+    if Path(spec.source).expanduser().is_dir():
+        weights_folder(spec, CONFIG)
+    elif spec.source == world.NAME:
+        world_dictionary(spec)
+    elif spec.loader == "saelens" and spec.source in _sections():
+        check_id(spec, ids_of(spec.source))
+    elif spec.source.count("/") == 1 and spec.source[0] not in "./~":
+        _check_repository(spec)
+    else:
+        refuse_unknown(spec, _sections())
+
+
+def refuse_unknown(spec: SaeSpec, releases: Any) -> None:
+    """Raise `UserError` for a source that is no folder, no release and cannot be a repository."""
+    if "/" in spec.source:
+        weights_folder(spec, CONFIG)  # which says what is wrong with it
+    raise UserError(
+        f"There is no SAELens release '{spec.source}'.{did_you_mean(spec.source, [*releases, world.NAME])} "
+        f"'sae-lm-eval inspect --list PATTERN' searches them."
+    )
+
+
+def check_id(spec: SaeSpec, ids: Any) -> None:
+    """Raise `UserError` where the release of `spec`, with these `ids`, has no such dictionary."""
+    if spec.id in ids:
+        return
+    what = f"no dictionary '{spec.id}'" if spec.id else f"{len(ids)} dictionaries: name one with #id"
+    some = ", ".join(list(ids)[:4])
+    raise UserError(f"The release '{spec.source}' has {what}.{did_you_mean(spec.id or '', ids)} It begins with {some}.")
+
+
+def training_site(spec: SaeSpec) -> tuple[str | None, int | None]:
+    """The model and the block that a dictionary was trained at, as its configuration, its release or its id says it.
+
+    None for what none of them says.
+    """
+    folder = Path(spec.source).expanduser()
+    if spec.source == world.NAME and not folder.is_dir():
+        folder = world.FILES / "dictionaries"
+    said = _configuration(folder / (spec.id or "") / CONFIG)
+    hook = said.get("hook_name") or said.get("hook_point") or spec.id
+    found = re.search(r"(?:^|[._/])(?:blocks|layers?)[._](\d+)(?![\dkm])", str(hook))
+    registered = re.search(r"(?m)^  model: (.+)$", _sections().get(spec.source, ""))
+    model = said.get("model_name") or (registered[1] if registered else None)
+    return None if model is None else str(model), int(found[1]) if found else None
+
+
+def _configuration(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # which is told when it is loaded
+    return {**config, **(config.get("metadata") or {})} if isinstance(config, dict) else {}
+
+
+def ids_of(release: str) -> list[str]:
+    """The ids of a release that SAELens has registered, in its order."""
+    import yaml
+
+    section = yaml.load(_sections()[release], Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return [str(one["id"]) for one in section[release]["saes"]]
+
+
+@cache
+def _sections() -> dict[str, str]:
+    """The text of each release in SAELens' registry; parsing the whole file takes a second, and its package several."""
+    package = find_spec("sae_lens")
+    if package is None or package.origin is None:
+        return {}
+    text = (Path(package.origin).parent / "pretrained_saes.yaml").read_text(encoding="utf-8")
+    return dict(_split(text))
+
+
+def _split(text: str) -> Iterator[tuple[str, str]]:
+    for section in re.split(r"(?m)^(?=[^\s#-])", text):
+        name, colon, _ = section.partition(":\n")
+        if colon:
+            yield name.strip("\"'"), section
+
+
+def _check_repository(spec: SaeSpec) -> None:
+    """Of a hub repository, by the names of its files; what is in the cache is not asked for."""
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    file = f"{spec.id}/{CONFIG}" if spec.id else CONFIG
+    if isinstance(try_to_load_from_cache(spec.source, file, revision=spec.revision), str):
+        return
+    if constants.HF_HUB_OFFLINE or any(f"repo_id: {spec.source}\n" in section for section in _sections().values()):
+        return  # loading tells what is not in the cache, and knows what a registered repository holds
+    with hub_told(spec):
+        names = HfApi().list_repo_files(spec.source, revision=spec.revision)
+    folders = [name.removesuffix(CONFIG).rstrip("/") for name in names if name.endswith(f"/{CONFIG}")]
+    if file not in names and folders:
+        raise UserError(none_at(spec, CONFIG, folders))

@@ -1,0 +1,160 @@
+"""What is wrong with a run, told from names and small files before the tasks or the model are loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sae_lm_eval import world
+from sae_lm_eval.dictionaries.presence import check_presence, training_site
+from sae_lm_eval.dictionaries.spec import parse_specs
+from sae_lm_eval.errors import UserError, did_you_mean, first_line, one_of
+from sae_lm_eval.runs.settings import check_settings, tasks_of
+from sae_lm_eval.runs.sweep import BASELINE, Asked, Sweep
+from sae_lm_eval.runs.task_index import check_tasks
+from sae_lm_eval.runtime.run_folder import GROUPS, read_json
+from sae_lm_eval.runtime.text_files import check_file
+from sae_lm_eval.splicing.choices import DTYPE_NAMES, choices_of, whole
+from sae_lm_eval.splicing.splice_arguments import SpliceArguments
+
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
+
+def check(sweep: Sweep, output_path: Path | None) -> None:
+    """Raise `UserError` for what a run of `sweep` in `output_path` would stumble over later.
+
+    Neither torch nor any model, dictionary or task is loaded, but for torch where a GPU is asked for. What a run in
+    the folder has finished or begun with is not looked for again: its files may be gone.
+    """
+    if output_path is not None:
+        check_folder(output_path)
+    check_settings(sweep.settings)
+    if sweep.categories is not None:
+        from sae_lm_eval.comparison.subsets import read_categories_file
+
+        read_categories_file(sweep.categories)
+    known = _settled(output_path)
+    new = [asked for asked in sweep.variants if asked.name not in known]
+    for asked in new:
+        _check_arguments(asked)
+    if known and not new:
+        return
+    check_tasks(tasks_of(sweep.settings), sweep.settings.get("include_path"))
+    config = model_config(sweep.model_args)
+    told: list[str] = []
+    for asked in new:
+        try:
+            _check_dictionaries(asked, config, str(sweep.model_args.get("pretrained")))
+        except UserError as error:
+            told.append(str(error))
+    if told:
+        raise UserError(" ".join(dict.fromkeys(told)))
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `UserError` where results cannot be written to `folder`, which need not be there yet."""
+    for place in (folder, *folder.parents, Path()):
+        if place.exists():
+            if not place.is_dir():
+                raise UserError(f"'{folder}' cannot be made: '{place}' is a file. Give another --output_path.")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise UserError(f"Nothing can be written to '{place}'. Give another --output_path.")
+            return
+
+
+def model_config(model_args: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration of the model that `--model_args` name, empty where only loading can tell it.
+
+    Raises `UserError` where there is no such model, or it is none that dictionaries are spliced into.
+    """
+    pretrained = model_args.get("pretrained")
+    if pretrained is None:
+        raise UserError("pretrained= is missing: name a model, as in pretrained=gpt2.")
+    if not isinstance(pretrained, str | Path) or model_args.get("gguf_file") is not None:
+        return {}
+    if world.is_meant_by(pretrained):
+        pretrained = world.model_path()
+    folder = Path(pretrained).expanduser()
+    inner = model_args.get("subfolder") or ""
+    if folder.is_dir():
+        file = folder / inner / "config.json"
+        if not file.is_file():
+            raise UserError(f"There is no model in the folder '{pretrained}': it has no config.json.")
+    else:
+        file = _of_hub(str(pretrained), f"{inner}/config.json" if inner else "config.json", model_args.get("revision"))
+    try:
+        config = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{file}' cannot be read: {first_line(error)}") from error
+    if config.get("is_encoder_decoder"):
+        raise UserError(
+            f"{config.get('model_type')} is a sequence-to-sequence model; sae_hf splices into causal language models."
+        )
+    return config
+
+
+def _of_hub(name: str, file: str, revision: Any) -> Path | None:
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    near = did_you_mean(name, [world.NAME])
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+        raise UserError(f"There is no folder '{name}' with a model.")
+    revision = None if revision is None else str(revision)
+    try:
+        cached = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(cached, str) or constants.HF_HUB_OFFLINE:
+            return Path(cached) if isinstance(cached, str) else None
+        return Path(hf_hub_download(name, file, revision=revision))
+    except GatedRepoError as error:
+        raise UserError(f"The model '{name}' is gated: ask for access on its page, and log in.") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"The model '{name}' has no revision '{revision}'.") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"There is no model '{name}' to load: no folder here is called so, and no repository of the hub that you "
+            f"have access to.{near}"
+        ) from error
+    except OSError:
+        return None  # whether the hub can be reached is told when the model is loaded
+
+
+def _settled(output_path: Path | None) -> set[str]:
+    if output_path is None:
+        return set()
+    groups = (read_json(output_path / GROUPS) or {}).get("groups", [])
+    begun = {name for group in groups for name in group}
+    return begun | {path.parent.parent.name for path in output_path.glob("*/*/results_*.json")} - {BASELINE}
+
+
+def _check_arguments(asked: Asked) -> None:
+    given = SpliceArguments(**asked.arguments)
+    choices = choices_of(given)
+    one_of(given.sae_dtype, DTYPE_NAMES, "sae_dtype")
+    whole(given.mean_tokens, "mean_tokens", least=1)
+    if choices.splice == "mean" and given.mean_text is None:
+        raise UserError(f"{asked.name}: splice=mean needs mean_text=FILE, the text whose activations are averaged.")
+    if given.mean_text is not None:
+        check_file(given.mean_text)
+
+
+def _check_dictionaries(asked: Asked, config: Mapping[str, Any], model: str) -> None:
+    text = config.get("text_config") or config
+    layers = next((text[name] for name in LAYERS if isinstance(text.get(name), int)), None)
+    named = [int(layer) for layer in re.findall(r"(?:blocks|layers|h)\.(\d+)\.", str(asked.arguments.get("hook")))]
+    for spec in parse_specs(asked.arguments["sae"]):
+        check_presence(spec)
+        trained_on, layer = training_site(spec)
+        for one in named or [layer]:
+            if layers is not None and one is not None and one >= layers:
+                where = "hook= is at" if named else f"{spec} was trained on {trained_on or 'a model'} at"
+                raise UserError(f"{where} layer {one}, and the layers of {model} run from 0 to {layers - 1}.")

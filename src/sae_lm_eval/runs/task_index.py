@@ -1,0 +1,146 @@
+"""Which tasks lm_eval knows, by the few lines of its files that name them: its own index parses 14,000 files whole."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sae_lm_eval._autoload import tasks_folder
+from sae_lm_eval.errors import UserError, did_you_mean
+
+KEYS = ("task", "group", "tag", "class", "include")
+# In a block mapping no line of a value begins at the margin, but for the items of a list.
+NAMING = re.compile(rf"""^(["']?)({"|".join(KEYS)})\1[ \t]*:(.*(?:\n(?:[ \t#-].*)?)*)""", re.MULTILINE)
+SIMPLE = re.compile(r"""[A-Za-z_][\w./-]*|"[\w./-]*"|'[\w./-]*'""")
+RESERVED = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})  # words that YAML reads otherwise
+FLOW = re.compile(r"\s*[{\[%&!]|.*^---.*^---", re.MULTILINE | re.DOTALL)
+SKIPPED = frozenset({"__pycache__", ".ipynb_checkpoints"})  # as lm_eval does
+
+
+_Quickest: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Quickest):
+    """Functions stay the text that names them."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+
+
+def naming_keys(path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Of lm_eval's `load_yaml`, with what it includes, the keys that say which tasks a file defines.
+
+    Raises `ValueError`, `OSError` or `yaml.YAMLError` for a file that is none of a task's.
+    """
+    if path in seen:
+        raise ValueError(f"Include cycle at {path}")
+    own = dict(_own_keys(path))
+    included = own.pop("include", None)
+    merged: dict[str, Any] = {}
+    for one in included if isinstance(included, list) else [included] if included else []:
+        merged |= naming_keys(os.path.normpath(os.path.join(os.path.dirname(path), one)), (*seen, path))
+    return merged | own
+
+
+@cache
+def _own_keys(path: str) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    if FLOW.match(text):
+        found = yaml.load(text, Loader=_Loader)
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} is no mapping")
+        return {key: found[key] for key in KEYS if key in found}
+    return {key: _value(block) for _, key, block in NAMING.findall(text)}
+
+
+def _value(block: str) -> Any:
+    word = block.strip()
+    if SIMPLE.fullmatch(word) and word.lower() not in RESERVED:
+        return word.strip("\"'")
+    # The anchors that it may refer to stand elsewhere; no name of a task is one.
+    return yaml.load(f"value:{block}", Loader=_Loader)["value"]
+
+
+@contextmanager
+def quick_index() -> Iterator[None]:
+    """Inside the scope a `TaskManager` of lm_eval's reads its own and this package's files by `naming_keys`.
+
+    The tasks themselves are read whole when they are made. Other folders are read as lm_eval reads them.
+    """
+    from lm_eval.tasks import _index
+
+    whole: Callable[..., dict[str, Any]] = _index.load_yaml
+    known = tuple(f"{folder}{os.sep}" for folder in _default_folders())
+
+    def load(path: Path, **how: Any) -> dict[str, Any]:
+        return naming_keys(str(path)) if str(path).startswith(known) else whole(path, **how)
+
+    _index.load_yaml = load
+    try:
+        yield
+    finally:
+        _index.load_yaml = whole
+
+
+def task_names(include_path: str | Path | Sequence[str | Path] | None = None) -> frozenset[str]:
+    """The names of all tasks, groups and tags that lm_eval has, this package adds, or the folders given hold."""
+    given = [include_path] if isinstance(include_path, str | Path) else list(include_path or [])
+    names: set[str] = set()
+    for folder in (*_default_folders(), *given):
+        for path in _files(os.path.expanduser(folder)):
+            try:
+                found = naming_keys(path)
+            except (OSError, ValueError, yaml.YAMLError):
+                continue  # lm_eval passes over it as well
+            names.update(_names(found))
+    return frozenset(names)
+
+
+def _names(found: dict[str, Any]) -> Iterator[str]:
+    if "class" not in found and "group" in found:
+        yield found["group"]
+    elif "task" in found and isinstance(found["task"], str):
+        tags = found.get("tag") or []
+        yield from (found["task"], *(tags if isinstance(tags, list) else [tags]))
+
+
+def check_tasks(asked: Iterable[Any], include_path: str | Path | Sequence[str | Path] | None = None) -> None:
+    """Raise `UserError` where one of `asked`, as `--tasks` takes them, is no task; with the nearest names."""
+    known: frozenset[str] | None = None
+    for name in asked:
+        if not isinstance(name, str) or _is_file(name):
+            continue
+        known = task_names(include_path) if known is None else known
+        if not (name in known or any(fnmatchcase(one, name) for one in known)):
+            raise UserError(f"There is no task '{name}'.{did_you_mean(name, known)} 'lm_eval ls tasks' lists them.")
+
+
+def _is_file(name: str) -> bool:
+    path = Path(name).expanduser()
+    if name.endswith((".yaml", ".yml")) and not re.search(r"[*?\[]", name) and not path.is_file():
+        raise UserError(f"There is no file '{name}' with a task.")
+    return name.endswith((".yaml", ".yml")) or path.is_dir()
+
+
+def _default_folders() -> tuple[str, str]:
+    from importlib.util import find_spec
+
+    package = find_spec("lm_eval")
+    assert package is not None
+    assert package.origin is not None
+    return str(Path(package.origin).parent / "tasks"), tasks_folder()
+
+
+def _files(folder: str) -> Iterator[str]:
+    for where, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in SKIPPED]
+        yield from (os.path.join(where, name) for name in names if name.endswith(".yaml"))

@@ -1,0 +1,47 @@
+"""Devices by name, and whether this machine has them."""
+
+from __future__ import annotations
+
+import re
+
+from sae_lm_eval.errors import UserError, did_you_mean
+
+KINDS = ("cpu", "cuda", "mps", "npu", "hpu", "xpu", "auto")
+ACCELERATORS = KINDS[1:-1]
+
+
+def check_device(device: object) -> None:
+    """Raise `UserError` for a device that is none, or that torch does not find here; torch is imported for a GPU only.
+
+    None is whatever there is.
+    """
+    if device is None:
+        return
+    name = str(device)
+    found = re.fullmatch(r"([a-z]+)(?::(\d+))?", name)
+    if found is None or found[1] not in KINDS:
+        near = did_you_mean("cuda" if name.lower() == "gpu" else name.lower(), KINDS)
+        raise UserError(f"'{name}' is no device.{near} Give cpu, cuda, cuda:1, mps, or none for what there is.")
+    if found[1] in ACCELERATORS:
+        _check_present(name, found[1], int(found[2] or 0))
+
+
+def _check_present(name: str, kind: str, index: int) -> None:
+    import torch
+
+    module = getattr(torch, kind, None)
+    if module is None or not module.is_available():
+        raise UserError(
+            f"There is no device '{name}' here: torch {torch.__version__} finds none. Leave it out, or give cpu."
+        )
+    count = module.device_count() if hasattr(module, "device_count") else 1
+    if index >= count:
+        has = f"{kind}:0" if count == 1 else f"{kind}:0 to {kind}:{count - 1}"
+        raise UserError(f"There is no device '{name}' here: torch finds {has}.")
+
+
+def default_device() -> str:
+    """What is computed on where no device is named: the GPU, or the CPU where there is none."""
+    import torch
+
+    return "cuda:0" if torch.cuda.is_available() else "cpu"

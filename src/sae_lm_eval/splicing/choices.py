@@ -1,0 +1,101 @@
+"""What is said of a variant beyond its dictionaries, checked without torch: mistakes are told before it is imported."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.splicing.splice_arguments import MODES, TOKENS, SpliceArguments
+
+if TYPE_CHECKING:
+    from sae_lm_eval.dictionaries.dictionary import Dictionary
+
+MAPS = ("raw", "centered", "value_bias", "folded_value_bias")
+DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the user says of a variant beyond its dictionaries; `hooks` and `hook_maps` go by the dictionaries' order.
+
+    A hook is written `IN:OUT` where a transcoder reads and writes at different sites. None is what the release says.
+    `splice_tokens` is "all", "non_special", or "non_special:N", where the first N positions keep their activation,
+    whatever the release says of them.
+    """
+
+    splice: str | None = SpliceArguments.splice
+    splice_tokens: str = SpliceArguments.splice_tokens
+    hooks: tuple[str, ...] | None = None
+    hook_maps: tuple[str, ...] | None = None
+    seed: int = SpliceArguments.seed
+    scale: float = SpliceArguments.scale
+
+    def __post_init__(self) -> None:
+        # lm_eval makes None of the text "none" in its arguments.
+        mode = "none" if self.splice is None else str(self.splice)
+        object.__setattr__(self, "splice", one_of(mode, MODES, "splice"))
+        kind, colon, first = str(self.splice_tokens).partition(":")
+        if colon and kind == "non_special" and not first.isdecimal():
+            raise UserError(
+                f"splice_tokens={self.splice_tokens}: non_special: takes the number of first positions to keep, as in "
+                f"splice_tokens=non_special:4."
+            )
+        one_of(kind if colon and kind == "non_special" else str(self.splice_tokens), TOKENS, "splice_tokens")
+        for name in self.hook_maps or ():
+            one_of(name, MAPS, "hook_map")
+
+    @property
+    def keeps_special(self) -> bool:
+        """Whether positions of special tokens keep their activation."""
+        return self.splice_tokens != "all"
+
+    def first_position(self, dictionary: Dictionary) -> int:
+        """The first position at which `dictionary` is spliced in."""
+        if not self.keeps_special:
+            return 0
+        _, colon, first = self.splice_tokens.partition(":")
+        return int(first) if colon else dictionary.first_position or 0
+
+
+def choices_of(arguments: SpliceArguments) -> Choices:
+    """What is said of a variant beyond its dictionaries; `+` joins what goes by dictionary."""
+    hook, hook_map = arguments.hook, arguments.hook_map
+    return Choices(
+        arguments.splice,
+        arguments.splice_tokens,
+        hooks=None if hook is None else tuple(str(hook).split("+")),
+        hook_maps=None if hook_map is None else tuple(str(hook_map).split("+")),
+        seed=whole(arguments.seed, "seed", least=0),
+        scale=_share(arguments.scale, "scale"),
+    )
+
+
+def finite(value: Any, name: str) -> float:
+    """`value` as a finite number."""
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{name}={value} must be a number, as in {name}=0.5.")
+    return number
+
+
+def whole(value: Any, name: str, *, least: int) -> int:
+    """`value` as a whole number of at least `least`; lm_eval reads 1e3 as a float."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or isinstance(value, bool) or number != value or number < least:
+        raise UserError(f"{name}={value} must be a whole number of at least {least}.")
+    return number
+
+
+def _share(value: Any, name: str) -> float:
+    number = finite(value, name)
+    if not 0 <= number <= 1:
+        raise UserError(f"{name}={value} must be from 0, which changes nothing, to 1, the whole splice.")
+    return number

@@ -1,0 +1,313 @@
+"""Mistakes that are told before tasks, a model or even torch are loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from sae_lm_eval import UserError, run
+from sae_lm_eval.runs import task_index
+from sae_lm_eval.runs.sweep import sweep_of
+from sae_lm_eval.runtime.devices import check_device
+
+K4 = "world#blocks.2.hook_resid_post.k4"
+OUT = ["--output_path", "out"]
+ON_WORLD = ["--model_args", "pretrained=world"]
+HOMES = ["--tasks", "sae_world_homes"]
+RUN = [*ON_WORLD, *HOMES, *OUT]
+
+# Flags behind `sae-lm-eval run`, and what is told.
+MISTAKES: Mapping[str, tuple[Sequence[str], str]] = {
+    "a task": (
+        [*ON_WORLD, "--sae", K4, "--tasks", "sae_world_homes,sae_wrld_pets", *OUT],
+        "There is no task 'sae_wrld_pets'. Did you mean 'sae_world_pets' or ",
+    ),
+    "a task of lm_eval's": (
+        [*ON_WORLD, "--sae", K4, "--tasks", "lambada_openia", *OUT],
+        "There is no task 'lambada_openia'. Did you mean 'lambada_openai' or ",
+    ),
+    "no task fits a pattern": (
+        [*ON_WORLD, "--sae", K4, "--tasks", "sae_wrld*", *OUT],
+        "There is no task 'sae_wrld*'.",
+    ),
+    "a file of a task": (
+        [*ON_WORLD, "--sae", K4, "--tasks", "nowhere/mine.yaml", *OUT],
+        "There is no file 'nowhere/mine.yaml' with a task.",
+    ),
+    "an embedded id": (
+        [*RUN, "--sae", f"{K4}4"],
+        "The world has no dictionary 'blocks.2.hook_resid_post.k44'. Nearest: blocks.2.hook_resid_post.k4, ",
+    ),
+    "a registered id": (
+        [*RUN, "--sae", "gpt2-small-res-jb#blocks.8.hook_resid_pree"],
+        "The release 'gpt2-small-res-jb' has no dictionary 'blocks.8.hook_resid_pree'. Did you mean "
+        "'blocks.8.hook_resid_pre' or ",
+    ),
+    "a release": (
+        [*RUN, "--sae", "gpt2-small-res-bj#blocks.8.hook_resid_pre"],
+        "There is no SAELens release 'gpt2-small-res-bj'. Did you mean 'gpt2-small-res-jb' or ",
+    ),
+    "no id": ([*RUN, "--sae", "gpt2-small-res-jb"], "The release 'gpt2-small-res-jb' has 13 dictionaries: name one"),
+    "an id of a folder": (
+        [*RUN, "--sae", "my dictionaries#layer_11"],
+        "'my dictionaries' holds no dictionary #layer_11 (a folder with cfg.json). Did you mean 'layer_1'? It has "
+        "#layer_1.",
+    ),
+    "a folder": ([*RUN, "--sae", "./nowhere"], "'./nowhere' is neither a folder here nor a SAELens release nor a hub"),
+    "a layer of a folder": (
+        [*RUN, "--sae", "my dictionaries#layer_1"],
+        "my dictionaries#layer_1 was trained on gpt2 at layer 7, and the layers of world run from 0 to 3.",
+    ),
+    "a layer of a release": (
+        [*RUN, "--sae", "gpt2-small-res-jb#blocks.8.hook_resid_pre"],
+        "gpt2-small-res-jb#blocks.8.hook_resid_pre was trained on gpt2-small at layer 8, and the layers of world run "
+        "from 0 to 3.",
+    ),
+    "a layer of a hook": (
+        [*RUN, "--sae", f"{K4},hook=blocks.4.hook_resid_post"],
+        "hook= is at layer 4, and the layers of world run from 0 to 3.",
+    ),
+    "a model": (
+        ["--model_args", "pretrained=./wrld", "--sae", K4, *HOMES, *OUT],
+        "There is no folder './wrld' with a model.",
+    ),
+    "a folder without a model": (
+        ["--model_args", "pretrained=my dictionaries", "--sae", K4, *HOMES, *OUT],
+        "There is no model in the folder 'my dictionaries': it has no config.json.",
+    ),
+    "a sequence-to-sequence model": (
+        ["--model_args", "pretrained=t5", "--sae", K4, *HOMES, *OUT],
+        "t5 is a sequence-to-sequence model; sae_hf splices into causal language models.",
+    ),
+    "no model": (["--sae", K4, *HOMES, *OUT], "pretrained= is missing: name a model, as in pretrained=gpt2."),
+    "no dictionary": ([*RUN], "--sae is missing: name a dictionary for each variant"),
+    "no task at all": ([*ON_WORLD, "--sae", K4, *OUT], "--tasks is missing: name tasks of lm_eval's"),
+    "no folder": ([*ON_WORLD, "--sae", K4, *HOMES], "--output_path is missing: name a folder for the results."),
+    "a word for a GPU": ([*RUN, "--sae", K4, "--device", "gpu"], "'gpu' is no device. Did you mean 'cuda'?"),
+    "a limit below zero": ([*RUN, "--sae", K4, "--limit", "-5"], "limit: -5.0 leaves no document to ask: give the"),
+    "a limit between": ([*RUN, "--sae", K4, "--limit", "2.5"], "limit: 2.5 is no number of documents: give a whole"),
+    "a limit in words": (
+        [*RUN, "--sae", K4, "--limit", "few"],
+        "Argument --limit/-L: invalid float value: 'few'. sae-lm-eval run --help lists the flags.",
+    ),
+    "shots below zero": ([*RUN, "--sae", K4, "--num_fewshot", "-1"], "num_fewshot=-1 must be a whole number of at"),
+    "a batch size": ([*RUN, "--sae", K4, "--batch_size", "big"], "batch_size=big must be a whole number of at least"),
+    "a scale beyond one": ([*RUN, "--sae", f"{K4},scale=1.5"], "scale=1.5 must be from 0, which changes nothing, to 1"),
+    "a mode": ([*RUN, "--sae", f"{K4},splice=zeros"], "splice 'zeros' is unknown. Did you mean 'zero'? Choose from"),
+    "a map": ([*RUN, "--sae", f"{K4},hook_map=centred"], "hook_map 'centred' is unknown. Did you mean 'centered'?"),
+    "a dtype": ([*RUN, "--sae", f"{K4},sae_dtype=float23"], "sae_dtype 'float23' is unknown. Did you mean 'float32'"),
+    "an argument of a variant": (
+        [*RUN, "--sae", f"{K4},splce=zero"],
+        "variants, entry 1 has no key 'splce'. Did you mean 'splice' or ",
+    ),
+    "no text to average": (
+        [*RUN, "--sae", f"{K4},splice=mean"],
+        "world_blocks.2.hook_resid_post.k4,splice=mean: ",
+    ),
+    "a file for a folder": (
+        [*ON_WORLD, *HOMES, "--sae", K4, "--output_path", "sweep.yaml/out"],
+        "'sweep.yaml/out' cannot be made: 'sweep.yaml' is a file. Give another --output_path.",
+    ),
+    "categories": ([*RUN, "--sae", K4, "--categories", "nowhere.yaml"], "'nowhere.yaml' cannot be read: "),
+    "a folder of tasks": (
+        [*RUN, "--sae", K4, "--include_path", "nowhere"],
+        "include_path: there is no folder '",
+    ),
+    "--saes": ([*RUN, "--saes", K4], "run has no flag '--saes'. Did you mean '--sae' or "),
+    "--task": ([*ON_WORLD, *OUT, "--sae", K4, "--task", "blimp"], "run has no flag '--task'. Did you mean '--tasks'?"),
+    "--model_arg": (
+        ["--model_arg", "pretrained=world", *HOMES, *OUT, "--sae", K4],
+        "run has no flag '--model_arg'. Did you mean '--model_args'",
+    ),
+    "an abbreviation": (
+        [*RUN, "--sae", K4, "--num_few", "1"],
+        "run has no flag '--num_few'. Did you mean '--num",
+    ),
+    "--model": (
+        [*RUN, "--sae", K4, "--model", "hf"],
+        "run evaluates --model sae_hf and the untouched model: ",
+    ),
+    "--config": ([*RUN, "--sae", K4, "--config", "sweep.yaml"], "run takes lm_eval's settings from a sweep file: "),
+    "a sweep file": (["sweeep.yaml", *OUT], "There is no sweep file 'sweeep.yaml'. Each dictionary takes a --sae"),
+    "a sweep file behind": (
+        [*RUN, "--sae", K4, "--limit", "2", "sweep.yaml"],
+        "run does not know what to do with '",
+    ),
+}
+# What a sweep file says in the place of the right thing, and what is told.
+FILES: Mapping[str, tuple[Mapping[str, object], str]] = {
+    "a list of modes": (
+        {"variants": [{"sae": K4, "splice": ["zero", "mean"]}]},
+        "variants, entry 1: splice: ['zero', 'mean'] is no single value: give one, and another entry for another.",
+    ),
+    "a list of hooks": (
+        {"variants": [{"sae": K4, "hook": ["a", "b"]}]},
+        "variants, entry 1: hook: ['a', 'b'] is no single value: give one, several joined by '+'.",
+    ),
+    "tasks as a mapping": ({"tasks": {"blimp": 1}}, "tasks: {'blimp': 1} is neither a text nor a list of names"),
+    "tasks as numbers": ({"tasks": [1]}, "tasks: [1] is neither a text nor a list of names"),
+    "a model as a list": (
+        {"model_args": ["world"]},
+        "model_args: ['world'] is no mapping, such as {pret",
+    ),
+    "variants as a number": ({"variants": 3}, "variants: there are none: give a list of entries"),
+    "controls as a mapping": ({"controls": {"zero": 1}}, "controls: {'zero': 1} is neither a text nor a list of them."),
+    "a limit in words": ({"limit": "few"}, "limit: 'few' leaves no document to ask"),
+    "shots as a list": ({"num_fewshot": [5]}, "num_fewshot=[5] must be a whole number of at least 0."),
+    "text for a truth": ({"write_out": "yes please"}, "write_out: 'yes please' is not true or false."),
+    "a list for generation": ({"gen_kwargs": [1]}, "gen_kwargs: [1] is not a mapping, such as {temperature: 0}."),
+    "a path as a list": ({"output_path": ["out"]}, "output_path: ['out'] is no path."),
+    "memory in words": ({"memory": "much"}, "memory: 'much' is no number of gigabytes above 0."),
+    "a key": ({"task": "blimp"}, "The sweep file 'case.yaml' has no key 'task'. Did you mean 'tasks'?"),
+}
+# One process for all, since it takes a while to start; each case is a command in it.
+COMMANDS = """
+import contextlib, io, json, sys
+from sae_lm_eval.cli.main import main
+heavy = ("torch", "transformers", "datasets", "sae_lens", "transformer_lens", "lm_eval.tasks")
+for arguments in json.load(sys.stdin):
+    sys.argv, told, code = ["sae-lm-eval", "run", *arguments], io.StringIO(), None
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code
+    print(json.dumps([code, told.getvalue(), [name for name in heavy if name in sys.modules]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("first second")
+    dictionary = folder / "my dictionaries" / "layer_1"
+    dictionary.mkdir(parents=True)
+    (dictionary / "cfg.json").write_text(
+        json.dumps({"d_in": 64, "metadata": {"hook_name": "blocks.7.hook_resid_post", "model_name": "gpt2"}})
+    )
+    (folder / "t5").mkdir()
+    (folder / "t5" / "config.json").write_text(json.dumps({"model_type": "t5", "is_encoder_decoder": True}))
+    (folder / "sweep.yaml").write_text("tasks: [sae_world_homes]")
+    return folder
+
+
+def told(folder: Path, commands: Sequence[Sequence[str]]) -> list[tuple[int | None, str, list[str]]]:
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=folder,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def of_flags(folder: Path) -> dict[str, tuple[int | None, str, list[str]]]:
+    return dict(zip(MISTAKES, told(folder, [flags for flags, _ in MISTAKES.values()]), strict=True))
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_told_before_anything_is_loaded(case, of_flags, folder):
+    code, words, loaded = of_flags[case]
+    assert words.startswith(f"sae-lm-eval: {MISTAKES[case][1]}")
+    assert words.count("\n") == 1
+    assert code == 2
+    assert loaded == []
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_value_of_another_type_in_a_sweep_file(case, folder, monkeypatch):
+    from sae_lm_eval.runs.checks import check
+    from sae_lm_eval.runs.sweep import read_sweep
+
+    whole = {"model_args": {"pretrained": "world"}, "variants": [K4], "tasks": ["sae_world_homes"], **FILES[case][0]}
+    monkeypatch.chdir(folder)
+    Path("case.yaml").write_text(json.dumps(whole))
+    with pytest.raises(UserError) as told:
+        check(sweep_of(read_sweep(Path("case.yaml"))), None)
+    assert str(told.value).startswith(FILES[case][1])
+
+
+def test_the_names_of_tasks_are_lm_evals_own():
+    from lm_eval.tasks import TaskManager
+
+    whole = TaskManager().task_index
+    with task_index.quick_index():
+        quick = TaskManager().task_index
+    assert [(name, one.kind, one.yaml_path, one.tags) for name, one in quick.items()] == [
+        (name, one.kind, one.yaml_path, one.tags) for name, one in whole.items()
+    ]
+    assert task_index.task_names() == whole.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("task: a\ndoc_to_text: |\n  task: b\n", {"task": "a"}),
+        ('"task": "a b"  # a comment\n', {"task": "a b"}),
+        (
+            "group: g\ntask:\n- one\n  # or\n- task: two\n  x: 1\n",
+            {"group": "g", "task": ["one", {"task": "two", "x": 1}]},
+        ),
+        ("{task: a, tag: [b, c]}", {"task": "a", "tag": ["b", "c"]}),
+        ("include: base\ntask: 12\n", {"task": 12, "tag": "shared"}),
+        ("class: !function task.Mine\ntask: 'on'\n", {"class": "task.Mine", "task": "on"}),
+    ],
+)
+def test_the_keys_that_name_a_task(text, found, tmp_path):
+    (tmp_path / "base").write_text("tag: shared\ntask: base\nnum_fewshot: 3\n")
+    (tmp_path / "one.yaml").write_text(text)
+    assert task_index.naming_keys(str(tmp_path / "one.yaml")) == found
+
+
+class TestDevices:
+    def test_a_gpu_that_is_not_here(self):
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+        with pytest.raises(UserError, match=r"There is no device 'cuda:1' here: torch [\d.+a-z]+ finds none\."):
+            check_device("cuda:1")
+        with pytest.raises(UserError, match="There is no device 'cuda' here"):
+            run(model_args="pretrained=world", variants=K4, tasks="sae_world_homes", output_path="out", device="cuda")
+
+    def test_a_gpu_too_many(self, monkeypatch):
+        import torch
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        check_device("cuda:1")
+        with pytest.raises(UserError, match=r"There is no device 'cuda:2' here: torch finds cuda:0 to cuda:1\."):
+            check_device("cuda:2")
+
+
+class TestWhatIsMeant:
+    def test_a_dictionary_among_the_models_arguments_is_the_first_variant(self):
+        of = sweep_of({"model_args": f"pretrained=world,sae={K4}", "variants": ["world#x"], "tasks": "t"})
+        assert [one.arguments["sae"] for one in of.variants] == [K4, "world#x"]
+        assert of.model_args == {"pretrained": "world"}
+
+    def test_one_where_a_list_is_meant(self):
+        of = sweep_of({"model_args": {"pretrained": "world"}, "variants": K4, "controls": "random_error", "tasks": "t"})
+        assert [one.arguments.get("splice") for one in of.variants] == [None, "random_error"]
+
+    def test_the_users_folder(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        of = sweep_of({"model_args": {"pretrained": "~/m"}, "variants": K4, "output_path": "~/o", "use_cache": "~/t"})
+        assert of.model_args["pretrained"] == str(tmp_path / "m")
+        assert of.output_path == tmp_path / "o"
+        assert of.settings["use_cache"] == str(tmp_path / "t")
+
+    def test_a_folder_with_a_space(self, folder, monkeypatch):
+        monkeypatch.chdir(folder)
+        (one,) = sweep_of({"model_args": {}, "variants": [Path("my dictionaries/layer_1")]}).variants
+        assert one.specs == ("my dictionaries/layer_1",)
