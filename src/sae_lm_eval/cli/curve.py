@@ -89,7 +89,7 @@ def _text_of(like: Path, task: str | None) -> dict[str, Any]:
     from sae_lm_eval.scaling.of_results import read_all
 
     for results in read_all(like):
-        kinds = {name: results.raw["configs"].get(name, {}).get("output_type") for name in results.tasks}
+        kinds = {name: results.task_config(name).output_type for name in results.tasks}
         found = [name for name, kind in kinds.items() if kind in DOCUMENT_TYPES and task in (None, name)]
         if len(found) > 1:
             raise UserError(f"'{like}' has several texts: choose one with --task, of {', '.join(found)}.")
@@ -97,25 +97,20 @@ def _text_of(like: Path, task: str | None) -> dict[str, Any]:
             context = results.provenance.get("max_length", results.model_args.get("max_length"))
             asked = {
                 "task": found[0],
-                "documents": results.raw["n-samples"][found[0]]["effective"],
+                "documents": results.sizes[found[0]],
                 "limit": results.config.get("limit"),
                 "context": None if context is None else int(context),
-                "metadata": {found[0]: results.raw["configs"][found[0]].get("metadata") or {}},
+                "metadata": {found[0]: results.task_config(found[0]).metadata},
             }
             return {name: value for name, value in asked.items() if value is not None}
     raise UserError(f"'{like}' has no results of {task or 'a task of whole documents'}: name the text with --task.")
 
 
 def _options(text: str) -> dict[str, Any]:
-    import json
+    from sae_lm_eval.files.reading import checked, json_value
 
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"--metadata is not JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise UserError(f'--metadata is {text}, and an object is wanted, as in {{"sae_fidelity_text": {{...}}}}.')
-    return found
+    kind = dict[str, dict[str, Any]]
+    return checked(kind, json_value(text, "--metadata"), "--metadata", 'an object, as in {"sae_fidelity_text": {...}}')
 
 
 def _mapping(text: str) -> dict[str, float]:

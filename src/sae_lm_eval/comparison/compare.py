@@ -206,13 +206,13 @@ def _group_rows(
     rows, notes = [], []
     for key in dict.fromkeys(pair.measure.key for _, pair in chosen):
         members = {task: pair for task, pair in chosen if pair.measure.key == key}
-        if not all(isinstance(one.scores[cut.name].get(key), (int, float)) for one in runs):
+        if any(one.scores.get(cut.name, {}).get(key) is None for one in runs):
             continue  # lm_eval does not score the group by this metric
         lacking = [task for task in cut.tasks if task not in members and key in runs[0].scores[task]]
         kinds = {(pair.measure.kind, pair.measure.sign) for pair in members.values()}
         weights = group_weights(
             [[one.scores[task][key] for task in members] for one in runs],
-            [runs[0].scores[task]["sample_len"] for task in members],
+            [runs[0].sizes[task] for task in members],
             [one.scores[cut.name][key] for one in runs],
         )
         if weights is None or lacking or len(kinds) > 1:
@@ -223,7 +223,7 @@ def _group_rows(
     if rows and not any(row["primary"] for row in rows):
         rows[0]["primary"] = True
     if not rows and not notes:
-        scored = " or ".join(key for key in runs[0].scores[cut.name] if "," in key and "_stderr" not in key)
+        scored = " or ".join(key for key in runs[0].scores[cut.name] if "_stderr" not in key)
         notes.append(f"Group {cut.name} is left out: lm_eval scores it by {scored}; metrics=all compares all metrics.")
     return rows, notes
 

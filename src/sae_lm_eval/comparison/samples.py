@@ -36,7 +36,7 @@ def read_answers(results: Results, task: str) -> pd.DataFrame:
         raise UserError(
             f"The samples of {results.name} have document {first['doc_id']} of {task} twice (filter {first['filter']})."
         )
-    choices = results.raw.get("configs", {}).get(task, {}).get("output_type") == "multiple_choice"
+    choices = results.task_config(task).output_type == "multiple_choice"
     frame[MARGIN], frame[CHANCE], frame[RIGHT] = _margins(frame) if choices else (np.nan, np.nan, None)
     return frame.set_index(KEY).sort_index().drop(columns=["target", "filtered_resps", "continuations"])
 
@@ -90,12 +90,15 @@ def check_documents(task: str, baseline: Results, before: pd.DataFrame, variant:
 
 
 def _margins(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[tuple[int, ...]] | None]:
+    undefined = np.full(len(frame), np.nan), np.full(len(frame), np.nan), None
     try:
         logprobs = [np.array([float(answer[0]) for answer in answers]) for answers in frame["filtered_resps"]]
-    except (TypeError, ValueError, IndexError):
-        return np.full(len(frame), np.nan), np.full(len(frame), np.nan), None  # a filter made something else of them
+    except (TypeError, ValueError, LookupError, OverflowError):
+        return undefined  # a filter made something else of them
     if "acc_mutual_info" in frame:  # the second half is asked without the question
         logprobs = [values[: len(values) // 2] for values in logprobs]
+    if not all(map(len, logprobs)):
+        return undefined
     chance = np.array([1 / len(values) for values in logprobs])
     right = _right_choices(frame, logprobs)
     if right is None:
@@ -117,7 +120,7 @@ def _right_choices(frame: pd.DataFrame, logprobs: Sequence[np.ndarray]) -> list[
     A target is an index, several of them, or a choice's text, by the task's own code; with two choices whether the
     preferred one was right says it as well.
     """
-    if "acc" not in frame or not np.isin(frame["acc"].tolist(), (0, 1)).all():
+    if "acc" not in frame or not frame["acc"].map(lambda acc: isinstance(acc, int | float) and acc in (0, 1)).all():
         return None
     rows = list(zip(frame["target"], frame["continuations"], logprobs, frame["acc"], strict=True))
     readings: tuple[Callable[..., set[int]], ...] = (_by_index, _by_text, _by_accuracy)

@@ -39,13 +39,13 @@ def leaves(groups: Mapping[str, Sequence[str]], name: str) -> list[str]:
 
 
 def alias_of(results: Results, name: str) -> str:
-    return str(results.scores.get(name, {}).get("alias", name)).lstrip(" -")
+    return results.aliases.get(name, name).lstrip(" -")
 
 
 def structure(results: Results) -> list[Cut]:
     """Everything, each group that lm_eval scores and each task. A group's weights are found by its score later."""
     parents = {member: group for group, members in reversed(results.groups.items()) for member in members}
-    scored = [name for name in results.groups if any("," in key for key in results.scores.get(name, {}))]
+    scored = [name for name in results.groups if results.scores.get(name)]
     return [
         Cut("overall", "overall", None, "overall", results.tasks),
         *(

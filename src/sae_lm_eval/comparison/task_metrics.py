@@ -100,7 +100,7 @@ def _measure(
         return "its values by document are not all finite"
     whole = [len(value) if sizes is None else sizes.sum() for value, sizes, _ in values]
     means = np.array([value.sum() / size for (value, *_), size in zip(values, whole, strict=True)])
-    scores = [score for run in runs if isinstance(score := run.scores[task].get(f"{metric},{named}"), (int, float))]
+    scores = [score for run in runs if (score := run.scores[task].get(f"{metric},{named}")) is not None]
     if len(scores) < len(runs):
         return "lm_eval wrote no number for it"
     for name, scale in SCALES.items():

@@ -14,7 +14,6 @@ NA = "n/a"
 LONG_NAME = 16
 MOST_IN_FIGURE = 34
 # Of the characters that cannot be seen, those that text is made with.
-JOINERS = "\n\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -139,14 +138,6 @@ def distinct(column: Iterable[Any]) -> list[str]:
 def alternatives(column: Iterable[Any]) -> str:
     """The texts in a column of a frame, which may hold commas themselves; n/a where it has none."""
     return "; ".join(distinct(column)) or NA
-
-
-def printable(text: Any) -> str:
-    """Text as it is, with line breaks and tabs, but other control characters and lone surrogates as code points."""
-    return "".join(
-        letter if letter in JOINERS or unicodedata.category(letter)[0] != "C" else f"<U+{ord(letter):04X}>"
-        for letter in str(text)
-    )
 
 
 def abridged(text: str, most: int) -> str:

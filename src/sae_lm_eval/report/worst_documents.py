@@ -12,8 +12,9 @@ import pandas as pd
 
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.comparison.subsets import Cut, alias_of
+from sae_lm_eval.files.escaping import printable
 from sae_lm_eval.report.drop_tables import Row, Shown, in_order, section_of
-from sae_lm_eval.report.formatting import NA, abridged, fixed, printable
+from sae_lm_eval.report.formatting import NA, abridged, fixed
 from sae_lm_eval.results.results import Results
 
 DOCUMENTS = 3
@@ -138,10 +139,10 @@ class _Reader:
                 self.headers[task] = header(map(_prompt, baseline.whole_samples(task)), self._delimiter(task))
 
     def _shots(self, task: str) -> int:
-        return int(self.baseline.n_shot.get(task) or 0)
+        return self.baseline.n_shot.get(task, 0)
 
     def _delimiter(self, task: str) -> str:
-        return self.baseline.raw.get("configs", {}).get(task, {}).get("fewshot_delimiter") or "\n\n"
+        return self.baseline.task_config(task).fewshot_delimiter or "\n\n"
 
     def document(self, key: Key, losers: Sequence[str], frames: Frames) -> Document:
         task, _, doc_id = key
@@ -231,9 +232,10 @@ def _lines(samples: Sequence[Sample], right: Sequence[int]) -> list[Line]:
     continuations = _asked(first, [request.get("arg_1") for request in first["arguments"].values()])
     try:
         logprobs = [_asked(one, [float(answer[0]) for answer in one["filtered_resps"]]) for one in samples]
-    except (TypeError, ValueError, IndexError):
+    except (TypeError, ValueError, LookupError, OverflowError):
         logprobs = []
-    if not logprobs or not all(isinstance(text, str) for text in continuations):
+    texts = all(isinstance(text, str) for text in continuations)
+    if not texts or not logprobs or any(len(of) != len(continuations) for of in logprobs):
         return _texts(samples)
     start = len(_prompt(first))
     labels = [f"{context[start:]}{text}" for context, text in zip(_contexts(first), continuations, strict=False)]

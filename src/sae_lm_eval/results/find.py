@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sae_lm_eval.errors import UserError, did_you_mean
+from sae_lm_eval.files.reading import is_folder, shown
 from sae_lm_eval.results.results import Results, read_results
 
 PLAIN = ("hf", "hf-auto", "huggingface")
@@ -19,8 +20,8 @@ def find(out: Path, baseline: str | None = None) -> tuple[Results, tuple[Results
     The baseline is the one called `baseline`, or else the only one whose model is lm_eval's own or whose splice edits
     nothing, or else the one named by `baseline`. Raises `UserError` where there is none, or nothing to compare with it.
     """
-    if not out.is_dir():
-        raise UserError(f"There is no folder '{out}'. Give the folder that `sae-lm-eval run --output_path` wrote.")
+    if not is_folder(out):
+        raise UserError(f"There is no folder '{shown(out, 200)}'. Give the folder that `sae-lm-eval run --output_path` wrote.")
     folders = [path for path in sorted(out.iterdir(), key=natural) if path.is_dir() and has_results(path)]
     if len(folders) < 2:
         raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
@@ -11,13 +10,19 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.reading import checked, is_file, is_folder, json_value, read_json, read_lines, shown
+from sae_lm_eval.results.lm_eval_files import Record, ResultsFile, Sample, TaskConfig, TaskScores
 from sae_lm_eval.schema import version_of
 
 # Asked for by pairing and scoring; prompts and answers as text would take most of the memory.
 KEPT = ("doc_id", "doc", "target", "filtered_resps", "filter", "doc_hash", "prompt_hash", "target_hash")
 # Each line of lm_eval's begins with it, so that a document is found without reading the others as JSON.
-DOC_ID = re.compile(r'\{"doc_id": (\d+),')
+DOC_ID = re.compile(r'\{"doc_id": (\d{1,18}),')
+
+
+SAMPLE, RESULTS = "a sample of lm_eval's", "a results file of lm_eval's"
+NOTHING_WRITTEN = TaskConfig()
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,19 +30,24 @@ class Results:
     """One run of lm_eval's, whatever the model.
 
     `tasks` are what was asked, in lm_eval's order; `scores` lm_eval's numbers by task or group and then by
-    "metric,filter"; `groups` the members (tasks, or groups again) of each group; `raw` is the whole file; `notes` is
-    what a reader should know of its choice.
+    "metric,filter", None for what is none; `aliases` what lm_eval's tables call them; `sizes` the documents of each
+    task; `groups` the members (tasks, or groups again) of each group; `raw` is the whole file; `notes` is what a reader
+    should know of its choice.
     """
 
     file: Path
     name: str
     tasks: list[str]
     config: dict[str, Any]
-    scores: dict[str, dict[str, Any]]
+    provenance: dict[str, Any]
+    scores: dict[str, dict[str, float | None]]
+    aliases: dict[str, str]
+    sizes: dict[str, int]
     groups: dict[str, list[str]]
     n_shot: dict[str, int]
     versions: dict[str, Any]
     higher_is_better: dict[str, dict[str, bool | None]]
+    task_configs: dict[str, TaskConfig]
     raw: dict[str, Any] = field(repr=False)
     notes: tuple[str, ...] = ()
 
@@ -46,18 +56,13 @@ class Results:
         return self.file.parent
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        """What sae_hf recorded of its splices; empty for other models."""
-        return self.config.get("sae_lm_eval") or {}
-
-    @property
     def model_args(self) -> dict[str, Any]:
-        """The arguments of the model by name; lm_eval has written them as text and as a mapping."""
-        given = self.config.get("model_args") or {}
-        if isinstance(given, dict):
-            return given
-        parts = [part.partition("=") for part in str(given).split(",") if part]
-        return {key: value for key, _, value in parts}
+        """The arguments of the model by name."""
+        return self.config["model_args"]
+
+    def task_config(self, task: str) -> TaskConfig:
+        """What lm_eval wrote of a task; without fields where it wrote nothing."""
+        return self.task_configs.get(task, NOTHING_WRITTEN)
 
     @property
     def fidelity_tasks(self) -> list[str]:
@@ -77,32 +82,34 @@ class Results:
 
         Raises `UserError` where lm_eval wrote none, or what cannot be read.
         """
-        file, rows = self._samples_file(task), []
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    sample = json.loads(line)
-                    kept = {name: sample[name] for name in KEPT}
-                    kept["continuations"] = [request.get("arg_1") for request in sample["arguments"].values()]
-                    rows.append({**kept, **{name: sample[name] for name in sample["metrics"]}})
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
-                    raise UserError(
-                        f"Line {number} of '{file}' is no sample of lm_eval's ({type(error).__name__}: "
-                        f"{first_line(error)}). The file may be cut short; rerun lm_eval with --log_samples."
-                    ) from error
+        file = self._samples_file(task)
+        rows = []
+        for sample in self._read(file):
+            given = sample.as_given()
+            kept = {name: given[name] for name in KEPT}
+            kept["continuations"] = [request.get("arg_1") for request in sample.arguments.values()]
+            rows.append({**kept, **{name: given[name] for name in sample.metrics}})
         if not rows:
             raise UserError(f"'{file}' holds no documents. Rerun lm_eval with --log_samples.")
         return pd.DataFrame(rows)
 
     def whole_samples(self, task: str, doc_ids: Container[int] | None = None) -> Iterator[dict[str, Any]]:
         """The samples of some documents (None: of all) as lm_eval wrote them; other lines are not even decoded."""
-        with self._samples_file(task).open(encoding="utf-8") as lines:
-            for line in lines:
-                start = DOC_ID.match(line)
-                if doc_ids is None or start is None or int(start[1]) in doc_ids:
-                    sample = json.loads(line)
-                    if doc_ids is None or sample["doc_id"] in doc_ids:
-                        yield sample
+        for sample in self._read(self._samples_file(task), doc_ids):
+            if doc_ids is None or sample.doc_id in doc_ids:
+                yield sample.as_given()
+
+    @staticmethod
+    def _read(file: Path, doc_ids: Container[int] | None = None) -> Iterator[Sample]:
+        for number, line in enumerate(read_lines(file), 1):
+            start = DOC_ID.match(line)
+            if doc_ids is None or start is None or int(start[1]) in doc_ids:
+                where = f"Line {number} of '{file}'"
+                try:
+                    yield checked(Sample, json_value(line, where), where, SAMPLE)
+                except UserError as error:
+                    cut = "The file may be cut short; rerun lm_eval with --log_samples."
+                    raise UserError(f"{error} {cut}") from error
 
     def _samples_file(self, task: str) -> Path:
         stamp = self.file.stem.rpartition("_")[2]
@@ -121,33 +128,53 @@ def read_results(path: str | Path) -> Results:
     Raises `UserError` where there is none, or what cannot be read.
     """
     path = Path(path)
-    file, notes = (path, ()) if path.is_file() else _newest(path)
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        ours = (raw.get("config") or {}).get("sae_lm_eval") or {}
-        version_of(ours, str(file))
-        return Results(
-            file=file,
-            name=_name(raw),
-            tasks=[name for name in raw["results"] if name in raw["n-samples"]],
-            config=raw.get("config") or {},
-            scores=raw["results"],
-            groups={group: list(members) for group, members in raw.get("group_subtasks", {}).items() if members},
-            n_shot=raw["n-shot"],
-            versions=raw["versions"],
-            higher_is_better=raw["higher_is_better"],
-            raw=raw,
-            notes=notes,
-        )
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"'{file}' cannot be read as JSON: {first_line(error)}") from error
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"'{file}' is not a results file of lm_eval's: {first_line(error)} is missing.") from error
+    file, notes = (path, ()) if is_file(path) else _newest(path)
+    where = f"'{shown(file, 200)}'"
+    given = read_json(file, dict[str, Any], RESULTS)
+    ours = given["config"].get("sae_lm_eval") if isinstance(given.get("config"), dict) else None
+    if isinstance(ours, dict):
+        version_of(ours, str(file))  # a newer one may have other fields
+    held = checked(ResultsFile, given, where, RESULTS)
+    scored = {
+        name: checked(TaskScores, of, f"{where}, results.{shown(name)},", RESULTS) for name, of in held.results.items()
+    }
+    tasks = [name for name in held.results if name in held.n_samples]
+    known = {*tasks, *held.group_subtasks}
+    groups = {
+        group: [member for member in members if member in known] for group, members in held.group_subtasks.items()
+    }
+    config = {**held.config.as_given(), "model_args": _by_name(held.config.model_args)}
+    config["sae_lm_eval"] = held.config.sae_lm_eval.as_given()
+    return Results(
+        file=file,
+        name=_name(held),
+        tasks=tasks,
+        config=config,
+        provenance=config["sae_lm_eval"],
+        scores={name: of.scores for name, of in scored.items()},
+        aliases={name: of.alias for name, of in scored.items() if of.alias is not None},
+        sizes={name: scored[name].sample_len or held.n_samples[name].effective for name in tasks},
+        groups={group: members for group, members in groups.items() if members},
+        n_shot={name: shots for name, shots in held.n_shot.items() if isinstance(shots, int)},
+        versions=held.versions,
+        higher_is_better=held.higher_is_better,
+        task_configs=held.configs,
+        raw=held.as_given(),
+        notes=notes,
+    )
+
+
+def _by_name(given: dict[str, Any] | str) -> dict[str, Any]:
+    """lm_eval has written them as text and as a mapping."""
+    if isinstance(given, dict):
+        return given
+    parts = [part.partition("=") for part in given.split(",") if part]
+    return {key: value for key, _, value in parts}
 
 
 def _newest(folder: Path) -> tuple[Path, tuple[str, ...]]:
-    if not folder.is_dir():
-        raise UserError(f"There is no '{folder}'. Name a folder that was given to lm_eval as --output_path.")
+    if not is_folder(folder):
+        raise UserError(f"There is no '{shown(folder, 200)}'. Name a folder that was given to lm_eval as --output_path.")
     found = sorted((*folder.glob("results_*.json"), *folder.glob("*/results_*.json")), key=lambda file: file.stem)
     if not found:
         raise UserError(
@@ -159,13 +186,11 @@ def _newest(folder: Path) -> tuple[Path, tuple[str, ...]]:
     return found[-1], (f"'{folder}' holds {len(found)} runs; the newest is taken: {found[-1].relative_to(folder)}.",)
 
 
-def _name(raw: dict[str, Any]) -> str:
+def _name(held: ResultsFile) -> str:
     """The variant's name as sae_hf tells it, or the model's."""
-    config = raw.get("config") or {}
-    provenance = config.get("sae_lm_eval") or {}
-    if provenance.get("splices"):
-        names = "+".join(str(splice["dictionary"]) for splice in provenance["splices"])
-        mode = provenance.get("splice")
-        return names if mode in (None, "reconstruction") else f"{names} ({mode})"
-    named = re.search(r"(?:^|,)pretrained=([^,]+)", str(config.get("model_args")))
-    return str(raw.get("model_name") or (named and named[1]) or config.get("model") or "unnamed")
+    record: Record = held.config.sae_lm_eval
+    if record.splices:
+        names = "+".join(splice.dictionary for splice in record.splices)
+        return names if record.splice in (None, "reconstruction") else f"{names} ({record.splice})"
+    named = _by_name(held.config.model_args).get("pretrained")
+    return str(held.model_name or named or held.config.model or "unnamed")

@@ -105,7 +105,7 @@ def _of_task(
         notes = (*notes, *unused)
     if known.vocabulary is None and (why := lacking(results.provenance.get(KEY, 1))) is not None:
         notes = (*notes, f"these results are of an older version, without {why}")
-    number = results.raw.get("n-samples", {}).get(task, {}).get("effective")
+    number = results.sizes.get(task)
     result = _convert({"documents": number, **table}, known, **{**curve, **measured})
     if result is None:
         return
@@ -135,7 +135,7 @@ def _beside(results: Results, task: str, table: Mapping[str, Any], out: Path | N
     model, revision = _model(results)
     run = Measured(
         task=task,
-        documents=results.raw["n-samples"][task]["effective"],
+        documents=results.sizes.get(task, 0),
         context=int(context),
         model=model,
         revision=revision,

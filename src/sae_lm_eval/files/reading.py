@@ -1,0 +1,164 @@
+"""Files of somebody else's -> values with types, or a `UserError` with the file, the field and what was expected.
+
+A schema is any type that pydantic takes. What has passed it is not checked again.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.files.escaping import terminal
+
+MOST_BYTES = 200_000_000  # of a file that is read at once, and of a line of one that is not
+DEEPEST = 64  # lists and mappings inside one another
+MOST_VALUES = 20_000_000  # YAML's references make billions of values of a few bytes
+LONGEST_SHOWN = 60  # letters of a value in an error
+SURROGATE = re.compile("[\ud800-\udfff]")
+Kind = TypeVar("Kind")
+
+
+class Foreign(BaseModel):
+    """A mapping of which the keys that are read have types; what else it has is kept as it is."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True, protected_namespaces=())
+
+    def as_given(self) -> dict[str, Any]:
+        """The mapping as it was given, its values with their types."""
+        return self.model_dump(exclude_unset=True, by_alias=True)
+
+
+def read_text(path: Path, most: int = MOST_BYTES) -> str:
+    """A file's text. Raises `UserError` where it cannot be read, is larger than `most` bytes, or is not UTF-8."""
+    try:
+        size = path.stat().st_size
+        if size > most:
+            raise UserError(f"'{shown(path)}' has {size / 1e6:,.0f} MB; at most {most / 1e6:,.0f} MB are read.")
+        return path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise _unreadable(path, error) from error
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file, False for what cannot be a path."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder, False for what cannot be a path."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def read_json(path: Path, kind: type[Kind], what: str) -> Kind:
+    """The JSON of a file as a value of `kind`. Raises `UserError` where it cannot be read or is not `what`."""
+    return checked(kind, json_value(read_text(path), f"'{shown(path)}'"), f"'{shown(path)}'", what)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, one at a time. Raises `UserError` as `read_text` does."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            while line := lines.readline(MOST_BYTES):
+                if len(line) == MOST_BYTES:
+                    raise UserError(f"'{shown(path)}' has a line of more than {MOST_BYTES / 1e6:,.0f} MB.")
+                yield line
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def json_value(text: str, where: str) -> Any:
+    """What JSON holds, lone surrogates as their escapes. Raises `UserError` for what is none, or nested too deep."""
+    try:
+        value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:
+            escaped = SURROGATE.sub(lambda one: rf"\\u{ord(one[0]):04x}", json.dumps(value, ensure_ascii=False))
+            value = json.loads(escaped)
+    except RecursionError:
+        raise _too_deep(where) from None
+    except ValueError as error:
+        raise UserError(f"{where} cannot be read as JSON: {first_line(error)}") from error
+    _check_depth(value, where)
+    return value
+
+
+def yaml_value(text: str, where: str) -> Any:
+    """What YAML holds. Raises `UserError` for what is none, or nested too deep."""
+    try:
+        value = yaml.safe_load(text)
+    except RecursionError:
+        raise _too_deep(where) from None
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
+        raise UserError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
+    _check_depth(value, where)
+    return value
+
+
+def checked(kind: type[Kind], value: Any, where: str, what: str) -> Kind:
+    """`value` as a value of `kind`. Raises `UserError` that names the first field of `where` that is none."""
+    try:
+        return _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = shown(".".join(map(str, first["loc"])) or "the whole", 2 * LONGEST_SHOWN)
+        if first["type"] == "missing":
+            raise UserError(f"{where} is not {what}: '{field}' is missing.") from None
+        if first["type"] == "value_error":
+            expected = str(first["ctx"]["error"])
+        else:
+            expected = first["msg"].replace("Input should be", "it must be")
+        raise UserError(f"{where} is not {what}: '{field}' is {shown(first['input'])}; {expected}.") from None
+
+
+def shown(value: Any, longest: int = LONGEST_SHOWN) -> str:
+    """A value in an error, shortened."""
+    text = terminal(value if isinstance(value, str | Path) else repr(value))
+    return text if len(text) <= longest else f"{text[: longest // 2]}...{text[-longest // 2 :]}"
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _check_depth(value: Any, where: str) -> None:
+    level: list[Any] = [value]
+    count = 0
+    for _ in range(DEEPEST):
+        level = [part for one in level if isinstance(one, dict | list) for part in _parts(one)]
+        count += len(level)
+        if not level:
+            return
+        if count > MOST_VALUES:
+            raise UserError(f"{where} holds more than {MOST_VALUES:,} values.")
+    raise _too_deep(where)
+
+
+def _parts(value: dict[Any, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _too_deep(where: str) -> UserError:
+    return UserError(f"{where} is nested more than {DEEPEST} deep.")
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    why = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+    if isinstance(error, UnicodeDecodeError):
+        why = f"it is no UTF-8 at byte {error.start:,}"
+    return UserError(f"'{shown(path, 200)}' cannot be read: {why}")

@@ -1,0 +1,125 @@
+"""Files of somebody else's with values of other types, too much, too little or nothing in them: only `UserError`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mutations import mutated
+from runs import answers, write_run
+
+from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.report.assemble import build
+from sae_lm_eval.results.results import read_results
+
+TRIED = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+RIGHT = {"one": [1.0, 0.0, 1.0, 1.0, 0.0, 1.0], "two": [1.0, 0.0, 1.0, 0.0, 1.0, 1.0]}
+SPLICE = {"dictionary": "a#b", "hook_in": "h", "hook_out": "blocks.1.h", "mode": "reconstruction", "d_dictionary": 8}
+KL = {"kl": 0.1, "stderr": 0.01, "positions": 6, "documents": 6}
+FIDELITY = {"ce_baseline": 3.0, "ce_spliced": 3.2, "ce_zero": 9.0, "loss_recovered_zero": 0.96, "l0": 12.0, "kl": 0.2}
+RELEASED = {"site": "h", "agrees": False, "verdict": "other", "numbers": []}
+RELEASED["numbers"] = [{"name": "l0", "stated": 10.0, "measured": 12.0, "ratio": 1.2}]
+RECORD = {
+    "schema": 2,
+    "splices": [SPLICE],
+    "splice": "reconstruction",
+    "scale": 1.0,
+    "splice_tokens": "non_special",
+    "bos": None,
+    "max_length": 64,
+    "packages": {"lm_eval": "0.4.13"},
+    "kl_at_answers": {"one": KL, "two": KL},
+    "cut_prompts": {"one": {"prompts": 6, "cut": 1, "tokens_of_cut_prompts": 20, "tokens_lost": 3}},
+    "fidelity": {"text": {"by_category": {"c": {"documents": 2, **FIDELITY}}, "as_released": [RELEASED]}},
+    "effective_compute": {"text": {"fraction": 0.5, "low": 0.4, "high": 0.6, "law": "x", "flags": ["f"], "reason": None}},
+}
+
+
+def run_of(folder: Path, record=None, seed: int = 0) -> tuple[Path, dict]:
+    samples = answers(RIGHT, seed=seed)
+    config = {"sae_lm_eval": record} if record else None
+    write_run(folder, samples, groups={"both": (["one", "two"], "sized")}, config=config)
+    (file,) = folder.glob("*/results_*.json")
+    raw = json.loads(file.read_text())
+    if record:
+        raw["results"]["text"] = {"alias": "text", **{f"{name},none": value for name, value in FIDELITY.items()}}
+        raw["n-samples"]["text"] = {"original": 6, "effective": 6}
+        raw["n-shot"]["text"], raw["versions"]["text"], raw["higher_is_better"]["text"] = 0, 1, {}
+        raw["date"], raw["max_length"] = 1.7e9, 64
+    return file, raw
+
+
+@contextlib.contextmanager
+def two_runs():
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder), *run_of(Path(folder) / "baseline"), *run_of(Path(folder) / "variant", RECORD, seed=1)
+
+
+def told(folder: Path) -> None:
+    """All that the reader of a folder does, or the sentence that it ends in."""
+    try:
+        baseline, variant = (read_results(folder / name) for name in ("baseline", "variant"))
+        comparison = compare(baseline, [variant], categories={"c": {"field": "text"}}, draws=20)
+        build(comparison)
+    except UserError as error:
+        text = str(error)
+        text.encode()
+        assert "\n" not in text
+        assert len(text) < 3000
+
+
+def test_sound_files_are_read():
+    with two_runs() as (folder, _, _, variant, raw):
+        variant.write_text(json.dumps(raw))
+        found = read_results(folder / "variant")
+        assert found.scores["text"]["ce_baseline,none"] == 3
+        assert found.provenance["splices"][0]["dictionary"] == "a#b"
+        told(folder)
+        assert len(compare(read_results(folder / "baseline"), [found], draws=20).drops) == 4
+
+
+@TRIED
+@given(rng=st.randoms(use_true_random=False), which=st.sampled_from(["baseline", "variant", "both"]))
+def test_results(rng, which):
+    with two_runs() as (folder, one, baseline, other, variant):
+        one.write_text(json.dumps(baseline if which == "variant" else mutated(baseline, rng)))
+        other.write_text(json.dumps(variant if which == "baseline" else mutated(variant, rng)))
+        told(folder)
+
+
+@TRIED
+@given(rng=st.randoms(use_true_random=False), which=st.sampled_from(["baseline", "variant"]))
+def test_samples(rng, which):
+    with two_runs() as (folder, *_):
+        (file,) = (folder / which).glob("*/samples_one_*.jsonl")
+        lines = file.read_text().splitlines()
+        place = rng.randrange(len(lines))
+        lines[place] = json.dumps(mutated(json.loads(lines[place]), rng))
+        file.write_text("\n".join(lines) + "\n")
+        told(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"null", b"[" * 1000 + b"]" * 1000, b'{"a": ' * 990, b"1" * 6000])
+def test_what_is_no_results_file(tmp_path, content):
+    (tmp_path / "results_x.json").write_bytes(content)
+    with pytest.raises(UserError, match="results_x.json"):
+        read_results(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "\ud800"])
+def test_what_is_no_path(path):
+    with pytest.raises(UserError, match="There is no"):
+        read_results(path)
+
+
+def test_a_file_of_a_gigabyte(tmp_path):
+    with (tmp_path / "results_x.json").open("wb") as file:
+        file.truncate(10**9)
+    with pytest.raises(UserError, match=r"has 1,000 MB; at most 200 MB are read"):
+        read_results(tmp_path)
