@@ -37,7 +37,9 @@ RECORD = {
     "kl_at_answers": {"one": KL, "two": KL},
     "cut_prompts": {"one": {"prompts": 6, "cut": 1, "tokens_of_cut_prompts": 20, "tokens_lost": 3}},
     "fidelity": {"text": {"by_category": {"c": {"documents": 2, **FIDELITY}}, "as_released": [RELEASED]}},
-    "effective_compute": {"text": {"fraction": 0.5, "low": 0.4, "high": 0.6, "law": "x", "flags": ["f"], "reason": None}},
+    "effective_compute": {
+        "text": {"fraction": 0.5, "low": 0.4, "high": 0.6, "law": "x", "flags": ["f"], "reason": None}
+    },
 }
 
 
@@ -105,10 +107,12 @@ def test_samples(rng, which):
         told(folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"null", b"[" * 1000 + b"]" * 1000, b'{"a": ' * 990, b"1" * 6000])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe", b"null", b"[" * 1000 + b"]" * 1000, b'{"a": ' * 990, b"1" * 6000]
+)
 def test_what_is_no_results_file(tmp_path, content):
     (tmp_path / "results_x.json").write_bytes(content)
-    with pytest.raises(UserError, match="results_x.json"):
+    with pytest.raises(UserError, match=r"results_x\.json"):
         read_results(tmp_path)
 
 

@@ -76,7 +76,9 @@ def test_a_line_that_is_no_sample_is_named(tmp_path, line):
     folder = write_run(tmp_path, answers(RIGHT))
     with (folder / "model" / f"samples_two_{OLD}.jsonl").open("a") as file:
         file.write(line)
-    with pytest.raises(UserError, match=r"Line 5 of .*samples_two.* (is not a sample of lm_eval's|cannot be read as JSON)"):
+    with pytest.raises(
+        UserError, match=r"Line 5 of .*samples_two.* (is not a sample of lm_eval's|cannot be read as JSON)"
+    ):
         read_results(folder).samples("two")
 
 
@@ -98,5 +100,5 @@ def test_no_folder_and_an_empty_one(tmp_path):
 def test_a_file_that_is_no_results_file(tmp_path, text):
     file = tmp_path / "results_x.json"
     file.write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=r"results_x.json' (cannot be read as JSON|is not a results file of lm_eval's|cannot be read: it is no UTF-8)"):
+    with pytest.raises(UserError, match=r"results_x.json' (cannot be read( as JSON|: it is no)|is not a results file)"):
         read_results(file)

@@ -211,9 +211,9 @@ def _group_rows(
         lacking = [task for task in cut.tasks if task not in members and key in runs[0].scores[task]]
         kinds = {(pair.measure.kind, pair.measure.sign) for pair in members.values()}
         weights = group_weights(
-            [[one.scores[task][key] for task in members] for one in runs],
+            [[one.score(task, key) for task in members] for one in runs],
             [runs[0].sizes[task] for task in members],
-            [one.scores[cut.name][key] for one in runs],
+            [one.score(cut.name, key) for one in runs],
         )
         if weights is None or lacking or len(kinds) > 1:
             why = f"{', '.join(lacking)} cannot be compared by it" if lacking else "its tasks do not average to it"

@@ -120,7 +120,7 @@ def _right_choices(frame: pd.DataFrame, logprobs: Sequence[np.ndarray]) -> list[
     A target is an index, several of them, or a choice's text, by the task's own code; with two choices whether the
     preferred one was right says it as well.
     """
-    if "acc" not in frame or not frame["acc"].map(lambda acc: isinstance(acc, int | float) and acc in (0, 1)).all():
+    if "acc" not in frame or any(type(acc) not in (int, float, bool) or acc not in (0, 1) for acc in frame["acc"]):
         return None
     rows = list(zip(frame["target"], frame["continuations"], logprobs, frame["acc"], strict=True))
     readings: tuple[Callable[..., set[int]], ...] = (_by_index, _by_text, _by_accuracy)

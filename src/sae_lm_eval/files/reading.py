@@ -117,7 +117,7 @@ def checked(kind: type[Kind], value: Any, where: str, what: str) -> Kind:
         if first["type"] == "missing":
             raise UserError(f"{where} is not {what}: '{field}' is missing.") from None
         if first["type"] == "value_error":
-            expected = str(first["ctx"]["error"])
+            expected = str(first.get("ctx", {}).get("error"))
         else:
             expected = first["msg"].replace("Input should be", "it must be")
         raise UserError(f"{where} is not {what}: '{field}' is {shown(first['input'])}; {expected}.") from None

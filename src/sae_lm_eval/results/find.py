@@ -21,7 +21,9 @@ def find(out: Path, baseline: str | None = None) -> tuple[Results, tuple[Results
     nothing, or else the one named by `baseline`. Raises `UserError` where there is none, or nothing to compare with it.
     """
     if not is_folder(out):
-        raise UserError(f"There is no folder '{shown(out, 200)}'. Give the folder that `sae-lm-eval run --output_path` wrote.")
+        raise UserError(
+            f"There is no folder '{shown(out, 200)}'. Give the folder that `sae-lm-eval run --output_path` wrote."
+        )
     folders = [path for path in sorted(out.iterdir(), key=natural) if path.is_dir() and has_results(path)]
     if len(folders) < 2:
         raise UserError(

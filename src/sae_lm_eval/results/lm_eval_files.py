@@ -1,4 +1,4 @@
-"""The schemas of the files that lm_eval writes, as far as they are read: results, and what sae_hf adds to them; samples.
+"""The schemas of the files that lm_eval writes, as far as they are read: results with what sae_hf adds, and samples.
 
 Versions of lm_eval differ in what else they write, which is kept as it is.
 """
@@ -69,14 +69,20 @@ class AsReleased(Foreign):
 
 
 class OfCategory(Foreign):
-    __pydantic_extra__: dict[str, StrictFloat | StrictStr | None]
     documents: Count | None = None
     tokens: Count | None = None
+    ce_baseline: StrictFloat | None = None
+    ce_spliced: StrictFloat | None = None
+    ce_delta_stderr: StrictFloat | None = None
+    ce_zero: StrictFloat | None = None
+    ce_mean: StrictFloat | None = None
+    loss_recovered_zero: StrictFloat | None = None
+    loss_recovered_mean: StrictFloat | None = None
 
 
 class OfText(Foreign):
-    by_category: Annotated[dict[str, OfCategory], BeforeValidator(_or_empty)] = {}
-    as_released: Annotated[list[AsReleased], BeforeValidator(lambda value: [] if value is None else value)] = []
+    by_category: Annotated[dict[str, OfCategory], BeforeValidator(_or_empty)] = Field(default_factory=dict)
+    as_released: Annotated[list[AsReleased], BeforeValidator(_listed)] = Field(default_factory=list)
 
 
 class Converted(Foreign):
@@ -88,7 +94,7 @@ class Converted(Foreign):
     law: OptionalText = None
     reason: OptionalText = None
     bound: OptionalText = None
-    flags: Texts = []
+    flags: Texts = Field(default_factory=list)
     vocabulary: Positive | None = None
 
 
@@ -104,25 +110,25 @@ class NoiseFloor(Foreign):
 class Record(Foreign):
     """What sae_hf adds to the results under config.sae_lm_eval."""
 
-    splices: Annotated[list[Splice], BeforeValidator(lambda value: [] if value is None else value)] = []
+    splices: Annotated[list[Splice], BeforeValidator(_listed)] = Field(default_factory=list)
     splice: OptionalText = None
     scale: StrictFloat = 1.0
     splice_tokens: OptionalText = None
     bos: OptionalText = None
     max_length: Positive | None = None
-    packages: Annotated[dict[str, StrictStr], BeforeValidator(_or_empty)] = {}
+    packages: Annotated[dict[str, StrictStr], BeforeValidator(_or_empty)] = Field(default_factory=dict)
     noise_floor: NoiseFloor | None = None
-    kl_at_answers: Annotated[dict[str, KlAtAnswers], BeforeValidator(_or_empty)] = {}
-    cut_prompts: Annotated[dict[str, CutPrompts], BeforeValidator(_or_empty)] = {}
-    fidelity: Annotated[dict[str, OfText], BeforeValidator(_or_empty)] = {}
+    kl_at_answers: Annotated[dict[str, KlAtAnswers], BeforeValidator(_or_empty)] = Field(default_factory=dict)
+    cut_prompts: Annotated[dict[str, CutPrompts], BeforeValidator(_or_empty)] = Field(default_factory=dict)
+    fidelity: Annotated[dict[str, OfText], BeforeValidator(_or_empty)] = Field(default_factory=dict)
     effective_compute: Annotated[
         dict[str, Annotated[Converted, BeforeValidator(_or_empty)]], BeforeValidator(_or_empty)
-    ] = {}
+    ] = Field(default_factory=dict)
 
 
 class Config(Foreign):
     model: OptionalText = None
-    model_args: Annotated[dict[str, Any] | StrictStr, BeforeValidator(_or_empty)] = {}
+    model_args: Annotated[dict[str, Any] | StrictStr, BeforeValidator(_or_empty)] = Field(default_factory=dict)
     model_revision: OptionalText = None
     model_num_parameters: Count | None = None
     sae_lm_eval: Annotated[Record, BeforeValidator(_or_empty)] = Record()
@@ -131,7 +137,7 @@ class Config(Foreign):
 class TaskConfig(Foreign):
     output_type: OptionalText = None
     fewshot_delimiter: OptionalText = None
-    metadata: Annotated[dict[str, Any], BeforeValidator(_or_empty)] = {}
+    metadata: Annotated[dict[str, Any], BeforeValidator(_or_empty)] = Field(default_factory=dict)
 
 
 class Documents(Foreign):
@@ -144,8 +150,8 @@ class ResultsFile(Foreign):
     n_shot: dict[str, StrictInt | StrictStr | None] = Field(alias="n-shot")
     versions: dict[str, StrictInt | StrictFloat | StrictStr | None]
     higher_is_better: dict[str, Annotated[dict[str, bool | None], BeforeValidator(_or_empty)]]
-    group_subtasks: Annotated[dict[str, Texts], BeforeValidator(_or_empty)] = {}
-    configs: Annotated[dict[str, TaskConfig], BeforeValidator(_or_empty)] = {}
+    group_subtasks: Annotated[dict[str, Texts], BeforeValidator(_or_empty)] = Field(default_factory=dict)
+    configs: Annotated[dict[str, TaskConfig], BeforeValidator(_or_empty)] = Field(default_factory=dict)
     config: Annotated[Config, BeforeValidator(_or_empty)] = Config()
     model_name: OptionalText = None
     date: Annotated[StrictFloat, Field(ge=0, le=LAST_DATE)] | None = None
@@ -169,7 +175,7 @@ class TaskScores(Foreign):
 
     alias: OptionalText = None
     sample_len: Count | None = None
-    scores: dict[str, Score] = {}
+    scores: dict[str, Score] = Field(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -185,7 +191,7 @@ class Sample(Foreign):
     doc: Annotated[dict[str, Any], BeforeValidator(lambda doc: doc if isinstance(doc, dict) else {})]
     target: Any
     arguments: dict[str, dict[str, Any]]
-    resps: list[Annotated[list[Any], Field(min_length=1)]] = []
+    resps: list[Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=list)
     filtered_resps: list[Any]
     filter: StrictStr
     doc_hash: StrictStr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, replace
@@ -59,6 +60,11 @@ class Results:
     def model_args(self) -> dict[str, Any]:
         """The arguments of the model by name."""
         return self.config["model_args"]
+
+    def score(self, name: str, key: str) -> float:
+        """lm_eval's number of a task or group; nan for what is none."""
+        found = self.scores[name][key]
+        return math.nan if found is None else found
 
     def task_config(self, task: str) -> TaskConfig:
         """What lm_eval wrote of a task; without fields where it wrote nothing."""
@@ -174,7 +180,9 @@ def _by_name(given: dict[str, Any] | str) -> dict[str, Any]:
 
 def _newest(folder: Path) -> tuple[Path, tuple[str, ...]]:
     if not is_folder(folder):
-        raise UserError(f"There is no '{shown(folder, 200)}'. Name a folder that was given to lm_eval as --output_path.")
+        raise UserError(
+            f"There is no '{shown(folder, 200)}'. Name a folder that was given to lm_eval as --output_path."
+        )
     found = sorted((*folder.glob("results_*.json"), *folder.glob("*/results_*.json")), key=lambda file: file.stem)
     if not found:
         raise UserError(
