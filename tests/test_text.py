@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+
 import pandas as pd
 import pytest
 import torch
 from models import WIDTH, random_model, random_sae
 
 from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.errors import UserError
 from sae_lm_eval.runtime import text_files as text
 from sae_lm_eval.splicing.activations import mean_activations
 from sae_lm_eval.splicing.module_io import record
@@ -39,7 +43,63 @@ def test_documents_of_each_kind_of_file(kind, tmp_path):
         frame.to_json(path, orient="records", lines=True)
     else:
         frame.to_parquet(path)
-    assert text.read_documents(path) == (["one two"] if kind == "txt" else ["one two", "three"])
+    assert list(text.read_documents(path)) == (["one two"] if kind == "txt" else ["one two", "three"])
+
+
+def test_no_more_of_a_text_is_read_than_is_asked_for(tmp_path):
+    path, seen = tmp_path / "a.txt", []
+    path.write_text("".join(f"{i} " for i in range(2, 600_000)))
+
+    def counted(document):
+        seen.append(len(document))
+        return encode(document)
+
+    (window,) = text.windows(text.read_documents(path, tokens=64), counted, prefix=1, length=100, tokens=64)
+    assert window == [1, *range(2, 66)]
+    assert max(seen) < 20_000
+    assert len(next(text.read_documents(path, tokens=64))) == text.LEAST_LETTERS
+
+
+def test_the_first_ids_are_those_of_the_whole():
+    """Where what comes later changes the ids before it, the whole is tokenised."""
+    document = "a" * 100_000
+    assert text.first_ids(document, lambda part: [1] * len(part), 50) == [1] * 50
+    assert text.first_ids(document, lambda part: [len(part)] * 3 + [1] * len(part), 50)[:4] == [100_000] * 3 + [1]
+    assert text.first_ids(document, lambda part: [7] * (len(part) // 1000), 50) == [7] * 50
+
+
+DAMAGED = {
+    "binary.txt": (b"\xff\xfe\x00", "is no UTF-8 at byte 0"),
+    "empty.txt": (b"", "holds no text"),
+    "empty.jsonl": (b"", "holds no text"),
+    "cut.jsonl": (b'{"text": "a', "Line 1 of .* cannot be read as JSON"),
+    "deep.jsonl": (b"[" * 1000 + b"]" * 1000, "Line 1 of .* is nested more than"),
+    "list.jsonl": (b"[1]", "Line 1 of .* is not an object"),
+    "other.jsonl": (b'{"texts": "a"}', "Line 1 of .* has no column 'text'. It has texts"),
+    "null.jsonl": (b'{"text": null}', "Line 1 of .* is not a text"),
+    "a.parquet": (b"PAR1" + b"\0" * 50 + b"PAR1", "is no sound Parquet file"),
+    "empty.parquet": (b"", "is no sound Parquet file"),
+    "a.bin": (b"a", "The kind of 'a.bin':"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_what_is_no_text(tmp_path, name):
+    content, told = DAMAGED[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        list(text.read_documents(tmp_path / name))
+
+
+def test_flipped_bits_in_a_parquet_file(tmp_path):
+    pd.DataFrame({"text": [f"some text {i}" for i in range(50)]}).to_parquet(tmp_path / "sound.parquet")
+    sound, rng = (tmp_path / "sound.parquet").read_bytes(), random.Random(0)
+    for _ in range(150):
+        damaged = bytearray(sound)
+        damaged[rng.randrange(len(sound))] ^= 1 << rng.randrange(8)
+        (tmp_path / "a.parquet").write_bytes(damaged)
+        with contextlib.suppress(UserError):
+            list(text.read_documents(tmp_path / "a.parquet"))
 
 
 def test_the_mean_is_over_all_positions_but_special_ones():

@@ -47,6 +47,15 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         raise _unreadable(path, error) from error
 
 
+def read_start(path: Path, letters: int) -> str:
+    """The first letters of a text file, all of them for -1. Raises `UserError` as `read_text` does."""
+    try:
+        with path.open(encoding="utf-8") as opened:
+            return opened.read(letters)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
 def is_file(path: Path) -> bool:
     """Whether there is a file, False for what cannot be a path."""
     try:

@@ -179,9 +179,9 @@ def documents_of_file(
             'sae_fidelity_text needs a text of yours: --metadata \'{"sae_fidelity_text": {"file": "FILE", '
             '"column": "text", "category": "COLUMN"}}\', where only "file" has to be there.'
         )
-    columns = {"text": text_files.read_documents(file, column)}
+    columns = {"text": list(text_files.read_documents(file, column))}
     if category is not None:
-        columns[category] = text_files.read_documents(file, category)
+        columns[category] = list(text_files.read_documents(file, category))
     if len({len(values) for values in columns.values()}) > 1:
         raise UserError(f"'{file}' has rows where '{column}' or '{category}' is empty.")
     return {"test": datasets.Dataset.from_dict(columns)}

@@ -120,7 +120,7 @@ def _reader(
     own: Mapping[str, Any], dictionaries: Sequence[Dictionary], path: str, tokens: int
 ) -> tuple[SaeHFLM, list[list[int]]]:
     lm = SaeHFLM(**{**own, "sae": list(dictionaries), "splice": "none"})
-    return lm, lm.windows(text_files.read_documents(path), tokens)
+    return lm, lm.windows(text_files.read_documents(path, tokens=tokens), tokens)
 
 
 def _mean_norms(lm: SaeHFLM, texts: Sequence[Sequence[int]]) -> list[tuple[float, float]]:

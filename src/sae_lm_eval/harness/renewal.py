@@ -21,6 +21,7 @@ from sae_lm_eval.harness.identity import Now, evaluating, text_content, tokenize
 from sae_lm_eval.harness.kl_at_answers import Divergence
 from sae_lm_eval.runtime.content import contents
 from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.runtime.model_lock import lock_of
 from sae_lm_eval.scoring.shared_answers import SharedAnswers
 from sae_lm_eval.splicing.arguments import Wanted
 
@@ -82,7 +83,7 @@ class Renewal:
 
     def _make(self) -> None:
         """Make the variant, and the means it may need, of the model and the dictionaries as they are."""
-        with evaluating(self.model):
+        with lock_of(self.innermost), evaluating(self.model):
             self._build(self._wanted)
         text = text_content(self._wanted.mean_text)
         self._made_of = contents({"": self.model})[""], tokenizer_content(self.tokenizer), text
@@ -110,10 +111,19 @@ class Renewal:
 
     @contextmanager
     def evaluation(self) -> Iterator[None]:
-        """An evaluation call, inside which the model is in eval mode, and taken to stay as it is at the beginning."""
-        if self._now is not None:
-            yield
-            return
+        """An evaluation call, inside which the model is in eval mode, and taken to stay as it is at the beginning.
+
+        Other threads that ask the same model wait, through whatever adapter they ask it.
+        """
+        with lock_of(self.innermost):
+            if self._now is not None:
+                yield
+                return
+            with self._evaluation():
+                yield
+
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
         family = self._family or (self,)
         with evaluating(self.model):
             for lm in family:

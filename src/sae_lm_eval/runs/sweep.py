@@ -188,12 +188,10 @@ def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Asked]:
         several += [f"scale={scale}"] if len(scales) > 1 else []
         if name is None:
             label = label or sae
-            chosen = folder_name({"sae": label, **_normal(scaled)})
+            chosen = _free(folder_name({"sae": label, **_normal(scaled)}))
         else:
-            chosen = check_name(
-                folder_name({"sae": ",".join([str(name), *map(str, several)])}) if several else str(name), where
-            )
-        made.append(Asked(chosen, asked))
+            chosen = folder_name({"sae": ",".join([str(name), *map(str, several)])}) if several else str(name)
+        made.append(Asked(check_name(chosen, where), asked))
     return made
 
 
@@ -276,6 +274,12 @@ def folder_name(arguments: Mapping[str, Any]) -> str:
     """A name for a variant that is legible, and a folder's on every system."""
     parts = [str(arguments["sae"]), *(f"{key}={value}" for key, value in arguments.items() if key != "sae")]
     return _short(re.sub(r"[^\w.+=,-]+", "_", ",".join(parts)).strip("._"))
+
+
+def _free(name: str) -> str:
+    """A name that is made of a spec's, beside the folders of a run: `sae=report` for a folder called `report`."""
+    plain = re.fullmatch(r"[\w+=-].*", name) is not None and name.casefold() not in TAKEN
+    return name if plain else _short(f"sae={name}")
 
 
 def _short(name: str) -> str:

@@ -124,7 +124,7 @@ class Model:
         source = self.lm.mean_source
         if source is None:
             raise UserError("splice=mean needs the text it averages: start with splice=mean,mean_text=FILE.")
-        texts = self.lm.windows(text_files.read_documents(source["text"]), source["tokens"])
+        texts = self.lm.windows(text_files.read_documents(source["text"], tokens=source["tokens"]), source["tokens"])
         return with_means(variant, mean_activations(self.model, variant, texts, self.lm.special_ids))
 
     # -- prompts ------------------------------------------------------------------------------------------

@@ -59,12 +59,8 @@ def of_exchange(model: Model, exchange: Exchange) -> Passage:
 def of_text(model: Model, path: str | Path, tokens: int) -> Iterator[Passage]:
     """The first `tokens` of a .txt, .jsonl or .parquet file, in windows that every model and dictionary can read."""
     prefix = model.lm.prefix_token_id
-    try:
-        documents = text_files.read_documents(path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"'{path}' is not text in UTF-8: {error.reason}.") from error
     windows = text_files.windows(
-        documents,
+        text_files.read_documents(path, tokens=tokens),
         model.lm.text_ids,
         prefix=prefix,
         length=min(model.context_size, WINDOW),
