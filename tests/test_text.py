@@ -65,7 +65,7 @@ def test_the_first_ids_are_those_of_the_whole():
     document = "a" * 100_000
     assert text.first_ids(document, lambda part: [1] * len(part), 50) == [1] * 50
     assert text.first_ids(document, lambda part: [len(part)] * 3 + [1] * len(part), 50)[:4] == [100_000] * 3 + [1]
-    assert text.first_ids(document, lambda part: [7] * (len(part) // 1000), 50) == [7] * 50
+    assert text.first_ids(document, lambda part: [7] * (len(part) // 1000), 50)[:50] == [7] * 50
 
 
 DAMAGED = {

@@ -295,9 +295,7 @@ class SaeHFLM(Renewal, HFLM):
         self.mean_tokens = wanted.mean_tokens
         if wanted.mean_text is None:
             return
-        texts = self.windows(
-            text_files.read_documents(wanted.mean_text, tokens=wanted.mean_tokens), wanted.mean_tokens
-        )
+        texts = self.windows(text_files.read_documents(wanted.mean_text, tokens=wanted.mean_tokens), wanted.mean_tokens)
         means = mean_activations(innermost(self.model), self.variant, texts, self.special_ids)
         self.variant = with_means(self.variant, means)
         ids = np.concatenate([np.asarray(window, dtype=np.int64) for window in texts])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import StrictBool, StrictFloat, StrictInt, StrictStr
 
@@ -11,6 +12,7 @@ from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.files.reading import checked, is_file, json_value, read_lines, read_start, shown
 
 READERS = ("txt", "jsonl", "parquet")
+WRITTEN: Any = StrictStr | StrictInt | StrictFloat | StrictBool  # of which a column of texts or names consists
 LETTERS = 16  # of a token, more than it has on average
 MOST_LETTERS = 1024  # of a token on average: what is beyond so many is not read of a .txt
 LEAST_LETTERS = 2**20
@@ -58,7 +60,7 @@ def _of_lines(path: Path, column: str) -> Iterator[str]:
         row = checked(dict[str, object], json_value(line, where), where, "an object")
         if column not in row:
             raise UserError(f"{where} has no column '{column}'. It has {shown(', '.join(row))}.")
-        value = checked(StrictStr | StrictInt | StrictFloat | StrictBool, row[column], f"{where}, {column},", "a text")
+        value = checked(WRITTEN, row[column], f"{where}, {column},", "a text")
         yield str(value)
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_lm_eval.errors import UserError
 from sae_lm_eval.runtime import text_files
 from sae_lm_eval.talk.conversation import Answer, Exchange, Model
 from sae_lm_eval.talk.detokenize import pieces
