@@ -106,7 +106,7 @@ def test_an_older_version_is_read_and_what_it_lacks_is_said(tmp_path):
 
 def test_a_newer_version_is_refused(tmp_path):
     folder = write_run(tmp_path / "a", answers({"one": [1.0]}), config={"sae_lm_eval": {"schema": 99}})
-    with pytest.raises(UserError, match=r"written by a newer sae_lm_eval \(schema 99; this one reads up to 2\)"):
+    with pytest.raises(UserError, match=r"written by a newer sae_lm_eval \(schema 99; this one reads up to 3\)"):
         read_results(folder)
     (tmp_path / "run.json").write_text(json.dumps({"schema": 99}))
     with pytest.raises(UserError, match="written by a newer sae_lm_eval"):

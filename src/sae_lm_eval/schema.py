@@ -13,7 +13,7 @@ from typing import Any
 
 from sae_lm_eval.errors import UserError
 
-VERSION = 2
+VERSION = 3
 KEY = "schema"
 NAMES = ("results", "run", "drops", "fidelity")
 FOLDER = Path(__file__).parent / "schemas"

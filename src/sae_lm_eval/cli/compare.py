@@ -69,7 +69,7 @@ def compare(
 
 
 def _print(comparison: Comparison, console: Console) -> None:
-    from sae_lm_eval.comparison.compare import SECTIONS
+    from sae_lm_eval.comparison.multiplicity import SECTIONS
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False)

@@ -13,6 +13,7 @@ from sae_lm_eval.cli.effective_compute import effective_compute
 from sae_lm_eval.cli.inspect import inspect
 from sae_lm_eval.cli.report import report
 from sae_lm_eval.cli.run import LM_EVAL_FLAGS, run
+from sae_lm_eval.cli.table import table
 from sae_lm_eval.cli.talk import talk
 from sae_lm_eval.errors import UserError
 
@@ -30,6 +31,7 @@ app.command("effective-compute", context_settings=EITHER_SPELLING)(effective_com
 app.command("curve", context_settings=EITHER_SPELLING)(curve)
 app.command("compare")(compare)
 app.command("report")(report)
+app.command("table")(table)
 app.command("run", context_settings=LM_EVAL_FLAGS)(run)
 app.command("talk")(talk)
 app.command("inspect")(inspect)

@@ -24,6 +24,11 @@ def report(
     categories: Annotated[
         Path | None, typer.Option(help="YAML: category -> tasks or groups, or {field: name} of the documents.")
     ] = None,
+    docs_by: Annotated[
+        str | None,
+        typer.Option("--docs_by", help="Field of the documents, such as a passage, that groups them."),
+    ] = None,
+    sort: Annotated[str, typer.Option(help="task: lm_eval's order of tasks; drop: the largest drop first.")] = "task",
 ) -> None:
     """Write report.html, report.md, appendix.tex and .bib, drops.csv, fidelity.csv and figures; no model is loaded."""
     from rich.console import Console
@@ -34,13 +39,18 @@ def report(
 
     chosen = None if categories is None else read_categories_file(categories)
     console = Console()
-    made = assemble.build(assemble.pair_up(*find.find(out, baseline), categories=chosen))
+    made = assemble.build(assemble.pair_up(*find.find(out, baseline), categories=chosen, docs_by=docs_by), sort=sort)
     target = output_path or out / "report"
     writer.write(made, target)
     for sentence in made.headline:
         console.print(sentence, markup=False, highlight=False)
     short = [table for table in made.tables if table.extent == "short" and table.name != "variants"]
-    wide = [table.title for table in short if not _print(table, console)]
+    wide = []
+    for table in short:
+        if not console.is_terminal or fits(table, console.width):
+            print_table(table, console)
+        else:
+            wide.append(table.title)
     if wide:
         console.print(f"Too wide for this terminal, in the report: {', '.join(wide)}.", markup=False, highlight=False)
     for note in made.notes:
@@ -48,19 +58,43 @@ def report(
     console.print(f"Written: {target / 'report.html'}, report.md, appendix.tex, drops.csv, ...", markup=False)
 
 
-def _print(table: Table, console: Console) -> bool:
-    """Print a table of the report, its drops without their intervals where they do not fit; whether it fitted so."""
-    import re
+NAME = 12  # letters of a name's line at least, where it is broken over lines
 
-    from sae_lm_eval.cli.tables import TextTable, has_room, print_table
 
-    def text_table(left_out: str) -> TextTable:
-        rows = [[re.sub(left_out, "", cell.text) for cell in row] for row in table.rows]
-        words = [index for index, column in enumerate(table.columns) if column.align == "left"]
-        return TextTable([column.heading for column in table.columns], rows, table.title, words)
+def widths_of(table: Table) -> list[int]:
+    """Letters that each column of numbers needs, its heading broken at spaces; names can be broken anywhere."""
+    return [
+        max([*map(len, column.heading.split()), *(len(row[at].text) for row in table.rows)], default=1)
+        for at, column in enumerate(table.columns)
+    ]
 
-    whole, narrow = text_table("$^"), text_table(r"(?<=\d) \[.*\]")
-    if fits := has_room(console, narrow):
-        print_table(console, whole, narrow)
+
+def fits(table: Table, width: int) -> bool:
+    """Whether the numbers of a table stand on their lines within `width` letters, and its texts have some room."""
+    needed = widths_of(table)
+    texts = [column.align == "left" for column in table.columns]
+    return sum(1 + (min(NAME, of) if text else of) for of, text in zip(needed, texts, strict=True)) <= width + 1
+
+
+def print_table(table: Table, console: Console) -> None:
+    """A table of the report: on a terminal without its intervals, elsewhere all of it, a line a row."""
+    import textwrap
+
+    from rich import box
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    from sae_lm_eval.cli import tables
+
+    if not console.is_terminal:
+        rows = [[f"{cell.text} {cell.detail}".strip() for cell in row] for row in table.rows]
+        tables.print_table(console, tables.TextTable([of.heading for of in table.columns], rows, table.title))
         console.print()
-    return fits
+        return
+    made = Grid(title=table.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column, width in zip(table.columns, widths_of(table), strict=True):
+        heading = "\n".join(textwrap.wrap(column.heading, width)) if column.align == "right" else column.heading
+        made.add_column(Text(heading), justify=column.align, overflow="fold", no_wrap=column.align == "right")
+    for index, row in enumerate(table.rows):
+        made.add_row(*(Text(cell.text) for cell in row), end_section=index + 1 in table.blocks)
+    console.print(made)

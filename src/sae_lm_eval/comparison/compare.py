@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.comparison.pairs import AGAIN, Options, Pair, own_scores, pair_up, row_of
+from sae_lm_eval.comparison.between import between_variants
+from sae_lm_eval.comparison.floor import HOW, left_out
+from sae_lm_eval.comparison.multiplicity import adjust, sharpen
+from sae_lm_eval.comparison.pairs import Options, Pair, own_scores, pair_up, row_of
 from sae_lm_eval.comparison.samples import check_documents, check_runs, read_answers
-from sae_lm_eval.comparison.subsets import Cut, categorise, group_weights, structure
+from sae_lm_eval.comparison.subsets import Cut, categorise, check_field, group_weights, read_categories_file, structure
 from sae_lm_eval.comparison.task_metrics import measures_of
 from sae_lm_eval.errors import UserError, one_of
-from sae_lm_eval.results.results import Results
-
-# A permutation test that fewer draws exceeded has a p that more draws would tell better.
-FEW_EXCEEDED = 10
-SECTIONS = {"overall": "overall", "group": "groups", "category": "categories", "task": "tasks"}
+from sae_lm_eval.results.find import is_control
+from sae_lm_eval.results.results import Results, read_results
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +31,14 @@ class Comparison:
     (`baseline`, `score`, `chance`) are fractions, as in lm_eval; `drop`, `low`, `high` are in `unit`: pp for
     accuracies, nats for perplexities, else the metric's own, and positive where the variant is worse. `ratio` is that
     of two perplexities. Bounds are nan where undefined; `caution` says why, and what else is to be known of them.
+    `tasks_low` and `tasks_high` bound the drop over tasks like these, where there are ten or more; `detectable` is the
+    drop that would have been seen with a power of 80%.
     `p_adjusted` is Holm's; `family` says over which tests. `above_chance_lost` is the share of the accuracy above
     chance that is lost, with its interval, or None for `above_chance_reason`.
     `margin_change` and its bounds are nats, negative where worse; `kl` is nats per scored token, where it was measured.
     `primary` is False for the metrics that only metrics="all" adds. `cuts` is which documents make the rows of each
-    section and name; `notes` what a reader should know besides.
+    section and name; `between` compares the variants that are no controls with each other; `notes` is what a reader
+    should know besides.
     """
 
     baseline: Results
@@ -45,6 +48,7 @@ class Comparison:
     level: float
     notes: tuple[str, ...] = ()
     cuts: tuple[Cut, ...] = ()
+    between: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
     _documents: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
 
     def documents(self) -> pd.DataFrame:
@@ -57,23 +61,90 @@ class Comparison:
 
 
 def compare(
-    baseline: Results,
-    variants: Sequence[Results],
+    baseline: Results | str | Path,
+    variants: Sequence[Results | str | Path],
     *,
-    categories: Mapping[str, Any] | None = None,
+    categories: Mapping[str, Any] | str | Path | None = None,
     metrics: str = "primary",
     level: float = 0.95,
     draws: int = 10_000,
     seed: int = 0,
+    docs_by: str | None = None,
 ) -> Comparison:
     """Pair each variant with the baseline on (task, filter, doc_id, doc_hash, prompt_hash) and measure its drop.
 
-    `categories` maps a name to tasks, groups or patterns, or to `{field: name}` of the documents; `metrics` is
+    Results, or the folders that hold them. `categories` maps a name to tasks, groups or patterns, or to
+    `{field: name}` of the documents, or is a YAML file of such; `metrics` is
     "primary" (the first right-or-wrong metric of a task, else its first) or "all". `draws` are those of the bootstrap
-    and of the permutations.
+    and of the permutations. `docs_by` names a field of the documents, such as a passage: those that have the same there
+    belong together, and intervals and tests are over such sets.
 
     Raises `UserError` for whatever does not pair, naming it.
     """
+    _check(metrics, variants, level, draws)
+    if isinstance(categories, str | Path):
+        categories = read_categories_file(Path(categories))
+    runs, notes = _runs([one if isinstance(one, Results) else read_results(one) for one in (baseline, *variants)])
+    baseline, *others = runs
+    pairs, documents, more = _pairs(runs, metrics, docs_by)
+    notes += more
+    cuts = structure(baseline)
+    if categories is not None:
+        groups_end = len(cuts) - len(baseline.tasks)
+        cuts[groups_end:groups_end] = categorise(categories, baseline, documents)
+    if docs_by is not None:
+        check_field(docs_by, documents)
+    options, rows = Options(level, draws, seed, docs_by), []
+    for run in others:
+        for cut in cuts:
+            found, more = _rows(cut, runs, run, pairs[run.name], options)
+            rows += found
+            notes += more
+    if not rows:
+        raise UserError(f"Nothing of {', '.join(run.name for run in runs)} can be compared: {' '.join(notes)}")
+    notes += sharpen(rows, options)
+    drops = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("lost", "gained", "shots"), "Int64"))
+    for name in ("parent", "above_chance_reason", "caution"):
+        drops[name] = drops[name].astype(object).where(drops[name].notna(), None)
+    family = adjust(drops)
+    return Comparison(
+        baseline,
+        tuple(others),
+        drops,
+        family,
+        level,
+        tuple(dict.fromkeys(notes)),
+        tuple(cuts),
+        between_variants({run.name: pairs[run.name] for run in others if not is_control(run)}, options),
+        _by_document(pairs),
+    )
+
+
+COLUMNS = [
+    *("variant", "section", "parent", "name", "alias", "metric", "filter", "primary", "kind", "tasks", "n", "shots"),
+    *(
+        "baseline",
+        "score",
+        "drop",
+        "low",
+        "high",
+        "tasks_low",
+        "tasks_high",
+        "unit",
+        "ratio",
+        "ratio_low",
+        "ratio_high",
+        "interval",
+        "caution",
+    ),
+    *("p", "p_adjusted", "test", "lost", "gained", "detectable"),
+    *("chance", "above_chance_lost", "above_chance_low", "above_chance_high", "above_chance_reason"),
+    *("margin_change", "margin_low", "margin_high", "kl"),
+]
+
+
+def _check(metrics: str, variants: Sequence[Any], level: float, draws: int) -> None:
+    """Raise `UserError` for options that say nothing."""
     one_of(metrics, ("primary", "all"), "metrics")
     if not variants:
         raise UserError("There is nothing to compare the baseline with: name at least one variant.")
@@ -81,7 +152,14 @@ def compare(
         raise UserError(f"level={level} must lie between 0 and 1, as 0.95 does.")
     if draws < 1:
         raise UserError(f"draws={draws} must be at least 1.")
-    asked = _unlike([baseline, *variants])
+
+
+def _runs(given: Sequence[Results]) -> tuple[list[Results], list[str]]:
+    """The runs under names of their own, without fidelity, and what is to be said of them.
+
+    Raises `UserError` where there is nothing to pair, or a run was asked otherwise than the baseline.
+    """
+    asked = _unlike(given)
     notes = [note for run in asked for note in run.notes]
     measured = list(dict.fromkeys(task for run in asked for task in run.fidelity_tasks))
     if measured:
@@ -93,37 +171,7 @@ def compare(
     for run in others:
         check_runs(baseline, run)
         notes += _cautions(baseline, run)
-    pairs, documents, more = _pairs(runs, metrics)
-    notes += more
-    cuts = structure(baseline)
-    if categories is not None:
-        groups_end = len(cuts) - len(baseline.tasks)
-        cuts[groups_end:groups_end] = categorise(categories, baseline, documents)
-    options, rows = Options(level, draws, seed), []
-    for run in others:
-        for cut in cuts:
-            found, more = _rows(cut, runs, run, pairs[run.name], options)
-            rows += found
-            notes += more
-    if not rows:
-        raise UserError(f"Nothing of {', '.join(run.name for run in runs)} can be compared: {' '.join(notes)}")
-    notes += _sharpen(rows, options)
-    drops = pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(("lost", "gained", "shots"), "Int64"))
-    for name in ("parent", "above_chance_reason", "caution"):
-        drops[name] = drops[name].astype(object).where(drops[name].notna(), None)
-    family = _adjust(drops)
-    return Comparison(
-        baseline, tuple(others), drops, family, level, tuple(dict.fromkeys(notes)), tuple(cuts), _by_document(pairs)
-    )
-
-
-COLUMNS = [
-    *("variant", "section", "parent", "name", "alias", "metric", "filter", "primary", "kind", "tasks", "n", "shots"),
-    *("baseline", "score", "drop", "low", "high", "unit", "ratio", "ratio_low", "ratio_high", "interval", "caution"),
-    *("p", "p_adjusted", "test", "lost", "gained"),
-    *("chance", "above_chance_lost", "above_chance_low", "above_chance_high", "above_chance_reason"),
-    *("margin_change", "margin_low", "margin_high", "kl"),
-]
+    return runs, notes
 
 
 def _unlike(runs: Sequence[Results]) -> list[Results]:
@@ -159,7 +207,7 @@ def _cautions(baseline: Results, variant: Results) -> list[str]:
 
 
 def _pairs(
-    runs: Sequence[Results], metrics: str
+    runs: Sequence[Results], metrics: str, docs_by: str | None
 ) -> tuple[dict[str, dict[str, list[Pair]]], dict[str, pd.DataFrame], list[str]]:
     """Pairs by variant and task, the baseline's documents by task, and what was left out."""
     baseline, *others = runs
@@ -174,7 +222,7 @@ def _pairs(
         measures, left_out = measures_of(task, runs, answers, metrics=metrics)
         notes += left_out
         for run, after in zip(others, answers[1:], strict=True):
-            pairs[run.name][task] = [pair_up(measure, answers[0], after) for measure in measures]
+            pairs[run.name][task] = [pair_up(measure, answers[0], after, docs_by) for measure in measures]
     return pairs, documents, notes
 
 
@@ -196,8 +244,16 @@ def _rows(
             primary.setdefault(task, pair)
     if not primary:
         return [], [f"{cut.section.capitalize()} '{cut.name}' is left out: none of its tasks is right or wrong."]
+    notes = []
+    if cut.section == "overall" and (gone := left_out(primary)):
+        few = f"{', '.join(gone[:5])}{f' and {len(gone) - 5} more' if len(gone) > 5 else ''}"
+        notes.append(
+            f"Overall leaves out {len(gone)} of {len(primary)} tasks at which the baseline is not above chance, by "
+            f"{HOW}: {few}."
+        )
+        primary = {task: pair for task, pair in primary.items() if task not in gone}
     sizes = np.array([len(pair.doc_ids) for pair in primary.values()])
-    return [row_of(cut, run, runs[0], primary, sizes / sizes.sum(), options)], []
+    return [row_of(cut, run, runs[0], primary, sizes / sizes.sum(), options)], notes
 
 
 def _group_rows(
@@ -226,46 +282,6 @@ def _group_rows(
         scored = " or ".join(key for key in runs[0].scores[cut.name] if "_stderr" not in key)
         notes.append(f"Group {cut.name} is left out: lm_eval scores it by {scored}; metrics=all compares all metrics.")
     return rows, notes
-
-
-def _sharpen(rows: Sequence[dict[str, Any]], options: Options) -> list[str]:
-    """More draws for tests by permutation that hardly any draw exceeded, where so many tests are made that the least
-    p there is could not pass Holm's adjustment; a note of that.
-
-    New draws are made, and enough that the least p, times the number of tests, is a tenth of 1 - level.
-    """
-    notes = []
-    for section, primary in dict.fromkeys((row["section"], row["primary"]) for row in rows):
-        family = [row for row in rows if (row["section"], row["primary"]) == (section, primary)]
-        if len(family) / (options.draws + 1) < 1 - options.level:
-            continue
-        draws = math.ceil(10 * len(family) / (1 - options.level))
-        low = [row for row in family if row["test"] == "permutation" and row["p"] * (options.draws + 1) < FEW_EXCEEDED]
-        for row in low:
-            row["p"] = row[AGAIN](draws)
-        if low:
-            notes.append(
-                f"{len(low)} of {len(family)} tests of {SECTIONS[section]} had {draws:,} permutations in place of "
-                f"{options.draws:,}, with which none could have passed Holm's adjustment."
-            )
-    return notes
-
-
-def _adjust(drops: pd.DataFrame) -> str:
-    """Holm's p into `drops`, and the sentence that says over which tests.
-
-    What is primary is adjusted apart from the rest, so that to show more metrics changes none of its numbers.
-    """
-    from statsmodels.stats.multitest import multipletests
-
-    for _, rows in drops.groupby(["section", "primary"]):
-        drops.loc[rows.index, "p_adjusted"] = multipletests(rows["p"], method="holm")[1]
-    counts = Counter(drops.loc[drops["primary"], "section"])
-    told = ", ".join(f"{counts[section]} of {plural}" for section, plural in SECTIONS.items() if section in counts)
-    variants = len(set(drops["variant"]))
-    across = f", over the {variants} variants at once" if variants > 1 else ""
-    more = "" if all(drops["primary"]) else " The metrics beside the primary ones are adjusted apart from them."
-    return f"Holm's adjustment is made in each table apart{across}; the numbers of tests are {told}.{more}"
 
 
 def _by_document(measured: Mapping[str, Mapping[str, list[Pair]]]) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae_lm_eval.comparison.clusters import FEWEST_TASKS, NAN, clustered_change, interval_over_clusters
 from sae_lm_eval.comparison.paired_statistics import (
     Stratum,
     accuracy_change,
@@ -17,6 +18,7 @@ from sae_lm_eval.comparison.paired_statistics import (
     continuous_p,
     mean_change,
 )
+from sae_lm_eval.comparison.power import detectable_drop
 from sae_lm_eval.comparison.samples import CHANCE, MARGIN, RIGHT
 from sae_lm_eval.comparison.share_lost import share_lost_interval
 from sae_lm_eval.comparison.subsets import Cut
@@ -30,7 +32,10 @@ AGAIN = "again"  # in a row, the function from draws to its p
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """One task as the baseline and a variant answered it; arrays go by document, in order of doc_id."""
+    """One task as the baseline and a variant answered it; arrays go by document, in order of doc_id.
+
+    `labels` says which documents belong together; each by itself where that is not asked for.
+    """
 
     measure: Measure
     before: np.ndarray
@@ -41,6 +46,7 @@ class Pair:
     chance: np.ndarray
     right: np.ndarray
     doc_ids: np.ndarray
+    labels: np.ndarray
 
     def restricted(self, doc_ids: set[int]) -> Pair:
         keep = np.isin(self.doc_ids, list(doc_ids))
@@ -53,9 +59,10 @@ class Options:
     level: float
     draws: int
     seed: int
+    docs_by: str | None = None
 
 
-def pair_up(measure: Measure, before: pd.DataFrame, after: pd.DataFrame) -> Pair:
+def pair_up(measure: Measure, before: pd.DataFrame, after: pd.DataFrame, docs_by: str | None = None) -> Pair:
     values, sizes, doc_ids = values_of(before, measure)
     of_filter = before.loc[measure.filter].loc[doc_ids]
     return Pair(
@@ -68,7 +75,17 @@ def pair_up(measure: Measure, before: pd.DataFrame, after: pd.DataFrame) -> Pair
         chance=of_filter[CHANCE].to_numpy(),
         right=of_filter[RIGHT].to_numpy(dtype=object),
         doc_ids=doc_ids.to_numpy(),
+        labels=_labels(of_filter["doc"], docs_by),
     )
+
+
+def _labels(documents: pd.Series, docs_by: str | None) -> np.ndarray:
+    """What each document has in a field; one that has nothing there belongs to no other."""
+    if docs_by is None:
+        return np.arange(len(documents)).astype(str)
+    values = [of.get(docs_by) if isinstance(of, Mapping) else None for of in documents]
+    alone = [f"\0{at}" for at in range(len(values))]
+    return np.array([own if of is None else str(of) for of, own in zip(values, alone, strict=True)], dtype=object)
 
 
 def row_of(
@@ -80,10 +97,14 @@ def row_of(
     options: Options,
 ) -> dict[str, Any]:
     first = next(iter(pairs.values())).measure
-    strata = _strata(pairs, weights)
+    strata = _strata(pairs, weights, options.docs_by)
     accuracy, logarithmic = first.kind == "accuracy", strata[0].form == "log"
     change_of, p_of = (accuracy_change, accuracy_p) if accuracy else (continuous_change, continuous_p)
-    change = change_of(strata, level=options.level, draws=options.draws, seed=options.seed)
+    drawn: dict[str, Any] = {"level": options.level, "draws": options.draws, "seed": options.seed}
+    if accuracy and options.docs_by is not None:
+        change = clustered_change(strata, [pair.labels for pair in pairs.values()], options.docs_by, **drawn)
+    else:
+        change = change_of(strata, **drawn)
     unit = 100 if accuracy else first.sign
     bounds = sorted((change.low * unit, change.high * unit))
     metrics, filters = ({getattr(p.measure, name) for p in pairs.values()} for name in ("metric", "filter"))
@@ -116,18 +137,39 @@ def row_of(
     if accuracy:
         row["lost"] = sum(int((pair.before > pair.after).sum()) for pair in pairs.values())
         row["gained"] = sum(int((pair.after > pair.before).sum()) for pair in pairs.values())
+        row |= _over_tasks(strata, weights, options.level)
     row |= _above_chance(first.kind, change.baseline, change.drop, pairs, strata, options.level)
     return row | _margin_change(pairs, weights, options.level)
 
 
-def _strata(pairs: Mapping[str, Pair], weights: Sequence[float] | np.ndarray) -> list[Stratum]:
-    """The tasks as strata, in logarithms where each has a metric whose logarithms are compared."""
+def _over_tasks(strata: Sequence[Stratum], weights: Sequence[float] | np.ndarray, level: float) -> dict[str, float]:
+    """The interval over tasks (pp) where there are enough of them, and the drop (pp) that would have been seen."""
+    drops = [s.baseline.mean() - s.variant.mean() for s in strata]
+    low, high = interval_over_clusters(drops, weights, level=level) if len(strata) >= FEWEST_TASKS else (NAN, NAN)
+    changed = [np.count_nonzero(s.baseline != s.variant) for s in strata]
+    seen = detectable_drop(weights, changed, [len(s.baseline) for s in strata])
+    return {"tasks_low": 100 * low, "tasks_high": 100 * high, "detectable": 100 * seen}
+
+
+def _strata(
+    pairs: Mapping[str, Pair], weights: Sequence[float] | np.ndarray, docs_by: str | None = None
+) -> list[Stratum]:
+    """The tasks as strata, in logarithms where each has a metric whose logarithms are compared.
+
+    Of a metric that is not right or wrong, the documents that belong together count as one.
+    """
     log = all(pair.measure.scale in LOGARITHMS for pair in pairs.values())
     scales = LOGARITHMS if log else SCALES
-    return [
-        Stratum(float(w), pair.before, pair.after, pair.sizes, scales[pair.measure.scale], "log" if log else "plain")
-        for w, pair in zip(weights, pairs.values(), strict=True)
-    ]
+    strata = []
+    for weight, pair in zip(weights, pairs.values(), strict=True):
+        before, after, sizes = pair.before, pair.after, pair.sizes
+        if docs_by is not None and pair.measure.kind != "accuracy":
+            _, index = np.unique(pair.labels.astype(str), return_inverse=True)
+            sizes = np.bincount(index, weights=np.ones(len(before)) if sizes is None else sizes)
+            before, after = (np.bincount(index, weights=of) for of in (before, after))
+        form = "log" if log else "plain"
+        strata.append(Stratum(float(weight), before, after, sizes, scales[pair.measure.scale], form))
+    return strata
 
 
 def _above_chance(

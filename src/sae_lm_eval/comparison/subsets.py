@@ -111,6 +111,15 @@ def categorise(categories: Mapping[str, Any], results: Results, documents: Mappi
         yield Cut("category", name, None, name, list(chosen), None, chosen)
 
 
+def check_field(field: str, documents: Mapping[str, pd.DataFrame]) -> None:
+    """Raise `UserError` unless some document has the field."""
+    if not _by_value(field, documents):
+        known = sorted({str(key) for frame in documents.values() for doc in frame["doc"].head(1) for key in doc})
+        raise UserError(
+            f"docs_by: no document has a field '{field}'.{did_you_mean(field, known)} They have {', '.join(known)}."
+        )
+
+
 def _by_value(field: str, documents: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, set[int]]]:
     found: dict[str, dict[str, set[int]]] = {}
     for task, frame in documents.items():

@@ -9,29 +9,35 @@ from typing import Any
 import pandas as pd
 
 from sae_lm_eval.comparison.compare import COLUMNS, Comparison, compare
+from sae_lm_eval.errors import one_of
 from sae_lm_eval.report import figures
 from sae_lm_eval.report.drop_tables import (
     Row,
     Shown,
     Told,
+    between_tables,
+    by_drop,
     categories,
     category_tables,
-    detail_tables,
     main_metric,
     overall_tables,
     rows_of,
     section_of,
     variants_of,
 )
-from sae_lm_eval.report.fidelity_tables import fidelity_of, fidelity_tables, noise_table, tidy
+from sae_lm_eval.report.fidelity_tables import Fidelity, fidelity_of, fidelity_tables, noise_table, tidy
 from sae_lm_eval.report.figures import Picture
 from sae_lm_eval.report.formatting import Column, Table, text_cell, without_shared_start
-from sae_lm_eval.report.prose import cited, cut_prompts, headline, methods
+from sae_lm_eval.report.headline import headline
+from sae_lm_eval.report.prose import cited, cut_prompts, methods
 from sae_lm_eval.report.provenance import Source, dictionary_of, mode_of, model_name, packages, site_of, sources
 from sae_lm_eval.report.released_table import released_notes, released_table
+from sae_lm_eval.report.summary_table import Summary, summarise, summary_table
 from sae_lm_eval.report.sweep_figures import sweep_pictures
 from sae_lm_eval.report.sweep_tables import notes, settings, sweep_tables
+from sae_lm_eval.report.task_tables import detail_tables
 from sae_lm_eval.report.worst_documents import Worst, worst_documents
+from sae_lm_eval.results.find import is_control
 from sae_lm_eval.results.results import Results
 
 
@@ -53,58 +59,109 @@ class Report:
 
 
 def pair_up(
-    baseline: Results, variants: Sequence[Results], *, categories: Mapping[str, Any] | None = None
+    baseline: Results,
+    variants: Sequence[Results],
+    *,
+    categories: Mapping[str, Any] | None = None,
+    docs_by: str | None = None,
 ) -> Comparison:
     """The comparison on every task but those of fidelity, which may be all that was run."""
     less, *others = [results.without_fidelity() for results in (baseline, *variants)]
     if less.tasks:
-        comparison = compare(less, others, categories=categories, metrics="all")
+        comparison = compare(less, others, categories=categories, metrics="all", docs_by=docs_by)
         return replace(comparison, baseline=baseline, variants=tuple(variants))
     return Comparison(baseline, tuple(variants), pd.DataFrame(columns=COLUMNS), family="", level=0.95)
 
 
-def build(comparison: Comparison) -> Report:
+@dataclass(frozen=True)
+class Shaped:
+    """A comparison as the report shows it: short names, reconstructions before controls, rows in the chosen order."""
+
+    comparison: Comparison
+    rows: tuple[Row, ...]
+    fidelity: Fidelity
+    names: Mapping[str, str]
+    told: Told
+
+    def summary(self, by: str | None = None) -> Summary:
+        """The content of the one table; see `summarise`."""
+        runs = self.comparison.variants
+        variants, controls = ([run.name for run in runs if is_control(run) == control] for control in (False, True))
+        return summarise(self.rows, variants, controls, self.fidelity, by)
+
+
+def shape(comparison: Comparison, sort: str = "task") -> Shaped:
+    """Raises `UserError` for another `sort` than `task` (lm_eval's order) or `drop` (the largest mean drop first)."""
+    one_of(sort, ("task", "drop"), "sort")
+    ordered = sorted(comparison.variants, key=is_control)
+    names = without_shared_start([results.name for results in ordered])
+    variants = tuple(replace(results, name=names[results.name]) for results in ordered)
+    rank = {name: at for at, name in enumerate(names)}
+    rows = [row for row in rows_of(comparison.drops) if row.primary]
+    sections = list(dict.fromkeys(row.section for row in rows))
+    rows.sort(key=lambda row: (sections.index(row.section), rank[row.variant]))
+    rows = [replace(row, variant=names[row.variant]) for row in rows]
+    between = comparison.between.replace({"variant": dict(names), "other": dict(names)})
+    return Shaped(
+        replace(comparison, variants=variants, between=between),
+        tuple(by_drop(rows) if sort == "drop" else rows),
+        fidelity_of(variants),
+        names,
+        Told(comparison.level, comparison.family),
+    )
+
+
+def build(comparison: Comparison, *, sort: str = "task") -> Report:
     """The report of a comparison; nothing is written, and nothing read but the samples of the worst documents."""
-    names = without_shared_start([results.name for results in comparison.variants])
-    variants = tuple(replace(results, name=names[results.name]) for results in comparison.variants)
-    rows = [replace(row, variant=names[row.variant]) for row in rows_of(comparison.drops) if row.primary]
-    fidelity, shown, told = fidelity_of(variants), categories(rows), Told(comparison.level, comparison.family)
-    named = replace(comparison, variants=variants)
+    shaped = shape(comparison, sort)
+    named, rows, fidelity, names, told = (
+        *(shaped.comparison, shaped.rows, shaped.fidelity, shaped.names, shaped.told),
+    )
+    variants, shown, summary = named.variants, categories(rows), shaped.summary()
     text = methods(named, rows, fidelity)
     swept = settings(variants, rows, fidelity)
     common, own = sources((comparison.baseline, *variants))
     return Report(
         title=f"What a splice costs {model_name(comparison.baseline)}",
-        headline=tuple(headline(named, rows, fidelity)),
+        headline=tuple(headline(named, summary)),
         tables=(
-            variants_table(named, names),
+            summary_table(summary, told),
             *overall_tables(rows, told),
-            *category_tables(shown, told),
+            *between_tables(named.between, told),
+            variants_table(named, names),
+            *(category_tables(shown, told) if {row.name for row in shown.rows} != {*summary.names} else ()),
             *sweep_tables(swept, told),
             *fidelity_tables(fidelity),
             *(table for table in [released_table(variants)] if table.rows),
             *noise_table(variants),
             *detail_tables(rows, told),
         ),
-        pictures=in_reading_order(pictures(rows, shown, told), sweep_pictures(swept, told), len(variants)),
+        pictures=in_reading_order(
+            pictures(rows, shown, told, summary.controls), sweep_pictures(swept, told), len(summary.variants)
+        ),
         methods=text,
         works=tuple(cited(text)),
         common=common,
         sources=own,
         packages=packages(variants[0]),
-        notes=tuple(
-            dict.fromkeys(
-                [
-                    *comparison.notes,
-                    *released_notes(variants),
-                    *filter(None, map(cut_prompts, (comparison.baseline, *variants))),
-                    *(note for of in swept.values() for note in notes(of)),
-                ]
-            )
-        ),
+        notes=_notes(comparison, variants, swept),
         worst=worst_documents(comparison, rows, shown, names),
         drops=comparison.drops,
         fidelity=tidy(fidelity_of(comparison.variants)),
+    )
+
+
+def _notes(comparison: Comparison, variants: Sequence[Results], swept: Mapping[Any, Any]) -> tuple[str, ...]:
+    """What a reader should know besides, each once."""
+    return tuple(
+        dict.fromkeys(
+            [
+                *comparison.notes,
+                *released_notes(variants),
+                *filter(None, map(cut_prompts, (comparison.baseline, *variants))),
+                *(note for of in swept.values() for note in notes(of)),
+            ]
+        )
     )
 
 
@@ -127,8 +184,13 @@ def in_reading_order(each: Sequence[Picture], sweep: Sequence[Picture], variants
     return (*sweep, *each) if variants > figures.MOST_VARIANTS else (*each, *sweep)
 
 
-def pictures(rows: Sequence[Row], shown: Shown, told: Told) -> list[Picture]:
-    """The figures for which there are numbers."""
+def pictures(rows: Sequence[Row], shown: Shown, told: Told, controls: Sequence[str] = ()) -> list[Picture]:
+    """The figures for which there are numbers; controls are lines beside the reconstructions, or nothing."""
+    if {row.variant for row in rows} <= {*controls}:
+        controls = ()
+    lines = [row for row in shown.rows if row.variant in controls]
+    shown = replace(shown, rows=tuple(row for row in shown.rows if row.variant not in controls))
+    rows = [row for row in rows if row.variant not in controls]
     tasks, bars = section_of(main_metric(rows), "task"), f"{told.level:.0%} interval"
     some = f" The {len({row.name for row in shown.rows})} with the largest drop." if shown.left_out else ""
     numbers = "All numbers are in the tables."
@@ -136,9 +198,10 @@ def pictures(rows: Sequence[Row], shown: Shown, told: Told) -> list[Picture]:
         (
             f"drop-by-category{suffix}",
             f"Drop by {shown.what}{part}",
-            f"Drop in accuracy with its {bars}, in percentage points; to the right of zero is worse.{some}",
+            f"Drop in accuracy with its {bars}, in percentage points; to the right of zero is worse.{some}"
+            f"{_of_lines(lines)}",
             f"A row for each {shown.what}, a point with a bar for each variant. {_largest(some_rows)} {numbers}",
-            figures.drop_by_category(some_rows),
+            figures.drop_by_category(some_rows, lines),
         )
         for suffix, part, some_rows in _parts(shown.rows)
     ]
@@ -163,6 +226,13 @@ def pictures(rows: Sequence[Row], shown: Shown, told: Told) -> list[Picture]:
         for suffix, part, some_rows in _parts(tasks)
     ]
     return [Picture(*of[:4], of[4]) for of in made if of[4] is not None]
+
+
+def _of_lines(lines: Sequence[Row]) -> str:
+    names = variants_of(lines)
+    if not names:
+        return ""
+    return f" Grey strokes: the controls {', '.join(names)}; an arrow points to what lies beyond the axis."
 
 
 def _parts(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:

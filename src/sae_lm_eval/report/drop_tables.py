@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae_lm_eval.comparison.pairs import NOT_ABOVE
 from sae_lm_eval.report.formatting import (
     NA,
     Cell,
@@ -18,6 +19,7 @@ from sae_lm_eval.report.formatting import (
     alternatives,
     distinct,
     fixed,
+    is_number,
     listing,
     number_cell,
     percent,
@@ -27,13 +29,14 @@ from sae_lm_eval.report.formatting import (
     text_cell,
 )
 
+AT_CHANCE = "\N{DOUBLE DAGGER}"
 DAGGER, TIMES = "\N{DAGGER}", "\N{MULTIPLICATION SIGN}"
 # More rows than these make a figure that no page holds.
 MOST_ROWS = 36
 # A table with more rows may need to span pages.
 LONG = 24
 # A page of a paper holds so many columns of drops with their intervals.
-COLUMNS_A_TABLE = 4
+COLUMNS_A_TABLE = 6
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,10 @@ class Row:
     baseline: float
     score: float
     drop: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    tasks_low: float | None
+    tasks_high: float | None
     unit: str
     ratio: float | None
     ratio_low: float | None
@@ -68,12 +73,19 @@ class Row:
     test: str
     lost: int | None
     gained: int | None
+    detectable: float | None
     chance: float | None
     above_chance_lost: float | None
     above_chance_low: float | None
     above_chance_high: float | None
+    above_chance_reason: str | None
     margin_change: float | None
     kl: float | None
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether the baseline is not clearly above chance, so that there is nothing to lose."""
+        return self.above_chance_reason == NOT_ABOVE
 
 
 @dataclass(frozen=True)
@@ -127,8 +139,8 @@ def categories(rows: Sequence[Row]) -> Shown:
     largest: dict[str, float] = {}
     for row in of["task"]:
         largest[row.name] = max(row.drop, largest.get(row.name, row.drop))
-    if of["group"] and len(largest) > MOST_ROWS:
-        inner = [row for row in of["group"] if row.name not in outer]
+    inner = [row for row in of["group"] if row.name not in outer]
+    if len({row.name for row in inner}) > 1 and len(largest) > MOST_ROWS:
         return Shown((*inner, *(row for row in of["task"] if not row.parent)), "group")
     kept = sorted(largest, key=lambda name: -largest[name])[:MOST_ROWS]
     return Shown(tuple(row for row in of["task"] if row.name in kept), "task", len(largest) - len(kept))
@@ -139,13 +151,28 @@ def variants_of(rows: Iterable[Row]) -> list[str]:
 
 
 def in_order(rows: Iterable[Row]) -> dict[str, list[str]]:
-    """Names by parent, the parent that loses most on average first, and within it the name that does."""
-    drops: dict[str, dict[str, list[float]]] = {}
+    """Names by parent, both as they come: in lm_eval's order, or as `by_drop` has sorted them."""
+    names: dict[str, dict[str, None]] = {}
     for row in rows:
-        drops.setdefault(row.parent or "", {}).setdefault(row.name, []).append(row.drop)
-    mean = {parent: {name: fmean(of) for name, of in names.items()} for parent, names in drops.items()}
-    parents = sorted(mean, key=lambda parent: -fmean(mean[parent].values()))
-    return {parent: sorted(mean[parent], key=lambda name: -mean[parent][name]) for parent in parents}
+        names.setdefault(row.parent or "", {})[row.name] = None
+    return {parent: list(of) for parent, of in names.items()}
+
+
+def by_drop(rows: Sequence[Row]) -> list[Row]:
+    """The rows of each section and variant, those first that lose most on average over the variants."""
+    drops: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        drops.setdefault((row.section, row.name), []).append(row.drop)
+    sections = list(dict.fromkeys(row.section for row in rows))
+    variants = variants_of(rows)
+    return sorted(
+        rows,
+        key=lambda row: (
+            sections.index(row.section),
+            -fmean(drops[row.section, row.name]),
+            variants.index(row.variant),
+        ),
+    )
 
 
 def interval(row: Row) -> str:
@@ -162,13 +189,12 @@ def star(row: Row, told: Told) -> str:
 
 
 def how_measured(rows: Sequence[Row], told: Told) -> str:
-    """Metric, n, shots, interval and test, as every caption states them."""
+    """Metric, n, shots and interval; the test is told of once, in the methods."""
     metrics = listing(dict.fromkeys(metric_name(row) for row in rows))
     return (
         f"n = {span(row.n for row in rows)} questions a row, {span(row.shots for row in rows)} shots, "
-        f"metric {metrics}. "
-        f"{told.level:.0%} interval: {alternatives(row.interval for row in rows)}. "
-        f"Test: {alternatives(row.test for row in rows)}. {told.family}{_cautions(rows)}"
+        f"metric {metrics}. {told.level:.0%} interval: {alternatives(row.interval for row in rows)}, over questions "
+        f"like those of these tasks, not adjusted for their number.{_cautions(rows)}"
     )
 
 
@@ -182,18 +208,63 @@ def overall_tables(rows: Sequence[Row], told: Told) -> list[Table]:
     overall = section_of(rows, "overall")
     if not overall:
         return []
-    headings = ("tasks", "n", "baseline", "spliced", "drop", f"{told.level:.0%} interval", "adjusted p")
+    several = any(row.tasks_low is not None for row in overall)
+    headings = ["tasks", "n", "baseline", "spliced", "drop", f"{told.level:.0%} interval"]
+    headings += ["interval over tasks"] * several + ["p", "detectable"]
     body = [
-        (text_cell(row.variant), _count(row.tasks), _count(row.n), *_scores(row, told), _p(row.p_adjusted))
+        (
+            *(text_cell(row.variant), count_cell(row.tasks), count_cell(row.n), *score_cells(row, told)),
+            *([Cell(bounds_of(row.tasks_low, row.tasks_high), row.tasks_low)] if several else []),
+            *(p_cell(row.p_adjusted), number_cell(row.detectable, fixed(row.detectable))),
+        )
         for row in overall
     ]
+    over = f" Interval over tasks: if these tasks were drawn from many like them ({CLUSTERED})." * several
     caption = (
         "Accuracy of the untouched model and of each variant over all tasks, every question counting alike, in "
         "percent; the drop in percentage points, positive where the variant is worse. "
-        f"{how_measured(overall, told)}"
+        f"{how_measured(overall, told)}{over} p: {told.family} Detectable: the drop that this many questions show with "
+        f"a power of 80% (two-sided test at 5%).{chance_mark(overall)}"
     )
     columns = (Column("variant", "left"), *map(Column, headings))
-    return [Table("overall", "What each variant loses", caption, columns, tuple(body))]
+    return [Table("overall", "Over all tasks", caption, columns, tuple(body))]
+
+
+def between_tables(between: pd.DataFrame, told: Told) -> list[Table]:
+    """How much more one variant loses than another; no table where there are not two to compare."""
+    if between.empty:
+        return []
+    body = []
+    for record in between.to_dict("records"):
+        mark = "*" if record["p_adjusted"] < 1 - told.level - 1e-12 else ""
+        difference = number_cell(record["difference"], f"{fixed(record['difference'])}{mark}")
+        low, high = (of if is_number(of) else None for of in (record["low"], record["high"]))
+        body.append(
+            (
+                *(text_cell(record["variant"]), text_cell(record["other"]), count_cell(record["n"]), difference),
+                *(Cell(bounds_of(low, high), low), p_cell(record["p_adjusted"])),
+            )
+        )
+    caption = (
+        "How much more the first variant loses than the second over all tasks, question by question, in percentage "
+        f"points; {told.level:.0%} interval: {alternatives(between['interval'])}; p: {alternatives(between['test'])}, "
+        f"Holm's adjustment over {len(between)} pairs."
+    )
+    columns = (
+        *(Column("variant", "left"), Column("beside", "left")),
+        *map(Column, ("n", "difference", f"{told.level:.0%} interval", "p")),
+    )
+    return [Table("between", "Variants against each other", caption, columns, tuple(body))]
+
+
+CLUSTERED = "cluster-robust, with the tasks' own weights"
+
+
+def chance_mark(rows: Iterable[Row]) -> str:
+    """What the mark behind a baseline's accuracy means, where one is shown."""
+    if not any(row.at_chance for row in rows):
+        return ""
+    return f" {AT_CHANCE} the baseline is not clearly above chance: it has nothing to lose there."
 
 
 def category_tables(shown: Shown, told: Told) -> list[Table]:
@@ -212,100 +283,52 @@ def _category_table(shown: Shown, variants: Sequence[str], told: Told, part: int
         for name in names:
             first = by_name[name]
             head = [text_cell(parent)] if len(grouped) > 1 else []
-            head += [text_cell(first.alias), number_cell(first.baseline, percent(first.baseline))]
-            body.append((*head, *(_drop_cell(row_of.get((variant, name)), told) for variant in variants)))
+            head += [text_cell(first.alias), baseline_cell(first)]
+            body.append((*head, *(drop_cell(row_of.get((variant, name)), told) for variant in variants)))
     columns = [Column("group", "left")] if len(grouped) > 1 else []
     columns += [Column(shown.what, "left"), Column("baseline"), *map(Column, variants)]
     some = f" The {MOST_ROWS} with the largest drop; {shown.left_out} more are in the table of every task."
     caption = (
         f"In percentage points, with its {told.level:.0%} interval; positive is worse. Baseline: accuracy of the "
         f"untouched model in percent. * adjusted p < {1 - told.level:.2g}. {how_measured(shown.rows, told)}"
-        f"{some if shown.left_out else ''}"
+        f"{chance_mark(shown.rows)}{some if shown.left_out else ''}"
     )
     title = f"Drop by {shown.what}" + (f" ({part} of {parts})" if parts > 1 else "")
     extent = "short" if len(body) <= LONG else "long"
     return Table(f"categories-{part}", title, caption, tuple(columns), tuple(body), extent)
 
 
-def _drop_cell(row: Row | None, told: Told) -> Cell:
-    """The drop, its interval, and a star where the test rejects."""
-    return Cell(NA) if row is None else number_cell(row.drop, f"{fixed(row.drop)} {interval(row)}{star(row, told)}")
+def drop_cell(row: Row | None, told: Told) -> Cell:
+    """The drop with a star where the test rejects, and its interval."""
+    return Cell(NA) if row is None else number_cell(row.drop, f"{fixed(row.drop)}{star(row, told)}", interval(row))
 
 
-# What not every comparison has: heading, what it is, and its cell.
-OPTIONAL: tuple[tuple[str, str, Callable[[Row], Cell]], ...] = (
-    (
-        "margin",
-        "mean change of the margin of the right answer, in nats",
-        lambda row: number_cell(row.margin_change, fixed(row.margin_change, 2)),
-    ),
-    ("KL", "mean KL at the answers, in nats", lambda row: number_cell(row.kl, significant(row.kl))),
-    (
-        "above chance lost",
-        "share of the baseline's accuracy above chance that is lost, in percent, with Fieller's interval",
-        lambda row: number_cell(row.above_chance_lost, _share(row)),
-    ),
-)
+def baseline_cell(row: Row) -> Cell:
+    """Accuracy of the untouched model, in percent, with a mark where it is not clearly above chance."""
+    return number_cell(row.baseline, f"{percent(row.baseline)}{AT_CHANCE * row.at_chance}")
 
 
-def _share(row: Row) -> str:
-    if row.above_chance_low is None or row.above_chance_high is None:
-        return percent(row.above_chance_lost)
-    bounds = f"[{percent(row.above_chance_low)}, {percent(row.above_chance_high)}]"
-    return f"{percent(row.above_chance_lost)} {bounds}"
-
-
-def detail_tables(rows: Sequence[Row], told: Told) -> list[Table]:
-    """Every task of every variant, a table for each variant."""
-    tasks = section_of(rows, "task")
-    return [
-        _detail_table(index, variant, [row for row in tasks if row.variant == variant], told)
-        for index, variant in enumerate(variants_of(tasks), start=1)
-    ]
-
-
-def _detail_table(index: int, variant: str, rows: Sequence[Row], told: Told) -> Table:
-    metrics = len({metric_name(row) for row in rows}) > 1
-    extra = [of for of in OPTIONAL if any(of[2](row).value is not None for row in rows)]
-    body = [
-        (
-            text_cell(row.alias),
-            *([text_cell(metric_name(row))] if metrics else []),
-            *(_count(row.n), _count(row.shots), *_scores(row, told), _count(row.lost), _count(row.gained)),
-            *(_p(row.p), _p(row.p_adjusted)),
-            *(make(row) for *_, make in extra),
-        )
-        for row in rows
-    ]
-    headings = ("n", "shots", "baseline", "spliced", "drop", f"{told.level:.0%} interval", "lost", "gained")
-    columns = [Column("task", "left"), *([Column("metric", "left")] if metrics else [])]
-    columns += map(Column, (*headings, "p", "adjusted p", *(heading for heading, *_ in extra)))
-    caption = (
-        "Accuracies in percent, drops in percentage points; lost and gained: answers that went from right to wrong and "
-        "from wrong to right; perplexities by their logarithm, as the rise in nats and as a ratio; other metrics in "
-        "their own units, positive where the variant is worse"
-        f"{''.join(f'; {heading}: {meaning}' for heading, meaning, _ in extra)}. {how_measured(rows, told)}"
-    )
-    return Table(f"tasks-{index}", f"Every task: {variant}", caption, tuple(columns), tuple(body), "long")
+def bounds_of(low: float | None, high: float | None) -> str:
+    return NA if low is None or high is None else f"[{fixed(low)}, {fixed(high)}]"
 
 
 def metric_name(row: Row) -> str:
     return row.metric if row.filter == "none" else f"{row.metric} ({row.filter})"
 
 
-def _count(value: int | None) -> Cell:
+def count_cell(value: int | None) -> Cell:
     return number_cell(value, NA if value is None else f"{value:,}")
 
 
-def _p(value: float | None) -> Cell:
+def p_cell(value: float | None) -> Cell:
     return number_cell(value, probability(value))
 
 
-def _scores(row: Row, told: Told) -> tuple[Cell, ...]:
+def score_cells(row: Row, told: Told) -> tuple[Cell, ...]:
     show, show_drop = (percent, fixed) if row.kind == "accuracy" else (significant, significant)
     times = f" ({TIMES}{significant(row.ratio)})" if row.ratio else ""
     return (
-        number_cell(row.baseline, show(row.baseline)),
+        number_cell(row.baseline, f"{show(row.baseline)}{AT_CHANCE * row.at_chance}"),
         number_cell(row.score, show(row.score)),
         number_cell(row.drop, f"{show_drop(row.drop)}{times}{star(row, told)}"),
         number_cell(row.low, interval(row)),

@@ -33,6 +33,7 @@ MOST_VARIANTS = 6
 MOST_NUMBERED = 9
 INK, RULE = "#1b1f24", "#c9ced6"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREYS = ("#444444", "#888888", "#b0b0b0")
 CHANCE = "down to chance"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 LETTER = 0.058  # width of a letter of 7 points, in inches
@@ -91,10 +92,11 @@ def as_bytes(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def drop_by_category(rows: Sequence[Row]) -> Figure | None:
-    """Drop (pp) with its interval of each category, the largest first in each group; at most six variants.
+def drop_by_category(rows: Sequence[Row], lines: Sequence[Row] = ()) -> Figure | None:
+    """Drop (pp) with its interval of each category; at most six variants.
 
     The variants stand side by side in one panel, or each in a panel of its own where that is too high for a page.
+    `lines` are controls: a stroke each, on the scale of the variants.
     """
     if not rows:
         return None
@@ -103,12 +105,12 @@ def drop_by_category(rows: Sequence[Row]) -> Figure | None:
     panels = [[variant] for variant in variants] if crowded else [variants]
     places, ticks, end = _places(rows, spread=len(panels[0]))
     columns = min(len(panels), 3)
-    lines = -(-len(panels) // columns)
-    pitch = min(0.15, (TALLEST / lines - 0.3) / end)
+    stacked = -(-len(panels) // columns)
+    pitch = min(0.15, (TALLEST / stacked - 0.3) / end)
     narrow = columns == 1 and max(len(text) for _, text, _ in ticks) < 24
     with mpl.rc_context(STYLE):
-        figure = Figure((NARROW if narrow else WIDTH, 0.5 + (end * pitch + 0.3) * lines))
-        axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+        figure = Figure((NARROW if narrow else WIDTH, max(1.6, 0.5 + (end * pitch + 0.3) * stacked)))
+        axes = figure.subplots(stacked, columns, sharex=True, sharey=True, squeeze=False)
         for axis, panel in zip(axes.flat, panels, strict=False):
             for index, variant in enumerate(panel):
                 own = [row for row in rows if row.variant == variant]
@@ -116,14 +118,37 @@ def drop_by_category(rows: Sequence[Row]) -> Figure | None:
                 heights = [places[row.name] + shift for row in own]
                 points(axis, index, variant, [row.drop for row in own], heights, xerr=reach(own))
             _ruled(axis, ticks, end, small=min(7, 60 * pitch) if len(panels) > 1 else 7)
+            _strokes(axis, rows, lines, places)
             if len(panels) > 1:
                 axis.set_title(textwrap.fill(panel[0], 24), fontsize=6)
         for axis in list(axes.flat)[len(panels) :]:
             axis.set_axis_off()
         figure.supxlabel("drop in accuracy (percentage points)", fontsize=8)
-        if len(panels[0]) > 1:
+        if len(panels[0]) > 1 or lines:
             legend(figure, axes[0, 0])
     return figure
+
+
+def _strokes(axis: Axes, rows: Sequence[Row], lines: Sequence[Row], places: dict[str, float]) -> None:
+    """Controls as strokes; the axis keeps to the variants, and what lies beyond is an arrow at its edge."""
+    if not lines:
+        return
+    axis.set_xlim(
+        *_widened([bound for row in rows for bound in (row.low, row.high, row.drop, 0.0) if bound is not None])
+    )
+    least, most = axis.get_xlim()
+    for index, control in enumerate(variants_of(lines)):
+        of = [row for row in lines if row.variant == control and row.name in places]
+        inside = [row for row in of if least <= row.drop <= most]
+        look: dict[str, Any] = {"linestyle": "", "color": GREYS[index % len(GREYS)], "zorder": 1}
+        stroke: dict[str, Any] = {"marker": "|", "markersize": 7, "markeredgewidth": 1.1, "label": control}
+        axis.plot([row.drop for row in inside], [places[row.name] for row in inside], **stroke, **look)
+        for edge, beyond, marker in (
+            (least, [row for row in of if row.drop < least], "<"),
+            (most, [row for row in of if row.drop > most], ">"),
+        ):
+            heights = [places[row.name] for row in beyond]
+            axis.plot([edge] * len(beyond), heights, marker=marker, markersize=3, clip_on=False, **look)
 
 
 def _places(rows: Sequence[Row], spread: int) -> tuple[dict[str, float], list[tuple[float, str, str]], float]:
@@ -144,8 +169,9 @@ def _places(rows: Sequence[Row], spread: int) -> tuple[dict[str, float], list[tu
 
 
 def reach(rows: Sequence[Row]) -> np.ndarray:
-    """How far the interval reaches to each side of the drop."""
-    return np.array([[row.drop - row.low for row in rows], [row.high - row.drop for row in rows]])
+    """How far the interval reaches to each side of the drop; not at all where it is undefined."""
+    bounds = [(row.drop, row.drop) if row.low is None or row.high is None else (row.low, row.high) for row in rows]
+    return np.array([[row.drop - low, high - row.drop] for row, (low, high) in zip(rows, bounds, strict=True)]).T
 
 
 def points(axis: Axes, index: int, label: str, x: Any, y: Any, **more: Any) -> None:
@@ -176,8 +202,8 @@ def labels_of(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def heat_map(rows: Sequence[Row]) -> Figure | None:
-    """Drop (pp) of each category in each variant: red is worse, blue better, white no change."""
-    if not rows:
+    """Drop (pp) of each category in each of several variants: red is worse, blue better, white no change."""
+    if len(variants_of(rows)) < 2:
         return None
     names, variants = [name for names in in_order(rows).values() for name in names], variants_of(rows)
     values = np.full((len(names), len(variants)), np.nan)
@@ -238,7 +264,7 @@ def drop_against_baseline(rows: Sequence[Row]) -> Figure | None:
         axis.set_xlabel("accuracy of the baseline (%)")
         axis.set_ylabel("drop (percentage points)")
         axis.set_xlim(*_widened(baselines))
-        axis.set_ylim(*_widened([bound for row in rows for bound in (row.low, row.high)]))
+        axis.set_ylim(*_widened([bound for row in rows for bound in (row.low, row.high) if bound is not None]))
         legend(figure, axis)
     return figure
 
@@ -247,7 +273,7 @@ def one_chance(rows: Sequence[Row]) -> float | None:
     """The chance level (a fraction) that all tasks share, if they do and anything comes near to losing all above it."""
     chances = {row.chance for row in rows}
     chance = chances.pop() if len(chances) == 1 else None
-    if chance is None or 100 * (min(row.baseline for row in rows) - chance) > max(row.high for row in rows):
+    if chance is None or 100 * (min(row.baseline for row in rows) - chance) > max(row.high or row.drop for row in rows):
         return None
     return chance
 

@@ -24,15 +24,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown, and what the column is sorted by (None: undefined, sorted last)."""
+    """What is shown, what the column is sorted by (None: undefined, sorted last), and what stands below that."""
 
     text: str
     value: float | str | None = None
+    detail: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
-    """`name` is of ASCII letters and dashes; a `long` table is folded up on the page and may span pages in print."""
+    """`name` is of ASCII letters and dashes; a `long` table is folded up on the page and may span pages in print.
+
+    Rows at the indices `blocks` begin something new, and are set apart.
+    """
 
     name: str
     title: str
@@ -40,6 +44,7 @@ class Table:
     columns: tuple[Column, ...]
     rows: tuple[tuple[Cell, ...], ...]
     extent: Literal["short", "long"] = "short"
+    blocks: tuple[int, ...] = ()
 
 
 def is_number(value: Any) -> bool:
@@ -119,8 +124,8 @@ def text_cell(text: Any) -> Cell:
     return Cell(str(text), str(text))
 
 
-def number_cell(value: Any, text: str) -> Cell:
-    return Cell(text, float(value) if is_number(value) else None)
+def number_cell(value: Any, text: str, detail: str = "") -> Cell:
+    return Cell(text, float(value) if is_number(value) else None, detail)
 
 
 def listing(words: Iterable[str]) -> str:

@@ -68,6 +68,12 @@ def tex(value: Any) -> Tex:
     return Tex("".join(TEX_SPECIAL.get(character) or _tex_letter(character) for character in one_line(value)))
 
 
+def tex_name(text: str) -> Tex:
+    """Text for a column of names: it may break after whatever is no letter, and its first word may be hyphenated."""
+    parts = re.findall(r"[^\W_]+|.", one_line(text))
+    return Tex(r"\hspace{0pt}" + r"\allowbreak{}".join(map(tex, parts)) if len(text) > MOST_LETTERS else tex(text))
+
+
 def _tex_letter(character: str) -> str:
     if character < "\x7f" or "\xc0" <= character <= "\xff":
         return character
@@ -150,6 +156,25 @@ def inline_svg(picture: Picture) -> Markup:
 
 def latex(report: Report) -> str:
     """The appendix: a document by itself, or the body of one when another file reads it with \\input."""
+    environment = _tex_environment()
+    environment.filters["cite"] = lambda text: Tex(
+        "".join(citing(text, report.works, tex, lambda _, key: f"\\cite{{{key}}}"))
+    )
+    return environment.get_template("appendix.tex").render(report=report)
+
+
+def table_latex(table: Table) -> str:
+    """One table as a float, for a paper that loads `array`, `booktabs` and `graphicx`."""
+    made = _tex_environment().get_template("table.tex").render(table=table)
+    return f"{FIT}\n{made}"
+
+
+# A table that is wider than the page is made smaller. appendix.tex has the same.
+FIT = r"""\providecommand{\saelmevalfit}[1]{%
+  \sbox0{#1}\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi}"""
+
+
+def _tex_environment() -> Environment:
     environment = Environment(
         loader=LOADER,
         finalize=tex,
@@ -164,12 +189,28 @@ def latex(report: Report) -> str:
         comment_end_string="#>",
     )
     environment.filters |= {
-        "cite": lambda text: Tex("".join(citing(text, report.works, tex, lambda _, key: f"\\cite{{{key}}}"))),
         "columns": _tex_columns,
         "headings": _tex_headings,
+        "body": _tex_body,
         "ascii": Tex,  # names of our own: letters, digits and dashes
     }
-    return environment.get_template("appendix.tex").render(report=report, separator=Tex(" & "))
+    return environment
+
+
+def _tex_body(table: Table) -> Tex:
+    """The rows; what stands below a number has a line of its own, in smaller letters."""
+    lines = []
+    for index, row in enumerate(table.rows):
+        if index in table.blocks:
+            lines.append(r"\midrule")
+        named = [column.align == "left" for column in table.columns]
+        cells = (tex_name(cell.text) if name else tex(cell.text) for cell, name in zip(row, named, strict=True))
+        lines.append(" & ".join(cells) + r"\\")
+        if any(cell.detail for cell in row):
+            below = " & ".join(rf"{{\scriptsize {tex(cell.detail)}}}" if cell.detail else "" for cell in row)
+            lines[-1] += "*"
+            lines.append(rf"{below}\\[2pt]")
+    return Tex("\n".join(lines))
 
 
 def _tex_headings(table: Table) -> Tex:
@@ -188,8 +229,11 @@ def _heading_lines(table: Table) -> list[list[str]]:
 
 
 def _widths(table: Table) -> list[int]:
-    """Letters in the longest cell of each column."""
-    return [max((len(row[index].text) for row in table.rows), default=0) for index in range(len(table.columns))]
+    """Letters in the longest cell of each column; what stands below is smaller."""
+    return [
+        max((max(len(row[index].text), int(0.8 * len(row[index].detail))) for row in table.rows), default=0)
+        for index in range(len(table.columns))
+    ]
 
 
 def _tex_columns(table: Table) -> Tex:
@@ -225,7 +269,7 @@ def markdown_report(report: Report) -> str:
 
     environment.filters |= {
         "cite": cite,
-        "rule": _markdown_rule,
+        "grid": lambda table: Verbatim(table_markdown(table)),
         "block": lambda parts: Verbatim("    " + _with_remarks(parts).replace("\n", "\n    ")),
         "code": lambda text: Verbatim(text.replace("\n", "\n    ")),  # indented, a line cannot leave the block
     }
@@ -239,5 +283,11 @@ def _with_remarks(parts: Sequence[str]) -> str:
     return "".join(f"[{part}]\n" if index % 2 else part for index, part in enumerate(parts))
 
 
-def _markdown_rule(table: Table) -> Verbatim:
-    return Verbatim(" | ".join("---:" if column.align == "right" else "---" for column in table.columns))
+def table_markdown(table: Table) -> str:
+    """One table, without its caption."""
+    lines = [
+        [markdown(column.heading) for column in table.columns],
+        ["---:" if column.align == "right" else "---" for column in table.columns],
+        *([markdown(f"{cell.text} {cell.detail}".strip()) for cell in row] for row in table.rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -105,7 +105,8 @@ def _of_each(chosen: Iterable[Setting], value: Callable[[Setting], float | None]
 
 def drop_bounds(of: Setting) -> Bounds:
     assert of.drop is not None
-    return of.drop.drop, of.drop.low, of.drop.high
+    drop, low, high = of.drop.drop, of.drop.low, of.drop.high
+    return (drop, drop, drop) if low is None or high is None else (drop, low, high)
 
 
 def _compute(of: Setting) -> float:

@@ -69,3 +69,9 @@ def is_untouched(results: Results) -> bool:
     if results.provenance:
         return results.provenance.get("splice") == "none"
     return results.config.get("model") in PLAIN
+
+
+def is_control(results: Results) -> bool:
+    """Whether the results are there to compare others with: nothing was reconstructed by a dictionary."""
+    record = results.provenance
+    return bool(record.get("noise_floor")) or record.get("splice", "reconstruction") != "reconstruction"

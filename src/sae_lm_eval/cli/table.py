@@ -1,0 +1,79 @@
+"""`sae-lm-eval table`: the one table of a folder of results, for a terminal, a paper, a repository or a program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from sae_lm_eval.report.formatting import Table
+
+FORMATS = ("text", "markdown", "latex", "csv")
+
+
+def table(
+    out: Annotated[Path, typer.Argument(help="A folder with the results of a baseline and of variants in it.")],
+    by: Annotated[
+        str | None,
+        typer.Option(help="Columns: group, category, task or overall. Default: what there is, the first of these."),
+    ] = None,
+    format: Annotated[str, typer.Option(help="text, markdown, latex or csv (unrounded).")] = "text",
+    sort: Annotated[str, typer.Option(help="task: lm_eval's order of tasks; drop: the largest drop first.")] = "task",
+    baseline: Annotated[
+        str | None, typer.Option(help="The baseline's folder, where it is not called baseline and not plain to see.")
+    ] = None,
+    categories: Annotated[
+        Path | None, typer.Option(help="YAML: category -> tasks or groups, or {field: name} of the documents.")
+    ] = None,
+    docs_by: Annotated[
+        str | None,
+        typer.Option("--docs_by", help="Field of the documents, such as a passage, that groups them."),
+    ] = None,
+) -> None:
+    """Print what each variant loses: variants in rows, categories in columns; no model is loaded."""
+    from sae_lm_eval.comparison.subsets import read_categories_file
+    from sae_lm_eval.errors import one_of
+    from sae_lm_eval.report import assemble, render, summary_table
+    from sae_lm_eval.results import find
+
+    one_of(format, FORMATS, "format")
+    chosen = None if categories is None else read_categories_file(categories)
+    comparison = assemble.pair_up(*find.find(out, baseline), categories=chosen, docs_by=docs_by)
+    shaped = assemble.shape(comparison, sort)
+    summary = shaped.summary(by)
+    if format == "csv":
+        typer.echo(summary_table.summary_frame(summary).to_csv(index=False), nl=False)
+        return
+    made = summary_table.summary_table(summary, shaped.told)
+    if format == "latex":
+        typer.echo(render.table_latex(made))
+    elif format == "markdown":
+        typer.echo(f"{render.table_markdown(made)}\n\n{render.markdown(made.caption)}")
+    else:
+        _print(made)
+
+
+def _print(table: Table) -> None:
+    """On a terminal, as many columns at a time as it has room for."""
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from sae_lm_eval.cli.report import fits, print_table
+
+    def part(start: int, end: int) -> Table:
+        rows = tuple((row[0], *row[start:end]) for row in table.rows)
+        return replace(table, columns=(table.columns[0], *table.columns[start:end]), rows=rows)
+
+    console, start = Console(), 1
+    if not console.is_terminal:
+        print_table(table, console)
+        start = len(table.columns)
+    while start < len(table.columns):
+        ends = range(len(table.columns), start + 1, -1)
+        end = next((end for end in ends if fits(part(start, end), console.width)), start + 1)
+        print_table(part(start, end), console)
+        start = end
+    console.print(table.caption, markup=False, highlight=False)

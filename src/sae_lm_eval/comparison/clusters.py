@@ -1,0 +1,87 @@
+"""Intervals over tasks, or over sets of documents that belong together. Neither torch nor lm_eval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from sae_lm_eval.comparison.paired_statistics import Change, Stratum
+from sae_lm_eval.comparison.resampling import exceeded
+
+# An interval over fewer tasks, or sets of documents, is not worth showing.
+FEWEST_TASKS, FEWEST_CLUSTERS = 10, 10
+NAN = float("nan")
+
+
+def interval_over_clusters(drops: ArrayLike, weights: ArrayLike, *, level: float) -> tuple[float, float]:
+    """Bounds of the weighted mean of the clusters' drops, if the clusters are drawn from many like them.
+
+    `drops` and `weights` have an entry a cluster; the weights are those of the group. The variance is the bias-reduced
+    cluster-robust one (CR2) of a weighted mean, and the degrees of freedom are Bell and McCaffrey's (2002, Survey
+    Methodology 28:169-181), both under clusters of equal variance: with equal weights it is Student's interval of the
+    mean. Bounds are nan for fewer than two clusters, and where all drops are equal.
+    """
+    drop, weight = np.asarray(drops, dtype=float), np.asarray(weights, dtype=float)
+    weight = weight / weight.sum()
+    if len(drop) < 2 or weight.max() >= 1 - 1e-12:
+        return NAN, NAN
+    mean = float(weight @ drop)
+    # Of residuals of clusters with equal variance: each one's own variance, and how they vary together.
+    own = 1 - 2 * weight + weight @ weight
+    share = weight**2 / own
+    variance = float(share @ (drop - mean) ** 2)
+    if variance <= (1e-12 * max(1.0, float(np.abs(drop).max()))) ** 2:
+        return NAN, NAN
+    together = np.eye(len(drop)) - weight[:, None] - weight[None, :] + weight @ weight
+    spread = np.sqrt(np.outer(share, share)) * together
+    freedom = np.trace(spread) ** 2 / (spread**2).sum()
+    half = float(stats.t.ppf(0.5 + level / 2, freedom) * np.sqrt(variance))
+    return mean - half, mean + half
+
+
+def by_cluster(
+    changes: Sequence[np.ndarray], weights: Sequence[float], labels: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean change and weight of each cluster; arrays go by task and document, a label may occur in several tasks."""
+    shares = np.concatenate([np.full(len(of), weight / len(of)) for of, weight in zip(changes, weights, strict=True)])
+    every = np.concatenate(list(labels))
+    _, index = np.unique(every.astype(str), return_inverse=True)
+    total = np.bincount(index, weights=shares)
+    return np.bincount(index, weights=shares * np.concatenate(list(changes))) / total, total
+
+
+def flipped_p(drops: np.ndarray, weights: np.ndarray, *, draws: int, rng: np.random.Generator) -> float:
+    """Two-sided p: baseline and variant change places for each cluster as a whole. At least 1 / (draws + 1)."""
+    parts = drops * weights
+    null = np.concatenate(
+        [(2 * rng.integers(0, 2, (min(1000, draws - at), len(parts))) - 1) @ parts for at in range(0, draws, 1000)]
+    )
+    return exceeded(null, float(parts.sum()))
+
+
+def clustered_change(
+    strata: Sequence[Stratum], labels: Sequence[np.ndarray], field: str, *, level: float, draws: int, seed: int
+) -> Change:
+    """The drop of an accuracy whose documents come in sets: interval and test are over the sets that a field tells.
+
+    `labels` has the set of each document, by task; a set may lie in several tasks.
+    """
+    weights = [s.weight for s in strata]
+    drops, shares = by_cluster([s.baseline - s.variant for s in strata], weights, labels)
+    low, high = interval_over_clusters(drops, shares, level=level)
+    p = flipped_p(drops, shares, draws=draws, rng=np.random.default_rng(seed))
+    few = f"only {len(drops)} sets of documents: the interval may cover less than it says"
+    undefined = "n/a: the sets of documents do not differ in what they lost, so that nothing tells how far others would"
+    caution = undefined if np.isnan(low) else few if len(drops) < FEWEST_CLUSTERS else ""
+    baseline, variant = (
+        float(sum(s.weight * side.mean() for s, side in zip(strata, sides, strict=True)))
+        for sides in ([s.baseline for s in strata], [s.variant for s in strata])
+    )
+    how = f"by {field}"
+    return Change(
+        *(baseline, variant, baseline - variant, low, high),
+        *(f"cluster-robust, {how}", p, f"permutation, {how}", caution),
+    )

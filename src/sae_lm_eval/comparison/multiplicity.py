@@ -1,0 +1,56 @@
+"""Many tests at once: Holm's adjustment, and enough draws for it. Neither torch nor lm_eval."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from sae_lm_eval.comparison.pairs import AGAIN, Options
+
+# A permutation test that fewer draws exceeded has a p that more draws would tell better.
+FEW_EXCEEDED = 10
+SECTIONS = {"overall": "overall", "group": "groups", "category": "categories", "task": "tasks"}
+
+
+def sharpen(rows: Sequence[dict[str, Any]], options: Options) -> list[str]:
+    """More draws for tests by permutation that hardly any draw exceeded, where so many tests are made that the least
+    p there is could not pass Holm's adjustment; a note of that.
+
+    New draws are made, and enough that the least p, times the number of tests, is a tenth of 1 - level.
+    """
+    notes = []
+    for section, primary in dict.fromkeys((row["section"], row["primary"]) for row in rows):
+        family = [row for row in rows if (row["section"], row["primary"]) == (section, primary)]
+        if len(family) / (options.draws + 1) < 1 - options.level:
+            continue
+        draws = math.ceil(10 * len(family) / (1 - options.level))
+        low = [row for row in family if row["test"] == "permutation" and row["p"] * (options.draws + 1) < FEW_EXCEEDED]
+        for row in low:
+            row["p"] = row[AGAIN](draws)
+        if low:
+            notes.append(
+                f"{len(low)} of {len(family)} tests of {SECTIONS[section]} had {draws:,} permutations in place of "
+                f"{options.draws:,}, with which none could have passed Holm's adjustment."
+            )
+    return notes
+
+
+def adjust(drops: pd.DataFrame) -> str:
+    """Holm's p into `drops`, and the sentence that says over which tests.
+
+    What is primary is adjusted apart from the rest, so that to show more metrics changes none of its numbers.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    for _, rows in drops.groupby(["section", "primary"]):
+        drops.loc[rows.index, "p_adjusted"] = multipletests(rows["p"], method="holm")[1]
+    counts = Counter(drops.loc[drops["primary"], "section"])
+    told = ", ".join(f"{counts[section]} of {plural}" for section, plural in SECTIONS.items() if section in counts)
+    variants = len(set(drops["variant"]))
+    across = f", over the {variants} variants at once" if variants > 1 else ""
+    more = "" if all(drops["primary"]) else " The metrics beside the primary ones are adjusted apart from them."
+    return f"Holm's adjustment is made in each table apart{across}; the numbers of tests are {told}.{more}"

@@ -1,0 +1,128 @@
+"""The first sentences of a report: what the reconstructions lose, where most and least, and if that can be told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sae_lm_eval.comparison.compare import Comparison
+from sae_lm_eval.report.drop_tables import Row
+from sae_lm_eval.report.fidelity_tables import Fidelity
+from sae_lm_eval.report.formatting import fixed, is_number, listing, percent, significant
+from sae_lm_eval.report.provenance import model_name
+from sae_lm_eval.report.summary_table import Summary
+
+
+def headline(comparison: Comparison, summary: Summary) -> list[str]:
+    """A few sentences, of the reconstructions alone; of controls where there is nothing else."""
+    model, level = model_name(comparison.baseline), comparison.level
+    names = summary.variants or summary.controls
+    costs = sorted((row for row in summary.overall if row.variant in names), key=lambda row: row.drop)
+    if not costs:
+        first = f"No accuracy of {model} was measured both untouched and with {listing(names)} spliced in."
+        return [first, *_all_losses(names[:1], summary.fidelity)]
+    if costs[0].at_chance:
+        return [*_at_chance(costs[0], model), *_all_losses(list(dict.fromkeys(names))[:2], summary.fidelity)]
+    ends = costs if len(costs) == 1 else [costs[0], costs[-1]]
+    if len(costs) == 1:
+        said = [f"With {costs[0].variant} spliced in, {model} {_change(costs[0], level)}."]
+    else:
+        kind = "reconstructions" if summary.variants else "controls"
+        said = [
+            f"Of {len(costs)} {kind} in {model}, {ends[0].variant} costs least: it {_change(ends[0], level)}; "
+            f"{ends[-1].variant} costs most: it {_change(ends[-1], level)}.",
+            *_apart(comparison, ends[-1].variant, ends[0].variant),
+        ]
+    said += _extremes(summary, ends[-1].variant)
+    said += _detectable(costs)
+    return [*said, *_all_losses([row.variant for row in ends], summary.fidelity)]
+
+
+def _at_chance(row: Row, model: str) -> list[str]:
+    """Of a baseline that is at chance there is nothing else to say."""
+    return [
+        f"The baseline is at chance on these tasks: {model} answers {percent(row.baseline)}% of {row.n:,} questions "
+        f"rightly, where guessing gives {percent(row.chance)}%. Nothing can be lost, so the drops say nothing about "
+        "the dictionaries."
+    ]
+
+
+def _change(row: Row, level: float) -> str:
+    """`loses 3.2 percentage points of accuracy (95% interval 1.0 to 5.4; from 90.1% to 86.9%, n = 780)`."""
+    sign, verb = (1, "loses") if row.drop >= 0 else (-1, "gains")
+    bounds = ""
+    if row.low is not None and row.high is not None:
+        low, high = sorted((sign * row.low, sign * row.high))
+        bounds = f"{level:.0%} interval {fixed(low)} to {fixed(high)}; "
+    return (
+        f"{verb} {fixed(sign * row.drop)} percentage points of accuracy ({bounds}"
+        f"from {percent(row.baseline)}% to {percent(row.score)}%, n = {row.n:,})"
+    )
+
+
+def _apart(comparison: Comparison, worse: str, better: str) -> list[str]:
+    """Whether the most and the least costly variant can be told apart, question by question."""
+    between = comparison.between
+    if between.empty:
+        return []
+    found = between[(between["variant"] == worse) & (between["other"] == better)]
+    if found.empty:
+        return []
+    row = found.iloc[0]
+    clear = row["p_adjusted"] < 1 - comparison.level
+    bounds = ""
+    if is_number(row["low"]):
+        bounds = f" ({comparison.level:.0%} interval {fixed(row['low'])} to {fixed(row['high'])})"
+    verdict = "can" if clear else "cannot"
+    return [f"The two {verdict} be told apart: they differ by {fixed(row['difference'])} points{bounds}."]
+
+
+def _extremes(summary: Summary, variant: str) -> list[str]:
+    """Which category loses most in a variant, and which least; those at chance have nothing to lose."""
+    own = [row for row in summary.rows if row.variant == variant and not row.at_chance]
+    own.sort(key=lambda row: row.drop)
+    said = []
+    if len(own) > 1:
+        most, least = (f"{row.alias} ({fixed(row.drop)}{_bounds(row)})" for row in (own[-1], own[0]))
+        where = "" if len(summary.variants or summary.controls) == 1 else f"In {variant}, "
+        text = f"{where}{most} loses most and {least} least."
+        said.append(text[0].upper() + text[1:] if not where else text)
+    floor = list(dict.fromkeys(row.alias for row in summary.rows if row.at_chance))
+    if floor and own:
+        said.append(f"At chance, so with nothing to lose: {listing(floor)}.")
+    return said
+
+
+def _bounds(row: Row) -> str:
+    return "" if row.low is None else f", {fixed(row.low)} to {fixed(row.high)}"
+
+
+def _detectable(costs: Sequence[Row]) -> list[str]:
+    values = sorted(row.detectable for row in costs if row.detectable is not None)
+    if not values:
+        return []
+    ends = fixed(values[0]) if fixed(values[0]) == fixed(values[-1]) else f"{fixed(values[0])} to {fixed(values[-1])}"
+    return [f"With these questions a drop of {ends} points is seen with a power of 80%."]
+
+
+def _all_losses(names: Sequence[str], fidelity: Fidelity) -> list[str]:
+    losses = [text for name in names if (text := _losses(name, fidelity))]
+    return [f"{'; '.join(losses)}."] if losses else []
+
+
+def _losses(name: str, fidelity: Fidelity) -> str:
+    """Delta CE, KL and effective compute of a variant, on the first text where they were measured."""
+    task, of = next(((task, of) for (variant, task), of in fidelity.items() if variant == name), ("", {}))
+    value = {metric: made.value for metric, made in of.items() if made.value is not None}
+    said = []
+    if "ce_delta" in value:
+        both = "ce_baseline" in value and "ce_spliced" in value
+        ends = [significant(value.get(metric), 4) for metric in ("ce_baseline", "ce_spliced")]
+        said.append(f"delta CE {fixed(value['ce_delta'], 3)} nats/token" + (f" (from {' to '.join(ends)})" * both))
+    if "kl" in value:
+        said.append(f"KL {fixed(value['kl'], 3)} nats/token")
+    if "effective_compute" in value:
+        made = of["effective_compute"]
+        known = made.low is not None and made.high is not None
+        bounds = f" (95% interval {significant(made.low)} to {significant(made.high)})" if known else ""
+        said.append(f"effective compute {significant(made.value)}{bounds}")
+    return f"{name}: {', '.join(said)} on {task}" if said else ""

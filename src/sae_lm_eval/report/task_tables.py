@@ -1,0 +1,82 @@
+"""Every task of every variant, a table for each variant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sae_lm_eval.report.drop_tables import (
+    Row,
+    Told,
+    chance_mark,
+    count_cell,
+    how_measured,
+    metric_name,
+    p_cell,
+    score_cells,
+    section_of,
+    variants_of,
+)
+from sae_lm_eval.report.formatting import Cell, Column, Table, fixed, number_cell, percent, significant, text_cell
+
+# What not every comparison has: heading, what it is, and its cell.
+OPTIONAL: tuple[tuple[str, str, Callable[[Row], Cell]], ...] = (
+    (
+        "margin",
+        "mean change of the margin of the right answer, in nats",
+        lambda row: number_cell(row.margin_change, fixed(row.margin_change, 2)),
+    ),
+    ("KL", "mean KL at the answers, in nats", lambda row: number_cell(row.kl, significant(row.kl))),
+    (
+        "above chance lost",
+        "share of the baseline's accuracy above chance that is lost, in percent, with Fieller's interval",
+        lambda row: number_cell(row.above_chance_lost, _share(row)),
+    ),
+)
+
+
+def _share(row: Row) -> str:
+    if row.above_chance_low is None or row.above_chance_high is None:
+        return percent(row.above_chance_lost)
+    bounds = f"[{percent(row.above_chance_low)}, {percent(row.above_chance_high)}]"
+    return f"{percent(row.above_chance_lost)} {bounds}"
+
+
+def detail_tables(rows: Sequence[Row], told: Told) -> list[Table]:
+    """Every task of every variant, a table for each variant."""
+    tasks = section_of(rows, "task")
+    return [
+        _detail_table(index, variant, [row for row in tasks if row.variant == variant], told)
+        for index, variant in enumerate(variants_of(tasks), start=1)
+    ]
+
+
+def _detail_table(index: int, variant: str, rows: Sequence[Row], told: Told) -> Table:
+    metrics = len({metric_name(row) for row in rows}) > 1
+    extra = [of for of in OPTIONAL if any(of[2](row).value is not None for row in rows)]
+    body = [
+        (
+            text_cell(row.alias),
+            *([text_cell(metric_name(row))] if metrics else []),
+            *(
+                count_cell(row.n),
+                count_cell(row.shots),
+                *score_cells(row, told),
+                count_cell(row.lost),
+                count_cell(row.gained),
+            ),
+            *(p_cell(row.p), p_cell(row.p_adjusted)),
+            *(make(row) for *_, make in extra),
+        )
+        for row in rows
+    ]
+    headings = ("n", "shots", "baseline", "spliced", "drop", f"{told.level:.0%} interval", "lost", "gained")
+    columns = [Column("task", "left"), *([Column("metric", "left")] if metrics else [])]
+    columns += map(Column, (*headings, "raw p", "p", *(heading for heading, *_ in extra)))
+    caption = (
+        "Accuracies in percent, drops in percentage points; lost and gained: answers that went from right to wrong and "
+        "from wrong to right; perplexities by their logarithm, as the rise in nats and as a ratio; other metrics in "
+        "their own units, positive where the variant is worse"
+        f"{''.join(f'; {heading}: {meaning}' for heading, meaning, _ in extra)}. {how_measured(rows, told)}"
+        f"{chance_mark(rows)}"
+    )
+    return Table(f"tasks-{index}", f"Every task: {variant}", caption, tuple(columns), tuple(body), "long")
