@@ -143,7 +143,7 @@ def command(results: Results) -> str:
     config, raw = results.config, results.raw
     words = ["lm_eval", "--model", str(config.get("model"))]
     if results.model_args:
-        words += ["--model_args", _argument(results.model_args)]
+        words += ["--model_args", _argument({**results.model_args, **_bos(results)})]
     words += ["--tasks", ",".join(_asked(results))]
     shots = set(results.n_shot.values())
     if len(shots) == 1:
@@ -161,6 +161,14 @@ def command(results: Results) -> str:
     if (turns := raw.get("fewshot_as_multiturn")) is not None and raw.get("chat_template"):
         words += ["--fewshot_as_multiturn", str(bool(turns)).lower()]  # which is true behind a chat template
     return shlex.join([*words, "--log_samples", "--output_path", results.name])
+
+
+def _bos(results: Results) -> dict[str, Any]:
+    """The BOS token that a run added to all its prompts, where this model's own dictionaries do not ask for one."""
+    record = results.provenance
+    added = str(record.get("bos", "")).startswith("one BOS token is added")
+    own = any(splice.get("prepend_bos") for splice in record.get("splices") or [])
+    return {"add_bos_token": True} if added and not own and "add_bos_token" not in results.model_args else {}
 
 
 def _argument(value: Any) -> str:

@@ -49,7 +49,7 @@ def wanted_of(*given: Any, dictionaries: Sequence[Dictionary] | None = None, **n
     if arguments.mean_text is not None:
         text_files.check_file(arguments.mean_text)
     if dictionaries is None:
-        untouched = isinstance(arguments.sae, list) and not arguments.sae and choices.splice == "none"
+        untouched = choices.splice == "none" and (arguments.sae is None or arguments.sae == [])
         sources = [] if untouched else sources_of(arguments.sae)
         dictionaries = [load(source, dtype=dtype, norm_factor=arguments.norm_factor) for source in sources]
     return Wanted(tuple(dictionaries), choices, arguments.mean_text, mean_tokens)

@@ -1,0 +1,155 @@
+"""Intervals over tasks and sets of documents, tasks at chance, detectable drops, and the one table by command."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from runs import answers, question, write_run
+from scipy import stats
+from typer.testing import CliRunner
+
+from sae_lm_eval.cli.main import app
+from sae_lm_eval.comparison.clusters import by_cluster, interval_over_clusters
+from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.comparison.power import detectable_drop
+from sae_lm_eval.errors import UserError
+
+
+def test_with_equal_weights_it_is_students_interval():
+    drops = np.random.default_rng(0).normal(3, 5, 12)
+    usual = stats.ttest_1samp(drops, 0).confidence_interval(0.95)
+    assert interval_over_clusters(drops, np.full(12, 7.0), level=0.95) == pytest.approx((usual.low, usual.high))
+
+
+def test_the_variance_is_unbiased_whatever_the_weights():
+    rng, weights = np.random.default_rng(0), np.array([1.0, 1, 2, 3, 5, 8, 13])
+    draws = rng.normal(size=(4000, len(weights)))
+    share = weights / weights.sum()
+    own = 1 - 2 * share + share @ share
+    means = draws @ share
+    variances = ((draws - means[:, None]) ** 2) @ (share**2 / own)
+    assert variances.mean() == pytest.approx(share @ share, rel=0.03)
+    held = [low <= 0 <= high for low, high in (interval_over_clusters(of, weights, level=0.95) for of in draws)]
+    assert np.mean(held) > 0.94, "with weights so unequal it covers more than it says"
+
+
+@pytest.mark.parametrize(("drops", "weights"), [([1.0], [1]), ([2.0, 2.0, 2.0], [1, 2, 3]), ([1.0, 2.0], [1, 0])])
+def test_no_interval_where_nothing_varies(drops, weights):
+    assert np.isnan(interval_over_clusters(drops, weights, level=0.95)).all()
+
+
+def test_a_set_may_lie_in_several_tasks():
+    changes, labels = [np.array([1.0, 0.0]), np.array([0.0, -1.0, 1.0])], [np.array(["a", "b"]), np.array(["b"] * 3)]
+    drops, weights = by_cluster(changes, [0.5, 0.5], labels)
+    assert weights == pytest.approx([0.25, 0.75])
+    assert float(drops @ weights) == pytest.approx(0.5 * 0.5 + 0.5 * 0.0)
+
+
+@pytest.mark.parametrize(("n", "changed"), [(200, 0.0), (1000, 0.1), (5000, 0.3)])
+def test_a_detectable_drop_is_seen_four_times_in_five(n, changed):
+    drop = detectable_drop([1.0], [changed * n], [n])
+    share = max(changed, drop)
+    found = np.random.default_rng(0).multinomial(n, [(share + drop) / 2, (share - drop) / 2, 1 - share], size=2000)
+    p = stats.binom.cdf(found[:, :2].min(1), found[:, :2].sum(1), 0.5) * 2
+    assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.06)
+
+
+def test_so_few_questions_show_no_drop():
+    assert np.isnan(detectable_drop([1.0], [1], [3]))
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Eleven tasks of 100 questions, of which the last is at chance, in two groups, and a control."""
+    rng = np.random.default_rng(0)
+    right = {f"t{index}": rng.binomial(1, 0.25 if index == 10 else 0.8, 100).tolist() for index in range(11)}
+    groups = {
+        "stem": ([f"t{index}" for index in range(6)], "sized"),
+        "arts": ([f"t{i}" for i in range(6, 11)], "sized"),
+    }
+    told = {"k4": "reconstruction", "zero": "zero"}
+    for name, keeps in (("baseline", 1.0), ("k4", 0.9), ("zero", 0.4)):
+        kept = {task: [of * rng.binomial(1, keeps) for of in values] for task, values in right.items()}
+        config = {"sae_lm_eval": {"splice": told[name], "splices": []}} if name in told else None
+        write_run(tmp_path / name, answers(kept), groups=groups, config=config)
+    return tmp_path
+
+
+def test_a_task_at_chance_is_no_part_of_overall(out):
+    comparison = compare(out / "baseline", [out / "k4"])
+    overall = comparison.drops.query("section == 'overall'").iloc[0]
+    assert (overall["tasks"], overall["n"]) == (10, 1000)
+    assert any("leaves out 1 of 11 tasks" in note and note.endswith("t10.") for note in comparison.notes)
+    tasks = comparison.drops.query("section == 'task' and name != 't10'")
+    usual = stats.ttest_1samp(tasks["drop"], 0).confidence_interval(0.95)
+    assert (overall["tasks_low"], overall["tasks_high"]) == pytest.approx((usual.low, usual.high))
+    assert comparison.drops.query("section == 'group'")["tasks_low"].isna().all(), "fewer than ten tasks"
+
+
+def test_documents_of_a_passage_belong_together(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, wrong in (("baseline", ()), ("k4", (0, 1, 2))):
+        samples = {"one": [question("one", i, float(i // 5 not in wrong), rng, f"p{i // 5}") for i in range(100)]}
+        write_run(tmp_path / name, samples)
+    alone, together = (
+        compare(tmp_path / "baseline", [tmp_path / "k4"], docs_by=field).drops.iloc[0] for field in (None, "subject")
+    )
+    assert [alone["drop"], together["drop"]] == pytest.approx([15.0, 15.0])
+    assert together["interval"] == "cluster-robust, by subject"
+    assert together["high"] - together["low"] > 1.8 * (alone["high"] - alone["low"])
+    assert together["p"] == pytest.approx(0.25, abs=0.02), "three sets that all lost"
+    with pytest.raises(UserError, match=r"no document has a field 'subjet'[.] Did you mean 'subject'"):
+        compare(tmp_path / "baseline", [tmp_path / "k4"], docs_by="subjet")
+
+
+def run_table(out, *options):
+    told = CliRunner().invoke(app, ["table", str(out), *options])
+    assert told.exit_code == 0, told.output
+    return told.output
+
+
+def test_the_table_in_each_format(out):
+    frame = pd.read_csv(io.StringIO(run_table(out, "--format", "csv")))
+    assert list(frame["variant"]) == ["baseline", "k4", "zero"]
+    drops = compare(out / "baseline", [out / "k4", out / "zero"]).drops
+    names = {"k4": drops["variant"].unique()[0], "zero": drops["variant"].unique()[1]}
+    for variant, name in names.items():
+        for group in ("stem", "arts"):
+            row = drops[(drops["variant"] == name) & (drops["name"] == group)].iloc[0]
+            cells = frame.set_index("variant").loc[variant]
+            assert [cells[group], cells[f"{group} low"], cells[f"{group} high"]] == row[
+                ["drop", "low", "high"]
+            ].tolist()
+    lines = run_table(out, "--format", "markdown").splitlines()
+    assert lines[0] == "| variant | stem | arts | overall |"
+    assert [line.split("|")[1].strip() for line in lines[2:5]] == ["baseline", "k4", "zero"]
+    tex = run_table(out, "--format", "latex")
+    assert tex.count(r"\midrule") == 3, "controls are set apart"
+    assert r"{\scriptsize [" in tex
+
+
+def test_the_order_is_lm_evals_or_that_of_the_drops(out):
+    rows = (run_table(out, "--by", "task", "--format", "csv", *more) for more in ((), ("--sort", "drop")))
+    plain, sorted_by_drop = (pd.read_csv(io.StringIO(row)) for row in rows)
+    assert [of for of in plain.columns if of.startswith("t") and " " not in of] == [f"t{i}" for i in range(11)]
+    tasks = [of for of in sorted_by_drop.columns if of.startswith("t") and " " not in of]
+    means = sorted_by_drop[tasks].iloc[1:].mean()
+    assert means.is_monotonic_decreasing
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--by", "subject"], "by 'subject' is unknown"),
+        (["--by", "category"], "nothing to show by category: give --categories FILE; --by group or --by task or"),
+        (["--format", "html"], "format 'html' is unknown"),
+        (["--sort", "size"], "sort 'size' is unknown"),
+    ],
+)
+def test_mistakes_are_told(out, options, says):
+    told = CliRunner().invoke(app, ["table", str(out), *options])
+    assert isinstance(told.exception, UserError)
+    assert says in str(told.exception)
