@@ -147,6 +147,8 @@ def _strokes(axis: Axes, rows: Sequence[Row], lines: Sequence[Row], places: dict
             (least, [row for row in of if row.drop < least], "<"),
             (most, [row for row in of if row.drop > most], ">"),
         ):
+            if not beyond:  # what is not clipped takes room in the layout, wherever it is not
+                continue
             heights = [places[row.name] for row in beyond]
             axis.plot([edge] * len(beyond), heights, marker=marker, markersize=3, clip_on=False, **look)
 
