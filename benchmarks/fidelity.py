@@ -118,7 +118,7 @@ def speed(count: int, length: int, pairs: int) -> None:
     texts = [document(length, vocabulary, seed) for seed in range(count)]
     held_out = tuple(document(length, vocabulary, seed) for seed in range(1000, 1000 + max(1, count // 10)))
     rows = torch.tensor([[1, *lm.tok_encode(text)] for text in texts])
-    sae, hooked = lm.variant.splices[0].dictionary.module, hooked_transformer(lm.model, processed=False)
+    sae, hooked = lm.spliced.variant.splices[0].dictionary.module, hooked_transformer(lm.model, processed=False)
     ask(lm, texts[:2], held_out[:1])
     ask(lm, texts[:2], ())
     by_sae_lens(sae, hooked, rows[:2])

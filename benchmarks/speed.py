@@ -228,15 +228,15 @@ def measured_parts(queries: list[Any], dictionaries: Stopwatch) -> Iterator[None
 
 
 def forked_models(common: dict[str, Any], saes: list[Any]) -> list[Any]:
-    from sae_lm_eval.harness.model import SaeHFLM, join
+    from sae_lm_eval.harness.joined import joined
+    from sae_lm_eval.harness.model import SaeHFLM
     from sae_lm_eval.splicing.arguments import wanted_of
 
     baseline: Any = SaeHFLM(sae=[], splice="none", **common)
     # As the plain hook has it, which does not know what a special token is.
     everywhere = {"splice_tokens": "all"}
     variants = [baseline.as_variant(wanted_of(sae, **everywhere)) for sae in saes]
-    join(baseline, variants)
-    return [baseline, *variants]
+    return joined(baseline, variants)
 
 
 def plain_model(common: dict[str, Any], layer: int | None, sae: Any) -> Any:

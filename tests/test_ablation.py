@@ -15,7 +15,7 @@ from sae_lm_eval.scoring.request import Query, ScoreRequest
 
 
 def left_nothing(lm: Any) -> bool:
-    return leave_no_text(lm.model, ablations(lm, SOURCE)[0])
+    return leave_no_text(lm.model, ablations(lm.spliced, SOURCE)[0])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -63,8 +63,8 @@ def test_apart_and_together_are_the_same(monkeypatch, hook, splice_tokens, posit
 
 def test_all_windows_are_run_as_one():
     lm: Any = adapter(splice_tokens="all")
-    queries = without_text([query for text in TEXTS for query in lm.rolling(text)], lm.model, ())
-    scorer = lm.scorer(ablations(lm, SOURCE)[0])
+    queries = without_text([query for text in TEXTS for query in lm.spliced.rolling(text)], lm.model, ())
+    scorer = lm.spliced.scorer(ablations(lm.spliced, SOURCE)[0])
     assert scorer.layout.rows
     tokens, found = [], {}
     lm.model.model.embed_tokens.register_forward_hook(lambda _m, args, _out: tokens.append(args[0].numel()))

@@ -103,12 +103,12 @@ class TestBos:
         ids, mask = lm.tok_batch_encode(["w4", "w4 w5 w6"])
         assert ids.tolist() == [[0, 0, 1, 4], [1, 4, 5, 6]]
         assert mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
-        assert "one BOS token is added" in lm.provenance()["bos"]
+        assert "one BOS token is added" in lm.spliced.provenance()["bos"]
 
     def test_none_is_added_to_one(self):
         lm = self.behind_bos(adds_bos=True)
         assert lm.tok_encode("w4 w5") == [1, 4, 5]
-        assert lm.provenance()["bos"] == "lm_eval's default, which adds one"
+        assert lm.spliced.provenance()["bos"] == "lm_eval's default, which adds one"
 
     def test_the_user_has_the_last_word(self):
         assert self.behind_bos(add_bos_token=False).tok_encode("w4 w5") == [4, 5]
@@ -215,18 +215,18 @@ def test_a_temporal_dictionary_decodes_without_a_cache():
 def test_several_dictionaries_in_a_list_or_objects_of_other_kinds():
     saes = [random_sae(WIDTH, f"blocks.{layer}.hook_resid_post", seed=layer) for layer in (0, 1)]
     lm = adapter(saes)
-    assert [s.site_out.layer for s in lm.variant.splices] == [0, 1]
-    assert lm.variant_name == "<StandardSAE>+<StandardSAE>"
+    assert [s.site_out.layer for s in lm.spliced.variant.splices] == [0, 1]
+    assert lm.spliced.name == "<StandardSAE>+<StandardSAE>"
 
 
 def test_splice_mean_takes_the_mean_of_a_text(tmp_path):
     path = tmp_path / "text.jsonl"
     path.write_text("\n".join(json.dumps({"text": words(30, seed=s)}) for s in range(4)))
     lm = adapter(splice="mean", mean_text=str(path), mean_tokens=100)
-    said = lm.provenance()
+    said = lm.spliced.provenance()
     assert said["mean"]["text"] == str(path)
     assert said["mean"]["tokens"] == 100
-    (splice,) = lm.variant.splices
+    (splice,) = lm.spliced.variant.splices
     assert splice.mean is not None
     assert splice.mean.shape == (WIDTH,)
     first, second = lm._model_call(torch.tensor([[1, 5, 6]])), lm._model_call(torch.tensor([[1, 7, 6]]))
@@ -235,7 +235,7 @@ def test_splice_mean_takes_the_mean_of_a_text(tmp_path):
 
 
 def test_none_is_a_mode_however_lm_eval_reads_it():
-    assert adapter(splice=None).choices.splice == adapter(splice="none").choices.splice == "none"
+    assert adapter(splice=None).spliced.choices.splice == adapter(splice="none").spliced.choices.splice == "none"
 
 
 def test_what_a_release_warns_of_is_told(caplog):
@@ -246,7 +246,7 @@ def test_what_a_release_warns_of_is_told(caplog):
     with caplog.at_level(logging.WARNING, logger="lm_eval"):
         lm = adapter(remarked)
     assert "clt#3: its decoders are summed" in [r.message for r in caplog.records]
-    assert lm.provenance()["splices"][0]["remarks"] == ["its decoders are summed"]
+    assert lm.spliced.provenance()["splices"][0]["remarks"] == ["its decoders are summed"]
 
 
 def test_a_dictionary_follows_the_device_of_its_module():

@@ -181,12 +181,12 @@ class TestFidelity:
         assert record["agrees"] is False
         assert record["verdict"].startswith("L0 is ")
         assert "'sae-lm-eval inspect --text FILE' tries others" in record["verdict"]
-        splice = lm.variant.splices[0]
+        splice = lm.spliced.variant.splices[0]
         x = self.activations(lm)
         active = (splice.dictionary.encode(x) != 0).sum(-1).double()
         assert found["l0"]["measured"] == pytest.approx(active.mean().item(), rel=1e-5)
         assert found["norm_in"]["measured"] == pytest.approx(x.norm(dim=-1).double().mean().item(), rel=1e-5)
-        assert lm.provenance()["splices"][0]["stated"] == {"l0": 1.0, "norm_in": 5.0, "fvu": 0.5}
+        assert lm.spliced.provenance()["splices"][0]["stated"] == {"l0": 1.0, "norm_in": 5.0, "fvu": 0.5}
 
     @staticmethod
     @torch.no_grad()
@@ -194,7 +194,7 @@ class TestFidelity:
         """What passes at every scored position whose token is not special, window by window."""
         kept = []
         for text in TEXTS:
-            for query in lm.rolling(text):
+            for query in lm.spliced.rolling(text):
                 ids = torch.tensor([list(query.ids)])
                 x = lm.model.model(input_ids=ids, output_hidden_states=True).hidden_states[2][0]
                 asked = torch.arange(len(query.ids)) >= len(query.ids) - len(query.targets)

@@ -22,7 +22,7 @@ OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 def test_the_names_of_the_world_are_known_to_the_adapter():
     lm = SaeHFLM(pretrained="world", sae=MIDDLE)
-    (splice,) = lm.variant.splices
+    (splice,) = lm.spliced.variant.splices
     assert splice.dictionary.name == MIDDLE
     assert splice.dictionary.model_names == ("world",)
     assert str(splice.site_out.write) == "model.layers.2.output"

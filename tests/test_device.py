@@ -17,7 +17,8 @@ from models import ARCHITECTURES, VOCABULARY, WIDTH, random_ids, random_model, r
 
 from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.fidelity.source import Source
-from sae_lm_eval.harness.model import SaeHFLM, join
+from sae_lm_eval.harness.joined import joined
+from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.runtime import checksum
 from sae_lm_eval.runtime.content import contents
 from sae_lm_eval.scoring import scorer as scoring
@@ -178,7 +179,7 @@ class TestAdapter:
         saes = [random_sae(WIDTH, f"blocks.{layer}.hook_resid_post", seed=layer) for layer in range(3)]
         baseline = adapter(model, splice="none")
         variants = [baseline.as_variant(wanted_of(copy.deepcopy(sae))) for sae in saes]
-        join(baseline, variants)
+        _, *variants = joined(baseline, variants)
         asked = requests(6, "loglikelihood")
         for lm, sae in zip(variants, saes, strict=True):
             alone = adapter(model, copy.deepcopy(sae)).loglikelihood(asked, disable_tqdm=True)
@@ -197,7 +198,7 @@ class TestAdapter:
         model = model_on("llama", torch.bfloat16)
         sae = random_sae(WIDTH, "blocks.1.hook_resid_post")
         lm = adapter(model, sae)
-        (splice,) = lm.variant.splices
+        (splice,) = lm.spliced.variant.splices
         x = torch.randn(1, 4, WIDTH, generator=torch.Generator().manual_seed(0)).bfloat16()
         found = splice.reconstruct(x.to(model.device), x.to(model.device)).cpu()
         expected = copy.deepcopy(sae).cpu().double()
@@ -218,11 +219,11 @@ class TestChecksums:
         identities, weights = [], []
         for model in (model_on("gemma2"), random_model("gemma2")):
             lm = adapter(model, random_sae(WIDTH, "blocks.1.hook_resid_post", "topk"))
-            identities.append(lm.identity())
+            identities.append(lm.spliced.identity())
             weights.append(contents({"": model})[""].weights)
             with torch.no_grad():
                 model.model.layers[1].mlp.up_proj.weight[3, 4] += 1
-            identities.append(lm.identity())
+            identities.append(lm.spliced.identity())
         assert weights[0] == weights[1]
         assert identities[:2] == identities[2:]
         assert identities[0] != identities[1]

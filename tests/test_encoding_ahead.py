@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from models import WIDTH, random_model, random_sae, word_tokenizer, words
 
-from sae_lm_eval.harness import encoding_ahead
-from sae_lm_eval.harness.encoding_ahead import EncodingAhead, texts_of_pairs
 from sae_lm_eval.harness.model import SaeHFLM
+from sae_lm_eval.scoring import encoding_ahead
+from sae_lm_eval.scoring.encoding_ahead import EncodingAhead, texts_of_pairs
 
 
 def pairs():
@@ -26,10 +27,13 @@ def test_pairs_are_encoded_as_lm_eval_encodes_them(adds_bos, add_bos_token, at_o
     options = {"tokenizer": word_tokenizer(adds_bos=adds_bos), "add_bos_token": add_bos_token, "device": "cpu"}
     plain = HFLM(pretrained=random_model("llama"), **options)
     lm = SaeHFLM(pretrained=random_model("llama"), sae=random_sae(WIDTH, "blocks.1.hook_resid_post"), **options)
-    asked = [pair for pair in pairs() if pair[0]]
-    expected = [plain._encode_pair(*pair) for pair in asked]
-    lm._ahead = EncodingAhead(texts_of_pairs(asked), lm._encode_several)
-    assert [lm._encode_pair(*pair) for pair in asked] == expected
+    asked = []
+    monkeypatch.setattr(plain, "_loglikelihood_tokens", lambda requests, **_: asked.extend(requests))
+    plain.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs()], disable_tqdm=True)
+    assert lm.spliced.tokens.pairs(pairs()) == [tuple(ids) for _, *ids in asked]
+    assert [lm.tok_encode(text) for pair in pairs() for text in pair] == [
+        plain.tok_encode(text) for pair in pairs() for text in pair
+    ]
 
 
 def test_each_text_is_encoded_once_and_a_batch_at_a_time():

@@ -23,7 +23,7 @@ from sae_lm_eval import SaeHFLM, UserError
 from sae_lm_eval.fidelity.metrics import table
 from sae_lm_eval.fidelity.source import Source
 from sae_lm_eval.harness.fidelity_task import documents_of_file
-from sae_lm_eval.harness.model import join
+from sae_lm_eval.harness.joined import joined
 from sae_lm_eval.splicing.arguments import wanted_of
 
 TASKS = Path(__file__).parents[1] / "tasks" / "sae_fidelity"
@@ -224,7 +224,7 @@ def test_without_other_documents_there_is_no_mean():
 def test_every_variant_of_a_model_answers_for_itself():
     baseline = SaeHFLM(pretrained=random_model("llama"), tokenizer=word_tokenizer(), sae=[], splice="none")
     first, second = (baseline.as_variant(wanted_of(random_sae(WIDTH, RESID, seed=seed))) for seed in (0, 5))
-    join(baseline, [first, second])
+    baseline, first, second = joined(baseline, [first, second])
     assert_close(ask(first), ask(adapter()))
     assert_close(ask(second), ask(adapter(random_sae(WIDTH, RESID, seed=5))))
     assert_close(

@@ -16,10 +16,11 @@ from lm_eval.loggers.utils import add_env_info
 from models import WIDTH, random_model, random_sae, word_tokenizer, words
 
 from sae_lm_eval.fidelity.source import Source
-from sae_lm_eval.harness import identity
-from sae_lm_eval.harness.model import SaeHFLM, join
+from sae_lm_eval.harness.joined import joined
+from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.runtime.content import contents
 from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.scoring import identity
 from sae_lm_eval.scoring.scorer import Scorer
 from sae_lm_eval.splicing.arguments import wanted_of
 
@@ -155,7 +156,7 @@ class TestAskedAgain:
         model, saes = random_model("llama"), [random_sae(WIDTH, RESID, seed=i) for i in range(2)]
         baseline = SaeHFLM(pretrained=model, tokenizer=word_tokenizer(), sae=[], splice="none")
         variants = [baseline.as_variant(wanted_of(sae)) for sae in saes]
-        join(baseline, variants)
+        baseline, *variants = joined(baseline, variants)
         before = [scores(lm) for lm in (baseline, *variants)]
         train(saes[1])
         after = [scores(lm) for lm in (baseline, *variants)]
@@ -260,7 +261,7 @@ class TestCacheFile:
         for _ in range(2):
             for name, lm in self.members(tmp_path).items():
                 assert scores(CachingLM(lm, file)) == expected[name], name
-        identities = [lm.identity() for lm in self.members(tmp_path).values()]
+        identities = [lm.spliced.identity() for lm in self.members(tmp_path).values()]
         assert len(set(identities)) == len(identities)
 
     def test_the_same_content_elsewhere_is_the_same(self, tmp_path):
@@ -274,7 +275,7 @@ class TestCacheFile:
             word_tokenizer().save_pretrained(tmp_path / f"model {name}")
             how = {"splice": "mean", "mean_tokens": 30, "mean_text": str(tmp_path / f"{name}.txt")}
             lm = SaeHFLM(pretrained=str(tmp_path / f"model {name}"), sae=str(tmp_path / name), device="cpu", **how)
-            found.add(lm.identity())
+            found.add(lm.spliced.identity())
         assert len(found) == 1
 
     def test_one_adapter_between_changes(self, tmp_path):
@@ -306,7 +307,7 @@ class TestCacheFile:
         def texts_and_sums():
             baseline = SaeHFLM(pretrained=model, tokenizer=word_tokenizer(), sae=[], splice="none")
             variant = baseline.as_variant(wanted_of(sae))
-            join(baseline, [variant], Journal(tmp_path / "journal"))
+            _, variant = joined(baseline, [variant], Journal(tmp_path / "journal"))
             fidelity = [Instance("sae_fidelity", {}, (words(9, seed=1), None, Source("t")), 0, ("t", 0, 1))]  # pyright: ignore
             return variant.generate_until(requests("generate_until")), variant.sae_fidelity(fidelity)[0]["nll_spliced"]
 
@@ -372,12 +373,12 @@ class TestVersions:
     def test_patches_leave_answers_where_they_are(self, monkeypatch):
         version = importlib.metadata.version
         lm = adapter()
-        before = lm.identity()
+        before = lm.spliced.identity()
 
         def pretend(**other):
             identity._versions.cache_clear()
             monkeypatch.setattr(importlib.metadata, "version", lambda name: other.get(name) or version(name))
-            return lm.identity()
+            return lm.spliced.identity()
 
         try:
             assert pretend(torch=f"{version('torch').split('+')[0]}+cu130") == before
@@ -387,9 +388,9 @@ class TestVersions:
             identity._versions.cache_clear()
 
     def test_packages_that_took_part_are_named(self):
-        assert "peft" not in adapter().provenance()["packages"]
-        assert "peft" in adapter(lora(random_model("llama"), seed=1)).provenance()["packages"]
-        assert json.dumps(adapter().provenance())
+        assert "peft" not in adapter().spliced.provenance()["packages"]
+        assert "peft" in adapter(lora(random_model("llama"), seed=1)).spliced.provenance()["packages"]
+        assert json.dumps(adapter().spliced.provenance())
 
 
 class TestTokenizerContent:

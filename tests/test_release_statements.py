@@ -84,9 +84,9 @@ def filled_by_saelens(**metadata):
 
 def test_what_saelens_fills_in_is_not(caplog):
     lm = SaeHFLM(pretrained=random_model("gpt_neox"), tokenizer=word_tokenizer(), sae=filled_by_saelens(), device="cpu")
-    assert lm.bos_choice == "lm_eval's default, which adds none"
+    assert lm.spliced.tokens.bos_choice == "lm_eval's default, which adds none"
     assert lm.tok_encode("w5") == [5]
-    (said,) = lm.provenance()["splices"]
+    (said,) = lm.spliced.provenance()["splices"]
     assert said["prepend_bos"] is None
     assert "prepend_bos" in said["not stated"]
 

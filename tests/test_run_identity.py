@@ -14,7 +14,6 @@ from folders import contents
 from safetensors.torch import load_file, save_file
 
 from sae_lm_eval import UserError, world
-from sae_lm_eval.harness import identity
 from sae_lm_eval.runs.identity_record import digest_of
 from sae_lm_eval.runs.ray_cluster import Part
 from sae_lm_eval.runs.run import evaluate
@@ -22,6 +21,7 @@ from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import Sweep, sweep_of
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.run_folder import IDENTITY
+from sae_lm_eval.scoring import identity
 
 
 class Files:

@@ -81,26 +81,26 @@ def test_fidelity_scores_the_text_and_nothing_else(adds):
 @pytest.mark.parametrize("adds", ADDS)
 def test_a_document_is_read_behind_one_prefix_token(adds):
     lm = adapter(adds)
-    (query,) = lm.rolling("w5 w6 w7")
+    (query,) = lm.spliced.rolling("w5 w6 w7")
     assert (list(query.ids), list(query.targets)) == ([prefix(adds), 5, 6], [5, 6, 7])
-    assert lm.windows(["w5 w6 w7", "w8 w9"], 9) == [[prefix(adds), 5, 6, 7], [prefix(adds), 8, 9]]
+    assert lm.spliced.windows(["w5 w6 w7", "w8 w9"], 9) == [[prefix(adds), 5, 6, 7], [prefix(adds), 8, 9]]
 
 
 def test_a_bos_that_stands_in_the_document_is_not_read_twice():
-    (query,) = adapter("bos").rolling("<s> w5 w6")
+    (query,) = adapter("bos").spliced.rolling("<s> w5 w6")
     assert (list(query.ids), list(query.targets)) == ([1, 5], [5, 6])
 
 
 def test_a_word_is_read_though_it_is_the_prefix_token():
     lm = adapter("bos", prefix_token_id=5)
-    (query,) = lm.rolling("w5 w5 w6")
+    (query,) = lm.spliced.rolling("w5 w5 w6")
     assert (list(query.ids), list(query.targets)) == ([5, 5, 5], [5, 5, 6])
 
 
 def test_the_mean_is_of_what_the_scored_text_would_be(tmp_path):
     path = tmp_path / "mean.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in HELD_OUT))
-    means = {adds: adapter(adds, splice="mean", mean_text=str(path)).variant.splices[0].mean for adds in ADDS}
+    means = {adds: adapter(adds, splice="mean", mean_text=str(path)).spliced.variant.splices[0].mean for adds in ADDS}
     assert all(torch.equal(mean, means["nothing"]) for adds, mean in means.items() if "without" not in adds)
     records = {adds: fidelity(adapter(adds), TEXTS) for adds in ("nothing", "bos", "bos and eos")}
     for adds in ("bos", "bos and eos"):

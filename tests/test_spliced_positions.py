@@ -59,7 +59,7 @@ class TestSpecialTokens:
     def test_the_tokenizer_is_trusted_before_a_configuration(self, said):
         # The model's configuration says 0, 1 and 2, which are ordinary words here.
         lm = adapter(tokenizer=tokenizer(bos_token="<s>", eos_token="</s>", pad_token="<pad>"))
-        assert lm.special_ids == lm.variant.special_ids == {98, 99, 100}
+        assert lm.spliced.tokens.special_ids == lm.spliced.variant.special_ids == {98, 99, 100}
         assert not [told for told in said() if "ordinary text" in told]
         ids = torch.tensor([[5, 1, 6, 2]])
         everywhere = adapter(splice_tokens="all")._model_call(ids)
@@ -68,7 +68,7 @@ class TestSpecialTokens:
     def test_markers_of_chats_are_spliced(self):
         model = random_model("llama")
         model.generation_config.eos_token_id = [2, 50]
-        assert adapter(pretrained=model).special_ids == {0, 1, 2}
+        assert adapter(pretrained=model).spliced.tokens.special_ids == {0, 1, 2}
 
     def test_without_any_of_its_own_the_configuration_counts(self):
         assert special_ids(tokenizer(), random_model("llama")) == {0, 1, 2}
@@ -87,9 +87,9 @@ class TestSpecialTokens:
 
     def test_padding_that_lm_eval_lends_is_not_the_tokenizers_own(self):
         own = tokenizer(bos_token="<s>", eos_token="</s>", unk_token="w0")
-        assert adapter(tokenizer=own).special_ids == {99, 100}
+        assert adapter(tokenizer=own).spliced.tokens.special_ids == {99, 100}
         assert own.pad_token is None
-        assert adapter(tokenizer=own).special_ids == {99, 100}
+        assert adapter(tokenizer=own).spliced.tokens.special_ids == {99, 100}
 
 
 class TestRelease:
@@ -136,9 +136,9 @@ class TestRelease:
     def test_what_saelens_left_out_of_training(self):
         sae = random_sae(WIDTH, RESID, seqpos_slice=[3, None], context_size=128, exclude_special_tokens=[1, 40])
         lm = adapter(sae)
-        (splice,) = lm.variant.splices
+        (splice,) = lm.spliced.variant.splices
         assert splice.first_position == 3
-        assert lm.variant.special_ids == {0, 1, 2, 40}
+        assert lm.spliced.variant.special_ids == {0, 1, 2, 40}
         everything = adapter(random_sae(WIDTH, RESID, exclude_special_tokens=True))
         assert everything.variant.special_ids == set(everything.tokenizer.all_special_ids)
         assert from_sae(random_sae(WIDTH, RESID, seqpos_slice=[None], context_size=128), name="").first_position is None
@@ -175,8 +175,8 @@ class TestFirstPositions:
         ids = torch.tensor([[1, *ids_of(words(11, seed=3))]])
         assert torch.allclose(lm._model_call(ids), spliced_by_hand(ids, first), atol=1e-5)
         assert not torch.allclose(lm._model_call(ids), spliced_by_hand(ids, max(first, 1) + 1), atol=1e-2)
-        assert lm.provenance()["splices"][0]["first_position"] == first
-        assert lm.provenance()["splice_tokens"] == splice_tokens
+        assert lm.spliced.provenance()["splices"][0]["first_position"] == first
+        assert lm.spliced.provenance()["splice_tokens"] == splice_tokens
 
     def test_all_splices_them(self):
         ids, everywhere = torch.tensor([[1, 5, 6, 7, 8]]), adapter(splice_tokens="all")
@@ -194,7 +194,7 @@ class TestFirstPositions:
     def test_of_several_dictionaries_each_keeps_its_own(self):
         other = load(random_sae(WIDTH, "blocks.0.hook_resid_post", seed=1))
         lm = adapter([other, untrained()])
-        assert [splice.first_position for splice in lm.variant.splices] == [0, FIRST]
+        assert [splice.first_position for splice in lm.spliced.variant.splices] == [0, FIRST]
         model, ids = random_model("llama"), torch.tensor([[1, 5, 6, 7, 8, 9]])
         outs = {}
         with torch.no_grad():
@@ -211,7 +211,7 @@ class TestFirstPositions:
         for header in (2, 3, 9):
             start = ids_of(words(header, seed=header))
             texts += [start + ids_of(words(n, seed=10 * header + n)) for n in (1, 2, 3, 7)]
-        scorer, found = lm.scorer([lm.variant]), {}
+        scorer, found = lm.spliced.scorer([lm.spliced.variant]), {}
         scorer.score(ScoreRequest([Query([1, *ids[:-1]], ids) for ids in texts]), found.update)
         assert str(scorer.layout) == "sharing blocks and prefixes and rows"
         for number, ids in enumerate(texts):
@@ -277,7 +277,7 @@ class TestFirstPositions:
     def test_the_mean_is_of_positions_that_are_spliced(self, tmp_path):
         path, text = tmp_path / "mean.txt", words(20, seed=4)
         path.write_text(text)
-        (splice,) = adapter(untrained(), splice="mean", mean_text=str(path)).variant.splices
+        (splice,) = adapter(untrained(), splice="mean", mean_text=str(path)).spliced.variant.splices
         model = random_model("llama")
         with torch.no_grad():
             hidden = model(torch.tensor([[1, *ids_of(text)]]), output_hidden_states=True).hidden_states[2][0]

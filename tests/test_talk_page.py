@@ -235,7 +235,7 @@ class TestPage:
 
     def test_the_tables_count_every_shaded_token(self, exchanged, the_world):
         passage, html = exchanged
-        for rows in tables([passage, passage], the_world.lm.special_ids).values():
+        for rows in tables([passage, passage], the_world.tokens.special_ids).values():
             position = [row for row in rows if row.group == "position in the sentence"]
             assert sum(row.tokens for row in position) == 2 * len(passage.places)
         assert [c for c in CATEGORIES["kind"] if c not in Reader(html).text] == []

@@ -10,7 +10,8 @@ from lm_eval.api.instance import Instance
 from models import WIDTH, random_model, random_sae, word_tokenizer, words
 
 from sae_lm_eval.fidelity.source import Source
-from sae_lm_eval.harness.model import SaeHFLM, join
+from sae_lm_eval.harness.joined import joined
+from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring.scorer import Scorer
 from sae_lm_eval.scoring.shared_answers import SharedAnswers
@@ -47,7 +48,7 @@ def family():
 
 def test_together_as_alone(family):
     baseline, variants = family
-    join(baseline, variants)
+    baseline, *variants = joined(baseline, variants)
     plain = make(sae=[], splice="none")
     together = [lm.loglikelihood(instances()) for lm in (baseline, *variants)]
     alone = [lm.loglikelihood(instances()) for lm in (plain, *(make(sae=sae) for sae in saes()))]
@@ -62,7 +63,7 @@ def never(*_args, **_kwargs):
 
 def test_the_first_computes_and_the_others_look_up(family, monkeypatch):
     baseline, variants = family
-    join(baseline, variants)
+    baseline, *variants = joined(baseline, variants)
     baseline.loglikelihood(instances())
     monkeypatch.setattr(Scorer, "score", never)
     for lm in variants:
@@ -71,7 +72,7 @@ def test_the_first_computes_and_the_others_look_up(family, monkeypatch):
 
 def test_rolling_is_answered_together_as_well(family):
     baseline, variants = family
-    join(baseline, variants)
+    baseline, *variants = joined(baseline, variants)
     documents = [Instance("loglikelihood_rolling", {}, (words(150, seed=i),), 0, ("text", i, 1)) for i in range(3)]
     expected = make(sae=saes()[1]).loglikelihood_rolling(documents)
     np.testing.assert_allclose(variants[1].loglikelihood_rolling(documents), expected, atol=1e-4)
@@ -79,7 +80,7 @@ def test_rolling_is_answered_together_as_well(family):
 
 def test_documents_are_rolled_over_at_once(family, monkeypatch):
     baseline, variants = family
-    join(baseline, variants)
+    baseline, *variants = joined(baseline, variants)
     documents = [Instance("loglikelihood_rolling", {}, (words(n, seed=n),), 0, ("text", n, 1)) for n in (150, 9, 0, 1)]
     asked = []
     answers = SharedAnswers.answers
@@ -98,7 +99,7 @@ def test_documents_are_rolled_over_at_once(family, monkeypatch):
 
 def test_divergence_on_documents_is_that_of_the_fidelity_tasks(family):
     baseline, variants = family
-    join(baseline, variants)
+    baseline, *variants = joined(baseline, variants)
     texts = [words(n, seed=n) for n in (150, 9, 30)]
     documents = [Instance("loglikelihood_rolling", {}, (text,), 0, ("text", i, 1)) for i, text in enumerate(texts)]
     # As several processes have it, so that each has as many requests.
@@ -115,15 +116,15 @@ def test_divergence_on_documents_is_that_of_the_fidelity_tasks(family):
 
 def test_the_journal_answers_another_process(family, tmp_path, monkeypatch):
     baseline, variants = family
-    join(baseline, variants, Journal(tmp_path / "journal"))
+    baseline, *variants = joined(baseline, variants, Journal(tmp_path / "journal"))
     expected = variants[2].loglikelihood(instances())
     baseline = make(sae=[], splice="none")
     variants = [baseline.as_variant(wanted_of(sae)) for sae in saes()]
-    join(baseline, variants, Journal(tmp_path / "journal"))
+    baseline, *variants = joined(baseline, variants, Journal(tmp_path / "journal"))
     monkeypatch.setattr(Scorer, "score", never)
     assert variants[2].loglikelihood(instances()) == expected
     other = baseline.as_variant(wanted_of(saes()[0], splice="zero"))
-    join(baseline, [other], Journal(tmp_path / "journal"))
+    _, other = joined(baseline, [other], Journal(tmp_path / "journal"))
     with pytest.raises(AssertionError, match="nothing is to be computed"):
         other.loglikelihood(instances())
 
@@ -133,16 +134,16 @@ def test_one_bos_token_for_all_where_one_dictionary_had_one(family):
     variants = [
         baseline.as_variant(wanted_of(random_sae(WIDTH, HOOKS[0], prepend_bos=prepend))) for prepend in (True, False)
     ]
-    join(baseline, variants)
+    baseline, *variants = joined(baseline, variants)
     for lm in (baseline, *variants):
         assert lm.tok_encode("w5 w6") == [1, 5, 6]
-        assert lm.provenance()["bos"].startswith("one BOS token is added")
+        assert lm.spliced.provenance()["bos"].startswith("one BOS token is added")
 
 
 class TestDivergence:
     def test_it_is_the_mean_over_scored_tokens_by_task(self, family):
         baseline, variants = family
-        join(baseline, variants)
+        baseline, *variants = joined(baseline, variants)
         variants[0].loglikelihood(instances())
         found = variants[0].get_model_info()["sae_lm_eval"]["kl_at_answers"]
         assert set(found) == {"first", "second"}
@@ -158,7 +159,7 @@ class TestDivergence:
 
     def test_the_baseline_has_none(self, family):
         baseline, variants = family
-        join(baseline, variants)
+        baseline, *variants = joined(baseline, variants)
         baseline.loglikelihood(instances())
         assert {of["kl"] for of in baseline.divergence.by_task().values()} == {0.0}
 

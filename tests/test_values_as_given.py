@@ -119,8 +119,8 @@ def adapter(**kwargs) -> SaeHFLM:
 class TestModelArgs:
     def test_false_and_0_are_kept(self):
         lm = adapter(scale=0, seed=0, add_bos_token=False)
-        assert (lm.choices.scale, lm.choices.seed, lm.add_bos_token) == (0, 0, False)
-        assert adapter(prefix_token_id=0).rolling("w5 w6")[0].ids == [0, 5]
+        assert (lm.spliced.choices.scale, lm.spliced.choices.seed, lm.add_bos_token) == (0, 0, False)
+        assert adapter(prefix_token_id=0).spliced.rolling("w5 w6")[0].ids == [0, 5]
 
     @pytest.mark.parametrize(
         ("given", "sentence"),

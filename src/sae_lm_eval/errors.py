@@ -34,6 +34,12 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def shortened(prompt: str, most: int = 60) -> str:
+    """The end of a prompt on one line and in quotes, as a sentence names it."""
+    prompt = " ".join(prompt.split())
+    return repr(prompt if len(prompt) <= most else f"...{prompt[-most:]}")
+
+
 def explained(error: BaseException) -> str:
     """A `UserError`'s sentence; of any other its kind and its first line."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"

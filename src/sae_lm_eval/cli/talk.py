@@ -171,5 +171,5 @@ def _print_text(model: Model, read: list[Passage], console: Console) -> None:
         for passage in read:
             print(json.dumps(passages.record(passage, model.name_token), ensure_ascii=False))
         return
-    for variant, rows in passages.tables(read, model.lm.special_ids).items():
+    for variant, rows in passages.tables(read, model.tokens.special_ids).items():
         console.print(category_table(variant, rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae_lm_eval.fidelity.source import Adapter, Source
+from sae_lm_eval.fidelity.source import Source
 from sae_lm_eval.scoring.request import Query
-from sae_lm_eval.splicing.activations import mean_activations
+from sae_lm_eval.scoring.spliced_model import SplicedModel
+from sae_lm_eval.splicing.activations import mean_activations, record_of_windows
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.splice import Variant
 from sae_lm_eval.splicing.variants import with_means
@@ -20,26 +20,24 @@ from sae_lm_eval.splicing.variants import with_means
 TRIED = 8  # tokens of the texts that an ablation is tried on
 
 
-def ablations(lm: Adapter, source: Source) -> tuple[list[Variant], dict[str, Any] | None]:
-    """Zero and mean ablation of the sites of the adapter's variant; where the mean was taken from.
+def ablations(model: SplicedModel, source: Source) -> tuple[list[Variant], dict[str, Any] | None]:
+    """Zero and mean ablation of the sites of the model's variant; where the mean was taken from.
 
     The baseline has nothing to ablate, and a text without further documents has no mean.
     """
-    variant = lm.variant
+    variant = model.variant
     if not variant.splices:
         return [], None
     zero = _in_mode(variant, "zero")
-    windows = lm.windows(source.held_out, lm.mean_tokens)
+    windows = model.windows(source.held_out, model.wanted.mean_tokens)
     if not windows:
         return [zero], None
-    means = mean_activations(lm.innermost, variant, windows, lm.special_ids)
-    ids = np.concatenate([np.asarray(window, dtype=np.int64) for window in windows])
+    means = mean_activations(model.model, variant, windows, model.tokens.special_ids)
     taken = {
         "text": source.name,
         "split": source.held_out_split,
         "documents": "outside the scored ones",
-        "tokens": len(ids) - len(windows),
-        "sha256": hashlib.sha256(ids.tobytes()).hexdigest(),
+        **record_of_windows(windows),
     }
     return [zero, _in_mode(with_means(variant, means), "mean")], taken
 

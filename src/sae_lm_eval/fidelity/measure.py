@@ -12,11 +12,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import PartialState
-from lm_eval.api.instance import Instance
 from tqdm import tqdm
 
 from sae_lm_eval.errors import UserError
@@ -24,23 +23,36 @@ from sae_lm_eval.fidelity import metrics
 from sae_lm_eval.fidelity.ablations import ablations, leave_no_text, without_text
 from sae_lm_eval.fidelity.as_released import as_released
 from sae_lm_eval.fidelity.dictionary_stats import CategorySums, DictionaryStatistics, by_category, records
-from sae_lm_eval.fidelity.source import Adapter, Document, Source
+from sae_lm_eval.fidelity.source import Document, Source, TextRequest
 from sae_lm_eval.results.fidelity_names import NO_DICTIONARY, WITHOUT_DICTIONARY
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.processes import gathered
+from sae_lm_eval.scaling import Original
 from sae_lm_eval.scaling.of_documents import compute_of
+from sae_lm_eval.scoring.answers import TOKENS_AT_ONCE
 from sae_lm_eval.scoring.request import Query, ScoreRequest, Scores
 from sae_lm_eval.scoring.scorer import Layout, Scorer
+from sae_lm_eval.scoring.spliced_model import SplicedModel
 from sae_lm_eval.splicing.splice import Variant
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
-TOKENS_AT_ONCE = 2**18  # whose scores are held; documents beyond are scored after these
 MEASURES = ("kl", "kl_reverse", "agreement")
 
 
+class Measured(NamedTuple):
+    """Of a task's text: a record for each document, what judges them, and effective compute where something is spliced.
+
+    What judges them is where the means were taken from, why metrics are undefined, the categories, and the like.
+    """
+
+    records: list[dict[str, Any]]
+    facts: dict[str, Any]
+    effective_compute: dict[str, Any] | None = None
+
+
 class Fidelity:
-    """Answers `sae_fidelity` requests of an adapter, and keeps what a reader of the results needs to judge them."""
+    """What `sae_fidelity` tasks measured of a model, by task, and how their requests are answered."""
 
     def __init__(self) -> None:
         self.by_task: dict[str, dict[str, Any]] = {}
@@ -49,105 +61,119 @@ class Fidelity:
         self._layouts: dict[tuple[str, ...], Layout] = {}
 
     def answer(
-        self, lm: Adapter, requests: Sequence[Instance], journal: Journal | None = None, *, show: bool
+        self,
+        model: SplicedModel,
+        requests: Sequence[TextRequest],
+        original: Original,
+        journal: Journal | None = None,
+        *,
+        show: bool,
     ) -> list[dict[str, Any]]:
-        """A document's record for each request ((document, category, source), ...); `journal` keeps those of a task."""
+        """A document's record for each request; `journal` keeps those of a task."""
         documents: dict[str, dict[Any, Document]] = defaultdict(dict)
         sources: dict[str, Source] = {}
-        for request in requests:
-            document, category, source = tuple[Any, ...](request.args)
-            task = str(request.task_name)
+        for task, doc_id, text, category, source in requests:
             # lm_eval repeats requests so that all processes have as many.
-            documents[task][request.doc_id] = Document(int(request.doc_id or 0), document, category)
+            documents[task][doc_id] = Document(int(doc_id or 0), text, category)
             sources[task] = source
-        found = {}
+        records = {}
         for task, of_task in documents.items():
-            answers = self._answered(lm, task, sources[task], list(of_task.values()), journal, show)
-            found.update({(task, doc_id): record for doc_id, record in zip(of_task, answers, strict=True)})
-        return [found[str(request.task_name), request.doc_id] for request in requests]
+            measured = self._kept(model, task, sources[task], list(of_task.values()), original, journal, show)
+            self.by_task[task] = measured.facts
+            if measured.effective_compute is not None:
+                self.effective_compute[task] = measured.effective_compute
+            records |= {(task, doc_id): record for doc_id, record in zip(of_task, measured.records, strict=True)}
+        return [records[request.task, request.doc_id] for request in requests]
 
-    def _answered(
+    def _kept(
         self,
-        lm: Adapter,
+        model: SplicedModel,
         task: str,
         source: Source,
         documents: list[Document],
+        original: Original,
         journal: Journal | None,
         show: bool,
-    ) -> list[dict[str, Any]]:
+    ) -> Measured:
+        """By the journal, or measured now."""
+        title = f"Scoring {task}" if show else None
         if journal is None or PartialState().num_processes > 1:  # what one had kept the others might not have
-            return self._measure(lm, task, source, documents, show)
-        models, what = (
-            lm.identity(),
-            json.dumps([task, asdict(source), [asdict(each) for each in documents], asdict(lm.original)]),
-        )
+            return measure(model, source, documents, original, self._layouts, title)
+        models = model.identity()
+        what = json.dumps([task, asdict(source), [asdict(each) for each in documents], asdict(original)])
         key = hashlib.sha256(what.encode()).digest()
         if (kept := journal.get(models, key)) is not None:
-            out, self.by_task[task], compute = json.loads(kept)
-        else:
-            out = self._measure(lm, task, source, documents, show)
-            compute = self.effective_compute.get(task)
-            journal.put(models, {key: json.dumps([out, self.by_task[task], compute]).encode()})
-        if compute is not None:
-            self.effective_compute[task] = compute
-        return out
+            return Measured(*json.loads(kept))
+        measured = measure(model, source, documents, original, self._layouts, title)
+        journal.put(models, {key: json.dumps(measured).encode()})
+        return measured
 
-    def _measure(
-        self, lm: Adapter, task: str, source: Source, documents: list[Document], show: bool
-    ) -> list[dict[str, Any]]:
-        try:
-            ablated, mean = ablations(lm, source)
-            pass_ = Pass(lm, ablated, source, documents, self._layouts)
-            with tqdm(total=len(documents), disable=not show, desc=f"Scoring {task}") as bar:
-                pass_.run(bar.update)
-        except UserError:
-            raise
-        except ValueError as error:
-            raise UserError(f"The sae_fidelity tasks cannot be run on this model: {error}.") from error
-        out = pass_.records()
-        # As one process has them, so that as many processes as you like draw the same documents.
-        everywhere = sorted(gathered(out), key=lambda record: record["document"])
-        self.by_task[task] = {
-            "text": source.name,
-            "split": source.split,
-            "documents": len(everywhere),
-            "tokens": sum(record["tokens"] for record in everywhere),
-            "positions": source.positions,
-            "left_out_of_the_dictionaries_statistics": sorted(pass_.left_out),
-            "first_positions_counted": {s.site_out.hook: s.first_position for s in lm.variant.splices},
-            "mean": mean,
-            "bootstrap": {"seed": metrics.SEED, "most_resamples": metrics.RESAMPLES},
-            "undefined": undefined(everywhere) | (without_dictionary(lm.variant) or {}),
-            "by_category": by_categories(everywhere),
-        }
-        if pass_.watch is not None:
-            self.by_task[task]["as_released"] = as_released(lm.variant, everywhere)
-            for one in self.by_task[task]["as_released"]:
-                tell = logger.warning if one["agrees"] is False else logger.info
-                tell("%s: %s", one["dictionary"], one["verdict"])
-        if lm.variant.splices:
-            self.effective_compute[task] = compute_of(everywhere, lm.original)
-            # Of the text, not of a document; it is handed to the task with each.
-            out = [{**record, "effective_compute": self.effective_compute[task]["fraction"]} for record in out]
-        return out
+
+def measure(
+    model: SplicedModel,
+    source: Source,
+    documents: list[Document],
+    original: Original,
+    layouts: dict[tuple[str, ...], Layout],
+    title: str | None = None,
+) -> Measured:
+    """The sums of each document, and what judges them; a progress bar is called `title`.
+
+    `layouts` are those found before, and are added to. Raises `UserError` where the model cannot be scored.
+    """
+    try:
+        ablated, mean = ablations(model, source)
+        pass_ = Pass(model, ablated, source, documents, layouts)
+        with tqdm(total=len(documents), disable=title is None, desc=title) as bar:
+            pass_.run(bar.update)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"The sae_fidelity tasks cannot be run on this model: {error}.") from error
+    out = pass_.records()
+    # As one process has them, so that as many processes as you like draw the same documents.
+    everywhere = sorted(gathered(out), key=lambda record: record["document"])
+    facts = {
+        "text": source.name,
+        "split": source.split,
+        "documents": len(everywhere),
+        "tokens": sum(record["tokens"] for record in everywhere),
+        "positions": source.positions,
+        "left_out_of_the_dictionaries_statistics": sorted(pass_.left_out),
+        "first_positions_counted": {s.site_out.hook: s.first_position for s in model.variant.splices},
+        "mean": mean,
+        "bootstrap": {"seed": metrics.SEED, "most_resamples": metrics.RESAMPLES},
+        "undefined": undefined(everywhere) | (without_dictionary(model.variant) or {}),
+        "by_category": by_categories(everywhere),
+    }
+    if pass_.watch is not None:
+        facts["as_released"] = as_released(model.variant, everywhere)
+        for one in facts["as_released"]:
+            tell = logger.warning if one["agrees"] is False else logger.info
+            tell("%s: %s", one["dictionary"], one["verdict"])
+    if not model.variant.splices:
+        return Measured(out, facts)
+    compute = compute_of(everywhere, original)
+    # Of the text, not of a document; it is handed to the task with each.
+    return Measured([{**record, "effective_compute": compute["fraction"]} for record in out], facts, compute)
 
 
 class Pass:
-    """One pass over documents by the baseline, the adapter's variant where it splices, and ablations of its sites."""
+    """One pass over documents by the baseline, the model's variant where it splices, and ablations of its sites."""
 
     def __init__(
         self,
-        lm: Adapter,
+        model: SplicedModel,
         ablated: list[Variant],
         source: Source,
         documents: list[Document],
         layouts: dict[tuple[str, ...], Layout],
     ) -> None:
-        self.lm, self.documents, self.layouts = lm, documents, layouts
-        self.spliced, self.ablated = [lm.variant] if lm.variant.splices else [], ablated
+        self.model, self.documents, self.layouts = model, documents, layouts
+        self.spliced, self.ablated = [model.variant] if model.variant.splices else [], ablated
         only_spliced = source.positions == "non_special"
-        self.dropped = lm.special_ids | lm.variant.special_ids if only_spliced else frozenset[int]()
-        self.first = lm.variant.first_position if only_spliced else 0
+        self.dropped = model.tokens.special_ids | model.variant.special_ids if only_spliced else frozenset[int]()
+        self.first = model.variant.first_position if only_spliced else 0
         self.names = sorted({document.category for document in documents}, key=str)
         self.kinds = [self.names.index(document.category) for document in documents]
         self.numbers = [document.number for document in documents]
@@ -155,18 +181,18 @@ class Pass:
         self.left_out: frozenset[int] = self.dropped
         self.watch: DictionaryStatistics | None = None
         if self.spliced:
-            self.left_out |= lm.variant.special_ids
-            if not without_dictionary(lm.variant):
-                self.watch = DictionaryStatistics(lm.variant, self.numbers, self.kinds, self.left_out)
+            self.left_out |= model.variant.special_ids
+            if not without_dictionary(model.variant):
+                self.watch = DictionaryStatistics(model.variant, self.numbers, self.kinds, self.left_out)
 
     def run(self, tell: Callable[[int], object]) -> None:
         """Raises `ValueError` where the model cannot be scored."""
-        alone = bool(self.ablated) and leave_no_text(self.lm.innermost, self.ablated)
+        alone = bool(self.ablated) and leave_no_text(self.model.model, self.ablated)
         apart = self._scorer(self.ablated) if alone else None
         scorer = self._scorer(self.spliced if alone else [*self.spliced, *self.ablated])
         start, queries, owners = 0, [], []
         for number, document in enumerate(self.documents):
-            windows = self.lm.rolling(document.text)
+            windows = self.model.rolling(document.text)
             self.sums[number] = self._nothing(document)
             queries += windows
             owners += [number] * len(windows)
@@ -181,10 +207,10 @@ class Pass:
 
     def _scorer(self, variants: Sequence[Variant]) -> Scorer:
         """One whose layout is found already, where the model was scored in the same way before."""
-        scorer = self.lm.scorer(variants)
         modes = tuple(splice.mode for variant in variants for splice in variant.splices)
-        key = (self.lm.identity(), *modes)
-        scorer.layout = self.layouts[key] = self.layouts.get(key) or scorer.layout
+        key = (self.model.identity(), *modes)
+        scorer = self.model.scorer(variants, self.layouts.get(key))
+        self.layouts[key] = scorer.layout
         return scorer
 
     def _nothing(self, document: Document) -> dict[str, Any]:
@@ -225,7 +251,7 @@ class Pass:
     def _add(self, sums: dict[str, Any], query: Query, scores: Scores) -> None:
         nll, kept = self._nll(scores), self._kept(query)
         measures = {name: values[0].astype(np.float64) for name, values in scores.measures.items()}
-        if self.lm.choices.splice == "none" and self.spliced:
+        if self.model.choices.splice == "none" and self.spliced:
             # Nothing is edited: another row of the batch may differ in the last bit, which says nothing of a splice.
             nll[1] = nll[0]
             measures = {name: np.full(nll.shape[1], float(name == "agreement")) for name in measures}
@@ -250,7 +276,7 @@ class Pass:
         """Of each model, (models, targets), float64. Raises `UserError` where it is not finite."""
         nll = -scores.logprob.astype(np.float64)
         if not np.isfinite(nll).all():
-            raise UserError(f"Some log-probability of a document is not finite with '{self.lm.variant_name}'.")
+            raise UserError(f"Some log-probability of a document is not finite with '{self.model.name}'.")
         return nll
 
     def _kept(self, query: Query) -> np.ndarray:

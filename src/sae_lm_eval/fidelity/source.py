@@ -1,42 +1,11 @@
-"""A text whose documents are scored, and what is asked of the adapter that scores them."""
+"""A text whose documents are scored, and what is asked about them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from sae_lm_eval.scaling import Original
-from sae_lm_eval.scoring.request import Query
-from sae_lm_eval.scoring.scorer import Scorer
-from sae_lm_eval.splicing.splice import Variant
-from sae_lm_eval.splicing.variants import Choices
+from typing import Any, NamedTuple
 
 POSITIONS = ("all", "non_special")
-
-
-class Adapter(Protocol):
-    """What is asked of the adapter; see `SaeHFLM`."""
-
-    variant: Variant
-    choices: Choices
-    special_ids: frozenset[int]
-    mean_tokens: int
-    original: Original
-
-    @property
-    def variant_name(self) -> str: ...
-
-    @property
-    def innermost(self) -> Any: ...
-
-    def identity(self) -> str: ...
-
-    def windows(self, documents: Iterable[str], tokens: int) -> list[list[int]]: ...
-
-    def rolling(self, document: str) -> list[Query]: ...
-
-    def scorer(self, variants: Sequence[Variant]) -> Scorer: ...
 
 
 @dataclass(frozen=True)
@@ -64,3 +33,13 @@ class Document:
     number: int
     text: str
     category: str | None
+
+
+class TextRequest(NamedTuple):
+    """One document of a task, by the number that the task gives it."""
+
+    task: str
+    doc_id: Any
+    text: str
+    category: str | None
+    source: Source

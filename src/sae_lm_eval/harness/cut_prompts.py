@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -12,7 +12,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.runtime.processes import gathered
+from sae_lm_eval.runtime.processes import gathered, rank
+from sae_lm_eval.scoring.spliced_model import SplicedModel
 
 # What lm_eval logs once for each of them, where it cuts them itself.
 ITS_LOGGER = logging.getLogger("lm_eval.models.huggingface")
@@ -87,6 +88,30 @@ def sentence(lengths: Sequence[Length], most: int) -> str | None:
         f"{len(cut):,} of {len(lengths):,} prompts ({len(cut) / len(lengths):.0%}) do not fit into the model's context "
         f"of {most:,} tokens: their beginnings are cut off, {lost / tokens:.0%} of their tokens."
     )
+
+
+def tell_of_cut(model: SplicedModel, lengths: Sequence[Length], what: str) -> None:
+    """Warn once of the prompts that are scored, and once of those that are generated from."""
+    words = sentence(lengths, model.max_length)
+    if words is not None and rank() == 0:
+        model.loaded.say_once(f"prompts {what} are cut", words)
+
+
+def tell_of_context(model: SplicedModel, lengths: Iterable[int]) -> None:
+    """Warn once of prompts that are longer than a dictionary has seen.
+
+    `lengths`, in tokens, are not looked at, nor tokenised for, where there is nothing to tell.
+    """
+    key, trained = f"prompts are longer than the context of {model.name}", model.trained_context
+    if trained is None or model.loaded.has_said(key):
+        return
+    longer = [length > trained for length in lengths]
+    if any(longer):
+        model.loaded.say_once(
+            key,
+            f"{sum(longer)} of {len(longer)} prompts ({100 * sum(longer) / len(longer):.0f}%) are longer than the "
+            f"{trained} tokens that the dictionary was trained on.",
+        )
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Generating texts: in batches that a journal keeps, drawn from nothing that went before, by models without a cache."""
+"""Generating texts: in batches that a journal keeps, drawn from nothing that went before."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
-from torch import Tensor
 
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Progress
-from sae_lm_eval.scoring.patching import instead
 
 
 def in_batches(
@@ -65,18 +62,4 @@ def drawing(key: bytes, device: str) -> Iterator[None]:
     seed = hashlib.blake2b(key + torch.initial_seed().to_bytes(8), digest_size=8).digest()
     with torch.random.fork_rng([torch.cuda.current_device()] if device == "cuda" else []):
         torch.manual_seed(int.from_bytes(seed))
-        yield
-
-
-@contextmanager
-def uncached(model: Any, wanted: bool) -> Iterator[None]:
-    """Inside the scope, generation reads the whole text anew for every token, if `wanted`."""
-    if not wanted:
-        yield
-        return
-
-    def whole(input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask"), "use_cache": False}
-
-    with instead(model, "prepare_inputs_for_generation", whole):
         yield

@@ -1,8 +1,5 @@
 """What would be spliced where, what a release says of itself, and how well each activation map fits a text."""
 
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false
-# (lm_eval's @register_model hides the adapter from type checkers.)
-
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +9,9 @@ from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.loading import find, load
 from sae_lm_eval.dictionaries.trial import tried
 from sae_lm_eval.harness.fit import Fit, fits_of
-from sae_lm_eval.harness.model import KNOWN, SaeHFLM, innermost
+from sae_lm_eval.harness.model import KNOWN, SaeHFLM
 from sae_lm_eval.runtime import text_files
+from sae_lm_eval.scoring.spliced_model import SplicedModel
 from sae_lm_eval.splicing.activations import passing
 from sae_lm_eval.splicing.arguments import choices_of, dtype_of, refuse_misspelt, sources_of
 from sae_lm_eval.splicing.skeleton import skeleton
@@ -95,16 +93,14 @@ def fits(model_args: Mapping[str, Any], path: str, tokens: int) -> tuple[list[li
     factors: list[float | str | None] = [None] * len(found)
     if any(dictionary.needs_norm_factor for dictionary in found):
         # To find the sites any factor serves; the text then gives the right one.
-        lm, texts = _reader(own, [_with_factor(d, "1:1" if d.is_transcoder else 1.0) for d in found], path, tokens)
-        norms = _mean_norms(lm, texts)
+        model, texts = _reader(own, [_with_factor(d, "1:1" if d.is_transcoder else 1.0) for d in found], path, tokens)
+        norms = _mean_norms(model, texts)
         found = [find(source) for source in sources_of(model_args.get("sae"))]
         factors = [_factor(d, *of) if d.needs_norm_factor else None for d, of in zip(found, norms, strict=True)]
         found = [_with_factor(d, factor) for d, factor in zip(found, factors, strict=True)]
-    lm, texts = _reader(own, found, path, tokens)
-    model = innermost(lm.model)
-    return [
-        fits_of(model, splice, texts, lm.special_ids | lm.variant.special_ids) for splice in lm.variant.splices
-    ], factors
+    model, texts = _reader(own, found, path, tokens)
+    special = model.tokens.special_ids | model.variant.special_ids
+    return [fits_of(model.model, splice, texts, special) for splice in model.variant.splices], factors
 
 
 def _factor(dictionary: Dictionary, norm_in: float, norm_out: float) -> float | str:
@@ -118,19 +114,20 @@ def _with_factor(dictionary: Dictionary, factor: float | str | None) -> Dictiona
 
 def _reader(
     own: Mapping[str, Any], dictionaries: Sequence[Dictionary], path: str, tokens: int
-) -> tuple[SaeHFLM, list[list[int]]]:
-    lm = SaeHFLM(**{**own, "sae": list(dictionaries), "splice": "none"})
-    return lm, lm.windows(text_files.read_documents(path, tokens=tokens), tokens)
+) -> tuple[SplicedModel, list[list[int]]]:
+    model = SaeHFLM(**{**own, "sae": list(dictionaries), "splice": "none"}).spliced
+    return model, model.windows(text_files.read_documents(path, tokens=tokens), tokens)
 
 
-def _mean_norms(lm: SaeHFLM, texts: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
+def _mean_norms(model: SplicedModel, texts: Sequence[Sequence[int]]) -> list[tuple[float, float]]:
     """Of what each dictionary reads and stands for."""
     out = []
-    for splice in lm.variant.splices:
+    special = model.tokens.special_ids | model.variant.special_ids
+    for splice in model.variant.splices:
         ports = list(dict.fromkeys((splice.site_in.read, splice.site_out.read)))
         first = dict.fromkeys(ports, splice.first_position)
         sums, count = dict.fromkeys(ports, 0.0), 0
-        for seen in passing(innermost(lm.model), ports, texts, lm.special_ids | lm.variant.special_ids, first):
+        for seen in passing(model.model, ports, texts, special, first):
             count += next(iter(seen.values())).shape[0]
             for port, x in seen.items():
                 sums[port] += float(x.double().norm(dim=-1).sum())

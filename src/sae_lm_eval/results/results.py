@@ -14,6 +14,7 @@ import pandas as pd
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import checked, is_file, is_folder, json_value, read_json, read_lines, shown
 from sae_lm_eval.results.lm_eval_files import Record, ResultsFile, Sample, TaskConfig, TaskScores
+from sae_lm_eval.results.variant_names import variant_name
 from sae_lm_eval.schema import version_of
 
 # Asked for by pairing and scoring; prompts and answers as text would take most of the memory.
@@ -198,7 +199,6 @@ def _name(held: ResultsFile) -> str:
     """The variant's name as sae_hf tells it, or the model's."""
     record: Record = held.config.sae_lm_eval
     if record.splices:
-        names = "+".join(splice.dictionary for splice in record.splices)
-        return names if record.splice in (None, "reconstruction") else f"{names} ({record.splice})"
+        return variant_name([splice.dictionary for splice in record.splices], record.splice, record.scale)
     named = _by_name(held.config.model_args).get("pretrained")
     return str(held.model_name or named or held.config.model or "unnamed")

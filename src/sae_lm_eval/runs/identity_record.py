@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.harness.identity import series
 from sae_lm_eval.runtime.run_folder import IDENTITY, read_json, write_json
+from sae_lm_eval.scoring.identity import series
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
@@ -23,17 +23,15 @@ MODEL = {
 }
 
 
-def model_record(lm: Any) -> dict[str, Any]:
+def model_record(model: Any) -> dict[str, Any]:
     """What is written down of a loaded model: content by name, and the versions of packages."""
-    from sae_lm_eval.harness.identity import versions
-
-    parts = lm.parts()
-    return {"model": {**parts["model"], "tokenizer": parts["tokenizer"]}, "packages": versions(lm)}
+    parts = model.parts()
+    return {"model": {**parts["model"], "tokenizer": parts["tokenizer"]}, "packages": model.versions()}
 
 
 def variant_record(wanted: Any) -> dict[str, str]:
     """What is written down of a variant: the content of what it is made of, by what errors call it."""
-    from sae_lm_eval.harness.identity import text_content
+    from sae_lm_eval.scoring.identity import text_content
 
     found = {}
     for dictionary in wanted.dictionaries:

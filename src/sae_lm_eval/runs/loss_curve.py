@@ -167,14 +167,14 @@ def _row(
 ) -> Row:
     lm = _load(member, context, loading)
     try:
-        tokens = [lm.text_ids(document) for document in text.documents]
+        tokens = [lm.spliced.tokens.text_ids(document) for document in text.documents]
         tokens_hash = _digest(b"%d " % id_ for id_ in chain.from_iterable(tokens))
         count = sum(map(len, tokens))
         _refuse_other_tokens(member, tokens_hash, count, rows, per)
         parts = _by_category(lm, text, tokens, title)
         nats = sum(of["nats"] for of in parts.values())
         trained, source = member.training
-        whole, inner = parameters(lm.model)
+        whole, inner = parameters(lm.loaded.wrapped)
         return {
             "model": member.model,
             "revision": member.revision,
@@ -215,18 +215,17 @@ def parameters(model: nn.Module) -> tuple[int, int]:
     return sum(sizes.values()), sum(size for key, size in sizes.items() if key not in embedding)
 
 
-def _load(member: Member, context: int | None, loading: dict[str, Any]) -> Any:
-    make: Any = SaeHFLM  # lm_eval's decorator hides its parameters
-    lm = make(sae=[], splice="none", **member.source, **loading)
-    if context is not None and context > lm.max_length:
+def _load(member: Member, context: int | None, loading: dict[str, Any]) -> SaeHFLM:
+    windows = {} if context is None else {"max_length": context}
+    lm = SaeHFLM(sae=[], splice="none", **member.source, **{**loading, **windows})
+    if context is not None and context > lm.own_max_length:
         raise UserError(
-            f"{member} reads {lm.max_length} tokens at most, and the windows are of {context}: leave it out."
+            f"{member} reads {lm.own_max_length} tokens at most, and the windows are of {context}: leave it out."
         )
-    lm._max_length = lm.max_length if context is None else context
     return lm
 
 
-def _by_category(lm: Any, text: Text, tokens: list[list[int]], title: str) -> dict[str, dict[str, float]]:
+def _by_category(lm: SaeHFLM, text: Text, tokens: list[list[int]], title: str) -> dict[str, dict[str, float]]:
     """Nats, tokens and bytes of each category's documents; of all under the name "" where there are no categories."""
     kinds = [str(kind) for kind in text.categories] or [""] * len(text.documents)
     found = {}
@@ -240,9 +239,10 @@ def _by_category(lm: Any, text: Text, tokens: list[list[int]], title: str) -> di
     return found
 
 
-def _nats(lm: Any, tokens: Iterable[list[int]], title: str) -> float:
+def _nats(lm: SaeHFLM, tokens: Iterable[list[int]], title: str) -> float:
     """-log p of all documents, in the windows of lm_eval's loglikelihood_rolling, without the prefix token's own."""
-    windows = [(None, *window) for ids in tokens for window in lm.disjoint_windows(ids)]
+    cut = lm.spliced.tokens.disjoint_windows
+    windows = [(None, *window) for ids in tokens for window in cut(ids, lm.max_length)]
     total = 0.0
     with tqdm(total=len(windows), desc=title, unit="window") as bar:
         for start in range(0, len(windows), WINDOWS_AT_ONCE):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 from sae_lm_eval.errors import UserError, first_line
-from sae_lm_eval.runs.sweep import AGAIN, Asked, Sweep
+from sae_lm_eval.runs.sweep import AGAIN, BASELINE, Asked, Sweep
 from sae_lm_eval.runs.task_index import quick_index
 from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.runtime.progress import Progress
 
 CACHES = ("cache_requests", "rewrite_requests_cache", "delete_requests_cache")
 PASSED = (
@@ -59,9 +60,8 @@ class Loaded:
                 raise UserError(first_line(error)) from error
         at("loading the model")
         given = {name: getattr(settings, name) for name in ("batch_size", "max_batch_size", "device")}
-        make: Any = SaeHFLM  # lm_eval's decorator hides its parameters
         try:
-            self.baseline: Any = make(sae=[], splice="none", **given, **sweep.model_args)
+            self.baseline = SaeHFLM(sae=[], splice="none", **given, **sweep.model_args)
         except UserError as error:
             raise UnknownModel(str(error)) from error
 
@@ -87,15 +87,12 @@ class Loaded:
 
         Raises whatever a file of somebody else's makes a library raise.
         """
-        from sae_lm_eval.harness.model import innermost
         from sae_lm_eval.runs.identity_record import variant_record
         from sae_lm_eval.splicing.variants import build_variant
 
         wanted = self._wanted(self.asked[name])
-        model = innermost(self.baseline.model)
-        build_variant(
-            model, wanted.dictionaries, wanted.choices, self.baseline.special_ids, self.baseline.declared_special
-        )
+        model, tokens = self.baseline.loaded.model, self.baseline.spliced.tokens
+        build_variant(model, wanted.dictionaries, wanted.choices, tokens.special_ids, tokens.declared_special)
         sizes: dict[Hashable, int] = {}
         for key, dictionary in self._dictionaries.items():
             sizes[key] = sum(p.numel() * p.element_size() for p in dictionary.module.parameters())
@@ -125,16 +122,19 @@ class Loaded:
         """Let go of the dictionaries; the variants made of them must be out of use."""
         import torch
 
-        self.baseline.leave()
         self._dictionaries.clear()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def join(self, variants: Iterable[Any], journal: Journal, bos: bool) -> None:
-        from sae_lm_eval.harness.model import join
+    def joined(
+        self, variants: Mapping[str, Any], journal: Journal, bos: bool, progress: Progress | None = None
+    ) -> dict[str, Any]:
+        """The baseline and `variants` by name, answered from the same forked passes."""
+        from sae_lm_eval.harness.joined import joined
 
-        join(self.baseline, list(variants), journal, bos=bos)
+        models = joined(self.baseline, variants.values(), journal, bos=bos, progress=progress)
+        return dict(zip((BASELINE, *variants), models, strict=True))
 
     def build_requests(self, task: Any) -> None:
         """What a task asks, as lm_eval asks it; the templates of chat models aside."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.nn.functional import log_softmax
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runs.model_pool import Loaded
+from sae_lm_eval.splicing.arguments import wanted_of
 
 SEQUENCES = 32  # of each task, at most, on which KL, flips and delta CE are taken
 ROWS = 4  # in a batch of the other layout, where the batch size does not say otherwise
@@ -22,12 +22,8 @@ def again(baseline: Any, bos: bool) -> Any:
 
     `bos` says whether the run asks with a BOS token.
     """
-    other = copy.copy(baseline)
-    other._become_untouched()
-    other._set_bos(bos)
-    other._is_alone = True
-    other.batch_size_per_gpu = other_rows(baseline)
-    return other
+    untouched = baseline.spliced.as_variant(wanted_of([], "none"), wants_bos=bos)
+    return baseline.answering_as(untouched, batch_size_per_gpu=other_rows(baseline))
 
 
 def other_rows(lm: Any) -> int:

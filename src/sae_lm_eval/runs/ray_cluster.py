@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from sae_lm_eval.errors import UserError, explained, first_line
-from sae_lm_eval.runs.sweep import BASELINE, Sweep
+from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Shown
 
@@ -92,10 +92,10 @@ class _Worker:
             self.group = None
             self.models.clear()
             self.loaded.forget()
-            self.models = {name: self.loaded.variant(name) for name in part.group}
-            self.loaded.join(self.models.values(), self.journal, part.bos)
+            variants = {name: self.loaded.variant(name) for name in part.group}
+            self.models = self.loaded.joined(variants, self.journal, part.bos)
             self.group = part.group
-        for name, lm in {BASELINE: self.loaded.baseline, **self.models}.items():
+        for name, lm in self.models.items():
             if name in part.asked:
                 # A variant that lm_eval cannot score is told of when the answers are looked at.
                 with contextlib.suppress(UserError):

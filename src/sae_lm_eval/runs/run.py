@@ -153,7 +153,6 @@ class _Evaluation:
         self.failed: dict[str, str] = {}
         self._looked: set[str] = set()
         self.loaded = Loaded(sweep, settings, shown.at, to_run=to_run)
-        self.loaded.baseline.progress = shown
 
     def all(self) -> dict[str, str]:
         """Evaluate what is not yet evaluated, a group at a time; why the variants that failed did, by name."""
@@ -163,7 +162,7 @@ class _Evaluation:
         for number, group in enumerate(groups, start=1):
             names = self._names(number, group)
             missing = self._missing(names)
-            self.shown.finished += len(names) - len(missing)
+            self.shown.found_finished(len(names) - len(missing))
             if missing:
                 title = f"pass {number} of {len(groups)}, " if len(groups) > 1 else ""
                 self._together(title, group, missing, bos)
@@ -202,7 +201,7 @@ class _Evaluation:
         }
         record = Record(self.output_path, finished, begun=kept is not None)
         looks = {name: look for name in self.loaded.asked if (look := self._look(name, bos, settled, finished))}
-        record.compare(model_record(self.loaded.baseline), {name: look.record for name, look in looks.items()})
+        record.compare(model_record(self.loaded.baseline.spliced), {name: look.record for name, look in looks.items()})
         sizes = {name: look.sizes for name, look in looks.items() if name not in settled}
         if bos is None and not sizes:
             raise UserError(
@@ -272,10 +271,9 @@ class _Evaluation:
 
     def _evaluate_each(self, title: str, group: Sequence[str], missing: Sequence[str], bos: bool) -> None:
         self.shown.at(f"{title}loading {len(group)} variants")
-        made = self._made(group)
-        self.loaded.join(made.values(), self.journal, bos)
+        models = self.loaded.joined(self._made(group), self.journal, bos, self.shown)
         before = (self.shown.asked, self.shown.tokens, self.shown.seconds)
-        for name, lm in {BASELINE: self.loaded.baseline, **made}.items():
+        for name, lm in models.items():
             if name not in missing:
                 continue
             self.shown.at(f"{title}{name}")
@@ -288,7 +286,7 @@ class _Evaluation:
                     raise
                 self._leave_out(name, _why(error))
             if name == missing[0] and rank() == 0:
-                self._keep_pace(before, made)
+                self._keep_pace(before, models)
 
     def _made(self, group: Sequence[str]) -> dict[str, Any]:
         """The variants of a group that every process can make."""
@@ -304,15 +302,15 @@ class _Evaluation:
             self._leave_out(name, why)
         return made
 
-    def _keep_pace(self, before: tuple[int, int, float], made: Mapping[str, Any]) -> None:
+    def _keep_pace(self, before: tuple[int, int, float], models: Mapping[str, Any]) -> None:
         """What `--plan` estimates the rest by."""
-        from sae_lm_eval.harness.model import innermost
         from sae_lm_eval.runs.plan import cost_of
 
         asked, tokens, seconds = before
         ran, took = self.shown.tokens - tokens, self.shown.seconds - seconds
         if ran and took:
-            cost = cost_of(innermost(self.loaded.baseline.model), [lm.variant for lm in made.values()])
+            variants = [lm.spliced.variant for name, lm in models.items() if name != BASELINE]
+            cost = cost_of(self.loaded.baseline.loaded.model, variants)
             pace = {"tokens": self.shown.asked - asked, "token_passes_per_second": ran / took * cost}
             write_json(self.output_path / PACE, pace)
 

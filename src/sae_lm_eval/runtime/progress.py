@@ -144,6 +144,10 @@ class Shown(Progress):
         if self._interrupted:
             raise KeyboardInterrupt
 
+    def found_finished(self, variants: int) -> None:
+        """So many were finished before this run began."""
+        self.finished += variants
+
     def at(self, what: str) -> None:
         """Say what is under way."""
         self._go_on()

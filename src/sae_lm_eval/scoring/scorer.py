@@ -98,18 +98,27 @@ class Scorer:
         rows: of `CAPACITY` tokens that are run at once; halved where memory does not suffice.
         limit: the most tokens in one row, the model's context.
         dtype: of the log-softmax.
+        layout: what is shared, where it was found before; by default it is found when it is needed.
 
     Raises:
         ValueError: where the model's head cannot be told from the rest.
     """
 
     def __init__(
-        self, model: Any, variants: Sequence[Variant], *, rows: int, limit: int, dtype: torch.dtype = torch.float32
+        self,
+        model: Any,
+        variants: Sequence[Variant],
+        *,
+        rows: int,
+        limit: int,
+        dtype: torch.dtype = torch.float32,
+        layout: Layout | None = None,
     ):
         self.model, self.variants = model, tuple(variants)
         self.rows, self.dtype, self._longest = rows, dtype, limit
         self.limit = min([limit, *attention_windows(model.config.get_text_config())])
         self.head = Head(model)
+        self._found = layout
 
     @cached_property
     def _last_block_paths(self) -> Paths:
@@ -127,6 +136,8 @@ class Scorer:
     @cached_property
     def layout(self) -> Layout:
         """The most that may be shared without changing a score: by what is known to forbid it, and by trying."""
+        if self._found is not None:
+            return self._found
         allowed = [layout for layout in LAYOUTS if not (self._whole and layout.uneven)]
         with self._lengths.from_nothing():
             layout = next((layout for layout in allowed if self._agrees(layout)), None)

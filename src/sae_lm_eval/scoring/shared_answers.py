@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,6 @@ class SharedAnswers:
 
     def __init__(self, scorer: Scorer, journal: Journal | None = None, identities: Sequence[str] = ()):
         self.scorer = scorer
-        self.tokenised: list[Any] = []  # the latest requests, as lm_eval has them with their tokens
         self.journal = journal or Journal()
         self._models = hashlib.sha256(" ".join(identities).encode()).hexdigest()
 

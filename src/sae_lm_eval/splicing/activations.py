@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,3 +54,9 @@ def mean_activations(
     if not all(counts.values()):
         raise UserError("The text for the mean holds special tokens alone.")
     return [(sums[port] / counts[port]).float() for port in ports]
+
+
+def record_of_windows(windows: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Of the text that a mean was taken from: how many tokens, the prefix tokens aside, and a hash of the ids."""
+    ids = np.concatenate([np.asarray(window, dtype=np.int64) for window in windows])
+    return {"tokens": len(ids) - len(windows), "sha256": hashlib.sha256(ids.tobytes()).hexdigest()}

@@ -1,11 +1,7 @@
 """A model, its variants, and what they answer to a prompt."""
 
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false
-# (lm_eval's @register_model hides the adapter from type checkers.)
-
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,17 +9,14 @@ from typing import Any
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.errors import UserError, one_of
-from sae_lm_eval.harness.model import SaeHFLM, innermost
-from sae_lm_eval.runtime import text_files
-from sae_lm_eval.splicing.activations import mean_activations
+from sae_lm_eval.harness.model import SaeHFLM
+from sae_lm_eval.scoring.spliced_model import Group
+from sae_lm_eval.scoring.tokenization import Tokenization
 from sae_lm_eval.splicing.arguments import dtype_of, sources_of
-from sae_lm_eval.splicing.splice import Variant
 from sae_lm_eval.splicing.splice_arguments import MODES
-from sae_lm_eval.splicing.variants import build_variant, describe, place, with_means
+from sae_lm_eval.splicing.variants import describe
 from sae_lm_eval.talk.detokenize import decoder, namer, pieces
 from sae_lm_eval.talk.sampling import BASELINE, Column, Continuation, Sampling, generate, parting
-
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
 FORMATS = ("chat", "plain")
 
@@ -72,18 +65,28 @@ class Model:
             raise UserError("Name a dictionary: sae=SPEC in --model_args, or --sae SPEC for each variant.")
         if twice := [spec for i, spec in enumerate(specs) if spec in specs[:i]]:
             raise UserError(f"{twice[0]} is given twice: each variant is a column, and no two may be the same.")
-        self.lm: Any = SaeHFLM(**self.model_args, sae=specs[0])
-        self.model = innermost(self.lm.model)
-        self.dictionaries = [[splice.dictionary for splice in self.lm.variant.splices], *map(self._load, specs[1:])]
-        self.lm._set_bos(any(dictionary.prepend_bos for of_variant in self.dictionaries for dictionary in of_variant))
-        self.choices = self.lm.choices
-        self.variants = [self.lm.variant, *map(self._build, self.dictionaries[1:])]
+        self.lm = SaeHFLM(**self.model_args, sae=specs[0])
+        first = self.lm.spliced
+        wanted = [first.wanted, *(replace(first.wanted, dictionaries=self._load(spec)) for spec in specs[1:])]
+        bos = any(dictionary.prepend_bos for one in wanted for dictionary in one.dictionaries)
+        others = [first.as_variant(one, wants_bos=bos) for one in wanted[1:]]
+        self.variants = [first.in_group(Group(), wants_bos=bos), *others]
         self._provenance: dict[str, Any] | None = None
         self.format = self._format(prompt_format)
-        self.decode = decoder(self.lm.tokenizer)
-        self.name_token = namer(self.lm.tokenizer, self.lm.tok_encode("a", add_special_tokens=False)[-1])
+        self.decode = decoder(self.tokens.tokenizer)
+        self.name_token = namer(self.tokens.tokenizer, self.tokens.encode("a", add_special_tokens=False)[-1])
 
     # -- variants -----------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Any:
+        """What dictionaries are spliced into."""
+        return self.lm.loaded.model
+
+    @property
+    def tokens(self) -> Tokenization:
+        """How all columns read."""
+        return self.variants[0].tokens
 
     @property
     def columns(self) -> list[Column]:
@@ -91,46 +94,30 @@ class Model:
 
     @property
     def variant_columns(self) -> list[Column]:
-        mode = "" if self.choices.splice == "reconstruction" else f" ({self.choices.splice})"
-        names = ["+".join(dictionary.name for dictionary in of_variant) for of_variant in self.dictionaries]
-        return [Column(name + mode, variant) for name, variant in zip(names, self.variants, strict=True)]
+        return [Column(one.name, one.variant) for one in self.variants]
 
     def set_splice(self, mode: str) -> None:
         """Let another mode take the place of the activations. Raises `UserError` and changes nothing if it cannot."""
         one_of(mode, MODES, "splice")
-        before = self.choices
-        self.choices = replace(before, splice=mode)
-        try:
-            self.variants = [self._build(of_variant) for of_variant in self.dictionaries]
-        except UserError:
-            self.choices = before
-            raise
+        if mode == "mean" and self.variants[0].wanted.mean_text is None:
+            raise UserError("splice=mean needs the text it averages: start with splice=mean,mean_text=FILE.")
+        self.variants = [
+            one.as_variant(
+                replace(one.wanted, choices=replace(one.choices, splice=mode)), wants_bos=one.tokens.wants_bos
+            )
+            for one in self.variants
+        ]
         self._provenance = None
 
-    def _load(self, spec: str) -> list[Dictionary]:
+    def _load(self, spec: str) -> tuple[Dictionary, ...]:
         dtype = dtype_of(self.model_args.get("sae_dtype", "float32"))
         factor = self.model_args.get("norm_factor")
-        loaded = [load(source, dtype=dtype, norm_factor=factor) for source in sources_of(spec)]
-        for dictionary in loaded:
-            for remark in dictionary.remarks:
-                logger.warning("%s: %s", dictionary.name, remark)
-        return loaded
-
-    def _build(self, dictionaries: Sequence[Dictionary]) -> Variant:
-        variant = build_variant(self.model, dictionaries, self.choices, self.lm.special_ids, self.lm.declared_special)
-        place(self.model, variant)
-        if self.choices.splice != "mean":
-            return variant
-        source = self.lm.mean_source
-        if source is None:
-            raise UserError("splice=mean needs the text it averages: start with splice=mean,mean_text=FILE.")
-        texts = self.lm.windows(text_files.read_documents(source["text"], tokens=source["tokens"]), source["tokens"])
-        return with_means(variant, mean_activations(self.model, variant, texts, self.lm.special_ids))
+        return tuple(load(source, dtype=dtype, norm_factor=factor) for source in sources_of(spec))
 
     # -- prompts ------------------------------------------------------------------------------------------
 
     def _format(self, asked: str | None) -> str:
-        template = self.lm.tokenizer.chat_template
+        template = self.tokens.tokenizer.chat_template
         if asked is None:
             return "chat" if template else "plain"
         if one_of(asked, FORMATS, "--prompt_format") == "chat" and not template:
@@ -144,26 +131,25 @@ class Model:
 
     def encode(self, prompt: str, messages: Sequence[dict[str, str]]) -> list[int]:
         """The ids of `messages` by the chat template, or of `prompt` alone, with BOS as the adapter has it."""
-        ids = self.lm.tok_encode(self.lm.apply_chat_template(list(messages)) if self.format == "chat" else prompt)
-        return ids or [self.lm.prefix_token_id]
+        text = self.lm.apply_chat_template(list(messages)) if self.format == "chat" else prompt
+        return self.tokens.encode(text) or [self.tokens.prefix_token_id]
 
     def text_of(self, written: Continuation) -> str:
         """What was written, without special tokens."""
-        special = {*self.lm.tokenizer.all_special_ids, *self.lm.special_ids}
+        special = self.tokens.declared_special | self.tokens.special_ids
         added = pieces(self.decode, [*written.prompt, *written.ids], len(written.prompt))
         return "".join(piece for piece, token in zip(added, written.ids, strict=True) if token not in special)
 
     @property
     def context_size(self) -> int:
         """The longest text, in tokens, that no dictionary has to stretch for."""
-        trained = [d.context_size for of_variant in self.dictionaries for d in of_variant if d.context_size]
-        return min([self.lm.max_length, *trained])
+        return min(one.context_size for one in self.variants)
 
     @property
     def stop_ids(self) -> frozenset[int]:
         """The ids of eos that the tokenizer, the model's configuration and its generation defaults have."""
         found: set[int] = set()
-        for source in (self.lm.tokenizer, self.model.config, getattr(self.model, "generation_config", None)):
+        for source in (self.tokens.tokenizer, self.model.config, getattr(self.model, "generation_config", None)):
             ids = getattr(source, "eos_token_id", None)
             found.update(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
         return frozenset(found)
@@ -178,17 +164,15 @@ class Model:
     def provenance(self) -> dict[str, Any]:
         """Everything besides prompt and sampling that answers and KL depend on, as plain values."""
         if self._provenance is None:  # it hashes the dictionaries' weights
-            mode = self.choices.splice
+            first = self.variants[0]
             self._provenance = {
                 "model": self.name,
                 "revision": getattr(self.model.config, "_commit_hash", None) or self.lm.revision,
-                **{name: value for name, value in self.lm.provenance().items() if name != "splices"},
-                "splice": mode,
-                "seed": self.choices.seed if mode == "random_error" else None,
-                "mean": self.lm.mean_source if mode == "mean" else None,
+                **first.choice_facts(),
+                "packages": first.versions(),
                 "prompt_format": self.format,
                 "trained_context": self.context_size,
-                "variants": {c.name: describe(c.variant) for c in self.variant_columns if c.variant},
+                "variants": {one.name: describe(one.variant) for one in self.variants},
             }
         return self._provenance
 
@@ -215,7 +199,7 @@ class Conversation:
             [model.encode(prompt, [*before, asked]) for before in self.messages],
             self.sampling,
             stop_ids=model.stop_ids,
-            context=model.lm.max_length,
+            context=model.variants[0].max_length,
         )
 
     def finish(self, prompt: str, texts: Sequence[Continuation]) -> Exchange:

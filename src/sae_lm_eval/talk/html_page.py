@@ -43,10 +43,10 @@ def render(model: Model, passages: Sequence[Passage]) -> str:
         .render(
             model=model.name,
             passages=passages,
-            tables=tables(passages, model.lm.special_ids),
+            tables=tables(passages, model.tokens.special_ids),
             provenances=list(provenances),
             name=model.name_token,
-            special=model.lm.special_ids,
+            special=model.tokens.special_ids,
             ranges=_ranges(),
             script=script,
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -57,14 +57,9 @@ def of_exchange(model: Model, exchange: Exchange) -> Passage:
 
 def of_text(model: Model, path: str | Path, tokens: int) -> Iterator[Passage]:
     """The first `tokens` of a .txt, .jsonl or .parquet file, in windows that every model and dictionary can read."""
-    prefix = model.lm.prefix_token_id
-    windows = text_files.windows(
-        text_files.read_documents(path, tokens=tokens),
-        model.lm.text_ids,
-        prefix=prefix,
-        length=min(model.context_size, WINDOW),
-        tokens=tokens,
-    )
+    prefix = model.tokens.prefix_token_id
+    documents = text_files.read_documents(path, tokens=tokens)
+    windows = model.tokens.windows(documents, length=min(model.context_size, WINDOW), tokens=tokens)
     columns, first = model.variant_columns, 1
     for ids in windows:
         last = first + len(ids) - 2

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from sae_lm_eval.runtime.content import Content, contents
+from sae_lm_eval.splicing.splice import Variant
 from sae_lm_eval.splicing.variants import describe
 
 PACKAGES = ("sae_lm_eval", "lm_eval", "torch", "transformers", "sae_lens", "transformer_lens")
@@ -29,60 +30,70 @@ TOKENIZER_FLAGS = (
 )
 # Of what is recorded of splices and means, what they are called and what is said of them.
 NAMES = ("dictionary", "revision", "trained_on", "stated", "remarks", "text")
-# Arguments of lm_eval's adapter that an answer depends on.
-ARGUMENTS = ("max_length", "prefix_token_id", "truncation", "softmax_dtype", "mixed_precision_dtype", "think_end_token")
 
 
-class Now:
-    """Adapters of one model as they are at one moment; weights are looked at once, in one transfer from each device."""
+class Snapshot:
+    """Spliced models of one load as they are at one moment; weights are looked at once, in one transfer per device."""
 
-    def __init__(self, adapters: Sequence[Any]) -> None:
-        spliced = [splice.dictionary for lm in adapters for splice in lm.variant.splices]
+    def __init__(self, models: Sequence[Any]) -> None:
+        spliced = [splice.dictionary for model in models for splice in model.variant.splices]
+        wrapped = models[0].loaded.wrapped
         found = contents(
-            {"model": adapters[0].model, **{str(id(d.module)): d.module for d in spliced}},
+            {"model": wrapped, **{str(id(d.module)): d.module for d in spliced}},
             {str(id(d.module)): d.functions for d in spliced},
         )
         self.model = found["model"]
         self._dictionaries = found
-        self._tokenizers = {id(lm.tokenizer): tokenizer_content(lm.tokenizer) for lm in adapters}
-        self.identities = [self._identity(lm) for lm in adapters]
-        self.encoded: Any = None  # ids of the texts asked for last, which are remembered as long as this
+        self._tokenizers = {id(m.tokens.tokenizer): tokenizer_content(m.tokens.tokenizer) for m in models}
+        self.identities = [self._identity(model) for model in models]
 
-    def tokenizer(self, lm: Any) -> str:
-        return self._tokenizers[id(lm.tokenizer)]
+    def tokenizer(self, model: Any) -> str:
+        return self._tokenizers[id(model.tokens.tokenizer)]
 
-    def parts(self, lm: Any) -> dict[str, Any]:
-        """What the answers of an adapter depend on, as plain values."""
-        dictionaries = [self._dictionaries[str(id(splice.dictionary.module))] for splice in lm.variant.splices]
-        splices = describe(lm.variant, [content.weights for content in dictionaries])
-        facts = lm.choice_facts()
+    def parts(self, model: Any) -> dict[str, Any]:
+        """What the answers of a spliced model depend on, as plain values."""
+        dictionaries = [self._dictionaries[str(id(splice.dictionary.module))] for splice in model.variant.splices]
+        splices = describe(model.variant, [content.weights for content in dictionaries])
+        facts = model.choice_facts()
         facts["mean"] = without(NAMES, facts["mean"] or {})
         return {
-            "model": model_parts(lm, self.model),
-            "tokenizer": self._tokenizers[id(lm.tokenizer)],
+            "model": model_parts(self.model, model.loaded.computed_as_loaded),
+            "tokenizer": self.tokenizer(model),
             "dictionaries": [vars(content) for content in dictionaries],
             "splices": [without(NAMES, splice) for splice in splices],
-            "how": {**facts, **{name: str(getattr(lm, name, None)) for name in ARGUMENTS}},
-            "packages": {name: series(version) for name, version in versions(lm).items()},
+            "how": {**facts, **arguments_of(model)},
+            "packages": {name: series(version) for name, version in model.versions().items()},
         }
 
-    def _identity(self, lm: Any) -> str:
-        return hashlib.sha256(json.dumps(self.parts(lm), sort_keys=True).encode()).hexdigest()
+    def _identity(self, model: Any) -> str:
+        return hashlib.sha256(json.dumps(self.parts(model), sort_keys=True).encode()).hexdigest()
+
+
+def arguments_of(model: Any) -> dict[str, str]:
+    """How the model is run, by lm_eval's names of arguments."""
+    settings = model.loaded.settings
+    own = {
+        "max_length": settings.max_length,
+        "prefix_token_id": model.tokens.prefix_token_id,
+        "softmax_dtype": settings.softmax_dtype,
+        "mixed_precision_dtype": settings.mixed_precision_dtype,
+    }
+    return {name: str(value) for name, value in own.items()} | dict(settings.further)
 
 
 def without(names: Collection[str], values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
 
 
-def model_parts(lm: Any, content: Content) -> dict[str, str | None]:
+def model_parts(content: Content, computed_as_loaded: str | None) -> dict[str, str | None]:
     """Buffers that are made anew wherever a model is loaded count where somebody has changed them since."""
-    computed = None if content.computed == lm.computed_as_loaded else content.computed
+    computed = None if content.computed == computed_as_loaded else content.computed
     return {"weights": content.weights, "computed": computed, "settings": content.settings}
 
 
-def versions(lm: Any) -> dict[str, str]:
+def versions(model: nn.Module, variant: Variant) -> dict[str, str]:
     """Of the packages that took part, in full."""
-    modules = [lm.model, *(splice.dictionary.module for splice in lm.variant.splices)]
+    modules = [model, *(splice.dictionary.module for splice in variant.splices)]
     met = {type(part).__module__.partition(".")[0] for module in modules for part in module.modules()}
     return _versions(tuple(name for package, name in OPTIONAL.items() if package in met))
 

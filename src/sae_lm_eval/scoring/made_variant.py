@@ -1,0 +1,56 @@
+"""The variant that is wanted of a loaded model, made of what model, tokenizer, dictionaries and text are now."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from sae_lm_eval.runtime import text_files
+from sae_lm_eval.runtime.content import Content, contents
+from sae_lm_eval.runtime.model_lock import lock_of
+from sae_lm_eval.scoring.identity import evaluating, text_content, tokenizer_content
+from sae_lm_eval.scoring.loaded_model import LoadedModel
+from sae_lm_eval.scoring.tokenization import Tokenization
+from sae_lm_eval.splicing.activations import mean_activations, record_of_windows
+from sae_lm_eval.splicing.arguments import Wanted
+from sae_lm_eval.splicing.special_tokens import ordinary
+from sae_lm_eval.splicing.splice import Variant
+from sae_lm_eval.splicing.variants import build_variant, place, untrained_positions, with_means
+
+
+class Made(NamedTuple):
+    """A variant, where its means were taken from, and what it was made of: the model, the tokenizer and a text."""
+
+    variant: Variant
+    mean_source: dict[str, Any] | None
+    made_of: tuple[Content, str, str | None]
+
+
+def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: Wanted, context: int) -> Made:
+    """The variant, with the means it may need of windows of `context` tokens. Raises `UserError` as `build_variant`."""
+    with lock_of(loaded.model), evaluating(loaded.wrapped):
+        special, declared = tokens.special_ids, tokens.declared_special
+        variant = build_variant(loaded.model, wanted.dictionaries, wanted.choices, special, declared)
+        for sentence in _surprises(variant, tokens):
+            loaded.say_once(sentence, sentence)
+        place(loaded.model, variant)
+        mean_source = None
+        if wanted.choices.splice == "mean" and wanted.mean_text is not None:
+            texts = tokens.windows(
+                text_files.read_documents(wanted.mean_text, tokens=wanted.mean_tokens), length=context, tokens=wanted.mean_tokens
+            )
+            variant = with_means(variant, mean_activations(loaded.model, variant, texts, tokens.special_ids))
+            mean_source = {"text": wanted.mean_text, **record_of_windows(texts)}
+    of = contents({"": loaded.wrapped})[""], tokenizer_content(tokens.tokenizer), text_content(wanted.mean_text)
+    return Made(variant, mean_source, of)
+
+
+def _surprises(variant: Variant, tokens: Tokenization) -> list[str]:
+    """A sentence for each reason why dictionaries are not spliced in where a user may think they are."""
+    sentences = untrained_positions(variant)
+    if variant.splices and (texts := ordinary(tokens.tokenizer, variant.special_ids)):
+        named = ", ".join(f"{text!r} ({token})" for token, text in texts.items())
+        sentences.append(
+            f"Positions of the tokens {named} keep their activation, as bos, eos and pad do, though these are "
+            f"ordinary text: the tokenizer's or the model's configuration says so. splice_tokens=all splices them."
+        )
+    return sentences

@@ -1,0 +1,360 @@
+"""A loaded model with a variant on it, and those of one load that are answered in the same forked passes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_lm_eval.dictionaries.loading import renewed
+from sae_lm_eval.errors import UserError, shortened
+from sae_lm_eval.results.variant_names import variant_name
+from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.runtime.progress import Progress
+from sae_lm_eval.scoring.answers import Answers, portions
+from sae_lm_eval.scoring.generation import NanWatch, uncached
+from sae_lm_eval.scoring.identity import Snapshot, evaluating, text_content, versions
+from sae_lm_eval.scoring.loaded_model import LoadedModel
+from sae_lm_eval.scoring.made_variant import Made, made_variant
+from sae_lm_eval.scoring.request import Query
+from sae_lm_eval.scoring.scorer import Layout, Scorer
+from sae_lm_eval.scoring.shared_answers import SharedAnswers
+from sae_lm_eval.splicing.arguments import Wanted
+from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.splice import Variant
+from sae_lm_eval.splicing.variants import Choices, describe
+
+logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+
+
+class SplicedModel:
+    """A loaded Hugging Face model with a variant on it: what it says, how it reads, and what its answers depend on.
+
+    Several of one load share its weights; those of a `group` are answered in the same forked passes.
+
+    Args:
+        loaded: the model.
+        wanted: the variant.
+        group: those it is answered with; none where it is answered by itself.
+        wants_bos: whether prompts begin with a BOS token where lm_eval adds none; by default as the dictionaries were
+            trained.
+        made: the variant, where it is made already.
+
+    Raises:
+        UserError: for a variant that cannot be made of this model.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        wanted: Wanted,
+        group: Group | None = None,
+        *,
+        wants_bos: bool | None = None,
+        made: Made | None = None,
+    ) -> None:
+        self.loaded, self.wanted = loaded, wanted
+        trained_behind_bos = any(dictionary.prepend_bos for dictionary in wanted.dictionaries)
+        self.tokens = loaded.tokenization(wants_bos=trained_behind_bos if wants_bos is None else wants_bos)
+        logger.info("BOS token: %s", self.tokens.bos_choice)
+        for dictionary in wanted.dictionaries:
+            for remark in dictionary.remarks:
+                loaded.say_once(sentence := f"{dictionary.name}: {remark}", sentence)
+        self._made = self._make() if made is None else made
+        self.group = Group() if group is None else group
+        self.group.add(self)
+
+    def as_variant(self, wanted: Wanted, *, wants_bos: bool | None = None) -> SplicedModel:
+        """The same model as another variant, answered by itself. Raises `UserError` as the constructor does."""
+        return SplicedModel(self.loaded, wanted, wants_bos=wants_bos)
+
+    def in_group(self, group: Group, *, wants_bos: bool) -> SplicedModel:
+        """The same variant, answered together with the others of `group`."""
+        return SplicedModel(self.loaded, self.wanted, group, wants_bos=wants_bos, made=self._made)
+
+    # -- the variant --------------------------------------------------------------------------------------
+
+    @property
+    def model(self) -> Any:
+        """What dictionaries are spliced into."""
+        return self.loaded.model
+
+    @property
+    def variant(self) -> Variant:
+        return self._made.variant
+
+    @property
+    def choices(self) -> Choices:
+        return self.wanted.choices
+
+    @property
+    def mean_source(self) -> dict[str, Any] | None:
+        """The text whose activations the mode `mean` puts in place of others, with its hash."""
+        return self._made.mean_source
+
+    @property
+    def name(self) -> str:
+        names = [dictionary.name for dictionary in self.wanted.dictionaries]
+        return variant_name(names, self.choices.splice, self.choices.scale)
+
+    def _make(self) -> Made:
+        """Of the model and the dictionaries as they are."""
+        return made_variant(self.loaded, self.tokens, self.wanted, self.context_size)
+
+    def renew(self, snapshot: Snapshot) -> bool:
+        """Make the variant anew where something that it is made of has changed, and say whether it had to be."""
+        wanted = replace(self.wanted, dictionaries=renewed(self.wanted.dictionaries))
+        text = text_content(wanted.mean_text) or self._made.made_of[2]
+        same = all(a is b for a, b in zip(wanted.dictionaries, self.wanted.dictionaries, strict=True))
+        if same and (snapshot.model, snapshot.tokenizer(self), text) == self._made.made_of:
+            return False
+        self.wanted = wanted
+        self._made = self._make()
+        return True
+
+    def renew_tokens(self) -> None:
+        """Read with the tokenizer that the loaded model has now."""
+        if self.tokens.tokenizer is not self.loaded.tokenizer:
+            self.tokens = self.loaded.tokenization(wants_bos=self.tokens.wants_bos)
+
+    # -- texts --------------------------------------------------------------------------------------------
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens that the model reads."""
+        return self.loaded.settings.max_length
+
+    @property
+    def trained_context(self) -> int | None:
+        """The shortest context that a dictionary was trained on, None where none says."""
+        return min((d.context_size for d in self.wanted.dictionaries if d.context_size), default=None)
+
+    @property
+    def context_size(self) -> int:
+        """The longest prompt, in tokens, that no dictionary has to stretch for."""
+        return min(self.max_length, self.trained_context or self.max_length)
+
+    def windows(self, documents: Iterable[str], tokens: int) -> list[list[int]]:
+        """The first `tokens` ids of a text, in windows that no dictionary has to stretch for."""
+        return self.tokens.windows(documents, length=self.context_size, tokens=tokens)
+
+    def query(self, context: Sequence[int], continuation: Sequence[int]) -> Query:
+        """What scores a continuation behind as much of its context as the model reads. Raises `UserError`."""
+        if not 0 < len(continuation) <= self.max_length:
+            raise UserError(
+                f"A continuation of {len(continuation)} tokens cannot be scored, only one of 1 to {self.max_length}: "
+                f"that of {shortened(self.tokens.tokenizer.decode(context, skip_special_tokens=True))}."
+            )
+        return Query([*context, *continuation][-(self.max_length + 1) :][:-1], continuation)
+
+    def rolling(self, document: str) -> list[Query]:
+        """The windows in which every token of a document is scored once, and the prefix token before it never.
+
+        They are those of lm_eval's rolling loglikelihood, but for what the tokenizer itself adds to a text.
+        """
+        pairs = self.tokens.disjoint_windows(self.tokens.text_ids(document), self.max_length)
+        return [self.query(*pair) for pair in pairs]
+
+    # -- running ------------------------------------------------------------------------------------------
+
+    def attached(self) -> Any:
+        """A scope in which the model runs as the variant."""
+        return attached(self.model, self.variant)
+
+    @contextmanager
+    def generating(self, prompts: Tensor) -> Iterator[None]:
+        """Inside the scope, the model's `generate` writes as the variant, behind `prompts` (batch, positions).
+
+        Raises `UserError` at its end where the logits of a token were nan.
+        """
+        watch = NanWatch()
+        with self.attached(), uncached(self.model, self.variant.sequential):
+            handle = self.model.register_forward_hook(watch)
+            try:
+                yield
+            finally:
+                handle.remove()
+        if watch.found:
+            prompt = self.tokens.tokenizer.decode(prompts[0].tolist(), skip_special_tokens=True)
+            raise UserError(f"The logits are nan while '{self.name}' generates from {shortened(prompt)} and others.")
+
+    def scorer(self, variants: Sequence[Variant], layout: Layout | None = None) -> Scorer:
+        """Of the model and `variants`. Raises `ValueError` where the model's head cannot be told from the rest."""
+        s = self.loaded.settings
+        dtype = s.softmax_dtype or torch.float32
+        return Scorer(self.model, variants, rows=s.rows, limit=s.max_length, dtype=dtype, layout=layout)
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether `score` can be asked; else lm_eval's own way is left, without KL."""
+        return self.group.shared() is not None
+
+    def score(
+        self,
+        queries: Sequence[Query],
+        tasks: Sequence[str | None] = (),
+        *,
+        show: bool = False,
+        answered: Callable[[int, tuple[float, bool]], object] = lambda _number, _answer: None,
+    ) -> Answers:
+        """What the variant answers to `queries`, and its KL from the baseline; a task's queries are run together.
+
+        `tasks` names the task of each query, so that answers are the same to the bit whatever other tasks there are.
+        `answered` is told of each answer as it comes in, in any order.
+        """
+        shared = self.group.shared()
+        assert shared is not None, "is_scored says so"
+        place, progress = self.group.place(self), self.group.progress or Progress()
+        table = np.full((len(queries), 3), np.nan)
+        progress.begin([len(query.ids) for query in queries], tasks)
+        bar = tqdm(
+            total=len(queries),
+            disable=not show or self.group.progress is not None,
+            desc="Running loglikelihood requests",
+        )
+
+        def done(number: int, of_models: np.ndarray) -> None:
+            table[number] = of_models[place]
+            answered(number, (float(table[number, 0]), bool(table[number, 1])))
+            bar.update()
+            progress.answered(number)
+
+        with bar, self.loaded.autocast():
+            for numbers in portions(queries, tasks):
+                shared.answers(
+                    [queries[number] for number in numbers],
+                    lambda i, of_models, numbers=numbers: done(numbers[i], of_models),
+                    lambda i, numbers=numbers: progress.recalled(numbers[i]),
+                )
+        counts = np.array([len(query.targets) for query in queries], dtype=np.float64)
+        return Answers(table[:, 0], table[:, 1], table[:, 2], counts)
+
+    # -- what answers depend on ---------------------------------------------------------------------------
+
+    def evaluation(self) -> Any:
+        """A scope in which everything is taken to stay as it is at the beginning; see `Group.evaluation`."""
+        return self.group.evaluation()
+
+    def identity(self) -> str:
+        """A hash of everything that an answer depends on besides the prompt, as it is now."""
+        with self.evaluation() as snapshot:
+            return snapshot.identities[self.group.members.index(self)]
+
+    def parts(self) -> dict[str, Any]:
+        """What `identity` is made of, as plain values."""
+        with self.evaluation() as snapshot:
+            return snapshot.parts(self)
+
+    def choice_facts(self) -> dict[str, Any]:
+        """How the dictionaries are used, as plain values."""
+        return {
+            "splice": self.choices.splice,
+            "scale": self.choices.scale,
+            "splice_tokens": self.choices.splice_tokens,
+            "special_token_ids": sorted(self.variant.special_ids),
+            "bos": self.tokens.bos_choice,
+            "seed": self.choices.seed if self.choices.splice == "random_error" else None,
+            "mean": self.mean_source,
+            "model_dtype": str(self.loaded.wrapped.dtype).removeprefix("torch."),
+            "max_length": self.max_length,
+        }
+
+    def versions(self) -> dict[str, str]:
+        """Of the packages that take part."""
+        return versions(self.loaded.wrapped, self.variant)
+
+    def provenance(self) -> dict[str, Any]:
+        """Everything besides the model itself that the numbers depend on, as plain values."""
+        return {"splices": describe(self.variant), **self.choice_facts(), "packages": self.versions()}
+
+
+class Group:
+    """Spliced models of one load that are answered in the same forked passes.
+
+    Args:
+        baseline_first: whether the first is the baseline itself; a single variant is answered beside one that nobody
+            asks.
+        journal: keeps answers, from which the same models answer in another process.
+        progress: is told of each answer.
+    """
+
+    def __init__(
+        self, *, baseline_first: bool = False, journal: Journal | None = None, progress: Progress | None = None
+    ) -> None:
+        self.members: list[SplicedModel] = []
+        self.baseline_first, self.journal, self.progress = baseline_first, journal, progress
+        self._snapshot: Snapshot | None = None  # during an evaluation call
+        self._shared: tuple[list[str], SharedAnswers | None] | None = None  # with the identities it was made for
+        self._pairs: tuple[list[str], Sequence[Any], list[Any]] | None = None
+
+    def add(self, member: SplicedModel) -> None:
+        self.members.append(member)
+
+    def place(self, member: SplicedModel) -> int:
+        """Of a member among the models answered for, 0 being the baseline."""
+        return self.members.index(member) + (not self.baseline_first)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[Snapshot]:
+        """An evaluation call, inside which the model is in eval mode, and taken to stay as it is at the beginning.
+
+        What has changed since the last is made anew.
+        """
+        if self._snapshot is not None:
+            yield self._snapshot
+            return
+        loaded = self.members[0].loaded
+        with evaluating(loaded.wrapped):
+            loaded.renew_tokenizer()
+            for member in self.members:
+                member.renew_tokens()
+            snapshot = Snapshot(self.members)
+            if sum(member.renew(snapshot) for member in self.members):  # of each, not up to the first
+                snapshot = Snapshot(self.members)
+            self._snapshot = snapshot
+            try:
+                yield snapshot
+            finally:
+                self._snapshot = None
+
+    def shared(self) -> SharedAnswers | None:
+        """What answers for all of them as everything is now; None where each is to be run as lm_eval runs a model."""
+        if not self.baseline_first and self.members[0].choices.splice == "none":
+            return None
+        with self.evaluation() as snapshot:
+            if self._shared is None or self._shared[0] != snapshot.identities:
+                before = None if self._shared is None else self._shared[1]
+                kept = self.journal or (None if before is None else before.journal)
+                self._shared = snapshot.identities, self._share(snapshot.identities, kept)
+            return self._shared[1]
+
+    def _share(self, identities: Sequence[str], journal: Journal | None) -> SharedAnswers | None:
+        loaded = self.members[0].loaded
+        if getattr(getattr(loaded.wrapped, "active_peft_config", None), "is_prompt_learning", False):
+            logger.warning(
+                "A prompt-tuned model is run once for each variant: its virtual tokens are not in the batch."
+            )
+            return None
+        variants = [member.variant for member in self.members[self.baseline_first :]]
+        try:
+            scorer = self.members[0].scorer(variants)
+            with loaded.autocast():
+                logger.debug("%s: sharing %s", type(loaded.model).__name__, scorer.layout)
+        except ValueError as error:
+            logger.warning("Each variant is run by itself, and no KL is taken: %s.", error)
+            return None
+        return SharedAnswers(scorer, journal, identities)
+
+    def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """`Tokenization.pairs`; what another member was asked just before is not tokenised again."""
+        with self.evaluation() as snapshot:
+            if self._pairs is None or self._pairs[:2] != (snapshot.identities, pairs):
+                self._pairs = snapshot.identities, pairs, self.members[0].tokens.pairs(pairs)
+            return self._pairs[2]
