@@ -60,7 +60,7 @@ class TestGeneration:
     def test_the_mode_none_writes_what_the_baseline_writes(self, temperature):
         model = world("k4", splice="none")
         for document in islice(text.documents(random.Random(3)), 4):
-            prompt = model.lm.tok_encode(document.text)[:9]
+            prompt = model.tokens.encode(document.text)[:9]
             baseline, none = write(model, prompt, Sampling(temperature, 1, 30))
             assert none == baseline
 
@@ -72,7 +72,7 @@ class TestGeneration:
         ids = torch.tensor([prompt])
         options = {"do_sample": False, "max_new_tokens": 20, "eos_token_id": None, "pad_token_id": 0}
         assert model.model.generate(ids, **options)[0, len(prompt) :].tolist() == baseline
-        with attached(model.model, model.variants[0]):
+        with model.variants[0].attached():
             assert model.model.generate(ids, **options)[0, len(prompt) :].tolist() == spliced
         assert spliced != baseline
 
@@ -87,11 +87,11 @@ class TestGeneration:
                 whole = Continuation(column, step.prompt + step.ids)
                 torch.testing.assert_close(next_logits(model.model, step), next_logits(model.model, whole))
                 step.ids.append(token)
-        assert model.variants[0].sequential == (architecture == "temporal") == (step.cache is None)
+        assert model.variants[0].variant.sequential == (architecture == "temporal") == (step.cache is None)
 
     def test_equal_columns_never_part_and_the_seed_decides(self):
         model = small()
-        columns = [Column("a", model.variants[0]), Column("b", model.variants[0])]
+        columns = [Column("a", model.variants[0].variant), Column("b", model.variants[0].variant)]
         written = []
         for seed in (0, 0, 1):
             sampling = Sampling(1.5, seed, 20)
@@ -155,17 +155,17 @@ def test_parting(ids, others, index):
 class TestTokenView:
     def test_the_kl_of_none_is_exactly_zero(self):
         model = world("k4", splice="none")
-        ids = model.lm.tok_encode(next(text.documents(random.Random(0))).text)
+        ids = model.tokens.encode(next(text.documents(random.Random(0))).text)
         assert {place.kl for place in token_view.token_view(model.model, model.variant_columns, ids, 1)} == {(0.0,)}
 
     def test_it_is_what_a_plain_forward_pass_and_scipy_say(self, the_world):
         model = the_world
-        ids = model.lm.tok_encode(next(text.documents(random.Random(0))).text)
+        ids = model.tokens.encode(next(text.documents(random.Random(0))).text)
         row = torch.tensor([ids])
         with torch.no_grad():
             p = model.model(row).logits[0].double().softmax(-1).numpy()
             qs = []
-            for variant in model.variants:
+            for variant in (one.variant for one in model.variants):
                 with attached(model.model, variant):
                     qs.append(model.model(row).logits[0].double().softmax(-1).numpy())
         places = token_view.token_view(model.model, model.variant_columns, ids, 1)
@@ -211,9 +211,9 @@ class TestModel:
         with pytest.raises(UserError, match="splice=mean needs the text it averages"):
             model.set_splice("mean")
         assert model.variants == before
-        assert model.choices.splice == "reconstruction"
+        assert model.variants[0].choices.splice == "reconstruction"
         model.set_splice("zero")
-        assert [s.mode for s in model.variants[0].splices] == ["zero"]
+        assert [s.mode for s in model.variants[0].variant.splices] == ["zero"]
         assert model.columns[1].name.endswith(" (zero)")
         assert model.provenance["splice"] == "zero"
 
@@ -222,17 +222,17 @@ class TestModel:
         random_sae(128, "blocks.2.hook_resid_post").save_model(str(tmp_path))
         saes = [f"world#blocks.2.hook_resid_post.{k}" for k in ks]
         model = Model({"pretrained": "world", "sae": str(tmp_path)}, saes)
-        assert (model.encode("the", [])[0] == model.lm.tokenizer.bos_token_id) is adds
+        assert (model.encode("the", [])[0] == model.tokens.tokenizer.bos_token_id) is adds
 
     def test_the_mean_is_of_the_text_that_was_named(self, tmp_path):
         (tmp_path / "text.txt").write_text(" ".join(d.text for d in islice(text.documents(random.Random(0)), 9)))
         model = world("k4", "k32", splice="mean", mean_text=str(tmp_path / "text.txt"), mean_tokens=200)
-        first, second = (variant.splices[0].mean for variant in model.variants)
+        first, second = (one.variant.splices[0].mean for one in model.variants)
         torch.testing.assert_close(first, second)
         model.set_splice("reconstruction")
         assert model.provenance["mean"] is None
         model.set_splice("mean")
-        torch.testing.assert_close(model.variants[0].splices[0].mean, first)
+        torch.testing.assert_close(model.variants[0].variant.splices[0].mean, first)
 
     def test_a_variant_that_wants_a_bos_token_gets_it_for_all(self):
         arguments = {"pretrained": random_model("llama"), "tokenizer": word_tokenizer()}
@@ -267,7 +267,7 @@ class TestConversation:
         conversation = Conversation(the_world, Sampling(max_new_tokens=8))
         first, again = conversation.answer("The pet of"), conversation.answer("The pet of")
         assert first == again
-        assert first.answers[0].prompt == tuple(the_world.lm.tok_encode("The pet of"))
+        assert first.answers[0].prompt == tuple(the_world.tokens.encode("The pet of"))
         assert first.answers[0].text.startswith(" Lotte ")
 
     def test_chat_columns_go_on_from_their_own_answers(self):
@@ -290,7 +290,7 @@ class TestConversation:
     def test_text_is_written_without_special_tokens(self, the_world):
         answer = Conversation(the_world, Sampling(max_new_tokens=60)).answer("The pet of Lotte").answers[0]
         assert answer.ended == "end of text"
-        assert answer.ids[-1] == the_world.lm.tokenizer.eos_token_id
+        assert answer.ids[-1] == the_world.tokens.tokenizer.eos_token_id
         assert "</s>" not in answer.text
 
     def test_what_lies_beyond_the_trained_context_is_counted(self):

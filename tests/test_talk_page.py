@@ -58,13 +58,13 @@ class TestPieces:
         assert pieces(decoder(tokenizer), ids, 4) == whole[4:]
 
     def test_one_at_a_time_is_the_same(self, the_world):
-        ids = the_world.lm.tok_encode("Hugo is richer than Max. List: nut, tree.")
+        ids = the_world.tokens.encode("Hugo is richer than Max. List: nut, tree.")
         stream = Detokenizer(the_world.decode)
         assert [stream.add(token) for token in ids] == pieces(the_world.decode, ids)
         assert pieces(the_world.decode, ids)[1:4] == [" Hugo", " is", " richer"]
 
     def test_names_out_of_context(self, the_world):
-        encode = the_world.lm.tokenizer.encode
+        encode = the_world.tokens.tokenizer.encode
         assert the_world.name_token(encode("Hugo")[0]) == " Hugo"
         assert the_world.name_token(encode(".")[0]) == "."
         tokenizer = byte_tokenizer()

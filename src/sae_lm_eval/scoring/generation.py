@@ -27,13 +27,22 @@ def uncached(model: Any, wanted: bool) -> Iterator[None]:
 
 
 class NanWatch:
-    """Whether some logits of a next token were nan; looked up at the end, so that a GPU is not waited for at each."""
+    """A scope that watches whether some logits of a next token are nan.
 
-    def __init__(self) -> None:
-        self._is_nan: list[Tensor] = []
+    It is looked up behind the scope, so that a GPU is not waited for at each token.
+    """
 
-    def __call__(self, _module: Any, _args: Any, output: Any) -> None:
-        """As a forward hook of the model."""
+    def __init__(self, model: Any) -> None:
+        self._model, self._is_nan = model, list[Tensor]()
+
+    def __enter__(self) -> NanWatch:
+        self._handle = self._model.register_forward_hook(self._look)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _look(self, _module: Any, _args: Any, output: Any) -> None:
         self._is_nan.append(output.logits[:, -1].isnan().any())
 
     @property

@@ -67,7 +67,7 @@ class SplicedModel:
         for dictionary in wanted.dictionaries:
             for remark in dictionary.remarks:
                 loaded.say_once(sentence := f"{dictionary.name}: {remark}", sentence)
-        self._made = self._make() if made is None else made
+        self._made = made or made_variant(loaded, self.tokens, wanted, self.context_size)
         self.group = Group() if group is None else group
         self.group.add(self)
 
@@ -95,18 +95,9 @@ class SplicedModel:
         return self.wanted.choices
 
     @property
-    def mean_source(self) -> dict[str, Any] | None:
-        """The text whose activations the mode `mean` puts in place of others, with its hash."""
-        return self._made.mean_source
-
-    @property
     def name(self) -> str:
         names = [dictionary.name for dictionary in self.wanted.dictionaries]
         return variant_name(names, self.choices.splice, self.choices.scale)
-
-    def _make(self) -> Made:
-        """Of the model and the dictionaries as they are."""
-        return made_variant(self.loaded, self.tokens, self.wanted, self.context_size)
 
     def renew(self, snapshot: Snapshot) -> bool:
         """Make the variant anew where something that it is made of has changed, and say whether it had to be."""
@@ -116,7 +107,7 @@ class SplicedModel:
         if same and (snapshot.model, snapshot.tokenizer(self), text) == self._made.made_of:
             return False
         self.wanted = wanted
-        self._made = self._make()
+        self._made = made_variant(self.loaded, self.tokens, wanted, self.context_size)
         return True
 
     def renew_tokens(self) -> None:
@@ -174,13 +165,8 @@ class SplicedModel:
 
         Raises `UserError` at its end where the logits of a token were nan.
         """
-        watch = NanWatch()
-        with self.attached(), uncached(self.model, self.variant.sequential):
-            handle = self.model.register_forward_hook(watch)
-            try:
-                yield
-            finally:
-                handle.remove()
+        with self.attached(), uncached(self.model, self.variant.sequential), NanWatch(self.model) as watch:
+            yield
         if watch.found:
             prompt = self.tokens.tokenizer.decode(prompts[0].tolist(), skip_special_tokens=True)
             raise UserError(f"The logits are nan while '{self.name}' generates from {shortened(prompt)} and others.")
@@ -261,7 +247,7 @@ class SplicedModel:
             "special_token_ids": sorted(self.variant.special_ids),
             "bos": self.tokens.bos_choice,
             "seed": self.choices.seed if self.choices.splice == "random_error" else None,
-            "mean": self.mean_source,
+            "mean": self._made.mean_source,  # the text that was averaged, with its hash
             "model_dtype": str(self.loaded.wrapped.dtype).removeprefix("torch."),
             "max_length": self.max_length,
         }
