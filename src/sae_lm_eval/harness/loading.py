@@ -25,6 +25,13 @@ from sae_lm_eval.splicing.arguments import whole
 # on a CPU there are never more, since more do not stay in its cache.
 ROWS_ON_GPU, ROWS_ON_CPU = 64, 2
 
+
+def rows_of(batch_size: int | str, device: str) -> int:
+    """The rows of a batch on that kind of device, for a batch size of lm_eval's."""
+    rows = batch_size if isinstance(batch_size, int) else ROWS_ON_GPU
+    return min(rows, ROWS_ON_CPU) if device == "cpu" else rows
+
+
 _HFLM: Any = HFLM  # a decorator of lm_eval's hides the class from type checkers
 
 
@@ -71,10 +78,9 @@ class CausalHFLM(_HFLM):
         return resolve_max_length(self.model.config, self.tokenizer, default=self._DEFAULT_MAX_LENGTH)
 
     def _settings(self) -> Settings:
-        rows = self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU
         return Settings(
             self.max_length,
-            min(rows, ROWS_ON_CPU) if self.device.type == "cpu" else rows,
+            rows_of(self.batch_size, self.device.type),
             self.add_bos_token,
             self.custom_prefix_token_id,
             self.softmax_dtype,
@@ -88,8 +94,8 @@ class CausalHFLM(_HFLM):
         Parameters that are not known are counted.
         """
         model = self.loaded.model
-        named = isinstance(self.pretrained, str) and not self._is_embedded
-        name = self.pretrained if named else model.name_or_path
+        name = self.pretrained if isinstance(self.pretrained, str) else model.name_or_path
+        name = world.NAME if self._is_embedded else name
         tuned = f"{name}, tuned" if self.peft or self.delta else name
         original = original_of(tuned, str(self.revision or "main"), **numbers)
         if original.vocabulary is None:

@@ -33,7 +33,7 @@ from sae_lm_eval.harness.cut_prompts import (
 )
 from sae_lm_eval.harness.generation import in_batches
 from sae_lm_eval.harness.kl_at_answers import Divergence
-from sae_lm_eval.harness.loading import ROWS_ON_GPU, CausalHFLM
+from sae_lm_eval.harness.loading import ROWS_ON_GPU, CausalHFLM, rows_of
 from sae_lm_eval.runtime.progress import Progress
 from sae_lm_eval.scaling.of_documents import original_of
 from sae_lm_eval.scoring.answers import Answers
@@ -142,6 +142,12 @@ class SaeHFLM(CausalHFLM):
     def as_variant(self, wanted: Wanted) -> SaeHFLM:
         """The same model, loaded once, as another variant. Raises `UserError` as the constructor does."""
         return self.answering_as(self.spliced.as_variant(wanted))
+
+    def untouched(self, *, bos: bool, batch_size: int) -> SaeHFLM:
+        """The model by itself, in batches of another size; `bos` is whether it is asked with a BOS token."""
+        loaded = self.loaded.with_rows(rows_of(batch_size, self.device.type))
+        spliced = SplicedModel(loaded, wanted_of([], "none"), wants_bos=bos)
+        return self.answering_as(spliced, loaded=loaded, batch_size_per_gpu=batch_size)
 
     # -- evaluation ---------------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ from torch.nn.functional import log_softmax
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runs.model_pool import Loaded
-from sae_lm_eval.splicing.arguments import wanted_of
 
 SEQUENCES = 32  # of each task, at most, on which KL, flips and delta CE are taken
 ROWS = 4  # in a batch of the other layout, where the batch size does not say otherwise
@@ -22,8 +21,7 @@ def again(baseline: Any, bos: bool) -> Any:
 
     `bos` says whether the run asks with a BOS token.
     """
-    untouched = baseline.spliced.as_variant(wanted_of([], "none"), wants_bos=bos)
-    return baseline.answering_as(untouched, batch_size_per_gpu=other_rows(baseline))
+    return baseline.untouched(bos=bos, batch_size=other_rows(baseline))
 
 
 def other_rows(lm: Any) -> int:

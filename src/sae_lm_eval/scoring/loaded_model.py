@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -77,6 +78,15 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def with_rows(self, rows: int) -> LoadedModel:
+        """The same model, run in batches of so many rows."""
+        other = copy.copy(self)
+        other._run_by(replace(self.settings, rows=rows))
+        return other
+
+    def _run_by(self, settings: Settings) -> None:
+        self.settings = settings
 
     def renew_tokenizer(self) -> None:
         """Take over what the user has changed in the tokenizer since it was copied."""
