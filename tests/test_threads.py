@@ -65,7 +65,7 @@ def test_a_model_has_one_lock_and_no_other_model_has_it(model):
     one, other = adapter(model), adapter(model)
     with one.evaluation():
         taken = []
-        thread = threading.Thread(target=lambda: taken.append(lock_of(other.innermost).acquire(timeout=0.1)))
+        thread = threading.Thread(target=lambda: taken.append(lock_of(other.loaded.model).acquire(timeout=0.1)))
         thread.start()
         thread.join()
     assert taken == [False]

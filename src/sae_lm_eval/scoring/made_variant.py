@@ -36,7 +36,9 @@ def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: Wanted, cont
         mean_source = None
         if wanted.choices.splice == "mean" and wanted.mean_text is not None:
             texts = tokens.windows(
-                text_files.read_documents(wanted.mean_text, tokens=wanted.mean_tokens), length=context, tokens=wanted.mean_tokens
+                text_files.read_documents(wanted.mean_text, tokens=wanted.mean_tokens),
+                length=context,
+                tokens=wanted.mean_tokens,
             )
             variant = with_means(variant, mean_activations(loaded.model, variant, texts, tokens.special_ids))
             mean_source = {"text": wanted.mean_text, **record_of_windows(texts)}

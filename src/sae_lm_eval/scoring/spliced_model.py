@@ -17,6 +17,7 @@ from sae_lm_eval.dictionaries.loading import renewed
 from sae_lm_eval.errors import UserError, shortened
 from sae_lm_eval.results.variant_names import variant_name
 from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.runtime.model_lock import lock_of
 from sae_lm_eval.runtime.progress import Progress
 from sae_lm_eval.scoring.answers import Answers, portions
 from sae_lm_eval.scoring.generation import NanWatch, uncached
@@ -291,12 +292,18 @@ class Group:
     def evaluation(self) -> Iterator[Snapshot]:
         """An evaluation call, inside which the model is in eval mode, and taken to stay as it is at the beginning.
 
-        What has changed since the last is made anew.
+        What has changed since the last is made anew. Other threads that ask the same model wait, in whatever group.
         """
-        if self._snapshot is not None:
-            yield self._snapshot
-            return
         loaded = self.members[0].loaded
+        with lock_of(loaded.model):
+            if self._snapshot is not None:
+                yield self._snapshot
+                return
+            with self._evaluation(loaded) as snapshot:
+                yield snapshot
+
+    @contextmanager
+    def _evaluation(self, loaded: LoadedModel) -> Iterator[Snapshot]:
         with evaluating(loaded.wrapped):
             loaded.renew_tokenizer()
             for member in self.members:
