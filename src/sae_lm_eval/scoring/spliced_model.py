@@ -198,7 +198,8 @@ class SplicedModel:
         """
         shared = self.group.shared()
         assert shared is not None, "is_scored says so"
-        place, progress = self.group.place(self), self.group.progress or Progress()
+        progress = self.group.progress or Progress()
+        place = self.group.members.index(self) + (not self.group.baseline_first)  # 0 is the baseline
         table = np.full((len(queries), 3), np.nan)
         progress.begin([len(query.ids) for query in queries], tasks)
         bar = tqdm(
@@ -283,10 +284,6 @@ class Group:
 
     def add(self, member: SplicedModel) -> None:
         self.members.append(member)
-
-    def place(self, member: SplicedModel) -> int:
-        """Of a member among the models answered for, 0 being the baseline."""
-        return self.members.index(member) + (not self.baseline_first)
 
     @contextmanager
     def evaluation(self) -> Iterator[Snapshot]:
