@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import typer
+from typer.core import TyperCommand
 
 from sae_lm_eval.errors import UserError, did_you_mean
 
@@ -61,3 +65,47 @@ def settings_of(flags: Sequence[str], own: Iterable[str]) -> dict[str, Any]:
             raise UserError(f"{why}.")
     # What is not given is None or absent; False, 0 and "" are as good as any other value.
     return {name: value for name, value in given.items() if value is not None and name not in UNUSED}
+
+
+BEHIND_HELP = """
+ Required: a model (--model_args pretrained=...), --tasks, --output_path and a --sae,
+ or a sweep file that says them. Its keys, which docs/sweeps.md explains:
+
+{keys}
+
+ Examples:
+
+   sae-lm-eval run --model_args pretrained=world --tasks sae_world_homes --limit 50 \\
+       --sae world#blocks.2.hook_resid_post.k4 --output_path out/
+   sae-lm-eval run sweep.yaml --limit 50 --output_path out/
+
+{flags}"""
+
+
+class RunCommand(TyperCommand):
+    """`run`, whose help goes on with what lm_eval's parser says of the flags that it passes on."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from textwrap import fill
+
+        from sae_lm_eval.runs.sweep import OURS, lm_eval_settings
+
+        super().format_help(ctx, formatter)
+        keys = ", ".join([*OURS, *lm_eval_settings()])
+        typer.echo(
+            BEHIND_HELP.format(keys=fill(keys, _width(), initial_indent="   ", subsequent_indent="   "), flags=_flags())
+        )
+
+
+def _flags() -> str:
+    """lm_eval's own help of the flags that `run` takes."""
+    passed = argparse.HelpFormatter("sae-lm-eval run", max_help_position=28, width=_width())
+    hidden = {*REFUSED, *UNUSED, *OF_RUN, "help"}
+    passed.start_section(" Flags of lm_eval's, which go behind")
+    passed.add_arguments([action for action in parser()._actions if action.dest not in hidden])
+    passed.end_section()
+    return passed.format_help()
+
+
+def _width() -> int:
+    return max(60, min(shutil.get_terminal_size().columns, 120) - 2)

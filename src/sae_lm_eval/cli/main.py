@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
 from sae_lm_eval.cli.compare import compare
 from sae_lm_eval.cli.curve import curve
 from sae_lm_eval.cli.demo import demo
+from sae_lm_eval.cli.doctor import doctor
 from sae_lm_eval.cli.effective_compute import effective_compute
 from sae_lm_eval.cli.inspect import inspect
+from sae_lm_eval.cli.lm_eval_flags import RunCommand
 from sae_lm_eval.cli.report import report
 from sae_lm_eval.cli.run import LM_EVAL_FLAGS, run
 from sae_lm_eval.cli.table import table
@@ -20,7 +23,6 @@ from sae_lm_eval.errors import UserError
 # --ce_baseline is --ce-baseline, for lm_eval's flags have underscores.
 EITHER_SPELLING = {"token_normalize_func": lambda name: name.replace("_", "-")}
 app = typer.Typer(
-    help="Evaluate language models with sparse autoencoders spliced in.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,10 +34,28 @@ app.command("curve", context_settings=EITHER_SPELLING)(curve)
 app.command("compare")(compare)
 app.command("report")(report)
 app.command("table")(table)
-app.command("run", context_settings=LM_EVAL_FLAGS)(run)
+app.command("run", context_settings=LM_EVAL_FLAGS, cls=RunCommand)(run)
 app.command("talk")(talk)
 app.command("inspect")(inspect)
 app.command("demo")(demo)
+app.command("doctor")(doctor)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"sae-lm-eval {version('sae-lm-eval')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Evaluate language models with sparse autoencoders spliced in."""
 
 
 def main() -> None:
