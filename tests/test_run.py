@@ -8,6 +8,8 @@ import gc
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -308,6 +310,33 @@ class TestTrouble:
             told += "The journal of answers is damaged" in caplog.text
             assert without_journals(contents(folder)) == expected
         assert told
+
+    @pytest.mark.parametrize("name", [".run.json.part", "run.json", "run.log", "report", ".baseline", ".lock", ".k4"])
+    def test_symbolic_links_are_not_written_through(self, tmp_path, name):
+        target = tmp_path / "mine"
+        target.write_text("mine")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / name).symlink_to(target)
+        with pytest.raises(UserError, match=rf"{re.escape(name)}' is a symbolic link"):
+            evaluated(sweep({"sae": K4, "name": "k4"}), tmp_path / "out")
+        assert target.read_text() == "mine"
+
+    def test_a_folder_that_is_removed_in_the_middle(self, tmp_path):
+        def write():
+            shutil.rmtree(tmp_path / "out")
+            (tmp_path / "out" / "a").write_text("")
+
+        with pytest.raises(DiskError, match="was removed or replaced while the run"), held(tmp_path / "out"):
+            write()
+
+    @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("[...] DefaultCPUAllocator: can't allocate")])
+    def test_too_little_memory_of_the_host_leaves_no_variant_out(self, tmp_path, monkeypatch, error):
+        def look(self, name):
+            raise error
+
+        monkeypatch.setattr(running.Loaded, "look", look)
+        with pytest.raises(UserError, match="The memory of this machine does not suffice"):
+            evaluated(sweep(K4), tmp_path)
 
     def test_a_folder_that_cannot_be(self, tmp_path):
         (tmp_path / "file").write_text("")

@@ -9,9 +9,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
+from sae_lm_eval.files.escaping import printable
+
 
 class UserError(ValueError):
-    """Something the user asked for cannot be done; the message says what, where and what would work."""
+    """Something the user asked for cannot be done; the message says what, where and what would work.
+
+    What a file of somebody else's puts into the message moves no cursor and changes no colour or direction.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:

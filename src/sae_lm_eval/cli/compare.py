@@ -10,6 +10,7 @@ import typer
 
 from sae_lm_eval.cli.tables import TextTable, print_table
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.escaping import for_spreadsheets
 from sae_lm_eval.report.formatting import NA, fixed, interval, is_number, probability, share, significant
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def compare(
     _print(comparison, console)
     if csv is not None:
         try:
-            comparison.drops.assign(schema=VERSION).to_csv(csv, index=False)
+            for_spreadsheets(comparison.drops.assign(schema=VERSION)).to_csv(csv, index=False)
         except OSError as error:
             raise UserError(f"'{csv}' cannot be written: {error.strerror or error}.") from error
         console.print(f"Written: {csv}", markup=False, highlight=False)

@@ -10,6 +10,7 @@ import typer
 
 from sae_lm_eval.cli.tables import TextTable, print_grouped
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.escaping import for_spreadsheets
 from sae_lm_eval.report.formatting import general
 from sae_lm_eval.report.text_tables import (
     converted_rows,
@@ -223,6 +224,6 @@ def _print_frame(frame: pd.DataFrame, output_format: Format) -> None:
     if output_format is Format.json:
         typer.echo(json.dumps(frame.to_dict("records"), indent=1, default=float))
     elif output_format is Format.csv:
-        typer.echo(frame.to_csv(index=False), nl=False)
+        typer.echo(for_spreadsheets(frame).to_csv(index=False), nl=False)
     else:
         typer.echo(markdown([{k: general(v) for k, v in row.items()} for row in frame.to_dict("records")]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,17 @@ import typer
 
 from sae_lm_eval.cli.lm_eval_flags import settings_of
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.escaping import for_spreadsheets, terminal
 
 if TYPE_CHECKING:
     from sae_lm_eval.runs.sweep import Sweep
 
 LM_EVAL_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+RUNS_CODE = {
+    "trust_remote_code": "Python code from the repository of the model or of a data set would run on this machine "
+    "(--model_args trust_remote_code=True or --trust_remote_code)",
+    "confirm_run_unsafe_code": "code that the model writes would run on this machine (--confirm_run_unsafe_code)",
+}
 INTERRUPTED = 130  # as a shell has it for Ctrl-C
 
 
@@ -104,7 +111,7 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
     if rank() != 0 or failed:
         return failed
     found = over_seeds(comparisons)
-    found.to_csv(output_path / "over_seeds.csv", index=False)
+    for_spreadsheets(found).to_csv(output_path / "over_seeds.csv", index=False)
     title = "Drops (pp) with 95% intervals over questions and the choice of examples"
     shown = found.drop(columns="interval")
     rows = [[fixed(value) if isinstance(value, float) else str(value) for value in row] for row in shown.to_numpy()]
@@ -157,7 +164,9 @@ def _sweep(
         of_file = simple_parse_args_string(of_file)
     if not isinstance(of_file, dict):
         raise UserError(f"model_args: {of_file!r} is no mapping, such as {{pretrained: gpt2}}.")
-    content["model_args"] = {**of_file, **simple_parse_args_string(model_args)}
+    of_flags = simple_parse_args_string(model_args)
+    _ask_about_code({**content, **of_file}, {**settings, **of_flags}, file)
+    content["model_args"] = {**of_file, **of_flags}
     if saes:
         content["variants"] = [*several(content.get("variants")), *(simple_parse_args_string(f"sae={s}") for s in saes)]
     if not content.get("variants") and "sae" not in content["model_args"]:
@@ -169,6 +178,18 @@ def _sweep(
         content["controls"] = controls
     content |= {name: value for name, value in {**settings, **given}.items() if value is not None}
     return sweep_of(content)
+
+
+def _ask_about_code(of_file: dict[str, Any], of_flags: dict[str, Any], file: Path | None) -> None:
+    """Raise `UserError` where a file would have code run that is neither asked for by a flag nor agreed to."""
+    for name in RUNS_CODE:
+        if not of_file.get(name) or name in of_flags:
+            continue
+        told = f"'{file}' sets {name}: {RUNS_CODE[name]}"
+        if not sys.stdin.isatty():
+            raise UserError(f"{told}. Where you trust it, say so on the command line as well.")
+        if not typer.confirm(f"{terminal(told)}. Go on?", err=True):
+            raise UserError(f"{told}. Nothing was run.")
 
 
 def _show_plan(sweep: Sweep) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from sae_lm_eval.files.escaping import terminal
 from sae_lm_eval.report.formatting import MINUS
 
 if TYPE_CHECKING:
@@ -63,12 +64,12 @@ def print_grouped(console: Console, table: TextTable, by: int = 1) -> None:
         for width in widths:
             grid.add_column(width=width, overflow="fold")
         for line in lines:
-            grid.add_row(*map(Text, line))
+            grid.add_row(*(Text(terminal(cell)) for cell in line))
         console.print(grid)
 
     print_lines_of(lines[:1])
     for shared, group in groupby(table.rows, key=lambda row: row[:by]):
-        console.print(Text(", ".join(shared), style="bold"))
+        console.print(Text(terminal(", ".join(shared)), style="bold"))
         print_lines_of([row[by:] for row in group])
     console.print()
 
@@ -77,7 +78,7 @@ def _print_lines(console: Console, table: TextTable) -> None:
     """A line a row, for programs: no cell holds a tab or a line break, and a minus sign is the one that they read."""
     title = [[table.title]] if table.title else []
     for line in (*title, table.headings, *table.rows):
-        cells = (" ".join(cell.replace("\t", " ").splitlines()).replace(MINUS, "-") for cell in line)
+        cells = (terminal(cell).replace(MINUS, "-") for cell in line)
         print("\t".join(cells), file=console.file)
 
 
@@ -87,12 +88,12 @@ def drawn(table: TextTable) -> Grid:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    title = Text(table.title, style="bold") if table.title else None
+    title = Text(terminal(table.title), style="bold") if table.title else None
     grid = Grid(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for index, heading in enumerate(table.headings):
-        grid.add_column(Text(heading), justify="left" if index in table.words else "right", overflow="fold")
+        grid.add_column(Text(terminal(heading)), justify="left" if index in table.words else "right", overflow="fold")
     for row in table.rows:
-        grid.add_row(*(Text(cell.expandtabs(1)) for cell in row))
+        grid.add_row(*(Text(terminal(cell)) for cell in row))
     return grid
 
 

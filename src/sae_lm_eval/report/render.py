@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from sae_lm_eval.files.escaping import printable
 from sae_lm_eval.report import references
 from sae_lm_eval.report.assemble import Report
 from sae_lm_eval.report.figures import INK, NARROW, RULE, Picture, as_bytes
@@ -65,7 +66,10 @@ def tex(value: Any) -> Tex:
     """Text as LaTeX. Letters that pdfTeX's T1 fonts lack are written as their code points."""
     if isinstance(value, Tex):
         return value
-    return Tex("".join(TEX_SPECIAL.get(character) or _tex_letter(character) for character in one_line(value)))
+    text = one_line(value)
+    # Behind the end of a row LaTeX takes a bracket or a star for its argument.
+    start = "{}" if text[:1] in ("[", "*") else ""
+    return Tex(start + "".join(TEX_SPECIAL.get(character) or _tex_letter(character) for character in text))
 
 
 def tex_name(text: str) -> Tex:
@@ -270,12 +274,17 @@ def markdown_report(report: Report) -> str:
     environment.filters |= {
         "cite": cite,
         "grid": lambda table: Verbatim(table_markdown(table)),
-        "block": lambda parts: Verbatim("    " + _with_remarks(parts).replace("\n", "\n    ")),
-        "code": lambda text: Verbatim(text.replace("\n", "\n    ")),  # indented, a line cannot leave the block
+        "block": lambda parts: Verbatim("    " + _indented(_with_remarks(parts))),
+        "code": lambda text: Verbatim(_indented(text)),
     }
     return environment.get_template("report.md").render(
         report=report, references=references, worst_caption=CAPTION, bold=Verbatim("**")
     )
+
+
+def _indented(text: str) -> str:
+    """Indented, a line cannot leave its block; a carriage return would begin one that is not."""
+    return printable(text).replace("\n", "\n    ")
 
 
 def _with_remarks(parts: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.escaping import for_spreadsheets
 from sae_lm_eval.report import render
 from sae_lm_eval.report.assemble import Report
 from sae_lm_eval.report.figures import as_bytes
@@ -54,8 +55,8 @@ def files(report: Report) -> dict[str, bytes]:
         "report.md": render.markdown_report(report),
         "appendix.tex": render.latex(report),
         "appendix.bib": render.bibtex(report),
-        "drops.csv": report.drops.assign(schema=VERSION).to_csv(index=False),
-        "fidelity.csv": report.fidelity.assign(schema=VERSION).to_csv(index=False),
+        "drops.csv": for_spreadsheets(report.drops.assign(schema=VERSION)).to_csv(index=False),
+        "fidelity.csv": for_spreadsheets(report.fidelity.assign(schema=VERSION)).to_csv(index=False),
     }
     pictures = {
         f"figures/{picture.name}.{kind}": as_bytes(picture.figure, kind)

@@ -20,6 +20,7 @@ from sae_lm_eval.runs.model_pool import Loaded, Look, UnknownModel
 from sae_lm_eval.runs.outcome import Finished, Outcome
 from sae_lm_eval.runs.settings import fixed, lm_eval_config
 from sae_lm_eval.runs.sweep import AGAIN, BASELINE, Sweep, sweep_of
+from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 from sae_lm_eval.runtime.journal import DiskError, Journal
 from sae_lm_eval.runtime.processes import agreed, gathered, rank, several
 from sae_lm_eval.runtime.progress import Shown, quiet
@@ -227,6 +228,7 @@ class _Evaluation:
             self._looked.add(name)
             return look
         except Exception as error:  # whatever a file of somebody else's makes a library raise
+            raise_if_out_of_memory(error)
             if name in finished:
                 logger.warning("Whether '%s' is still what was evaluated cannot be told: %s", name, _why(error))
             else:
@@ -261,6 +263,7 @@ class _Evaluation:
             try:
                 self.loaded.look(name)
             except Exception as error:  # as when they were settled
+                raise_if_out_of_memory(error)
                 self._leave_out(name, _why(error))
             self.loaded.forget()
         return name not in self.failed
@@ -296,6 +299,7 @@ class _Evaluation:
             try:
                 made[name] = self.loaded.variant(name)
             except Exception as error:  # as when they were looked at
+                raise_if_out_of_memory(error)
                 failed.append((name, _why(error)))
         for name, why in dict(gathered(failed)).items():
             made.pop(name, None)

@@ -14,11 +14,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 from sae_lm_eval.runtime.journal import DiskError
 from sae_lm_eval.schema import KEY, VERSION, version_of
 
 SETTINGS, GROUPS, PACE, IDENTITY = "run.json", ".groups.json", ".pace.json", ".identity.json"
-LOCK, LOG = ".lock", "run.log"
+LOCK, LOG, REPORT = ".lock", "run.log", "report"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -30,6 +31,7 @@ def held(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(folder)
         lock = FileLock(folder / LOCK, timeout=0)
         lock.acquire()
     except Timeout:
@@ -43,13 +45,32 @@ def held(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if not folder.is_dir():
+            raise DiskError(f"The folder '{folder}' was removed or replaced while the run wrote to it.") from error
+        raise_if_out_of_memory(error)
         if error.errno not in FULL:
             raise
         raise DiskError(
             f"Nothing more can be written to '{folder}': {error.strerror}. Free some space; the same command continues."
         ) from error
+    except (MemoryError, RuntimeError) as error:
+        raise_if_out_of_memory(error)
+        raise
     finally:
         lock.release()
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise `UserError` where a file that a run writes is a symbolic link: it would be written to somewhere else.
+
+    Finished results may be links, since they are only read.
+    """
+    for path in folder.iterdir():
+        if path.is_symlink() and (path.name.startswith(".") or path.name in (SETTINGS, LOG, REPORT)):
+            raise UserError(
+                f"'{path}' is a symbolic link, which a run does not write through. Remove it, or give another "
+                "--output_path."
+            )
 
 
 def journal_of(process: int | str = 0) -> str:

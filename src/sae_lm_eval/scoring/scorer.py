@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 from sae_lm_eval.scoring.executor import Executor
 from sae_lm_eval.scoring.forked_pass import START, forked
 from sae_lm_eval.scoring.last_block import LastBlock, Paths, paths_of_last_block
@@ -225,6 +226,7 @@ class Scorer:
         except UserError:
             raise
         except Exception as error:  # whatever an architecture does not bear; it gets the next layout
+            raise_if_out_of_memory(error)
             logger.debug("%s cannot be scored %s: %r", type(self.model).__name__, layout, error)
             return False
         shared = np.stack([scores[i].logprob for i in range(len(self._trial.queries))])

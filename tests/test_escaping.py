@@ -1,0 +1,47 @@
+"""Texts of somebody else's do nothing where they are shown."""
+
+from __future__ import annotations
+
+import io
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from sae_lm_eval.cli.tables import TextTable, print_grouped, print_table
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.escaping import for_spreadsheets, markup, terminal
+from sae_lm_eval.report.render import tex
+
+EVIL = "\x1b[31mred\x07 \u202eright\u2066 \ud800 \x9b2J [/red] \r\n\u2028end"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+@pytest.mark.parametrize("show", [print_table, print_grouped])
+def test_tables(is_terminal, show):
+    console = Console(file=io.StringIO(), force_terminal=is_terminal, width=300, color_system=None)
+    show(console, TextTable(("a", EVIL), [(EVIL, "x"), ("y", EVIL)], EVIL))
+    text = console.file.getvalue()
+    text.encode()
+    assert "\x1b[31m" not in text
+    assert not set("\u202e\u2066\ud800\x9b\x07\r\u2028") & set(text)
+    assert "[/red]" in text
+    assert "<U+202E>right" in text
+
+
+def test_errors_and_markup():
+    assert str(UserError(f"'{EVIL}'")).startswith("'<U+001B>[31mred<U+0007> <U+202E>right<U+2066> <U+D800>")
+    assert terminal("a\r\nb\tc") == "a b c"
+    assert markup("[/red]") == r"\[/red]"
+
+
+def test_cells_that_spreadsheets_would_run():
+    frame = pd.DataFrame({"name": ["=1+1", "@x", "-2", "a=b"], "drop": [-1.0, 2.0, 3.0, 4.0]})
+    assert for_spreadsheets(frame)["name"].tolist() == ["'=1+1", "'@x", "'-2", "a=b"]
+    assert for_spreadsheets(frame)["drop"].tolist() == frame["drop"].tolist()
+
+
+@pytest.mark.parametrize("text", ["[a] b", "*a"])
+def test_a_first_cell_is_no_argument_of_the_row_before(text):
+    assert tex(text).startswith("{}" + text[0])
+    assert not tex("a" + text).startswith("{}")
