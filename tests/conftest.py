@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from pretend_device import pretended_device
+
+# Whatever these packages annotate is checked while tests run, shapes of tensors too; before they are imported.
+install_import_hook(["sae_lm_eval.splicing", "sae_lm_eval.scoring", "sae_lm_eval.fidelity"], "beartype.beartype")
 
 # A shell that starts the tests in the background has interrupts ignored, here and in all that is started from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)

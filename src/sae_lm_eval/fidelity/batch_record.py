@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from sae_lm_eval.dictionaries.stated import EARLY
@@ -27,35 +28,39 @@ SMALL = 1e-4  # norms below are divided by 1, as in sae_lens.evals
 class CountedPositions(NamedTuple):
     """The positions of a batch that count for dictionaries spliced in from the same position on.
 
-    `positions` (counted,) are indices among rows x length, each listed once. For every target that such a position
-    predicts, (targets,), `place` is the index of its position in `positions`, and `documents` that of its document.
+    `positions` are indices among rows x length, each listed once. For every target that such a position predicts,
+    `place` is the index of its position in `positions`, and `documents` that of its document.
     """
 
-    positions: Tensor
-    place: np.ndarray
-    documents: np.ndarray
+    positions: Int[Tensor, " counted"]
+    place: Int[np.ndarray, " targets"]
+    documents: Int[np.ndarray, " targets"]
 
 
 @dataclass(frozen=True)
 class SpliceRecord:
-    """Of one splice: `columns` (counted, COLUMNS), float64; `replaced` (counted, d_out), what the dictionary stands
-    for; `fired`, for each document a mask (d_dictionary,) of the latents that were not 0 in it.
+    """Of one splice: `columns`, those of `COLUMNS`; `replaced`, what the dictionary stands for; `fired`, for each
+    document a mask of the latents that were not 0 in it.
 
     All in the dictionary's own space, to which the splice's activation maps lead.
     """
 
     counted: CountedPositions
-    columns: np.ndarray
-    replaced: Tensor
-    fired: Mapping[int, np.ndarray]
+    columns: Float64[np.ndarray, "counted columns"]
+    replaced: Float[Tensor, "counted d_out"]
+    fired: Mapping[int, Bool[np.ndarray, " latents"]]
 
 
 def counted_positions(
-    context: Context, targets: TargetIndex, documents: np.ndarray, excluded_ids: Collection[int], first: int
+    context: Context,
+    targets: TargetIndex,
+    documents: Int[np.ndarray, " targets"],
+    excluded_ids: Collection[int],
+    first: int,
 ) -> CountedPositions:
     """Positions that predict a target, hold none of `excluded_ids`, and are not below `first`.
 
-    `documents` (targets,) are the documents that the targets are of.
+    `documents` are the documents that the targets are of.
     """
     places = torch.from_numpy(targets.positions).to(context.input_ids.device)
     ids, positions = (
@@ -96,8 +101,15 @@ class BatchRecord:
         """Of the splice of that number: `output` (rows, positions, d_dictionary)."""
         self._latents[number] = output
 
-    def __call__(self, splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
-        """At a splice: raw `x` and `y` (rows, positions, width), and what took the place of `y`, if anything did."""
+    def __call__(
+        self,
+        splice: Splice,
+        x: Float[Tensor, "rows positions d_in"],
+        y: Float[Tensor, "rows positions d_out"],
+        new: Float[Tensor, "rows positions d_out"] | None,
+        context: Context,
+    ) -> None:
+        """At a splice: raw `x` and `y`, and what took the place of `y`, if anything did."""
         counted, dictionary = self.counted[splice.first_position], splice.dictionary
         if not len(counted.positions):
             return
@@ -129,8 +141,8 @@ class BatchRecord:
         self.splices[number] = SpliceRecord(counted, columns.cpu().numpy(), replaced, fired)
 
     def _activations(
-        self, number: int, splice: Splice, x: Tensor, counted: CountedPositions
-    ) -> tuple[Tensor, dict[int, np.ndarray]]:
+        self, number: int, splice: Splice, x: Float[Tensor, "rows positions d_in"], counted: CountedPositions
+    ) -> tuple[Float64[Tensor, " counted"], dict[int, Bool[np.ndarray, " latents"]]]:
         """L0 at each counted position, and for each document a mask of the latents that fired in it."""
         dictionary, kept = splice.dictionary, self._latents.pop(number, None)
         z = splice.map_in.there(x.to(dictionary.device, dictionary.dtype))
@@ -156,11 +168,13 @@ class BatchRecord:
         return l0, fired
 
 
-def _norms(splice: Splice, x: Tensor, positions: Tensor) -> Tensor:
+def _norms(
+    splice: Splice, x: Float[Tensor, "rows positions d_in"], positions: Int[Tensor, " counted"]
+) -> Float64[Tensor, " counted"]:
     """Of what the dictionary reads, in its own space, at each position."""
     read = x.flatten(0, 1)[positions.to(x.device)].to(splice.dictionary.device, splice.dictionary.dtype)
     return splice.map_in.there(read).double().norm(dim=-1)
 
 
-def _divisor(norm: Tensor) -> Tensor:
+def _divisor(norm: Float[Tensor, " counted"]) -> Float[Tensor, " counted"]:
     return torch.where(norm < SMALL, 1.0, norm)

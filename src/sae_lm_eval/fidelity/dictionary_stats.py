@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float64, Int
 
 from sae_lm_eval.fidelity.batch_record import COLUMNS, BatchRecord, SpliceRecord, counted_positions
 from sae_lm_eval.scoring.request import TargetIndex
@@ -19,13 +20,13 @@ NOWHERE = np.iinfo(np.int64).max
 
 @dataclass
 class DictionarySums:
-    """Of one dictionary: `columns` (documents, COLUMNS); `vectors` (documents, d_out), sums of what it stands for;
-    `first` and `last` (categories, d_dictionary), the least and greatest number of a document where each fired."""
+    """Of one dictionary: `columns`, those of `COLUMNS`; `vectors`, sums of what it stands for; `first` and `last`, the
+    least and greatest number of a document where each latent fired."""
 
-    columns: np.ndarray
-    vectors: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
+    columns: Float64[np.ndarray, "documents columns"]
+    vectors: Float64[np.ndarray, "documents d_out"]
+    first: Int[np.ndarray, "categories latents"]
+    last: Int[np.ndarray, "categories latents"]
 
     def add(self, record: SpliceRecord, numbers: Sequence[int], categories: Sequence[int]) -> None:
         """Add one batch; `numbers` and `categories` are as `DictionaryStatistics` has them."""
@@ -69,7 +70,9 @@ class DictionaryStatistics:
             )
 
     @contextmanager
-    def batch(self, context: Context, targets: TargetIndex, queries: np.ndarray) -> Iterator[BatchRecord]:
+    def batch(
+        self, context: Context, targets: TargetIndex, queries: Int[np.ndarray, " targets"]
+    ) -> Iterator[BatchRecord]:
         """A record of one batch, which is added to the sums once the batch went well.
 
         A pass for which memory does not suffice leaves the scope by an exception, and its record is dropped: the same
@@ -89,9 +92,9 @@ class CategorySums(NamedTuple):
     """A dictionary's sums over a category's documents, of one process or of all; see `DictionarySums`."""
 
     positions: float
-    vector: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
+    vector: Float64[np.ndarray, " d_out"]
+    first: Int[np.ndarray, " latents"]
+    last: Int[np.ndarray, " latents"]
 
     def plus(self, other: CategorySums) -> CategorySums:
         return CategorySums(

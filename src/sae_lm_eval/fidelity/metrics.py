@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64, UInt16
 
 SEED = 1234
 RESAMPLES = 1000  # at most: more move a standard error by less than 2%
@@ -34,11 +35,11 @@ class Metric:
     undefined: str = "no position was scored"
     spread: Callable[[np.ndarray], float] | None = None
 
-    def value(self, rows: np.ndarray) -> float | None:
-        """From sums by document, (documents, sums)."""
+    def value(self, rows: Float64[np.ndarray, "documents sums"]) -> float | None:
+        """From sums by document."""
         return _defined(self.formula(*rows.sum(0)))
 
-    def stderr(self, rows: np.ndarray, resamples: int = RESAMPLES) -> float | None:
+    def stderr(self, rows: Float64[np.ndarray, "documents sums"], resamples: int = RESAMPLES) -> float | None:
         """The spread of `value` when the documents are drawn anew with replacement (Efron 1979).
 
         Every metric of as many documents sees the same draws. None for a single document, for no draws, and where
@@ -79,7 +80,7 @@ def fired(first: np.ndarray, _only: np.ndarray) -> np.ndarray:
     return np.asarray(first)
 
 
-def jackknife(rows: np.ndarray) -> float:
+def jackknife(rows: Float64[np.ndarray, "documents 2"]) -> float:
     """Of the fraction that fired: without a document, the elements that fired in no other are missing (Tukey 1958)."""
     _, only = rows.T
     n = len(rows)
@@ -140,8 +141,8 @@ def row(record: Mapping[str, Any], metric: Metric, site: str | None, *, within: 
     return [sums[f"{key}_{within}" if key in WITHIN else key] for key in metric.sums]
 
 
-def array(rows: Sequence[Sequence[float | None]]) -> np.ndarray:
-    """(documents, sums) in float64, nan where a sum is None."""
+def array(rows: Sequence[Sequence[float | None]]) -> Float64[np.ndarray, "documents sums"]:
+    """Sums by document, nan where one is None."""
     return np.array(rows, dtype=np.float64)
 
 
@@ -155,8 +156,8 @@ def table(records: Sequence[Mapping[str, Any]], *, within: str = "text") -> dict
 
 
 @lru_cache(maxsize=2)
-def resampled(documents: int, resamples: int, seed: int = SEED) -> np.ndarray:
-    """How often each document is drawn, (resamples, documents)."""
+def resampled(documents: int, resamples: int, seed: int = SEED) -> UInt16[np.ndarray, "resamples documents"]:
+    """How often each document is drawn."""
     rng = np.random.default_rng(seed)
     share = np.full(documents, 1 / documents)
     draws = [

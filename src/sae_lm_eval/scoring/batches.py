@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from sae_lm_eval.scoring.packing import Prefix, Row
 from sae_lm_eval.scoring.request import Query, TargetIndex
@@ -19,13 +20,13 @@ ENOUGH = 32  # positions to run the head for at once: for a few it takes as long
 class Batch(NamedTuple):
     """What one pass through the trunk reads, as arrays.
 
-    `ids` and `positions` (rows, length); `visible` (rows, length, depth + length), which tokens of the prefix of
-    `depth` tokens and of its own row each token attends to, or None where that is all before it.
+    `visible` is which tokens of the prefix and of its own row each token attends to, or None where that is all before
+    it.
     """
 
-    ids: np.ndarray
-    positions: np.ndarray
-    visible: np.ndarray | None
+    ids: Int[np.ndarray, "rows length"]
+    positions: Int[np.ndarray, "rows length"]
+    visible: Bool[np.ndarray, "rows length prefix_and_length"] | None
     targets: TargetIndex
 
 
@@ -39,7 +40,7 @@ class Batches:
     def __init__(
         self,
         queries: Sequence[Query],
-        starts: np.ndarray,
+        starts: Int[np.ndarray, " queries_and_one"],
         *,
         tokens: int,
         copies: int,
@@ -107,7 +108,9 @@ class Batches:
                 parts.append((number * length + path[where - depth], tokens, columns))
         return TargetIndex.joined(iter(parts))
 
-    def _targets(self, number: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _targets(
+        self, number: int, start: int, stop: int
+    ) -> tuple[Int[np.ndarray, " targets"], Int[np.ndarray, " targets"], Int[np.ndarray, " targets"]]:
         """A query's targets that positions from `start` to `stop` predict: these positions, the tokens, the columns."""
         query = self.queries[number]
         first = len(query.ids) - len(query.targets)
@@ -115,7 +118,7 @@ class Batches:
         return where, np.asarray(query.targets, dtype=np.int64)[where - first], self.starts[number] + where - first
 
     @staticmethod
-    def _visible(rows: Sequence[Row], depth: int, length: int) -> np.ndarray:
+    def _visible(rows: Sequence[Row], depth: int, length: int) -> Bool[np.ndarray, "rows length prefix_and_length"]:
         visible = np.tile(np.eye(length, dtype=bool), (len(rows), 1, 1))  # padding sees itself: a row needs something
         for number, row in enumerate(rows):
             visible[number, : len(row.ids), : len(row.ids)] = row.visible()

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from functools import cached_property
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
 class Predicted:
-    """Log-probabilities (..., vocabulary) in nats, of a `baseline` too where there is one to compare with.
+    """Log-probabilities in nats, of a `baseline` too where there is one to compare with.
 
     What several measures need of them is computed once.
     """
 
-    def __init__(self, logprob: Tensor, baseline: Predicted | None = None):
+    def __init__(self, logprob: Float[Tensor, "*batch vocabulary"], baseline: Predicted | None = None):
         self.logprob = logprob
         self._baseline = baseline
 
@@ -25,29 +26,29 @@ class Predicted:
         return self._baseline
 
     @cached_property
-    def probability(self) -> Tensor:
+    def probability(self) -> Float[Tensor, "*batch vocabulary"]:
         return self.logprob.exp()
 
     @cached_property
-    def likeliest(self) -> Tensor:
+    def likeliest(self) -> Int[Tensor, "*batch"]:
         return self.logprob.argmax(-1)
 
     @cached_property
-    def lost(self) -> Tensor:
+    def lost(self) -> Float[Tensor, "*batch vocabulary"]:
         return self.baseline.logprob - self.logprob
 
 
-def kl(variant: Predicted) -> Tensor:
-    """KL(baseline || variant) in nats, (...)."""
+def kl(variant: Predicted) -> Float[Tensor, "*batch"]:
+    """KL(baseline || variant) = sum of p_baseline (log p_baseline - log p_variant), in nats."""
     return torch.linalg.vecdot(variant.baseline.probability, variant.lost)
 
 
-def kl_reverse(variant: Predicted) -> Tensor:
-    """KL(variant || baseline) in nats, (...)."""
+def kl_reverse(variant: Predicted) -> Float[Tensor, "*batch"]:
+    """KL(variant || baseline) in nats."""
     return -torch.linalg.vecdot(variant.probability, variant.lost)
 
 
-def agreement(variant: Predicted) -> Tensor:
+def agreement(variant: Predicted) -> Float[Tensor, "*batch"]:
     """1 where both put the same token first, else 0."""
     return (variant.baseline.likeliest == variant.likeliest).to(variant.logprob.dtype)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers.cache_utils import Cache
 
@@ -32,9 +33,9 @@ LOGITS_ON_CPU, LOGITS = 2**22, 2**26
 
 
 class States(NamedTuple):
-    """A batch before the head: `hidden` (1 + variants, positions, width) at the positions that predict targets."""
+    """A batch before the head, at the positions that predict targets; the baseline is the first model."""
 
-    hidden: Tensor
+    hidden: Float[Tensor, "models positions width"]
     targets: TargetIndex
 
 
@@ -137,8 +138,8 @@ class Executor:
         # The last block may be on another device than the first.
         return States(hidden[:, torch.from_numpy(targets.positions).to(hidden.device)], targets)
 
-    def _additive_mask(self, visible: np.ndarray) -> Tensor:
-        """(rows, 1, length, depth + length), to be added to attention scores."""
+    def _additive_mask(self, visible: Bool[np.ndarray, "rows length all"]) -> Float[Tensor, "rows 1 length all"]:
+        """To be added to attention scores."""
         dtype, hidden = self.head.model.dtype, self._here(~visible)
         mask = torch.zeros(hidden.shape, dtype=dtype, device=self.device)
         return mask.masked_fill(hidden, torch.finfo(dtype).min)[:, None]
@@ -173,8 +174,13 @@ class Executor:
         self.positions_at_once = count
         logger.warning("Out of memory: continuing with logits at %d positions.", count)
 
-    def _scores(self, hidden: Tensor, place: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """What the tables take, (models, targets): `place` and `target` (targets,) index positions and vocabulary."""
+    def _scores(
+        self,
+        hidden: Float[Tensor, "models positions width"],
+        place: Int[Tensor, " targets"],
+        target: Int[Tensor, " targets"],
+    ) -> dict[str, Shaped[Tensor, "_ targets"]]:
+        """What the tables take: `place` indexes positions, `target` the vocabulary."""
         columns: dict[str, list[Tensor]] = {name: [] for name in self.tables.tables}
         baseline = None
         for number, of_model in enumerate(hidden):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -77,7 +78,7 @@ class LastBlock:
             attending = partial(self._attending, block.forward)
             scope.enter_context(instead(block, "forward", attending))
 
-    def begin(self, places: np.ndarray, shape: torch.Size) -> None:
+    def begin(self, places: Int[np.ndarray, " places"], shape: torch.Size) -> None:
         """Before each pass: which places are needed among rows x positions, of `shape`; sorted, each once."""
         self._places, self._positions = torch.from_numpy(places).to(self._device), shape.numel()
         rows, length = shape
@@ -99,7 +100,9 @@ class LastBlock:
         self._shape = hidden.shape
         return (hidden.reshape(-1, self._positions, hidden.shape[-1])[:, self._places], *rest)
 
-    def _widen(self, _module: nn.Module, _args: tuple, output: Tensor) -> Tensor:
+    def _widen(
+        self, _module: nn.Module, _args: tuple, output: Float[Tensor, "copies positions width"]
+    ) -> Float[Tensor, "*batch width"]:
         wide = output.new_zeros(len(output), self._positions, output.shape[-1])
         wide[:, self._places] = output
         return wide.reshape(*self._shape[:-1], -1)
@@ -122,8 +125,14 @@ class FewQueries(TorchFunctionMode):
         return narrowed(func, args, kwargs, mask, self.at)
 
 
-def narrowed(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Tensor, at: Tensor) -> Tensor:
-    """What `attention` gives the queries `at` (rows, some) under a mask, and 0 elsewhere."""
+def narrowed(
+    attention: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    mask: Shaped[Tensor, "#copies_and_rows #heads length all"],
+    at: Int[Tensor, "rows some"],
+) -> Float[Tensor, "copies_and_rows heads length d_head"]:
+    """What `attention` gives the queries `at` under a mask, and 0 elsewhere."""
     query, *rest = args
     at = at.repeat(len(query) // len(at), 1)[:, None, :, None]
     few = at.expand(-1, query.shape[1], -1, query.shape[3])

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_lm_eval.scoring.patching import instead
@@ -40,8 +41,8 @@ class Head:
         self.trunk: Any = trunks[0]
         self._output = type(outputs[self.trunk])
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Logits (n, vocabulary) of hidden states (n, width)."""
+    def __call__(self, hidden: Float[Tensor, "positions width"]) -> Float[Tensor, "positions vocabulary"]:
+        """Logits of hidden states."""
         ids = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
         # `forward` of the trunk gives what it has computed already; the ids say no more than how many positions.
         output = self._output(last_hidden_state=hidden[None])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
+from jaxtyping import Bool, Shaped
 
 
 @dataclass
@@ -43,8 +44,8 @@ class Row:
             self.depths.extend(range(self.depth + shared, len(ids)))
         self.paths[number] = path
 
-    def visible(self) -> np.ndarray:
-        """(tokens, tokens): which tokens of the row each may attend to."""
+    def visible(self) -> Bool[np.ndarray, "tokens tokens"]:
+        """Which tokens of the row each may attend to."""
         seen = np.zeros((len(self.ids), len(self.ids)), dtype=bool)
         for slot, parent in enumerate(self.parents):
             if parent >= 0:
@@ -77,7 +78,7 @@ def pack(sequences: Sequence[Sequence[int]], *, capacity: int, limit: int, prefi
     return _Planner(sequences, capacity, limit, prefixes, trees).root()
 
 
-def common(a: np.ndarray, b: np.ndarray) -> int:
+def common(a: Shaped[np.ndarray, " one"], b: Shaped[np.ndarray, " other"]) -> int:
     """How many tokens two sequences have in common from their beginning on."""
     short = min(len(a), len(b))
     differ = a[:short] != b[:short]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float32, Int
 
 from sae_lm_eval.splicing.attach import SpliceWatch
 from sae_lm_eval.splicing.splice import Context
@@ -23,30 +24,29 @@ class Query:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one query, float32 arrays.
+    """Of one query.
 
-    `logprob` (1 + variants, targets) is the target's, in nats, and `greedy`, if it was requested, is 1 where the
-    target is the likeliest token, the baseline first; `measures` (variants compared, targets) compare variants with
-    the baseline.
+    `logprob` is the target's, in nats, and `greedy`, if it was requested, is 1 where the target is the likeliest token,
+    the baseline first; `measures` compare variants with the baseline.
     """
 
-    logprob: np.ndarray
-    greedy: np.ndarray | None
-    measures: dict[str, np.ndarray]
+    logprob: Float32[np.ndarray, "models targets"]
+    greedy: Float32[np.ndarray, "models targets"] | None
+    measures: dict[str, Float32[np.ndarray, "compared targets"]]
 
 
 class TargetIndex(NamedTuple):
     """Where a batch predicts which targets; sorted by position.
 
-    `positions` (distinct positions,) are indices among rows x length, ascending, each listed once. For every target,
-    (targets,), `place` is the index of its position in `positions`, `tokens` its id, and `columns` its column in the
-    tables of scores. Several queries may have a target at one position.
+    `positions` are indices among rows x length, ascending, each listed once. For every target `place` is the index of
+    its position in `positions`, `tokens` its id, and `columns` its column in the tables of scores. Several queries may
+    have a target at one position.
     """
 
-    positions: np.ndarray
-    place: np.ndarray
-    tokens: np.ndarray
-    columns: np.ndarray
+    positions: Int[np.ndarray, " positions"]
+    place: Int[np.ndarray, " targets"]
+    tokens: Int[np.ndarray, " targets"]
+    columns: Int[np.ndarray, " targets"]
 
     @classmethod
     def joined(cls, parts: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> TargetIndex:
@@ -57,11 +57,14 @@ class TargetIndex(NamedTuple):
         return cls(positions, place[order], tokens[order], columns[order])
 
 
+@runtime_checkable
 class Watch(Protocol):
     """Sees what passes the splices of the first variant, batch by batch."""
 
-    def batch(self, context: Context, targets: TargetIndex, queries: np.ndarray) -> AbstractContextManager[SpliceWatch]:
-        """A scope around one batch; `queries` (targets,) are the numbers of the queries that the targets are of.
+    def batch(
+        self, context: Context, targets: TargetIndex, queries: Int[np.ndarray, " targets"]
+    ) -> AbstractContextManager[SpliceWatch]:
+        """A scope around one batch; `queries` are the numbers of the queries that the targets are of.
 
         Where the scope is left by an exception the batch does not count: one that memory does not suffice for is run
         again in parts.

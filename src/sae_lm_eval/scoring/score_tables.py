@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Int, Shaped
 
 from sae_lm_eval.scoring.request import ScoreRequest, Scores
 
@@ -23,12 +24,14 @@ class ScoreTables:
         rows |= dict.fromkeys(self.measures, self.compared)
         self.tables = {name: np.zeros((count, self.starts[-1]), dtype=np.float32) for name, count in rows.items()}
 
-    def queries(self, columns: np.ndarray) -> np.ndarray:
+    def queries(self, columns: Int[np.ndarray, " targets"]) -> Int[np.ndarray, " targets"]:
         """The numbers of the queries that columns are of."""
         return np.searchsorted(self.starts, columns, side="right") - 1
 
-    def write(self, columns: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
-        """Put `values` (models, columns), by the tables' names, into some columns."""
+    def write(
+        self, columns: Int[np.ndarray, " targets"], values: Mapping[str, Shaped[np.ndarray, "_ targets"]]
+    ) -> None:
+        """Put `values`, by the tables' names, into some columns."""
         for name, rows in values.items():
             self.tables[name][:, columns] = rows
 

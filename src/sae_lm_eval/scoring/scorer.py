@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
@@ -83,8 +84,8 @@ class Trial:
         return [query for same in self.of_length for query in same]
 
 
-def typical(off: np.ndarray) -> np.ndarray:
-    """Of differences (queries, models, targets) what most do not exceed, (models,).
+def typical(off: Float[np.ndarray, "queries models targets"]) -> Float[np.ndarray, " models"]:
+    """What most differences do not exceed.
 
     Most, since a dictionary that keeps its k largest latents may round to others.
     """
@@ -196,14 +197,14 @@ class Scorer:
 
     @cached_property
     @torch.no_grad()
-    def _in_batches(self) -> np.ndarray:
+    def _in_batches(self) -> Float32[np.ndarray, "queries models targets"]:
         """What the model gives the trial's queries, those of one length in a batch."""
         return np.concatenate([self._plainly(same) for same in self._trial.of_length])
 
     @cached_property
     @torch.no_grad()
-    def _spread(self) -> np.ndarray:
-        """How far it gives them something else one by one, or many times at once, (1 + variants).
+    def _spread(self) -> Float[np.ndarray, " models"]:
+        """How far it gives them something else one by one, or many times at once.
 
         On a GPU a product of few rows and one of many are summed in another order, two of few rows often in the same.
         """
@@ -234,8 +235,8 @@ class Scorer:
         tolerance = TOLERANCE[self.model.dtype]
         return bool((off <= tolerance).all() or (off <= np.maximum(tolerance, SPREADS * self._spread)).all())
 
-    def _plainly(self, queries: Sequence[Query]) -> np.ndarray:
-        """Log-probabilities (queries, 1 + variants, targets) of sequences of one length, each variant by itself."""
+    def _plainly(self, queries: Sequence[Query]) -> Float32[np.ndarray, "queries models targets"]:
+        """Log-probabilities of sequences of one length, each variant by itself."""
         device = next(self.model.parameters()).device
         ids = torch.tensor([list(query.ids) for query in queries], device=device)
         targets = torch.tensor([list(query.targets) for query in queries])[..., None]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sae_lm_eval.errors import UserError, one_of
@@ -44,14 +45,14 @@ class ActivationMap:
     """
 
     name: str
-    shift: Tensor | None = None
+    shift: Float[Tensor, " width"] | None = None
 
-    def there(self, x: Tensor) -> Tensor:
+    def there(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         if self.name == "centered":
             return x - x.mean(-1, keepdim=True)
         return x if self.shift is None else x - self.shift.to(x)
 
-    def back(self, z: Tensor, y: Tensor) -> Tensor:
+    def back(self, z: Float[Tensor, "*batch width"], y: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         if self.name == "centered":
             return z + y.mean(-1, keepdim=True)
         return z if self.shift is None else z + self.shift.to(z)
@@ -80,7 +81,7 @@ def build_map(architecture: Architecture, site: Site, name: str) -> ActivationMa
 
 
 @torch.no_grad()
-def value_shift(architecture: Architecture, layer: int, *, folded: bool) -> Tensor:
+def value_shift(architecture: Architecture, layer: int, *, folded: bool) -> Float[Tensor, " width"]:
     """The constant c (heads * d_head) by which processed z falls short of raw z.
 
     Attention weights sum to one, so whatever is constant in the values passes unchanged into z: the value

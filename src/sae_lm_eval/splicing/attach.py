@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
@@ -36,11 +37,19 @@ def attached(model: nn.Module, variant: Variant) -> Iterator[None]:
         yield
 
 
+@runtime_checkable
 class SpliceWatch(Protocol):
     """Sees what passes the splices of a variant in one forward pass."""
 
-    def __call__(self, splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
-        """At a splice: raw `x` and `y` (rows, positions, width), and what takes the place of `y`, None for nothing."""
+    def __call__(
+        self,
+        splice: Splice,
+        x: Float[Tensor, "rows positions d_in"],
+        y: Float[Tensor, "rows positions d_out"],
+        new: Float[Tensor, "rows positions d_out"] | None,
+        context: Context,
+    ) -> None:
+        """At a splice: raw `x` and `y`, and what takes the place of `y`, None where nothing does."""
 
 
 class Attachment:
@@ -54,7 +63,7 @@ class Attachment:
         self.variant = variant
         self.context: Context | None = None
         self.rows = slice(None)
-        self.keep: Tensor | None = None  # positions of special tokens, (batch, positions, 1)
+        self.keep: Bool[Tensor, "batch positions 1"] | None = None  # where special tokens are
         self.passed: dict[Port, Tensor] = {}
         self.watch: SpliceWatch | None = None
         for splice in variant.in_order():
@@ -74,23 +83,23 @@ class Attachment:
             special = torch.tensor(sorted(self.variant.special_ids), device=context.input_ids.device)
             self.keep = torch.isin(context.input_ids, special)[..., None]
 
-    def _kept(self, splice: Splice) -> Tensor | None:
-        """Positions (batch, positions, 1) that keep their activation at a splice."""
+    def _kept(self, splice: Splice) -> Bool[Tensor, "batch positions 1"] | None:
+        """Which positions keep their activation at a splice."""
         assert self.context is not None
         if not splice.first_position:
             return self.keep
         before = (self.context.positions < splice.first_position)[..., None]
         return before if self.keep is None else before | self.keep.to(before.device)
 
-    def _by_position(self, passing: Tensor) -> Tensor:
-        """(all rows, positions, width), where some modules see rows and positions as one axis."""
+    def _by_position(self, passing: Float[Tensor, "*batch width"]) -> Float[Tensor, "all_rows positions width"]:
+        """Where some modules see rows and positions as one axis."""
         assert self.context is not None
         return passing.reshape(-1, self.context.input_ids.shape[1], passing.shape[-1])
 
-    def _read(self, port: Port, passing: Tensor) -> None:
+    def _read(self, port: Port, passing: Float[Tensor, "*batch width"]) -> None:
         self.passed[port] = self._by_position(passing)[self.rows]
 
-    def _write(self, splice: Splice, passing: Tensor) -> Tensor | None:
+    def _write(self, splice: Splice, passing: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"] | None:
         if splice.mode == "none" and self.watch is None:
             return None
         assert self.context is not None

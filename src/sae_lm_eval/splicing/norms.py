@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
@@ -22,14 +23,14 @@ class Normalisation:
     """A norm before its gain and bias, (x - mean or x) / sqrt(the variance or the mean square + eps).
 
     `centres` is whether the mean is subtracted, `by_deviation` whether the divisor is the standard deviation rather
-    than the root mean square. LayerNorm does both, RMSNorm neither. (..., width) of any dtype becomes float32.
+    than the root mean square. LayerNorm does both, RMSNorm neither.
     """
 
     centres: bool
     by_deviation: bool
     eps: float = 0.0
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Float[Tensor, "*batch width"]) -> Float32[Tensor, "*batch width"]:
         x = x.float()
         centred = x - x.mean(-1, keepdim=True)
         spread = (centred if self.by_deviation else x).pow(2).mean(-1, keepdim=True)
@@ -67,20 +68,22 @@ def subtracts_mean(norm: nn.Module, width: int) -> bool:
 
 
 @torch.no_grad()
-def of_nothing(norm: nn.Module, width: int) -> Tensor:
-    """What `norm` makes of zeros, (width,): its bias."""
+def of_nothing(norm: nn.Module, width: int) -> Float64[Tensor, " width"]:
+    """What `norm` makes of zeros: its bias."""
     return _applied(norm)(torch.zeros(1, width))[0]
 
 
-def _probes(width: int) -> Tensor:
+def _probes(width: int) -> Float32[Tensor, "probes width"]:
     x = torch.randn(len(MEANS), width, generator=torch.Generator(device="cpu").manual_seed(0), device="cpu")
     return (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True, correction=0) + torch.tensor(MEANS, device="cpu")[
         :, None
     ]
 
 
-def _line(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The gain and the bias (width,) by which `y` is made of `x`, (probes, width), by least squares."""
+def _line(
+    x: Float64[Tensor, "probes width"], y: Float64[Tensor, "probes width"]
+) -> tuple[Float64[Tensor, " width"], Float64[Tensor, " width"]]:
+    """The gain and the bias by which `y` is made of `x`, by least squares."""
     dx, dy = x - x.mean(0), y - y.mean(0)
     gain = (dx * dy).sum(0) / dx.pow(2).sum(0)
     return gain, y.mean(0) - gain * x.mean(0)

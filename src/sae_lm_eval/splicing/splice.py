@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
@@ -35,21 +36,22 @@ class Splice:
     map_in: ActivationMap
     map_out: ActivationMap
     mode: str = "reconstruction"
-    mean: Tensor | None = None
+    mean: Float[Tensor, " d_out"] | None = None
     seed: int = 0
     scale: float = 1.0
     first_position: int = 0
 
-    def reconstruct(self, x: Tensor, y: Tensor) -> Tensor:
-        """What the dictionary puts in the place of raw `y` when it reads raw `x`, in the dictionary's dtype.
-
-        Shapes: `x` (batch, positions, d_in), `y` and the result (batch, positions, d_out).
-        """
+    def reconstruct(
+        self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"]
+    ) -> Float[Tensor, "batch positions d_out"]:
+        """What the dictionary puts in the place of raw `y` when it reads raw `x`, in the dictionary's dtype."""
         dtype, device = self.dictionary.dtype, self.dictionary.device
         z = self.dictionary.reconstruct(self.map_in.there(x.to(device, dtype)))
         return self.map_out.back(z, y.to(device, dtype))
 
-    def edit(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
+    def edit(
+        self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], context: Context
+    ) -> Float[Tensor, "batch positions d_out"]:
         """What the mode puts in the place of `y`, in the dtype of `y`, at every position."""
         new = EDITS[self.mode](self, x, y, context)
         if self.scale != 1:
@@ -57,22 +59,32 @@ class Splice:
             new = wide + self.scale * (new - wide)
         return new.to(y.device, y.dtype)
 
-    def reconstruction(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
+    def reconstruction(
+        self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], context: Context
+    ) -> Float[Tensor, "batch positions d_out"]:
         return self._by_row(x, y, context) if self.dictionary.sequential else self.reconstruct(x, y)
 
-    def with_error(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
+    def with_error(
+        self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], context: Context
+    ) -> Float[Tensor, "batch positions d_out"]:
         new = self.reconstruction(x, y, context)
         return new + (y.to(new) - new)
 
-    def zero(self, _x: Tensor, y: Tensor, _context: Context) -> Tensor:
+    def zero(
+        self, _x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], _context: Context
+    ) -> Float[Tensor, "batch positions d_out"]:
         return torch.zeros_like(y)
 
-    def mean_activation(self, _x: Tensor, y: Tensor, _context: Context) -> Tensor:
+    def mean_activation(
+        self, _x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], _context: Context
+    ) -> Float[Tensor, "batch positions d_out"]:
         if self.mean is None:
             raise UserError("splice=mean needs the mean of the activations: give mean_text=FILE to take it from.")
         return self.mean.expand_as(y)
 
-    def random_error(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
+    def random_error(
+        self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], context: Context
+    ) -> Float[Tensor, "batch positions d_out"]:
         """`y` plus a vector of the norm of the dictionary's error at each position.
 
         Its direction depends on nothing but the seed, the site, the token and its position: not on the batch.
@@ -84,14 +96,16 @@ class Splice:
         return wide + directions * (wide - new).norm(dim=-1, keepdim=True)
 
     @cached_property
-    def _directions(self) -> Tensor:
-        """Unit vectors, uniform on the sphere, (DIRECTIONS, d_out)."""
+    def _directions(self) -> Float[Tensor, "directions d_out"]:
+        """Unit vectors, uniform on the sphere; `DIRECTIONS` of them."""
         # torch's generator on the CPU looks at 32 bits of its seed only.
         seed = zlib.crc32(f"{self.seed} {self.site_out.hook}".encode())
         table = torch.randn(DIRECTIONS, self.dictionary.d_out, generator=torch.Generator().manual_seed(seed))
         return nn.functional.normalize(table, dim=-1).to(self.dictionary.device, self.dictionary.dtype)
 
-    def _by_row(self, x: Tensor, y: Tensor, context: Context) -> Tensor:
+    def _by_row(
+        self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], context: Context
+    ) -> Float[Tensor, "batch positions d_out"]:
         # A dictionary that attends over positions must not see padding.
         new = y.to(self.dictionary.dtype, copy=True)
         for row, real in enumerate(context.real_tokens(x.device)):
@@ -111,14 +125,17 @@ EDITS = {
 
 @dataclass
 class Context:
-    """What the forward pass under way was given: token ids and positions (batch, positions), and which are real."""
+    """What the forward pass under way was given: token ids, their positions in the text, and which are real.
 
-    input_ids: Tensor
-    positions: Tensor
-    attention_mask: Tensor | None
+    The mask is as long as what a cache holds and the ids together.
+    """
+
+    input_ids: Int[Tensor, "batch positions"]
+    positions: Int[Tensor, "batch positions"]
+    attention_mask: Shaped[Tensor, "batch cached_and_positions"] | None
 
     @classmethod
-    def of_call(cls, input_ids: Tensor, kwargs: dict) -> Context:
+    def of_call(cls, input_ids: Int[Tensor, "batch positions"], kwargs: dict) -> Context:
         length = input_ids.shape[1]
         cache = kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
@@ -131,7 +148,7 @@ class Context:
             positions = torch.arange(past, past + length, device=input_ids.device).expand_as(input_ids)
         return cls(input_ids, positions, mask)
 
-    def real_tokens(self, device: torch.device) -> Iterator[Tensor]:
+    def real_tokens(self, device: torch.device) -> Iterator[Int[Tensor, " _"]]:
         for row in range(self.input_ids.shape[0]):
             if self.attention_mask is None:
                 yield torch.arange(self.input_ids.shape[1], device=device)
