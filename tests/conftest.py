@@ -15,15 +15,19 @@ import torch
 from jaxtyping import install_import_hook
 from pretend_device import pretended_device
 
-# Whatever these packages annotate is checked while tests run, shapes of tensors too; before they are imported.
-install_import_hook(["sae_lm_eval.splicing", "sae_lm_eval.scoring", "sae_lm_eval.fidelity"], "beartype.beartype")
-
 # A shell that starts the tests in the background has interrupts ignored, here and in all that is started from here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="pretend", help="where tests/test_device.py runs models: pretend, cpu, cuda")
+    parser.addoption("--shapes", action="store_true", help="check annotations, those of shapes among them")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--shapes"):  # before a test file imports what is checked
+        rooms = ["sae_lm_eval.splicing", "sae_lm_eval.scoring", "sae_lm_eval.fidelity"]
+        install_import_hook(rooms, "annotation_checks.checked")
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ SEED = 1234
 RESAMPLES = 1000  # at most: more move a standard error by less than 2%
 CHUNK = 64  # resamples whose weights are widened to float64 at a time
 
-Formula = Callable[..., np.ndarray]
+Values = np.ndarray | np.floating  # totals of one sample, or of many
+Formula = Callable[..., Values]
 
 
 @dataclass(frozen=True)
@@ -54,29 +55,29 @@ class Metric:
         return _defined(self.formula(*totals.T).std(ddof=1))
 
 
-def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+def ratio(top: Values, bottom: Values) -> Values:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(np.asarray(bottom) > 0, np.divide(top, bottom), np.nan)
 
 
-def difference(spliced: np.ndarray, baseline: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+def difference(spliced: Values, baseline: Values, tokens: Values) -> Values:
     return ratio(spliced - baseline, tokens)
 
 
-def recovered(baseline: np.ndarray, spliced: np.ndarray, ablated: np.ndarray) -> np.ndarray:
+def recovered(baseline: Values, spliced: Values, ablated: Values) -> Values:
     """(CE_ablated - CE_spliced) / (CE_ablated - CE_baseline)."""
     return ratio(ablated - spliced, ablated - baseline)
 
 
-def bits(nats: np.ndarray, bytes_: np.ndarray) -> np.ndarray:
+def bits(nats: Values, bytes_: Values) -> Values:
     return ratio(nats / math.log(2), bytes_)
 
 
-def explained(error: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+def explained(error: Values, deviation: Values) -> Values:
     return 1 - ratio(error, deviation)
 
 
-def fired(first: np.ndarray, _only: np.ndarray) -> np.ndarray:
+def fired(first: Values, _only: Values) -> Values:
     return np.asarray(first)
 
 
@@ -167,5 +168,5 @@ def resampled(documents: int, resamples: int, seed: int = SEED) -> UInt16[np.nda
     return np.concatenate(draws)
 
 
-def _defined(value: np.ndarray) -> float | None:
+def _defined(value: Values) -> float | None:
     return float(value) if np.isfinite(value) else None

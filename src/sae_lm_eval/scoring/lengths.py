@@ -121,7 +121,7 @@ class Lengths:
         return self.trunk(input_ids=ids.expand(rows, -1), use_cache=False).last_hidden_state[:1, :FIRST]
 
 
-def lengths_of(config: Mapping[str, Any]) -> Iterator[int]:
+def lengths_of(config: Mapping[Any, Any]) -> Iterator[int]:
     """The numbers of a configuration, at any depth, whose names are those of lengths."""
     for name, value in config.items():
         if isinstance(value, Mapping):
