@@ -121,7 +121,7 @@ class _Planner:
             elif not self.prefixes or stop - start == 1 or self._new(start, stop, length) <= self.capacity:
                 loose.extend(range(start, stop))
             else:
-                cuts = [start, *(start + 1 + np.flatnonzero(self.shared[start + 1 : stop] == length)), stop]
+                cuts = [start, *(start + 1 + np.flatnonzero(self.shared[start + 1 : stop] == length)).tolist(), stop]
                 pending.extend(reversed(list(pairwise(cuts))))
         prefix.rows = self._rows(loose, prefix.stop)
 
