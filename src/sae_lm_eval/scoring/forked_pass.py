@@ -82,9 +82,16 @@ class Fork:
     def in_order(self, hidden: Tensor) -> Tensor:
         """(1 + variants, rows, ...), from the trunk's output (all rows, ...)."""
         groups = hidden.unflatten(0, (-1, self._rows))
-        place = {variant: group for group, variant in enumerate(self._order, start=1)}
-        order = [0, *(place[variant] for variant in range(len(self._attachments)))]
+        order = self.groups()
         return groups if order == sorted(order) else groups[order]
+
+    def groups(self) -> list[int]:
+        """Which group of rows is the baseline's and each variant's, in the order in which they were appended.
+
+        In a layer that has fewer groups, a variant has not been forked yet and its rows are the baseline's, group 0.
+        """
+        place = {variant: group for group, variant in enumerate(self._order, start=1)}
+        return [0, *(place.get(variant, 0) for variant in range(len(self._attachments)))]
 
     def _append(self, variants: Sequence[int]) -> None:
         for variant in variants:

@@ -38,6 +38,17 @@ class _Shared(_Kept):
         return torch.cat([repeated, own.unflatten(0, (copies, rows))], dim=-2).flatten(0, 1)
 
 
+class _Recorded(_Shared):
+    """One that keeps the batch's own keys and values beside the prefix's; of one pass, as it begins without any."""
+
+    own_keys: Tensor | None = None
+    own_values: Tensor | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.own_keys, self.own_values = key_states, value_states
+        return super().update(key_states, value_states, *args, **kwargs)
+
+
 def empty() -> Cache:
     """A cache to run a prefix through. Sliding-window layers keep all of it, so that none of it is missed later."""
     return DynamicCache()
@@ -46,6 +57,11 @@ def empty() -> Cache:
 def shared(prefix: Cache) -> Cache:
     """What a batch of rows behind `prefix` is run with; `prefix` stays as it is."""
     return Cache(layers=[_Shared(*pair) for pair in _pairs(prefix)])
+
+
+def recording(prefix: Cache) -> Cache:
+    """As `shared`, and its layers have the batch's `own_keys` and `own_values` after a pass."""
+    return Cache(layers=[_Recorded(*pair) for pair in _pairs(prefix)])
 
 
 def extended(prefix: Cache) -> Cache:

@@ -1,0 +1,352 @@
+"""Texts of a model and its variants, written together: prompts' beginnings once, all sequences in one batch.
+
+Every prompt goes through the forked model once. Then each step reads a token of every sequence of every model, so that
+the weights are read once for all of them. Finished sequences leave the batch, and waiting ones enter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import psutil
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.scoring.lm_head import Head
+from sae_lm_eval.scoring.prefill import Prefill, Prefilled
+from sae_lm_eval.scoring.row_cache import KeysValues, RowCache
+from sae_lm_eval.splicing.attach import Attachment, attached
+from sae_lm_eval.splicing.splice import Context, Variant
+
+logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+
+REFILL = 0.25  # of the rows that are free before others enter: entering copies the whole batch
+TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
+
+
+class UndefinedLogits(ArithmeticError):
+    """The logits behind a prompt are nan in a model, both by their numbers."""
+
+    def __init__(self, prompt: int, model: int):
+        super().__init__(f"The logits of model {model} are nan behind prompt {prompt}")
+        self.prompt, self.model = prompt, model
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: from `warped` logits (rows, vocabulary) with noise of `seed`, or the likeliest."""
+
+    warped: Callable[[Tensor], Tensor] | None = None
+    seed: int = 0
+
+    def choose(self, logits: Tensor, keys: Sequence[bytes], steps: Sequence[int]) -> list[int]:
+        """A token for each row of logits; `keys` and `steps` say of each row for what its noise is drawn.
+
+        argmax(logits + g) with Gumbel noise g is a draw from the softmax (Maddison, Tarlow & Minka 2014). The noise is
+        that of the request and the step: it depends neither on what else is in the batch nor on the model.
+        """
+        if self.warped is not None:
+            noise = [self._gumbel(key, step, logits.shape[-1]) for key, step in zip(keys, steps, strict=True)]
+            logits = self.warped(logits) + torch.stack(noise).to(logits.device)
+        return logits.argmax(-1).tolist()
+
+    def _gumbel(self, key: bytes, step: int, size: int) -> Tensor:
+        digest = hashlib.blake2b(b"%d %d %s" % (self.seed, step, key), digest_size=7).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest))
+        return -torch.empty(size).exponential_(generator=generator).log()
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Where a text ends: behind `length` tokens, with one of `ids`, or where `stopped` says so of its tokens."""
+
+    length: int
+    ids: frozenset[int] = frozenset()
+    stopped: Callable[[Sequence[int]], bool] = lambda _ids: False
+
+    def of(self, ids: Sequence[int]) -> bool:
+        return len(ids) >= self.length or ids[-1] in self.ids or self.stopped(ids)
+
+
+@dataclass
+class Text:
+    """A text that a model is writing: what it reads next and at which position, and its tokens so far."""
+
+    prompt: int
+    model: int
+    position: int
+    reads: int
+    ids: list[int] = field(default_factory=list)
+    has_ended: bool = False
+
+
+class Decoder:
+    """Writes what a model says behind prompts, untouched and as its variants.
+
+    Args:
+        model: a causal language model of transformers, which decodes with a cache.
+        models: what writes, None being the untouched model; it comes first, or one variant is alone.
+        rows: sequences in a batch, of all models together; halved where memory does not suffice.
+        limit: the most tokens of a prompt and its text.
+        dtype: of the logits that are compared.
+
+    Raises:
+        ValueError: where the model's head cannot be told from the rest, or its texts behind shared prompts are others.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        models: Sequence[Variant | None],
+        *,
+        rows: int,
+        limit: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.model, self.models, self.rows, self.limit, self.dtype = model, tuple(models), rows, limit, dtype
+        self.head = Head(model)
+        self.device = next(model.parameters()).device
+        self.prefill = Prefill(model, self.head.trunk, self.models, limit=limit)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        ending: Ending,
+        done: Callable[[int, int, list[int]], object],
+        *,
+        sampling: Sampling | None = None,
+        keys: Sequence[bytes] | None = None,
+        known: Collection[tuple[int, int]] = (),
+    ) -> None:
+        """Write a text behind each prompt by each model; `done` is told of prompt, model and tokens, in any order.
+
+        `keys` name the prompts where their texts are drawn. What is `known`, by prompt and model, is not written.
+
+        Raises `ValueError` for an empty prompt or one that leaves no room for the text, `UndefinedLogits`
+        for those that are nan, and what torch raises where memory does not suffice for a single row.
+        """
+        for ids in prompts:
+            if not 0 < len(ids) <= self.limit - ending.length:
+                raise ValueError(f"A prompt of {len(ids)} tokens and {ending.length} more do not fit {self.limit}")
+        writing = Writing(self, prompts, ending, sampling or Sampling(), keys or [b""] * len(prompts), done)
+        writing.write({(i, model) for i in range(len(prompts)) for model in range(len(self.models))} - set(known))
+
+    def check(self) -> None:
+        """Raise `ValueError` where texts behind shared prompts are not as likely as behind each by itself."""
+        vocabulary = self.model.config.get_text_config().vocab_size
+        generator = torch.Generator().manual_seed(0)
+        stem, *ends = (torch.randint(vocabulary, (n,), generator=generator).tolist() for n in (20, 9, 1, 14, 5))
+        prompts = [stem + end for end in ends]
+        texts: dict[tuple[int, int], list[int]] = {}
+        scores: dict[tuple[int, int], list[float]] = {}
+        writing = Writing(
+            self, prompts, Ending(4), Sampling(), [b""] * 4, lambda i, model, ids: texts.update({(i, model): ids})
+        )
+        writing.likelihoods = scores
+        try:
+            with torch.no_grad():
+                writing.write({(i, model) for i in range(len(prompts)) for model in range(len(self.models))})
+                off = max(
+                    abs(a - b)
+                    for (i, model), ids in texts.items()
+                    for a, b in zip(scores[i, model], self._plainly(prompts[i], ids, model), strict=True)
+                )
+        except UserError:
+            raise
+        except Exception as error:  # whatever an architecture does not bear
+            raise ValueError(f"{type(self.model).__name__} cannot decode several models at once: {error!r}") from error
+        if not off <= TOLERANCE[self.model.dtype]:
+            raise ValueError(f"{type(self.model).__name__} is {off:.2g} nats off where several models decode at once")
+
+    def _plainly(self, prompt: Sequence[int], ids: Sequence[int], model: int) -> list[float]:
+        """Log-probabilities of a text behind a prompt, by a model by itself and without a cache."""
+        whole = torch.tensor([[*prompt, *ids]], device=self.device)
+        with ExitStack() as scope:
+            if (variant := self.models[model]) is not None:
+                scope.enter_context(attached(self.model, variant))
+            logits = self.model(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 : -1]
+        return logits.to(self.dtype).log_softmax(-1)[range(len(ids)), list(ids)].tolist()
+
+
+class Writing:
+    """The texts that are being written behind some prompts, ordered by model."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompts: Sequence[Sequence[int]],
+        ending: Ending,
+        sampling: Sampling,
+        keys: Sequence[bytes],
+        done: Callable[[int, int, list[int]], object],
+    ) -> None:
+        self.decoder, self.prompts, self.keys, self.done = decoder, prompts, keys, done
+        self.ending, self.sampling = ending, sampling
+        self.cache = RowCache()
+        self.texts: list[Text] = []  # by the row of the cache
+        self.postponed: list[Text] = []  # for which memory did not suffice
+        self.likelihoods: dict[tuple[int, int], list[float]] | None = None  # log-probabilities of what is written
+
+    def write(self, wanted: Collection[tuple[int, int]]) -> None:
+        """Write the texts that are wanted, by prompt and model."""
+        self._write({(number, model): [] for number, model in wanted})
+        while self.postponed:
+            begun, self.postponed = self.postponed, []
+            self._write({(text.prompt, text.model): text.ids for text in begun})
+
+    def _write(self, begun: Mapping[tuple[int, int], list[int]]) -> None:
+        """Write texts of which some tokens are there already, and are read as a part of the prompt."""
+        beginnings = sorted({(number, *ids) for (number, _), ids in begun.items()})
+        arriving = self.decoder.prefill([[*self.prompts[n], *ids][:-1] for n, *ids in beginnings], self._free)
+        while self._admit(arriving, beginnings, begun) or self._live():
+            self._decode()
+
+    def _live(self) -> list[Text]:
+        return [text for text in self.texts if not text.has_ended]
+
+    def _free(self) -> int:
+        """Prompts for which there are rows."""
+        return (self.decoder.rows - len(self._live())) // len(self.decoder.models)
+
+    def _admit(
+        self,
+        arriving: Iterator[list[Prefilled]],
+        beginnings: Sequence[tuple[int, ...]],
+        begun: Mapping[tuple[int, int], list[int]],
+    ) -> bool:
+        """Let prompts enter, as many as there are rows for; whether there were any."""
+        new: list[tuple[Text, Any]] = []
+        live = len(self._live())
+        while not live + len(new) or live + len(new) + len(self.decoder.models) <= self.decoder.rows:
+            if (batch := next(arriving, None)) is None:
+                break
+            for prompt in batch:
+                number, *ids = beginnings[prompt.number]
+                whole = [*self.prompts[number], *ids]
+                self._fit(prompt.states[0])
+                new += [
+                    (Text(number, model, len(whole) - 1, whole[-1], ids.copy()), states)
+                    for model, states in enumerate(prompt.states)
+                    if begun.get((number, model)) == ids
+                ]
+        self._arrange(new)
+        return bool(new)
+
+    def _fit(self, layers: Sequence[KeysValues]) -> None:
+        """Let no more texts be written at once than memory has room for: half of what is free, since they grow."""
+        longest = max(len(prompt) for prompt in self.prompts) + self.ending.length
+        bytes_a_row = longest * sum(layer.bytes_a_token for layer in layers)
+        if not self.texts:
+            self.decoder.rows = max(1, min(self.decoder.rows, free_memory(self.decoder.device) // (2 * bytes_a_row)))
+
+    def _arrange(self, new: Sequence[tuple[Text, Any]] = ()) -> None:
+        """Give rows to new texts, and take them from those that have ended."""
+        kept = [(text, row) for row, text in enumerate(self.texts) if not text.has_ended]
+        both = sorted([*kept, *new], key=lambda pair: pair[0].model)
+        while True:
+            try:
+                self.cache.arrange([place for _, place in both])
+                break
+            except Exception as error:
+                if len(both) < 2 or not should_reduce_batch_size(error):
+                    raise
+                both = self._without_half(both)
+        self.texts = [text for text, _ in both]
+
+    def _postpone_half(self) -> None:
+        kept = self._without_half([(text, None) for text in self._live()])
+        places = {id(text) for text, _ in kept}
+        for row, text in enumerate(self.texts):
+            if id(text) not in places and not text.has_ended:
+                self.texts[row] = replace(text, has_ended=True)
+
+    def _without_half(self, rows: Sequence[tuple[Text, Any]]) -> list[tuple[Text, Any]]:
+        """Where memory does not suffice, the other half is written later, and no batch is as large again."""
+        half = len(rows) // 2
+        self.decoder.rows = min(self.decoder.rows, half)
+        self.postponed += [text for text, _ in rows[half:]]
+        logger.warning("Out of memory: continuing with %d texts at once.", self.decoder.rows)
+        return list(rows[:half])
+
+    def _decode(self) -> None:
+        """Steps, until rows are free for others."""
+        while self._live():
+            with ExitStack() as scope:
+                attachments = self._attachments(scope)
+                while not self.cache.is_full:
+                    try:
+                        self._step(attachments)
+                    except Exception as error:
+                        if len(self._live()) < 2 or not should_reduce_batch_size(error):
+                            raise
+                        self.cache.forget_last()
+                        self._postpone_half()
+                        break
+                    free = len(self.texts) - len(self._live())
+                    if free >= max(1, REFILL * len(self.texts)):
+                        return
+            self._arrange()
+
+    def _attachments(self, scope: ExitStack) -> list[tuple[slice, Attachment]]:
+        """Those of the variants that write, with their rows."""
+        models = [text.model for text in self.texts]
+        out = []
+        for model in sorted(set(models)):
+            if (variant := self.decoder.models[model]) is not None:
+                rows = slice(models.index(model), models.index(model) + models.count(model))
+                out.append((rows, Attachment(self.decoder.model, variant, scope)))
+        return out
+
+    def _step(self, attachments: Sequence[tuple[slice, Attachment]]) -> None:
+        device = self.decoder.device
+        ids = torch.tensor([[text.reads] for text in self.texts], device=device)
+        positions = torch.tensor([[text.position] for text in self.texts], device=device)
+        for rows, attachment in attachments:
+            attachment.begin(Context(ids[rows], positions[rows], None))
+            attachment.rows = rows
+        cache, mask = self.cache.begin()
+        hidden = self.decoder.head.trunk(
+            input_ids=ids,
+            attention_mask=mask.to(device),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        self._extend(self.decoder.head(hidden).to(self.decoder.dtype))
+
+    def _extend(self, logits: Tensor) -> None:
+        """Write a token of each text, from logits (rows, vocabulary)."""
+        isnan = logits.isnan().any(-1).tolist()
+        keys, steps = [self.keys[text.prompt] for text in self.texts], [len(text.ids) for text in self.texts]
+        chosen = self.sampling.choose(logits, keys, steps)
+        if self.likelihoods is not None:
+            of_chosen = logits.log_softmax(-1)[range(len(chosen)), chosen].tolist()
+            for text, logprob in zip(self.texts, of_chosen, strict=True):
+                if not text.has_ended:
+                    self.likelihoods.setdefault((text.prompt, text.model), []).append(logprob)
+        for text, token, is_undefined in zip(self.texts, chosen, isnan, strict=True):
+            if text.has_ended:
+                continue
+            if is_undefined:
+                raise UndefinedLogits(text.prompt, text.model)
+            text.ids.append(token)
+            text.reads, text.position = token, text.position + 1
+            if self.ending.of(text.ids):
+                text.has_ended = True
+                self.done(text.prompt, text.model, text.ids)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return psutil.virtual_memory().available

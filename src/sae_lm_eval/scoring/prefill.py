@@ -1,0 +1,155 @@
+"""Prompts -> their keys and values under every model, shared beginnings once."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from accelerate.utils.memory import should_reduce_batch_size
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache
+
+from sae_lm_eval.scoring import prefix_cache
+from sae_lm_eval.scoring.forked_pass import Fork, forked
+from sae_lm_eval.scoring.packing import Prefix, Row, plan
+from sae_lm_eval.scoring.row_cache import KeysValues
+from sae_lm_eval.splicing.attach import Attachment
+from sae_lm_eval.splicing.splice import Context, Variant
+
+logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+
+CAPACITY = 256  # tokens that a prefix has to spare at least
+
+
+class Prefilled(NamedTuple):
+    """A prompt by its number, and its keys and values: by model, baseline first, and layer."""
+
+    number: int
+    states: list[list[KeysValues]]
+
+
+class Prefill:
+    """Runs prompts through the trunk of a model as each of `models`, None being the untouched one.
+
+    Where that comes first the pass is forked; otherwise there must be one variant alone. `limit` is the most tokens of
+    a prompt.
+    """
+
+    def __init__(self, model: Any, trunk: nn.Module, models: Sequence[Variant | None], *, limit: int) -> None:
+        self.model, self.trunk, self.models, self.limit = model, trunk, tuple(models), limit
+        self.device = next(model.parameters()).device
+        # Some models give their blocks a tensor of (heads, ...), which must not look like one of (rows, ...).
+        self.heads = getattr(model.config.get_text_config(), "num_attention_heads", None)
+        self._most = sys.maxsize  # prompts at once, halved where memory does not suffice
+        with self._pass() as fork:
+            self._copies = fork.copies
+
+    def _pass(self) -> AbstractContextManager[Fork | _Alone]:
+        if self.models[0] is not None:
+            return _alone(self.model, self.models[0])
+        return forked(self.model, [variant for variant in self.models if variant is not None])
+
+    def __call__(self, prompts: Sequence[Sequence[int]], size: Callable[[], int]) -> Iterator[list[Prefilled]]:
+        """Batches of up to `size()` prompts, asked anew before each, in an order in which beginnings are shared.
+
+        The model has hooks only while a batch is computed, so that others may use it between two.
+        """
+        root = plan(prompts, capacity=CAPACITY, limit=self.limit, prefixes=True, trees=False)
+        yield from self._behind(root, None, size)
+
+    def _behind(self, node: Prefix, cache: Cache | None, size: Callable[[], int]) -> Iterator[list[Prefilled]]:
+        rows = sorted(node.rows, key=lambda row: -len(row.ids))
+        while rows:
+            count = max(1, min(len(rows), size(), self._most))
+            while count > 1 and count * self._copies == self.heads:
+                count -= 1
+            try:
+                prefilled = self._rows(rows[:count], cache)
+            except Exception as error:
+                if count == 1 or not should_reduce_batch_size(error):
+                    raise
+                self._most = count // 2
+                logger.warning("Out of memory: continuing with %d prompts at once.", self._most)
+                continue
+            yield prefilled
+            rows = rows[count:]
+        for longer in node.longer:
+            yield from self._behind(longer, self._prefix(longer, cache), size)
+
+    @torch.no_grad()
+    def _prefix(self, node: Prefix, cache: Cache | None) -> Cache:
+        cache = prefix_cache.empty() if cache is None else prefix_cache.extended(cache)
+        with self._pass() as fork:
+            self._run(fork, [node.ids], node.start, cache)
+        return cache
+
+    @torch.no_grad()
+    def _rows(self, rows: Sequence[Row], cache: Cache | None) -> list[Prefilled]:
+        own: Any = DynamicCache() if cache is None else prefix_cache.recording(cache)
+        with self._pass() as fork:
+            self._run(fork, [row.ids for row in rows], rows[0].depth, own)
+            groups = fork.groups()
+        layers = [
+            _Layer(None if cache is None else cache.layers[index], layer, len(rows))
+            for index, layer in enumerate(own.layers)
+        ]
+        return [
+            Prefilled(number, [[layer.of(index, group, len(path)) for layer in layers] for group in groups])
+            for index, row in enumerate(rows)
+            for number, path in row.paths.items()
+        ]
+
+    def _run(self, fork: Fork | _Alone, rows: Sequence[Sequence[int]], start: int, cache: Cache) -> None:
+        # A token at least, so that there are layers. No tensor of (positions, ...) may look like one of (rows, ...).
+        length = max(1, *(len(ids) for ids in rows))
+        length += length == len(rows) * fork.copies and len(rows) > 1
+        ids = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids in rows], device=self.device)
+        positions = torch.arange(start, start + length, device=self.device).repeat(len(rows), 1)
+        fork.begin(Context(ids, positions, None))
+        self.trunk(input_ids=ids.repeat(fork.copies, 1), past_key_values=cache, use_cache=True)
+
+
+@contextmanager
+def _alone(model: nn.Module, variant: Variant) -> Iterator[_Alone]:
+    with ExitStack() as scope:
+        yield _Alone(Attachment(model, variant, scope))
+
+
+class _Alone:
+    """A variant on all rows, where a `Fork` would have the baseline's before them."""
+
+    copies = 1
+
+    def __init__(self, attachment: Attachment):
+        self.begin = attachment.begin
+
+    def groups(self) -> list[int]:
+        return [0]
+
+
+class _Layer:
+    """What a batch of rows left in one layer, behind what the prefix did."""
+
+    def __init__(self, prefix: Any, own: Any, rows: int):
+        self.prefix = None if prefix is None else (prefix.keys, prefix.values)
+        states = (own.keys, own.values) if prefix is None else (own.own_keys, own.own_values)
+        self.own = None if states[0] is None else tuple(x.unflatten(0, (-1, rows)) for x in states)
+
+    def of(self, row: int, group: int, length: int) -> KeysValues:
+        """Of a row of one model; a model that has not been forked yet has the baseline's."""
+        parts: list[tuple[Tensor, Tensor]] = []
+        if self.prefix is not None:
+            parts.append((_of_group(self.prefix[0], group), _of_group(self.prefix[1], group)))
+        if self.own is not None:
+            keys, values = (_of_group(x, group)[row][:, :length] for x in self.own)
+            parts.append((keys, values))
+        keys, values = zip(*parts, strict=True)
+        return KeysValues(keys, values)
+
+
+def _of_group(states: Tensor, group: int) -> Tensor:
+    return states[group if group < len(states) else 0]
