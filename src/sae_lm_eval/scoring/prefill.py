@@ -9,13 +9,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from sae_lm_eval.scoring import prefix_cache
 from sae_lm_eval.scoring.forked_pass import Fork, forked
-from sae_lm_eval.scoring.packing import Prefix, Row, plan
+from sae_lm_eval.scoring.memory import in_pieces
+from sae_lm_eval.scoring.packing import Prefix, Row, pack
 from sae_lm_eval.scoring.row_cache import KeysValues
 from sae_lm_eval.splicing.attach import Attachment
 from sae_lm_eval.splicing.splice import Context, Variant
@@ -42,7 +42,6 @@ class Prefill:
     def __init__(self, model: Any, trunk: nn.Module, models: Sequence[Variant | None], *, limit: int) -> None:
         self.model, self.trunk, self.models, self.limit = model, trunk, tuple(models), limit
         self.device = next(model.parameters()).device
-        # Some models give their blocks a tensor of (heads, ...), which must not look like one of (rows, ...).
         self.heads = getattr(model.config.get_text_config(), "num_attention_heads", None)
         self._most = sys.maxsize  # prompts at once, halved where memory does not suffice
         with self._pass() as fork:
@@ -58,27 +57,25 @@ class Prefill:
 
         The model has hooks only while a batch is computed, so that others may use it between two.
         """
-        root = plan(prompts, capacity=CAPACITY, limit=self.limit, prefixes=True, trees=False)
+        root = pack(prompts, capacity=CAPACITY, limit=self.limit, prefixes=True, trees=False)
         yield from self._behind(root, None, size)
 
     def _behind(self, node: Prefix, cache: Cache | None, size: Callable[[], int]) -> Iterator[list[Prefilled]]:
         rows = sorted(node.rows, key=lambda row: -len(row.ids))
-        while rows:
-            count = max(1, min(len(rows), size(), self._most))
-            while count > 1 and count * self._copies == self.heads:
-                count -= 1
-            try:
-                prefilled = self._rows(rows[:count], cache)
-            except Exception as error:
-                if count == 1 or not should_reduce_batch_size(error):
-                    raise
-                self._most = count // 2
-                logger.warning("Out of memory: continuing with %d prompts at once.", self._most)
-                continue
-            yield prefilled
-            rows = rows[count:]
+        yield from in_pieces(
+            rows, lambda rows: self._at_once(min(len(rows), size())), lambda rows: self._rows(rows, cache), self._shrink
+        )
         for longer in node.longer:
             yield from self._behind(longer, self._prefix(longer, cache), size)
+
+    def _at_once(self, count: int) -> int:
+        count = max(1, min(count, self._most))
+        # Some models give their blocks a tensor of (heads, ...), which must not look like one of (rows, ...).
+        return count - 1 if count > 1 and count * self._copies == self.heads else count
+
+    def _shrink(self, _rows: Sequence[Row], most: int) -> None:
+        self._most = most
+        logger.warning("Out of memory: continuing with %d prompts at once.", most)
 
     @torch.no_grad()
     def _prefix(self, node: Prefix, cache: Cache | None) -> Cache:

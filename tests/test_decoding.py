@@ -1,0 +1,204 @@
+"""Texts written together are those that each model writes by itself, one token after the other and without a cache."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+
+import pytest
+import torch
+import transformers
+from models import ARCHITECTURES, CONTEXT, VOCABULARY, WIDTH, random_model, random_sae
+
+from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.scoring import decoding, prefill, row_cache
+from sae_lm_eval.scoring.decoding import Decoder, Ending, Sampling, UndefinedLogits
+from sae_lm_eval.scoring.shared_texts import SharedTexts
+from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.variants import Choices, build_variant, place
+
+SPECIAL = frozenset({0, 1, 2})
+EOS = frozenset({4, 10, 20, 30, 33, 40, 50, 60, 61, 62})
+
+
+def variant(model, *hooks, mode="reconstruction", architecture="standard", seed=0):
+    dictionaries = [load(random_sae(WIDTH, hook, architecture, seed=seed + i)) for i, hook in enumerate(hooks)]
+    built = build_variant(model, dictionaries, Choices(mode), SPECIAL)
+    place(model, built)
+    return built
+
+
+def variants_of_every_kind(model):
+    return [
+        variant(model, "blocks.1.hook_resid_pre"),
+        variant(model, "blocks.2.hook_resid_post", architecture="topk"),
+        variant(model, "blocks.0.hook_mlp_out", "blocks.2.hook_resid_pre", seed=3),
+        variant(model, "blocks.1.hook_attn_out", mode="random_error", seed=5),
+        variant(model, "hook_embed", seed=9),
+    ]
+
+
+@pytest.fixture(autouse=True)
+def short_prefixes(monkeypatch):
+    monkeypatch.setattr(prefill, "CAPACITY", 30)
+    monkeypatch.setattr(row_cache, "ROOM", 5)
+
+
+@pytest.fixture
+def prompts() -> list[list[int]]:
+    """Behind two headers, behind none, a header itself, one token alone, and one that is asked twice."""
+    numbers = random.Random(0)
+
+    def some(count):
+        return [numbers.randrange(3, VOCABULARY) for _ in range(count)]
+
+    headers = [[1, *some(30)] for _ in range(2)]
+    behind = [header + some(numbers.randrange(9)) for header in headers for _ in range(5)]
+    return [*behind, headers[0], [5], [7, 8], behind[0]]
+
+
+@torch.no_grad()
+def alone(model, which, prompt, length):
+    ids = []
+    with contextlib.nullcontext() if which is None else attached(model, which):
+        while not ids or not Ending(length, EOS).of(ids):
+            ids.append(int(model(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids
+
+
+def written(decoder, prompts, length=10, **kwargs):
+    texts = {}
+    decoder.generate(prompts, Ending(length, EOS), lambda i, model, ids: texts.update({(i, model): ids}), **kwargs)
+    return texts
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_texts_are_those_of_each_model_by_itself(architecture, prompts):
+    model = random_model(architecture)
+    models = [None, *variants_of_every_kind(model)]
+    decoder = Decoder(model, models, rows=20, limit=CONTEXT)
+    decoder.check()
+    texts = written(decoder, prompts)
+    assert len(texts) == len(prompts) * len(models)
+    assert len({len(ids) for ids in texts.values()}) > 2
+    for (number, which), ids in texts.items():
+        assert ids == alone(model, models[which], prompts[number], 10)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_a_variant_alone(rows, prompts):
+    model = random_model("llama")
+    each = variant(model, "blocks.1.hook_resid_pre")
+    texts = written(Decoder(model, [each], rows=rows, limit=CONTEXT), prompts)
+    assert texts == {(i, 0): alone(model, each, prompt, 10) for i, prompt in enumerate(prompts)}
+
+
+def test_what_is_known_is_not_written(prompts):
+    model = random_model("llama")
+    decoder = Decoder(model, [None, variant(model, "blocks.1.hook_resid_pre")], rows=8, limit=CONTEXT)
+    texts = written(decoder, prompts)
+    known = {key for key in texts if sum(key) % 3}
+    assert written(decoder, prompts, known=known) == {key: ids for key, ids in texts.items() if key not in known}
+
+
+class TestMemory:
+    def test_batches_are_halved_where_it_runs_out(self, prompts, monkeypatch, caplog):
+        model = random_model("llama")
+        decoder = Decoder(model, [None, variant(model, "blocks.1.hook_resid_pre")], rows=16, limit=CONTEXT)
+        texts = written(decoder, prompts)
+        forward, sizes = type(decoder.head.trunk).forward, []
+
+        def small(self, input_ids, **kwargs):
+            if len(input_ids) > 3:
+                raise RuntimeError("CUDA out of memory.")
+            sizes.append(len(input_ids))
+            return forward(self, input_ids=input_ids, **kwargs)
+
+        monkeypatch.setattr(type(decoder.head.trunk), "forward", small)
+        decoder = Decoder(model, decoder.models, rows=16, limit=CONTEXT)
+        assert written(decoder, prompts) == texts
+        assert max(sizes) == 3 or decoder.rows <= 3
+
+    def test_a_row_that_does_not_fit_is_told(self, prompts, monkeypatch):
+        model = random_model("llama")
+        decoder = Decoder(model, [None], rows=4, limit=CONTEXT)
+
+        def none(*_args, **_kwargs):
+            raise RuntimeError("CUDA out of memory.")
+
+        monkeypatch.setattr(type(decoder.head.trunk), "forward", none)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            written(decoder, prompts)
+
+    def test_a_batch_is_as_large_as_what_is_free(self, prompts, monkeypatch):
+        model = random_model("llama")
+        decoder = Decoder(model, [None], rows=100, limit=CONTEXT)
+        a_row = max(map(len, prompts)) + 10
+        heads, width, layers, kinds, size = 2, WIDTH // 4, 3, 2, 4
+        monkeypatch.setattr(
+            decoding, "free_memory", lambda _device: 2 * 5 * a_row * heads * width * layers * kinds * size
+        )
+        written(decoder, prompts)
+        assert decoder.rows == 5
+
+
+class TestDrawing:
+    def test_draws_depend_on_the_request_and_the_step_alone(self, prompts):
+        model = random_model("llama")
+        models = [None, variant(model, "blocks.1.hook_resid_pre")]
+        keys = [b"%d" % i for i in range(len(prompts))]
+        warped = Sampling(lambda logits: logits / 0.7, seed=3)
+        once, again, other = (
+            written(Decoder(model, models, rows=rows, limit=CONTEXT), prompts, sampling=sampling, keys=keys)
+            for rows, sampling in ((4, warped), (50, warped), (4, Sampling(warped.warped, seed=4)))
+        )
+        assert once == again
+        assert once != other
+        assert once[0, 0] != once[len(prompts) - 1, 0]  # the same prompt, asked twice
+
+    def test_draws_are_from_the_softmax(self):
+        logits = torch.tensor([[1.0, 0.0, -1.0, 2.0]])
+        drawn = [Sampling(lambda x: x).choose(logits, [b"%d" % i], [0])[0] for i in range(4000)]
+        counts = torch.bincount(torch.tensor(drawn), minlength=4) / len(drawn)
+        torch.testing.assert_close(counts, logits[0].softmax(-1), atol=0.03, rtol=0)
+
+
+class TestWhatIsRefused:
+    def test_nan(self, prompts):
+        model = random_model("llama")
+        broken = variant(model, "blocks.1.hook_resid_pre")
+        with torch.no_grad():
+            broken.splices[0].dictionary.module.b_dec.fill_(torch.nan)
+        with pytest.raises(UndefinedLogits) as caught:
+            written(Decoder(model, [None, broken], rows=8, limit=CONTEXT), prompts)
+        assert caught.value.model == 1
+
+    @pytest.mark.parametrize("prompt", [[], [5] * (CONTEXT - 9)])
+    def test_a_prompt_without_room(self, prompt):
+        decoder = Decoder(random_model("llama"), [None], rows=8, limit=CONTEXT)
+        with pytest.raises(ValueError, match="do not fit"):
+            written(decoder, [prompt])
+
+    def test_a_model_without_keys_and_values(self):
+        torch.manual_seed(0)
+        config = transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=3, state_size=4)
+        model = transformers.MambaForCausalLM(config).eval()
+        with pytest.raises(ValueError, match="Mamba"):
+            Decoder(model, [None], rows=8, limit=CONTEXT).check()
+
+
+def test_texts_are_kept_for_every_model(prompts, monkeypatch):
+    model = random_model("llama")
+    models = [None, variant(model, "blocks.1.hook_resid_pre")]
+    journal = Journal()
+    asked = (prompts, Ending(10, EOS), Sampling(), "greedy")
+    texts, recalled = ({}, {}), ([], [])
+    for which in (0, 1):
+        shared = SharedTexts(Decoder(model, models, rows=8, limit=CONTEXT), journal, ["a", "b"])
+        shared.write(*asked, which, texts[which].__setitem__, recalled[which].append)
+        monkeypatch.setattr(Decoder, "generate", None)
+    assert recalled == ([], [*range(len(prompts))])
+    for which in (0, 1):
+        assert texts[which] == {i: alone(model, models[which], prompt, 10) for i, prompt in enumerate(prompts)}
