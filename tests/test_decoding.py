@@ -13,8 +13,8 @@ from models import ARCHITECTURES, CONTEXT, VOCABULARY, WIDTH, random_model, rand
 from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring import decoding, prefill, row_cache
-from sae_lm_eval.scoring.decoding import Decoder, Ending, Sampling, UndefinedLogits
-from sae_lm_eval.scoring.shared_texts import SharedTexts
+from sae_lm_eval.scoring.decoding import Decoder, Ending, Sampling
+from sae_lm_eval.scoring.shared_texts import SharedTexts, UndefinedLogits
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.variants import Choices, build_variant, place
 
@@ -171,9 +171,15 @@ class TestWhatIsRefused:
         broken = variant(model, "blocks.1.hook_resid_pre")
         with torch.no_grad():
             broken.splices[0].dictionary.module.b_dec.fill_(torch.nan)
-        with pytest.raises(UndefinedLogits) as caught:
-            written(Decoder(model, [None, broken], rows=8, limit=CONTEXT), prompts)
-        assert caught.value.model == 1
+        texts = written(Decoder(model, [None, broken], rows=8, limit=CONTEXT), prompts)
+        assert all(texts[i, 1] is None for i in range(len(prompts)))
+        assert all(texts[i, 0] == alone(model, None, prompt, 10) for i, prompt in enumerate(prompts))
+        shared = SharedTexts(Decoder(model, [None, broken], rows=8, limit=CONTEXT), None, ["a", "b"])
+        kept = {}
+        shared.write(prompts, Ending(10, EOS), Sampling(), ["greedy"] * len(prompts), 0, kept.__setitem__)
+        assert len(kept) == len(prompts)
+        with pytest.raises(UndefinedLogits):
+            shared.write(prompts, Ending(10, EOS), Sampling(), ["greedy"] * len(prompts), 1, kept.__setitem__)
 
     @pytest.mark.parametrize("prompt", [[], [5] * (CONTEXT - 9)])
     def test_a_prompt_without_room(self, prompt):
@@ -193,7 +199,7 @@ def test_texts_are_kept_for_every_model(prompts, monkeypatch):
     model = random_model("llama")
     models = [None, variant(model, "blocks.1.hook_resid_pre")]
     journal = Journal()
-    asked = (prompts, Ending(10, EOS), Sampling(), "greedy")
+    asked = (prompts, Ending(10, EOS), Sampling(), ["greedy"] * len(prompts))
     texts, recalled = ({}, {}), ([], [])
     for which in (0, 1):
         shared = SharedTexts(Decoder(model, models, rows=8, limit=CONTEXT), journal, ["a", "b"])

@@ -1,18 +1,163 @@
-"""Generating texts: in batches that a journal keeps, drawn from nothing that went before."""
+"""lm_eval's requests for texts: written for all variants together, or by transformers in batches of a journal."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from tqdm import tqdm
 
+from sae_lm_eval.errors import UserError, shortened
+from sae_lm_eval.harness.loading import ROWS_ON_GPU
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Progress
+from sae_lm_eval.scoring.decoding import Ending, Sampling
+from sae_lm_eval.scoring.generation import UnsharedError, sampling_of
+from sae_lm_eval.scoring.shared_texts import UndefinedLogits
+
+LOOKED_BACK = 2  # tokens besides those of a stop sequence, which may be written in others; lm_eval's own number
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """What the generation arguments of a request come to; `until` includes the text of the end of a text."""
+
+    until: list[str]
+    ending: Ending
+    sampling: Sampling
+    label: str
+
+    @classmethod
+    def of(cls, lm: Any, arguments: dict[str, Any]) -> TextSettings:
+        """As lm_eval's `hf` reads them. Raises `UnsharedError` where only transformers can follow them."""
+        kwargs: dict[str, Any] = dict(normalize_gen_kwargs(arguments, lm.max_gen_toks))
+        until = handle_stop_sequences(kwargs.pop("until", None), lm.tok_decode(lm.eot_token_id, False))
+        length = kwargs.pop("max_gen_toks")
+        if "max_length" in kwargs:
+            raise UnsharedError(f"max_length={kwargs['max_length']} counts the padding of a batch")
+        if not kwargs.get("do_sample") and not kwargs.get("temperature"):
+            kwargs.pop("temperature", None)
+        sampling, ids = sampling_of(lm.loaded.model, kwargs)
+        seed = [] if sampling.warped is None else [sampling.seed]
+        label = json.dumps([arguments, length, *seed], sort_keys=True, default=str)
+        return cls(until, Ending(length, ids, _stops(lm.tokenizer, until)), sampling, label)
+
+    def text(self, lm: Any, ids: list[int]) -> str:
+        """What lm_eval makes of the tokens that were written."""
+        think_end = lm.think_end_token
+        if isinstance(think_end, int) and think_end in ids:
+            ids = ids[len(ids) - ids[::-1].index(think_end) :]
+        text = lm.tok_decode(ids)
+        if isinstance(think_end, int):
+            return postprocess_generated_text(text.lstrip(), self.until, None)
+        return postprocess_generated_text(text, self.until, think_end)
+
+
+def _stops(tokenizer: Any, until: Sequence[str]) -> Callable[[Sequence[int]], bool]:
+    """Whether one of the stop sequences stands at the end of tokens."""
+    longest = max((len(tokenizer.encode(term, add_special_tokens=False)) for term in until), default=0)
+
+    def stopped(ids: Sequence[int]) -> bool:
+        text = tokenizer.decode(ids[-longest - LOOKED_BACK :])
+        return any(term in text for term in until)
+
+    return stopped
+
+
+def written(
+    lm: Any, requests: Sequence[Instance], lengths: Sequence[int], plainly: Callable[[list[Instance]], list[str]]
+) -> list[str]:
+    """A text of `lm` for each request, whose prompts have `lengths` in tokens.
+
+    Those that can be are written together with the texts of the other models of its group, the rest `plainly`.
+    """
+    group = lm.spliced.group
+    kinds, left = _kinds(lm, requests)
+    out: dict[int, str] = {}
+    together = [number for _, numbers in kinds for number in numbers]
+    place = {number: i for i, number in enumerate(together)}
+    progress = group.progress or Progress()
+    progress.begin([lengths[i] for i in together], [requests[i].task_name for i in together])
+    hidden = group.progress is not None or lm.rank != 0
+    with tqdm(total=len(together), disable=hidden, desc="Running generate_until requests") as bar:
+
+        def answered(number: int, text: str) -> None:
+            out[number] = text
+            lm.cache_hook.add_partial("generate_until", requests[number].args, text)
+            bar.update()
+            progress.answered(place[number])
+
+        for settings, numbers in kinds:
+            _write(lm, settings, requests, numbers, answered, lambda i: progress.recalled(place[i]))
+    asked = [requests[i] for i in left]
+    if asked and group.journal is not None:
+        size = lm.batch_size if isinstance(lm.batch_size, int) else ROWS_ON_GPU
+        kept, model = group.journal, lm.spliced.identity()
+        texts = in_batches(asked, [lengths[i] for i in left], size, plainly, kept, model, lm.device.type, progress)
+    else:
+        texts = plainly(asked) if asked else []
+    out.update(zip(left, texts, strict=True))
+    return [out[number] for number in range(len(requests))]
+
+
+def _kinds(lm: Any, requests: Sequence[Instance]) -> tuple[list[tuple[TextSettings, list[int]]], list[int]]:
+    """The numbers of requests of equal settings that are written together, and of those that are not."""
+    by_arguments: dict[str, list[int]] = defaultdict(list)
+    for number, request in enumerate(requests):
+        by_arguments[json.dumps(request.args[1:], sort_keys=True, default=str)].append(number)
+    shared = lm.spliced.group.texts()
+    if shared is None or shared.place(lm.spliced.identity()) is None:
+        return [], list(range(len(requests)))
+    kinds, left = [], []
+    for numbers in by_arguments.values():
+        _, arguments = tuple[Any, ...](requests[numbers[0]].args)
+        try:
+            kinds.append((TextSettings.of(lm, arguments), numbers))
+        except UnsharedError as error:
+            words = f"Texts are generated by transformers, for each variant by itself: {error}."
+            lm.loaded.say_once(words, words)
+            left += numbers
+    return kinds, left
+
+
+def _write(
+    lm: Any,
+    settings: TextSettings,
+    requests: Sequence[Instance],
+    numbers: Sequence[int],
+    answered: Callable[[int, str], None],
+    recalled: Callable[[int], None],
+) -> None:
+    """Answer requests of one kind by their numbers."""
+    room = lm.max_length - settings.ending.length
+    prompts = []
+    for number in numbers:
+        ids, _ = lm.tok_batch_encode([requests[number].args[0]], left_truncate_len=room, truncation=lm.truncation)
+        prompts.append(ids[0].tolist() or [lm.prefix_token_id])
+    shared = lm.spliced.group.texts()
+    try:
+        with lm.loaded.autocast():
+            shared.write(
+                prompts,
+                settings.ending,
+                settings.sampling,
+                [f"{requests[number].task_name} {settings.label}" for number in numbers],
+                shared.place(lm.spliced.identity()),
+                lambda i, ids: answered(numbers[i], settings.text(lm, ids)),
+                lambda i: recalled(numbers[i]),
+            )
+    except UndefinedLogits as error:
+        prompt = shortened(requests[numbers[error.number]].args[0])
+        raise UserError(f"The logits are nan while '{lm.spliced.name}' generates from {prompt}.") from error
 
 
 def in_batches(

@@ -81,6 +81,7 @@ class CausalHFLM(_HFLM):
         return Settings(
             self.max_length,
             rows_of(self.batch_size, self.device.type),
+            self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU,
             self.add_bos_token,
             self.custom_prefix_token_id,
             self.softmax_dtype,

@@ -31,10 +31,9 @@ from sae_lm_eval.harness.cut_prompts import (
     tell_of_cut,
     without_a_line_each,
 )
-from sae_lm_eval.harness.generation import in_batches
+from sae_lm_eval.harness.generation import written
 from sae_lm_eval.harness.kl_at_answers import Divergence
-from sae_lm_eval.harness.loading import ROWS_ON_GPU, CausalHFLM, rows_of
-from sae_lm_eval.runtime.progress import Progress
+from sae_lm_eval.harness.loading import CausalHFLM, rows_of
 from sae_lm_eval.scaling.of_documents import original_of
 from sae_lm_eval.scoring.answers import Answers
 from sae_lm_eval.scoring.spliced_model import SplicedModel
@@ -274,20 +273,8 @@ class SaeHFLM(CausalHFLM):
         lengths = [generated_from(n, settings, most, default) for n, (_, settings) in zip(counts, asked, strict=True)]
         tell_of_cut(self.spliced, lengths, "generated from")
         self.cut_prompts.note(requests, lengths)
-        group = self.spliced.group
         with without_a_line_each():
-            if group.journal is None:
-                return super().generate_until(requests, disable_tqdm=disable_tqdm)
-            return in_batches(
-                requests,
-                counts,
-                self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU,
-                functools.partial(super().generate_until, disable_tqdm=True),
-                group.journal,
-                self.spliced.identity(),
-                self.device.type,
-                group.progress or Progress(),
-            )
+            return written(self, requests, counts, functools.partial(super().generate_until, disable_tqdm=disable_tqdm))
 
     # -- what the results carry ---------------------------------------------------------------------------
 

@@ -31,14 +31,6 @@ REFILL = 0.25  # of the rows that are free before others enter: entering copies 
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
-class UndefinedLogits(ArithmeticError):
-    """The logits behind a prompt are nan in a model, both by their numbers."""
-
-    def __init__(self, prompt: int, model: int):
-        super().__init__(f"The logits of model {model} are nan behind prompt {prompt}")
-        self.prompt, self.model = prompt, model
-
-
 @dataclass(frozen=True)
 class Sampling:
     """How the next token is chosen: from `warped` logits (rows, vocabulary) with noise of `seed`, or the likeliest."""
@@ -120,7 +112,7 @@ class Decoder:
         self,
         prompts: Sequence[Sequence[int]],
         ending: Ending,
-        done: Callable[[int, int, list[int]], object],
+        done: Callable[[int, int, list[int] | None], object],
         *,
         sampling: Sampling | None = None,
         keys: Sequence[bytes] | None = None,
@@ -128,10 +120,11 @@ class Decoder:
     ) -> None:
         """Write a text behind each prompt by each model; `done` is told of prompt, model and tokens, in any order.
 
-        `keys` name the prompts where their texts are drawn. What is `known`, by prompt and model, is not written.
+        It is told None in place of tokens where logits are nan. `keys` name the prompts where their texts are drawn.
+        What is `known`, by prompt and model, is not written.
 
-        Raises `ValueError` for an empty prompt or one that leaves no room for the text, `UndefinedLogits`
-        for those that are nan, and what torch raises where memory does not suffice for a single row.
+        Raises `ValueError` for an empty prompt or one that leaves no room for the text, and what torch raises where
+        memory does not suffice for a single row.
         """
         for ids in prompts:
             if not 0 < len(ids) <= self.limit - ending.length:
@@ -147,9 +140,12 @@ class Decoder:
         prompts = [stem + end for end in ends]
         texts: dict[tuple[int, int], list[int]] = {}
         scores: dict[tuple[int, int], list[float]] = {}
-        writing = Writing(
-            self, prompts, Ending(4), Sampling(), [b""] * 4, lambda i, model, ids: texts.update({(i, model): ids})
-        )
+
+        def done(number: int, model: int, ids: list[int] | None) -> None:
+            if ids is not None:  # else the one who asks for that model is told
+                texts[number, model] = ids
+
+        writing = Writing(self, prompts, Ending(4), Sampling(), [b""] * 4, done)
         writing.likelihoods = scores
         try:
             with torch.no_grad():
@@ -186,7 +182,7 @@ class Writing:
         ending: Ending,
         sampling: Sampling,
         keys: Sequence[bytes],
-        done: Callable[[int, int, list[int]], object],
+        done: Callable[[int, int, list[int] | None], object],
     ) -> None:
         self.decoder, self.prompts, self.keys, self.done = decoder, prompts, keys, done
         self.ending, self.sampling = ending, sampling
@@ -335,13 +331,11 @@ class Writing:
         for text, token, is_undefined in zip(self.texts, chosen, isnan, strict=True):
             if text.has_ended:
                 continue
-            if is_undefined:
-                raise UndefinedLogits(text.prompt, text.model)
             text.ids.append(token)
             text.reads, text.position = token, text.position + 1
-            if self.ending.of(text.ids):
+            if is_undefined or self.ending.of(text.ids):
                 text.has_ended = True
-                self.done(text.prompt, text.model, text.ids)
+                self.done(text.prompt, text.model, None if is_undefined else text.ids)
 
 
 def free_memory(device: torch.device) -> int:

@@ -1,15 +1,87 @@
-"""Scopes in which transformers generates as it is meant to: without a cache where need be, and with finite logits."""
+"""What transformers is asked to generate, and scopes in which it does: without a cache, with finite logits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from sae_lm_eval.scoring.decoding import Sampling
 from sae_lm_eval.scoring.patching import instead
+
+# Of a configuration for generation what `Sampling` follows, and values that change nothing.
+FOLLOWED = ("do_sample", "temperature", "top_k", "top_p", "min_p", "eos_token_id")
+WITHOUT_EFFECT = ("bos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version", "max_length")
+NEUTRAL = {
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "repetition_penalty": (1.0,),
+    "length_penalty": (1.0,),
+    "typical_p": (1.0,),
+    "no_repeat_ngram_size": (0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "early_stopping": (False,),
+    "use_cache": (True,),
+    "cache_implementation": ("hybrid", "dynamic"),
+    "renormalize_logits": (False,),
+    "remove_invalid_values": (False,),
+    "output_attentions": (False,),
+    "output_hidden_states": (False,),
+    "output_scores": (False,),
+    "output_logits": (False,),
+    "return_dict_in_generate": (False,),
+}
+TOP_K = 50  # transformers' own, where sampling is asked for and nothing said of it
+
+
+class UnsharedError(ValueError):
+    """Texts are to be generated in a way that models cannot follow in one batch."""
+
+
+def sampling_of(model: Any, arguments: Mapping[str, Any]) -> tuple[Sampling, frozenset[int]]:
+    """How `model.generate(**arguments)` chooses tokens, and the ids at which it ends.
+
+    Raises `UnsharedError` where it does anything besides taking the likeliest token or drawing one.
+    """
+    config = copy.deepcopy(model.generation_config)
+    unknown = config.update(**arguments)
+    for name, value in {**config.to_diff_dict(), **unknown}.items():
+        is_neutral = value is None or name in (*FOLLOWED, *WITHOUT_EFFECT) or value in NEUTRAL.get(name, ())
+        if not (is_neutral or name.startswith("_")):
+            raise UnsharedError(f"{name}={value!r} is transformers' own")
+    ends = config.eos_token_id
+    ids = frozenset(() if ends is None else [ends] if isinstance(ends, int) else ends)
+    if not config.do_sample:
+        return Sampling(), ids
+    return Sampling(_warped(config), torch.initial_seed()), ids
+
+
+def _warped(config: Any) -> Callable[[Tensor], Tensor]:
+    """What transformers makes of logits (rows, vocabulary) before it draws from their softmax."""
+    top_k = TOP_K if config.top_k is None else config.top_k
+    warpers = LogitsProcessorList()
+    if config.temperature not in (None, 1.0):
+        warpers.append(TemperatureLogitsWarper(float(config.temperature)))
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if config.top_p is not None and config.top_p < 1:
+        warpers.append(TopPLogitsWarper(config.top_p))
+    if config.min_p is not None:
+        warpers.append(MinPLogitsWarper(config.min_p))
+    no_ids: Any = torch.empty(0, 0, dtype=torch.long)  # these warpers look at the logits alone
+    return lambda logits: warpers(no_ids, logits)
 
 
 @contextmanager

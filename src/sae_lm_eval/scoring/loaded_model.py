@@ -24,6 +24,7 @@ class Settings:
     Args:
         max_length: the most tokens that it reads.
         rows: the rows of a batch.
+        texts_at_once: prompts behind which a model writes at once.
         add_bos_token, custom_prefix: see `Tokenization`.
         softmax_dtype: of log-softmax; float32 where it is None.
         mixed_precision_dtype: of autocast; None is none.
@@ -32,6 +33,7 @@ class Settings:
 
     max_length: int
     rows: int
+    texts_at_once: int
     add_bos_token: bool | None = None
     custom_prefix: int | None = None
     softmax_dtype: torch.dtype | None = None
@@ -74,6 +76,10 @@ class LoadedModel:
     def model(self) -> Any:
         """The model that dictionaries are spliced into."""
         return innermost(self.wrapped)
+
+    @property
+    def is_prompt_tuned(self) -> bool:
+        return bool(getattr(getattr(self.wrapped, "active_peft_config", None), "is_prompt_learning", False))
 
     @property
     def device(self) -> torch.device:

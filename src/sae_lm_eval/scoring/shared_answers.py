@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.scoring.loaded_model import LoadedModel
 from sae_lm_eval.scoring.request import Query, ScoreRequest, Scores
 from sae_lm_eval.scoring.scorer import Scorer
+
+logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
 FIELDS = ("logprob", "greedy", "kl")  # sums over the targets; whether all of them are the likeliest
 
@@ -76,3 +80,20 @@ def _summed(scores: Scores) -> np.ndarray:
     assert scores.greedy is not None
     kl = np.concatenate([[0.0], scores.measures["kl"].sum(1, dtype=np.float64)])
     return np.stack([scores.logprob.sum(1, dtype=np.float64), scores.greedy.all(1), kl], axis=1, dtype=np.float64)
+
+
+def answers_of(
+    loaded: LoadedModel, scorer: Callable[[], Scorer], identities: Sequence[str], journal: Journal | None
+) -> SharedAnswers | None:
+    """By that scorer; None, which is said, where the model cannot be scored in shared passes."""
+    if loaded.is_prompt_tuned:
+        logger.warning("A prompt-tuned model is run once for each variant: its virtual tokens are not in the batch.")
+        return None
+    try:
+        shared = scorer()
+        with loaded.autocast():
+            logger.debug("%s: sharing %s", type(loaded.model).__name__, shared.layout)
+    except ValueError as error:
+        logger.warning("Each variant is run by itself, and no KL is taken: %s.", error)
+        return None
+    return SharedAnswers(shared, journal, identities)

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring.decoding import Decoder, Ending, Sampling
+from sae_lm_eval.scoring.loaded_model import LoadedModel
+from sae_lm_eval.splicing.splice import Variant
+
+logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+
+
+class UndefinedLogits(ArithmeticError):
+    """The logits behind a prompt, by its number, are nan."""
+
+    def __init__(self, number: int):
+        super().__init__(f"The logits behind prompt {number} are nan")
+        self.number = number
 
 
 class SharedTexts:
@@ -22,24 +36,28 @@ class SharedTexts:
     def __init__(self, decoder: Decoder, journal: Journal | None, identities: Sequence[str]):
         self.decoder, self.journal, self.identities = decoder, journal or Journal(), tuple(identities)
 
+    def place(self, identity: str) -> int | None:
+        """Of a model among those that write together."""
+        return self.identities.index(identity) if identity in self.identities else None
+
     def write(
         self,
         prompts: Sequence[Sequence[int]],
         ending: Ending,
         sampling: Sampling,
-        settings: str,
+        labels: Sequence[str],
         place: int,
         done: Callable[[int, list[int]], object],
         recalled: Callable[[int], object] = lambda _number: None,
     ) -> None:
         """Tell `done` of each prompt's number and the tokens that the model at `place` writes behind it, in any order.
 
-        A prompt that comes again is another draw. `settings` says all of the ending and the sampling that texts depend
-        on. `recalled` is told before `done` of what was written before.
+        `labels` say of each prompt all that its text depends on besides the model; one that comes again under the same
+        label is another draw. `recalled` is told before `done` of what was written before.
 
-        Raises what `Decoder.generate` does.
+        Raises `UndefinedLogits` where the logits of the model at `place` are nan, and what `Decoder.generate` does.
         """
-        keys = _keys(prompts, settings)
+        keys = _keys(prompts, labels)
         known: set[tuple[int, int]] = set()
         for number, key in enumerate(keys):
             for model, identity in enumerate(self.identities):
@@ -50,21 +68,49 @@ class SharedTexts:
                     recalled(number)
                     done(number, json.loads(text))
 
-        def store(number: int, model: int, ids: list[int]) -> None:
+        undefined: list[int] = []
+
+        def store(number: int, model: int, ids: list[int] | None) -> None:
+            if ids is None:
+                undefined.extend([number] if model == place else [])
+                return
             self.journal.put(self.identities[model], {keys[number]: json.dumps(ids).encode()})
             if model == place:
                 done(number, ids)
 
         if any((number, place) not in known for number in range(len(prompts))):
             self.decoder.generate(prompts, ending, store, sampling=sampling, keys=keys, known=known)
+        if undefined:
+            raise UndefinedLogits(undefined[0])
 
 
-def _keys(prompts: Sequence[Sequence[int]], settings: str) -> list[bytes]:
-    """Of each prompt, with how often it has come before."""
+def _keys(prompts: Sequence[Sequence[int]], labels: Sequence[str]) -> list[bytes]:
+    """Of each prompt under its label, with how often both have come before."""
     before: Counter[bytes] = Counter()
     keys = []
-    for prompt in prompts:
-        text = np.asarray(prompt, dtype=np.int64).tobytes()
-        keys.append(hashlib.blake2b(b"%d %s %s" % (before[text], settings.encode(), text), digest_size=16).digest())
+    for prompt, label in zip(prompts, labels, strict=True):
+        text = label.encode() + b"\0" + np.asarray(prompt, dtype=np.int64).tobytes()
+        keys.append(hashlib.blake2b(b"%d %s" % (before[text], text), digest_size=16).digest())
         before[text] += 1
     return keys
+
+
+def texts_of(
+    loaded: LoadedModel, models: Sequence[Variant | None], identities: Sequence[str], journal: Journal | None
+) -> SharedTexts | None:
+    """Of the untouched model, None, and variants; None, which is said, where they cannot write in one batch."""
+    settings = loaded.settings
+    if not models:
+        return None
+    try:
+        if loaded.is_prompt_tuned:
+            raise ValueError("virtual tokens stand before the prompts of a prompt-tuned model")
+        rows = settings.texts_at_once * len(models)
+        dtype = settings.softmax_dtype or torch.float32
+        decoder = Decoder(loaded.model, models, rows=rows, limit=settings.max_length, dtype=dtype)
+        with loaded.autocast():
+            decoder.check()
+    except ValueError as error:
+        logger.warning("Texts are generated by transformers, for each variant by itself: %s.", error)
+        return None
+    return SharedTexts(decoder, journal, identities)

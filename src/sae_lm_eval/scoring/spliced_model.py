@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from sae_lm_eval.scoring.loaded_model import LoadedModel
 from sae_lm_eval.scoring.made_variant import Made, made_variant
 from sae_lm_eval.scoring.request import Query
 from sae_lm_eval.scoring.scorer import Layout, Scorer
-from sae_lm_eval.scoring.shared_answers import SharedAnswers
+from sae_lm_eval.scoring.shared_answers import SharedAnswers, answers_of
+from sae_lm_eval.scoring.shared_texts import SharedTexts, texts_of
 from sae_lm_eval.splicing.arguments import Wanted
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.splice import Variant
@@ -267,8 +269,7 @@ class Group:
     """Spliced models of one load that are answered in the same forked passes.
 
     Args:
-        baseline_first: whether the first is the baseline itself; a single variant is answered beside one that nobody
-            asks.
+        baseline_first: whether the first is the baseline; a single variant is answered beside one nobody asks.
         journal: keeps answers, from which the same models answer in another process.
         progress: is told of each answer.
     """
@@ -279,7 +280,7 @@ class Group:
         self.members: list[SplicedModel] = []
         self.baseline_first, self.journal, self.progress = baseline_first, journal, progress
         self._snapshot: Snapshot | None = None  # during an evaluation call
-        self._shared: tuple[list[str], SharedAnswers | None] | None = None  # with the identities it was made for
+        self._together: dict[str, tuple[list[str], Any]] = {}  # what answers for all, with the identities of then
         self._pairs: tuple[list[str], Sequence[Any], list[Any]] | None = None
 
     def add(self, member: SplicedModel) -> None:
@@ -315,32 +316,32 @@ class Group:
                 self._snapshot = None
 
     def shared(self) -> SharedAnswers | None:
-        """What answers for all of them as everything is now; None where each is to be run as lm_eval runs a model."""
+        """What scores for all of them as everything is now; None where each is to be run as lm_eval runs a model."""
+        variants = [member.variant for member in self.members[self.baseline_first :]]
+        scorer = partial(self.members[0].scorer, variants)
+        return self._made_of_now("answers", partial(answers_of, self.members[0].loaded, scorer))
+
+    def texts(self) -> SharedTexts | None:
+        """What writes for those of them that can write together; None where nobody can."""
+        # From keys and values alone, which a dictionary that attends over positions cannot do.
+        numbers = [i for i, member in enumerate(self.members) if not member.variant.sequential]
+        models = [None if self.baseline_first and not i else self.members[i].variant for i in numbers]
+
+        def make(identities: list[str], journal: Journal | None) -> SharedTexts | None:
+            return texts_of(self.members[0].loaded, models, [identities[i] for i in numbers], journal)
+
+        return self._made_of_now("texts", make)
+
+    def _made_of_now(self, kind: str, make: Callable[[list[str], Journal | None], Any]) -> Any:
+        """What `make` gives for the identities and the journal, made once as long as everything stays as it is."""
         if not self.baseline_first and self.members[0].choices.splice == "none":
             return None
         with self.evaluation() as snapshot:
-            if self._shared is None or self._shared[0] != snapshot.identities:
-                before = None if self._shared is None else self._shared[1]
-                kept = self.journal or (None if before is None else before.journal)
-                self._shared = snapshot.identities, self._share(snapshot.identities, kept)
-            return self._shared[1]
-
-    def _share(self, identities: Sequence[str], journal: Journal | None) -> SharedAnswers | None:
-        loaded = self.members[0].loaded
-        if getattr(getattr(loaded.wrapped, "active_peft_config", None), "is_prompt_learning", False):
-            logger.warning(
-                "A prompt-tuned model is run once for each variant: its virtual tokens are not in the batch."
-            )
-            return None
-        variants = [member.variant for member in self.members[self.baseline_first :]]
-        try:
-            scorer = self.members[0].scorer(variants)
-            with loaded.autocast():
-                logger.debug("%s: sharing %s", type(loaded.model).__name__, scorer.layout)
-        except ValueError as error:
-            logger.warning("Each variant is run by itself, and no KL is taken: %s.", error)
-            return None
-        return SharedAnswers(scorer, journal, identities)
+            identities, made = self._together.get(kind, (None, None))
+            if identities != snapshot.identities:
+                made = make(snapshot.identities, self.journal or (None if made is None else made.journal))
+                self._together[kind] = snapshot.identities, made
+            return made
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """`Tokenization.pairs`; what another member was asked just before is not tokenised again."""
