@@ -322,8 +322,7 @@ class Group:
         return self._made_of_now("answers", partial(answers_of, self.members[0].loaded, scorer))
 
     def texts(self) -> SharedTexts | None:
-        """What writes for those of them that can write together; None where nobody can."""
-        # From keys and values alone, which a dictionary that attends over positions cannot do.
+        """What writes for those that can, from keys and values alone; None where nobody can."""
         numbers = [i for i, member in enumerate(self.members) if not member.variant.sequential]
         models = [None if self.baseline_first and not i else self.members[i].variant for i in numbers]
 

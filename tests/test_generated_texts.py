@@ -1,0 +1,166 @@
+"""generate_until of a baseline and its variants together, against lm_eval's own way with each of them by itself."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import pytest
+import torch
+import transformers
+from lm_eval.models.huggingface import HFLM
+from models import WIDTH, random_model, random_sae, word_tokenizer
+from test_adapter import RESID, Instance, words
+
+from sae_lm_eval import SaeHFLM
+from sae_lm_eval.harness.joined import joined
+from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.scoring.decoding import Decoder
+from sae_lm_eval.splicing.arguments import wanted_of
+
+GREEDY = {"until": ["w5"], "max_gen_toks": 8, "do_sample": False}
+
+
+def requests(*kinds: dict) -> list[Instance]:
+    """Questions behind one header, under each kind of settings."""
+    header = words(12, seed=0)
+    contexts = [f"{header} {words(n, seed=n)}" for n in (2, 5, 3, 9)] + ["w8", words(80, seed=7)]
+    return [
+        Instance(request_type="generate_until", doc={}, arguments=(context, kind), idx=0)
+        for kind in kinds
+        for context in contexts
+    ]
+
+
+@pytest.fixture
+def family():
+    def build(*saes, model=None, journal=None, **kwargs):
+        model = random_model("llama") if model is None else model
+        lm = SaeHFLM(pretrained=model, tokenizer=word_tokenizer(), sae=[], splice="none", batch_size=2, **kwargs)
+        return joined(lm, [lm.as_variant(wanted_of(sae)) for sae in saes], journal)
+
+    return build
+
+
+def by_transformers(lm: SaeHFLM, asked: list[Instance]) -> list[str]:
+    """Each prompt by itself, through lm_eval's own method and the model's `generate`."""
+    with lm.evaluation():
+        return [HFLM.generate_until(lm, [request], disable_tqdm=True)[0] for request in asked]
+
+
+SAES = (random_sae(WIDTH, RESID), random_sae(WIDTH, "blocks.2.hook_resid_post", "topk", seed=4))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        GREEDY,
+        {"until": ["w5", "w9 w1"], "max_gen_toks": 20},
+        {"until": [], "max_new_tokens": 5, "temperature": 0.0},
+        {"max_gen_toks": 3, "until": "w7", "top_p": 0.3},
+    ],
+)
+def test_texts_are_those_of_transformers(family, kind):
+    for lm in family(*SAES):
+        assert lm.generate_until(requests(kind)) == by_transformers(lm, requests(kind))
+
+
+@pytest.mark.parametrize("think_end", [9, "w9"])
+def test_what_was_thought_is_left_out(family, think_end):
+    for lm in family(*SAES, think_end_token=think_end):
+        kind = {"until": [], "max_gen_toks": 12}
+        assert lm.generate_until(requests(kind)) == by_transformers(lm, requests(kind))
+
+
+def test_an_empty_prompt_is_the_prefix_token(family):
+    (lm,) = family()
+    empty, prefix = (Instance("generate_until", {}, (text, GREEDY), 0) for text in ("", "<s>"))
+    assert lm.generate_until([empty]) == lm.generate_until([prefix])
+
+
+def test_the_first_asked_writes_for_all(family, monkeypatch):
+    baseline, first, second = family(*SAES)
+    baseline.generate_until(requests(GREEDY))
+    expected = [by_transformers(lm, requests(GREEDY)) for lm in (first, second)]
+    monkeypatch.setattr(Decoder, "generate", None)
+    assert [lm.generate_until(requests(GREEDY)) for lm in (first, second)] == expected
+
+
+def test_an_interrupted_run_continues(family, tmp_path, monkeypatch):
+    expected = [lm.generate_until(requests(GREEDY)) for lm in family(*SAES)]
+    generate, told = Decoder.generate, []
+
+    def interrupted(self, prompts, ending, done, **kwargs):
+        def some(*text):
+            done(*text)
+            told.append(text)
+            if len(told) == 5:
+                raise KeyboardInterrupt
+
+        generate(self, prompts, ending, some, **kwargs)
+
+    monkeypatch.setattr(Decoder, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        family(*SAES, journal=Journal(tmp_path / "journal"))[0].generate_until(requests(GREEDY))
+    written = []
+    monkeypatch.setattr(
+        Decoder,
+        "generate",
+        lambda self, prompts, ending, done, **kwargs: generate(
+            self, prompts, ending, lambda *text: (written.append(text), done(*text)), **kwargs
+        ),
+    )
+    again = family(*SAES, journal=Journal(tmp_path / "journal"))
+    assert [lm.generate_until(requests(GREEDY)) for lm in again] == expected
+    assert len(written) == 3 * len(expected[0]) - 5
+
+
+class TestLeftToTransformers:
+    @pytest.mark.parametrize(
+        ("kind", "reason"),
+        [
+            ({**GREEDY, "num_beams": 2}, "num_beams=2"),
+            ({**GREEDY, "repetition_penalty": 1.3}, "repetition_penalty=1.3"),
+            ({**GREEDY, "no_repeat_ngram_size": 2}, "no_repeat_ngram_size=2"),
+        ],
+    )
+    def test_what_looks_at_earlier_tokens(self, family, kind, reason, caplog, monkeypatch):
+        monkeypatch.setattr(logging.getLogger("lm_eval"), "propagate", True)
+        kinds = requests(GREEDY, kind)
+        _, lm = family(SAES[0])
+        texts = lm.generate_until(kinds)
+        assert sum(f"for each variant by itself: {reason}" in record.getMessage() for record in caplog.records) == 1
+        with lm.evaluation():
+            left = HFLM.generate_until(lm, requests(kind), disable_tqdm=True)
+        assert texts == [*by_transformers(lm, requests(GREEDY)), *left]
+
+    def test_a_dictionary_that_attends_over_positions(self, family):
+        temporal = random_sae(WIDTH, RESID, "temporal")
+        baseline, first, second = family(temporal, SAES[0])
+        for lm in (baseline, first, second):
+            assert lm.generate_until(requests(GREEDY)) == by_transformers(lm, requests(GREEDY))
+
+    def test_a_model_without_keys_and_values(self, family):
+        torch.manual_seed(0)
+        config = transformers.MambaConfig(vocab_size=101, hidden_size=WIDTH, num_hidden_layers=3, state_size=4)
+        model = transformers.MambaForCausalLM(config).eval()
+        for lm in family(random_sae(WIDTH, "backbone.layers.1.output"), model=model, max_length=64):
+            assert lm.generate_until(requests(GREEDY)) == by_transformers(lm, requests(GREEDY))
+
+
+class TestDrawing:
+    kind = functools.partial(dict, GREEDY, do_sample=True, temperature=0.8)
+
+    def test_the_seed_is_torchs(self, family):
+        drawn = []
+        for seed in (1, 1, 2):
+            models = family(*SAES)
+            torch.manual_seed(seed)
+            drawn.append([lm.generate_until(requests(self.kind())) for lm in models])
+        assert drawn[0] == drawn[1]
+        assert drawn[0] != drawn[2]
+
+    def test_a_request_that_is_repeated_is_another_draw(self, family):
+        (lm,) = family()
+        texts = lm.generate_until([*requests(self.kind()), *requests(self.kind())])
+        assert texts[: len(texts) // 2] != texts[len(texts) // 2 :]
