@@ -31,7 +31,8 @@ def load(source: Any, *, dtype: torch.dtype = torch.float32, norm_factor: float 
     Raises `UserError` for whatever cannot be found, read or applied.
     """
     dictionary = find(source)
-    if norm_factor is not None and not _factors(norm_factor):
+    may_be_two = isinstance(norm_factor, str) and dictionary.needs_norm_factor
+    if norm_factor is not None and not may_be_two and not _factors(norm_factor):
         raise UserError(f"norm_factor={norm_factor} must be a number above 0, as in norm_factor=0.25.")
     if dictionary.needs_norm_factor:
         dictionary = _with_factors(dictionary, norm_factor)
