@@ -18,7 +18,6 @@ EXCEPTIONS = {
     "cli/curve.py curve parameters": "a flag each",
     "cli/effective_compute.py effective_compute": "a flag each, with its help",
     "cli/effective_compute.py effective_compute parameters": "a flag each",
-    "scaling/effective.py effective_compute parameters": "the public function, whose options are keywords",
 }
 
 

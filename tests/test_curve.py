@@ -24,7 +24,7 @@ from sae_lm_eval.cli.curve import curve
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runs.loss_curve import Member, measure, parameters, read_text
 from sae_lm_eval.scaling import effective_compute, read_family
-from sae_lm_eval.scaling.loss_curves import Measured, curves_for
+from sae_lm_eval.scaling.loss_curves import CurveRun, curves_for
 from sae_lm_eval.scaling.of_results import convert, to_frame
 
 TASKS = Path(__file__).parents[1] / "tasks"
@@ -268,12 +268,12 @@ def test_a_measured_bound_comes_before_a_borrowed_law(file, losses, tmp_path):
 
 
 def test_a_curve_of_something_else_is_not_taken(file, losses, tmp_path):
-    run = Measured(TASK, DOCUMENTS, CONTEXT, "world", "main", losses["main"])
+    run = CurveRun(TASK, DOCUMENTS, CONTEXT, "world", "main", losses["main"])
     assert curves_for(run, [file]).checkpoints is not None
     for other in ({"task": "wikitext"}, {"documents": 13}, {"context": 64}):
-        assert curves_for(Measured(**{**vars(run), **other}), [file]).own is None
-    assert "without gpt2" in curves_for(Measured(**{**vars(run), "model": "gpt2"}), [file]).notes[0]
-    assert "it is not used" in curves_for(Measured(**{**vars(run), "baseline": 2 * losses["main"]}), [file]).notes[0]
+        assert curves_for(CurveRun(**{**vars(run), **other}), [file]).own is None
+    assert "without gpt2" in curves_for(CurveRun(**{**vars(run), "model": "gpt2"}), [file]).notes[0]
+    assert "it is not used" in curves_for(CurveRun(**{**vars(run), "baseline": 2 * losses["main"]}), [file]).notes[0]
 
 
 VILLAGES = {"documents": 3, "tokens": 9, "ce_baseline": 1.0, "ce_spliced": 1.3, "ce_delta_stderr": 0.1}
@@ -295,9 +295,10 @@ def test_a_category_is_converted_by_the_law_where_its_text_is(tmp_path):
     record = {TASK: {"by_category": {"villages": VILLAGES}}}
     out = fidelity_run(tmp_path, 3.0, 3.2, fidelity=record)
     whole, category = convert(out, original={"params": 1e9, "tokens": 2e10}, law="besiroglu2024")
-    assert whole.result.preferred.definition == category.result.preferred.definition == "law-relative"
+    assert whole.result.preferred.definition == category.result.preferred.definition == "law, calibrated"
     alone = effective_compute(ce_baseline=1.0, ce_spliced=1.3, params=1e9, tokens=2e10)
     assert category.result.preferred.fraction == pytest.approx(alone.preferred.fraction)
+    assert category.result.within_the_law == alone.within_the_law
 
 
 def test_a_category_is_converted_by_its_own_losses_where_the_curve_has_them(text, losses, tmp_path):
@@ -323,7 +324,7 @@ def test_the_command_and_the_report_say_the_same_of_one_folder(file, losses, tmp
     from sae_lm_eval.results.results import read_results
 
     end = world.facts()["family"][-1]["loss"]
-    recorded = {TASK: {"fraction": 0.9, "law": "besiroglu2024", "definition": "law-relative", "flags": []}}
+    recorded = {TASK: {"fraction": 0.9, "law": "besiroglu2024", "definition": "within the law", "flags": []}}
     for name, ends in (("beside", (losses["main"], losses["step4088"])), ("world", (end, end + 0.0842))):
         out = fidelity_run(tmp_path / name, *ends, effective_compute=recorded)
         if name == "beside":

@@ -15,7 +15,8 @@ from test_fidelity import HELD_OUT, RESID, TASKS, adapter, ask, spoken
 from sae_lm_eval import SaeHFLM, UserError
 from sae_lm_eval.fidelity.source import Source
 from sae_lm_eval.scaling import effective_compute
-from sae_lm_eval.scaling.of_documents import compute_of, original_of, world_checkpoints
+from sae_lm_eval.scaling.conversion import compute_of, world_checkpoints
+from sae_lm_eval.scaling.which_original import original_of
 
 KNOWN = {"params": 70e6, "tokens": 300e9}
 

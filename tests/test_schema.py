@@ -98,7 +98,7 @@ def test_an_older_version_is_read_and_what_it_lacks_is_said(tmp_path):
     scores = {"text": {"ce_baseline,none": 3.0, "ce_spliced,none": 3.1}}
     for version, told in (("old", {}), ("new", {"schema": schema.VERSION})):
         ours = {"splice": "reconstruction", **told}
-        write_run(tmp_path / version, answers({"text": [1.0] * 5}), scores, config={"sae_lm_eval": ours})
+        write_run(tmp_path / version, answers({"text": [1.0] * 5}), scores, model="own", config={"sae_lm_eval": ours})
         (made,) = convert(tmp_path / version, original={"params": 1e9, "tokens": 2e10})
         assert made.result.preferred.fraction is not None
         assert any("the size of the vocabulary" in note for note in made.notes) == (version == "old")

@@ -13,19 +13,22 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets
 from sae_lm_eval.report.formatting import general
 from sae_lm_eval.report.text_tables import (
+    beside_the_law,
     converted_rows,
+    curve_command,
     estimate_rows,
-    fraction,
     literature_rows,
     markdown,
+    rise_rows,
     summary_rows,
 )
+from sae_lm_eval.report.text_tables import fraction as fraction_text
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from sae_lm_eval.scaling import DeltaCE, EffectiveCompute
+    from sae_lm_eval.scaling import DeltaCE, EffectiveCompute, Original
 
 
 class Format(enum.StrEnum):
@@ -74,6 +77,17 @@ def effective_compute(
     checkpoints: Annotated[
         Path | None, typer.Option(help="Losses of the original's own checkpoints on the same text: a CSV.")
     ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="The text of the losses, one with known pairs: pile, c4, wikitext, ..."),
+    ] = None,
+    bytes_per_token: Annotated[
+        float | None,
+        typer.Option(help="Of the model's tokenizer; converts losses where the law's is known."),
+    ] = None,
+    fraction: Annotated[
+        float | None, typer.Option(help="The inverse: which rise of the loss leaves this fraction, such as 0.1.")
+    ] = None,
     literature: Annotated[bool, typer.Option("--literature", help="Published figures, converted.")] = False,
     level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
@@ -87,13 +101,25 @@ def effective_compute(
     console = Console()
     losses = (ce_baseline, ce_spliced, delta_se, documents, loss_recovered, ce_ablated, ablation)
     original = {"model": model, "params": params, "tokens": tokens, "flops": flops, "vocabulary": vocabulary}
+    original["bytes_per_token"] = bytes_per_token
     given = any(value is not None for value in losses)
     if literature:
         if given or out is not None or any(value is not None for value in original.values()):
             raise UserError("--literature prints the published figures alone: leave out losses, results and models.")
         _print_literature(scaling.convert_literature(law, level=level, rng=seed), console, output_format)
         return
-    curve = {"law": "all" if all_laws else law, "family": family, "checkpoints": checkpoints, "level": level}
+    if fraction is not None:
+        if given or out is not None:
+            raise UserError("--fraction asks for the rise of the loss: leave out losses and results.")
+        _print_rises(fraction, scaling.get_original(**original), law, console, output_format)
+        return
+    curve = {
+        "law": "all" if all_laws else law,
+        "text": text,
+        "family": family,
+        "checkpoints": checkpoints,
+        "level": level,
+    }
     curve |= {"law_text": "same" if same_text else "other", "rng": seed}
     if out is not None:
         if given:
@@ -122,8 +148,10 @@ def _print_folder(
     for described in dict.fromkeys(_describe_original(made.result) for made in found):
         console.print(described, highlight=False)
     notes: dict[str, int] = {}
-    print_grouped(console, _table(converted_rows(found, notes, spread=curve["law"] == "all")))
+    print_grouped(console, _table(converted_rows(found, notes)))
     _print_notes(notes, console)
+    for command in dict.fromkeys(curve_command(made.result, like=out) for made in found):
+        _offer(command, console)
 
 
 def _delta(
@@ -175,15 +203,36 @@ def _print_result(result: EffectiveCompute, console: Console) -> None:
     quoted = result.preferred
     if quoted.fraction is not None or quoted.bound is not None:
         console.print(
-            f"To quote: {quoted.quantity} {fraction(quoted)}, {quoted.definition}, {quoted.curve}.", highlight=False
-        )
-    spread = result.law_spread
-    if spread is not None:
-        console.print(
-            f"Between {len(spread.laws)} laws: {spread.low:.3g} to {spread.high:.3g} "
-            f"({spread.decades:.2f} decades); no interval above includes this.",
+            f"To quote: {quoted.quantity} {fraction_text(quoted)}, {quoted.definition}, {quoted.curve}.",
             highlight=False,
         )
+    for sentence in beside_the_law(result):
+        console.print(sentence, highlight=False)
+    _print_notes(notes, console)
+    _offer(curve_command(result), console)
+
+
+def _offer(command: str | None, console: Console) -> None:
+    if command is not None:
+        console.print("A curve of the model's own family on the run's own text would settle it:", highlight=False)
+        console.print(command, highlight=False, soft_wrap=True, markup=False)
+
+
+def _print_rises(fraction: float, original: Original, law: str, console: Console, output_format: Format) -> None:
+    """The rise of the loss that leaves a fraction: by the law, and by all in force."""
+    from sae_lm_eval.scaling.inverse import loss_rises
+    from sae_lm_eval.scaling.law_sources import load_law
+    from sae_lm_eval.scaling.laws import laws
+
+    asked = load_law(law)
+    others = [one for one in laws().values() if not one.superseded and one.name != asked.name]
+    frame = loss_rises(fraction, original, [asked, *others])
+    if output_format is not Format.table:
+        _print_frame(frame, output_format)
+        return
+    console.print(f"The rise of the loss that leaves {fraction:g}, within each law:", highlight=False)
+    notes: dict[str, int] = {}
+    print_grouped(console, _table(rise_rows(frame, notes)))
     _print_notes(notes, console)
 
 

@@ -28,7 +28,7 @@ from sae_lm_eval.results.fidelity_names import NO_DICTIONARY, WITHOUT_DICTIONARY
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.processes import gathered
 from sae_lm_eval.scaling import Original
-from sae_lm_eval.scaling.of_documents import compute_of
+from sae_lm_eval.scaling.conversion import compute_of
 from sae_lm_eval.scoring.answers import TOKENS_AT_ONCE
 from sae_lm_eval.scoring.request import Query, ScoreRequest, Scores
 from sae_lm_eval.scoring.scorer import Layout, Scorer

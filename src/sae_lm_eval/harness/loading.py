@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -15,7 +15,8 @@ from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.runtime.content import contents
 from sae_lm_eval.scaling import Original
-from sae_lm_eval.scaling.of_documents import original_of
+from sae_lm_eval.scaling.original_model import OriginalNumbers
+from sae_lm_eval.scaling.which_original import original_of
 from sae_lm_eval.scoring.identity import evaluating
 from sae_lm_eval.scoring.loaded_model import LoadedModel, Settings
 from sae_lm_eval.scoring.tokenization import copied
@@ -89,7 +90,7 @@ class CausalHFLM(_HFLM):
             {name: str(getattr(self, name)) for name in ("truncation", "think_end_token")},
         )
 
-    def original_model(self, **numbers: float | None) -> Original:
+    def original_model(self, **numbers: Unpack[OriginalNumbers]) -> Original:
         """What is known of the model that was named, by its configuration where nobody says; `numbers` are the user's.
 
         Parameters that are not known are counted.

@@ -34,7 +34,8 @@ from sae_lm_eval.harness.cut_prompts import (
 from sae_lm_eval.harness.generation import written
 from sae_lm_eval.harness.kl_at_answers import Divergence
 from sae_lm_eval.harness.loading import CausalHFLM, rows_of
-from sae_lm_eval.scaling.of_documents import original_of
+from sae_lm_eval.scaling.original_model import OriginalNumbers
+from sae_lm_eval.scaling.which_original import original_of
 from sae_lm_eval.scoring.answers import Answers
 from sae_lm_eval.scoring.spliced_model import SplicedModel
 from sae_lm_eval.splicing.arguments import Wanted, finite, refuse_misspelt, wanted_of
@@ -106,10 +107,10 @@ class SaeHFLM(CausalHFLM):
         wanted = wanted_of(
             sae, splice, splice_tokens, hook, hook_map, norm_factor, sae_dtype, seed, mean_text, mean_tokens, scale
         )
-        numbers = {
-            name: None if value is None else finite(value, name)
-            for name, value in (("params", params), ("tokens", tokens))
-        }
+        numbers = OriginalNumbers(
+            params=None if params is None else finite(params, "params"),
+            tokens=None if tokens is None else finite(tokens, "tokens"),
+        )
         original_of("", "main", **numbers)  # before anything is loaded, for what it refuses
         super().__init__(pretrained, own_arguments=OWN, **kwargs)
         self.original = self.original_model(**numbers)

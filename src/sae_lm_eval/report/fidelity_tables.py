@@ -207,10 +207,7 @@ def _number(value: Any) -> float | None:
 
 def _effective_compute(made: Measured, results: Results) -> Measured:
     """As `effective-compute` converts the results, or where it cannot, as the run recorded it."""
-    recorded = results.provenance.get("effective_compute", {}).get(made.task) or {}
-    record = quoted(results, made.task) or {}
-    if record.get("fraction") is None and not record.get("bound") and (recorded or made.value is not None):
-        record = recorded
+    record = quoted(results, made.task)
     flags = record.get("flags") or []
     told = "; ".join(map(str, [flags] if isinstance(flags, str) else flags))
     value = _number(record.get("fraction", made.value))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from sae_lm_eval.report.formatting import NA, general
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
     from sae_lm_eval.scaling import EffectiveCompute, Estimate
@@ -52,7 +54,64 @@ def estimate_rows(result: EffectiveCompute, notes: dict[str, int]) -> list[dict[
     return rows
 
 
-def converted_rows(found: list[Converted], notes: dict[str, int], *, spread: bool) -> list[dict[str, str]]:
+def beside_the_law(result: EffectiveCompute) -> list[str]:
+    """What stands beside a number within a law: the spread of the laws, the calibration, and what it is worth."""
+    within, calibrated, spread = result.within_the_law, result.calibrated, result.law_spread
+    if within is None or within.fraction is None:
+        return []
+    told = [f"Within the law {within.curve}: {fraction(within)}."]
+    if spread is not None:
+        told.append(
+            f"Between {len(spread.laws)} laws: {spread.low:.3g} to {spread.high:.3g} "
+            f"({spread.decades:.2f} decades); no interval above includes this."
+        )
+    if calibrated is not None and calibrated.fraction is not None:
+        told.append(f"Calibrated on known pairs of models: {fraction(calibrated)}; docs/calibration.md.")
+    elif calibrated is not None and calibrated.reason:
+        told.append(f"{calibrated.reason[:1].upper()}{calibrated.reason[1:]}. The interval is one within the law.")
+    if within.same_training is not None and within.equivalent is not None:
+        params, tokens = within.same_training
+        told.append(
+            f"Within the law that loss is worth {within.fraction:.3g} of the original's own 6ND, trained as far beyond "
+            f"the optimum as it was ({params:.3g} parameters on {tokens:.3g} tokens), or a compute-optimal model of "
+            f"{within.equivalent:.3g} FLOPs."
+        )
+    return told
+
+
+def curve_command(result: EffectiveCompute, like: Path | None = None) -> str | None:
+    """The command that measures the original's family on the run's text, where it has a family and no such curve."""
+    from sae_lm_eval.scaling.curve_estimates import PUBLISHED
+    from sae_lm_eval.scaling.family import published_families
+
+    if not any(estimate.definition == PUBLISHED for estimate in result.estimates) or result.preferred.definition in (
+        "checkpoints isotonic",
+        "family interpolation",
+        "family fit",
+    ):
+        return None
+    family = next(one for one in published_families() if result.original.name in one.models)
+    smaller = family.models[: family.models.index(result.original.name) + 1]
+    members = ",".join(f"EleutherAI/{name}" for name in smaller)
+    text = "--task TASK --output_path family.csv" if like is None else f"--like {like}"
+    return f"sae-lm-eval curve --models {members} {text}"
+
+
+def rise_rows(frame: pd.DataFrame, notes: dict[str, int]) -> list[dict[str, str]]:
+    """The rises that leave a fraction, as text; `notes` as in `estimate_rows`."""
+    return [
+        {
+            "quantity": row["quantity"],
+            "law": row["law"],
+            "delta CE (nats/token)": f"{row['delta_ce']:.4g}",
+            "perplexity times": f"{row['perplexity_ratio']:.4g}",
+            "notes": ",".join(str(notes.setdefault(note, len(notes) + 1)) for note in row["flags"].split("; ") if note),
+        }
+        for row in sorted(frame.to_dict("records"), key=lambda row: QUANTITIES.index(row["quantity"]))
+    ]
+
+
+def converted_rows(found: list[Converted], notes: dict[str, int]) -> list[dict[str, str]]:
     """What results folders hold, as text, one row per variant and text or category; `notes` as in `estimate_rows`."""
     titles = [made.task if made.category is None else f"{made.task}, {made.category}" for made in found]
     order = list(dict.fromkeys(titles))
@@ -69,9 +128,9 @@ def converted_rows(found: list[Converted], notes: dict[str, int], *, spread: boo
             "by": f"{quoted.definition}, {quoted.curve}",
             "notes": _marks(quoted, notes, (*made.notes, *silent)),
         }
-        if spread:
-            laws = result.law_spread
-            row["between laws"] = NA if laws is None else f"{laws.low:.3g} to {laws.high:.3g}"
+        laws, within = result.law_spread, result.within_the_law
+        row["within the law"] = NA if within is None else fraction(within)
+        row["between laws"] = NA if laws is None else f"{laws.low:.3g} to {laws.high:.3g}"
         rows.append(row)
     return rows
 

@@ -8,13 +8,15 @@ import numpy as np
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.scaling.delta import DeltaCE
 from sae_lm_eval.scaling.estimate import Draws, Estimate
-from sae_lm_eval.scaling.family import Family, MonotoneCurve, monotone_curve
+from sae_lm_eval.scaling.family import Family, MonotoneCurve, monotone_curve, published_families
 from sae_lm_eval.scaling.law_estimates import COMPUTE, FAMILY_FIT, at_the_loss
 from sae_lm_eval.scaling.laws import ComputeLaw
+from sae_lm_eval.scaling.loss_units import in_units_of
 from sae_lm_eval.scaling.original_model import Original, find_preset
 
 INTERPOLATION = "family interpolation"
 CHECKPOINTS = "checkpoints isotonic"
+PUBLISHED = "published family"
 # Between the last two members PCHIP follows its three-point end slope (3 y_0 - 4 y_1 + y_2)/2h, which
 # scatters sqrt(26)/2 where the straight line between two points scatters sqrt(2).
 END_SLOPE = math.sqrt(13) / 2
@@ -34,6 +36,28 @@ def family_estimates(family: Family, original: Original, draws: Draws) -> list[E
     else:
         fitted = at_the_loss(family.fit, draws, definition=FAMILY_FIT, caveats=flags)
     return [fitted, _interpolated(family, draws, flags)]
+
+
+def published_estimates(original: Original, draws: Draws, text: str | None) -> list[Estimate]:
+    """Effective compute by each published family that the original belongs to, those of its own tokenizer first.
+
+    The rise of the loss starts at the family's loss of the original, so that only the difference of the two losses
+    enters, as it does within a law.
+    """
+    found = []
+    for family in sorted(published_families(), key=lambda family: family.tokenizer != original.tokenizer):
+        members = [_known(model) for model in family.models]
+        if original.name not in members:
+            continue
+        scaled, units = in_units_of(family, original, draws)
+        own = float(family.loss[members.index(original.name)])
+        delta = replace(scaled.delta, baseline=own, spliced=own + scaled.delta.value)
+        named = "a text that is not named" if text is None else text
+        whence = f"the rise is measured on {named}, and the family's losses on {family.text}: only the rise enters"
+        made = _interpolated(family, replace(scaled, delta=delta), (*family.flags, *units, whence))
+        ends = own in (family.loss.min(), family.loss.max())  # beyond which the curve says no more than the sign
+        found.append(replace(made, definition=PUBLISHED, bound=None if ends else made.bound))
+    return found
 
 
 def checkpoint_estimate(checkpoints: Family, draws: Draws) -> Estimate:

@@ -1,39 +1,50 @@
 """Effective compute: every definition side by side, from a baseline and a spliced loss."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.scaling.curve_estimates import CHECKPOINTS, INTERPOLATION, checkpoint_estimate, family_estimates
+from sae_lm_eval.scaling.calibration import CALIBRATED, calibrate, check_text
+from sae_lm_eval.scaling.curve_estimates import (
+    CHECKPOINTS,
+    INTERPOLATION,
+    PUBLISHED,
+    checkpoint_estimate,
+    family_estimates,
+    published_estimates,
+)
 from sae_lm_eval.scaling.delta import DeltaCE, delta_from_losses
 from sae_lm_eval.scaling.estimate import Draws, Estimate
 from sae_lm_eval.scaling.family import Family, read_family
-from sae_lm_eval.scaling.fit import load_law
+from sae_lm_eval.scaling.known_pairs import ladder_law
 from sae_lm_eval.scaling.law_estimates import (
     AT_THE_LOSS,
     COMPUTE,
     FAMILY_FIT,
     LAW_RELATIVE,
+    TOKENS,
     at_the_loss,
     law_relative,
 )
+from sae_lm_eval.scaling.law_sources import load_law
 from sae_lm_eval.scaling.laws import DEFAULT_LAW, Law, laws
-from sae_lm_eval.scaling.original_model import Original, get_original
+from sae_lm_eval.scaling.loss_units import in_units_of, unusual_baseline
+from sae_lm_eval.scaling.original_model import Original, OriginalNumbers, get_original
 
-# Measured on the text at hand before borrowed, between measured points before extrapolated, and the original's own
-# course before other models: docs/effective-compute.md has the figures.
-PREFERENCE = (CHECKPOINTS, INTERPOLATION, FAMILY_FIT, LAW_RELATIVE, AT_THE_LOSS)
+# By what they are off known truth, least first: measured on the text at hand before published, calibrated before within
+# a law, and of two laws the one of the text. docs/calibration.md has the figures.
+PREFERENCE = (CHECKPOINTS, INTERPOLATION, FAMILY_FIT, PUBLISHED, CALIBRATED, LAW_RELATIVE, AT_THE_LOSS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LawSpread:
-    """How far the laws disagree on law-relative effective compute: not part of any interval."""
+    """How far the laws disagree on the effective compute within each: not part of any interval."""
 
     low: float
     high: float
@@ -46,12 +57,17 @@ class LawSpread:
 
 @dataclass(frozen=True, kw_only=True)
 class EffectiveCompute:
-    """The estimates of one splice, with the losses and the original they were made from."""
+    """The estimates of one splice, with the losses and the original they were made from.
+
+    `law_spread` is that of all laws in force, whichever was asked for; None with fewer than two that apply.
+    """
 
     delta: DeltaCE
     original: Original
     estimates: tuple[Estimate, ...]
     level: float
+    law_spread: LawSpread | None = None
+    text: str | None = None
 
     @property
     def preferred(self) -> Estimate:
@@ -71,30 +87,45 @@ class EffectiveCompute:
         return min(compute, key=rank)
 
     @property
-    def law_spread(self) -> LawSpread | None:
-        """Spread between laws; None with fewer than two that are in force and apply."""
-        found = {
-            estimate.curve: estimate.fraction
-            for estimate in self.estimates
-            if (estimate.quantity, estimate.definition) == (COMPUTE, LAW_RELATIVE)
-            and estimate.fraction is not None
-            and not any(flag.startswith("superseded") for flag in estimate.flags)
-        }
-        if len(found) < 2:
-            return None
-        return LawSpread(low=min(found.values()), high=max(found.values()), laws=tuple(found))
+    def within_the_law(self) -> Estimate | None:
+        """What the first law says, beside which the spread of the laws and the calibration stand."""
+        found = (e for e in self.estimates if (e.quantity, e.definition) == (COMPUTE, LAW_RELATIVE))
+        return next(found, None)
+
+    @property
+    def calibrated(self) -> Estimate | None:
+        """The calibrated estimate of the same law."""
+        within = self.within_the_law
+        found = (e for e in self.estimates if (e.quantity, e.definition) == (COMPUTE, CALIBRATED))
+        return next((e for e in found if within is not None and e.curve == within.curve), None)
 
     def record(self) -> dict[str, Any]:
         """The estimate to quote with what it was made from, as plain values for a file of results."""
-        row = _row(self.preferred)
-        kept = ("definition", "fraction", "low", "high", "level", "covers", "bound", "constants", "source")
+        quoted, original = self.preferred, self.original
+        interval, within, calibrated = quoted.interval, self.within_the_law, self.calibrated
         return {
-            "law": self.preferred.curve,
-            **{name: row[name] for name in kept},
-            "flags": list(self.preferred.flags),
-            "reason": self.preferred.reason,
-            "params": self.original.params,
-            "tokens": self.original.tokens,
+            "fraction": quoted.fraction,
+            "low": interval and interval.low,
+            "high": interval and interval.high,
+            "law": quoted.curve,
+            "flags": list(quoted.flags),
+            "reason": quoted.reason,
+            "bound": quoted.bound,
+            "definition": quoted.definition,
+            "source": quoted.source,
+            "constants": quoted.constants,
+            "level": interval and interval.level,
+            "covers": list(interval.covers) if interval else [],
+            "within_the_law": within and plain(within),
+            "calibrated": calibrated and plain(calibrated),
+            "law_spread": self.law_spread and [self.law_spread.low, self.law_spread.high],
+            "text": self.text,
+            "model": original.name,
+            "params": original.params,
+            "params_source": original.params_source,
+            "tokens": original.tokens,
+            "tokens_source": original.tokens_source,
+            "vocabulary": original.vocabulary,
         }
 
     def to_frame(self) -> pd.DataFrame:
@@ -103,69 +134,127 @@ class EffectiveCompute:
         return pd.DataFrame(rows, dtype=object)  # object keeps None as None
 
 
+def plain(estimate: Estimate) -> dict[str, Any]:
+    """An estimate's law, fraction, interval and reason as plain values."""
+    interval = estimate.interval
+    return {
+        "law": estimate.curve,
+        "fraction": estimate.fraction,
+        "low": interval and interval.low,
+        "high": interval and interval.high,
+        "reason": estimate.reason,
+    }
+
+
 def effective_compute(
     delta: DeltaCE | None = None,
     *,
     ce_baseline: float | None = None,
     ce_spliced: float | None = None,
-    params: float | None = None,
-    tokens: float | None = None,
-    flops: float | None = None,
-    vocabulary: int | None = None,
-    model: str | None = None,
     original: Original | None = None,
     law: str | Path | Law | Sequence[str | Law] = DEFAULT_LAW,
+    text: str | None = None,
     family: str | Path | Family | None = None,
     checkpoints: str | Path | Family | None = None,
     law_text: str = "other",
     level: float = 0.95,
     draws: int = 4000,
     rng: np.random.Generator | int | None = 0,
+    **numbers: Unpack[OriginalNumbers],
 ) -> EffectiveCompute:
     """What fraction of the original's training compute buys the loss of the spliced model.
 
     Give either a `DeltaCE` or two losses (nats/token, same tokens), and the original: a known `model`, `params` (with
     embeddings) and training `tokens`, or an `Original`. From training `flops` follows the one of the two that is not
     given. A spliced loss above ln(`vocabulary`) is not converted. `law` is a name, a JSON file of constants, a CSV of
-    runs to fit, a law, a list of these, or "all". `family` and `checkpoints` are measured curves of the same text and
-    context length.
-    `law_text="same"` says that the law's text and tokenizer are those of the losses, which allows R = L - E.
+    runs to fit, a law, a list of these, or "all". `text` names the text of the losses where it is one that known pairs
+    of models are of (docs/calibration.md). `family` and `checkpoints` are measured curves of the same text and
+    context length. `law_text="same"` says that the law's text and tokenizer are those of the losses, which allows
+    R = L - E. `bytes_per_token` converts the losses for a curve of which it is known too.
 
     Undefined estimates are None with a reason; mistakes raise UserError.
     """
-    if delta is None:
-        if ce_baseline is None or ce_spliced is None:
-            raise UserError("Effective compute needs two losses: ce_baseline and ce_spliced, in nats/token.")
-        delta = delta_from_losses(ce_baseline=ce_baseline, ce_spliced=ce_spliced)
-    elif ce_baseline is not None or ce_spliced is not None:
-        raise UserError("Give a DeltaCE or two losses, not both.")
+    delta = _delta(delta, ce_baseline, ce_spliced)
     if law_text not in ("same", "other"):
         raise UserError(f"law_text is {law_text!r}; it must be 'same' or 'other'.")
-    original = original or get_original(model=model, params=params, tokens=tokens, flops=flops, vocabulary=vocabulary)
+    check_text(text)
+    original = original or get_original(**numbers)
     if delta.vocabulary is None:
         delta = replace(delta, vocabulary=original.vocabulary)
     drawn = Draws.of(delta, n=draws, level=level, rng=np.random.default_rng(rng))
-    chosen = _laws(law)
     estimates: list[Estimate] = []
     if family is not None:
         family = family if isinstance(family, Family) else read_family(family)
         estimates += family_estimates(family, original, drawn)
-    for one in chosen:
-        estimates += law_relative(one, original, drawn)
+    for one in _chosen(law, text):
+        estimates += _by_law(one, original, drawn, text)
         if law_text == "same":
             estimates.append(at_the_loss(one, drawn, definition=AT_THE_LOSS, caveats=original.caveats))
     if checkpoints is not None:
         if not isinstance(checkpoints, Family):
             checkpoints = read_family(checkpoints, kind="checkpoints")
         estimates.append(checkpoint_estimate(checkpoints, drawn))
-    return EffectiveCompute(delta=delta, original=original, estimates=tuple(estimates), level=level)
+    estimates += published_estimates(original, drawn, text)
+    return EffectiveCompute(
+        delta=delta,
+        original=original,
+        estimates=tuple(estimates),
+        level=level,
+        law_spread=_spread(delta, original),
+        text=text,
+    )
 
 
-def _laws(law: str | Path | Law | Sequence[str | Law]) -> list[Law]:
+def _delta(delta: DeltaCE | None, ce_baseline: float | None, ce_spliced: float | None) -> DeltaCE:
+    if delta is not None:
+        if ce_baseline is not None or ce_spliced is not None:
+            raise UserError("Give a DeltaCE or two losses, not both.")
+        return delta
+    if ce_baseline is None or ce_spliced is None:
+        raise UserError("Effective compute needs two losses: ce_baseline and ce_spliced, in nats/token.")
+    return delta_from_losses(ce_baseline=ce_baseline, ce_spliced=ce_spliced)
+
+
+def _chosen(law: str | Path | Law | Sequence[str | Law], text: str | None) -> list[Law]:
+    """The laws asked for, after the one that was fitted to the text."""
     if isinstance(law, str) and law == "all":
-        return list(laws().values())
-    several = [law] if isinstance(law, str | Path | Law) else list(law)
-    return [load_law(one) for one in several]
+        found = list(laws().values())
+    else:
+        found = [load_law(one) for one in ([law] if isinstance(law, str | Path | Law) else law)]
+    own = [] if text is None else [ladder_law(text)]
+    return [*own, *(one for one in found if one.name not in {fitted.name for fitted in own})]
+
+
+def _by_law(law: Law, original: Original, draws: Draws, text: str | None) -> Iterator[Estimate]:
+    """What is within a law, and what becomes of it by known pairs."""
+    scaled, units = in_units_of(law, original, draws)
+    unusual = unusual_baseline(original, draws.delta.baseline, text)
+    for within in law_relative(law, original, scaled):
+        if within.fraction is None or within.quantity == TOKENS:
+            yield within
+            continue
+        within = replace(within, flags=(*within.flags, *units, *unusual))
+        made = calibrate(within, law, original, scaled, text)
+        if made.fraction is None and made.reason is not None:
+            within = replace(within, flags=(*within.flags, made.reason))
+        yield within
+        yield made
+
+
+def _spread(delta: DeltaCE, original: Original) -> LawSpread | None:
+    """Of the laws in force, the least and greatest effective compute within the law, where there are two or more."""
+    point = Draws.of(
+        replace(delta, per_document=None, standard_error=None), n=100, level=0.95, rng=np.random.default_rng(0)
+    )
+    found = {}
+    for law in laws().values():
+        if not law.superseded:
+            made = law_relative(law, original, in_units_of(law, original, point)[0])[0]
+            if made.fraction is not None:
+                found[law.name] = made.fraction
+    if len(found) < 2:
+        return None
+    return LawSpread(low=min(found.values()), high=max(found.values()), laws=tuple(found))
 
 
 def _row(estimate: Estimate) -> dict[str, Any]:
@@ -183,6 +272,8 @@ def _row(estimate: Estimate) -> dict[str, Any]:
         "bound": estimate.bound or "",
         "equivalent": estimate.equivalent,
         "unit": estimate.unit,
+        "same_training_params": estimate.same_training and estimate.same_training[0],
+        "same_training_tokens": estimate.same_training and estimate.same_training[1],
         "reason": estimate.reason or "",
         "flags": "; ".join(estimate.flags),
         "constants": ", ".join(f"{key}={value:.6g}" for key, value in estimate.constants.items()),

@@ -40,8 +40,10 @@ class Interval:
 class Estimate:
     """A fraction of the original's compute, parameters or tokens; None with a `reason` where undefined.
 
-    `equivalent` is the amount that buys the spliced loss on the curve, in `unit`. `bound` is what can be
-    said where the curve's range ends, such as "< 0.094". `constants` and `source` are the curve's.
+    `equivalent` is the amount that buys the spliced loss on the curve, in `unit`: of compute, that of a compute-optimal
+    model. `same_training` are parameters and tokens of the model of that loss that was trained as far beyond the
+    optimum as the original; its 6ND is exactly the fraction of the original's. `bound` is what can be said where the
+    curve's range ends, such as "< 0.094". `constants` and `source` are the curve's.
     """
 
     quantity: str
@@ -53,6 +55,7 @@ class Estimate:
     interval: Interval | None = None
     equivalent: float | None = None
     unit: str = ""
+    same_training: tuple[float, float] | None = None
     bound: str | None = None
     flags: tuple[str, ...] = ()
     reason: str | None = None

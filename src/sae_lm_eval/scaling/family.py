@@ -29,7 +29,8 @@ NORMAL_MEDIAN = 0.6745  # of |z| of a standard normal z
 class Family:
     """Losses (nats/token) of models by training compute, sorted by compute, on one text.
 
-    `compute` is in `unit`: FLOPs, or tokens or steps for the checkpoints of one model.
+    `compute` is in `unit`: FLOPs, or tokens or steps for the checkpoints of one model. `bytes_per_token` is that of the
+    `tokenizer` that the losses are per token of.
     """
 
     name: str
@@ -40,6 +41,8 @@ class Family:
     unit: str = "FLOPs"
     text: str = "unstated"
     source: str = "given by the user"
+    tokenizer: str = ""
+    bytes_per_token: float | None = None
     flags: tuple[str, ...] = ()
 
     @functools.cached_property
@@ -133,6 +136,18 @@ def read_family(source: str | Path, *, kind: Kind = "family") -> Family:
 
 
 @functools.cache
+def published_families() -> tuple[Family, ...]:
+    """The families that come with the package, by 6ND where parameters and tokens are known, else by their FLOPs."""
+    found = []
+    for name in builtin_families():
+        rows = [dict(row) for row in _builtin() if row["family"] == name]
+        if all(row["params"] and row["tokens"] for row in rows):
+            rows = [{key: value for key, value in row.items() if key != "flops"} for row in rows]
+        found.append(family_of(rows, name=name, kind="family", where=name))
+    return tuple(found)
+
+
+@functools.cache
 def _builtin() -> tuple[Row, ...]:
     return tuple(read_rows(data_path("families.csv"), required=["family", "model", "flops", "loss"]))
 
@@ -167,6 +182,7 @@ def family_of(rows: Sequence[Row], *, name: str, kind: Kind, where: str) -> Fami
         unit=unit,
         text=_one(rows, "text", where=where) or "unstated",
         source=_one(rows, "source", where=where) or where,
+        tokenizer=_one(rows, "tokenizer", where=where),
         flags=tuple(flags),
     )
 

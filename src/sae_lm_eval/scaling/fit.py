@@ -8,7 +8,6 @@ covariance s^2 (J'J)^-1 is carried back linearly.
 import itertools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import least_squares, nnls
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.scaling.data_files import read_rows
-from sae_lm_eval.scaling.laws import ComputeLaw, Covariance, Law, ParametricLaw, get_law
+from sae_lm_eval.scaling.laws import ComputeLaw, Covariance, ParametricLaw
 
 START_EXPONENTS = (0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.45, 0.7)
 
@@ -74,21 +72,6 @@ def fit_compute_law(flops: ArrayLike, loss: ArrayLike, /, *, name: str = "fitted
         covariance=_covariance(fit),
         **{"source": f"fitted to {len(y)} models", **ranges, **details},
     )
-
-
-def load_law(law: str | Path | Law) -> Law:
-    """A law as it is, by name, from a JSON file of constants, or fitted to a CSV of runs.
-
-    The CSV has columns params, tokens and loss (nats/token).
-    """
-    if not isinstance(law, str | Path):
-        return law
-    if not str(law).endswith(".csv"):
-        return get_law(law)
-    columns = ("params", "tokens", "loss")
-    runs = read_rows(law, required=columns)
-    params, tokens, loss = ([row[column] for row in runs] for column in columns)
-    return fit_parametric_law(params, tokens, loss, name=Path(law).stem)
 
 
 def residual_scale(law: ComputeLaw, flops: np.ndarray, loss: np.ndarray) -> float:

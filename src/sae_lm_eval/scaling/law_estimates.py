@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sae_lm_eval.scaling.delta import DeltaCE
-from sae_lm_eval.scaling.estimate import Draws, Estimate, Terms, place
+from sae_lm_eval.scaling.estimate import Draws, Estimate, Terms, log_fraction, place
 from sae_lm_eval.scaling.laws import ComputeLaw, Law, ParametricLaw
 from sae_lm_eval.scaling.original_model import Original
 
-LAW_RELATIVE = "law-relative"
-AT_THE_LOSS = "law at the measured loss"
+LAW_RELATIVE = "within the law"
+AT_THE_LOSS = "within the law, at the measured loss"
 FAMILY_FIT = "family fit"
-ON_A_LAW = (LAW_RELATIVE, AT_THE_LOSS)  # definitions that need no losses but those of the splice
 COMPUTE, PARAMETERS, TOKENS = "effective compute", "effective parameters", "effective tokens"
 # Further than this beyond what a law was fitted to, nothing is quoted: a factor of 100 in FLOPs or parameters.
 DECADES = 2
@@ -51,10 +50,44 @@ def law_relative(law: Law, original: Original, draws: Draws) -> list[Estimate]:
     common = (*common, *counting)
     tokens = original.tokens or math.nan
     deviations = draws.parameters(law.covariance)
-    return [
+    compute, *others = (
         _estimate(law, definition, draws, deviations, estimate, common)
         for definition, estimate in zip(_definitions(params, tokens), blank, strict=True)
-    ]
+    )
+    return [_as_trained(law, original, compute), *others]
+
+
+def _as_trained(law: ParametricLaw, original: Original, compute: Estimate) -> Estimate:
+    """With parameters and tokens of the model of that loss whose two terms of the law stand as the original's do.
+
+    A fraction f of 6ND along N f^(beta/(alpha+beta)), D f^(alpha/(alpha+beta)) multiplies both terms by f^-gamma.
+    """
+    if compute.fraction is None or original.params is None or original.tokens is None:
+        return compute
+    whole = law.alpha + law.beta
+    params = original.params * compute.fraction ** (law.beta / whole)
+    return replace(compute, same_training=(params, original.tokens * compute.fraction ** (law.alpha / whole)))
+
+
+def log_relative(law: Law, original: Original, rise: float, quantity: str) -> float:
+    """log of the fraction that a law gives to a rise of the loss (nats/token), no matter what its range is.
+
+    A law of compute alone takes the original as compute-optimal.
+    """
+    return float(log_fraction(rise, *_terms(law, original, quantity)))
+
+
+def rise_for(law: Law, original: Original, fraction: float, quantity: str) -> float:
+    """The rise of the loss (nats/token) that leaves a fraction: Delta = R (f^-s - 1), the inverse of `log_relative`."""
+    reducible, exponent = _terms(law, original, quantity)
+    return reducible * math.expm1(-exponent * math.log(fraction))
+
+
+def _terms(law: Law, original: Original, quantity: str) -> tuple[float, float]:
+    if isinstance(law, ComputeLaw) or original.params is None or original.tokens is None:
+        return _frontier_terms(law, math.log(original.compute or math.nan))(law.theta)
+    chosen = _definitions(_count(law, original)[0], original.tokens)
+    return next(one for one in chosen if one.quantity == quantity).terms(law.theta)
 
 
 def at_the_loss(law: Law, draws: Draws, *, definition: str, caveats: tuple[str, ...]) -> Estimate:

@@ -41,7 +41,10 @@ class Covariance:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ParametricLaw:
-    """L(N, D) = E + A N^-alpha + B D^-beta, nats/token. N is counted as `counts` says, D in tokens."""
+    """L(N, D) = E + A N^-alpha + B D^-beta, nats/token. N is counted as `counts` says, D in tokens.
+
+    `bytes_per_token` is that of its `tokenizer` on its text.
+    """
 
     name: str
     E: float
@@ -58,11 +61,14 @@ class ParametricLaw:
     covariance: Covariance | None = None
     no_covariance: str = UNKNOWN_COVARIANCE
     superseded: str = ""
+    tokenizer: str = ""
+    bytes_per_token: float | None = None
     units: ClassVar[str] = "nats/token"
     flops: ClassVar[str] = "6ND"
 
     def __post_init__(self) -> None:
         _check_positive(self.name, {k: getattr(self, k) for k in ("A", "alpha", "B", "beta")})
+        _check_length(self.name, self.bytes_per_token)
         _check_floor(self.name, self.E)
 
     @property
@@ -123,11 +129,14 @@ class ComputeLaw:
     covariance: Covariance | None = None
     no_covariance: str = UNKNOWN_COVARIANCE
     superseded: str = ""
+    tokenizer: str = ""
+    bytes_per_token: float | None = None
     units: ClassVar[str] = "nats/token"
     params_range: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         _check_positive(self.name, {"K": self.K, "gamma": self.gamma})
+        _check_length(self.name, self.bytes_per_token)
         _check_floor(self.name, self.E)
 
     @property
@@ -159,6 +168,11 @@ def _check_positive(law: str, values: dict[str, float]) -> None:
     for key, value in values.items():
         if not (math.isfinite(value) and value > 0):
             raise UserError(f"Law {law!r}: {key} is {value}; it must be a positive number.")
+
+
+def _check_length(law: str, value: float | None) -> None:
+    if value is not None:
+        _check_positive(law, {"bytes_per_token": value})
 
 
 def _check_floor(law: str, floor: float) -> None:

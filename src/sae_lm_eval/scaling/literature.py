@@ -18,8 +18,8 @@ import pandas as pd
 from sae_lm_eval.scaling.data_files import Row, data_path, read_rows
 from sae_lm_eval.scaling.delta import DeltaCE
 from sae_lm_eval.scaling.estimate import Draws, Estimate
-from sae_lm_eval.scaling.fit import load_law
 from sae_lm_eval.scaling.law_estimates import COMPUTE, LAW_RELATIVE, law_relative
+from sae_lm_eval.scaling.law_sources import load_law
 from sae_lm_eval.scaling.laws import DEFAULT_LAW, Law
 from sae_lm_eval.scaling.original_model import Original, find_preset, get_original
 

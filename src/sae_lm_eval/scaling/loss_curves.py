@@ -28,7 +28,7 @@ CATEGORIES = "categories"
 
 
 @dataclass(frozen=True)
-class Measured:
+class CurveRun:
     """What a run measured: a model's loss (nats/token) on the first `documents` of a task, read in windows."""
 
     task: str
@@ -91,7 +91,7 @@ def of_category(rows: Sequence[Row], name: str) -> list[Row]:
     return found
 
 
-def curves_for(run: Measured, files: Iterable[Path]) -> Curves:
+def curves_for(run: CurveRun, files: Iterable[Path]) -> Curves:
     """The first of `files` that is a curve for the run: the same task, documents and context length, and the run's own
     model at its baseline loss.
 

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.results.find import has_results, natural
 from sae_lm_eval.results.results import Results, read_results
-from sae_lm_eval.scaling import (
-    EffectiveCompute,
-    Original,
-    delta_from_losses,
-    effective_compute,
-    find_preset,
-    get_original,
-)
-from sae_lm_eval.scaling.delta import finite
-from sae_lm_eval.scaling.law_estimates import ON_A_LAW
-from sae_lm_eval.scaling.loss_curves import MAIN, Curves, Measured, curves_for
-from sae_lm_eval.scaling.of_documents import original_of, without_losses, world_curve
+from sae_lm_eval.scaling.conversion import convert_text
+from sae_lm_eval.scaling.delta import DeltaCE, delta_from_losses, finite
+from sae_lm_eval.scaling.effective import EffectiveCompute
+from sae_lm_eval.scaling.loss_curves import MAIN, CurveRun, Curves, curves_for
+from sae_lm_eval.scaling.original_model import Original, OriginalNumbers
+from sae_lm_eval.scaling.which_original import original_of
 from sae_lm_eval.schema import KEY, lacking
 
 ABLATIONS = ("ce_zero", "ce_mean", "loss_recovered_zero", "loss_recovered_mean")
@@ -70,12 +65,18 @@ def convert(out: Path, *, original: Mapping[str, Any], **curve: Any) -> list[Con
     return found
 
 
-def quoted(results: Results, task: str) -> dict[str, Any] | None:
-    """The effective compute of one text, as `convert` has it and `EffectiveCompute.record` tells it; None where it has
-    no spliced loss.
+def quoted(results: Results, task: str) -> dict[str, Any]:
+    """The effective compute of one text, as `convert` has it; where it cannot convert it, as the run recorded it.
+
+    Empty where neither the results nor their record have any.
     """
+    recorded = (results.provenance.get("effective_compute") or {}).get(task) or {}
     whole = next(_of_task(results, task, {}, {}, None), None)
-    return None if whole is None else whole.result.record()
+    if whole is None:
+        return recorded
+    record = whole.result.record()
+    defined = record["fraction"] is not None or record["bound"]
+    return record if defined or not recorded else recorded
 
 
 def _table(results: Results, task: str) -> dict[str, Any]:
@@ -94,31 +95,24 @@ def _of_task(
 ) -> Iterator[Converted]:
     """The text and then its categories, all by the one curve that is found for the text."""
     table = _table(results, task)
-    if finite(table.get("ce_spliced")) is None:
+    number = results.sizes.get(task)
+    delta = _delta({"documents": number, **table})
+    if delta is None:
         return
     told = curve.get("family") is not None or curve.get("checkpoints") is not None
     beside = Curves() if told else _beside(results, task, table, out)
-    known, notes = _original(results, task, beside, original), beside.notes
-    measured: dict[str, Any] = {"family": beside.family, "checkpoints": beside.checkpoints} if beside.own else {}
-    if not told and beside.own is None:
-        measured["checkpoints"], unused = world_curve(known, finite(table.get("ce_baseline")))
-        notes = (*notes, *unused)
+    known, notes = _original(results, task, beside, original, table), ()
     if known.vocabulary is None and (why := lacking(results.provenance.get(KEY, 1))) is not None:
-        notes = (*notes, f"these results are of an older version, without {why}")
-    number = results.sizes.get(task)
-    result = _convert({"documents": number, **table}, known, **{**curve, **measured})
-    if result is None:
-        return
-    yield Converted(variant=results.name, task=task, result=result, ablations=_ablations(table), notes=notes)
-    for name, part in (results.provenance.get("fidelity", {}).get(task, {}).get("by_category") or {}).items():
-        by = beside.by_category.get(name)
-        of_curve = {"family": by.family, "checkpoints": by.checkpoints} if by else dict.fromkeys(measured)
-        made = _convert(part, known, **{**curve, "family": None, "checkpoints": None, **of_curve})
-        if made is None:
-            continue
-        if by is None and result.preferred.definition not in ON_A_LAW:
-            made = replace(made, estimates=(without_losses(result.preferred),))
-        yield Converted(variant=results.name, task=task, category=name, result=made, ablations=_ablations(part))
+        notes = (f"these results are of an older version, without {why}",)
+    parts = (results.provenance.get("fidelity") or {}).get(task, {}).get("by_category") or {}
+    deltas = {name: made for name, part in parts.items() if (made := _delta(part)) is not None}
+    asked = {name: value for name, value in curve.items() if name != "text" or value is not None}
+    found = convert_text(delta, known, deltas, task=task, beside=beside, **asked)
+    notes = (*found.notes, *notes)
+    yield Converted(variant=results.name, task=task, result=found.result, ablations=_ablations(table), notes=notes)
+    for name, made in found.by_category.items():
+        ablations = _ablations(parts[name])
+        yield Converted(variant=results.name, task=task, category=name, result=made, ablations=ablations)
 
 
 def _ablations(table: Mapping[str, Any]) -> dict[str, float | None]:
@@ -133,7 +127,7 @@ def _beside(results: Results, task: str, table: Mapping[str, Any], out: Path | N
     if context is None or baseline is None:
         return Curves()
     model, revision = _model(results)
-    run = Measured(
+    run = CurveRun(
         task=task,
         documents=results.sizes.get(task, 0),
         context=int(context),
@@ -152,49 +146,36 @@ def _model(results: Results) -> tuple[str, str]:
     return str(given.get("pretrained") or results.raw.get("model_name") or ""), str(given.get("revision") or MAIN)
 
 
-def _original(results: Results, task: str, beside: Curves, given: Mapping[str, Any]) -> Original:
-    """What was given, or else a model that is known by name, by the curve beside the results, or as the world's."""
+def _original(
+    results: Results, task: str, beside: Curves, given: Mapping[str, Any], table: Mapping[str, Any]
+) -> Original:
+    """The run's model, by what the user says now, said then, or what the run recorded."""
     model, revision = _model(results)
     args = results.model_args
-    told = {name: float(args[name]) for name in ("params", "tokens") if args.get(name) is not None}
-    numbers = {**told, **{name: value for name, value in given.items() if value is not None}}
     recorded = (results.provenance.get("effective_compute") or {}).get(task) or {}
-    if numbers.get("vocabulary") is None and recorded.get("vocabulary") is not None:
-        numbers["vocabulary"] = int(recorded["vocabulary"])
-    if "model" in numbers or "params" in numbers:
-        return get_original(**numbers)
-    flops, vocabulary = numbers.pop("flops", None), numbers.pop("vocabulary", None)
-    get_original(flops=flops, vocabulary=vocabulary)  # for what it refuses
-    known = original_of(model, revision, **numbers)
-    if beside.own is not None and find_preset(known.name) is None:
-        own = beside.own
-        known = replace(
-            known,
-            params=float(own["params"]),
-            params_non_embedding=float(own["params_non_embedding"]),
-            params_source="counted in the loaded model",
-        )
-        if "tokens" not in numbers:
-            known = replace(known, tokens=float(own["tokens"]), tokens_source=str(own["tokens_source"]))
-    return replace(known, vocabulary=vocabulary or known.vocabulary).with_flops(flops)
+    numbers = {name: float(args[name]) for name in ("params", "tokens") if args.get(name) is not None}
+    numbers |= {"vocabulary": recorded.get("vocabulary"), "bytes_per_token": _bytes_per_token(table)}
+    numbers = cast("OriginalNumbers", {**numbers, **{k: v for k, v in given.items() if v is not None}})
+    return original_of(model, revision, measured=beside.own, **numbers)
 
 
-def _convert(table: Mapping[str, Any], original: Original, **curve: Any) -> EffectiveCompute | None:
-    """Effective compute from ce_baseline, ce_spliced, ce_delta_stderr and documents of a table of metrics; None without
-    losses.
+def _bytes_per_token(table: Mapping[str, Any]) -> float | None:
+    """Of the model's tokenizer on the run's text: nats per token over nats per byte."""
+    loss, bits = finite(table.get("ce_baseline")), finite(table.get("bits_per_byte_baseline"))
+    return loss / (bits * math.log(2)) if loss and bits else None
 
-    `curve` is what else `scaling.effective_compute` takes.
-    """
-    losses = {name: finite(table.get(name)) for name in ("ce_baseline", "ce_spliced")}
-    if losses["ce_baseline"] is None or losses["ce_spliced"] is None:
+
+def _delta(table: Mapping[str, Any]) -> DeltaCE | None:
+    """Of ce_baseline, ce_spliced, ce_delta_stderr and documents of a table of metrics; None without losses."""
+    baseline, spliced = (finite(table.get(name)) for name in ("ce_baseline", "ce_spliced"))
+    if baseline is None or spliced is None:
         return None
-    delta = delta_from_losses(
-        ce_baseline=losses["ce_baseline"],
-        ce_spliced=losses["ce_spliced"],
+    return delta_from_losses(
+        ce_baseline=baseline,
+        ce_spliced=spliced,
         standard_error=finite(table.get("ce_delta_stderr")),
         documents=table.get("documents"),
     )
-    return effective_compute(delta, original=original, **curve)
 
 
 def to_frame(found: list[Converted]) -> pd.DataFrame:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import TypedDict
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.scaling.data_files import Row, data_path, read_rows, unknown
@@ -16,11 +17,23 @@ TOKEN_CAVEATS = {
 }
 
 
+class OriginalNumbers(TypedDict, total=False):
+    """What a user may say of the original: a known model, or its numbers, which win."""
+
+    model: str | None
+    params: float | None
+    tokens: float | None
+    flops: float | None
+    vocabulary: int | None
+    bytes_per_token: float | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Original:
     """The model before the splice. Parameters with embeddings, training tokens, training FLOPs, size of the vocabulary.
 
-    None is "not known". `training` other than "pretrained" breaks C = 6ND and is flagged.
+    None is "not known". `training` other than "pretrained" breaks C = 6ND and is flagged. `bytes_per_token` is that of
+    its `tokenizer` on the text of the losses.
     """
 
     name: str = "the original"
@@ -29,6 +42,8 @@ class Original:
     tokens: float | None = None
     flops: float | None = None
     vocabulary: int | None = None
+    tokenizer: str = ""
+    bytes_per_token: float | None = None
     training: str = "pretrained"
     tokens_status: str = "given"
     tokens_source: str = "given by the user"
@@ -114,6 +129,7 @@ def get_original(
     tokens: float | None = None,
     flops: float | None = None,
     vocabulary: int | None = None,
+    bytes_per_token: float | None = None,
 ) -> Original:
     """The original from a known model, from numbers, or from both (numbers win).
 
@@ -124,6 +140,7 @@ def get_original(
         ("tokens", tokens),
         ("FLOPs", flops),
         ("tokens in the vocabulary", vocabulary),
+        ("bytes per token", bytes_per_token),
     ):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UserError(f"The number of {what} is {value}; it must be positive, such as 124e6.")
@@ -137,6 +154,8 @@ def get_original(
         original = replace(original, tokens=tokens, tokens_status="given", tokens_source="given by the user")
     if vocabulary is not None:
         original = replace(original, vocabulary=vocabulary)
+    if bytes_per_token is not None:
+        original = replace(original, bytes_per_token=bytes_per_token)
     return original.with_flops(flops)
 
 
@@ -160,6 +179,7 @@ def _preset(row: Row) -> Original:
         params_non_embedding=float(row["params_non_embedding"]),
         tokens=None if row["tokens"] is None else float(row["tokens"]),
         vocabulary=int(row["vocabulary"]),
+        tokenizer=row["tokenizer"],
         training=row["training"],
         tokens_status=row["tokens_status"],
         tokens_source=row["tokens_source"],
