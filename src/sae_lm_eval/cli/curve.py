@@ -97,7 +97,7 @@ def _text_of(like: Path, task: str | None) -> dict[str, Any]:
             context = results.provenance.get("max_length", results.model_args.get("max_length"))
             asked = {
                 "task": found[0],
-                "documents": results.sizes[found[0]],
+                "documents": results.documents[found[0]],
                 "limit": results.config.get("limit"),
                 "context": None if context is None else int(context),
                 "metadata": {found[0]: results.task_config(found[0]).metadata},

@@ -32,9 +32,9 @@ class Results:
     """One run of lm_eval's, whatever the model.
 
     `tasks` are what was asked, in lm_eval's order; `scores` lm_eval's numbers by task or group and then by
-    "metric,filter", None for what is none; `aliases` what lm_eval's tables call them; `sizes` the documents of each
-    task; `groups` the members (tasks, or groups again) of each group; `raw` is the whole file; `notes` is what a reader
-    should know of its choice.
+    "metric,filter", None for what is none; `aliases` what lm_eval's tables call them; `sizes` how many documents of
+    each task a group's mean counts, `documents` how many were asked; `groups` the members (tasks, or groups again) of
+    each group; `raw` is the whole file; `notes` is what a reader should know of its choice.
     """
 
     file: Path
@@ -45,6 +45,7 @@ class Results:
     scores: dict[str, dict[str, float | None]]
     aliases: dict[str, str]
     sizes: dict[str, int]
+    documents: dict[str, int]
     groups: dict[str, list[str]]
     n_shot: dict[str, int]
     versions: dict[str, Any]
@@ -161,6 +162,7 @@ def read_results(path: str | Path) -> Results:
         scores={name: of.scores for name, of in scored.items()},
         aliases={name: of.alias for name, of in scored.items() if of.alias is not None},
         sizes={name: scored[name].sample_len or held.n_samples[name].effective for name in tasks},
+        documents={name: held.n_samples[name].effective for name in tasks},
         groups={group: members for group, members in groups.items() if members},
         n_shot={name: shots for name, shots in held.n_shot.items() if isinstance(shots, int)},
         versions=held.versions,

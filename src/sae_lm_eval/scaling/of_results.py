@@ -95,7 +95,7 @@ def _of_task(
 ) -> Iterator[Converted]:
     """The text and then its categories, all by the one curve that is found for the text."""
     table = _table(results, task)
-    number = results.sizes.get(task)
+    number = results.documents.get(task)
     delta = _delta({"documents": number, **table})
     if delta is None:
         return
@@ -129,7 +129,7 @@ def _beside(results: Results, task: str, table: Mapping[str, Any], out: Path | N
     model, revision = _model(results)
     run = CurveRun(
         task=task,
-        documents=results.sizes.get(task, 0),
+        documents=results.documents.get(task, 0),
         context=int(context),
         model=model,
         revision=revision,
