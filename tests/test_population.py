@@ -128,7 +128,7 @@ def test_the_table_in_each_format(out):
     assert [line.split("|")[1].strip() for line in lines[2:5]] == ["baseline", "k4", "zero"]
     tex = run_table(out, "--format", "latex")
     assert tex.count(r"\midrule") == 3, "controls are set apart"
-    assert r"{\scriptsize [" in tex
+    assert r"{\scriptsize {}[" in tex
 
 
 def test_the_order_is_lm_evals_or_that_of_the_drops(out):
