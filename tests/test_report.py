@@ -532,7 +532,7 @@ def test_written_answers_are_shown_as_texts(tmp_path: Path) -> None:
 
     report = run_pair(tmp_path, asked)
     document = worst_of(report, "one")[0]
-    assert document.prompt == ("2 + 2?<U+202E><U+001B>[2J<U+D800>",)
+    assert document.prompt == ("2 + 2?<U+202E><U+001B>[2J\\ud800",)
     assert document.target == "four"
     assert [(line.label, [said.text for said in line.said]) for line in document.lines] == [
         ("answer", ["So it is 4.\nReally.", HOSTILE]),
