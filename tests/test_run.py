@@ -184,7 +184,7 @@ def test_what_was_answered_is_not_run_again(tmp_path, monkeypatch):
     ids=["texts that are drawn", "fidelity"],
 )
 def test_neither_is_what_no_loglikelihood_tells(settings, tmp_path, monkeypatch):
-    """Cut short behind every batch of texts, or every text of fidelity, a run ends with the same files."""
+    """Cut short behind every text that is generated, or read for fidelity, a run ends with the same files."""
     of = sweep({"sae": K4, "name": "k4"}, **settings)
     whole = evaluated(of, tmp_path / "whole")
     put = Journal.put
@@ -201,7 +201,7 @@ def test_neither_is_what_no_loglikelihood_tells(settings, tmp_path, monkeypatch)
             break
         except KeyboardInterrupt:
             cuts += 1
-    assert cuts == (6 if "told" in settings["tasks"] else 2)
+    assert cuts == (24 if "told" in settings["tasks"] else 2)
     assert whole.requests == (24 if "told" in settings["tasks"] else 0)
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
