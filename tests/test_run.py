@@ -362,8 +362,8 @@ class TestCommand:
         assert said.returncode == 0, said.stderr
         names = [line.split("\t")[0] for line in planned.stdout.splitlines()[1:] if "\t" in line]
         assert all((tmp_path / "out" / name).is_dir() for name in ["baseline", "report", *names])
-        assert "Tokenizing inputs" not in said.stdout + said.stderr
-        assert "Tokenizing inputs" in (tmp_path / "out" / "run.log").read_text()
+        assert "100%|" not in said.stdout + said.stderr
+        assert "100%|" in (tmp_path / "out" / "run.log").read_text(), "bars of the libraries"
 
     def test_a_failure_says_so_by_its_exit_code(self, tmp_path):
         mine = tmp_path / "mine"
