@@ -24,7 +24,7 @@ CONTEXT = 24
 
 
 def loaded(**settings) -> LoadedModel:
-    return LoadedModel(random_model("llama"), word_tokenizer(), Settings(CONTEXT, rows=2, **settings))
+    return LoadedModel(random_model("llama"), word_tokenizer(), Settings(CONTEXT, rows=2, texts_at_once=2, **settings))
 
 
 def spliced(model: LoadedModel | None = None, seed: int = 0, **how) -> SplicedModel:

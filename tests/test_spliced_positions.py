@@ -140,7 +140,7 @@ class TestRelease:
         assert splice.first_position == 3
         assert lm.spliced.variant.special_ids == {0, 1, 2, 40}
         everything = adapter(random_sae(WIDTH, RESID, exclude_special_tokens=True))
-        assert everything.variant.special_ids == set(everything.tokenizer.all_special_ids)
+        assert everything.spliced.variant.special_ids == set(everything.tokenizer.all_special_ids)
         assert from_sae(random_sae(WIDTH, RESID, seqpos_slice=[None], context_size=128), name="").first_position is None
 
     def test_variants_share_a_control_only_where_it_is_the_same(self):

@@ -253,7 +253,7 @@ class TestPage:
 
     def test_a_text_that_is_none(self, the_world, tmp_path):
         (tmp_path / "text.txt").write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(UserError, match="is not text in UTF-8: invalid start byte"):
+        with pytest.raises(UserError, match="cannot be read: it is no UTF-8 at byte 0"):
             list(of_text(the_world, tmp_path / "text.txt", 9))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from models import WIDTH, random_model, random_sae, word_tokenizer
@@ -24,7 +25,9 @@ FILE = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "va
 
 def of_flags(*flags: str, file=None) -> Sweep:
     given = {"categories": None, "memory": None, "ray": None, "output_path": None}
-    return _sweep(file, "pretrained=world", [K4], [], given, ["--tasks", "sae_world_homes", *flags])
+    args = [*([str(file)] if file else []), "--tasks", "sae_world_homes", *flags]
+    context = SimpleNamespace(args=args, command=SimpleNamespace(params=[]))
+    return _sweep(context, "pretrained=world", [K4], [], given)
 
 
 class TestFlags:
