@@ -208,6 +208,9 @@ def _number(value: Any) -> float | None:
 def _effective_compute(made: Measured, results: Results) -> Measured:
     """As `effective-compute` converts the results, or where it cannot, as the run recorded it."""
     record = quoted(results, made.task)
+    is_recorded = bool((results.provenance.get("effective_compute") or {}).get(made.task))
+    if record.get("fraction") is None and not record.get("bound") and made.value is not None and not is_recorded:
+        record = {}  # the scores have a fraction that nothing tells of
     flags = record.get("flags") or []
     told = "; ".join(map(str, [flags] if isinstance(flags, str) else flags))
     value = _number(record.get("fraction", made.value))
