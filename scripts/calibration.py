@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from generated_parts import rewritten
 
 from sae_lm_eval.report.text_tables import markdown
 from sae_lm_eval.scaling import effective_compute, laws
@@ -291,18 +292,6 @@ def parts(measured: Sequence[Measured]) -> dict[str, str]:
         ),
         "order": order(),
     }
-
-
-def rewritten(text: str, made: dict[str, str]) -> str:
-    """`text` with every generated part made anew. Raises `ValueError` for a part that `text` does not have."""
-    for name, part in made.items():
-        begin, end = f"<!-- generated: {name} -->", f"<!-- end of {name} -->"
-        before, found, rest = text.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            raise ValueError(f"no part between '{begin}' and '{end}'")
-        text = f"{before}{begin}\n{part}\n{end}{after}"
-    return text
 
 
 def main(arguments: Sequence[str]) -> int:

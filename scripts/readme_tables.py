@@ -1,12 +1,11 @@
-"""Rewrites the tables of modes and arguments in README.md.
-
-A table stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->`.
-"""
+"""Rewrites the tables of modes and arguments in README.md."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+
+import generated_parts
 
 from sae_lm_eval.splicing.splice_arguments import MODES, SpliceArguments
 
@@ -18,16 +17,12 @@ def table(head: str, rows: Mapping[str, str]) -> str:
 
 
 def rewritten(text: str) -> str:
+    """`text` with its tables made anew. Raises `ValueError` for a table that `text` does not have."""
     tables = {
         "modes": table("`splice=` | what stands at each position", MODES),
         "arguments": table("argument | meaning", SpliceArguments.meanings()),
     }
-    for name, content in tables.items():
-        begin, end = f"<!-- generated: {name} -->", f"<!-- end of {name} -->"
-        before, _, rest = text.partition(begin)
-        _, _, behind = rest.partition(end)
-        text = f"{before}{begin}\n{content}\n{end}{behind}"
-    return text
+    return generated_parts.rewritten(text, tables)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""Rewrites the generated parts of docs/specs.md; `--check` changes nothing and fails where they are out of date.
-
-A part stands between `<!-- generated: NAME -->` and `<!-- end of NAME -->`.
-"""
+"""Rewrites the generated parts of docs/specs.md; `--check` changes nothing and fails where they are out of date."""
 
 from __future__ import annotations
 
@@ -10,6 +7,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+
+import generated_parts
 
 from sae_lm_eval.catalog.converters import CONVERTERS
 from sae_lm_eval.catalog.saelens_registry import REFUSED, SUPPORTED, Entry, entries
@@ -134,14 +133,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 def rewritten(text: str) -> str:
     """`text` with every generated part made anew. Raises `ValueError` for a part that `text` does not have."""
-    for name, make in PARTS.items():
-        begin, end = f"<!-- generated: {name} -->", f"<!-- end of {name} -->"
-        before, found, rest = text.partition(begin)
-        _, closed, after = rest.partition(end)
-        if not found or not closed:
-            raise ValueError(f"no part between '{begin}' and '{end}'")
-        text = f"{before}{begin}\n{make()}\n{end}{after}"
-    return text
+    return generated_parts.rewritten(text, {name: make() for name, make in PARTS.items()})
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,6 +1,6 @@
 """Rewrite the tables of docs/bfloat16.md: how far answers in bfloat16 are from those in float32.
 
-    python benchmarks/bfloat16.py
+    python scripts/bfloat16.py
 
 Small random models of each architecture, with the dictionaries of the tests. The weights are rounded to bfloat16 in
 both runs, so that what differs is the arithmetic of the model and of the dictionary.
@@ -9,11 +9,11 @@ both runs, so that what differs is the arithmetic of the model and of the dictio
 from __future__ import annotations
 
 import copy
-import re
 import sys
 from pathlib import Path
 
 import torch
+from generated_parts import rewritten, split
 from torch import Tensor
 
 from sae_lm_eval.dictionaries.loading import load
@@ -115,10 +115,13 @@ def table(dtype: torch.dtype) -> str:
     return "\n".join(rows)
 
 
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def stated(dtype: torch.dtype) -> dict[tuple[str, str], list[float | None]]:
-    """The rows of a table by architecture and variant; shares as numbers."""
-    name = str(dtype).removeprefix("torch.")
-    table = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- end -->", DOC.read_text(), re.DOTALL)[1]
+    """The rows of a table of the page by architecture and variant; shares as numbers."""
+    _, table, _ = split(DOC.read_text(), name_of(dtype))
     rows = {}
     for line in table.splitlines()[2:]:
         architecture, variant, *cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -129,12 +132,8 @@ def stated(dtype: torch.dtype) -> dict[tuple[str, str], list[float | None]]:
 
 
 def main() -> None:
-    text = DOC.read_text()
-    for dtype in (torch.float32, torch.bfloat16):
-        mark = str(dtype).removeprefix("torch.")
-        pattern = rf"(<!-- {mark} -->\n).*?(<!-- end -->)"
-        text = re.sub(pattern, lambda m, dtype=dtype: f"{m[1]}{table(dtype)}\n{m[2]}", text, flags=re.DOTALL)
-    DOC.write_text(text)
+    tables = {name_of(dtype): table(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    DOC.write_text(rewritten(DOC.read_text(), tables))
 
 
 if __name__ == "__main__":
