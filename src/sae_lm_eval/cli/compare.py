@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sae_lm_eval.cli.options import CategoriesFile
 from sae_lm_eval.cli.tables import TextTable, print_table
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets
@@ -32,9 +33,7 @@ CAPTION = (
 def compare(
     baseline: Annotated[Path, typer.Argument(help="Folder of results of the untouched model.")],
     variants: Annotated[list[Path], typer.Argument(help="Folders of results to compare with it.")],
-    categories: Annotated[
-        Path | None, typer.Option(help="YAML: category -> tasks or groups, or {field: name} of the documents.")
-    ] = None,
+    categories: CategoriesFile = None,
     csv: Annotated[Path | None, typer.Option(help="Write every number to this file.")] = None,
     metrics: Annotated[str, typer.Option(help="primary: one metric a task; all: every one.")] = "primary",
     level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,

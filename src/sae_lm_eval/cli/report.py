@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sae_lm_eval.cli.options import BaselineName, CategoriesFile, DocumentsBy, ResultsFolder, TaskOrder
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -14,21 +16,14 @@ if TYPE_CHECKING:
 
 
 def report(
-    out: Annotated[Path, typer.Argument(help="A folder with the results of a baseline and of variants in it.")],
-    baseline: Annotated[
-        str | None, typer.Option(help="The baseline's folder, where it is not called baseline and not plain to see.")
-    ] = None,
+    out: ResultsFolder,
+    baseline: BaselineName = None,
     output_path: Annotated[
         Path | None, typer.Option("--output_path", help="Where to write. Default: OUT/report.")
     ] = None,
-    categories: Annotated[
-        Path | None, typer.Option(help="YAML: category -> tasks or groups, or {field: name} of the documents.")
-    ] = None,
-    docs_by: Annotated[
-        str | None,
-        typer.Option("--docs_by", help="Field of the documents, such as a passage, that groups them."),
-    ] = None,
-    sort: Annotated[str, typer.Option(help="task: lm_eval's order of tasks; drop: the largest drop first.")] = "task",
+    categories: CategoriesFile = None,
+    docs_by: DocumentsBy = None,
+    sort: TaskOrder = "task",
 ) -> None:
     """Write report.html, report.md, appendix.tex and .bib, drops.csv, fidelity.csv and figures; no model is loaded."""
     from rich.console import Console

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sae_lm_eval.cli.lm_eval_flags import settings_of
+from sae_lm_eval.cli.options import CategoriesFile
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets, terminal
 
@@ -43,9 +44,7 @@ def run(
         str, typer.Option("--model_args", "-a", help="As for lm_eval: pretrained=gpt2,dtype=...")
     ] = "",
     output_path: Annotated[Path | None, typer.Option("--output_path", "-o", help="For results and report.")] = None,
-    categories: Annotated[
-        Path | None, typer.Option(help="YAML: category -> tasks or groups, or {field: name} of the documents.")
-    ] = None,
+    categories: CategoriesFile = None,
     memory: Annotated[float | None, typer.Option(help="Gigabytes for the dictionaries of one forked pass.")] = None,
     ray: Annotated[
         str | None,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from sae_lm_eval.cli.options import BaselineName, CategoriesFile, DocumentsBy, ResultsFolder, TaskOrder
 
 if TYPE_CHECKING:
     from sae_lm_eval.report.formatting import Table
@@ -14,23 +15,16 @@ FORMATS = ("text", "markdown", "latex", "csv")
 
 
 def table(
-    out: Annotated[Path, typer.Argument(help="A folder with the results of a baseline and of variants in it.")],
+    out: ResultsFolder,
     by: Annotated[
         str | None,
         typer.Option(help="Columns: group, category, task or overall. Default: what there is, the first of these."),
     ] = None,
     format: Annotated[str, typer.Option(help="text, markdown, latex or csv (unrounded).")] = "text",
-    sort: Annotated[str, typer.Option(help="task: lm_eval's order of tasks; drop: the largest drop first.")] = "task",
-    baseline: Annotated[
-        str | None, typer.Option(help="The baseline's folder, where it is not called baseline and not plain to see.")
-    ] = None,
-    categories: Annotated[
-        Path | None, typer.Option(help="YAML: category -> tasks or groups, or {field: name} of the documents.")
-    ] = None,
-    docs_by: Annotated[
-        str | None,
-        typer.Option("--docs_by", help="Field of the documents, such as a passage, that groups them."),
-    ] = None,
+    sort: TaskOrder = "task",
+    baseline: BaselineName = None,
+    categories: CategoriesFile = None,
+    docs_by: DocumentsBy = None,
 ) -> None:
     """Print what each variant loses: variants in rows, categories in columns; no model is loaded."""
     from sae_lm_eval.comparison.subsets import read_categories_file
