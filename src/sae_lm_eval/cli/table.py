@@ -55,7 +55,7 @@ def _print(table: Table) -> None:
 
     from rich.console import Console
 
-    from sae_lm_eval.cli.report import fits, print_table
+    from sae_lm_eval.cli.tables import fits_a_terminal, print_report_table
 
     def part(start: int, end: int) -> Table:
         rows = tuple((row[0], *row[start:end]) for row in table.rows)
@@ -63,11 +63,11 @@ def _print(table: Table) -> None:
 
     console, start = Console(), 1
     if not console.is_terminal:
-        print_table(table, console)
+        print_report_table(console, table)
         start = len(table.columns)
     while start < len(table.columns):
         ends = range(len(table.columns), start + 1, -1)
-        end = next((end for end in ends if fits(part(start, end), console.width)), start + 1)
-        print_table(part(start, end), console)
+        end = next((end for end in ends if fits_a_terminal(console, part(start, end))), start + 1)
+        print_report_table(console, part(start, end))
         start = end
     console.print(table.caption, markup=False, highlight=False)

@@ -13,8 +13,12 @@ from sae_lm_eval.report.formatting import MINUS
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as Grid
+    from rich.text import Text
+
+    from sae_lm_eval.report.formatting import Table
 
 SQUEEZED = 1.2  # names may be broken over lines, numbers hardly
+NAME = 12  # letters of a name's line at least, where it is broken over lines
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,6 @@ def print_facts(console: Console, title: str, facts: dict[str, str]) -> None:
 def print_grouped(console: Console, table: TextTable, by: int = 1) -> None:
     """Print a table; on a terminal its first `by` columns stand once, above the rows that share them."""
     from rich.table import Table as Grid
-    from rich.text import Text
 
     if not console.is_terminal:
         _print_lines(console, table)
@@ -64,12 +67,12 @@ def print_grouped(console: Console, table: TextTable, by: int = 1) -> None:
         for width in widths:
             grid.add_column(width=width, overflow="fold")
         for line in lines:
-            grid.add_row(*(Text(terminal(cell)) for cell in line))
+            grid.add_row(*(_cell(cell) for cell in line))
         console.print(grid)
 
     print_lines_of(lines[:1])
     for shared, group in groupby(table.rows, key=lambda row: row[:by]):
-        console.print(Text(terminal(", ".join(shared)), style="bold"))
+        console.print(_cell(", ".join(shared), style="bold"))
         print_lines_of([row[by:] for row in group])
     console.print()
 
@@ -86,14 +89,13 @@ def drawn(table: TextTable) -> Grid:
     """The table as rich draws it; whatever a cell holds is text, not markup."""
     from rich import box
     from rich.table import Table as Grid
-    from rich.text import Text
 
-    title = Text(terminal(table.title), style="bold") if table.title else None
+    title = _cell(table.title, style="bold") if table.title else None
     grid = Grid(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for index, heading in enumerate(table.headings):
-        grid.add_column(Text(terminal(heading)), justify="left" if index in table.words else "right", overflow="fold")
+        grid.add_column(_cell(heading), justify="left" if index in table.words else "right", overflow="fold")
     for row in table.rows:
-        grid.add_row(*(Text(terminal(cell)) for cell in row))
+        grid.add_row(*(_cell(cell) for cell in row))
     return grid
 
 
@@ -102,3 +104,51 @@ def width(console: Console, table: TextTable) -> int:
     from rich.measure import Measurement
 
     return Measurement.get(console, console.options.update(max_width=10_000), drawn(table)).maximum
+
+
+def _cell(text: str, style: str = "") -> Text:
+    """Text as it stands in a table on a terminal: it is no markup, and moves nothing."""
+    from rich.text import Text
+
+    return Text(terminal(text), style=style)
+
+
+def _widths(table: Table) -> list[int]:
+    """Letters that each column of numbers needs, its heading broken at spaces; names can be broken anywhere."""
+    return [
+        max([*map(len, column.heading.split()), *(len(row[at].text) for row in table.rows)], default=1)
+        for at, column in enumerate(table.columns)
+    ]
+
+
+def fits_a_terminal(console: Console, table: Table) -> bool:
+    """Whether the numbers of a report's table stand on their lines, and its texts have some room; always in a pipe."""
+    needed = _widths(table)
+    texts = [column.align == "left" for column in table.columns]
+    letters = sum(1 + (min(NAME, of) if text else of) for of, text in zip(needed, texts, strict=True))
+    return not console.is_terminal or letters <= console.width + 1
+
+
+def print_report_table(console: Console, table: Table) -> None:
+    """A table of the report: on a terminal without its intervals, elsewhere all of it, a line a row."""
+    import textwrap
+
+    from rich import box
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    if not console.is_terminal:
+        rows = [[f"{cell.text} {cell.detail}".strip() for cell in row] for row in table.rows]
+        print_table(console, TextTable([of.heading for of in table.columns], rows, table.title))
+        console.print()
+        return
+    title = _cell(table.title, style="table.title")
+    made = Grid(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column, width in zip(table.columns, _widths(table), strict=True):
+        heading = _cell(column.heading)
+        if column.align == "right":
+            heading = Text("\n").join(map(_cell, textwrap.wrap(column.heading, width)))
+        made.add_column(heading, justify=column.align, overflow="fold", no_wrap=column.align == "right")
+    for index, row in enumerate(table.rows):
+        made.add_row(*(_cell(cell.text) for cell in row), end_section=index + 1 in table.blocks)
+    console.print(made)
