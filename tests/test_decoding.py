@@ -13,8 +13,9 @@ from models import ARCHITECTURES, CONTEXT, VOCABULARY, WIDTH, random_model, rand
 from sae_lm_eval.dictionaries.loading import load
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring import decoding, prefill, row_cache
-from sae_lm_eval.scoring.decoding import Decoder, Ending, Sampling
+from sae_lm_eval.scoring.decoding import Decoder, Ending
 from sae_lm_eval.scoring.shared_texts import SharedTexts, UndefinedLogits
+from sae_lm_eval.scoring.token_sampler import TokenSampler
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.variants import Choices, build_variant, place
 
@@ -149,10 +150,10 @@ class TestDrawing:
         model = random_model("llama")
         models = [None, variant(model, "blocks.1.hook_resid_pre")]
         keys = [b"%d" % i for i in range(len(prompts))]
-        warped = Sampling(lambda logits: logits / 0.7, seed=3)
+        warped = TokenSampler(lambda logits: logits / 0.7, seed=3)
         once, again, other = (
             written(Decoder(model, models, rows=rows, limit=CONTEXT), prompts, sampling=sampling, keys=keys)
-            for rows, sampling in ((4, warped), (50, warped), (4, Sampling(warped.warped, seed=4)))
+            for rows, sampling in ((4, warped), (50, warped), (4, TokenSampler(warped.warped, seed=4)))
         )
         assert once == again
         assert once != other
@@ -160,7 +161,7 @@ class TestDrawing:
 
     def test_draws_are_from_the_softmax(self):
         logits = torch.tensor([[1.0, 0.0, -1.0, 2.0]])
-        drawn = [Sampling(lambda x: x).choose(logits, [b"%d" % i], [0])[0] for i in range(4000)]
+        drawn = [TokenSampler(lambda x: x).choose(logits, [b"%d" % i], [0])[0] for i in range(4000)]
         counts = torch.bincount(torch.tensor(drawn), minlength=4) / len(drawn)
         torch.testing.assert_close(counts, logits[0].softmax(-1), atol=0.03, rtol=0)
 
@@ -176,10 +177,10 @@ class TestWhatIsRefused:
         assert all(texts[i, 0] == alone(model, None, prompt, 10) for i, prompt in enumerate(prompts))
         shared = SharedTexts(Decoder(model, [None, broken], rows=8, limit=CONTEXT), None, ["a", "b"])
         kept = {}
-        shared.write(prompts, Ending(10, EOS), Sampling(), ["greedy"] * len(prompts), 0, kept.__setitem__)
+        shared.write(prompts, Ending(10, EOS), TokenSampler(), ["greedy"] * len(prompts), 0, kept.__setitem__)
         assert len(kept) == len(prompts)
         with pytest.raises(UndefinedLogits):
-            shared.write(prompts, Ending(10, EOS), Sampling(), ["greedy"] * len(prompts), 1, kept.__setitem__)
+            shared.write(prompts, Ending(10, EOS), TokenSampler(), ["greedy"] * len(prompts), 1, kept.__setitem__)
 
     @pytest.mark.parametrize("prompt", [[], [5] * (CONTEXT - 9)])
     def test_a_prompt_without_room(self, prompt):
@@ -199,7 +200,7 @@ def test_texts_are_kept_for_every_model(prompts, monkeypatch):
     model = random_model("llama")
     models = [None, variant(model, "blocks.1.hook_resid_pre")]
     journal = Journal()
-    asked = (prompts, Ending(10, EOS), Sampling(), ["greedy"] * len(prompts))
+    asked = (prompts, Ending(10, EOS), TokenSampler(), ["greedy"] * len(prompts))
     texts, recalled = ({}, {}), ([], [])
     for which in (0, 1):
         shared = SharedTexts(Decoder(model, models, rows=8, limit=CONTEXT), journal, ["a", "b"])

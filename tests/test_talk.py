@@ -15,6 +15,7 @@ from scipy.special import rel_entr, softmax
 from scipy.stats import chisquare
 
 from sae_lm_eval import UserError
+from sae_lm_eval.scoring.token_sampler import gumbel
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.talk import sampling as generation
 from sae_lm_eval.talk import token_kl as token_view
@@ -104,7 +105,7 @@ class TestGeneration:
     def test_tokens_are_drawn_from_the_softmax_at_the_temperature(self):
         logits, temperature = torch.tensor([1.0, 0.0, -1.0, 2.0]), 2.0
         generator = torch.Generator().manual_seed(0)
-        drawn = [generation._choose(logits, temperature, generation._gumbel(4, generator)) for _ in range(4000)]
+        drawn = [generation._choose(logits, temperature, gumbel(4, generator)) for _ in range(4000)]
         expected = (logits / temperature).softmax(-1).double()
         assert chisquare(np.bincount(drawn, minlength=4), 4000 * (expected / expected.sum()).numpy()).pvalue > 0.01
 

@@ -20,9 +20,10 @@ from sae_lm_eval.errors import UserError, shortened
 from sae_lm_eval.harness.loading import ROWS_ON_GPU
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Progress
-from sae_lm_eval.scoring.decoding import Ending, Sampling
+from sae_lm_eval.scoring.decoding import Ending
 from sae_lm_eval.scoring.generation import UnsharedError, sampling_of
 from sae_lm_eval.scoring.shared_texts import UndefinedLogits
+from sae_lm_eval.scoring.token_sampler import TokenSampler
 
 LOOKED_BACK = 2  # tokens besides those of a stop sequence, which may be written in others; lm_eval's own number
 
@@ -33,7 +34,7 @@ class TextSettings:
 
     until: list[str]
     ending: Ending
-    sampling: Sampling
+    sampling: TokenSampler
     label: str
 
     @classmethod

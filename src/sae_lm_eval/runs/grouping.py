@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
+from sae_lm_eval.runtime.devices import free_memory
+
 AT_ONCE = 8  # variants in one pass, so that their rows stay within memory
 SHARE = 0.5  # of what is free, for dictionaries; activations and logits need the rest
 GB = 10**9
@@ -29,9 +31,4 @@ def divide(sizes: Mapping[str, Mapping[Hashable, int]], budget: float, most: int
 
 def memory_for_dictionaries(device: str) -> float:
     """Bytes: `SHARE` of what is free on the device, or on this machine where it is no GPU."""
-    import psutil
-    import torch
-
-    if device.startswith("cuda") and torch.cuda.is_available():
-        return SHARE * torch.cuda.mem_get_info(device)[0]
-    return SHARE * psutil.virtual_memory().available
+    return SHARE * free_memory(device)

@@ -45,3 +45,13 @@ def default_device() -> str:
     import torch
 
     return "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def free_memory(device: str) -> int:
+    """Bytes that nobody has on a GPU, or on this machine for any other device."""
+    import psutil
+    import torch
+
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

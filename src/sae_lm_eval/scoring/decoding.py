@@ -6,53 +6,30 @@ the weights are read once for all of them. Finished sequences leave the batch, a
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import psutil
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.runtime.devices import free_memory
 from sae_lm_eval.scoring.lm_head import Head
 from sae_lm_eval.scoring.prefill import Prefill, Prefilled
 from sae_lm_eval.scoring.row_cache import KeysValues, RowCache
+from sae_lm_eval.scoring.token_sampler import TokenSampler
 from sae_lm_eval.splicing.attach import Attachment, attached
 from sae_lm_eval.splicing.splice import Context, Variant
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
 
+UNDEFINED = -1  # in place of a token where logits are nan
 REFILL = 0.25  # of the rows that are free before others enter: entering copies the whole batch
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen: from `warped` logits (rows, vocabulary) with noise of `seed`, or the likeliest."""
-
-    warped: Callable[[Tensor], Tensor] | None = None
-    seed: int = 0
-
-    def choose(self, logits: Tensor, keys: Sequence[bytes], steps: Sequence[int]) -> list[int]:
-        """A token for each row of logits; `keys` and `steps` say of each row for what its noise is drawn.
-
-        argmax(logits + g) with Gumbel noise g is a draw from the softmax (Maddison, Tarlow & Minka 2014). The noise is
-        that of the request and the step: it depends neither on what else is in the batch nor on the model.
-        """
-        if self.warped is not None:
-            noise = [self._gumbel(key, step, logits.shape[-1]) for key, step in zip(keys, steps, strict=True)]
-            logits = self.warped(logits) + torch.stack(noise).to(logits.device)
-        return logits.argmax(-1).tolist()
-
-    def _gumbel(self, key: bytes, step: int, size: int) -> Tensor:
-        digest = hashlib.blake2b(b"%d %d %s" % (self.seed, step, key), digest_size=7).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest))
-        return -torch.empty(size).exponential_(generator=generator).log()
 
 
 @dataclass(frozen=True)
@@ -68,7 +45,7 @@ class Ending:
 
 
 @dataclass
-class Text:
+class Draft:
     """A text that a model is writing: what it reads next and at which position, and its tokens so far."""
 
     prompt: int
@@ -114,7 +91,7 @@ class Decoder:
         ending: Ending,
         done: Callable[[int, int, list[int] | None], object],
         *,
-        sampling: Sampling | None = None,
+        sampling: TokenSampler | None = None,
         keys: Sequence[bytes] | None = None,
         known: Collection[tuple[int, int]] = (),
     ) -> None:
@@ -129,7 +106,7 @@ class Decoder:
         for ids in prompts:
             if not 0 < len(ids) <= self.limit - ending.length:
                 raise ValueError(f"A prompt of {len(ids)} tokens and {ending.length} more do not fit {self.limit}")
-        writing = Writing(self, prompts, ending, sampling or Sampling(), keys or [b""] * len(prompts), done)
+        writing = Writing(self, prompts, ending, sampling or TokenSampler(), keys or [b""] * len(prompts), done)
         writing.write({(i, model) for i in range(len(prompts)) for model in range(len(self.models))} - set(known))
 
     def check(self) -> None:
@@ -145,7 +122,7 @@ class Decoder:
             if ids is not None:  # else the one who asks for that model is told
                 texts[number, model] = ids
 
-        writing = Writing(self, prompts, Ending(4), Sampling(), [b""] * 4, done)
+        writing = Writing(self, prompts, Ending(4), TokenSampler(), [b""] * 4, done)
         writing.likelihoods = scores
         try:
             with torch.no_grad():
@@ -180,15 +157,15 @@ class Writing:
         decoder: Decoder,
         prompts: Sequence[Sequence[int]],
         ending: Ending,
-        sampling: Sampling,
+        sampling: TokenSampler,
         keys: Sequence[bytes],
         done: Callable[[int, int, list[int] | None], object],
     ) -> None:
         self.decoder, self.prompts, self.keys, self.done = decoder, prompts, keys, done
         self.ending, self.sampling = ending, sampling
         self.cache = RowCache()
-        self.texts: list[Text] = []  # by the row of the cache
-        self.postponed: list[Text] = []  # for which memory did not suffice
+        self.texts: list[Draft] = []  # by the row of the cache
+        self.postponed: list[Draft] = []  # for which memory did not suffice
         self.likelihoods: dict[tuple[int, int], list[float]] | None = None  # log-probabilities of what is written
 
     def write(self, wanted: Collection[tuple[int, int]]) -> None:
@@ -205,7 +182,7 @@ class Writing:
         while self._admit(arriving, beginnings, begun) or self._live():
             self._decode()
 
-    def _live(self) -> list[Text]:
+    def _live(self) -> list[Draft]:
         return [text for text in self.texts if not text.has_ended]
 
     def _free(self) -> int:
@@ -219,7 +196,7 @@ class Writing:
         begun: Mapping[tuple[int, int], list[int]],
     ) -> bool:
         """Let prompts enter, as many as there are rows for; whether there were any."""
-        new: list[tuple[Text, Any]] = []
+        new: list[tuple[Draft, Any]] = []
         live = len(self._live())
         while not live + len(new) or live + len(new) + len(self.decoder.models) <= self.decoder.rows:
             if (batch := next(arriving, None)) is None:
@@ -229,7 +206,7 @@ class Writing:
                 whole = [*self.prompts[number], *ids]
                 self._fit(prompt.states[0])
                 new += [
-                    (Text(number, model, len(whole) - 1, whole[-1], ids.copy()), states)
+                    (Draft(number, model, len(whole) - 1, whole[-1], ids.copy()), states)
                     for model, states in enumerate(prompt.states)
                     if begun.get((number, model)) == ids
                 ]
@@ -241,9 +218,13 @@ class Writing:
         longest = max(len(prompt) for prompt in self.prompts) + self.ending.length
         bytes_a_row = longest * sum(layer.bytes_a_token for layer in layers)
         if not self.texts:
-            self.decoder.rows = max(1, min(self.decoder.rows, free_memory(self.decoder.device) // (2 * bytes_a_row)))
+            device = self.decoder.device
+            free = free_memory(str(device))
+            if device.type == "cuda":  # what torch keeps for later is free as well
+                free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            self.decoder.rows = max(1, min(self.decoder.rows, free // (2 * bytes_a_row)))
 
-    def _arrange(self, new: Sequence[tuple[Text, Any]] = ()) -> None:
+    def _arrange(self, new: Sequence[tuple[Draft, Any]] = ()) -> None:
         """Give rows to new texts, and take them from those that have ended."""
         kept = [(text, row) for row, text in enumerate(self.texts) if not text.has_ended]
         both = sorted([*kept, *new], key=lambda pair: pair[0].model)
@@ -264,7 +245,7 @@ class Writing:
             if id(text) not in places and not text.has_ended:
                 self.texts[row] = replace(text, has_ended=True)
 
-    def _without_half(self, rows: Sequence[tuple[Text, Any]]) -> list[tuple[Text, Any]]:
+    def _without_half(self, rows: Sequence[tuple[Draft, Any]]) -> list[tuple[Draft, Any]]:
         """Where memory does not suffice, the other half is written later, and no batch is as large again."""
         half = len(rows) // 2
         self.decoder.rows = min(self.decoder.rows, half)
@@ -320,27 +301,23 @@ class Writing:
 
     def _extend(self, logits: Tensor) -> None:
         """Write a token of each text, from logits (rows, vocabulary)."""
-        isnan = logits.isnan().any(-1).tolist()
         keys, steps = [self.keys[text.prompt] for text in self.texts], [len(text.ids) for text in self.texts]
         chosen = self.sampling.choose(logits, keys, steps)
         if self.likelihoods is not None:
-            of_chosen = logits.log_softmax(-1)[range(len(chosen)), chosen].tolist()
-            for text, logprob in zip(self.texts, of_chosen, strict=True):
+            logprobs = logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0].tolist()
+            for text, logprob in zip(self.texts, logprobs, strict=True):
                 if not text.has_ended:
                     self.likelihoods.setdefault((text.prompt, text.model), []).append(logprob)
-        for text, token, is_undefined in zip(self.texts, chosen, isnan, strict=True):
+        # The device is waited for once a step.
+        for text, token in zip(self.texts, chosen.where(~logits.isnan().any(-1), UNDEFINED).tolist(), strict=True):
             if text.has_ended:
+                continue
+            if token == UNDEFINED:
+                text.has_ended = True
+                self.done(text.prompt, text.model, None)
                 continue
             text.ids.append(token)
             text.reads, text.position = token, text.position + 1
-            if is_undefined or self.ending.of(text.ids):
+            if self.ending.of(text.ids):
                 text.has_ended = True
-                self.done(text.prompt, text.model, None if is_undefined else text.ids)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes."""
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    return psutil.virtual_memory().available
+                self.done(text.prompt, text.model, text.ids)

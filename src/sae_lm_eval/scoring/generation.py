@@ -17,10 +17,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from sae_lm_eval.scoring.decoding import Sampling
 from sae_lm_eval.scoring.patching import instead
+from sae_lm_eval.scoring.token_sampler import TokenSampler
 
-# Of a configuration for generation what `Sampling` follows, and values that change nothing.
+# Of a configuration for generation what `TokenSampler` follows, and values that change nothing.
 FOLLOWED = ("do_sample", "temperature", "top_k", "top_p", "min_p", "eos_token_id")
 WITHOUT_EFFECT = ("bos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version", "max_length")
 NEUTRAL = {
@@ -50,7 +50,7 @@ class UnsharedError(ValueError):
     """Texts are to be generated in a way that models cannot follow in one batch."""
 
 
-def sampling_of(model: Any, arguments: Mapping[str, Any]) -> tuple[Sampling, frozenset[int]]:
+def sampling_of(model: Any, arguments: Mapping[str, Any]) -> tuple[TokenSampler, frozenset[int]]:
     """How `model.generate(**arguments)` chooses tokens, and the ids at which it ends.
 
     Raises `UnsharedError` where it does anything besides taking the likeliest token or drawing one.
@@ -64,8 +64,8 @@ def sampling_of(model: Any, arguments: Mapping[str, Any]) -> tuple[Sampling, fro
     ends = config.eos_token_id
     ids = frozenset(() if ends is None else [ends] if isinstance(ends, int) else ends)
     if not config.do_sample:
-        return Sampling(), ids
-    return Sampling(_warped(config), torch.initial_seed()), ids
+        return TokenSampler(), ids
+    return TokenSampler(_warped(config), torch.initial_seed()), ids
 
 
 def _warped(config: Any) -> Callable[[Tensor], Tensor]:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from sae_lm_eval.runtime.journal import Journal
-from sae_lm_eval.scoring.decoding import Decoder, Ending, Sampling
+from sae_lm_eval.scoring.decoding import Decoder, Ending
 from sae_lm_eval.scoring.loaded_model import LoadedModel
+from sae_lm_eval.scoring.token_sampler import TokenSampler
 from sae_lm_eval.splicing.splice import Variant
 
 logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
@@ -44,7 +45,7 @@ class SharedTexts:
         self,
         prompts: Sequence[Sequence[int]],
         ending: Ending,
-        sampling: Sampling,
+        sampling: TokenSampler,
         labels: Sequence[str],
         place: int,
         done: Callable[[int, list[int]], object],
@@ -58,16 +59,19 @@ class SharedTexts:
         Raises `UndefinedLogits` where the logits of the model at `place` are nan, and what `Decoder.generate` does.
         """
         keys = _keys(prompts, labels)
-        known: set[tuple[int, int]] = set()
-        for number, key in enumerate(keys):
-            for model, identity in enumerate(self.identities):
-                if (text := self.journal.get(identity, key)) is None:
-                    continue
-                known.add((number, model))
-                if model == place:
-                    recalled(number)
-                    done(number, json.loads(text))
-
+        texts = {number: self.journal.get(self.identities[place], key) for number, key in enumerate(keys)}
+        for number, text in texts.items():
+            if text is not None:
+                recalled(number)
+                done(number, json.loads(text))
+        if None not in texts.values():
+            return
+        known = {
+            (number, model)
+            for number, key in enumerate(keys)
+            for model, identity in enumerate(self.identities)
+            if (texts[number] if model == place else self.journal.get(identity, key)) is not None
+        }
         undefined: list[int] = []
 
         def store(number: int, model: int, ids: list[int] | None) -> None:
@@ -78,8 +82,7 @@ class SharedTexts:
             if model == place:
                 done(number, ids)
 
-        if any((number, place) not in known for number in range(len(prompts))):
-            self.decoder.generate(prompts, ending, store, sampling=sampling, keys=keys, known=known)
+        self.decoder.generate(prompts, ending, store, sampling=sampling, keys=keys, known=known)
         if undefined:
             raise UndefinedLogits(undefined[0])
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.scoring.token_sampler import gumbel
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.splice import Variant
 
@@ -75,7 +76,7 @@ def generate(
                 continue
             logits = next_logits(model, text)
             if sampling.temperature and noise is None:
-                noise = _gumbel(logits.shape[-1], generator)
+                noise = gumbel(logits.shape[-1], generator)
             text.ids.append(_choose(logits, sampling.temperature, noise))
             text.ended = _end(text, sampling, stop_ids, context)
         yield texts
@@ -116,10 +117,6 @@ def next_logits(model: nn.Module, text: Continuation) -> Tensor:
 def parting(ids: Sequence[int], others: Sequence[int]) -> int | None:
     """The first index at which two texts differ, as far as both go; None where they do not."""
     return next((i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), None)
-
-
-def _gumbel(size: int, generator: torch.Generator) -> Tensor:
-    return -torch.empty(size).exponential_(generator=generator).log()
 
 
 def _choose(logits: Tensor, temperature: float, noise: Tensor | None) -> int:
