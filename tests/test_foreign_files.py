@@ -14,9 +14,11 @@ from mutations import mutated
 from runs import answers, write_run
 
 from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.comparison.subsets import read_categories_file
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.assemble import build
 from sae_lm_eval.results.results import read_results
+from sae_lm_eval.runs.sweep import read_sweep
 
 TRIED = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 RIGHT = {"one": [1.0, 0.0, 1.0, 1.0, 0.0, 1.0], "two": [1.0, 0.0, 1.0, 0.0, 1.0, 1.0]}
@@ -127,3 +129,21 @@ def test_a_file_of_a_gigabyte(tmp_path):
         file.truncate(10**9)
     with pytest.raises(UserError, match=r"has 1,000 MB; at most 200 MB are read"):
         read_results(tmp_path)
+
+
+@pytest.mark.parametrize("read", [read_sweep, read_categories_file], ids=["sweep", "categories"])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 5000, "nested"),
+        ("a: [1", "is not YAML"),
+        ("a: 2021-13-45", "is not YAML"),
+        ("[" * 100 + "]" * 100, "nested"),
+    ],
+    ids=["too deep", "cut", "no date", "deep"],
+)
+def test_yaml_is_read_in_one_place(read, text, said, tmp_path):
+    file = tmp_path / "file.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=said):
+        read(file)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from sae_lm_eval.errors import UserError, did_you_mean, first_line
+from sae_lm_eval.errors import UserError, did_you_mean
+from sae_lm_eval.files.reading import yaml_value
 from sae_lm_eval.results.results import Results
 
 CATEGORY_KEYS = ("field", "values", "tasks")
@@ -66,10 +66,7 @@ def read_categories_file(path: Path) -> Mapping[str, Any]:
 
 def read_categories(text: str, where: str) -> Mapping[str, Any]:
     """A category map from YAML. Raises `UserError` for what is none."""
-    try:
-        categories = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{where} is not YAML: {first_line(error)}") from error
+    categories = yaml_value(text, where)
     if not isinstance(categories, dict) or not categories:
         raise UserError(f"{where} must map categories to tasks, as in 'knowledge: [mmlu, arc_easy]'.")
     return categories

@@ -111,7 +111,7 @@ def yaml_value(text: str, where: str) -> Any:
     except RecursionError:
         raise _too_deep(where) from None
     except (yaml.YAMLError, ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
-        raise UserError(f"{where} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
     _check_depth(value, where)
     return value
 
