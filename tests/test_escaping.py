@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import logging
+from pathlib import Path
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from sae_lm_eval.cli.tables import TextTable, print_grouped, print_table
+from sae_lm_eval.cli.tables import TextTable, print_grouped, print_sentence, print_table
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets, markup, terminal
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.report.render import tex
 
 EVIL = "\x1b[31mred\x07 \u202eright\u2066 \ud800 \x9b2J [/red] \r\n\u2028end"
@@ -33,6 +36,28 @@ def test_errors_and_markup():
     assert str(UserError(f"'{EVIL}'")).startswith("'<U+001B>[31mred<U+0007> <U+202E>right<U+2066> <U+D800>")
     assert terminal("a\r\nb\tc") == "a b c"
     assert markup("[/red]") == r"\[/red]"
+
+
+def test_sentences_on_a_terminal():
+    console = Console(file=io.StringIO(), force_terminal=True, width=300, color_system=None)
+    print_sentence(console, f"'{EVIL}' is left out.")
+    text = console.file.getvalue()
+    assert "[/red]" in text
+    assert not set("\x1b\u202e\u2066\ud800\x9b\x07\r\u2028") & set(text)
+
+
+def test_what_is_logged(caplog):
+    with caplog.at_level(logging.WARNING):
+        logger_of("sae_lm_eval.somewhere").warning("'%s' is %d bytes", EVIL, 3)
+    (record,) = caplog.records
+    assert record.getMessage().endswith("end' is 3 bytes")
+    assert not set("\x1b\u202e\u2066\ud800\x9b\x07\r\u2028") & set(record.getMessage())
+
+
+def test_every_logger_of_the_package_is_one_of_these():
+    package = Path(__file__).parents[1] / "src" / "sae_lm_eval"
+    made = [path for path in package.rglob("*.py") if "getLogger(f" in path.read_text()]
+    assert [path.name for path in made] == ["logs.py"]
 
 
 def test_cells_that_spreadsheets_would_run():

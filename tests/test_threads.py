@@ -69,3 +69,21 @@ def test_a_model_has_one_lock_and_no_other_model_has_it(model):
         thread.start()
         thread.join()
     assert taken == [False]
+
+
+def test_a_pass_of_talk_waits_too(model):
+    from sae_lm_eval.talk.sampling import running_as
+
+    lm = adapter(model)
+    entered = threading.Event()
+
+    def talk():
+        with running_as(lm.loaded.model, lm.spliced.variant):
+            entered.set()
+
+    with lm.evaluation():
+        thread = threading.Thread(target=talk)
+        thread.start()
+        assert not entered.wait(0.2)
+    thread.join(60)
+    assert entered.is_set()

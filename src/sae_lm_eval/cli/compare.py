@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sae_lm_eval.cli.options import CategoriesFile
-from sae_lm_eval.cli.tables import TextTable, print_table
+from sae_lm_eval.cli.tables import TextTable, print_sentence, print_table
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets
 from sae_lm_eval.report.formatting import NA, fixed, interval, is_number, probability, share, significant
@@ -65,14 +65,14 @@ def compare(
             for_spreadsheets(comparison.drops.assign(schema=VERSION)).to_csv(csv, index=False)
         except OSError as error:
             raise UserError(f"'{csv}' cannot be written: {error.strerror or error}.") from error
-        console.print(f"Written: {csv}", markup=False, highlight=False)
+        print_sentence(console, f"Written: {csv}")
 
 
 def _print(comparison: Comparison, console: Console) -> None:
     from sae_lm_eval.comparison.multiplicity import SECTIONS
 
     def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False)
+        print_sentence(console, text)
 
     drops: list[dict[str, Any]] = comparison.drops.to_dict("records")  # pyright: ignore[reportAssignmentType]
     say(f"baseline: {comparison.baseline.name}")

@@ -148,7 +148,7 @@ def _members(models: str, tokens: Mapping[str, float]) -> list[Member]:
 def _print(rows: list[Row], per: Per, path: Path) -> None:
     from rich.console import Console
 
-    from sae_lm_eval.cli.tables import TextTable, print_table
+    from sae_lm_eval.cli.tables import TextTable, print_sentence, print_table
     from sae_lm_eval.report.formatting import fixed, general
     from sae_lm_eval.scaling.family import row_name
 
@@ -161,4 +161,6 @@ def _print(rows: list[Row], per: Per, path: Path) -> None:
     console = Console()
     print_table(console, TextTable(headings, lines, rows[0]["text"]))
     flag = "checkpoints" if len({row["model"] for row in rows}) == 1 else "family"
-    console.print(f"Written: {path}. To use it: sae-lm-eval effective-compute ... --{flag} {path}", soft_wrap=True)
+    print_sentence(
+        console, f"Written: {path}. To use it: sae-lm-eval effective-compute ... --{flag} {path}", soft_wrap=True
+    )

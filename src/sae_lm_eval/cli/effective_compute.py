@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sae_lm_eval.cli.tables import TextTable, print_grouped
+from sae_lm_eval.cli.tables import TextTable, print_grouped, print_sentence
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets
 from sae_lm_eval.report.formatting import general
@@ -146,7 +146,7 @@ def _print_folder(
         _print_frame(folder.to_frame(found), output_format)
         return
     for described in dict.fromkeys(_describe_original(made.result) for made in found):
-        console.print(described, highlight=False)
+        print_sentence(console, described)
     notes: dict[str, int] = {}
     print_grouped(console, _table(converted_rows(found, notes)))
     _print_notes(notes, console)
@@ -196,26 +196,25 @@ def _print_result(result: EffectiveCompute, console: Console) -> None:
     if delta.loss_recovered is not None:
         losses += f", {delta.ablation}-ablation CE {general(delta.ablated)}"
         losses += f", loss recovered {general(delta.loss_recovered)}"
-    console.print(f"delta CE {general(delta.value)} nats/token ({losses})", highlight=False)
-    console.print(_describe_original(result), highlight=False)
+    print_sentence(console, f"delta CE {general(delta.value)} nats/token ({losses})")
+    print_sentence(console, _describe_original(result))
     notes: dict[str, int] = {}
     print_grouped(console, _table(estimate_rows(result, notes)))
     quoted = result.preferred
     if quoted.fraction is not None or quoted.bound is not None:
-        console.print(
-            f"To quote: {quoted.quantity} {fraction_text(quoted)}, {quoted.definition}, {quoted.curve}.",
-            highlight=False,
+        print_sentence(
+            console, f"To quote: {quoted.quantity} {fraction_text(quoted)}, {quoted.definition}, {quoted.curve}."
         )
     for sentence in beside_the_law(result):
-        console.print(sentence, highlight=False)
+        print_sentence(console, sentence)
     _print_notes(notes, console)
     _offer(curve_command(result), console)
 
 
 def _offer(command: str | None, console: Console) -> None:
     if command is not None:
-        console.print("A curve of the model's own family on the run's own text would settle it:", highlight=False)
-        console.print(command, highlight=False, soft_wrap=True, markup=False)
+        print_sentence(console, "A curve of the model's own family on the run's own text would settle it:")
+        print_sentence(console, command, soft_wrap=True)
 
 
 def _print_rises(fraction: float, original: Original, law: str, console: Console, output_format: Format) -> None:
@@ -230,7 +229,7 @@ def _print_rises(fraction: float, original: Original, law: str, console: Console
     if output_format is not Format.table:
         _print_frame(frame, output_format)
         return
-    console.print(f"The rise of the loss that leaves {fraction:g}, within each law:", highlight=False)
+    print_sentence(console, f"The rise of the loss that leaves {fraction:g}, within each law:")
     notes: dict[str, int] = {}
     print_grouped(console, _table(rise_rows(frame, notes)))
     _print_notes(notes, console)
@@ -238,7 +237,7 @@ def _print_rises(fraction: float, original: Original, law: str, console: Console
 
 def _print_notes(notes: dict[str, int], console: Console) -> None:
     for note, mark in notes.items():
-        console.print(f"{mark}. {note}", markup=False, highlight=False)
+        print_sentence(console, f"{mark}. {note}")
 
 
 def _describe_original(result: EffectiveCompute) -> str:
@@ -259,7 +258,7 @@ def _print_literature(table: pd.DataFrame, console: Console, output_format: Form
     console.print("Loss recovered is the work's own; ablation CE is published or follows from it and delta CE.")
     console.print("Effective compute is law-relative; its intervals are in --format csv.")
     for key in dict.fromkeys(table["work"]):
-        console.print(f"{works()[key]['short']}: {works()[key]['citation']}", markup=False, highlight=False)
+        print_sentence(console, f"{works()[key]['short']}: {works()[key]['citation']}")
 
 
 def _table(rows: list[dict[str, str]]) -> TextTable:

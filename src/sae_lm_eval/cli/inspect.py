@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sae_lm_eval.cli.tables import TextTable, print_facts, print_table
+from sae_lm_eval.cli.tables import TextTable, print_facts, print_sentence, print_table
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.formatting import fixed, general
 
@@ -60,7 +60,7 @@ def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | str | 
         rows[0] = (f"{rows[0][0]} (chosen)", *rows[0][1:])
         title = f"Fit of dictionary {index + 1} on {candidates[0].tokens:,} tokens"
         print_table(console, TextTable(("activation map", "explained variance", "L0"), rows, title))
-        console.print(f"Dictionary {index + 1}, {candidates[0].released}", soft_wrap=True, markup=False)
+        print_sentence(console, f"Dictionary {index + 1}, {candidates[0].released}", soft_wrap=True)
 
 
 def _list(console: Any, pattern: str) -> None:

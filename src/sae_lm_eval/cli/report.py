@@ -23,7 +23,7 @@ def report(
     """Write report.html, report.md, appendix.tex and .bib, drops.csv, fidelity.csv and figures; no model is loaded."""
     from rich.console import Console
 
-    from sae_lm_eval.cli.tables import fits_a_terminal, print_report_table
+    from sae_lm_eval.cli.tables import fits_a_terminal, print_report_table, print_sentence
     from sae_lm_eval.comparison.subsets import read_categories_file
     from sae_lm_eval.report import assemble, writer
     from sae_lm_eval.results import find
@@ -34,7 +34,7 @@ def report(
     target = output_path or out / "report"
     writer.write(made, target)
     for sentence in made.headline:
-        console.print(sentence, markup=False, highlight=False)
+        print_sentence(console, sentence)
     short = [table for table in made.tables if table.extent == "short" and table.name != "variants"]
     wide = []
     for table in short:
@@ -43,7 +43,7 @@ def report(
         else:
             wide.append(table.title)
     if wide:
-        console.print(f"Too wide for this terminal, in the report: {', '.join(wide)}.", markup=False, highlight=False)
+        print_sentence(console, f"Too wide for this terminal, in the report: {', '.join(wide)}.")
     for note in made.notes:
-        console.print(f"Note: {note}", markup=False, highlight=False)
-    console.print(f"Written: {target / 'report.html'}, report.md, appendix.tex, drops.csv, ...", markup=False)
+        print_sentence(console, f"Note: {note}")
+    print_sentence(console, f"Written: {target / 'report.html'}, report.md, appendix.tex, drops.csv, ...")

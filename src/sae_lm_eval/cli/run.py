@@ -194,11 +194,11 @@ def _ask_about_code(of_file: dict[str, Any], of_flags: dict[str, Any], file: Pat
 def _show_plan(sweep: Sweep) -> None:
     from rich.console import Console
 
-    from sae_lm_eval.cli.tables import TextTable, print_table
+    from sae_lm_eval.cli.tables import TextTable, print_sentence, print_table
     from sae_lm_eval.runs import plan
 
     made = plan.plan(sweep, sweep.output_path)
     console = Console()
     print_table(console, TextTable(plan.HEADS, plan.rows(made), words=range(len(plan.HEADS))))
     for sentence in plan.sentences(made):
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        print_sentence(console, sentence, soft_wrap=True)

@@ -55,7 +55,7 @@ def _print(table: Table) -> None:
 
     from rich.console import Console
 
-    from sae_lm_eval.cli.tables import fits_a_terminal, print_report_table
+    from sae_lm_eval.cli.tables import fits_a_terminal, print_report_table, print_sentence
 
     def part(start: int, end: int) -> Table:
         rows = tuple((row[0], *row[start:end]) for row in table.rows)
@@ -70,4 +70,4 @@ def _print(table: Table) -> None:
         end = next((end for end in ends if fits_a_terminal(console, part(start, end))), start + 1)
         print_report_table(console, part(start, end))
         start = end
-    console.print(table.caption, markup=False, highlight=False)
+    print_sentence(console, table.caption)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from sae_lm_eval.files.escaping import terminal
+from sae_lm_eval.files.escaping import printable, terminal
 from sae_lm_eval.report.formatting import MINUS
 
 if TYPE_CHECKING:
@@ -38,6 +38,13 @@ def print_table(console: Console, table: TextTable, *narrower: TextTable) -> Non
         return
     tables = (table, *narrower)
     console.print(drawn(next((each for each in tables if width(console, each) <= console.width), tables[-1])))
+
+
+def print_sentence(console: Console, sentence: str, *, soft_wrap: bool = False) -> None:
+    """Print text that stands in no table; it is no markup, and moves nothing. Lines to be copied are `soft_wrap`."""
+    from rich.text import Text
+
+    console.print(Text(printable(sentence)), soft_wrap=soft_wrap)
 
 
 def has_room(console: Console, table: TextTable) -> bool:

@@ -120,6 +120,7 @@ def _unattended(
 ) -> None:
     from rich.console import Console
 
+    from sae_lm_eval.cli.tables import print_sentence
     from sae_lm_eval.talk import passages
     from sae_lm_eval.talk.html_page import render
 
@@ -133,7 +134,7 @@ def _unattended(
     read = list(passages.of_text(model, text, tokens)) if text is not None else []
     if html is not None:
         html.write_text(render(model, [*pages, *read]), encoding="utf-8")
-        console.print(f"Written: {html}", markup=False, highlight=False, soft_wrap=True)
+        print_sentence(console, f"Written: {html}", soft_wrap=True)
     elif read:
         _print_text(model, read, console)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -24,6 +23,7 @@ from sae_lm_eval.fidelity.ablations import ablations, leave_no_text, without_tex
 from sae_lm_eval.fidelity.as_released import as_released
 from sae_lm_eval.fidelity.dictionary_stats import CategorySums, DictionaryStatistics, by_category, records
 from sae_lm_eval.fidelity.source import Document, Source, TextRequest
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.results.fidelity_names import NO_DICTIONARY, WITHOUT_DICTIONARY
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.processes import gathered
@@ -35,7 +35,7 @@ from sae_lm_eval.scoring.scorer import Layout, Scorer
 from sae_lm_eval.scoring.spliced_model import SplicedModel
 from sae_lm_eval.splicing.splice import Variant
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 MEASURES = ("kl", "kl_reverse", "agreement")
 

@@ -13,15 +13,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 JOINERS = "\n\t\u200c\u200d"  # letters of scripts and of emoji are joined by the last two
+MOVING = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # the categories of control characters and the like
 FORMULA = re.compile(r"[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]")  # with which spreadsheets begin a formula
 
 
 def printable(text: Any) -> str:
-    """Text as it is, with line breaks and tabs, but other control characters, marks of direction and lone surrogates
-    as code points.
+    """Text as it is, with line breaks and tabs, but other control characters and line breaks, marks of direction and
+    lone surrogates as code points.
     """
     return "".join(
-        letter if letter in JOINERS or unicodedata.category(letter)[0] != "C" else f"<U+{ord(letter):04X}>"
+        letter if letter in JOINERS or unicodedata.category(letter) not in MOVING else f"<U+{ord(letter):04X}>"
         for letter in str(text)
     )
 

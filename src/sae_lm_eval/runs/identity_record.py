@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runtime.run_folder import IDENTITY, read_json, write_json
 from sae_lm_eval.scoring.identity import series
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 MODEL = {
     "weights": "the weights of the model",

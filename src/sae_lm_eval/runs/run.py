@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import traceback
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_lm_eval.errors import UserError, did_you_mean, explained
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runs.checks import check
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
 from sae_lm_eval.runs.identity_record import Record, digest_of, model_record
@@ -40,7 +40,7 @@ from sae_lm_eval.runtime.run_folder import (
 if TYPE_CHECKING:
     from sae_lm_eval.comparison.compare import Comparison
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 
 def run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,8 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.logs import logger_of
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 ASIDE = ".corrupt"
 BESIDE = ("-journal", "-wal", "-shm")  # files of SQLite's that belong to a database, and to no other

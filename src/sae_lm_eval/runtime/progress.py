@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sae_lm_eval.files.escaping import printable
+
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -162,7 +164,7 @@ class Shown(Progress):
             self.say(f"{name} is done: {self.finished} of {self.variants}.")
 
     def say(self, sentence: str) -> None:
-        self.console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(sentence), markup=False, highlight=False, soft_wrap=True)
 
     def counted(self, done: int, total: int, what: str) -> None:
         """So many of what is under way are done."""

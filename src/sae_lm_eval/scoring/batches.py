@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.scoring.packing import Prefix, Row
 from sae_lm_eval.scoring.request import Query, TargetIndex
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 ENOUGH = 32  # positions to run the head for at once: for a few it takes as long, since all its weights are read
 

@@ -6,7 +6,6 @@ the weights are read once for all of them. Finished sequences leave the batch, a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runtime.devices import free_memory
 from sae_lm_eval.scoring.lm_head import Head
 from sae_lm_eval.scoring.prefill import Prefill, Prefilled
@@ -25,7 +25,7 @@ from sae_lm_eval.scoring.token_sampler import TokenSampler
 from sae_lm_eval.splicing.attach import Attachment, attached
 from sae_lm_eval.splicing.splice import Context, Variant
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 UNDEFINED = -1  # in place of a token where logits are nan
 REFILL = 0.25  # of the rows that are free before others enter: entering copies the whole batch

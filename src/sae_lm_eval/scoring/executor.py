@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -14,6 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.scoring import prefix_cache
 from sae_lm_eval.scoring.batches import Batch, Batches
 from sae_lm_eval.scoring.divergences import MEASURES, Predicted
@@ -26,7 +26,7 @@ from sae_lm_eval.scoring.request import ScoreRequest, Scores, TargetIndex
 from sae_lm_eval.scoring.score_tables import ScoreTables
 from sae_lm_eval.splicing.splice import Context
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 # Logits held at a time: on a CPU as many as its cache makes quick work of, elsewhere as many as keep it busy.
 LOGITS_ON_CPU, LOGITS = 2**22, 2**26

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.scoring.identity import tokenizer_content
 from sae_lm_eval.scoring.tokenization import Tokenization, copied
 from sae_lm_eval.splicing.special_tokens import special_ids
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache
 
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.scoring import prefix_cache
 from sae_lm_eval.scoring.forked_pass import Fork, forked
 from sae_lm_eval.scoring.memory import in_pieces
@@ -20,7 +20,7 @@ from sae_lm_eval.scoring.row_cache import KeysValues
 from sae_lm_eval.splicing.attach import Attachment
 from sae_lm_eval.splicing.splice import Context, Variant
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 CAPACITY = 256  # tokens that a prefix has to spare at least
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from jaxtyping import Float, Float32
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 from sae_lm_eval.scoring.executor import Executor
 from sae_lm_eval.scoring.forked_pass import START, forked
@@ -26,7 +26,7 @@ from sae_lm_eval.scoring.request import Query, ScoreRequest, Scores
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.splice import Variant
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 CAPACITY = 256  # tokens of a row that several sequences share
 

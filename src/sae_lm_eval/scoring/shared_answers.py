@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring.loaded_model import LoadedModel
 from sae_lm_eval.scoring.request import Query, ScoreRequest, Scores
 from sae_lm_eval.scoring.scorer import Scorer
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 FIELDS = ("logprob", "greedy", "kl")  # sums over the targets; whether all of them are the likeliest
 

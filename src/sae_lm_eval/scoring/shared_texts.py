@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring.decoding import Decoder, Ending
 from sae_lm_eval.scoring.loaded_model import LoadedModel
 from sae_lm_eval.scoring.token_sampler import TokenSampler
 from sae_lm_eval.splicing.splice import Variant
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 
 class UndefinedLogits(ArithmeticError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from sae_lm_eval.dictionaries.loading import renewed
 from sae_lm_eval.errors import UserError, shortened
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.results.variant_names import variant_name
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.model_lock import lock_of
@@ -34,7 +34,7 @@ from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.splice import Variant
 from sae_lm_eval.splicing.variants import Choices, describe
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 
 class SplicedModel:

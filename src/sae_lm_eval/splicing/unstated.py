@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.splicing.activation_map import CENTERED_KINDS
 from sae_lm_eval.splicing.hook_names import Architecture
 from sae_lm_eval.splicing.site import Site
 from sae_lm_eval.splicing.splice import Splice
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 
 def warn_of_unstated_processing(architecture: Architecture, splice: Splice) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.model_names import official_name
 from sae_lm_eval.dictionaries.untrained import SPECIAL
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.splicing.activation_map import build_map, map_name
 from sae_lm_eval.splicing.choices import Choices as Choices
 from sae_lm_eval.splicing.hook_names import Architecture
@@ -23,7 +23,7 @@ from sae_lm_eval.splicing.site import Site, resolve_site, writable_port
 from sae_lm_eval.splicing.splice import Splice, Variant
 from sae_lm_eval.splicing.unstated import warn_of_unstated_processing
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 
 def build_variant(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.runtime.model_lock import lock_of
 from sae_lm_eval.scoring.token_sampler import gumbel
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.splice import Variant
@@ -82,9 +83,11 @@ def generate(
         yield texts
 
 
-def running_as(model: nn.Module, variant: Variant | None) -> Any:
-    """A scope in which `model` runs as `variant`, or as it is."""
-    return nullcontext() if variant is None else attached(model, variant)
+@contextmanager
+def running_as(model: nn.Module, variant: Variant | None) -> Iterator[None]:
+    """A scope in which `model` runs as `variant`, or as it is; other threads that ask the same model wait."""
+    with lock_of(model), nullcontext() if variant is None else attached(model, variant):
+        yield
 
 
 def keeping_last(model: nn.Module, positions: int) -> dict[str, int]:
