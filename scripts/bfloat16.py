@@ -16,12 +16,12 @@ import torch
 from generated_parts import rewritten, split
 from torch import Tensor
 
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.scoring.request import Query, ScoreRequest
 from sae_lm_eval.scoring.scorer import Scorer
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.splice import Variant
-from sae_lm_eval.splicing.variants import Choices, build_variant, place
+from sae_lm_eval.splicing.variants import Choices, build_variant, place_dictionaries
 
 HERE = Path(__file__).resolve().parent
 DOC = HERE.parent / "docs" / "bfloat16.md"
@@ -44,9 +44,9 @@ def token_ids() -> Tensor:
 
 
 def variant_of(model, architecture: str, dtype: torch.dtype) -> Variant:
-    dictionary = load(random_sae(WIDTH, SITE, architecture), dtype=dtype)
+    dictionary = load_dictionary(random_sae(WIDTH, SITE, architecture), dtype=dtype)
     variant = build_variant(model, [dictionary], Choices(), SPECIAL)
-    place(model, variant)
+    place_dictionaries(model, variant)
     return variant
 
 

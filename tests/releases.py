@@ -425,7 +425,7 @@ def load_all(out: Path, specs: list[str]) -> None:
     """Load the releases of these specs from the hub that the environment names, and write down what each one is."""
     from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-    from sae_lm_eval.dictionaries.loading import load
+    from sae_lm_eval.dictionaries.loading import load_dictionary
     from sae_lm_eval.errors import UserError
 
     registry, said, x = get_pretrained_saes_directory(), {}, activations()
@@ -435,7 +435,7 @@ def load_all(out: Path, specs: list[str]) -> None:
             entry.config_overrides = {**(entry.config_overrides or {}), **release.overrides}
     for spec in specs:
         try:
-            found = load(spec)
+            found = load_dictionary(spec)
         except UserError as error:
             said[spec] = {"refused": str(error)}
             continue

@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from models import CONTEXT, WIDTH, random_model, random_sae, word_tokenizer, words
 
 from sae_lm_eval import SaeHFLM, UserError
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 
 RESID = "blocks.1.hook_resid_post"
 
@@ -180,7 +180,7 @@ def test_results_say_what_they_came_from():
     assert splice["map_in"] == "raw"
     assert splice["dtype"] == "float32"
     assert (splice["trained_on"], splice["context_size"]) == (["llama-tiny"], 128)
-    assert splice["weights_checksum"] == load(random_sae(WIDTH, RESID)).fingerprint()
+    assert splice["weights_checksum"] == load_dictionary(random_sae(WIDTH, RESID)).fingerprint()
     assert said["splice"] == "reconstruction"
     assert said["special_token_ids"] == [0, 1, 2]
     assert said["packages"]["lm_eval"]
@@ -241,7 +241,7 @@ def test_none_is_a_mode_however_lm_eval_reads_it():
 def test_what_a_release_warns_of_is_told(caplog):
     from dataclasses import replace
 
-    remarked = replace(load(random_sae(WIDTH, RESID)), name="clt#3", remarks=("its decoders are summed",))
+    remarked = replace(load_dictionary(random_sae(WIDTH, RESID)), name="clt#3", remarks=("its decoders are summed",))
     logging.getLogger("lm_eval").propagate = True
     with caplog.at_level(logging.WARNING, logger="lm_eval"):
         lm = adapter(remarked)
@@ -250,13 +250,13 @@ def test_what_a_release_warns_of_is_told(caplog):
 
 
 def test_a_dictionary_follows_the_device_of_its_module():
-    from sae_lm_eval.splicing.variants import Choices, build_variant, place
+    from sae_lm_eval.splicing.variants import Choices, build_variant, place_dictionaries
 
     model = random_model("llama")
     saes = [random_sae(WIDTH, f"blocks.{layer}.hook_resid_post", seed=layer) for layer in (0, 1)]
-    variant = build_variant(model, [load(sae) for sae in saes], Choices(), frozenset())
+    variant = build_variant(model, [load_dictionary(sae) for sae in saes], Choices(), frozenset())
     model.model.layers[1].to("meta")  # as a sharded model has its blocks on several devices
-    place(model, variant)
+    place_dictionaries(model, variant)
     assert [splice.dictionary.device.type for splice in variant.splices] == ["cpu", "meta"]
 
 

@@ -7,7 +7,7 @@ import torch
 from models import WIDTH, random_ids, random_model, random_sae
 from torch import nn
 
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.variants import Choices, Variant, build_variant
 
@@ -20,7 +20,7 @@ FOLDED = {"fold_ln": True, "fold_value_biases": True}
 
 def variant_of(model: nn.Module, hook: str, processing: dict, **choices) -> Variant:
     sae = random_sae(WIDTH, hook, model_from_pretrained_kwargs=processing)
-    return build_variant(model, [load(sae)], Choices(**choices), frozenset())
+    return build_variant(model, [load_dictionary(sae)], Choices(**choices), frozenset())
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ def test_a_tuned_norm_is_read_before_its_gain(tuned):
     transcoder = random_sae(WIDTH, hook_in, "transcoder", hook_out="blocks.1.hook_mlp_out")
     config = peft.LNTuningConfig(target_modules=["ln_2"], task_type="CAUSAL_LM") if tuned else GPT2["c_fc"]
     model = adapted("gpt2", config, moved=tuned).get_base_model()
-    variant = build_variant(model, [load(transcoder)], Choices(), frozenset())
+    variant = build_variant(model, [load_dictionary(transcoder)], Choices(), frozenset())
     read = {}
     block = model.transformer.h[1]
     handles = [

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from sae_lm_eval.cli.main import app
 from sae_lm_eval.dictionaries import stated
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.dictionaries.saelens_object import from_sae
 from sae_lm_eval.harness import inspection
 from sae_lm_eval.report.released_table import released_notes, released_table
@@ -169,7 +169,7 @@ class TestInspection:
 
 class TestFidelity:
     def record_of(self, said, caplog=None):
-        lm = adapter(replace(load(random_sae(WIDTH, HOOK)), stated=said))
+        lm = adapter(replace(load_dictionary(random_sae(WIDTH, HOOK)), stated=said))
         ask(lm)
         (record,) = lm.fidelity.by_task["fidelity"]["as_released"]
         return lm, record

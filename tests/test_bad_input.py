@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sae_lm_eval import SaeHFLM, SaeSpec, UserError
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 
 RESID = "blocks.1.hook_resid_post"
 Case = Callable[[Path], Any]
@@ -96,109 +96,115 @@ CASES: dict[str, tuple[Case, str]] = {
     "space in a spec": (lambda _: SaeSpec.parse("a b"), r"The spec 'a b' holds ' ', which a spec cannot\."),
     "two ids": (lambda _: SaeSpec.parse("a#b#c"), r"The spec 'a#b#c' holds a second '#' or '@'"),
     "unknown loader": (
-        lambda _: load("sealens:gpt2#x"),
+        lambda _: load_dictionary("sealens:gpt2#x"),
         r"Loader 'sealens' is unknown\. Did you mean 'saelens'\? Choose from saelens, sparsify\.",
     ),
     # dictionaries
     "unknown release": (
-        lambda _: load("gpt2-small-res-jbb#blocks.8.hook_resid_pre"),
+        lambda _: load_dictionary("gpt2-small-res-jbb#blocks.8.hook_resid_pre"),
         r"There is no SAELens release 'gpt2-small-res-jbb'\. Did you mean 'gpt2-small-res-jb'",
     ),
     "unknown id": (
-        lambda _: load("gpt2-small-res-jb#blocks.8.hook_resid_pree"),
+        lambda _: load_dictionary("gpt2-small-res-jb#blocks.8.hook_resid_pree"),
         r"The release 'gpt2-small-res-jb' has no dictionary 'blocks\.8\.hook_resid_pree'\. "
         r"Did you mean 'blocks\.8\.hook_resid_pre'",
     ),
     "id missing": (
-        lambda _: load("gpt2-small-res-jb"),
+        lambda _: load_dictionary("gpt2-small-res-jb"),
         r"The release 'gpt2-small-res-jb' has 13 dictionaries: name one with #id\.",
     ),
     "revision of a converted release": (
-        lambda _: load("gemma-scope-2b-pt-res#layer_0/width_16k/average_l0_105@main"),
+        lambda _: load_dictionary("gemma-scope-2b-pt-res#layer_0/width_16k/average_l0_105@main"),
         r"SAELens loads 'gemma-scope-2b-pt-res' through a converter that knows no revision: leave out @main",
     ),
     "an id of several releases": (
-        lambda _: load("google/gemma-scope-2-4b-pt#layer_0_width_16k_l0_big"),
+        lambda _: load_dictionary("google/gemma-scope-2-4b-pt#layer_0_width_16k_l0_big"),
         r"'layer_0_width_16k_l0_big' of 'google/gemma-scope-2-4b-pt' means several dictionaries: "
         r"name one of gemma-scope-2-4b-pt-transcoders-all#layer_0_width_16k_l0_big, ",
     ),
     "no such folder or release": (
-        lambda _: load("./nowhere#a"),
+        lambda _: load_dictionary("./nowhere#a"),
         r"'\./nowhere' is neither a folder here nor a SAELens release nor a hub repository org/name",
     ),
     "a folder that is no dictionary": (
-        lambda p: load(str(p)),
+        lambda p: load_dictionary(str(p)),
         r"holds no dictionary at its top \(a folder with cfg\.json\)\. It holds none at all\.",
     ),
     "a folder of several": (
-        lambda p: load(several(p)),
+        lambda p: load_dictionary(several(p)),
         r"holds no dictionary at its top \(a folder with cfg\.json\)\. It has #layer_1, #layer_2\.",
     ),
-    "revision of a folder": (lambda p: load(f"{saved(p)}@main"), r"is a local folder, which has no revision 'main'"),
-    "configuration that is no JSON": (lambda p: load(broken_json(p)), r"cfg\.json is no JSON"),
-    "truncated weights": (lambda p: load(truncated(p)), r"The weights of '.*' are truncated or corrupt"),
+    "revision of a folder": (
+        lambda p: load_dictionary(f"{saved(p)}@main"),
+        r"is a local folder, which has no revision 'main'",
+    ),
+    "configuration that is no JSON": (lambda p: load_dictionary(broken_json(p)), r"cfg\.json is no JSON"),
+    "truncated weights": (lambda p: load_dictionary(truncated(p)), r"The weights of '.*' are truncated or corrupt"),
     "weights of other shapes": (
-        lambda p: load(with_wrong_shapes(p)),
+        lambda p: load_dictionary(with_wrong_shapes(p)),
         r"SAELens cannot load '.*': RuntimeError: .*W_dec",
     ),
-    "no safetensors": (lambda p: load(pickled(p)), r"The files of '.*' cannot be had: .*sae_weights\.safetensors"),
+    "no safetensors": (
+        lambda p: load_dictionary(pickled(p)),
+        r"The files of '.*' cannot be had: .*sae_weights\.safetensors",
+    ),
     "unknown architecture": (
-        lambda p: load(str(saved(p, architecture="quantum"))),
+        lambda p: load_dictionary(str(saved(p, architecture="quantum"))),
         r"SAELens cannot load '.*': KeyError: 'quantum'",
     ),
     "a sparsify folder with the wrong loader": (
-        lambda p: load(a_folder_with(p, "cfg.json", "sae.safetensors")),
+        lambda p: load_dictionary(a_folder_with(p, "cfg.json", "sae.safetensors")),
         r"is in the format of sparsify: name it sparsify:/",
     ),
     "a dictionary_learning folder": (
-        lambda p: load(a_folder_with(p, "config.json", "ae.pt")),
+        lambda p: load_dictionary(a_folder_with(p, "config.json", "ae.pt")),
         r"is in the format of dictionary_learning, which is not read from a folder: those that SAELens has registered",
     ),
     "a dictionary_learning folder as sparsify's": (
-        lambda p: load(f"sparsify:{a_folder_with(p, 'config.json', 'ae.pt')}"),
+        lambda p: load_dictionary(f"sparsify:{a_folder_with(p, 'config.json', 'ae.pt')}"),
         r"is in the format of dictionary_learning, which is not read from a folder",
     ),
     "a dictionary_learning folder further down": (
-        lambda p: load(f"{Path(a_folder_with(p / 'trainer_0', 'config.json', 'ae.pt')).parent}#trainer_0"),
+        lambda p: load_dictionary(f"{Path(a_folder_with(p / 'trainer_0', 'config.json', 'ae.pt')).parent}#trainer_0"),
         r"#trainer_0' is in the format of dictionary_learning, which is not read from a folder",
     ),
     "a Gemma Scope folder": (
-        lambda p: load(a_folder_with(p, "params.npz")),
+        lambda p: load_dictionary(a_folder_with(p, "params.npz")),
         r"is in the format of Gemma Scope, which is not read from a folder",
     ),
     "a Gemma Scope 2 folder": (
-        lambda p: load(a_folder_with(p, "config.json", "params.safetensors")),
+        lambda p: load_dictionary(a_folder_with(p, "config.json", "params.safetensors")),
         r"is in the format of Gemma Scope 2, which is not read from a folder",
     ),
     "a folder of a cross-layer transcoder": (
-        lambda p: load(a_folder_with(p, "config.yaml", "W_enc_0.safetensors", "W_dec_0.safetensors")),
+        lambda p: load_dictionary(a_folder_with(p, "config.yaml", "W_enc_0.safetensors", "W_dec_0.safetensors")),
         r"is in the format of circuit-tracer's cross-layer transcoders, which is not read from a folder",
     ),
     "a SAELens folder without its weights": (
-        lambda p: load(a_folder_with(p, "cfg.json", "sparsity.safetensors")),
+        lambda p: load_dictionary(a_folder_with(p, "cfg.json", "sparsity.safetensors")),
         r"The files of '.*' cannot be had: .*sae_weights\.safetensors",
     ),
     "a configuration that is a list": (
-        lambda p: load(a_folder_with(p, "cfg.json", text="[]")),
+        lambda p: load_dictionary(a_folder_with(p, "cfg.json", text="[]")),
         r"cfg\.json holds no configuration: a JSON object is expected\.",
     ),
     "normalisation factor missing": (
-        lambda p: load(str(saved(p, normalize_activations="expected_average_only_in"))),
+        lambda p: load_dictionary(str(saved(p, normalize_activations="expected_average_only_in"))),
         r"was trained on normalised activations .* and its factor is not known: .* Give norm_factor=",
     ),
     "normalisation that was not folded": (
-        lambda p: load(str(saved(p, normalize_activations="covariance_whitening"))),
+        lambda p: load_dictionary(str(saved(p, normalize_activations="covariance_whitening"))),
         r"was trained with normalize_activations=covariance_whitening, which has to be folded",
     ),
     "one head alone": (
-        lambda p: load(str(saved(p, metadata={"hook_head_index": 3}))),
+        lambda p: load_dictionary(str(saved(p, metadata={"hook_head_index": 3}))),
         r"was trained on head 3 alone; dictionaries are spliced at all heads of a layer",
     ),
     "a factor that is not needed": (
-        lambda p: load(str(saved(p)), norm_factor=2.0),
+        lambda p: load_dictionary(str(saved(p)), norm_factor=2.0),
         r"needs no norm_factor: leave it out",
     ),
-    "an object of another kind": (lambda _: load(3), r"A int is no dictionary\. Give a spec, a SAELens SAE"),
+    "an object of another kind": (lambda _: load_dictionary(3), r"A int is no dictionary\. Give a spec, a SAELens SAE"),
     # sites
     "layer out of range": (
         lambda _: adapter(sae=random_sae(WIDTH, "blocks.12.hook_resid_pre")),
@@ -297,7 +303,7 @@ CASES: dict[str, tuple[Case, str]] = {
         r"dtype=bfloat17 is none of torch's",
     ),
     "a SAELens folder as sparsify's": (
-        lambda p: load(f"sparsify:{saved(p)}"),
+        lambda p: load_dictionary(f"sparsify:{saved(p)}"),
         r"has no sae\.safetensors, which is sparsify's format; for SAELens' leave out 'sparsify:'\.",
     ),
     "text that is not there": (
@@ -351,10 +357,10 @@ def test_another_models_dictionary_is_warned_of(tmp_path, caplog):
 
 
 def test_an_alias_of_the_same_model_is_not():
-    from sae_lm_eval.dictionaries.model_names import distinct, official_name
+    from sae_lm_eval.dictionaries.model_names import distinct_models, official_name
 
-    assert distinct(["gpt2-small", "openai-community/gpt2", "gpt2"]) == ["gpt2-small"]
-    assert distinct(["gemma-2-9b", "google/gemma-2-9b-it"]) == ["gemma-2-9b", "google/gemma-2-9b-it"]
+    assert distinct_models(["gpt2-small", "openai-community/gpt2", "gpt2"]) == ["gpt2-small"]
+    assert distinct_models(["gemma-2-9b", "google/gemma-2-9b-it"]) == ["gemma-2-9b", "google/gemma-2-9b-it"]
     assert official_name("gpt2-small") == official_name("openai-community/gpt2") == "gpt2"
     assert official_name("gemma-2-2b") == official_name("google/gemma-2-2b")
     assert words(2, seed=0)

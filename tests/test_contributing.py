@@ -50,7 +50,7 @@ def test_a_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = SaeHFLM(**asked, sae=f"npz:{tmp_path / 'my_sae.npz'}")
     ids = torch.tensor([untouched.tok_encode("the")])
     x = torch.from_numpy(rng.standard_normal((5, width)).astype(np.float32))
-    found = loading.load(f"npz:{tmp_path / 'my_sae.npz'}").reconstruct(x).detach().numpy()
+    found = loading.load_dictionary(f"npz:{tmp_path / 'my_sae.npz'}").reconstruct(x).detach().numpy()
     by_hand = np.maximum(x.numpy() @ arrays["W_enc"] + arrays["b_enc"], 0) @ arrays["W_dec"] + arrays["b_dec"]
     np.testing.assert_allclose(found, by_hand, rtol=1e-4, atol=1e-4)
     assert not torch.equal(lm._model_call(ids), untouched._model_call(ids))

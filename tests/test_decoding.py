@@ -10,23 +10,25 @@ import torch
 import transformers
 from models import ARCHITECTURES, CONTEXT, VOCABULARY, WIDTH, random_model, random_sae
 
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring import decoding, prefill, row_cache
 from sae_lm_eval.scoring.decoding import Decoder, Ending
 from sae_lm_eval.scoring.shared_texts import SharedTexts, UndefinedLogits
 from sae_lm_eval.scoring.token_sampler import TokenSampler
 from sae_lm_eval.splicing.attach import attached
-from sae_lm_eval.splicing.variants import Choices, build_variant, place
+from sae_lm_eval.splicing.variants import Choices, build_variant, place_dictionaries
 
 SPECIAL = frozenset({0, 1, 2})
 EOS = frozenset({4, 10, 20, 30, 33, 40, 50, 60, 61, 62})
 
 
 def variant(model, *hooks, mode="reconstruction", architecture="standard", seed=0):
-    dictionaries = [load(random_sae(WIDTH, hook, architecture, seed=seed + i)) for i, hook in enumerate(hooks)]
+    dictionaries = [
+        load_dictionary(random_sae(WIDTH, hook, architecture, seed=seed + i)) for i, hook in enumerate(hooks)
+    ]
     built = build_variant(model, dictionaries, Choices(mode), SPECIAL)
-    place(model, built)
+    place_dictionaries(model, built)
     return built
 
 

@@ -15,7 +15,7 @@ import transformers
 from lm_eval.api.instance import Instance
 from models import ARCHITECTURES, VOCABULARY, WIDTH, random_ids, random_model, random_sae, word_tokenizer, words
 
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.fidelity.source import Source
 from sae_lm_eval.harness.joined import joined
 from sae_lm_eval.harness.model import SaeHFLM
@@ -27,7 +27,7 @@ from sae_lm_eval.scoring.scorer import Layout, Scorer
 from sae_lm_eval.splicing.activations import mean_activations
 from sae_lm_eval.splicing.arguments import wanted_of
 from sae_lm_eval.splicing.attach import attached
-from sae_lm_eval.splicing.variants import Choices, build_variant, place
+from sae_lm_eval.splicing.variants import Choices, build_variant, place_dictionaries
 
 QUICK = ("gpt2", "gpt_neox", "llama", "gemma2", "gemma3")  # for the pretended device, which is slow
 SPECIAL = frozenset({0, 1, 2})
@@ -52,9 +52,11 @@ def model_on(device):
 
 
 def variant(model, *hooks, mode="reconstruction", architecture="standard", seed=0):
-    dictionaries = [load(random_sae(WIDTH, hook, architecture, seed=seed + i)) for i, hook in enumerate(hooks)]
+    dictionaries = [
+        load_dictionary(random_sae(WIDTH, hook, architecture, seed=seed + i)) for i, hook in enumerate(hooks)
+    ]
     built = build_variant(model, dictionaries, Choices(mode), SPECIAL)
-    place(model, built)
+    place_dictionaries(model, built)
     return built
 
 

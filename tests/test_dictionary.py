@@ -11,7 +11,7 @@ from models import WIDTH, random_ids, random_model, random_sae
 from torch import Tensor, nn
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.variants import Choices, build_variant
@@ -40,7 +40,7 @@ def test_what_saelens_saves_is_loaded_and_computes_the_same(architecture, tmp_pa
     out = "blocks.1.hook_mlp_out" if "transcoder" in architecture else None
     sae = random_sae(WIDTH, HOOK, architecture, hook_out=out, context_size=64, prepend_bos=False)
     sae.save_model(tmp_path / "one")
-    dictionary = load(f"{tmp_path}#one")
+    dictionary = load_dictionary(f"{tmp_path}#one")
     torch.testing.assert_close(dictionary.reconstruct(X), sae(X))
     torch.testing.assert_close(dictionary.encode(X), sae.encode(X))
     assert dictionary.architecture == architecture
@@ -49,26 +49,26 @@ def test_what_saelens_saves_is_loaded_and_computes_the_same(architecture, tmp_pa
     assert dictionary.is_transcoder == (out is not None)
     assert dictionary.sequential == (architecture == "temporal")
     assert not any(p.requires_grad for p in dictionary.module.parameters())
-    assert dictionary.fingerprint() == load(sae).fingerprint()
+    assert dictionary.fingerprint() == load_dictionary(sae).fingerprint()
 
 
 def test_the_skip_connection_is_kept():
     transcoder = random_sae(WIDTH, HOOK, "skip_transcoder", hook_out="blocks.1.hook_mlp_out")
     without = transcoder.decode(transcoder.encode(X))
-    assert (load(transcoder).reconstruct(X) - without).abs().max() > 0.1
+    assert (load_dictionary(transcoder).reconstruct(X) - without).abs().max() > 0.1
 
 
 def test_flat_heads_are_not_reshaped():
     sae = random_sae(WIDTH, "blocks.1.attn.hook_z")
     sae.turn_on_forward_pass_hook_z_reshaping()
-    assert load(sae).reconstruct(X).shape == X.shape
+    assert load_dictionary(sae).reconstruct(X).shape == X.shape
 
 
 def test_a_norm_factor_is_folded_in(tmp_path):
     sae = random_sae(WIDTH, HOOK)
     sae.cfg.normalize_activations = "expected_average_only_in"
     sae.save_model(tmp_path)
-    dictionary = load(str(tmp_path), norm_factor=0.5)
+    dictionary = load_dictionary(str(tmp_path), norm_factor=0.5)
     torch.testing.assert_close(dictionary.reconstruct(X), sae(X * 0.5) / 0.5)
     assert "activations scaled by norm_factor=0.5" in dictionary.remarks
 
@@ -84,7 +84,7 @@ def test_what_the_registry_adds_is_kept_at_a_revision_and_by_repository(source, 
     (tmp_path / "cfg.json").write_text(json.dumps(old))
     asked = []
     monkeypatch.setattr(saelens, "weights_folder", lambda spec, _: (asked.append(str(spec)), (tmp_path, "c0ffee"))[1])
-    dictionary = load(f"{source}#blocks.8.hook_resid_pre@v1")
+    dictionary = load_dictionary(f"{source}#blocks.8.hook_resid_pre@v1")
     assert asked == ["jbloom/GPT2-Small-SAEs-Reformatted#blocks.8.hook_resid_pre@v1"]
     assert dictionary.processing == {"center_writing_weights": True}
     assert dictionary.revision == "c0ffee"
@@ -117,7 +117,7 @@ def test_sparsify(transcode, tmp_path):
     """Loaded by its own package, spliced at the module that its folder names, skip connection included."""
     made = coder(transcode=transcode)
     made.save_to_disk(tmp_path / "layers.1.mlp")
-    dictionary = load(f"sparsify:{tmp_path}#layers.1.mlp")
+    dictionary = load_dictionary(f"sparsify:{tmp_path}#layers.1.mlp")
     rows = X.flatten(0, 1)
     top = made(rows)
     torch.testing.assert_close(dictionary.reconstruct(X).flatten(0, 1), top.sae_out)
@@ -144,15 +144,15 @@ def test_sparsify(transcode, tmp_path):
 def test_a_sparsify_object_needs_a_site():
     model = random_model("llama")
     with pytest.raises(UserError, match=r"does not say where it was trained: give hook="):
-        build_variant(model, [load(coder())], Choices(), frozenset())
-    variant = build_variant(model, [load(coder())], Choices(hooks=(HOOK,)), frozenset())
+        build_variant(model, [load_dictionary(coder())], Choices(), frozenset())
+    variant = build_variant(model, [load_dictionary(coder())], Choices(hooks=(HOOK,)), frozenset())
     assert variant.splices[0].site_out.hook == HOOK
 
 
 def test_a_dictionary_of_ones_own():
     module = nn.Linear(WIDTH, WIDTH)
     own = Dictionary("mine", module, module, module, "linear", WIDTH, WIDTH, WIDTH, HOOK, HOOK)
-    torch.testing.assert_close(load(own).reconstruct(X), module(X))
+    torch.testing.assert_close(load_dictionary(own).reconstruct(X), module(X))
     assert own.module is module
 
 
@@ -176,7 +176,7 @@ class TestPickledWeights:
     def test_plain_tensors_are_read(self, folder):
         shapes = {"W_enc": (8, 16), "b_enc": (16,), "W_dec": (16, 8), "b_dec": (8,)}
         torch.save({name: torch.ones(shape) for name, shape in shapes.items()}, folder / "weights.pt")
-        dictionary = load(self.RELEASE)
+        dictionary = load_dictionary(self.RELEASE)
         assert (dictionary.d_in, dictionary.d_dictionary, dictionary.hook_in) == (8, 16, "blocks.0.attn.hook_z")
 
     def test_other_objects_are_refused(self, folder):
@@ -186,5 +186,5 @@ class TestPickledWeights:
 
         torch.save({"W_enc": Harm()}, folder / "weights.pt")
         with pytest.raises(UserError, match="are a pickle that holds more than tensors, which could run code: refused"):
-            load(self.RELEASE)
+            load_dictionary(self.RELEASE)
         assert not (folder / "harm").exists()

@@ -10,7 +10,7 @@ from models import ARCHITECTURES, COMMON, VOCABULARY, WIDTH, random_model, rando
 from test_scoring import assert_equal, variant
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.scoring import lengths as module
 from sae_lm_eval.scoring.lengths import Lengths, lengths_of
 from sae_lm_eval.scoring.request import Query, ScoreRequest
@@ -144,7 +144,9 @@ def test_a_dictionary_that_looks_at_all_of_its_sequence_is_shown_no_padding():
         return 0.5 * x + 0.5 * x.mean(1, keepdim=True)
 
     hook = "blocks.1.hook_resid_post"
-    dictionary = load(Dictionary("mean", own, around_the_mean, around_the_mean, "own", *[WIDTH] * 3, hook, hook))
+    dictionary = load_dictionary(
+        Dictionary("mean", own, around_the_mean, around_the_mean, "own", *[WIDTH] * 3, hook, hook)
+    )
     scorer = Scorer(model, [build_variant(model, [dictionary], Choices(), frozenset())], rows=4, limit=64)
     assert not scorer.layout.uneven
     assert_equal(scorer, across())
@@ -152,7 +154,7 @@ def test_a_dictionary_that_looks_at_all_of_its_sequence_is_shown_no_padding():
 
 def test_a_temporal_dictionary_is_known_to_share_nothing():
     model = random_model("llama")
-    dictionary = load(random_sae(WIDTH, "blocks.1.hook_resid_post", "temporal"))
+    dictionary = load_dictionary(random_sae(WIDTH, "blocks.1.hook_resid_post", "temporal"))
     scorer = Scorer(model, [build_variant(model, [dictionary], Choices(), frozenset())], rows=4, limit=64)
     assert scorer.layout == Layout(prefixes=False, rows=False, last_block=False, uneven=False)
     assert_equal(scorer, across())

@@ -9,14 +9,14 @@ from models import COMMON, HEADS, IDS, LAYERS, VOCABULARY, WIDTH, random_sae
 from test_scoring import assert_equal, queries
 from torch import nn
 
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.scoring import scorer as scorer_module
 from sae_lm_eval.scoring.request import Query
 from sae_lm_eval.scoring.scorer import Layout, Scorer
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.hook_names import Architecture
-from sae_lm_eval.splicing.module_io import Port, on_port
+from sae_lm_eval.splicing.module_io import ModuleSide, hook_side
 from sae_lm_eval.splicing.variants import Choices, build_variant
 
 OLD = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64, **IDS}
@@ -70,7 +70,7 @@ def by_hand(sae, side: str):
 def test_a_block_of_any_class_can_be_spliced(kind, side):
     config, blocks = (UNKNOWN | KNOWN)[kind]
     model, sae = small(kind, config), random_sae(WIDTH, f"{blocks}.1.{side}")
-    variant = build_variant(model, [load(sae)], Choices(), frozenset())
+    variant = build_variant(model, [load_dictionary(sae)], Choices(), frozenset())
     block, ids = model.get_submodule(f"{blocks}.1"), torch.arange(3, 15)[None]
     hook, options = by_hand(sae, side)
     register = block.register_forward_hook if side == "output" else block.register_forward_pre_hook
@@ -89,7 +89,7 @@ def test_a_block_of_any_class_can_be_spliced(kind, side):
 def test_it_is_scored_like_any_other(kind):
     config, blocks = UNKNOWN[kind]
     model = small(kind, config)
-    variant = build_variant(model, [load(random_sae(WIDTH, f"{blocks}.1.output"))], Choices(), frozenset())
+    variant = build_variant(model, [load_dictionary(random_sae(WIDTH, f"{blocks}.1.output"))], Choices(), frozenset())
     assert_equal(Scorer(model, [variant], rows=2, limit=64), queries())
 
 
@@ -99,7 +99,7 @@ def test_as_many_rows_as_a_position_bias_has_heads(rows, monkeypatch):
     monkeypatch.setattr(scorer_module, "CAPACITY", 12)
     config, blocks = KNOWN["mpt"]
     model = small("mpt", config)
-    variant = build_variant(model, [load(random_sae(WIDTH, f"{blocks}.1.output"))], Choices(), frozenset())
+    variant = build_variant(model, [load_dictionary(random_sae(WIDTH, f"{blocks}.1.output"))], Choices(), frozenset())
     scorer = Scorer(model, [variant], rows=rows, limit=64)
     text = torch.randint(3, VOCABULARY, (9, 12), generator=torch.Generator().manual_seed(0)).tolist()
     scorer.layout = Layout(prefixes=False, rows=False, last_block=False)
@@ -112,15 +112,15 @@ def test_the_advice_names_a_module_that_there_is(kind):
     model = small(kind, config)
     advice = f"as in hook={blocks}.0.output."
     with pytest.raises(UserError, match=r"for which TransformerLens has no hook names\. Give the site as") as told:
-        build_variant(model, [load(random_sae(WIDTH, "blocks.1.hook_resid_post"))], Choices(), frozenset())
+        build_variant(model, [load_dictionary(random_sae(WIDTH, "blocks.1.hook_resid_post"))], Choices(), frozenset())
     assert str(told.value).endswith(advice)
-    build_variant(model, [load(random_sae(WIDTH, "x"))], Choices(hooks=(f"{blocks}.0.output",)), frozenset())
+    build_variant(model, [load_dictionary(random_sae(WIDTH, "x"))], Choices(hooks=(f"{blocks}.0.output",)), frozenset())
 
 
 @pytest.mark.parametrize("wrapper", ["", "base_model.model.", "_orig_mod."])
 def test_paths_of_what_is_wrapped_around_the_model_are_understood(wrapper):
     model = small("ministral", UNKNOWN["ministral"][0])
-    dictionary = load(random_sae(WIDTH, f"{wrapper}model.layers.1.mlp.output"))
+    dictionary = load_dictionary(random_sae(WIDTH, f"{wrapper}model.layers.1.mlp.output"))
     (splice,) = build_variant(model, [dictionary], Choices(), frozenset()).splices
     assert str(splice.site_out.write) == "model.layers.1.mlp.output"
 
@@ -128,7 +128,7 @@ def test_paths_of_what_is_wrapped_around_the_model_are_understood(wrapper):
 def test_a_module_that_there_is_not_is_named():
     model = small("persimmon", UNKNOWN["persimmon"][0])
     with pytest.raises(UserError, match=r"PersimmonForCausalLM has no hook 'model\.layers\.9\.output'\. Give a Trans"):
-        build_variant(model, [load(random_sae(WIDTH, "model.layers.9.output"))], Choices(), frozenset())
+        build_variant(model, [load_dictionary(random_sae(WIDTH, "model.layers.9.output"))], Choices(), frozenset())
 
 
 class Odd(nn.Module):
@@ -155,7 +155,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize("side", ["input", "output"])
 def test_names_and_containers_of_a_models_own(side):
     model, sae, ids = Odd(), random_sae(WIDTH, f"block.{side}"), torch.arange(3, 9)[None]
-    variant = build_variant(model, [load(sae)], Choices(), frozenset())
+    variant = build_variant(model, [load_dictionary(sae)], Choices(), frozenset())
     with torch.no_grad(), attached(model, variant):
         ours = model(input_ids=ids)
     x = model.embed(ids).detach()
@@ -166,7 +166,7 @@ def test_several_streams_at_a_position_are_refused():
     with pytest.raises(
         UserError, match=r"'block\.output' of Odd has not one vector at every position: .* \(1, 2, 3, 32\)"
     ):
-        build_variant(Odd(streams=3), [load(random_sae(WIDTH, "block.output"))], Choices(), frozenset())
+        build_variant(Odd(streams=3), [load_dictionary(random_sae(WIDTH, "block.output"))], Choices(), frozenset())
 
 
 def test_what_gives_no_activation_is_refused():
@@ -175,7 +175,7 @@ def test_what_gives_no_activation_is_refused():
             return {"x": x}
 
     model = nn.Sequential(Answers())
-    handle = on_port(model, Port("0", "output"), lambda x: x)
+    handle = hook_side(model, ModuleSide("0", "output"), lambda x: x)
     with pytest.raises(UserError, match=r"^A Answers gives a dict, which holds no activation"):
         model(torch.zeros(1, 2, WIDTH))
     handle.remove()

@@ -14,13 +14,13 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.nemotron.modeling_nemotron import NemotronLayerNorm1P
 from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing import norms
 from sae_lm_eval.splicing.activation_map import map_name
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.hook_names import Architecture
-from sae_lm_eval.splicing.module_io import Port, record
+from sae_lm_eval.splicing.module_io import ModuleSide, record_activations
 from sae_lm_eval.splicing.site import resolve_site
 from sae_lm_eval.splicing.variants import Choices, build_variant
 
@@ -119,7 +119,7 @@ def test_a_transcoder_reads_what_the_models_own_norm_made(kind, block_norm):
     model = small(kind)
     hook_in = "blocks.1.ln2.hook_normalized" if kind == "olmo" else "blocks.1.ln1.hook_normalized"
     transcoder = random_sae(WIDTH, hook_in, "transcoder", hook_out="blocks.1.hook_mlp_out")
-    variant = build_variant(model, [load(transcoder)], Choices(), frozenset())
+    variant = build_variant(model, [load_dictionary(transcoder)], Choices(), frozenset())
     norm, mlp = model.model.layers[1].get_submodule(block_norm), model.model.layers[1].mlp
     ids, read = torch.randint(3, 100, (2, 9), generator=torch.Generator().manual_seed(0)), {}
 
@@ -152,7 +152,7 @@ def test_values_without_a_bias_have_nothing_folded_out_of_them():
     model = small("olmo")
     processing = {"fold_ln": True, "fold_value_biases": True}
     sae = random_sae(WIDTH, "blocks.1.attn.hook_z", model_from_pretrained_kwargs=processing)
-    (splice,) = build_variant(model, [load(sae)], Choices(), frozenset()).splices
+    (splice,) = build_variant(model, [load_dictionary(sae)], Choices(), frozenset()).splices
     assert splice.map_in.name == "folded_value_bias"
     assert splice.map_in.shift is not None
     assert splice.map_in.shift.shape == (WIDTH,)
@@ -169,7 +169,7 @@ def test_attention_with_sinks_folds_no_constant():
             weight.add_(0.5 * torch.randn(weight.shape))
     sae = random_sae(WIDTH, "blocks.1.attn.hook_z", model_from_pretrained_kwargs={"fold_value_biases": True})
     with pytest.raises(UserError, match="do not sum to one, so no constant is folded out of hook_z: give hook_map=raw"):
-        build_variant(model, [load(sae)], Choices(), frozenset())
+        build_variant(model, [load_dictionary(sae)], Choices(), frozenset())
 
 
 def test_reading_a_norm_calls_no_hook_of_it():
@@ -177,5 +177,5 @@ def test_reading_a_norm_calls_no_hook_of_it():
     norm = model.model.layers[1].input_layernorm
     norm.register_forward_hook(lambda *_: calls.append(1))
     ids = torch.tensor([[3, 4, 5]])
-    record(model, [Port("model.layers.1.input_layernorm", "normalized")], ids)
+    record_activations(model, [ModuleSide("model.layers.1.input_layernorm", "normalized")], ids)
     assert len(calls) == 1

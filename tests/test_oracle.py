@@ -11,7 +11,7 @@ from oracle import PROCESSING, hooked_transformer
 from torch import Tensor
 from transformer_lens import HookedTransformer
 
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.variants import Choices, build_variant
@@ -51,7 +51,7 @@ def oracle(model, request: pytest.FixtureRequest) -> tuple[HookedTransformer, di
 
 
 def log_probabilities(model, ids: Tensor, dictionaries: list, **choices) -> Tensor:
-    variant = build_variant(model, [load(d) for d in dictionaries], Choices(**choices), frozenset({0, 1, 2}))
+    variant = build_variant(model, [load_dictionary(d) for d in dictionaries], Choices(**choices), frozenset({0, 1, 2}))
     with torch.no_grad(), attached(model, variant):
         return model(input_ids=ids).logits.log_softmax(-1)
 

@@ -25,12 +25,12 @@ from torch import nn
 from sae_lm_eval import SaeHFLM, UserError
 from sae_lm_eval.catalog import lookup
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.dictionaries.release_facts import DEFAULT_PROCESSING, FACTS
 from sae_lm_eval.splicing.hook_names import Architecture
-from sae_lm_eval.splicing.module_io import record
+from sae_lm_eval.splicing.module_io import record_activations
 from sae_lm_eval.splicing.site import resolve_site
-from sae_lm_eval.splicing.variants import Choices, build_variant, describe
+from sae_lm_eval.splicing.variants import Choices, build_variant, provenance_of
 
 RESID, Z = "blocks.1.hook_resid_post", "blocks.1.attn.hook_z"
 
@@ -45,7 +45,7 @@ def folder_of_2024(folder: Path, **changes) -> Path:
 
 def test_a_saelens_folder_of_2024_is_read_as_what_it_is(tmp_path):
     folder = folder_of_2024(tmp_path)
-    dictionary = load(str(folder))
+    dictionary = load_dictionary(str(folder))
     out, acts = standard(of_2024("one")["one/sae_weights.safetensors"], activations())
     torch.testing.assert_close(dictionary.reconstruct(activations()), out)
     torch.testing.assert_close(dictionary.encode(activations()), acts)
@@ -60,11 +60,11 @@ def test_its_hook_is_known_before_it_is_loaded(tmp_path):
 @pytest.mark.parametrize("key", ["expansion_factor", "num_latents"])
 def test_the_weights_file_tells_the_format_and_no_key_of_the_configuration(key, tmp_path):
     folder = folder_of_2024(tmp_path, **{key: 2})
-    assert load(str(folder)).d_in == D
+    assert load_dictionary(str(folder)).d_in == D
     (folder / "sae_weights.safetensors").rename(folder / "sae.safetensors")
     (folder / "sparsity.safetensors").unlink()
     with pytest.raises(UserError, match=f"is in the format of sparsify: name it sparsify:{folder}"):
-        load(str(folder))
+        load_dictionary(str(folder))
 
 
 # -- BOS ------------------------------------------------------------------------------------------------------
@@ -72,9 +72,9 @@ def test_the_weights_file_tells_the_format_and_no_key_of_the_configuration(key, 
 
 @pytest.mark.parametrize("stated", [True, False])
 def test_what_a_file_says_of_bos_is_believed(stated, tmp_path):
-    assert load(str(folder_of_2024(tmp_path, prepend_bos=stated))).prepend_bos is stated
+    assert load_dictionary(str(folder_of_2024(tmp_path, prepend_bos=stated))).prepend_bos is stated
     random_sae(WIDTH, RESID, prepend_bos=stated).save_model(tmp_path / "new")
-    assert load(str(tmp_path / "new")).prepend_bos is stated
+    assert load_dictionary(str(tmp_path / "new")).prepend_bos is stated
 
 
 def filled_by_saelens(**metadata):
@@ -103,7 +103,7 @@ def warnings_of(caplog, model: str, dictionary: Dictionary, **choices) -> list[s
 
 def at(hook: str, model: str, **metadata) -> Dictionary:
     width = 48 if hook == Z and model == "qwen3" else WIDTH
-    return load(random_sae(width, hook, **metadata))
+    return load_dictionary(random_sae(width, hook, **metadata))
 
 
 @pytest.mark.parametrize(("model", "hook"), [("gpt2", RESID), ("gpt_neox", RESID), ("gpt2", Z), ("qwen2", Z)])
@@ -132,7 +132,7 @@ def test_the_record_says_who_says_it():
     stated = at(RESID, "gpt2", model_from_pretrained_kwargs={"center_writing_weights": True})
     known = replace(unstated, processing=DEFAULT_PROCESSING, processing_source=FACTS[0].source)
     records = [
-        describe(build_variant(random_model("gpt2"), [dictionary], Choices(), frozenset()))[0]
+        provenance_of(build_variant(random_model("gpt2"), [dictionary], Choices(), frozenset()))[0]
         for dictionary in (unstated, stated, known)
     ]
     assert [r["processing"] for r in records] == ["not stated", {"center_writing_weights": True}, DEFAULT_PROCESSING]
@@ -182,13 +182,13 @@ class Renamed(TemporalSAE):
 def test_a_dictionary_of_ones_own_is_marked_by_its_parts(module, run, sequential):
     reconstruct = functools.partial(run, module.eval())
     own = Dictionary("mine", module, reconstruct, reconstruct, "own", WIDTH, WIDTH, WIDTH, RESID, RESID)
-    assert load(own).sequential is sequential
+    assert load_dictionary(own).sequential is sequential
 
 
 def test_a_temporal_sae_is_marked_whatever_it_is_called():
-    assert load(Renamed()).sequential
-    assert load(random_sae(WIDTH, RESID, "temporal")).sequential
-    assert not load(random_sae(WIDTH, RESID, "topk")).sequential
+    assert load_dictionary(Renamed()).sequential
+    assert load_dictionary(random_sae(WIDTH, RESID, "temporal")).sequential
+    assert not load_dictionary(random_sae(WIDTH, RESID, "topk")).sequential
 
 
 # -- another model --------------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def named(name: str, kind: str = "gpt2") -> transformers.PreTrainedModel:
     ],
 )
 def test_a_wrong_model_is_said_before_a_wrong_hook(d_in, hook, refusal):
-    dictionary = load(random_sae(d_in, hook, model_name="gemma-2-2b"))
+    dictionary = load_dictionary(random_sae(d_in, hook, model_name="gemma-2-2b"))
     with pytest.raises(UserError) as told:
         build_variant(named("org/gpt2"), [dictionary], Choices(), frozenset())
     first = re.escape(f"{dictionary.name} was trained on gemma-2-2b, and the model is org/gpt2. ")
@@ -220,7 +220,7 @@ def test_a_wrong_model_is_said_before_a_wrong_hook(d_in, hook, refusal):
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-small", "openai-community/gpt2"])
 def test_a_wrong_hook_of_the_right_model_is_all_that_is_said(name):
-    dictionary = load(random_sae(WIDTH, "blocks.20.hook_resid_post", model_name="gpt2-small"))
+    dictionary = load_dictionary(random_sae(WIDTH, "blocks.20.hook_resid_post", model_name="gpt2-small"))
     with pytest.raises(UserError, match=rf"^{name} has no hook 'blocks\.20\.hook_resid_post'"):
         build_variant(named(name), [dictionary], Choices(), frozenset())
 
@@ -239,7 +239,7 @@ def test_both_names_of_gpt2_mean_the_same_row_of_the_catalogue():
 def test_hook_embed_is_what_the_first_block_reads(kind):
     model, ids = random_model(kind), random_ids()
     site = resolve_site(Architecture(model), "hook_embed")
-    passed = record(model, [site.read], ids)[site.read]
+    passed = record_activations(model, [site.read], ids)[site.read]
     read = model(input_ids=ids, output_hidden_states=True).hidden_states[0]
     torch.testing.assert_close(passed, read)
     assert int(ids.max()) < VOCABULARY

@@ -228,7 +228,7 @@ def test_dictionaries_are_let_go_with_their_group(tmp_path, monkeypatch):
 
     alive: list[weakref.ref] = []
     most = 0
-    load = dictionary.load
+    load = dictionary.load_dictionary
 
     def watched(source, **kwargs):
         nonlocal most
@@ -239,7 +239,7 @@ def test_dictionaries_are_let_go_with_their_group(tmp_path, monkeypatch):
             most = max(most, sum(ref() is not None for ref in alive))
         return loaded
 
-    monkeypatch.setattr(dictionary, "load", watched)
+    monkeypatch.setattr(dictionary, "load_dictionary", watched)
     evaluated(sweep({"sae": K4, "name": "k4"}, {"sae": K32, "name": "k32"}, controls=["zero"], memory=1e-4), tmp_path)
     assert len(alive) >= 4
     assert most == 1

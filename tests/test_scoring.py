@@ -12,7 +12,7 @@ import torch
 import transformers
 from models import ARCHITECTURES, COMMON, CONTEXT, LAYERS, VOCABULARY, WIDTH, random_model, random_sae
 
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.scoring import batches, executor, last_block
 from sae_lm_eval.scoring import scorer as scoring
 from sae_lm_eval.scoring.divergences import MEASURES
@@ -26,7 +26,9 @@ SPECIAL = frozenset({0, 1, 2})
 
 
 def variant(model, *hooks, mode="reconstruction", architecture="standard", seed=0):
-    dictionaries = [load(random_sae(WIDTH, hook, architecture, seed=seed + i)) for i, hook in enumerate(hooks)]
+    dictionaries = [
+        load_dictionary(random_sae(WIDTH, hook, architecture, seed=seed + i)) for i, hook in enumerate(hooks)
+    ]
     return build_variant(model, dictionaries, Choices(mode), SPECIAL)
 
 
@@ -377,7 +379,7 @@ class TestWhatAnArchitectureDoesNotBear:
         torch.manual_seed(0)
         config = transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=3, state_size=4)
         model = transformers.MambaForCausalLM(config).eval()
-        dictionary = load(random_sae(WIDTH, "backbone.layers.1.output"))
+        dictionary = load_dictionary(random_sae(WIDTH, "backbone.layers.1.output"))
         spliced = build_variant(model, [dictionary], Choices(), SPECIAL)
         scorer = Scorer(model, [spliced], rows=2, limit=64)
         assert not scorer.layout.prefixes

@@ -10,7 +10,7 @@ from models import WIDTH, random_sae
 from torch import nn
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.loading import find, load, renewed
+from sae_lm_eval.dictionaries.loading import load_as_released, load_dictionary, renewed
 from sae_lm_eval.runtime.content import contents
 
 sparsify = pytest.importorskip("sparsify")
@@ -64,8 +64,8 @@ def test_an_object_stays_as_it_was(name):
     source, factor = training_objects()[name]
     source.train().requires_grad_(True)
     before, state = contents({"": source}), copy.deepcopy(vars(source).get("cfg"))
-    find(source)
-    dictionary = load(source, dtype=torch.bfloat16, norm_factor=factor)
+    load_as_released(source)
+    dictionary = load_dictionary(source, dtype=torch.bfloat16, norm_factor=factor)
     assert dictionary.dtype == torch.bfloat16
     assert not dictionary.module.training
     assert contents({"": source}) == before
@@ -80,7 +80,7 @@ def test_a_training_loop_goes_on_learning():
     optimizer = torch.optim.SGD(sae.parameters(), lr=0.1)
     losses = []
     for _ in range(3):
-        load(sae)
+        load_dictionary(sae)
         loss = (sae(X) - X).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -94,7 +94,7 @@ def test_a_dictionary_of_their_own_stays_as_it_was(handed):
     module = Own()
     given = HANDS[handed](module)
     module(X.requires_grad_(False)).sum().backward()  # so that `last` is in a graph
-    dictionary = load(given, dtype=torch.float64)
+    dictionary = load_dictionary(given, dtype=torch.float64)
     assert (given.dtype, module.training) == (torch.float32, True)
     expected = copy.deepcopy(module.decoder).double()
     wide = X.double()
@@ -105,7 +105,7 @@ def test_a_dictionary_of_their_own_stays_as_it_was(handed):
 
 
 def test_a_function_that_finds_it_as_a_global():
-    dictionary = load(own(GLOBAL, lambda x: GLOBAL(x), GLOBAL.encode), dtype=torch.float64)
+    dictionary = load_dictionary(own(GLOBAL, lambda x: GLOBAL(x), GLOBAL.encode), dtype=torch.float64)
     assert dictionary.reconstruct(X.double()).dtype == torch.float64
     assert GLOBAL.decoder.dtype == torch.float32
 
@@ -123,15 +123,15 @@ def test_a_hook_of_the_users_is_not_copied_with_what_it_belongs_to():
 
     sae, log = random_sae(WIDTH, HOOK), Log()
     sae.register_forward_hook(log.note)
-    dictionary = load(sae)
+    dictionary = load_dictionary(sae)
     log.seen.clear()
     dictionary.reconstruct(X)
     assert len(log.seen) == 1
 
 
 def test_a_dictionary_that_was_loaded_is_copied_with_its_formula():
-    given = load(random_sae(WIDTH, HOOK))
-    dictionary = load(given, dtype=torch.float64)
+    given = load_dictionary(random_sae(WIDTH, HOOK))
+    dictionary = load_dictionary(given, dtype=torch.float64)
     assert given.dtype == torch.float32
     torch.testing.assert_close(dictionary.formula(X.double()), dictionary.reconstruct(X.double()))
 
@@ -139,7 +139,7 @@ def test_a_dictionary_that_was_loaded_is_copied_with_its_formula():
 class TestRenewed:
     def test_only_what_changed_is_made_anew(self):
         saes = [random_sae(WIDTH, HOOK, "topk", seed=i) for i in range(3)]
-        dictionaries = [load(sae) for sae in saes]
+        dictionaries = [load_dictionary(sae) for sae in saes]
         assert renewed(dictionaries) == tuple(dictionaries)
         saes[1].W_dec.data[3, 4] += 1
         saes[2].activation_fn.k = 2
@@ -152,7 +152,7 @@ class TestRenewed:
     def test_with_the_same_factor_and_dtype(self):
         sae = random_sae(WIDTH, HOOK)
         sae.cfg.normalize_activations = "expected_average_only_in"
-        dictionary = load(sae, dtype=torch.float64, norm_factor=0.5)
+        dictionary = load_dictionary(sae, dtype=torch.float64, norm_factor=0.5)
         with torch.no_grad():
             sae.b_enc.add_(1)
         (now,) = renewed([dictionary])
@@ -162,7 +162,7 @@ class TestRenewed:
 
     def test_a_dictionary_of_their_own(self):
         module, scale = Own(), {"by": 1.0}
-        dictionary = load(own(module, lambda x: scale["by"] * module(x), module.encode))
+        dictionary = load_dictionary(own(module, lambda x: scale["by"] * module(x), module.encode))
         assert renewed([dictionary]) == (dictionary,)
         module.factor = 3.0
         (now,) = renewed([dictionary])

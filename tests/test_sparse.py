@@ -8,7 +8,7 @@ from models import random_sae
 from sae_lens import SAE
 
 from sae_lm_eval.dictionaries import sparse_decoding as sparse
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.dictionaries.sparse_decoding import SparseDecoding, gather, gather_pays
 
 
@@ -52,6 +52,6 @@ def test_saelens_decodes_through_it(architecture, monkeypatch):
     monkeypatch.setattr(sparse, "PAYS_BELOW", {"cpu": 2})
     monkeypatch.setattr(sparse, "gather", lambda *pair: used.append(1) or gather(*pair))
     with torch.no_grad():
-        new = load(sae).reconstruct(x)
+        new = load_dictionary(sae).reconstruct(x)
         torch.testing.assert_close(new, SAE.forward(sae, x) if hooks == {} else sae(x))
     assert used

@@ -10,10 +10,10 @@ import torch
 from models import ARCHITECTURES, VOCABULARY, WIDTH, random_ids, random_model, random_sae
 from torch import Tensor, nn
 
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing.attach import attached
-from sae_lm_eval.splicing.module_io import record
+from sae_lm_eval.splicing.module_io import record_activations
 from sae_lm_eval.splicing.splice import EDITS, Context, Splice, Variant
 from sae_lm_eval.splicing.splice_arguments import MODES
 from sae_lm_eval.splicing.variants import Choices, build_variant, with_means
@@ -23,7 +23,7 @@ RESID = "blocks.1.hook_resid_post"
 
 
 def variant_of(model, *saes, special=SPECIAL, **choices) -> Variant:
-    return build_variant(model, [load(sae) for sae in saes], Choices(**choices), special)
+    return build_variant(model, [load_dictionary(sae) for sae in saes], Choices(**choices), special)
 
 
 @torch.no_grad()
@@ -150,9 +150,9 @@ def test_random_error_has_the_norm_of_the_error():
     variant = variant_of(model, sae, splice="random_error", special=frozenset())
     port = variant.splices[0].site_out.read
     with torch.no_grad():
-        y = record(model, [port], ids)[port]
+        y = record_activations(model, [port], ids)[port]
         with attached(model, variant):
-            edited = record(model, [port], ids)[port]  # recorded behind the splice: hooks run in order
+            edited = record_activations(model, [port], ids)[port]  # recorded behind the splice: hooks run in order
     error, noise = sae(y) - y, edited - y
     torch.testing.assert_close(noise.norm(dim=-1), error.norm(dim=-1), rtol=1e-4, atol=1e-5)
     cosine = torch.cosine_similarity(noise, error, dim=-1)
@@ -173,9 +173,9 @@ def test_mean_is_put_at_every_position_but_special_ones():
     ids, mean = random_ids(), torch.arange(WIDTH).float()
     variant = with_means(variant_of(model, random_sae(WIDTH, RESID), splice="mean"), [mean])
     port = variant.splices[0].site_out.read
-    plain = record(model, [port], ids)[port]
+    plain = record_activations(model, [port], ids)[port]
     with attached(model, variant):
-        edited = record(model, [port], ids)[port]
+        edited = record_activations(model, [port], ids)[port]
     special = torch.isin(ids, torch.tensor(sorted(SPECIAL)))
     assert torch.equal(edited[special], plain[special])
     assert torch.equal(edited[~special], mean.expand_as(edited[~special]))
@@ -199,9 +199,9 @@ def test_later_splices_see_what_earlier_ones_left():
     variant = variant_of(model, second, first, special=frozenset())
     port = variant.splices[0].site_out.read
     with attached(model, variant_of(model, first, special=frozenset())):
-        before = record(model, [port], ids)[port]
+        before = record_activations(model, [port], ids)[port]
     with attached(model, variant):
-        after = record(model, [port], ids)[port]
+        after = record_activations(model, [port], ids)[port]
     torch.testing.assert_close(after, second(before), rtol=1e-4, atol=1e-5)
 
 
@@ -256,9 +256,9 @@ def test_the_mask_goes_by_id_wherever_it_stands():
     ids = random_ids()
     variant = variant_of(model, sae, special=frozenset({int(ids[0, 7])}))
     port = variant.splices[0].site_out.read
-    plain = record(model, [port], ids)[port]
+    plain = record_activations(model, [port], ids)[port]
     with attached(model, variant):
-        edited = record(model, [port], ids)[port]
+        edited = record_activations(model, [port], ids)[port]
     kept = (edited == plain).all(-1)
     assert torch.equal(kept, ids == ids[0, 7])
     assert ids.max() < VOCABULARY

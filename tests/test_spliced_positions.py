@@ -15,7 +15,7 @@ from models import VOCABULARY, WIDTH, random_model, random_sae, word_tokenizer, 
 
 from sae_lm_eval import SaeHFLM, UserError
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.dictionaries.saelens_object import from_sae
 from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.fidelity.source import Source
@@ -45,7 +45,7 @@ def adapter(sae=None, **kwargs) -> SaeHFLM:
 
 def untrained(first: int = FIRST, seed: int = 0) -> Dictionary:
     """A dictionary whose release says that it was not trained on the first positions."""
-    return replace(load(random_sae(WIDTH, RESID, seed=seed)), name="it", first_position=first)
+    return replace(load_dictionary(random_sae(WIDTH, RESID, seed=seed)), name="it", first_position=first)
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ class TestFirstPositions:
         ]
 
     def test_of_several_dictionaries_each_keeps_its_own(self):
-        other = load(random_sae(WIDTH, "blocks.0.hook_resid_post", seed=1))
+        other = load_dictionary(random_sae(WIDTH, "blocks.0.hook_resid_post", seed=1))
         lm = adapter([other, untrained()])
         assert [splice.first_position for splice in lm.spliced.variant.splices] == [0, FIRST]
         model, ids = random_model("llama"), torch.tensor([[1, 5, 6, 7, 8, 9]])

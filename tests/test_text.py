@@ -10,11 +10,11 @@ import pytest
 import torch
 from models import WIDTH, random_model, random_sae
 
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runtime import text_files as text
 from sae_lm_eval.splicing.activations import mean_activations
-from sae_lm_eval.splicing.module_io import record
+from sae_lm_eval.splicing.module_io import record_activations
 from sae_lm_eval.splicing.variants import Choices, build_variant
 
 
@@ -105,11 +105,11 @@ def test_flipped_bits_in_a_parquet_file(tmp_path):
 def test_the_mean_is_over_all_positions_but_special_ones():
     model = random_model("gpt2")
     saes = [random_sae(WIDTH, "blocks.1.hook_resid_mid"), random_sae(WIDTH, "blocks.2.hook_mlp_out")]
-    variant = build_variant(model, [load(sae) for sae in saes], Choices(), frozenset())
+    variant = build_variant(model, [load_dictionary(sae) for sae in saes], Choices(), frozenset())
     texts = [[1, 5, 6, 7], [1, 8, 2, 9, 10]]
     means = mean_activations(model, variant, texts, frozenset({1, 2}))
     for splice, mean in zip(variant.splices, means, strict=True):
         port = splice.site_out.read
-        rows = [record(model, [port], torch.tensor([ids]))[port][0] for ids in texts]
+        rows = [record_activations(model, [port], torch.tensor([ids]))[port][0] for ids in texts]
         expected = torch.cat([rows[0][1:], rows[1][[1, 3, 4]]]).mean(0)
         torch.testing.assert_close(mean, expected)

@@ -12,7 +12,7 @@ from runs import answers, write_run
 from sae_lm_eval import SaeHFLM, UserError
 from sae_lm_eval.cli.curve import curve
 from sae_lm_eval.cli.run import _sweep
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.harness.fidelity_task import FidelityTask
 from sae_lm_eval.report.provenance import command
 from sae_lm_eval.results.results import read_results
@@ -146,7 +146,7 @@ class TestModelArgs:
     def test_a_norm_factor_is_a_number_above_0(self, factor):
         sae = random_sae(WIDTH, "blocks.1.hook_resid_post", normalize_activations="expected_average_only_in")
         with pytest.raises(UserError, match=r"norm_factor=.* must be a number above 0"):
-            load(sae, norm_factor=factor)
+            load_dictionary(sae, norm_factor=factor)
 
 
 def test_no_documents_of_fidelity_is_a_sentence(tmp_path):

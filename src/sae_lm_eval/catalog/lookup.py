@@ -65,13 +65,13 @@ def known(spec: str) -> Known:
     return Known(spec) if entry is None else _of_entry(entry)
 
 
-def matching(pattern: str) -> list[Known]:
+def find_dictionaries(pattern: str) -> list[Known]:
     """The dictionaries of the embedded world or of SAELens' registry whose `release#id` matches the glob `pattern`.
 
     Raises `UserError` where nothing matches.
     """
     if not pattern.lower().startswith(f"{world.NAME}#"):
-        return [_of_entry(entry) for entry in saelens_registry.matching(pattern)]
+        return [_of_entry(entry) for entry in saelens_registry.find_entries(pattern)]
     specs = [f"{world.NAME}#{id_}" for id_ in world.dictionary_ids()]
     found = [spec for spec in specs if fnmatchcase(spec.lower(), pattern.lower())]
     if not found:

@@ -16,8 +16,8 @@ from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_lm_eval.catalog.converters import CONVERTERS, NO_FACTOR, UNKNOWN
-from sae_lm_eval.catalog.site_probe import Trial, small_architecture, try_sites
-from sae_lm_eval.dictionaries.model_names import distinct, official_name
+from sae_lm_eval.catalog.site_probe import SiteProbe, small_architecture, try_sites
+from sae_lm_eval.dictionaries.model_names import distinct_models, official_name
 from sae_lm_eval.dictionaries.release_facts import fact_of
 from sae_lm_eval.errors import UserError, did_you_mean
 
@@ -120,13 +120,13 @@ class Entry:
         return None if self.base is None else CLASSES[self.base.model_type]
 
     @cached_property
-    def trial(self) -> Trial:
+    def trial(self) -> SiteProbe:
         """Whether the site that is known or expected can be spliced."""
         if self.hook_in is None or self.hook_out is None or self.base is None:
-            return Trial(None, None)
+            return SiteProbe(None, None)
         layer = re.match(r"blocks\.(\d+)\.", self.hook_out)
         if layer and int(layer[1]) >= self.base.layers:
-            return Trial(None, f"{self.model} has no layer {layer[1]}: layers run from 0 to {self.base.layers - 1}")
+            return SiteProbe(None, f"{self.model} has no layer {layer[1]}: layers run from 0 to {self.base.layers - 1}")
         of = small_architecture(self.base.model_type).layers
         hooks = (_in_small(self.hook_in, of), _in_small(self.hook_out, of))
         modules = (_in_small(self.module_in, of), _in_small(self.module_out, of))
@@ -168,7 +168,7 @@ def _entry(release: Release, id_: str) -> Entry:
         remarks.append(f"its names do not say where it was trained ({error})")
     config |= release.config_overrides or {}
     model = config.get("model_name") or release.model
-    if len(distinct([release.model, model])) > 1:
+    if len(distinct_models([release.model, model])) > 1:
         remarks.append(f"the release says its model is {release.model}, the dictionary's own metadata {model}")
     hook_in = config.get("hook_name")
     hook_out = config.get("hook_name_out") or hook_in
@@ -228,7 +228,7 @@ def named(release: str, id_: str | None) -> Entry | None:
     return None if found is None or id_ not in found.saes_map else _entry(found, id_)
 
 
-def matching(pattern: str) -> list[Entry]:
+def find_entries(pattern: str) -> list[Entry]:
     """The dictionaries whose `release#id` matches the glob `pattern`, or holds it where it is no glob.
 
     Raises `UserError` where nothing matches.
@@ -252,7 +252,7 @@ def matching(pattern: str) -> list[Entry]:
 
 
 def search(pattern: str) -> list[dict[str, Any]]:
-    """What `matching` finds, as a row each.
+    """What `find_entries` finds, as a row each.
 
     Keys: spec, model, hook, map, l0, width (number of elements; both None where not known), verdict, why.
     """
@@ -267,5 +267,5 @@ def search(pattern: str) -> list[dict[str, Any]]:
             "verdict": entry.verdict,
             "why": entry.why,
         }
-        for entry in matching(pattern)
+        for entry in find_entries(pattern)
     ]

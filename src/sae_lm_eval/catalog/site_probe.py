@@ -68,7 +68,7 @@ def small_architecture(model_type: str) -> Architecture:
         return Architecture(AutoModelForCausalLM.from_config(config).eval())
 
 
-class Trial(NamedTuple):
+class SiteProbe(NamedTuple):
     """The activation maps at the two sites of a dictionary that can be spliced, or why it cannot."""
 
     maps: tuple[str, str] | None
@@ -78,14 +78,14 @@ class Trial(NamedTuple):
 @cache
 def try_sites(
     model_type: str, hooks: tuple[str, str], modules: tuple[str | None, str | None], processing: tuple
-) -> Trial:
+) -> SiteProbe:
     """Find the sites (in, out) on a small model, let it read two tokens, and see that something passes both."""
     import torch
     from torch import nn
 
     from sae_lm_eval.dictionaries.dictionary import Dictionary
     from sae_lm_eval.splicing.activation_map import map_name
-    from sae_lm_eval.splicing.module_io import record
+    from sae_lm_eval.splicing.module_io import record_activations
     from sae_lm_eval.splicing.site import writable_port
     from sae_lm_eval.splicing.variants import find_sites
 
@@ -100,9 +100,9 @@ def try_sites(
         ports = [sites[0].read, sites[1].read, writable_port(architecture, sites[1])]
     except UserError as error:
         # Layers are the small model's here.
-        return Trial(None, re.sub(r"(blocks\.|layers\.|[Ll]ayer )\d+", r"\1N", str(error)))
-    passed = record(architecture.model, ports, torch.tensor([[3, 4]]))
+        return SiteProbe(None, re.sub(r"(blocks\.|layers\.|[Ll]ayer )\d+", r"\1N", str(error)))
+    passed = record_activations(architecture.model, ports, torch.tensor([[3, 4]]))
     if missing := [str(port) for port in ports if port not in passed]:
-        return Trial(None, f"nothing passes {', '.join(missing)} of {architecture.name} in a forward pass")
+        return SiteProbe(None, f"nothing passes {', '.join(missing)} of {architecture.name} in a forward pass")
     map_in, map_out = (map_name(architecture, site, dictionary.processing) for site in sites)
-    return Trial((map_in, map_out), None)
+    return SiteProbe((map_in, map_out), None)

@@ -16,7 +16,7 @@ import torch
 from sae_lm_eval.dictionaries.saelens_reads import Reads
 
 
-class Loaded(NamedTuple):
+class LoadedFolder(NamedTuple):
     """What SAELens made of the folder `path` of a repository, from the files `reads`.
 
     `factor` is what activations are multiplied by before the release's own weights: it is folded into the SAE's.
@@ -35,7 +35,7 @@ class Loaded(NamedTuple):
         return path
 
 
-def corrected(converter: str | None, loaded: Loaded) -> tuple[str, ...]:
+def corrected(converter: str | None, loaded: LoadedFolder) -> tuple[str, ...]:
     """Correct `loaded.sae` in place as its converter needs it; a remark for what was changed.
 
     Raises `OSError`, `KeyError` or `ValueError` where a file of the release is not as its format has it.
@@ -55,7 +55,7 @@ def _set(parameter: torch.nn.Parameter, value: torch.Tensor) -> bool:
     return True
 
 
-def _decoder_norms(loaded: Loaded) -> torch.Tensor:
+def _decoder_norms(loaded: LoadedFolder) -> torch.Tensor:
     """Those of the release's own decoder columns, (d_dictionary,)."""
     return loaded.sae.W_dec.detach().float().norm(dim=-1) * loaded.factor
 
@@ -63,7 +63,7 @@ def _decoder_norms(loaded: Loaded) -> torch.Tensor:
 THRESHOLD = "its thresholds are divided by the norms of the decoder's columns, as its authors do and SAELens does not"
 
 
-def _llama_scope(loaded: Loaded) -> str | None:
+def _llama_scope(loaded: LoadedFolder) -> str | None:
     # The authors compare pre-activation times column norm with a threshold in units of raw activations.
     config = json.loads(loaded.file("hyperparams.json").read_text())
     if not config.get("sparsity_include_decoder_norm", True):
@@ -73,7 +73,7 @@ def _llama_scope(loaded: Loaded) -> str | None:
     return THRESHOLD if _set(loaded.sae.threshold, thresholds) else None
 
 
-def _llama_scope_r1_distill(loaded: Loaded) -> str | None:
+def _llama_scope_r1_distill(loaded: LoadedFolder) -> str | None:
     from safetensors import safe_open
 
     config = json.loads(loaded.file("config.json").read_text())
@@ -84,7 +84,7 @@ def _llama_scope_r1_distill(loaded: Loaded) -> str | None:
     return THRESHOLD if _set(loaded.sae.threshold, thresholds) else None
 
 
-def _gemma_2(loaded: Loaded) -> str | None:
+def _gemma_2(loaded: LoadedFolder) -> str | None:
     import numpy as np
 
     if "embedding" not in loaded.path:
@@ -100,7 +100,7 @@ def _gemma_2(loaded: Loaded) -> str | None:
     )
 
 
-CORRECTIONS: dict[str, Callable[[Loaded], str | None]] = {
+CORRECTIONS: dict[str, Callable[[LoadedFolder], str | None]] = {
     "llama_scope": _llama_scope,
     "llama_scope_r1_distill": _llama_scope_r1_distill,
     "gemma_2": _gemma_2,

@@ -10,7 +10,7 @@ OWN_FORMAT = "convert it to SAELens' format, or give it from Python as a sae_lm_
 REGISTERED = f"those that SAELens has registered are named by release#id; any other: {OWN_FORMAT}"
 
 
-class Format(NamedTuple):
+class FolderFormat(NamedTuple):
     """A format, the globs of file names that only its folders hold, and what to do with such a folder."""
 
     name: str
@@ -18,24 +18,24 @@ class Format(NamedTuple):
     advice: str
 
 
-SAELENS = Format("SAELens", ("sae_weights.safetensors", "sparsity.safetensors"), "name it without a loader")
-SPARSIFY = Format("sparsify", ("sae.safetensors",), "name it sparsify:")
+SAELENS = FolderFormat("SAELens", ("sae_weights.safetensors", "sparsity.safetensors"), "name it without a loader")
+SPARSIFY = FolderFormat("sparsify", ("sae.safetensors",), "name it sparsify:")
 # In this order: a folder may hold several, and the first is what it is read as.
 FORMATS = (
     SAELENS,
     SPARSIFY,
-    Format("dictionary_learning", ("ae.pt",), REGISTERED),
-    Format("Gemma Scope", ("params.npz",), REGISTERED),
-    Format("Gemma Scope 2", ("params.safetensors", "params_layer_*.safetensors"), REGISTERED),
-    Format("Llama Scope", ("hyperparams.json",), REGISTERED),
-    Format("Temporal SAEs", ("latest_ckpt.safetensors",), REGISTERED),
-    Format("Qwen-Scope", ("layer*.sae.pt",), REGISTERED),
-    Format("circuit-tracer's cross-layer transcoders", ("W_enc_*.safetensors",), REGISTERED),
-    Format("circuit-tracer's transcoders", ("layer_*.safetensors",), REGISTERED),
+    FolderFormat("dictionary_learning", ("ae.pt",), REGISTERED),
+    FolderFormat("Gemma Scope", ("params.npz",), REGISTERED),
+    FolderFormat("Gemma Scope 2", ("params.safetensors", "params_layer_*.safetensors"), REGISTERED),
+    FolderFormat("Llama Scope", ("hyperparams.json",), REGISTERED),
+    FolderFormat("Temporal SAEs", ("latest_ckpt.safetensors",), REGISTERED),
+    FolderFormat("Qwen-Scope", ("layer*.sae.pt",), REGISTERED),
+    FolderFormat("circuit-tracer's cross-layer transcoders", ("W_enc_*.safetensors",), REGISTERED),
+    FolderFormat("circuit-tracer's transcoders", ("layer_*.safetensors",), REGISTERED),
 )
 
 
-def format_of(names: Iterable[str]) -> Format | None:
+def format_of(names: Iterable[str]) -> FolderFormat | None:
     """The format of a folder that holds files of these `names`, None where none of them tells it."""
     names = list(names)
     return next(
@@ -44,6 +44,6 @@ def format_of(names: Iterable[str]) -> Format | None:
     )
 
 
-def refusal(spec: object, found: Format) -> str:
+def refusal(spec: object, found: FolderFormat) -> str:
     """Why `spec`, a folder in the format `found`, is not read, and what to do."""
     return f"'{spec}' is in the format of {found.name}, which is not read from a folder: {found.advice}."

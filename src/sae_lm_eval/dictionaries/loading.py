@@ -19,7 +19,9 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.runtime.content import Content, contents
 
 
-def load(source: Any, *, dtype: torch.dtype = torch.float32, norm_factor: float | str | None = None) -> Dictionary:
+def load_dictionary(
+    source: Any, *, dtype: torch.dtype = torch.float32, norm_factor: float | str | None = None
+) -> Dictionary:
     """The dictionary that `source` is or names: a spec as text or value, a SAELens SAE, a sparsify coder, a Dictionary.
 
     `norm_factor` is what activations were multiplied by in training, for releases that normalised them and do
@@ -30,7 +32,7 @@ def load(source: Any, *, dtype: torch.dtype = torch.float32, norm_factor: float 
 
     Raises `UserError` for whatever cannot be found, read or applied.
     """
-    dictionary = find(source)
+    dictionary = load_as_released(source)
     may_be_two = isinstance(norm_factor, str) and dictionary.needs_norm_factor
     if norm_factor is not None and not may_be_two and not _factors(norm_factor):
         raise UserError(f"norm_factor={norm_factor} must be a number above 0, as in norm_factor=0.25.")
@@ -53,7 +55,7 @@ def _content_of(source: Any) -> Content:
 def renewed(dictionaries: Sequence[Dictionary]) -> tuple[Dictionary, ...]:
     """The dictionaries, of which those are made anew whose object of the user's is no longer as it was.
 
-    Raises `UserError` as `load` does.
+    Raises `UserError` as `load_dictionary` does.
     """
     origins = {str(i): of.origin for i, of in enumerate(dictionaries) if of.origin is not None}
     if not origins:
@@ -65,7 +67,7 @@ def renewed(dictionaries: Sequence[Dictionary]) -> tuple[Dictionary, ...]:
     out = list(dictionaries)
     for name, origin in origins.items():
         if now[name] != origin.content:
-            out[int(name)] = load(origin.source, dtype=origin.dtype, norm_factor=origin.norm_factor)
+            out[int(name)] = load_dictionary(origin.source, dtype=origin.dtype, norm_factor=origin.norm_factor)
     return tuple(out)
 
 
@@ -104,8 +106,8 @@ def _factors(norm_factor: float | str) -> list[float]:
     return factors if all(0 < factor < math.inf for factor in factors) else []
 
 
-def find(source: Any) -> Dictionary:
-    """The dictionary as it was released, in its own dtype; see `load`."""
+def load_as_released(source: Any) -> Dictionary:
+    """The dictionary as it was released, in its own dtype; see `load_dictionary`."""
     if isinstance(source, Dictionary):
         forgotten = not source.sequential and attends_over_positions(source.module)
         return _copied(replace(source, sequential=True) if forgotten else source)
@@ -131,7 +133,10 @@ def _copied(dictionary: Dictionary) -> Dictionary:
     return replace(dictionary, module=module, latent_module=latent_module, **functions)
 
 
-LOADERS: dict[str, Callable[[SaeSpec], Dictionary]] = {"saelens": saelens_loader.load, "sparsify": sparsify_loader.load}
+LOADERS: dict[str, Callable[[SaeSpec], Dictionary]] = {
+    "saelens": saelens_loader.load_saelens,
+    "sparsify": sparsify_loader.load_sparsify,
+}
 OBJECTS: dict[str, Callable[[Any], Dictionary]] = {
     "sae_lens.": lambda sae: saelens_object.from_sae(sae, name=f"<{type(sae).__name__}>"),
     "sparsify.": lambda coder: sparsify_loader.from_coder(coder, name=f"<{type(coder).__name__}>", hookpoint=None),

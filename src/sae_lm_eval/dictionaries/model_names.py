@@ -15,7 +15,7 @@ def official_name(model_name: str) -> str:
     return model_name.rstrip("/").split("/")[-1].lower()
 
 
-def distinct(model_names: Sequence[str]) -> list[str]:
+def distinct_models(model_names: Sequence[str]) -> list[str]:
     """Those of `model_names` that mean different models, the first name of each."""
     short = dict.fromkeys(name.rstrip("/").split("/")[-1].lower() for name in model_names)
     if len(short) < 2:

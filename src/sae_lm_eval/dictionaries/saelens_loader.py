@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_lm_eval import world
 from sae_lm_eval.dictionaries import stated
-from sae_lm_eval.dictionaries.corrections import Loaded, corrected
+from sae_lm_eval.dictionaries.corrections import LoadedFolder, corrected
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.formats import SPARSIFY, format_of
 from sae_lm_eval.dictionaries.hub_files import quietly, weights_folder
@@ -29,7 +29,7 @@ CONFIG = "cfg.json"
 CLT_LAYER = "mntss_clt_layer_transcoder"  # SAELens' converter
 
 
-def load(spec: SaeSpec) -> Dictionary:
+def load_saelens(spec: SaeSpec) -> Dictionary:
     """Raises `UserError` for an unknown release or id, a folder that holds no dictionary, unreadable files."""
     if Path(spec.source).expanduser().is_dir():
         return _load_folder(spec)
@@ -78,7 +78,7 @@ def _load_release(spec: SaeSpec, release: Any) -> Dictionary:
         if config is not None:
             _check_config(spec, config.parent)
         told = overrides if config is None else {**_configuration(config), **overrides}
-        loaded = Loaded(sae, str(release.saes_map[spec.id]), _folded_factor(sae, release, spec.id), reads)
+        loaded = LoadedFolder(sae, str(release.saes_map[spec.id]), _folded_factor(sae, release, spec.id), reads)
         remarks = (*remarks, *_read(spec, lambda: corrected(release.conversion_func, loaded))[0])
         commit = _commit(release.repo_id)
     elif release.conversion_func is None:

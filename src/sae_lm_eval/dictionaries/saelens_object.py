@@ -13,7 +13,7 @@ from torch import Tensor
 from sae_lm_eval.dictionaries import stated
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.inference_form import inference_form
-from sae_lm_eval.dictionaries.model_names import distinct
+from sae_lm_eval.dictionaries.model_names import distinct_models
 from sae_lm_eval.dictionaries.sequential import attends_over_positions
 from sae_lm_eval.dictionaries.sparse_decoding import SparseDecoding
 from sae_lm_eval.dictionaries.untrained import first_of_slice, rule_by_metadata, tokens_left_out
@@ -50,7 +50,7 @@ def from_sae(
     hook_in = metadata.get("hook_name")
     hook_out = metadata.get("hook_name_out") or hook_in
     names = [name for name in (metadata.get("model_name"), model_name) if name]
-    conflict = len(distinct(names)) > 1
+    conflict = len(distinct_models(names)) > 1
     if conflict:
         remarks = (*remarks, f"its metadata says its model is {names[0]}, the release {names[1]}")
     d_in, d_out = config.d_in, getattr(config, "d_out", config.d_in)

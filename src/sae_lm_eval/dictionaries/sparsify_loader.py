@@ -19,7 +19,7 @@ from sae_lm_eval.errors import UserError
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 
 
-def load(spec: SaeSpec) -> Dictionary:
+def load_sparsify(spec: SaeSpec) -> Dictionary:
     """Raises `UserError` where the package is missing, or the folder holds no coder of its format."""
     from safetensors import SafetensorError
 

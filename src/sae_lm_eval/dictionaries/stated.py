@@ -94,7 +94,7 @@ def verdict(found: Iterable[Check], fits: str | None = None) -> str:
     return f"{said}: {fits or 'wrong hook, map, norm or positions?'}"
 
 
-def record(found: Iterable[Check], said: str) -> dict[str, Any]:
+def checks_record(found: Iterable[Check], said: str) -> dict[str, Any]:
     """As plain values for a results file; `agrees` is None where there is nothing to compare."""
     found = list(found)
     agrees = all(check.agrees or check.agrees_later for check in found) if found else None

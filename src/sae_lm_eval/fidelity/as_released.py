@@ -32,7 +32,7 @@ def _of(splice: Splice, sums: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     return {
         "dictionary": splice.dictionary.name,
         "site": splice.site_out.hook,
-        **stated.record(found, stated.verdict(found, HINT)),
+        **stated.checks_record(found, stated.verdict(found, HINT)),
     }
 
 

@@ -16,7 +16,7 @@ from sae_lm_eval.splicing.activation_map import build_map
 from sae_lm_eval.splicing.activations import passing
 from sae_lm_eval.splicing.choices import MAPS
 from sae_lm_eval.splicing.hook_names import Architecture
-from sae_lm_eval.splicing.module_io import Port
+from sae_lm_eval.splicing.module_io import ModuleSide
 from sae_lm_eval.splicing.site import Site, resolve_site
 from sae_lm_eval.splicing.splice import Splice
 
@@ -131,7 +131,9 @@ def _measured(
     """In one pass of each window. Explained variance is 1 - E|y - z|^2 / (E|y|^2 - |E y|^2)."""
     if not splices:
         return []
-    ports: list[Port] = list(dict.fromkeys(s.read for each in splices.values() for s in (each.site_in, each.site_out)))
+    ports: list[ModuleSide] = list(
+        dict.fromkeys(s.read for each in splices.values() for s in (each.site_in, each.site_out))
+    )
     sums = {name: _Sums() for name in splices}
     first = next(iter(splices.values())).first_position  # one splice's, in several guises
     every = passing(model, ports, texts, special_ids, dict.fromkeys(ports, first))

@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.loading import find, load
+from sae_lm_eval.dictionaries.loading import load_as_released, load_dictionary
 from sae_lm_eval.dictionaries.trial import tried
 from sae_lm_eval.harness.fit import Fit, fits_of
 from sae_lm_eval.harness.model import KNOWN, SaeHFLM
 from sae_lm_eval.runtime import text_files
 from sae_lm_eval.scoring.spliced_model import SplicedModel
 from sae_lm_eval.splicing.activations import passing
-from sae_lm_eval.splicing.arguments import choices_of, dtype_of, refuse_misspelt, sources_of
+from sae_lm_eval.splicing.arguments import dtype_of, refuse_misspelt, sources_of
+from sae_lm_eval.splicing.choices import choices_of
 from sae_lm_eval.splicing.skeleton import skeleton
 from sae_lm_eval.splicing.splice import Splice, Variant
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
@@ -30,7 +31,7 @@ def plan(model_args: Mapping[str, Any]) -> Variant:
     dtype = dtype_of(model_args.get("sae_dtype", SpliceArguments.sae_dtype))
     arguments = SpliceArguments(**{name: model_args[name] for name in SpliceArguments.names() if name in model_args})
     choices = choices_of(arguments)
-    dictionaries = [find(source) for source in sources_of(model_args.get("sae"))]
+    dictionaries = [load_as_released(source) for source in sources_of(model_args.get("sae"))]
     for dictionary in dictionaries:
         dictionary.module.to(dtype=dtype).eval()
     return build_variant(model, [tried(dictionary) for dictionary in dictionaries], choices, frozenset())
@@ -89,13 +90,13 @@ def fits(model_args: Mapping[str, Any], path: str, tokens: int) -> tuple[list[li
     """
     replaced = ("sae", "norm_factor", "splice", "mean_text", "mean_tokens")
     own = {name: value for name, value in model_args.items() if name not in replaced}
-    found = [find(source) for source in sources_of(model_args.get("sae"))]
+    found = [load_as_released(source) for source in sources_of(model_args.get("sae"))]
     factors: list[float | str | None] = [None] * len(found)
     if any(dictionary.needs_norm_factor for dictionary in found):
         # To find the sites any factor serves; the text then gives the right one.
         model, texts = _reader(own, [_with_factor(d, "1:1" if d.is_transcoder else 1.0) for d in found], path, tokens)
         norms = _mean_norms(model, texts)
-        found = [find(source) for source in sources_of(model_args.get("sae"))]
+        found = [load_as_released(source) for source in sources_of(model_args.get("sae"))]
         factors = [_factor(d, *of) if d.needs_norm_factor else None for d, of in zip(found, norms, strict=True)]
         found = [_with_factor(d, factor) for d, factor in zip(found, factors, strict=True)]
     model, texts = _reader(own, found, path, tokens)
@@ -109,7 +110,7 @@ def _factor(dictionary: Dictionary, norm_in: float, norm_out: float) -> float | 
 
 
 def _with_factor(dictionary: Dictionary, factor: float | str | None) -> Dictionary:
-    return load(dictionary, norm_factor=factor if dictionary.needs_norm_factor else None)
+    return load_dictionary(dictionary, norm_factor=factor if dictionary.needs_norm_factor else None)
 
 
 def _reader(

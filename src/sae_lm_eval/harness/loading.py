@@ -20,7 +20,7 @@ from sae_lm_eval.scaling.which_original import original_of
 from sae_lm_eval.scoring.identity import evaluating
 from sae_lm_eval.scoring.loaded_model import LoadedModel, Settings
 from sae_lm_eval.scoring.tokenization import copied
-from sae_lm_eval.splicing.arguments import whole
+from sae_lm_eval.splicing.choices import whole
 
 # Rows to run at once. On a GPU it is what `batch_size=auto` begins with, and is halved where memory does not suffice;
 # on a CPU there are never more, since more do not stay in its cache.

@@ -38,7 +38,8 @@ from sae_lm_eval.scaling.original_model import OriginalNumbers
 from sae_lm_eval.scaling.which_original import original_of
 from sae_lm_eval.scoring.answers import Answers
 from sae_lm_eval.scoring.spliced_model import SplicedModel
-from sae_lm_eval.splicing.arguments import Wanted, finite, refuse_misspelt, wanted_of
+from sae_lm_eval.splicing.arguments import Wanted, refuse_misspelt, wanted_of
+from sae_lm_eval.splicing.choices import finite_number
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
 
@@ -108,8 +109,8 @@ class SaeHFLM(CausalHFLM):
             sae, splice, splice_tokens, hook, hook_map, norm_factor, sae_dtype, seed, mean_text, mean_tokens, scale
         )
         numbers = OriginalNumbers(
-            params=None if params is None else finite(params, "params"),
-            tokens=None if tokens is None else finite(tokens, "tokens"),
+            params=None if params is None else finite_number(params, "params"),
+            tokens=None if tokens is None else finite_number(tokens, "tokens"),
         )
         original_of("", "main", **numbers)  # before anything is loaded, for what it refuses
         super().__init__(pretrained, own_arguments=OWN, **kwargs)

@@ -105,7 +105,7 @@ class Loaded:
 
     def _wanted(self, asked: Asked) -> Any:
         """As the adapter takes it, a dictionary that several variants share loaded once."""
-        from sae_lm_eval.dictionaries.loading import load
+        from sae_lm_eval.dictionaries.loading import load_dictionary
         from sae_lm_eval.splicing.arguments import dtype_of, wanted_of
 
         arguments = dict(asked.arguments)
@@ -114,7 +114,7 @@ class Loaded:
         for spec in asked.specs:
             key = (spec, dtype, factor, arguments.get("hook"))  # elsewhere it may be needed on another device
             if key not in self._dictionaries:
-                self._dictionaries[key] = load(spec, dtype=dtype_of(dtype), norm_factor=factor)
+                self._dictionaries[key] = load_dictionary(spec, dtype=dtype_of(dtype), norm_factor=factor)
             found.append(self._dictionaries[key])
         return wanted_of(**arguments, dictionaries=found)
 

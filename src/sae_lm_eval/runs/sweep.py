@@ -198,7 +198,7 @@ def _from_pattern(entry: Mapping[str, Any], where: str) -> dict[str | None, str]
     pattern = str(entry["pattern"])
     together = one_of(entry.get("together", "each"), TOGETHER, f"{where}, together:")
     filters = {name: entry[name] for name in FILTERS if entry.get(name) is not None}
-    matched = lookup.matching(pattern)
+    matched = lookup.find_dictionaries(pattern)
     found = lookup.selected(matched, filters)
     if not found:
         unknown = [name for name in filters if all(getattr(one, name) is None for one in matched)]

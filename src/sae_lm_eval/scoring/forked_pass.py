@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sae_lm_eval.splicing.attach import Attachment, SpliceWatch
 from sae_lm_eval.splicing.hook_names import blocks_path
-from sae_lm_eval.splicing.module_io import Port
+from sae_lm_eval.splicing.module_io import ModuleSide
 from sae_lm_eval.splicing.splice import Context, Variant
 
 
@@ -154,7 +154,7 @@ def earliest(points: Sequence[Point]) -> Point:
     return min(points, key=lambda point: (point.block, point.side))
 
 
-def point_of(port: Port | None, blocks: str | None) -> Point:
+def point_of(port: ModuleSide | None, blocks: str | None) -> Point:
     """The latest point before `port` at which rows can be appended; `blocks` is the path of the list of blocks."""
     assert port is not None, "resolve the site with writable_port first"
     if blocks is None or not (match := re.fullmatch(rf"{re.escape(blocks)}\.(\d+)(\..+)?", port.path)):

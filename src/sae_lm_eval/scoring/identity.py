@@ -19,7 +19,7 @@ from torch import nn
 
 from sae_lm_eval.runtime.content import Content, contents
 from sae_lm_eval.splicing.splice import Variant
-from sae_lm_eval.splicing.variants import describe
+from sae_lm_eval.splicing.variants import provenance_of
 
 PACKAGES = ("sae_lm_eval", "lm_eval", "torch", "transformers", "sae_lens", "transformer_lens")
 OPTIONAL = {"peft": "peft", "sparsify": "eai-sparsify"}  # by the package whose modules are met
@@ -53,7 +53,7 @@ class Snapshot:
     def parts(self, model: Any) -> dict[str, Any]:
         """What the answers of a spliced model depend on, as plain values."""
         dictionaries = [self._dictionaries[str(id(splice.dictionary.module))] for splice in model.variant.splices]
-        splices = describe(model.variant, [content.weights for content in dictionaries])
+        splices = provenance_of(model.variant, [content.weights for content in dictionaries])
         facts = model.choice_facts()
         facts["mean"] = without(NAMES, facts["mean"] or {})
         return {

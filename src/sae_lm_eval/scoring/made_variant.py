@@ -14,7 +14,7 @@ from sae_lm_eval.splicing.activations import mean_activations, record_of_windows
 from sae_lm_eval.splicing.arguments import Wanted
 from sae_lm_eval.splicing.special_tokens import ordinary
 from sae_lm_eval.splicing.splice import Variant
-from sae_lm_eval.splicing.variants import build_variant, place, untrained_positions, with_means
+from sae_lm_eval.splicing.variants import build_variant, place_dictionaries, untrained_positions, with_means
 
 
 class Made(NamedTuple):
@@ -32,7 +32,7 @@ def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: Wanted, cont
         variant = build_variant(loaded.model, wanted.dictionaries, wanted.choices, special, declared)
         for sentence in _surprises(variant, tokens):
             loaded.say_once(sentence, sentence)
-        place(loaded.model, variant)
+        place_dictionaries(loaded.model, variant)
         mean_source = None
         if wanted.choices.splice == "mean" and wanted.mean_text is not None:
             texts = tokens.windows(

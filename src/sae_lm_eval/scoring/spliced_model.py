@@ -32,7 +32,7 @@ from sae_lm_eval.scoring.shared_texts import SharedTexts, texts_of
 from sae_lm_eval.splicing.arguments import Wanted
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.splice import Variant
-from sae_lm_eval.splicing.variants import Choices, describe
+from sae_lm_eval.splicing.variants import Choices, provenance_of
 
 logger = logger_of(__name__)
 
@@ -262,7 +262,7 @@ class SplicedModel:
 
     def provenance(self) -> dict[str, Any]:
         """Everything besides the model itself that the numbers depend on, as plain values."""
-        return {"splices": describe(self.variant), **self.choice_facts(), "packages": self.versions()}
+        return {"splices": provenance_of(self.variant), **self.choice_facts(), "packages": self.versions()}
 
 
 class Group:

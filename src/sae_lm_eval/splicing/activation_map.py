@@ -18,7 +18,7 @@ from torch import Tensor
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.splicing.choices import MAPS
 from sae_lm_eval.splicing.hook_names import Architecture
-from sae_lm_eval.splicing.module_io import on_port, record
+from sae_lm_eval.splicing.module_io import hook_side, record_activations
 from sae_lm_eval.splicing.site import Site
 
 CENTERED_KINDS = frozenset(
@@ -101,8 +101,8 @@ def value_shift(architecture: Architecture, layer: int, *, folded: bool) -> Floa
         return beta.to(x).expand_as(x)
 
     with contextlib.ExitStack() as scope:
-        scope.callback(on_port(model, entry, constant).remove)
-        shift = record(model, [z], ids)[z].reshape(4, -1).float()
+        scope.callback(hook_side(model, entry, constant).remove)
+        shift = record_activations(model, [z], ids)[z].reshape(4, -1).float()
     if not shift.is_meta and (shift - shift[:1]).norm() > 1e-2 * shift.norm():
         raise UserError(
             f"Attention weights of {architecture.name} do not sum to one, so no constant is folded out of hook_z: "

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.splicing.module_io import Port, record
+from sae_lm_eval.splicing.module_io import ModuleSide, record_activations
 from sae_lm_eval.splicing.splice import Variant
 
 
 def passing(
     model: nn.Module,
-    ports: Sequence[Port],
+    ports: Sequence[ModuleSide],
     texts: Sequence[Sequence[int]],
     special_ids: frozenset[int],
-    first: Mapping[Port, int] | None = None,
-) -> Iterator[dict[Port, Tensor]]:
+    first: Mapping[ModuleSide, int] | None = None,
+) -> Iterator[dict[ModuleSide, Tensor]]:
     """For each window, what passes `ports`, (positions, width) in float32, without the positions of special ids.
 
     `first` has for some ports the position that is begun with.
@@ -30,7 +30,7 @@ def passing(
     for ids in texts:
         row = torch.tensor([list(ids)], device=device)
         keep = torch.tensor([[i not in special_ids for i in ids]], device=device)
-        seen = record(model, list(ports), row)
+        seen = record_activations(model, list(ports), row)
         starts = {port: (first or {}).get(port, 0) for port in seen}
         yield {
             port: x.reshape(*row.shape, -1)[:, starts[port] :][keep[:, starts[port] :].to(x.device)].float()
@@ -45,7 +45,7 @@ def mean_activations(
     of those below its first."""
     ports = [splice.site_out.read for splice in variant.splices]
     first = {splice.site_out.read: splice.first_position for splice in variant.splices}
-    sums: dict[Port, Tensor] = {}
+    sums: dict[ModuleSide, Tensor] = {}
     counts = dict.fromkeys(ports, 0)
     for seen in passing(model, ports, texts, special_ids | variant.special_ids, first):
         for port, x in seen.items():

@@ -10,14 +10,12 @@ from typing import Any
 import torch
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.dictionaries.spec import SaeSpec, parse_specs
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.runtime import text_files
-from sae_lm_eval.splicing.choices import DTYPE_NAMES, Choices, choices_of, finite, whole
+from sae_lm_eval.splicing.choices import DTYPE_NAMES, Choices, choices_of, whole
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
-
-__all__ = ["Wanted", "choices_of", "dtype_of", "finite", "refuse_misspelt", "sources_of", "wanted_of", "whole"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def wanted_of(*given: Any, dictionaries: Sequence[Dictionary] | None = None, **n
     if dictionaries is None:
         untouched = choices.splice == "none" and (arguments.sae is None or arguments.sae == [])
         sources = [] if untouched else sources_of(arguments.sae)
-        dictionaries = [load(source, dtype=dtype, norm_factor=arguments.norm_factor) for source in sources]
+        dictionaries = [load_dictionary(source, dtype=dtype, norm_factor=arguments.norm_factor) for source in sources]
     return Wanted(tuple(dictionaries), choices, arguments.mean_text, mean_tokens)
 
 

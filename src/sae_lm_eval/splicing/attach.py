@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.splicing.module_io import Port, on_port
+from sae_lm_eval.splicing.module_io import ModuleSide, hook_side
 from sae_lm_eval.splicing.splice import Context, Splice, Variant
 
 
@@ -64,15 +64,15 @@ class Attachment:
         self.context: Context | None = None
         self.rows = slice(None)
         self.keep: Bool[Tensor, "batch positions 1"] | None = None  # where special tokens are
-        self.passed: dict[Port, Tensor] = {}
+        self.passed: dict[ModuleSide, Tensor] = {}
         self.watch: SpliceWatch | None = None
         for splice in variant.in_order():
             ports = {splice.site_in.read, splice.site_out.residual} - {None, splice.site_out.write}
             for port in ports:
-                scope.callback(on_port(model, port, partial(self._read, port)).remove)
+                scope.callback(hook_side(model, port, partial(self._read, port)).remove)
             write = splice.site_out.write
             assert write is not None, "resolve the site with writable_port first"
-            scope.callback(on_port(model, write, partial(self._write, splice)).remove)
+            scope.callback(hook_side(model, write, partial(self._write, splice)).remove)
 
     def begin(self, context: Context, watch: SpliceWatch | None = None) -> None:
         """Before each forward pass; `watch` is called at each splice of that pass."""
@@ -96,7 +96,7 @@ class Attachment:
         assert self.context is not None
         return passing.reshape(-1, self.context.input_ids.shape[1], passing.shape[-1])
 
-    def _read(self, port: Port, passing: Float[Tensor, "*batch width"]) -> None:
+    def _read(self, port: ModuleSide, passing: Float[Tensor, "*batch width"]) -> None:
         self.passed[port] = self._by_position(passing)[self.rows]
 
     def _write(self, splice: Splice, passing: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"] | None:

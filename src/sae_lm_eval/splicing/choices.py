@@ -72,7 +72,7 @@ def choices_of(arguments: SpliceArguments) -> Choices:
     )
 
 
-def finite(value: Any, name: str) -> float:
+def finite_number(value: Any, name: str) -> float:
     """`value` as a finite number."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
@@ -95,7 +95,7 @@ def whole(value: Any, name: str, *, least: int) -> int:
 
 
 def _share(value: Any, name: str) -> float:
-    number = finite(value, name)
+    number = finite_number(value, name)
     if not 0 <= number <= 1:
         raise UserError(f"{name}={value} must be from 0, which changes nothing, to 1, the whole splice.")
     return number

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing import norms
-from sae_lm_eval.splicing.module_io import Port, Side, has_module
+from sae_lm_eval.splicing.module_io import ModuleSide, Side, has_module
 
 # What a block can be asked for by TransformerLens' names, in the order in which a forward pass comes to them.
 BLOCK_HOOKS = (
@@ -71,8 +71,8 @@ class Architecture:
         return sum(1 for _ in self.model.get_submodule(self.blocks_path).children())
 
     @property
-    def embedding(self) -> Port:
-        return Port(self._components["embed"].name, "output")
+    def embedding(self) -> ModuleSide:
+        return ModuleSide(self._components["embed"].name, "output")
 
     @cached_property
     def layer_norm(self) -> bool:
@@ -83,7 +83,7 @@ class Architecture:
         width = cast(Any, self.model.config).get_text_config().hidden_size
         return bool(found) and all(norms.subtracts_mean(norm, width) for norm in found)
 
-    def port(self, hook: str, layer: int) -> Port | None:
+    def port(self, hook: str, layer: int) -> ModuleSide | None:
         """Where block `layer` has `hook` (without its `blocks.N.`), or None where it has no such hook."""
         component = self._components["blocks"]
         path = [component.name, str(layer)]
@@ -101,7 +101,7 @@ class Architecture:
         side = SIDES.get(hook)
         if side is None or not hasattr(component, hook):
             return None
-        port = Port(".".join(path), side)
+        port = ModuleSide(".".join(path), side)
         return port if has_module(self.model, port.path) else None
 
     def hooks(self, layer: int) -> list[str]:

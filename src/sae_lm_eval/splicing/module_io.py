@@ -21,7 +21,7 @@ Side = Literal["input", "output", "normalized"]
 
 
 @dataclass(frozen=True)
-class Port:
+class ModuleSide:
     """`path` is as in `model.get_submodule`.
 
     The side "normalized" is the input of a norm after centring and scaling, before its gain and bias; it can
@@ -43,7 +43,7 @@ def has_module(model: nn.Module, path: str) -> bool:
     return True
 
 
-def on_port(model: nn.Module, port: Port, function: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+def hook_side(model: nn.Module, port: ModuleSide, function: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
     """Call `function` with what passes `port`; what it returns, if not None, takes its place.
 
     Attention modules return tuples and Llama's receive their input by keyword: both are handled here.
@@ -105,13 +105,13 @@ def _activation_of(kwargs: dict[str, Any]) -> str | None:
 
 
 @torch.no_grad()
-def record(model: nn.Module, ports: list[Port], input_ids: Tensor) -> dict[Port, Tensor]:
+def record_activations(model: nn.Module, ports: list[ModuleSide], input_ids: Tensor) -> dict[ModuleSide, Tensor]:
     """What passes `ports` when the model reads `input_ids` (batch, positions); a port nothing passes is left out."""
-    seen: dict[Port, Tensor] = {}
+    seen: dict[ModuleSide, Tensor] = {}
     # Nobody looks at the logits, and those of a whole window take gigabytes where the vocabulary is large.
     few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     with ExitStack() as scope:
         for port in ports:
-            scope.callback(on_port(model, port, partial(seen.__setitem__, port)).remove)
+            scope.callback(hook_side(model, port, partial(seen.__setitem__, port)).remove)
         model(input_ids=input_ids, **few)
     return seen

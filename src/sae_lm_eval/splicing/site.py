@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sae_lm_eval.errors import UserError, did_you_mean
 from sae_lm_eval.splicing.hook_names import BLOCK_HOOKS, Architecture, blocks_path
-from sae_lm_eval.splicing.module_io import Port, has_module
+from sae_lm_eval.splicing.module_io import ModuleSide, has_module
 
 BLOCK_HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
 EMBED_HOOKS = ("hook_embed", "embed.hook_out")
@@ -26,9 +26,9 @@ class Site:
     hook: str
     kind: str
     layer: int | None
-    read: Port
-    write: Port | None
-    residual: Port | None = None
+    read: ModuleSide
+    write: ModuleSide | None
+    residual: ModuleSide | None = None
 
     @property
     def order(self) -> tuple[int, int]:
@@ -81,7 +81,7 @@ def resolve_site(architecture: Architecture, hook: str, module_hook: str | None 
     return Site(hook, kind, layer, port, None if port.side == "normalized" else port)
 
 
-def writable_port(architecture: Architecture, site: Site) -> Port:
+def writable_port(architecture: Architecture, site: Site) -> ModuleSide:
     """`site.write`. Raises `UserError` where it is None, naming the hooks that can be written."""
     if site.write is not None:
         return site.write
@@ -97,7 +97,7 @@ def writable_port(architecture: Architecture, site: Site) -> Port:
     )
 
 
-def module_port(architecture: Architecture, hook: str) -> Port | None:
+def module_port(architecture: Architecture, hook: str) -> ModuleSide | None:
     """The port that a module path means; without `.input` or `.output` it is the module's output."""
     path, _, side = hook.rpartition(".")
     if side not in ("input", "output"):
@@ -111,4 +111,4 @@ def module_port(architecture: Architecture, hook: str) -> Port | None:
         # Inside a multimodal class the text model's layers lie deeper than in a class of their own.
         candidates.append(f"{blocks}.{match[1]}{match[2]}")
     found = next((candidate for candidate in candidates if candidate and has_module(model, candidate)), None)
-    return None if found is None else Port(found, "input" if side == "input" else "output")
+    return None if found is None else ModuleSide(found, "input" if side == "input" else "output")

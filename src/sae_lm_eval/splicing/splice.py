@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing.activation_map import ActivationMap
-from sae_lm_eval.splicing.module_io import Port
+from sae_lm_eval.splicing.module_io import ModuleSide
 from sae_lm_eval.splicing.site import Site
 
 DIRECTIONS = 4096  # random directions to draw from; a prime stride spreads tokens and positions over them
@@ -164,7 +164,7 @@ class Variant:
     special_ids: frozenset[int] = field(default_factory=frozenset)
 
     def __post_init__(self) -> None:
-        seen: dict[tuple[Port | None, Port | None], Splice] = {}
+        seen: dict[tuple[ModuleSide | None, ModuleSide | None], Splice] = {}
         for splice in self.splices:
             place = (splice.site_out.write, splice.site_out.residual)
             if place in seen:

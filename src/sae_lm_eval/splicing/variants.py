@@ -18,7 +18,7 @@ from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.splicing.activation_map import build_map, map_name
 from sae_lm_eval.splicing.choices import Choices as Choices
 from sae_lm_eval.splicing.hook_names import Architecture
-from sae_lm_eval.splicing.module_io import Port, record
+from sae_lm_eval.splicing.module_io import ModuleSide, record_activations
 from sae_lm_eval.splicing.site import Site, resolve_site, writable_port
 from sae_lm_eval.splicing.splice import Splice, Variant
 from sae_lm_eval.splicing.unstated import warn_of_unstated_processing
@@ -71,7 +71,7 @@ def _kept_ids(
     return special_ids.union(*(token for token in named if not isinstance(token, str)))
 
 
-def place(model: nn.Module, variant: Variant) -> None:
+def place_dictionaries(model: nn.Module, variant: Variant) -> None:
     """Move each dictionary to the device of the module it writes at, as a sharded model has them."""
     for splice in variant.splices:
         assert splice.site_out.write is not None
@@ -135,13 +135,13 @@ def check_widths(architecture: Architecture, splices: Sequence[Splice]) -> None:
     """Compare what the dictionaries expect with what passes their sites when the model reads two tokens."""
     ports = {site.read for splice in splices for site in (splice.site_in, splice.site_out)}
     device = next(architecture.model.parameters()).device
-    passed = record(architecture.model, sorted(ports, key=str), torch.tensor([[0, 1]], device=device))
+    passed = record_activations(architecture.model, sorted(ports, key=str), torch.tensor([[0, 1]], device=device))
     for splice in splices:
         with _other_model_first(architecture, splice.dictionary):
             _check_width(architecture, splice, passed)
 
 
-def _check_width(architecture: Architecture, splice: Splice, passed: Mapping[Port, Tensor]) -> None:
+def _check_width(architecture: Architecture, splice: Splice, passed: Mapping[ModuleSide, Tensor]) -> None:
     dictionary = splice.dictionary
     for verb, site, expected in (
         ("reads", splice.site_in, dictionary.d_in),
@@ -215,7 +215,7 @@ def _processing(dictionary: Dictionary) -> dict[str, Any] | str:
     return dict(dictionary.processing) or "none"
 
 
-def describe(variant: Variant, weights: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def provenance_of(variant: Variant, weights: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """What is spliced where, as plain values for a results file; `weights` are the dictionaries', where known."""
     if weights is None:
         weights = [splice.dictionary.fingerprint() for splice in variant.splices]

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.loading import load
+from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.scoring.spliced_model import Group
 from sae_lm_eval.scoring.tokenization import Tokenization
 from sae_lm_eval.splicing.arguments import dtype_of, sources_of
 from sae_lm_eval.splicing.splice_arguments import MODES
-from sae_lm_eval.splicing.variants import describe
+from sae_lm_eval.splicing.variants import provenance_of
 from sae_lm_eval.talk.detokenize import decoder, namer, pieces
 from sae_lm_eval.talk.sampling import BASELINE, Column, Continuation, Sampling, generate, parting
 
@@ -112,7 +112,7 @@ class Model:
     def _load(self, spec: str) -> tuple[Dictionary, ...]:
         dtype = dtype_of(self.model_args.get("sae_dtype", "float32"))
         factor = self.model_args.get("norm_factor")
-        return tuple(load(source, dtype=dtype, norm_factor=factor) for source in sources_of(spec))
+        return tuple(load_dictionary(source, dtype=dtype, norm_factor=factor) for source in sources_of(spec))
 
     # -- prompts ------------------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ class Model:
                 "packages": first.versions(),
                 "prompt_format": self.format,
                 "trained_context": self.context_size,
-                "variants": {one.name: describe(one.variant) for one in self.variants},
+                "variants": {one.name: provenance_of(one.variant) for one in self.variants},
             }
         return self._provenance
 
