@@ -113,7 +113,7 @@ def scales(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("loss recovered (zero ablation)")
-    axes.set_ylabel("effective compute (law-relative)")
+    axes.set_ylabel("effective compute (within the law)")
 
 
 def annotate(axes: Axes, data: list[Point]) -> None:

@@ -27,7 +27,7 @@ from sae_lm_eval.scaling.curve_estimates import CHECKPOINTS, INTERPOLATION
 from sae_lm_eval.scaling.law_estimates import COMPUTE, FAMILY_FIT, LAW_RELATIVE
 
 RUNS = Path(__file__).with_name("effective_compute_world.json")
-TITLES = {LAW_RELATIVE: "law-relative, extrapolated"}
+TITLES = {LAW_RELATIVE: "within the law, extrapolated"}
 SHOWN = (CHECKPOINTS, INTERPOLATION, FAMILY_FIT, LAW_RELATIVE)
 
 

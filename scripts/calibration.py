@@ -15,13 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from generated_parts import rewritten
-
-from sae_lm_eval.report.text_tables import markdown
-from sae_lm_eval.scaling import effective_compute, laws
-from sae_lm_eval.scaling.calibration import ANY
-from sae_lm_eval.scaling.data_files import data_path, read_rows
-from sae_lm_eval.scaling.family import Family, family_of, monotone_curve
-from sae_lm_eval.scaling.held_out import (
+from held_out_pairs import (
     Calibrated,
     Estimator,
     by_law,
@@ -31,7 +25,14 @@ from sae_lm_eval.scaling.held_out import (
     least_width,
     missed,
 )
-from sae_lm_eval.scaling.known_pairs import KnownPair, compute_pairs, ladder_runs, parameter_pairs, sizes
+from known_pairs import KnownPair, compute_pairs, parameter_pairs, sizes
+
+from sae_lm_eval.report.text_tables import markdown
+from sae_lm_eval.scaling import effective_compute, laws
+from sae_lm_eval.scaling.calibration import ANY
+from sae_lm_eval.scaling.data_files import data_path, read_rows
+from sae_lm_eval.scaling.family import Family, family_of, monotone_curve
+from sae_lm_eval.scaling.ladder import ladder_runs
 from sae_lm_eval.scaling.law_estimates import COMPUTE
 from sae_lm_eval.scaling.laws import DEFAULT_LAW, ComputeLaw, get_law
 

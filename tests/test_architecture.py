@@ -16,7 +16,6 @@ LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 350, 60, 12
 EXCEPTIONS = {
     "harness/model.py __init__ parameters": "lm_eval makes keywords of --model_args: they are the user's interface",
     "cli/curve.py curve parameters": "a flag each",
-    "cli/effective_compute.py effective_compute": "a flag each, with its help",
     "cli/effective_compute.py effective_compute parameters": "a flag each",
 }
 

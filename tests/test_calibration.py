@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
+from held_out_pairs import by_law, held_out, missed
+from known_pairs import compute_pairs, parameter_pairs
 from typer.testing import CliRunner
 
 from sae_lm_eval.cli.effective_compute import effective_compute as command
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.scaling import effective_compute, get_original
 from sae_lm_eval.scaling.data_files import data_path
-from sae_lm_eval.scaling.held_out import by_law, held_out, missed
 from sae_lm_eval.scaling.inverse import loss_rises
-from sae_lm_eval.scaling.known_pairs import compute_pairs, parameter_pairs
 from sae_lm_eval.scaling.laws import get_law
 
 E, A, B, ALPHA, BETA = 1.8172, 482.01, 2085.43, 0.3478, 0.3658

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from transformers import AutoModelForCausalLM
 
 from sae_lm_eval import world
 from sae_lm_eval.cli.curve import curve
+from sae_lm_eval.cli.effective_compute import offer_curves
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.report.text_tables import curve_command
 from sae_lm_eval.runs.loss_curve import Member, measure, parameters, read_text
 from sae_lm_eval.scaling import effective_compute, read_family
 from sae_lm_eval.scaling.loss_curves import CurveRun, curves_for
@@ -258,6 +261,33 @@ def test_results_take_the_curve_beside_them(file, losses, tmp_path):
     frame = to_frame([beside])
     assert list(frame.loc[frame["quoted"], "definition"]) == ["checkpoints isotonic"]
     assert set(frame["variant"]) == {"k4"}
+
+
+def test_a_model_of_a_known_family_is_offered_the_curve_that_would_settle_it(tmp_path, capsys):
+    out = fidelity_run(tmp_path / "my run", 1.97, 2.13)
+    (results,) = out.glob("*/*/results_*.json")
+    raw = json.loads(results.read_text())
+    raw["config"]["model_args"] = {"pretrained": "EleutherAI/pythia-2.8b"}
+    results.write_text(json.dumps(raw))
+    offer_curves(out)
+    offered = capsys.readouterr().err.splitlines()[-1]
+    command = shlex.split(offered)
+    assert command[:3] == ["sae-lm-eval", "curve", "--models"]
+    assert command[3].split(",")[-1] == "EleutherAI/pythia-2.8b"
+    assert len(command[3].split(",")) == 6
+    assert command[4:] == ["--task", TASK, "--like", str(out)]
+    offer_curves(tmp_path)
+    fidelity_run(tmp_path / "unknown", 1.97, 2.13)
+    offer_curves(tmp_path / "unknown")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_family_too_small_for_a_fit_is_its_own_checkpoints():
+    made = effective_compute(ce_baseline=2.6, ce_spliced=2.8, model="pythia-160m")
+    models = curve_command(made).split()[3].split(",")
+    assert models[0] == "EleutherAI/pythia-160m@step1000"
+    assert models[-1] == "EleutherAI/pythia-160m"
+    assert len(models) == 7
 
 
 def test_a_measured_bound_comes_before_a_borrowed_law(file, losses, tmp_path):

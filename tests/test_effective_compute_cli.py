@@ -134,9 +134,9 @@ def test_literature_is_reprinted_with_citations(call):
     assert "arXiv:2404.16014" in result.output
     assert "Identifying Functionally Important Features" in result.output
     rows = json.loads(call("--literature", "--format", "json").stdout)
-    assert len(rows) == 159
+    assert len(rows) == 246
     undefined = [row for row in rows if row["effective_compute"] is None]
-    assert sorted(bool(row["bound"]) for row in undefined) == [False] * 3 + [True] * 3
+    assert sorted(bool(row["bound"]) for row in undefined) == [False] * 6 + [True] * 3
 
 
 def test_the_estimate_to_quote_is_named(call):

@@ -13,7 +13,7 @@ from models import WIDTH, random_model, random_sae, word_tokenizer
 from test_fidelity import HELD_OUT, RESID, TASKS, adapter, ask, spoken
 
 from sae_lm_eval import SaeHFLM, UserError
-from sae_lm_eval.fidelity.source import Source
+from sae_lm_eval.fidelity.source import Source, TextRequest
 from sae_lm_eval.scaling import effective_compute
 from sae_lm_eval.scaling.conversion import compute_of, world_checkpoints
 from sae_lm_eval.scaling.which_original import original_of
@@ -41,6 +41,18 @@ def test_it_is_what_the_losses_give_under_the_default_law():
 
 def test_no_rise_of_the_loss_is_the_whole_compute():
     assert compute_of(records((3.0, 3.0), (2.0, 2.0)), original_of("", **KNOWN))["fraction"] == 1
+
+
+def test_a_run_knows_the_text_of_its_task():
+    """In its own record a law is calibrated for the text of the task that a run measures."""
+    lm = adapter(params=1e9, tokens=1e11)
+    source = Source("test", HELD_OUT)
+    for task in ("sae_fidelity_wikitext", "other"):
+        asked = [TextRequest(task, index, spoken("llama", 9, seed=index), None, source) for index in range(3)]
+        lm.fidelity.answer(lm.spliced, asked, lm.original, show=False)
+    told = lm.fidelity.effective_compute
+    assert (told["sae_fidelity_wikitext"]["text"], told["other"]["text"]) == ("wikitext", None)
+    assert told["sae_fidelity_wikitext"]["law"] == "olmo_ladder_wikitext"
 
 
 def test_each_category_is_converted_by_itself():

@@ -287,6 +287,33 @@ def test_effective_compute_as_the_run_recorded_it(tmp_path: Path) -> None:
     assert "l0-against-effective-compute" not in [picture.name for picture in report.pictures], "one point is no curve"
 
 
+def test_laws_and_calibration_stand_beside_effective_compute(tmp_path: Path) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice="none")
+    recorded = {
+        "fraction": 0.31,
+        "low": 0.25,
+        "high": 0.4,
+        "law": "pythia_pile_test",
+        "flags": [],
+        "within_the_law": {"fraction": 0.14, "low": 0.13, "high": 0.15},
+        "law_spread": [0.12, 0.19],
+    }
+    calibrated = {"fraction": 0.2, "low": 0.1, "high": 0.4}
+    for name, told in (("a", calibrated), ("b", {"fraction": None, "reason": "not calibrated: too large"})):
+        made_of = {"sae_fidelity": {**recorded, "calibrated": told}}
+        write_run(tmp_path / name, WORSE, fidelity=FIDELITY, effective_compute=made_of)
+    report = made(tmp_path)
+    table = next(table for table in report.tables if table.name == "fidelity-compute")
+    heads = [column.heading for column in table.columns]
+    assert heads[5:8] == ["within the law", "between laws", "calibrated"]
+    assert [[cell.text for cell in row[5:8]] for row in table.rows] == [
+        ["0.140 [0.130, 0.150]", "0.120 to 0.190", "0.200 [0.100, 0.400]"],
+        ["0.140 [0.130, 0.150]", "0.120 to 0.190", "not calibrated: too large"],
+    ]
+    told = "effective compute 0.310 (95% interval 0.250 to 0.400) (within the law 0.140 [0.130, 0.150]"
+    assert any(told in line and "between laws 0.120 to 0.190; calibrated: 0.200" in line for line in report.headline)
+
+
 def test_many_variants(tmp_path: Path) -> None:
     write_run(tmp_path / "baseline", QUESTIONS, splice="none")
     for l0 in (8, 16, 128, 32, 64, 256, 512):

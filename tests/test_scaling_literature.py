@@ -40,7 +40,7 @@ def test_published_ablation_losses_give_the_published_loss_recovered(raw):
     known = raw.dropna(subset=["ce_ablated"])
     gap = known["ce_ablated"] - known["ce_baseline"]
     recovered = (known["ce_ablated"] - known["ce_spliced"]) / gap
-    assert len(known) == 24
+    assert len(known) == 108
     assert (recovered - known["loss_recovered"]).abs().max() < 1e-6
 
 
@@ -58,6 +58,15 @@ def test_dictionaries_of_one_site_imply_one_ablation(raw):
     assert at_odds == [("gemma-7b", "mlp_out", "6")]  # a slip in the source: its note says so
     noted = known[(known["model"] == "gemma-7b") & (known["site"] == "mlp_out") & (known["layer"] == "6")]
     assert noted["note"].str.contains("one of their figures is off").all()
+
+
+def test_every_figure_says_what_it_rests_on(table):
+    rows = summary_rows(summarise_literature(table))
+    basis = {(row["work"], row["model"]): row["rests on"] for row in rows}
+    assert basis["SAELens 2024", "gpt2-small"] == "6,144 tokens, 6 decimals"
+    assert basis["Marks et al. 2024", "pythia-70m-deduped"] == "tokens not stated, 2 decimals"
+    assert basis["Gao et al. 2024", "gpt-4"] == "no losses stated"
+    assert basis["SAEBench, reproduced 2026", "gemma-2-2b"] == "409,600 tokens, 6 decimals"
 
 
 def test_kl_tracks_delta_ce(raw):
@@ -94,7 +103,7 @@ def test_assumed_tokens_are_flagged(table):
 def test_what_cannot_be_converted_says_why(table):
     undefined = table[[value is None for value in table["effective_compute"]]]
     outside = undefined["bound"] != ""
-    assert set(undefined["work"][~outside]) == {"bricken2023", "he2024"}
+    assert set(undefined["work"][~outside]) == {"bricken2023", "he2024", "engels2024"}
     assert set(undefined["work"][outside]) == {"rajamanoharan2024"}
     assert undefined["reason"][outside].str.startswith("outside the law").all()
     assert undefined["reason"].str.len().min() > 20

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from sae_lm_eval.cli import effective_compute_options as options
+from sae_lm_eval.cli.effective_compute_options import Curve, Format, Losses
 from sae_lm_eval.cli.tables import TextTable, print_grouped, print_sentence
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets
@@ -29,69 +30,35 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sae_lm_eval.scaling import DeltaCE, EffectiveCompute, Original
-
-
-class Format(enum.StrEnum):
-    table = "table"
-    markdown = "markdown"
-    csv = "csv"
-    json = "json"
+    from sae_lm_eval.scaling.of_results import Converted
 
 
 def effective_compute(
-    out: Annotated[
-        Path | None, typer.Argument(help="Results of sae_fidelity tasks: a folder that lm_eval or run wrote.")
-    ] = None,
-    ce_baseline: Annotated[float | None, typer.Option(help="CE of the original, nats/token.")] = None,
-    ce_spliced: Annotated[float | None, typer.Option(help="CE with the dictionary spliced in, nats/token.")] = None,
-    delta_se: Annotated[float | None, typer.Option(help="Standard error of delta CE, paired over documents.")] = None,
-    documents: Annotated[
-        Path | None, typer.Option(help="CSV with baseline_nats, spliced_nats, tokens per document.")
-    ] = None,
-    loss_recovered: Annotated[
-        float | None, typer.Option(help="Instead of --ce-spliced: a fraction, with its ablation CE.")
-    ] = None,
-    ce_ablated: Annotated[float | None, typer.Option(help="Ablation CE behind --loss-recovered.")] = None,
-    ablation: Annotated[str | None, typer.Option(help="Kind of the ablation: zero or mean.")] = None,
-    model: Annotated[str | None, typer.Option(help="A known model, such as pythia-70m or google/gemma-7b.")] = None,
-    params: Annotated[float | None, typer.Option(help="Parameters with embeddings, such as 124e6.")] = None,
-    tokens: Annotated[float | None, typer.Option(help="Training tokens, such as 1e10.")] = None,
-    flops: Annotated[
-        float | None, typer.Option(help="Training FLOPs; with one of the two above, the other follows.")
-    ] = None,
-    vocabulary: Annotated[
-        int | None, typer.Option(help="Tokens in the vocabulary; a spliced CE above its logarithm is not converted.")
-    ] = None,
-    law: Annotated[
-        str, typer.Option(help="A law by name, a JSON file of constants, or a CSV of runs to fit.")
-    ] = "besiroglu2024",
-    all_laws: Annotated[bool, typer.Option("--all-laws", help="Tabulate every law.")] = False,
-    same_text: Annotated[
-        bool,
-        typer.Option("--same-text", help="The law's text and tokenizer are those of the losses: also R = L - E."),
-    ] = False,
-    family: Annotated[
-        str | None,
-        typer.Option(help="Losses of several models on the same text: a CSV, or a built-in family."),
-    ] = None,
-    checkpoints: Annotated[
-        Path | None, typer.Option(help="Losses of the original's own checkpoints on the same text: a CSV.")
-    ] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(help="The text of the losses, one with known pairs: pile, c4, wikitext, ..."),
-    ] = None,
-    bytes_per_token: Annotated[
-        float | None,
-        typer.Option(help="Of the model's tokenizer; converts losses where the law's is known."),
-    ] = None,
-    fraction: Annotated[
-        float | None, typer.Option(help="The inverse: which rise of the loss leaves this fraction, such as 0.1.")
-    ] = None,
-    literature: Annotated[bool, typer.Option("--literature", help="Published figures, converted.")] = False,
-    level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
-    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
-    output_format: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.table,
+    out: options.Out = None,
+    ce_baseline: options.CeBaseline = None,
+    ce_spliced: options.CeSpliced = None,
+    delta_se: options.DeltaSe = None,
+    documents: options.Documents = None,
+    loss_recovered: options.LossRecovered = None,
+    ce_ablated: options.CeAblated = None,
+    ablation: options.Ablation = None,
+    model: options.Model = None,
+    params: options.Params = None,
+    tokens: options.Tokens = None,
+    flops: options.Flops = None,
+    vocabulary: options.Vocabulary = None,
+    law: options.LawName = "besiroglu2024",
+    all_laws: options.AllLaws = False,
+    same_text: options.SameText = False,
+    family: options.FamilyFile = None,
+    checkpoints: options.CheckpointsFile = None,
+    text: options.TextName = None,
+    bytes_per_token: options.BytesPerToken = None,
+    fraction: options.Fraction = None,
+    literature: options.Literature = False,
+    level: options.Level = 0.95,
+    seed: options.Seed = 0,
+    output_format: options.OutputFormat = Format.table,
 ) -> None:
     """What fraction of the original's training compute buys the loss of the spliced model."""
     from rich.console import Console
@@ -99,34 +66,32 @@ def effective_compute(
     from sae_lm_eval import scaling
 
     console = Console()
-    losses = (ce_baseline, ce_spliced, delta_se, documents, loss_recovered, ce_ablated, ablation)
+    losses = Losses(ce_baseline, ce_spliced, delta_se, documents, loss_recovered, ce_ablated, ablation)
     original = {"model": model, "params": params, "tokens": tokens, "flops": flops, "vocabulary": vocabulary}
     original["bytes_per_token"] = bytes_per_token
-    given = any(value is not None for value in losses)
+    curve = Curve(law, all_laws, same_text, family, checkpoints, text, level, seed)
     if literature:
-        if given or out is not None or any(value is not None for value in original.values()):
+        if losses.given or out is not None or any(value is not None for value in original.values()):
             raise UserError("--literature prints the published figures alone: leave out losses, results and models.")
         _print_literature(scaling.convert_literature(law, level=level, rng=seed), console, output_format)
-        return
-    if fraction is not None:
-        if given or out is not None:
+    elif fraction is not None:
+        if losses.given or out is not None:
             raise UserError("--fraction asks for the rise of the loss: leave out losses and results.")
         _print_rises(fraction, scaling.get_original(**original), law, console, output_format)
-        return
-    curve = {
-        "law": "all" if all_laws else law,
-        "text": text,
-        "family": family,
-        "checkpoints": checkpoints,
-        "level": level,
-    }
-    curve |= {"law_text": "same" if same_text else "other", "rng": seed}
-    if out is not None:
-        if given:
+    elif out is not None:
+        if losses.given:
             raise UserError("Results folders hold the losses: leave out the folder, or --ce-baseline and the like.")
-        _print_folder(out, original, curve, console, output_format)
-        return
-    result = scaling.effective_compute(_delta(*losses), **original, **curve)
+        _print_folder(out, original, curve.options(), console, output_format)
+    else:
+        _print_losses(losses.delta(), original, curve.options(), console, output_format)
+
+
+def _print_losses(
+    delta: DeltaCE, original: dict[str, Any], curve: dict[str, Any], console: Console, output_format: Format
+) -> None:
+    from sae_lm_eval import scaling
+
+    result = scaling.effective_compute(delta, **original, **curve)
     lacks = result.original.lacks
     if lacks is not None and all(estimate.reason == lacks for estimate in result.estimates):
         raise UserError(f"Effective compute {lacks}.")
@@ -150,44 +115,26 @@ def _print_folder(
     notes: dict[str, int] = {}
     print_grouped(console, _table(converted_rows(found, notes)))
     _print_notes(notes, console)
-    for command in dict.fromkeys(curve_command(made.result, like=out) for made in found):
+    _offer_curves(found, out, console)
+
+
+def offer_curves(out: Path) -> None:
+    """Print the commands that measure curves of the texts in `out`, where the model has a known family."""
+    from rich.console import Console
+
+    from sae_lm_eval.scaling import of_results as folder
+
+    try:
+        found = folder.convert(out, original={})
+    except UserError:
+        return  # without a spliced loss there is nothing to settle
+    _offer_curves(found, out, Console(stderr=True))
+
+
+def _offer_curves(found: list[Converted], out: Path, console: Console) -> None:
+    texts = {made.task: made.result for made in found if made.category is None}
+    for command in filter(None, (curve_command(result, like=out, task=task) for task, result in texts.items())):
         _offer(command, console)
-
-
-def _delta(
-    ce_baseline: float | None,
-    ce_spliced: float | None,
-    delta_se: float | None,
-    documents: Path | None,
-    loss_recovered: float | None,
-    ce_ablated: float | None,
-    ablation: str | None,
-) -> DeltaCE:
-    """Delta CE from exactly one of: documents, loss recovered, two losses."""
-    from sae_lm_eval import scaling
-
-    ways = [documents is not None, loss_recovered is not None, ce_spliced is not None]
-    if sum(ways) > 1:
-        raise UserError("Give one of --documents, --loss-recovered and --ce-spliced, not several.")
-    if loss_recovered is None and (ce_ablated is not None or ablation is not None):
-        raise UserError("--ce-ablated and --ablation belong to --loss-recovered: give it, or leave them out.")
-    if delta_se is not None and ce_spliced is None:
-        raise UserError("--delta-se belongs to --ce-baseline and --ce-spliced; leave it out here.")
-    if documents is not None:
-        if ce_baseline is not None:
-            raise UserError("--documents holds the baseline CE; leave --ce-baseline out.")
-        return scaling.read_documents(documents)
-    if loss_recovered is not None:
-        return scaling.delta_from_loss_recovered(
-            loss_recovered=loss_recovered, ce_baseline=ce_baseline, ce_ablated=ce_ablated, ablation=ablation
-        )
-    if ce_baseline is None or ce_spliced is None:
-        raise UserError(
-            "Give two losses (--ce-baseline 3.139 --ce-spliced 3.283), or a loss recovered with its ablation "
-            "CE (--loss-recovered 0.993 --ce-ablated 12.4 --ablation zero --ce-baseline 3.139), or documents "
-            "(--documents FILE.csv)."
-        )
-    return scaling.delta_from_losses(ce_baseline=ce_baseline, ce_spliced=ce_spliced, standard_error=delta_se)
 
 
 def _print_result(result: EffectiveCompute, console: Console) -> None:
@@ -213,7 +160,7 @@ def _print_result(result: EffectiveCompute, console: Console) -> None:
 
 def _offer(command: str | None, console: Console) -> None:
     if command is not None:
-        print_sentence(console, "A curve of the model's own family on the run's own text would settle it:")
+        print_sentence(console, "A curve of the model's own family on the same text would settle it:")
         print_sentence(console, command, soft_wrap=True)
 
 
@@ -256,7 +203,7 @@ def _print_literature(table: pd.DataFrame, console: Console, output_format: Form
     print_grouped(console, _table(literature_rows(table)), by=3)
     print_grouped(console, _table(summary_rows(summarise_literature(table))), by=3)
     console.print("Loss recovered is the work's own; ablation CE is published or follows from it and delta CE.")
-    console.print("Effective compute is law-relative; its intervals are in --format csv.")
+    console.print("Effective compute is one within the law; its intervals are in --format csv.")
     for key in dict.fromkeys(table["work"]):
         print_sentence(console, f"{works()[key]['short']}: {works()[key]['citation']}")
 

@@ -121,6 +121,7 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
 
 def run_and_report(sweep: Sweep, output_path: Path) -> bool:
     """Run a sweep, or what is left of it, and report it; whether some variant failed."""
+    from sae_lm_eval.cli.effective_compute import offer_curves
     from sae_lm_eval.cli.report import report
     from sae_lm_eval.runs.outcome import summary
     from sae_lm_eval.runs.run import evaluate
@@ -135,6 +136,7 @@ def run_and_report(sweep: Sweep, output_path: Path) -> bool:
         return bool(finished.failed)
     if len(finished.failed) < len(sweep.variants):
         report(output_path, categories=sweep.categories)
+        offer_curves(output_path)
     typer.echo(summary(finished, time.monotonic() - began), err=True)
     if finished.failed:  # each with its reason, as it failed
         typer.echo(f"Failed, as said above: {', '.join(one.name for one in finished.failed)}.", err=True)

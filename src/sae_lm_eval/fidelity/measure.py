@@ -98,13 +98,13 @@ class Fidelity:
         """By the journal, or measured now."""
         title = f"Scoring {task}" if show else None
         if journal is None or PartialState().num_processes > 1:  # what one had kept the others might not have
-            return measure(model, source, documents, original, self._layouts, title)
+            return measure(model, source, documents, original, self._layouts, title, task)
         models = model.identity()
         what = json.dumps([task, asdict(source), [asdict(each) for each in documents], asdict(original)])
         key = hashlib.sha256(what.encode()).digest()
         if (kept := journal.get(models, key)) is not None:
             return Measured(*json.loads(kept))
-        measured = measure(model, source, documents, original, self._layouts, title)
+        measured = measure(model, source, documents, original, self._layouts, title, task)
         journal.put(models, {key: json.dumps(measured).encode()})
         return measured
 
@@ -116,10 +116,12 @@ def measure(
     original: Original,
     layouts: dict[tuple[str, ...], Layout],
     title: str | None = None,
+    task: str = "",
 ) -> Measured:
     """The sums of each document, and what judges them; a progress bar is called `title`.
 
-    `layouts` are those found before, and are added to. Raises `UserError` where the model cannot be scored.
+    `layouts` are those found before, and are added to. The `task` says on which text a law is
+    calibrated. Raises `UserError` where the model cannot be scored.
     """
     try:
         ablated, mean = ablations(model, source)
@@ -153,7 +155,7 @@ def measure(
             tell("%s: %s", one["dictionary"], one["verdict"])
     if not model.variant.splices:
         return Measured(out, facts)
-    compute = compute_of(everywhere, original)
+    compute = compute_of(everywhere, original, task)
     # Of the text, not of a document; it is handed to the task with each.
     return Measured([{**record, "effective_compute": compute["fraction"]} for record in out], facts, compute)
 

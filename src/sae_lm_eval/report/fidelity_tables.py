@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import pandas as pd
@@ -87,6 +87,7 @@ TABLES = (
 
 
 WITHIN = "within the noise floor"
+BESIDE = ("within the law", "between laws", "calibrated")  # what stands beside effective compute
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ class Measured:
     law: str | None = None
     flags: str = ""
     reason: str | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)  # what effective compute was recorded or converted with
 
     @property
     def mark(self) -> str:
@@ -160,7 +162,7 @@ def noise_table(variants: Sequence[Results]) -> list[Table]:
 def tidy(fidelity: Fidelity) -> pd.DataFrame:
     """A row for each (variant, task, metric)."""
     rows = [asdict(measured) for of in fidelity.values() for measured in of.values()]
-    return pd.DataFrame(rows, columns=[field.name for field in fields(Measured)])
+    return pd.DataFrame(rows, columns=[one.name for one in fields(Measured) if one.name != "record"])
 
 
 def _measured(results: Results, task: str) -> Iterator[Measured]:
@@ -225,6 +227,7 @@ def _effective_compute(made: Measured, results: Results) -> Measured:
         law=record.get("law"),
         flags=told,
         reason=None if value is not None else why,
+        record=record,
     )
 
 
@@ -268,20 +271,43 @@ def value_cell(made: Measured) -> Cell:
     return number_cell(made.value, f"{fixed(made.value, digits)} ± {fixed(made.stderr, digits)}{made.mark}")
 
 
+def beside_compute(record: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Of a record of effective compute: the fraction within the law, the spread of the laws and the calibration.
+
+    Where a fraction is not calibrated, the reason.
+    """
+    spread = record.get("law_spread")
+    between = f"{significant(spread[0])} to {significant(spread[1])}" if spread else NA
+    calibrated = record.get("calibrated") or {}
+    told = _with_bounds(calibrated)
+    return _with_bounds(record.get("within_the_law") or {}), between, str(calibrated.get("reason") or told)
+
+
+def _with_bounds(estimate: Mapping[str, Any]) -> str:
+    value, low, high = (_number(estimate.get(name)) for name in ("fraction", "low", "high"))
+    if value is None:
+        return NA
+    known = low is not None and high is not None
+    return significant(value) + (f" [{significant(low)}, {significant(high)}]" if known else "")
+
+
 def _compute_table(fidelity: Fidelity) -> Table:
+    beside = {key: beside_compute(of["effective_compute"].record) for key, of in fidelity.items()}
+    known = [place for place in range(len(BESIDE)) if any(cells[place] != NA for cells in beside.values())]
     rows = []
     for key, of in fidelity.items():
         made = of["effective_compute"]
-        known = made.low is not None and made.high is not None
-        bounds = f"[{significant(made.low)}, {significant(made.high)}]" if known else NA
+        bounds = f"[{significant(made.low)}, {significant(made.high)}]" if None not in (made.low, made.high) else NA
         value = number_cell(made.value, significant(made.value))
-        notes = made.flags if made.value is not None else made.reason
-        rows.append((*_names(key), value, Cell(bounds, made.low), text_cell(made.law or NA), text_cell(notes)))
+        cells = [text_cell(beside[key][place]) for place in known]
+        notes = text_cell(made.flags if made.value is not None else made.reason)
+        rows.append((*_names(key), value, Cell(bounds, made.low), text_cell(made.law or NA), *cells, notes))
     caption = (
         "The fraction of the original's training compute that would have bought the spliced loss. n/a: undefined, for "
-        "the reason in the notes."
+        "the reason in the notes. Beside it stand the fraction within the law, the least and greatest within the laws "
+        "in force, and the fraction calibrated on known pairs of models."
     )
-    left = [Column(heading, "left") for heading in ("variant", "text", "law", "notes")]
+    left = [Column(heading, "left") for heading in ("variant", "text", "law", *(BESIDE[at] for at in known), "notes")]
     columns = (*left[:2], Column("effective compute"), Column("95% interval"), *left[2:])
     defined = any(of["effective_compute"].value is not None for of in fidelity.values())
     return Table("fidelity-compute", "Effective compute", caption, columns, tuple(rows) if defined else ())

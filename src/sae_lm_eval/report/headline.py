@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.report.drop_tables import Row
-from sae_lm_eval.report.fidelity_tables import Fidelity
-from sae_lm_eval.report.formatting import fixed, is_number, listing, percent, significant
+from sae_lm_eval.report.fidelity_tables import Fidelity, beside_compute
+from sae_lm_eval.report.formatting import NA, fixed, is_number, listing, percent, significant
 from sae_lm_eval.report.provenance import model_name
 from sae_lm_eval.report.summary_table import Summary
 
@@ -124,5 +124,7 @@ def _losses(name: str, fidelity: Fidelity) -> str:
         made = of["effective_compute"]
         known = made.low is not None and made.high is not None
         bounds = f" (95% interval {significant(made.low)} to {significant(made.high)})" if known else ""
-        said.append(f"effective compute {significant(made.value)}{bounds}")
+        within, between, calibrated = beside_compute(made.record)
+        beside = f" (within the law {within}; between laws {between}; calibrated: {calibrated})" if within != NA else ""
+        said.append(f"effective compute {significant(made.value)}{bounds}{beside}")
     return f"{name}: {', '.join(said)} on {task}" if said else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from sae_lm_eval.report.formatting import NA, general
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from sae_lm_eval.scaling import EffectiveCompute, Estimate
     from sae_lm_eval.scaling.of_results import Converted
 
+CHECKPOINT_STEPS = (1000, 4000, 8000, 16000, 32000, 64000)  # of Pythia: a geometric course of the training
 QUANTITIES = ("effective compute", "effective parameters", "effective tokens")
 
 
@@ -79,22 +81,25 @@ def beside_the_law(result: EffectiveCompute) -> list[str]:
     return told
 
 
-def curve_command(result: EffectiveCompute, like: Path | None = None) -> str | None:
-    """The command that measures the original's family on the run's text, where it has a family and no such curve."""
-    from sae_lm_eval.scaling.curve_estimates import PUBLISHED
-    from sae_lm_eval.scaling.family import published_families
+def curve_command(result: EffectiveCompute, like: Path | None = None, task: str = "TASK") -> str | None:
+    """The command that measures the original's family on the run's text, where it has a family and no such curve.
 
-    if not any(estimate.definition == PUBLISHED for estimate in result.estimates) or result.preferred.definition in (
-        "checkpoints isotonic",
-        "family interpolation",
-        "family fit",
-    ):
+    The smaller members and the original; where these are fewer than a fit needs, the original's own checkpoints.
+    """
+    from sae_lm_eval.scaling.curve_estimates import CHECKPOINTS, INTERPOLATION, PUBLISHED
+    from sae_lm_eval.scaling.family import LEAST_MEMBERS, published_families
+    from sae_lm_eval.scaling.law_estimates import FAMILY_FIT
+
+    measured = result.preferred.definition in (CHECKPOINTS, INTERPOLATION, FAMILY_FIT)
+    if measured or not any(estimate.definition == PUBLISHED for estimate in result.estimates):
         return None
     family = next(one for one in published_families() if result.original.name in one.models)
-    smaller = family.models[: family.models.index(result.original.name) + 1]
-    members = ",".join(f"EleutherAI/{name}" for name in smaller)
-    text = "--task TASK --output_path family.csv" if like is None else f"--like {like}"
-    return f"sae-lm-eval curve --models {members} {text}"
+    own = f"EleutherAI/{result.original.name}"
+    members = [f"EleutherAI/{name}" for name in family.models[: family.models.index(result.original.name)]]
+    if len(members) + 1 < LEAST_MEMBERS:
+        members = [f"{own}@step{step}" for step in CHECKPOINT_STEPS]
+    text = "--output_path family.csv" if like is None else f"--like {shlex.quote(str(like))}"
+    return f"sae-lm-eval curve --models {','.join([*members, own])} --task {task} {text}"
 
 
 def rise_rows(frame: pd.DataFrame, notes: dict[str, int]) -> list[dict[str, str]]:
@@ -184,9 +189,18 @@ def summary_rows(summary: pd.DataFrame) -> list[dict[str, str]]:
                 "loss recovered": _span(row, "loss_recovered", ".4g"),
                 "delta CE": _span(row, "delta_ce", ".3g"),
                 "effective compute": f"{NA}: {row['reason']}" if compute == NA else compute,
+                "rests on": _basis(row),
             }
         )
     return rows
+
+
+def _basis(row: dict[str, Any]) -> str:
+    tokens = row["evaluated_tokens"]
+    if not row["decimals"]:
+        return "no losses stated"
+    counted = "tokens not stated" if tokens is None else f"{tokens:,.0f} tokens"
+    return f"{counted}, {row['decimals']} decimals"
 
 
 def _span(row: dict[str, Any], column: str, digits: str) -> str:

@@ -1,8 +1,8 @@
 """What a law's fraction is worth where it can be checked: the shipped table of known pairs, and its use.
 
 `data/calibration.csv` is made by scripts/calibration.py. It holds of each law, quantity, text and number of tokens per
-parameter the bias log k and the half width w of `held_out`. A calibrated fraction is f^(1/k), its interval
-f^(1/(k e^-w)) to f^(1/(k e^w)), wider by what the documents add. Nothing is said outside of what was measured.
+parameter the bias log k and the half width w that it finds with pairs held out. A calibrated fraction is f^(1/k), its
+interval f^(1/(k e^-w)) to f^(1/(k e^w)), wider by what the documents add. Nothing is said outside of what was measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scipy.stats import norm
 
 from sae_lm_eval.scaling.data_files import data_path, read_rows, unknown
 from sae_lm_eval.scaling.estimate import Draws, Estimate, Interval
-from sae_lm_eval.scaling.known_pairs import ladder_texts
+from sae_lm_eval.scaling.ladder import ladder_texts
 from sae_lm_eval.scaling.law_estimates import COMPUTE, PARAMETERS, log_relative
 from sae_lm_eval.scaling.laws import Law
 from sae_lm_eval.scaling.original_model import Original

@@ -22,7 +22,7 @@ from sae_lm_eval.scaling.curve_estimates import (
 from sae_lm_eval.scaling.delta import DeltaCE, delta_from_losses
 from sae_lm_eval.scaling.estimate import Draws, Estimate
 from sae_lm_eval.scaling.family import Family, read_family
-from sae_lm_eval.scaling.known_pairs import ladder_law
+from sae_lm_eval.scaling.ladder import ladder_law
 from sae_lm_eval.scaling.law_estimates import (
     AT_THE_LOSS,
     COMPUTE,

@@ -3,7 +3,7 @@
 Every definition on a law has one form. With R the reducible loss that the resource accounts for and s its
 exponent, a rise Delta of the loss leaves the fraction (1 + Delta/R)^(-1/s) of the resource:
 
-    effective compute, law-relative       R = A N^-alpha + B D^-beta     s = alpha beta/(alpha+beta)
+    effective compute, within the law     R = A N^-alpha + B D^-beta     s = alpha beta/(alpha+beta)
     effective compute, law at the loss    R = L - E                      s = gamma
     effective parameters, tokens fixed    R = A N^-alpha                 s = alpha
     effective tokens, parameters fixed    R = B D^-beta                  s = beta

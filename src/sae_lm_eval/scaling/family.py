@@ -23,6 +23,7 @@ from sae_lm_eval.scaling.laws import ComputeLaw
 
 Kind = Literal["family", "checkpoints"]
 NORMAL_MEDIAN = 0.6745  # of |z| of a standard normal z
+LEAST_MEMBERS = 4  # of a family that a law is fitted to
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,7 +49,7 @@ class Family:
     @functools.cached_property
     def fit(self) -> ComputeLaw | None:
         """L = E + K C^-gamma through the points; None with fewer than four."""
-        if len(self.loss) < 4 or len(np.unique(self.compute)) < 3:
+        if len(self.loss) < LEAST_MEMBERS or len(np.unique(self.compute)) < 3:
             return None
         ranges = {"text": self.text, "source": f"least squares on log L of {self.name}", "flops": self.unit}
         return fit_compute_law(self.compute, self.loss, name=self.name, **ranges)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sae_lm_eval.scaling.data_files import read_rows
 from sae_lm_eval.scaling.fit import fit_parametric_law
-from sae_lm_eval.scaling.known_pairs import LADDER, ladder_law
+from sae_lm_eval.scaling.ladder import LADDER, ladder_law
 from sae_lm_eval.scaling.laws import Law, get_law, laws
 
 

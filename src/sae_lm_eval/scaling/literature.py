@@ -24,6 +24,7 @@ from sae_lm_eval.scaling.laws import DEFAULT_LAW, Law
 from sae_lm_eval.scaling.original_model import Original, find_preset, get_original
 
 KEYS = ["work", "model", "site"]
+PRINTED = ("ce_baseline", "ce_spliced", "delta_ce", "loss_recovered")
 
 
 @functools.cache
@@ -35,7 +36,7 @@ def works() -> Mapping[str, dict[str, str]]:
 def convert_literature(
     law: str | Path | Law = DEFAULT_LAW, *, level: float = 0.95, draws: int = 2000, rng: int = 0
 ) -> pd.DataFrame:
-    """The published figures with law-relative effective compute; None and a reason where undefined.
+    """The published figures with effective compute within the law; None and a reason where undefined.
 
     The interval covers the law's parameters alone: no work publishes the standard error of delta CE.
     `ce_ablated` is the published one, or the one that loss recovered and delta CE imply.
@@ -48,7 +49,8 @@ def convert_literature(
 
 def summarise_literature(table: pd.DataFrame) -> pd.DataFrame:
     """Ranges of loss recovered, delta CE and effective compute per work, model and site; `bound` is the least that is
-    said of a dictionary outside the law.
+    said of a dictionary outside the law. The figures rest on `evaluated_tokens`, None where the work does not say how
+    many, and are printed to `decimals`.
     """
     rows = []
     for _, group in table.groupby(KEYS, sort=False):
@@ -67,6 +69,8 @@ def summarise_literature(table: pd.DataFrame) -> pd.DataFrame:
                 **named,
                 "dictionaries": len(group),
                 **spans,
+                "evaluated_tokens": head["evaluated_tokens"],
+                "decimals": max((_decimals(value) for name in PRINTED for value in group[name]), default=0),
                 "bound": bounds[0] if bounds else "",
                 "reason": reasons[0] if reasons else "",
             }
@@ -81,6 +85,7 @@ def _convert(row: Row, law: Law, *, level: float, draws: int, rng: int) -> dict[
         **{key: row[key] for key in (*KEYS, "dictionary", "layer", "dict_size", "l0")},
         **{key: row[key] for key in ("ce_baseline", "ce_spliced", "delta_ce", "loss_recovered", "ablation")},
         "ce_ablated": _ablated(row),
+        "evaluated_tokens": row["evaluated_tokens"],
         "effective_compute": estimate.fraction,
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,
@@ -122,6 +127,10 @@ def _original(row: Row) -> Original | None:
         return get_original(model=row["preset"])
     original = get_original(model=row["preset"], tokens=row["assumed_tokens"])
     return replace(original, tokens_status="assumed")
+
+
+def _decimals(value: float | None) -> int:
+    return 0 if value is None else len(repr(value).partition(".")[2])
 
 
 def _ablated(row: Row) -> float | None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sae_lm_eval.scaling.estimate import Draws
 from sae_lm_eval.scaling.family import Family
-from sae_lm_eval.scaling.known_pairs import ladder_law, ladder_texts
+from sae_lm_eval.scaling.ladder import ladder_law, ladder_texts
 from sae_lm_eval.scaling.laws import Law
 from sae_lm_eval.scaling.original_model import Original
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from known_pairs import KnownPair, sizes, without
 
-from sae_lm_eval.scaling.known_pairs import KnownPair, ladder_law, sizes, without
+from sae_lm_eval.scaling.ladder import ladder_law
 from sae_lm_eval.scaling.laws import Law
 
 LEVELS = tuple(np.round(np.arange(0.90, 1.0001, 0.005), 3))

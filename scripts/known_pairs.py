@@ -14,18 +14,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sae_lm_eval.errors import UserError
 from sae_lm_eval.scaling.data_files import Row, data_path, read_rows
-from sae_lm_eval.scaling.fit import fit_parametric_law
+from sae_lm_eval.scaling.ladder import LADDER, ladder_runs, run_size
 from sae_lm_eval.scaling.law_estimates import COMPUTE, PARAMETERS, log_relative
-from sae_lm_eval.scaling.laws import Law, ParametricLaw
+from sae_lm_eval.scaling.laws import Law
 from sae_lm_eval.scaling.original_model import Original
 
 Quantity = Literal["effective compute", "effective parameters"]
-LADDER = "olmo_ladder"  # the laws fitted to the ladder's runs on one text are LADDER_text
-LADDER_SOURCE = (
-    "Bhagia et al. 2024, Establishing Task Scaling Laws via Compute-Efficient Model Ladders, arXiv:2412.04403"
-)
 # Tokens per parameter of the runs called 1xC, where the parameters of the output head count and the embedding's do not.
 CHINCHILLA = 20
 
@@ -58,34 +53,6 @@ class KnownPair:
 
     def has(self, size: str) -> bool:
         return size in (self.smaller, self.larger)
-
-
-@functools.cache
-def ladder_runs() -> tuple[Row, ...]:
-    """The ladder's losses (nats/token of OLMo's tokenizer) on each of its texts."""
-    return tuple(read_rows(data_path("olmo_ladder.csv"), required=["text", "model", "params", "tokens", "loss"]))
-
-
-def ladder_texts() -> tuple[str, ...]:
-    """Names of the texts that the ladder's losses are known on."""
-    return tuple(dict.fromkeys(row["text"] for row in ladder_runs()))
-
-
-@functools.cache
-def ladder_law(text: str, without: str | None = None) -> ParametricLaw:
-    """The law fitted to the ladder's 16 runs on a text, or to those of all sizes but one."""
-    rows = [row for row in ladder_runs() if row["text"] == text and row["role"] == "fit" and _size(row) != without]
-    if not rows:
-        raise UserError(f"The OLMo ladder has no losses on {text!r}. Known: {', '.join(ladder_texts())}.")
-    columns = ([row[name] for row in rows] for name in ("params_non_embedding", "tokens", "loss"))
-    return fit_parametric_law(
-        *columns,
-        name=f"{LADDER}_{text}",
-        text=f"{text}, OLMo 2 tokenizer",
-        counts="non-embedding",
-        tokenizer="OLMo 2",
-        source=f"fitted here (least squares on log L) to the runs of {LADDER_SOURCE}; losses in olmo_ladder.csv",
-    )
 
 
 @functools.cache
@@ -138,19 +105,14 @@ def _pair(
         quantity=quantity,
         text=text,
         source=source,
-        smaller=_size(small),
-        larger=_size(large),
+        smaller=run_size(small),
+        larger=run_size(large),
         params=float(small["params"]),
         original=original,
         truth=truth,
         rise=small["loss"] - large["loss"],
         tokens_per_parameter=ratio,
     )
-
-
-def _size(row: Row) -> str:
-    """A run's size: "190M" of 190M-10xC."""
-    return row["model"].partition("-")[0] if row.get("role") else row["model"]
 
 
 def _ratio(row: Row) -> int:
