@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,27 +17,28 @@ STATED = ("model_names", "hook_in", "hook_out", "context_size", "prepend_bos")
 
 @dataclass(frozen=True)
 class Dictionary:
-    """A sparse autoencoder or transcoder with what its release says of it.
+    """A sparse autoencoder, a transcoder or another map of activations, with what its release says of it.
 
     `reconstruct` maps activations (..., d_in) to (..., d_out); `encode` maps them to those of its latents (...,
-    d_dictionary). Both take and give the module's own dtype. `latent_module`, where there is one, gives what
-    `encode` does on the way of `reconstruct`; `formula` is what its weights make of activations, computed otherwise
-    than by `reconstruct`. `processing` is how TransformerLens loaded the model that it was trained on, by
-    `processing_source`. `stated` is what the release says of its numbers: see `dictionaries.stated`. It was not
-    trained at positions below `first_position`, nor at `untrained_tokens`: ids, or "special" for all that the
-    tokenizer declares special. `None` in any other field means that the release does not say; it never stands for a
-    guess. `is_loaded` is whether a loader of this package has made it, and `origin` what it was made from where
+    d_dictionary), and is None where there are no latents. Both take and give the module's own dtype. `latent_module`,
+    where there is one, gives what `encode` does on the way of `reconstruct`; `formula` is what its weights make of
+    activations, computed otherwise than by `reconstruct`. `processing` is how TransformerLens loaded the model that it
+    was trained on, by `processing_source`. `stated` is what the release says of its numbers: see `dictionaries.stated`.
+    It was not trained at positions below `first_position`, nor at `untrained_tokens`: ids, or "special" for all that
+    the tokenizer declares special. `None` in any other field means that the release does not say, and of widths that
+    they are found where it is placed; it never stands for a guess. `is_loaded` is whether a loader of this package has
+    made it, `code` what of the user's own code decides its output besides, and `origin` what it was made from where
     that was an object of the user's.
     """
 
     name: str
     module: nn.Module
     reconstruct: Callable[[Tensor], Tensor]
-    encode: Callable[[Tensor], Tensor]
+    encode: Callable[[Tensor], Tensor] | None
     architecture: str
-    d_in: int
-    d_out: int
-    d_dictionary: int
+    d_in: int | None
+    d_out: int | None
+    d_dictionary: int | None
     hook_in: str | None
     hook_out: str | None
     module_hook_in: str | None = None
@@ -56,6 +57,7 @@ class Dictionary:
     first_position: int | None = None
     untrained_tokens: tuple[int, ...] | str = ()
     is_loaded: bool = False
+    code: tuple[Callable[..., Any], ...] = ()
     origin: Origin | None = None
     processing_source: str | None = None
 
@@ -72,11 +74,22 @@ class Dictionary:
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.module.parameters()).dtype
+        return next((t.dtype for t in self._tensors() if t.is_floating_point()), torch.float32)
 
     @property
     def device(self) -> torch.device:
-        return next(self.module.parameters()).device
+        return next((t.device for t in self._tensors()), torch.device("cpu"))
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from self.module.parameters()
+        yield from self.module.buffers()
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of what it reads and of what it writes, once it is placed."""
+        assert self.d_in is not None, "a splice places its dictionary"
+        assert self.d_out is not None, "a splice places its dictionary"
+        return self.d_in, self.d_out
 
     def fingerprint(self) -> str:
         """A checksum of 32 hexadecimal digits over the names, shapes and bits of the weights."""
@@ -87,27 +100,22 @@ class Dictionary:
         return contents({"": self.module}, {"": self.functions})[""]
 
     @property
-    def functions(self) -> tuple[Callable[[Tensor], Tensor], ...]:
+    def functions(self) -> tuple[Callable[..., Any], ...]:
         """What decides its output besides the module: a loader's functions are the package's own."""
-        return () if self.is_loaded else (self.reconstruct, self.encode)
+        own = () if self.is_loaded else (self.reconstruct, self.encode)
+        return (*filter(None, own), *self.code)
 
 
 @dataclass(frozen=True)
 class Origin:
     """The object of the user's that a dictionary was made from, and its content then.
 
-    `dtype` and `norm_factor` are what the dictionary was made with.
+    `module` and `functions` decide what it gives; `dtype` and `norm_factor` are what the dictionary was made with.
     """
 
     source: Any
+    module: nn.Module
+    functions: tuple[Callable[..., Any], ...]
     content: Content
     dtype: torch.dtype
     norm_factor: float | str | None
-
-    @property
-    def module(self) -> nn.Module:
-        return self.source.module if isinstance(self.source, Dictionary) else self.source
-
-    @property
-    def functions(self) -> tuple[Callable[[Tensor], Tensor], ...]:
-        return self.source.functions if isinstance(self.source, Dictionary) else ()

@@ -8,25 +8,28 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from sae_lm_eval.dictionaries import saelens_loader, saelens_object, sparsify_loader
 from sae_lm_eval.dictionaries.dictionary import Dictionary, Origin
+from sae_lm_eval.dictionaries.own_module import OwnModule, code_of, from_own, is_own
 from sae_lm_eval.dictionaries.sequential import attends_over_positions
 from sae_lm_eval.dictionaries.snapshots import rebound, snapshot
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.trial import tried
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.runtime.content import Content, contents
+from sae_lm_eval.runtime.content import contents
 
 
 def load_dictionary(
     source: Any, *, dtype: torch.dtype = torch.float32, norm_factor: float | str | None = None
 ) -> Dictionary:
-    """The dictionary that `source` is or names: a spec as text or value, a SAELens SAE, a sparsify coder, a Dictionary.
+    """The dictionary that `source` is or names: a spec as text or value, a SAELens SAE, a sparsify coder, a Dictionary,
+    any other `torch.nn.Module` or callable.
 
     `norm_factor` is what activations were multiplied by in training, for releases that normalised them and do
     not say by how much; `IN:OUT` for a transcoder, one for each of its sites. What is loaded is tried on random
-    activations: see `dictionaries.trial`.
+    activations: see `dictionaries.trial`; where its widths are not known yet, where it is placed.
 
     An object is copied, and stays as it was; `renewed` follows what becomes of it.
 
@@ -41,15 +44,21 @@ def load_dictionary(
     elif norm_factor is not None:
         raise UserError(f"{dictionary.name} needs no norm_factor: leave it out.")
     dictionary.module.to(dtype=dtype).eval().requires_grad_(False)
-    dictionary = tried(dictionary)
+    if dictionary.d_in is not None:
+        dictionary = tried(dictionary)
     if isinstance(source, str | SaeSpec):
         return replace(dictionary, is_loaded=True)
-    origin = Origin(source, _content_of(source), dtype, norm_factor)
+    module, functions = _parts_of(source)
+    content = contents({"": module}, {"": functions})[""]
+    origin = Origin(source, module, functions, content, dtype, norm_factor)
     return replace(dictionary, is_loaded=dictionary.is_loaded or not isinstance(source, Dictionary), origin=origin)
 
 
-def _content_of(source: Any) -> Content:
-    return source.content() if isinstance(source, Dictionary) else contents({"": source})[""]
+def _parts_of(source: Any) -> tuple[nn.Module, tuple[Callable[..., Any], ...]]:
+    """What decides the output of an object of the user's: a module, and functions besides."""
+    if isinstance(source, Dictionary):
+        return source.module, source.functions
+    return (source, ()) if _of_library(source) else (OwnModule(source), tuple(code_of(source)))
 
 
 def renewed(dictionaries: Sequence[Dictionary]) -> tuple[Dictionary, ...]:
@@ -115,21 +124,28 @@ def load_as_released(source: Any) -> Dictionary:
         source = SaeSpec.parse(source)
     if isinstance(source, SaeSpec):
         return LOADERS[source.loader](source)
-    for module_prefix, from_object in OBJECTS.items():
-        if any(cls.__module__.startswith(module_prefix) for cls in type(source).__mro__):
-            return from_object(snapshot(source)[0])
+    if (from_object := _of_library(source)) is not None:
+        return from_object(snapshot(source)[0])
+    if is_own(source):
+        return from_own(source)
+    what = f"The class {source.__name__}" if isinstance(source, type) else f"A {type(source).__name__}"
     raise UserError(
-        f"A {type(source).__name__} is no dictionary. Give a spec, a SAELens SAE, a sparsify SparseCoder, "
-        f"or a sae_lm_eval.Dictionary."
+        f"{what} is no dictionary. Give a spec, a SAELens SAE, a sparsify SparseCoder, a sae_lm_eval.Dictionary, "
+        f"or a module or function that maps activations to activations."
     )
+
+
+def _of_library(source: Any) -> Callable[[Any], Dictionary] | None:
+    """What makes a dictionary of an object, where it is of a library whose objects are known."""
+    names = [cls.__module__ for cls in type(source).__mro__]
+    return next((made for prefix, made in OBJECTS.items() if any(name.startswith(prefix) for name in names)), None)
 
 
 def _copied(dictionary: Dictionary) -> Dictionary:
     module, memo = snapshot(dictionary.module)
-    reconstruct, encode = (rebound(function, memo) for function in (dictionary.reconstruct, dictionary.encode))
-    formula = None if dictionary.formula is None else rebound(dictionary.formula, memo)
     latent_module = None if dictionary.latent_module is None else memo.get(id(dictionary.latent_module))
-    functions: dict[str, Any] = {"reconstruct": reconstruct, "encode": encode, "formula": formula}
+    given = {name: getattr(dictionary, name) for name in ("reconstruct", "encode", "formula")}
+    functions: dict[str, Any] = {name: None if f is None else rebound(f, memo) for name, f in given.items()}
     return replace(dictionary, module=module, latent_module=latent_module, **functions)
 
 

@@ -112,7 +112,7 @@ def _stated_of_release(release: Any, id_: str, dictionary: Dictionary) -> dict[s
         "norm_scaling_factor": release.norm_scaling_factor.get(id_),
         "variance_explained": release.expected_var_explained.get(id_),  # 1 where the release says nothing
     }
-    said = stated.of_config(registered, dictionary.d_in, dictionary.d_out)
+    said = stated.of_config(registered, *dictionary.widths)
     return {**said, **stated.of_names(id_, str(release.saes_map[id_]))}
 
 
@@ -170,7 +170,7 @@ def _from_folder(spec: SaeSpec, folder: Path, commit: str | None) -> Dictionary:
     whole = {**config, **(config.get("metadata") or {})}
     numbers = {
         **dictionary.stated,
-        **stated.of_config(whole, dictionary.d_in, dictionary.d_out),
+        **stated.of_config(whole, *dictionary.widths),
         **stated.of_names(spec.id, folder.name),
     }
     rule = rule_of(spec.source, spec.id)

@@ -30,7 +30,7 @@ def tried(dictionary: Dictionary) -> Dictionary:
     calling it does not give its formula.
     """
     generator = torch.Generator(device="cpu").manual_seed(0)
-    x = torch.randn(ROWS, POSITIONS, dictionary.d_in, generator=generator, device="cpu")
+    x = torch.randn(ROWS, POSITIONS, dictionary.widths[0], generator=generator, device="cpu")
     x *= torch.logspace(math.log10(SIZES[0]), math.log10(SIZES[1]), ROWS, device="cpu")[:, None, None]
     shuffled = torch.randperm(ROWS, generator=generator, device="cpu")
     x = x[torch.randperm(ROWS, generator=generator, device="cpu")].to(dictionary.device, dictionary.dtype)

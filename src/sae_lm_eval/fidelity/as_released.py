@@ -23,7 +23,8 @@ def as_released(variant: Variant, records: Sequence[Mapping[str, Any]]) -> list[
 
 
 def _of(splice: Splice, sums: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    total = {name: sum(of[name] for of in sums) for name in sums[0]} if sums else {}
+    names = [name for name, value in sums[0].items() if value is not None] if sums else []
+    total = {name: sum(of[name] for of in sums) for name in names}
     means = {name: _mean(total, name, "positions") for name in ("l0", "norm_in", "norm_out")}
     means |= {"l0_later": _mean(total, "l0_later", "later")}
     fvu = metrics.DICTIONARY_METRICS["fvu"]
@@ -37,4 +38,4 @@ def _of(splice: Splice, sums: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 
 
 def _mean(total: Mapping[str, float], name: str, of: str) -> float | None:
-    return total[name] / total[of] if total.get(of) else None
+    return total[name] / total[of] if total.get(of) and name in total else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -147,13 +148,15 @@ class BatchRecord:
         dictionary, kept = splice.dictionary, self._latents.pop(number, None)
         z = splice.map_in.there(x.to(dictionary.device, dictionary.dtype))
         latents = None  # (rows x positions, d_dictionary), where they need not be computed piece by piece
-        if dictionary.sequential:
+        if dictionary.sequential and dictionary.encode is not None:
             latents = dictionary.encode(z).flatten(0, 1)
         elif kept is not None and not kept.is_sparse and kept.shape[:2] == z.shape[:2]:
             latents = kept.flatten(0, 1)
         z, places = z.flatten(0, 1), counted.positions.to(z.device)
         l0 = torch.zeros(len(places), dtype=torch.float64, device=z.device)
         fired: dict[int, np.ndarray] = {}
+        if dictionary.encode is None or dictionary.d_dictionary is None:
+            return l0 * math.nan, dict.fromkeys(np.unique(counted.documents), np.zeros(0, dtype=bool))
         step = max(1, ACTIVATIONS // dictionary.d_dictionary)
         for start in range(0, len(places), step):
             part = slice(start, start + step)

@@ -16,6 +16,7 @@ from sae_lm_eval.scoring.request import TargetIndex
 from sae_lm_eval.splicing.splice import Context, Variant
 
 NOWHERE = np.iinfo(np.int64).max
+COUNTED = ("l0", "l0_later", *(f"fired_{which}_{of}" for of in ("text", "category") for which in ("first", "only")))
 
 
 @dataclass
@@ -63,9 +64,9 @@ class DictionaryStatistics:
             self.sums.append(
                 DictionarySums(
                     np.zeros((n, len(COLUMNS))),
-                    np.zeros((n, d.d_out)),
-                    np.full((categories, d.d_dictionary), NOWHERE),
-                    np.full((categories, d.d_dictionary), -1),
+                    np.zeros((n, d.widths[1])),
+                    np.full((categories, d.d_dictionary or 0), NOWHERE),
+                    np.full((categories, d.d_dictionary or 0), -1),
                 )
             )
 
@@ -119,12 +120,13 @@ def records(
     categories: Sequence[int],
     whole: CategorySums,
     parts: Sequence[CategorySums],
-) -> list[dict[str, float]]:
+) -> list[dict[str, float | None]]:
     """A document's sums as plain numbers that add up over documents: to those of the text with `_text` at the end,
     to those of its category with `_category`.
 
     `whole` and `parts` hold the sums of all processes. The squared deviation is from the mean there. A document
     is given the fraction of the dictionary that fired in it and in none before, and that which fired in no other.
+    What is counted of latents is None where there are none.
     """
     table = {name: sums.columns[:, i] for i, name in enumerate(COLUMNS) if name != "squares"}
     squares, positions = sums.columns[:, COLUMNS.index("squares")], sums.columns[:, 0]
@@ -135,6 +137,8 @@ def records(
         starts = [part.first == number for part, number in zip(around, numbers, strict=True)]
         only = [start & (part.last == part.first) for part, start in zip(around, starts, strict=True)]
         table[f"squared_deviation_{within}"] = deviation
-        table[f"fired_first_{within}"] = np.array([each.mean() for each in starts])
-        table[f"fired_only_{within}"] = np.array([each.mean() for each in only])
-    return [{name: values[i].item() for name, values in table.items()} for i in range(len(numbers))]
+        if whole.first.size:
+            table[f"fired_first_{within}"] = np.array([each.mean() for each in starts])
+            table[f"fired_only_{within}"] = np.array([each.mean() for each in only])
+    out = [{name: values[i].item() for name, values in table.items()} for i in range(len(numbers))]
+    return out if whole.first.size else [{**one, **dict.fromkeys(COUNTED)} for one in out]

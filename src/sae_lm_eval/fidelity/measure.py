@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import reduce
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from sae_lm_eval.fidelity.as_released import as_released
 from sae_lm_eval.fidelity.dictionary_stats import CategorySums, DictionaryStatistics, by_category, records
 from sae_lm_eval.fidelity.source import Document, Source, TextRequest
 from sae_lm_eval.files.logs import logger_of
-from sae_lm_eval.results.fidelity_names import NO_DICTIONARY, WITHOUT_DICTIONARY
+from sae_lm_eval.results.fidelity_names import NO_DICTIONARY, NO_LATENTS, OF_LATENTS, WITHOUT_DICTIONARY
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.processes import gathered
 from sae_lm_eval.scaling import Original
@@ -33,7 +33,7 @@ from sae_lm_eval.scoring.answers import TOKENS_AT_ONCE
 from sae_lm_eval.scoring.request import Query, ScoreRequest, Scores
 from sae_lm_eval.scoring.scorer import Layout, Scorer
 from sae_lm_eval.scoring.spliced_model import SplicedModel
-from sae_lm_eval.splicing.splice import Variant
+from sae_lm_eval.splicing.splice import Splice, Variant
 
 logger = logger_of(__name__)
 
@@ -145,7 +145,7 @@ def measure(
         "first_positions_counted": {s.site_out.hook: s.first_position for s in model.variant.splices},
         "mean": mean,
         "bootstrap": {"seed": metrics.SEED, "most_resamples": metrics.RESAMPLES},
-        "undefined": undefined(everywhere) | (without_dictionary(model.variant) or {}),
+        "undefined": undefined(everywhere) | without_latents(model.variant) | (without_dictionary(model.variant) or {}),
         "by_category": by_categories(everywhere),
     }
     if pass_.watch is not None:
@@ -313,12 +313,21 @@ def without_dictionary(variant: Variant) -> dict[str, str] | None:
     modes = {splice.mode for splice in variant.splices}
     if not modes or not modes <= set(WITHOUT_DICTIONARY):
         return None
-    reasons = dict.fromkeys(metrics.DICTIONARY_METRICS, NO_DICTIONARY.format(" and ".join(sorted(modes))))
-    return (
-        reasons
-        if len(variant.splices) == 1
-        else {f"{name}/{splice.site_out.hook}": why for name, why in reasons.items() for splice in variant.splices}
-    )
+    why = NO_DICTIONARY.format(" and ".join(sorted(modes)))
+    return {name: why for name, _ in metrics_by_splice(variant, metrics.DICTIONARY_METRICS)}
+
+
+def without_latents(variant: Variant) -> dict[str, str]:
+    """Why there is nothing to count, by metric, where a dictionary has no latents."""
+    counted = metrics_by_splice(variant, OF_LATENTS)
+    return {name: NO_LATENTS for name, splice in counted if splice.dictionary.d_dictionary is None}
+
+
+def metrics_by_splice(variant: Variant, names: Iterable[str]) -> Iterator[tuple[str, Splice]]:
+    """Metrics of a dictionary as `metrics.metrics_of` calls them, each with the splice that it is of."""
+    for splice in variant.splices:
+        for name in names:
+            yield name if len(variant.splices) == 1 else f"{name}/{splice.site_out.hook}", splice
 
 
 def undefined(found: Sequence[dict[str, Any]]) -> dict[str, str]:

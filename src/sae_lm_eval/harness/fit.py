@@ -35,7 +35,7 @@ class Fit:
 
     map: str
     explained_variance: float
-    l0: float
+    l0: float | None
     tokens: int
     l0_later: float | None = None
     norm_in: float | None = None
@@ -94,12 +94,13 @@ def elsewhere(architecture: Architecture, splice: Splice, fit: Fit) -> dict[str,
             if site is not None and site.read != splice.site_out.read:
                 found[f"hook={hook}"] = replace(splice, site_in=site, site_out=site)
     if fit.norm_in:
-        factor = dictionary.d_in**0.5 / fit.norm_in
-        out = factor if not dictionary.is_transcoder or not fit.norm_out else dictionary.d_out**0.5 / fit.norm_out
+        (d_in, d_out), encode = dictionary.widths, dictionary.encode
+        factor = d_in**0.5 / fit.norm_in
+        out = factor if not dictionary.is_transcoder or not fit.norm_out else d_out**0.5 / fit.norm_out
         scaled = replace(
             dictionary,
             reconstruct=lambda x: dictionary.reconstruct(x * factor) / out,
-            encode=lambda x: dictionary.encode(x * factor),
+            encode=None if encode is None else lambda x: encode(x * factor),
         )
         found[f"a factor of {factor:.4g} on its activations"] = replace(splice, dictionary=scaled)
     return found
@@ -152,7 +153,9 @@ def _add(sums: _Sums, splice: Splice, x: Tensor, y: Tensor, later: Tensor) -> No
     dictionary = splice.dictionary
     z = splice.reconstruct(x[None], y[None])[0]
     read = splice.map_in.there(x.to(dictionary.device, dictionary.dtype))
-    active = (dictionary.encode(read[None])[0] != 0).sum(-1).cpu()
+    active = torch.full((len(y),), math.nan)
+    if dictionary.encode is not None:
+        active = (dictionary.encode(read[None])[0] != 0).sum(-1).cpu()
     sums.count += len(y)
     sums.later += int(later.sum())
     sums.missed += float((z - y.to(z)).double().pow(2).sum())
@@ -170,9 +173,9 @@ def _fit(name: str, sums: _Sums) -> Fit:
     return Fit(
         name,
         1 - sums.missed / n / variance,
-        sums.active / n,
+        None if math.isnan(sums.active) else sums.active / n,
         n,
-        l0_later=sums.active_later / sums.later if sums.later else None,
+        l0_later=sums.active_later / sums.later if sums.later and not math.isnan(sums.active) else None,
         norm_in=sums.norm_in / n,
         norm_out=sums.norm_out / n,
     )

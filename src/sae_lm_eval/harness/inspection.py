@@ -34,7 +34,8 @@ def plan(model_args: Mapping[str, Any]) -> Variant:
     dictionaries = [load_as_released(source) for source in sources_of(model_args.get("sae"))]
     for dictionary in dictionaries:
         dictionary.module.to(dtype=dtype).eval()
-    return build_variant(model, [tried(dictionary) for dictionary in dictionaries], choices, frozenset())
+    known = [tried(one) if one.d_in is not None else one for one in dictionaries]
+    return build_variant(model, known, choices, frozenset())
 
 
 def facts(splice: Splice, special: str) -> dict[str, str]:
@@ -51,7 +52,7 @@ def facts(splice: Splice, special: str) -> dict[str, str]:
         "writes": f"{splice.site_out.hook} = {writes}, (..., {dictionary.d_out})",
         "activation map": f"{splice.map_in.name} -> {splice.map_out.name}",
         "positions": positions(splice, special),
-        "elements": f"{dictionary.d_dictionary:,}",
+        "elements": "none" if dictionary.d_dictionary is None else f"{dictionary.d_dictionary:,}",
         "parameters": f"{parameters:,} in {str(dictionary.dtype).removeprefix('torch.')}",
         "trained on": f"{' or '.join(dictionary.model_names) or '?'}, context {dictionary.context_size or '?'}, "
         f"behind BOS: {dictionary.prepend_bos if dictionary.prepend_bos is not None else 'not stated'}",
@@ -105,8 +106,9 @@ def fits(model_args: Mapping[str, Any], path: str, tokens: int) -> tuple[list[li
 
 
 def _factor(dictionary: Dictionary, norm_in: float, norm_out: float) -> float | str:
-    factor = dictionary.d_in**0.5 / norm_in
-    return f"{factor:.6g}:{dictionary.d_out**0.5 / norm_out:.6g}" if dictionary.is_transcoder else factor
+    d_in, d_out = dictionary.widths
+    factor = d_in**0.5 / norm_in
+    return f"{factor:.6g}:{d_out**0.5 / norm_out:.6g}" if dictionary.is_transcoder else factor
 
 
 def _with_factor(dictionary: Dictionary, factor: float | str | None) -> Dictionary:

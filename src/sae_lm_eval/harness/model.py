@@ -61,8 +61,9 @@ class SaeHFLM(CausalHFLM):
 
     Args:
         sae: one or more dictionaries: spec text (`[loader:]source[#id][@revision]`, several joined by `+`),
-            a SAELens SAE, a sparsify SparseCoder, a `Dictionary`, or a list of these; with `splice="none"` an empty
-            list, for the untouched model, of which `as_variant` makes variants.
+            a SAELens SAE, a sparsify SparseCoder, a `Dictionary`, any other module or callable that maps activations
+            to activations, or a list of these; with `splice="none"` an empty list, for the untouched model, of which
+            `as_variant` makes variants.
         splice: what takes the place of the activations: `reconstruction`, `with_error`, `zero`, `mean`,
             `random_error` or `none`.
         splice_tokens: `non_special` keeps the original activation where the token is the tokenizer's bos, eos or pad,

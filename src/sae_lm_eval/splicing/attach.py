@@ -115,7 +115,7 @@ class Attachment:
         if new is None:
             return None
         if stream is not None:
-            new = new - stream
+            new = flat + (new - y)  # to the bit, where nothing is changed
         if (keep := self._kept(splice)) is not None:
             new = torch.where(keep.to(new.device), flat, new)
         if len(flat) < len(everything):

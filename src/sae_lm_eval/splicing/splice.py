@@ -100,7 +100,7 @@ class Splice:
         """Unit vectors, uniform on the sphere; `DIRECTIONS` of them."""
         # torch's generator on the CPU looks at 32 bits of its seed only.
         seed = zlib.crc32(f"{self.seed} {self.site_out.hook}".encode())
-        table = torch.randn(DIRECTIONS, self.dictionary.d_out, generator=torch.Generator().manual_seed(seed))
+        table = torch.randn(DIRECTIONS, self.dictionary.widths[1], generator=torch.Generator().manual_seed(seed))
         return nn.functional.normalize(table, dim=-1).to(self.dictionary.device, self.dictionary.dtype)
 
     def _by_row(

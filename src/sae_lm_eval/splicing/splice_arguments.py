@@ -28,7 +28,8 @@ class SpliceArguments:
         default=None,
         metadata={
             "meaning": "the dictionary: a [spec](docs/specs.md), several joined by `+`; from Python also a SAELens "
-            "SAE, a sparsify SparseCoder, a `Dictionary`, or a list"
+            "SAE, a sparsify SparseCoder, a `Dictionary`, [a module or function of your own](docs/decompositions.md), "
+            "or a list"
         },
     )
     splice: str | None = field(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.model_names import official_name
+from sae_lm_eval.dictionaries.own_module import placed
 from sae_lm_eval.dictionaries.untrained import SPECIAL
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.logs import logger_of
@@ -50,8 +51,8 @@ def build_variant(
         with _other_model_first(architecture, dictionary):
             splices.append(_build_splice(architecture, dictionary, hook, map_, choices))
     variant = Variant(tuple(splices), _kept_ids(dictionaries, special_ids, declared_special, choices))
-    check_widths(architecture, splices)
-    for splice, map_ in zip(splices, maps, strict=True):
+    variant = replace(variant, splices=tuple(with_widths(architecture, splices)))
+    for splice, map_ in zip(variant.splices, maps, strict=True):
         if is_of_other_model(architecture, splice.dictionary):
             logger.warning(
                 "%s: the results say nothing of the dictionary if these differ.",
@@ -131,18 +132,21 @@ def find_sites(architecture: Architecture, dictionary: Dictionary, hook: str | N
     return site_in, resolve_site(architecture, dictionary.hook_out, dictionary.module_hook_out)
 
 
-def check_widths(architecture: Architecture, splices: Sequence[Splice]) -> None:
-    """Compare what the dictionaries expect with what passes their sites when the model reads two tokens."""
+def with_widths(architecture: Architecture, splices: Sequence[Splice]) -> Iterator[Splice]:
+    """The splices, of which the dictionaries that no release describes have the widths of their sites.
+
+    What the others expect is compared with what passes their sites when the model reads two tokens.
+    """
     ports = {site.read for splice in splices for site in (splice.site_in, splice.site_out)}
     device = next(architecture.model.parameters()).device
     passed = record_activations(architecture.model, sorted(ports, key=str), torch.tensor([[0, 1]], device=device))
     for splice in splices:
         with _other_model_first(architecture, splice.dictionary):
-            _check_width(architecture, splice, passed)
+            yield _with_width(architecture, splice, passed)
 
 
-def _check_width(architecture: Architecture, splice: Splice, passed: Mapping[ModuleSide, Tensor]) -> None:
-    dictionary = splice.dictionary
+def _with_width(architecture: Architecture, splice: Splice, passed: Mapping[ModuleSide, Tensor]) -> Splice:
+    dictionary, found = splice.dictionary, []
     for verb, site, expected in (
         ("reads", splice.site_in, dictionary.d_in),
         ("writes", splice.site_out, dictionary.d_out),
@@ -155,12 +159,19 @@ def _check_width(architecture: Architecture, splice: Splice, passed: Mapping[Mod
                 f"'{site.hook}' of {architecture.name} has not one vector at every position: what passes for two "
                 f"tokens is {tuple(passed[site.read].shape)}. Dictionaries are spliced where one passes."
             )
-        if width != expected:
+        found.append(passed[site.read])
+        if expected is not None and width != expected:
             trained = f" (it was trained on {_either(dictionary)})" if dictionary.model_names else ""
             raise UserError(
                 f"{dictionary.name} {verb} {expected} values a position{trained}, "
                 f"and '{site.hook}' of {architecture.name} has {width}."
             )
+    if dictionary.d_in is not None:
+        return splice
+    x, y = found
+    device = torch.device("cpu") if y.is_meta else y.device
+    dictionary = replace(dictionary, hook_in=splice.site_in.hook, hook_out=splice.site_out.hook)
+    return replace(splice, dictionary=placed(dictionary, x.shape[-1], y.shape[-1], device))
 
 
 def is_of_other_model(architecture: Architecture, dictionary: Dictionary) -> bool:
