@@ -228,9 +228,10 @@ def test_two_kinds_stand_together():
     assert lm.spliced.name == "<StandardSAE>+<Halves>"
 
 
-def test_the_ten_lines_of_the_page_run():
+def test_the_lines_of_the_page_run(tmp_path):
     page = (Path(__file__).parents[1] / "docs" / "decompositions.md").read_text(encoding="utf-8")
     scope: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
         exec(block, scope)
     assert scope["lm"].spliced.name == "<LowRank>"
+    assert set(scope["evaluate"](tmp_path / "out").drops["variant"]) == {"rank_64"}

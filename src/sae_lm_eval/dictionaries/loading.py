@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from torch import nn
 from sae_lm_eval.dictionaries import saelens_loader, saelens_object, sparsify_loader
 from sae_lm_eval.dictionaries.dictionary import Dictionary, Origin
 from sae_lm_eval.dictionaries.own_module import OwnModule, code_of, from_own, is_own
+from sae_lm_eval.dictionaries.python_loader import made_by
 from sae_lm_eval.dictionaries.sequential import attends_over_positions
 from sae_lm_eval.dictionaries.snapshots import rebound, snapshot
-from sae_lm_eval.dictionaries.spec import SaeSpec
+from sae_lm_eval.dictionaries.spec import PYTHON, SaeSpec, loaders_of_others
 from sae_lm_eval.dictionaries.trial import tried
-from sae_lm_eval.errors import UserError
+from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.runtime.content import contents
 
 
@@ -35,6 +37,7 @@ def load_dictionary(
 
     Raises `UserError` for whatever cannot be found, read or applied.
     """
+    source = SaeSpec.parse(source) if isinstance(source, str) else source
     dictionary = load_as_released(source)
     may_be_two = isinstance(norm_factor, str) and dictionary.needs_norm_factor
     if norm_factor is not None and not may_be_two and not _factors(norm_factor):
@@ -46,8 +49,8 @@ def load_dictionary(
     dictionary.module.to(dtype=dtype).eval().requires_grad_(False)
     if dictionary.d_in is not None:
         dictionary = tried(dictionary)
-    if isinstance(source, str | SaeSpec):
-        return replace(dictionary, is_loaded=True)
+    if isinstance(source, SaeSpec):
+        return replace(dictionary, is_loaded=source.loader in LOADERS and source.loader != PYTHON)
     module, functions = _parts_of(source)
     content = contents({"": module}, {"": functions})[""]
     origin = Origin(source, module, functions, content, dtype, norm_factor)
@@ -123,7 +126,8 @@ def load_as_released(source: Any) -> Dictionary:
     if isinstance(source, str):
         source = SaeSpec.parse(source)
     if isinstance(source, SaeSpec):
-        return LOADERS[source.loader](source)
+        other = loaders_of_others().get(source.loader)
+        return LOADERS[source.loader](source) if other is None else _loaded_by_other(other, source)
     if (from_object := _of_library(source)) is not None:
         return from_object(snapshot(source)[0])
     if is_own(source):
@@ -133,6 +137,38 @@ def load_as_released(source: Any) -> Dictionary:
         f"{what} is no dictionary. Give a spec, a SAELens SAE, a sparsify SparseCoder, a sae_lm_eval.Dictionary, "
         f"or a module or function that maps activations to activations."
     )
+
+
+def _made_by_python(spec: SaeSpec) -> Dictionary:
+    """What a function of the user's own makes, under the name of its spec."""
+    made, checksum = made_by(spec)
+    dictionary = _as_dictionary(made, spec, checksum)
+    remark = f"made by Python of the user's own, {spec.source}"
+    return replace(dictionary, revision=dictionary.revision or checksum, remarks=(*dictionary.remarks, remark))
+
+
+def _loaded_by_other(loader: EntryPoint, spec: SaeSpec) -> Dictionary:
+    """What the loader of another package makes of a spec."""
+    package = f"{loader.dist.name} {loader.dist.version}" if loader.dist is not None else loader.value
+    try:
+        made = loader.load()(spec)
+    except UserError:
+        raise
+    except Exception as error:  # of somebody else's package, whatever it raises
+        raise UserError(
+            f"The loader '{loader.name}' of {package} cannot load '{spec}': {type(error).__name__}: {first_line(error)}"
+        ) from error
+    dictionary = _as_dictionary(made, spec, package)
+    return replace(dictionary, remarks=(*dictionary.remarks, f"loaded by {package}"))
+
+
+def _as_dictionary(made: Any, spec: SaeSpec, source: str | None) -> Dictionary:
+    """What code that is not this package's made of a spec; `source` stands for that code."""
+    if isinstance(made, str | SaeSpec):
+        raise UserError(f"'{spec}' gives the text '{made}', where it must give a module, a function or a Dictionary.")
+    if is_own(made) and not isinstance(made, Dictionary) and _of_library(made) is None:
+        return from_own(made, name=str(spec), source=source)
+    return replace(load_as_released(made), name=str(spec))
 
 
 def _of_library(source: Any) -> Callable[[Any], Dictionary] | None:
@@ -152,6 +188,7 @@ def _copied(dictionary: Dictionary) -> Dictionary:
 LOADERS: dict[str, Callable[[SaeSpec], Dictionary]] = {
     "saelens": saelens_loader.load_saelens,
     "sparsify": sparsify_loader.load_sparsify,
+    PYTHON: _made_by_python,
 }
 OBJECTS: dict[str, Callable[[Any], Dictionary]] = {
     "sae_lens.": lambda sae: saelens_object.from_sae(sae, name=f"<{type(sae).__name__}>"),

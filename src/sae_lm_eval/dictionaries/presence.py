@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval import world
+from sae_lm_eval.dictionaries import python_loader
 from sae_lm_eval.dictionaries.hub_files import hub_told, none_at, weights_folder
-from sae_lm_eval.dictionaries.spec import SaeSpec
+from sae_lm_eval.dictionaries.spec import PYTHON, SaeSpec, loaders_of_others
 from sae_lm_eval.dictionaries.world_loader import world_dictionary
 from sae_lm_eval.errors import UserError, did_you_mean
 
@@ -24,7 +25,11 @@ def check_presence(spec: SaeSpec) -> None:
 
     What only its files can tell is told when they are loaded.
     """
-    if Path(spec.source).expanduser().is_dir():
+    if spec.loader == PYTHON:
+        python_loader.check(spec)
+    elif spec.loader in loaders_of_others():
+        return  # what it reads is its own affair
+    elif Path(spec.source).expanduser().is_dir():
         weights_folder(spec, CONFIG)
     elif spec.source == world.NAME:
         world_dictionary(spec)
@@ -60,6 +65,8 @@ def training_site(spec: SaeSpec) -> tuple[str | None, int | None]:
 
     None for what none of them says.
     """
+    if spec.loader not in ("saelens", "sparsify"):
+        return None, None
     folder = Path(spec.source).expanduser()
     if spec.source == world.NAME and not folder.is_dir():
         folder = world.FILES / "dictionaries"

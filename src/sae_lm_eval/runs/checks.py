@@ -11,7 +11,7 @@ from typing import Any
 
 from sae_lm_eval import world
 from sae_lm_eval.dictionaries.presence import check_presence, training_site
-from sae_lm_eval.dictionaries.spec import parse_specs
+from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, did_you_mean, first_line, one_of
 from sae_lm_eval.runs.settings import check_settings, tasks_of
 from sae_lm_eval.runs.sweep import BASELINE, Asked, Sweep
@@ -151,7 +151,7 @@ def _check_dictionaries(asked: Asked, config: Mapping[str, Any], model: str) -> 
     text = config.get("text_config") or config
     layers = next((text[name] for name in LAYERS if isinstance(text.get(name), int)), None)
     named = [int(layer) for layer in re.findall(r"(?:blocks|layers|h)\.(\d+)\.", str(asked.arguments.get("hook")))]
-    for spec in parse_specs(asked.arguments["sae"]):
+    for spec in (SaeSpec.parse(source) for source in asked.sources if isinstance(source, str)):
         check_presence(spec)
         trained_on, layer = training_site(spec)
         for one in named or [layer]:

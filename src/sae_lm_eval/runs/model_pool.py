@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.runs.object_names import named
 from sae_lm_eval.runs.sweep import AGAIN, BASELINE, Asked, Sweep
 from sae_lm_eval.runs.task_index import quick_index
 from sae_lm_eval.runtime.journal import Journal
@@ -111,10 +112,11 @@ class Loaded:
         arguments = dict(asked.arguments)
         dtype, factor = arguments.get("sae_dtype", "float32"), arguments.pop("norm_factor", None)
         found = []
-        for spec in asked.specs:
+        for source in asked.sources:
+            spec = source if isinstance(source, str) else id(source)
             key = (spec, dtype, factor, arguments.get("hook"))  # elsewhere it may be needed on another device
             if key not in self._dictionaries:
-                self._dictionaries[key] = load_dictionary(spec, dtype=dtype_of(dtype), norm_factor=factor)
+                self._dictionaries[key] = load_dictionary(source, dtype=dtype_of(dtype), norm_factor=factor)
             found.append(self._dictionaries[key])
         return wanted_of(**arguments, dictionaries=found)
 
@@ -151,7 +153,7 @@ class Loaded:
         own = {"batch_size": lm.batch_size_per_gpu} if name == AGAIN else {}
         given = {
             "tasks": s.tasks if s.check_integrity else self._asked_for,  # loaded once for all variants
-            "model_args": {**self.model_args, **arguments},
+            "model_args": named({**self.model_args, **arguments}),
             "task_manager": self.task_manager,
             "log_samples": True,
             **{key: getattr(s, key) for key in PASSED},

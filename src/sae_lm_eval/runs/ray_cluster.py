@@ -51,7 +51,12 @@ def spread(address: str, sweep: Sweep, parts: Sequence[Part], journal: Journal, 
     ray, left = _ray(), [part for part in parts if journal.get(PARTS, part.key) is None]
     if not left:
         return
-    packed = pickle.dumps(sweep)
+    try:
+        packed = pickle.dumps(sweep)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"An object of this run cannot be sent to workers ({first_line(error)}): name it python:FILE.py:FUNCTION."
+        ) from error
     with _cluster(ray, address):
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         answers_of = ray.remote(answers).options(max_retries=RETRIES, num_gpus=gpus, name="sae_lm_eval")

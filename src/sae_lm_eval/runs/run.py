@@ -7,7 +7,7 @@ import shutil
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from sae_lm_eval.runs.checks import check
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
 from sae_lm_eval.runs.identity_record import Record, digest_of, model_record
 from sae_lm_eval.runs.model_pool import Loaded, Look, UnknownModel
+from sae_lm_eval.runs.object_names import named
 from sae_lm_eval.runs.outcome import Finished, Outcome
 from sae_lm_eval.runs.settings import fixed, lm_eval_config
 from sae_lm_eval.runs.sweep import AGAIN, BASELINE, Sweep, sweep_of
@@ -46,7 +47,7 @@ logger = logger_of(__name__)
 def run(
     *,
     model_args: Mapping[str, Any] | str,
-    variants: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
+    variants: Any,
     tasks: str | Sequence[str],
     output_path: str | Path,
     controls: str | Sequence[str] = (),
@@ -59,8 +60,9 @@ def run(
     """Evaluate the untouched model and `variants` on lm_eval's `tasks`, and compare them question by question.
 
     Args:
-        model_args: as for lm_eval: `{"pretrained": "gpt2"}` or `"pretrained=gpt2"`.
-        variants: specs, or mappings with `sae` or `pattern` and what else an entry of a sweep file takes.
+        model_args: as for lm_eval: `{"pretrained": "gpt2"}` or `"pretrained=gpt2"`; model and tokenizer may be objects.
+        variants: specs, objects that `sae=` takes, or mappings with `sae` or `pattern` and what else an entry of a
+            sweep file takes.
         tasks: names of tasks, groups or tags of lm_eval's.
         output_path: where the results folders go, one for each; the same call again continues what was cut short.
         controls: `none`, `zero`, `mean` or `random_error`, at the sites of each variant; and `baseline_again`, the
@@ -110,7 +112,8 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
     Raises `UserError` where the model or every variant cannot be loaded, the folder holds another run or is in use,
     and `DiskError` where it cannot be written.
     """
-    asked = {"model_args": sweep.model_args, "variants": [asdict(one) for one in sweep.variants], **fixed(settings)}
+    asked = {"model_args": named(sweep.model_args), "variants": [one.record for one in sweep.variants]}
+    asked |= fixed(settings)
     asked |= {"once": list(sweep.once)} if sweep.once else {}
     names = (BASELINE, *(one.name for one in sweep.variants), *sweep.once)
     if sweep.ray is not None and several():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.runs.object_names import named
 from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runtime.devices import check_device, default_device
 from sae_lm_eval.splicing.choices import whole
@@ -26,7 +27,7 @@ def lm_eval_config(sweep: Sweep) -> Any:
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     check_settings(sweep.settings)
-    given = {**sweep.settings, "model": "sae_hf", "model_args": dict(sweep.model_args)}
+    given = {**sweep.settings, "model": "sae_hf", "model_args": named(sweep.model_args)}
     if given.get("device") is None:
         given["device"] = default_device()  # lm_eval's own default is a GPU on every machine
     try:

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.catalog import lookup
-from sae_lm_eval.dictionaries.spec import SaeSpec, parse_specs
+from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
+from sae_lm_eval.runs.asked import Asked as Asked
+from sae_lm_eval.runs.object_names import is_object, named
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
 BASELINE = "baseline"
@@ -30,23 +32,6 @@ ARGUMENTS = tuple(name for name in SpliceArguments.names() if name != "sae")  # 
 PATHS = ("pretrained", "tokenizer", "peft", "delta", "include_path", "use_cache")
 OURS = ("model_args", "variants", "controls", "mean_text", "mean_tokens", "categories", "memory", "ray", "output_path")
 NOT_FOR_RUN = ("config", "model", "wandb_args", "wandb_config_args", "trackio_args", "log_samples", "show_config")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A variant to evaluate.
-
-    `name` is that of its folder, `arguments` are the adapter's besides the model's, and `control_of` names the
-    variants that it is a control of.
-    """
-
-    name: str
-    arguments: Mapping[str, Any]
-    control_of: tuple[str, ...] = ()
-
-    @property
-    def specs(self) -> tuple[str, ...]:
-        return tuple(str(spec) for spec in parse_specs(self.arguments["sae"]))
 
 
 @dataclass(frozen=True)
@@ -163,9 +148,11 @@ def variants_of(entries: Any, controls: Sequence[str] = (), common: Mapping[str,
 def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Asked]:
     if isinstance(entry, str | Path):
         entry = {"sae": str(entry)}
+    elif is_object(entry):
+        entry = {"sae": entry}
     if not isinstance(entry, Mapping):
         raise UserError(f"{where}: {entry!r} is no mapping with sae or pattern.")
-    _check_keys(entry, ("sae", "pattern", "name", "together", *FILTERS, *ARGUMENTS), where)
+    _check_keys(entry, ("sae", "pattern", "name", "together", "arguments", *FILTERS, *ARGUMENTS), where)
     if ("sae" in entry) == ("pattern" in entry):
         raise UserError(f"{where}: give either sae or pattern.")
     for name in ARGUMENTS:
@@ -176,7 +163,7 @@ def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Asked]:
     scales = entry["scale"] if isinstance(entry.get("scale"), list) else [entry.get("scale")]
     if not scales:
         raise UserError(f"{where}: scale: the list is empty: give a number, or several as in [0.5, 1].")
-    texts = _from_pattern(entry, where) if "pattern" in entry else {None: "+".join(_listed(entry["sae"], "sae"))}
+    texts = _from_pattern(entry, where) if "pattern" in entry else {None: _joined(entry, where)}
     name = entry.get("name")
     made = []
     for (label, sae), scale in product(texts.items(), scales):
@@ -185,12 +172,26 @@ def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Asked]:
         several = [label] if len(texts) > 1 else []
         several += [f"scale={scale}"] if len(scales) > 1 else []
         if name is None:
-            label = label or sae
+            label = label or re.sub("[<>]", "", named({"sae": sae})["sae"])
             chosen = _free(folder_name({"sae": label, **_normal(scaled)}))
         else:
             chosen = folder_name({"sae": ",".join([str(name), *map(str, several)])}) if several else str(name)
         made.append(Asked(check_name(chosen, where), asked))
     return made
+
+
+def _joined(entry: Mapping[str, Any], where: str) -> str | tuple[Any, ...]:
+    """The dictionaries of an entry: text, or a tuple where objects are among them."""
+    sae = entry["sae"]
+    listed = sae if isinstance(sae, list | tuple) else [sae]
+    if any(is_object(one) for one in listed):
+        return tuple(listed)
+    text, given = "+".join(_listed(sae, "sae")), entry.get("arguments")
+    if given is None:
+        return text
+    if not isinstance(given, Mapping) or any(isinstance(value, list | Mapping) for value in given.values()):
+        raise UserError(f"{where}: arguments: {given!r} is no mapping of names to single values, such as {{rank: 32}}.")
+    return str(SaeSpec.parse(f"{text}?{'&'.join(f'{name}={value}' for name, value in given.items())}"))
 
 
 def _from_pattern(entry: Mapping[str, Any], where: str) -> dict[str | None, str]:
@@ -257,15 +258,15 @@ def _identity(asked: Asked) -> str:
     """Equal for variants that compute the same: where a mode depends on the sites alone, its dictionaries do not."""
     arguments = dict(asked.arguments)
     if arguments.get("splice", "reconstruction") in OF_SITES:
-        known = [lookup.known(spec) for spec in asked.specs]
-        own, specs = arguments.get("hook"), map(SaeSpec.parse, asked.specs)
+        known = [lookup.known(one) for one in asked.sources if isinstance(one, str)]
+        own, specs = arguments.get("hook"), [SaeSpec.parse(one) for one in asked.sources if isinstance(one, str)]
         sites = [one.module_out or one.hook_out for one in known] if own is None else own
-        if all(sites):
+        if all(sites) and (own is not None or len(known) == len(asked.sources)):
             arguments = {name: arguments.get(name) for name in ("splice", "splice_tokens", "mean_text", "mean_tokens")}
             # At the first positions that one of them was not trained on, the modes do nothing.
             arguments["untrained"] = sorted({rule.first for s in specs if (rule := rule_of(s.source, s.id))})
             arguments["sites"] = sites if isinstance(sites, str) else sorted(map(str, sites))
-    return json.dumps(arguments, sort_keys=True, default=str)
+    return json.dumps(arguments, sort_keys=True, default=lambda one: f"{id(one)}" if is_object(one) else str(one))
 
 
 def folder_name(arguments: Mapping[str, Any]) -> str:

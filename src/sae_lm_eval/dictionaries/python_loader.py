@@ -1,0 +1,140 @@
+"""`python:FILE.py:FUNCTION` and `python:package.module:FUNCTION`: what a function of the user's own makes.
+
+The text `python:` is what asks for somebody's Python to be run; no name of a release or a repository leads here.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sae_lm_eval.dictionaries.spec import SaeSpec
+from sae_lm_eval.errors import UserError, did_you_mean, first_line
+
+FORM = "python:path/to/file.py:function or python:package.module:function, with arguments as in ?rank=32&seed=1"
+
+
+def made_by(spec: SaeSpec) -> tuple[Any, str | None]:
+    """What the function that `spec` names gives when it is called with its arguments, and a checksum of its file.
+
+    An object that is neither function nor class is taken as it is.
+
+    Raises `UserError` where there is no such file, module or name, or running it fails.
+    """
+    place, name = parts_of(spec)
+    with _importable(place):
+        module = _module(spec, place)
+        if not hasattr(module, name):
+            known = [key for key in vars(module) if not key.startswith("_")]
+            raise UserError(f"'{place}' has no '{name}'.{did_you_mean(name, known)}")
+        found = getattr(module, name)
+        if isinstance(found, types.FunctionType | type):
+            found = _called(spec, found)
+        elif spec.arguments:
+            raise UserError(
+                f"'{spec}' names an object that is there already: only functions and classes take arguments."
+            )
+    return found, checksum_of(Path(module.__file__ or ""))
+
+
+def check(spec: SaeSpec) -> None:
+    """Raise `UserError` where there is no such file, or it is no Python; nothing is run."""
+    place, _ = parts_of(spec)
+    if not _is_file(place):
+        return
+    path = Path(place).expanduser()
+    if not path.is_file():
+        raise UserError(f"There is no file '{place}' to run.")
+    try:
+        ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"'{place}' cannot be run: {type(error).__name__}: {first_line(error)}") from error
+
+
+def parts_of(spec: SaeSpec) -> tuple[str, str]:
+    """The file or module, and the name in it."""
+    place, colon, name = spec.source.rpartition(":")
+    if not colon or not place or not name.isidentifier() or spec.id is not None or spec.revision is not None:
+        raise UserError(f"'{spec}' names no function: write {FORM}.")
+    return place, name
+
+
+def checksum_of(path: Path) -> str | None:
+    """32 hexadecimal digits over a file, None where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32] if path.is_file() else None
+
+
+def _is_file(place: str) -> bool:
+    return place.endswith(".py") or "/" in place
+
+
+@contextlib.contextmanager
+def _importable(place: str) -> Iterator[None]:
+    """Inside the scope, what lies beside the file, or for a module in the working folder, can be imported."""
+    folder = str(Path(place).expanduser().resolve().parent if _is_file(place) else Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
+def _module(spec: SaeSpec, place: str) -> types.ModuleType:
+    check(spec)
+    try:
+        if not _is_file(place):
+            return importlib.import_module(place)
+        path = Path(place).expanduser().resolve()
+        # Under a name of its content, so that a file that has changed is another module, and one that has not the same.
+        name = f"_python_{path.stem}_{checksum_of(path)}"
+        if name in sys.modules:
+            return sys.modules[name]
+        found = importlib.util.spec_from_file_location(name, path)
+        assert found is not None, "check says that it is a file"
+        assert found.loader is not None, "check says that it is a file"
+        module = importlib.util.module_from_spec(found)
+        sys.modules[name] = module
+        try:
+            found.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
+    except Exception as error:  # of somebody's own code, whatever it raises
+        raise UserError(f"'{place}' cannot be run: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _called(spec: SaeSpec, function: Any) -> Any:
+    arguments = {name: _value(text) for name, text in spec.arguments}
+    try:
+        inspect.signature(function).bind(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"'{spec}' cannot be called so: {first_line(error)}. It is called once, with what stands behind '?', and "
+            f"gives the module."
+        ) from error
+    try:
+        return function(**arguments)
+    except Exception as error:  # of somebody's own code, whatever it raises
+        raise UserError(f"'{spec}' fails: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _value(text: str) -> Any:
+    """A number, true, false or none where the text is one; else the text."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text

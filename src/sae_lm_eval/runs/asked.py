@@ -1,0 +1,38 @@
+"""A variant of a run, as it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sae_lm_eval.dictionaries.spec import parse_specs
+from sae_lm_eval.runs.object_names import is_object, named, object_name
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A variant to evaluate.
+
+    `name` is that of its folder, `arguments` are the adapter's besides the model's, and `control_of` names the
+    variants that it is a control of. Of the arguments `sae` is a text, or a tuple with objects in it.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    control_of: tuple[str, ...] = ()
+
+    @property
+    def sources(self) -> tuple[Any, ...]:
+        """Its dictionaries: specs as text, and objects."""
+        sae = self.arguments["sae"]
+        return tuple(str(spec) for spec in parse_specs(sae)) if isinstance(sae, str) else sae
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """What its dictionaries are called."""
+        return tuple(object_name(one) if is_object(one) else str(one) for one in self.sources)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {"name": self.name, "arguments": named(self.arguments), "control_of": self.control_of}
