@@ -20,6 +20,7 @@ from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runtime.devices import free_memory
 from sae_lm_eval.scoring.lm_head import Head
 from sae_lm_eval.scoring.prefill import Prefill, Prefilled
+from sae_lm_eval.scoring.prefix_attention import PrefixAttention
 from sae_lm_eval.scoring.row_cache import KeysValues, RowCache
 from sae_lm_eval.scoring.token_sampler import TokenSampler
 from sae_lm_eval.splicing.attach import Attachment, attached
@@ -52,6 +53,7 @@ class Draft:
     model: int
     position: int
     reads: int
+    beginning: int  # the number of the shared one that its rows attend to
     ids: list[int] = field(default_factory=list)
     has_ended: bool = False
 
@@ -83,6 +85,14 @@ class Decoder:
         self.head = Head(model)
         self.device = next(model.parameters()).device
         self.prefill = Prefill(model, self.head.trunk, self.models, limit=limit)
+        try:
+            self.attention: PrefixAttention | None = PrefixAttention(model)
+        except ValueError as error:
+            self._copy_prefixes(error)
+
+    def _copy_prefixes(self, why: object) -> None:
+        logger.debug("Rows that are decoded have copies of shared prefixes: %s.", why)
+        self.attention = None
 
     @torch.no_grad()
     def generate(
@@ -111,6 +121,17 @@ class Decoder:
 
     def check(self) -> None:
         """Raise `ValueError` where texts behind shared prompts are not as likely as behind each by itself."""
+        if self.attention is not None:
+            try:
+                self._compare()
+                if not self.attention.layers:
+                    raise ValueError("no layer looks up how attention is implemented")
+                return
+            except ValueError as error:
+                self._copy_prefixes(error)
+        self._compare()
+
+    def _compare(self) -> None:
         vocabulary = self.model.config.get_text_config().vocab_size
         generator = torch.Generator().manual_seed(0)
         stem, *ends = (torch.randint(vocabulary, (n,), generator=generator).tolist() for n in (20, 9, 1, 14, 5))
@@ -123,7 +144,7 @@ class Decoder:
                 texts[number, model] = ids
 
         writing = Writing(self, prompts, Ending(4), TokenSampler(), [b""] * 4, done)
-        writing.likelihoods = scores
+        writing.likelihoods, writing.capacity = scores, 1
         try:
             with torch.no_grad():
                 writing.write({(i, model) for i in range(len(prompts)) for model in range(len(self.models))})
@@ -167,6 +188,10 @@ class Writing:
         self.texts: list[Draft] = []  # by the row of the cache
         self.postponed: list[Draft] = []  # for which memory did not suffice
         self.likelihoods: dict[tuple[int, int], list[float]] | None = None  # log-probabilities of what is written
+        self.capacity: int | None = None  # tokens that a shared beginning has to spare
+        longest = max(map(len, prompts), default=0) + ending.length
+        attention = decoder.attention
+        self.attention = attention if attention is not None and longest <= attention.longest else None
 
     def write(self, wanted: Collection[tuple[int, int]]) -> None:
         """Write the texts that are wanted, by prompt and model."""
@@ -178,7 +203,8 @@ class Writing:
     def _write(self, begun: Mapping[tuple[int, int], list[int]]) -> None:
         """Write texts of which some tokens are there already, and are read as a part of the prompt."""
         beginnings = sorted({(number, *ids) for (number, _), ids in begun.items()})
-        arriving = self.decoder.prefill([[*self.prompts[n], *ids][:-1] for n, *ids in beginnings], self._free)
+        read = [[*self.prompts[n], *ids][:-1] for n, *ids in beginnings]
+        arriving = self.decoder.prefill(read, self._free, self.capacity)
         while self._admit(arriving, beginnings, begun) or self._live():
             self._decode()
 
@@ -206,7 +232,10 @@ class Writing:
                 whole = [*self.prompts[number], *ids]
                 self._fit(prompt.states[0])
                 new += [
-                    (Draft(number, model, len(whole) - 1, whole[-1], ids.copy()), states)
+                    (
+                        Draft(number, model, len(whole) - 1, whole[-1], prompt.beginning, ids.copy()),
+                        states if self.attention is not None else [layer.joined() for layer in states],
+                    )
                     for model, states in enumerate(prompt.states)
                     if begun.get((number, model)) == ids
                 ]
@@ -216,6 +245,8 @@ class Writing:
     def _fit(self, layers: Sequence[KeysValues]) -> None:
         """Let no more texts be written at once than memory has room for: half of what is free, since they grow."""
         longest = max(len(prompt) for prompt in self.prompts) + self.ending.length
+        if self.attention is not None and (prefix := layers[0].prefix) is not None:
+            longest -= prefix.keys.shape[1]
         bytes_a_row = longest * sum(layer.bytes_a_token for layer in layers)
         if not self.texts:
             device = self.decoder.device
@@ -227,7 +258,7 @@ class Writing:
     def _arrange(self, new: Sequence[tuple[Draft, Any]] = ()) -> None:
         """Give rows to new texts, and take them from those that have ended."""
         kept = [(text, row) for row, text in enumerate(self.texts) if not text.has_ended]
-        both = sorted([*kept, *new], key=lambda pair: pair[0].model)
+        both = sorted([*kept, *new], key=lambda pair: (pair[0].model, pair[0].beginning))
         while True:
             try:
                 self.cache.arrange([place for _, place in both])
@@ -258,6 +289,8 @@ class Writing:
         while self._live():
             with ExitStack() as scope:
                 attachments = self._attachments(scope)
+                if self.attention is not None:
+                    scope.enter_context(self.attention.looking_at(self.cache.segments))
                 while not self.cache.is_full:
                     try:
                         self._step(attachments)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 
 from sae_lm_eval.files.logs import logger_of
-from sae_lm_eval.scoring import prefix_cache
+from sae_lm_eval.scoring import prefix_attention, prefix_cache
 from sae_lm_eval.scoring.forked_pass import Fork, forked
 from sae_lm_eval.scoring.memory import in_pieces
 from sae_lm_eval.scoring.packing import Prefix, Row, pack
@@ -30,6 +31,7 @@ class Prefilled(NamedTuple):
 
     number: int
     states: list[list[KeysValues]]
+    beginning: int  # the number of the prefix that it is behind, 0 being none
 
 
 class Prefill:
@@ -52,21 +54,30 @@ class Prefill:
             return _alone(self.model, self.models[0])
         return forked(self.model, [variant for variant in self.models if variant is not None])
 
-    def __call__(self, prompts: Sequence[Sequence[int]], size: Callable[[], int]) -> Iterator[list[Prefilled]]:
+    def __call__(
+        self, prompts: Sequence[Sequence[int]], size: Callable[[], int], capacity: int | None = None
+    ) -> Iterator[list[Prefilled]]:
         """Batches of up to `size()` prompts, asked anew before each, in an order in which beginnings are shared.
 
-        The model has hooks only while a batch is computed, so that others may use it between two.
+        The model has hooks only while a batch is computed, so that others may use it between two. A beginning is shared
+        that spares `capacity` tokens or more.
         """
-        root = pack(prompts, capacity=CAPACITY, limit=self.limit, prefixes=True, trees=False)
-        yield from self._behind(root, None, size)
+        root = pack(prompts, capacity=capacity or CAPACITY, limit=self.limit, prefixes=True, trees=False)
+        yield from self._behind(root, None, size, itertools.count(1))
 
-    def _behind(self, node: Prefix, cache: Cache | None, size: Callable[[], int]) -> Iterator[list[Prefilled]]:
+    def _behind(
+        self, node: Prefix, cache: Cache | None, size: Callable[[], int], numbers: Iterator[int]
+    ) -> Iterator[list[Prefilled]]:
         rows = sorted(node.rows, key=lambda row: -len(row.ids))
+        beginning = None if cache is None else _Beginning(next(numbers), cache)
         yield from in_pieces(
-            rows, lambda rows: self._at_once(min(len(rows), size())), lambda rows: self._rows(rows, cache), self._shrink
+            rows,
+            lambda rows: self._at_once(min(len(rows), size())),
+            lambda rows: self._rows(rows, beginning),
+            self._shrink,
         )
         for longer in node.longer:
-            yield from self._behind(longer, self._prefix(longer, cache), size)
+            yield from self._behind(longer, self._prefix(longer, cache), size, numbers)
 
     def _at_once(self, count: int) -> int:
         count = max(1, min(count, self._most))
@@ -85,17 +96,21 @@ class Prefill:
         return cache
 
     @torch.no_grad()
-    def _rows(self, rows: Sequence[Row], cache: Cache | None) -> list[Prefilled]:
-        own: Any = DynamicCache() if cache is None else prefix_cache.recording(cache)
+    def _rows(self, rows: Sequence[Row], beginning: _Beginning | None) -> list[Prefilled]:
+        own: Any = DynamicCache() if beginning is None else prefix_cache.recording(beginning.cache)
         with self._pass() as fork:
             self._run(fork, [row.ids for row in rows], rows[0].depth, own)
             groups = fork.groups()
         layers = [
-            _Layer(None if cache is None else cache.layers[index], layer, len(rows))
+            _Layer(None if beginning is None else beginning.layers[index], layer, len(rows))
             for index, layer in enumerate(own.layers)
         ]
         return [
-            Prefilled(number, [[layer.of(index, group, len(path)) for layer in layers] for group in groups])
+            Prefilled(
+                number,
+                [[layer.of(index, group, len(path)) for layer in layers] for group in groups],
+                0 if beginning is None else beginning.number,
+            )
             for index, row in enumerate(rows)
             for number, path in row.paths.items()
         ]
@@ -128,25 +143,30 @@ class _Alone:
         return [0]
 
 
+class _Beginning:
+    """A prefix that has been run, as one object for each layer and group, so that equal ones are told by identity."""
+
+    def __init__(self, number: int, cache: Any):
+        self.number, self.cache = number, cache
+        self.layers = [
+            [prefix_attention.Prefix(*states) for states in zip(layer.keys, layer.values, strict=True)]
+            for layer in cache.layers
+        ]
+
+
 class _Layer:
     """What a batch of rows left in one layer, behind what the prefix did."""
 
-    def __init__(self, prefix: Any, own: Any, rows: int):
-        self.prefix = None if prefix is None else (prefix.keys, prefix.values)
-        states = (own.keys, own.values) if prefix is None else (own.own_keys, own.own_values)
-        self.own = None if states[0] is None else tuple(x.unflatten(0, (-1, rows)) for x in states)
+    def __init__(self, prefixes: Sequence[prefix_attention.Prefix] | None, own: Any, rows: int):
+        self.prefixes = prefixes
+        keys, values = (own.keys, own.values) if prefixes is None else (own.own_keys, own.own_values)
+        self.keys, self.values = (x.unflatten(0, (-1, rows)) for x in (keys, values))
 
     def of(self, row: int, group: int, length: int) -> KeysValues:
         """Of a row of one model; a model that has not been forked yet has the baseline's."""
-        parts: list[tuple[Tensor, Tensor]] = []
-        if self.prefix is not None:
-            parts.append((_of_group(self.prefix[0], group), _of_group(self.prefix[1], group)))
-        if self.own is not None:
-            keys, values = (_of_group(x, group)[row][:, :length] for x in self.own)
-            parts.append((keys, values))
-        keys, values = zip(*parts, strict=True)
-        return KeysValues(keys, values)
+        keys, values = (_of_group(x, group)[row][:, :length] for x in (self.keys, self.values))
+        return KeysValues(keys, values, None if self.prefixes is None else _of_group(self.prefixes, group))
 
 
-def _of_group(states: Tensor, group: int) -> Tensor:
+def _of_group(states: Any, group: int) -> Any:
     return states[group if group < len(states) else 0]

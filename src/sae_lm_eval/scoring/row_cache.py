@@ -9,22 +9,34 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
+from sae_lm_eval.scoring.prefix_attention import Prefix, Segment
+
 ROOM = 32  # tokens by which a batch may grow before its rows are copied again
 
 
 class KeysValues(NamedTuple):
-    """Of a sequence in one layer, (heads, tokens, width of a head) each, in consecutive pieces."""
+    """Of a sequence in one layer, (heads, tokens, width of a head) each, behind a beginning that others share."""
 
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
+    keys: Tensor
+    values: Tensor
+    prefix: Prefix | None = None
 
     @property
     def length(self) -> int:
-        return sum(piece.shape[1] for piece in self.keys)
+        """In tokens, without the prefix."""
+        return self.keys.shape[1]
 
     @property
     def bytes_a_token(self) -> int:
-        return sum(piece.element_size() * piece.shape[0] * piece.shape[2] for piece in (self.keys[0], self.values[0]))
+        return sum(x.element_size() * x.shape[0] * x.shape[2] for x in (self.keys, self.values))
+
+    def joined(self) -> KeysValues:
+        """The same with a copy of the prefix of its own."""
+        if self.prefix is None:
+            return self
+        return KeysValues(
+            torch.cat([self.prefix.keys, self.keys], dim=1), torch.cat([self.prefix.values, self.values], dim=1)
+        )
 
 
 class _RowLayer(DynamicLayer):
@@ -49,7 +61,7 @@ class _RowLayer(DynamicLayer):
 
 
 class RowCache:
-    """The keys and values of a batch of rows, in every layer.
+    """The keys and values of a batch of rows, in every layer, and the prefixes that stand before them.
 
     The rows end at the same place and begin where their length says, so that one position of the storage is the next
     token's of all of them. What lies before a row is masked.
@@ -59,6 +71,7 @@ class RowCache:
         self.lengths: list[int] = []
         self.used = 0
         self._layers: list[_RowLayer] = []
+        self._prefixes: list[list[Prefix | None]] = []  # by layer and row
 
     @property
     def is_full(self) -> bool:
@@ -70,6 +83,11 @@ class RowCache:
         assert keys is not None
         return keys.shape[2]
 
+    @property
+    def segments(self) -> list[list[Segment]]:
+        """By layer, the rows behind each prefix."""
+        return [_segments(prefixes) for prefixes in self._prefixes]
+
     def forget_last(self) -> None:
         """Take the token back whose pass was begun and failed."""
         self.used -= 1
@@ -79,34 +97,24 @@ class RowCache:
 
     def arrange(self, rows: Sequence[int | list[KeysValues]]) -> None:
         """Make it a batch of these rows, in this order: those that it has by their number, new ones by their layers."""
-        layers = [self._arranged(index, rows) for index in range(self._count(rows))]
+        count = next((len(row) for row in rows if not isinstance(row, int)), len(self._layers)) if rows else 0
+        layers, prefixes = [], []
+        for index in range(count):
+            pieces = [self._piece(index, row) if isinstance(row, int) else row[index] for row in rows]
+            layers.append(_arranged(pieces))
+            prefixes.append([piece.prefix for piece in pieces])
         self.lengths = [self.lengths[row] if isinstance(row, int) else row[0].length for row in rows]
-        self._layers, self.used = layers, max(self.lengths, default=0)
+        self._layers, self._prefixes, self.used = layers, prefixes, max(self.lengths, default=0)
 
-    def _count(self, rows: Sequence[int | list[KeysValues]]) -> int:
-        return next((len(row) for row in rows if not isinstance(row, int)), len(self._layers)) if rows else 0
-
-    def _arranged(self, index: int, rows: Sequence[int | list[KeysValues]]) -> _RowLayer:
-        pieces = [self._pieces(index, row) if isinstance(row, int) else row[index] for row in rows]
-        used = max(piece.length for piece in pieces)
-        storages = []
-        for name in KeysValues._fields:
-            example = getattr(pieces[0], name)[0]
-            storage = example.new_zeros(len(rows), example.shape[0], used + ROOM, example.shape[2])
-            for row, piece in zip(storage, pieces, strict=True):
-                start = used - piece.length
-                for part in getattr(piece, name):
-                    row[:, start : start + part.shape[1]] = part
-                    start += part.shape[1]
-            storages.append(storage)
-        keys, values = storages
-        return _RowLayer(keys, values, used)
-
-    def _pieces(self, index: int, row: int) -> KeysValues:
+    def _piece(self, index: int, row: int) -> KeysValues:
         layer, start = self._layers[index], self.used - self.lengths[row]
         assert layer.keys is not None
         assert layer.values is not None
-        return KeysValues((layer.keys[row, :, start : self.used],), (layer.values[row, :, start : self.used],))
+        return KeysValues(
+            layer.keys[row, :, start : self.used],
+            layer.values[row, :, start : self.used],
+            self._prefixes[index][row],
+        )
 
     def begin(self) -> tuple[Cache, Tensor]:
         """What a pass that reads one more token of every row is given: a cache, and a mask (rows, tokens)."""
@@ -115,3 +123,26 @@ class RowCache:
         self.lengths = [length + 1 for length in self.lengths]
         self.used += 1
         return Cache(layers=list(self._layers)), mask.long()
+
+
+def _arranged(pieces: Sequence[KeysValues]) -> _RowLayer:
+    used = max(piece.length for piece in pieces)
+    storages = []
+    for name in ("keys", "values"):
+        example = getattr(pieces[0], name)
+        storage = example.new_zeros(len(pieces), example.shape[0], used + ROOM, example.shape[2])
+        for row, piece in zip(storage, pieces, strict=True):
+            row[:, used - piece.length : used] = getattr(piece, name)
+        storages.append(storage)
+    keys, values = storages
+    return _RowLayer(keys, values, used)
+
+
+def _segments(prefixes: Sequence[Prefix | None]) -> list[Segment]:
+    out: list[Segment] = []
+    for row, prefix in enumerate(prefixes):
+        if out and out[-1].prefix is prefix:
+            out[-1] = Segment(slice(out[-1].rows.start, row + 1), prefix)
+        else:
+            out.append(Segment(slice(row, row + 1), prefix))
+    return out
