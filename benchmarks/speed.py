@@ -1,6 +1,6 @@
 """Time and memory of the forked evaluation beside plain runs of the same requests.
 
-    python benchmarks/speed.py OUT [--rounds 5] [--suites mmlu mmlu8 blimp] [--threads 2]
+    python benchmarks/speed.py OUT [--rounds 5] [--suites mmlu mmlu8 blimp gsm8k_cot gsm8k_cot8] [--threads 2]
     python benchmarks/speed.py OUT --model gemma --dtype bfloat16 --device cuda --batch_size 32
 
 Each run is a process of its own; the runs of a suite take turns, and medians over the rounds are compared. The model
@@ -24,16 +24,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 TOKENIZER = "stories3M"
 MMLU = ["mmlu_abstract_algebra", "mmlu_anatomy", "mmlu_astronomy", "mmlu_business_ethics"]
 BLIMP = ["blimp_adjunct_island", "blimp_anaphor_gender_agreement", "blimp_causative", "blimp_wh_island"]
-SUITES = {
+COT = {"tasks": ["gsm8k_cot"], "limit": 50, "batch_size": 10, "gen_kwargs": "max_gen_toks=64"}
+SUITES: dict[str, dict[str, Any]] = {
     "mmlu": {"tasks": MMLU, "num_fewshot": 5, "limit": 50, "variants": 1, "batch_size": 8},
     "mmlu8": {"tasks": MMLU, "num_fewshot": 5, "limit": 50, "variants": 8, "batch_size": 8},
     "blimp": {"tasks": BLIMP, "num_fewshot": 0, "limit": 250, "variants": 1, "batch_size": 32},
+    "gsm8k_cot": {**COT, "variants": 1},
+    "gsm8k_cot8": {**COT, "variants": 8},
+    # Its shots are drawn anew for each question, so that hardly any beginning is shared.
+    "gsm8k": {**COT, "tasks": ["gsm8k"], "variants": 1},
 }
+GENERATED = ("gsm8k_cot", "gsm8k_cot8", "gsm8k")
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,8 @@ def evaluate(suite: str, run: str, arguments: argparse.Namespace) -> dict[str, A
     settings = dict(SUITES[suite])
     size = SIZES[arguments.model]
     layers, batch_size = size.sites(settings.pop("variants")), settings.pop("batch_size")
+    if run == "forked" and suite in GENERATED:
+        batch_size = settings["limit"]  # the rows of a batch are more by themselves, as prompts' beginnings are shared
     common = loading(arguments, arguments.batch_size or batch_size)
     started = time.perf_counter()
     task_manager = TaskManager()
@@ -151,8 +159,10 @@ def measured_run(
     scoring, dictionaries = [0.0], Stopwatch(device)
     for lm in models:
         lm.loglikelihood = timed(lm.loglikelihood, scoring)
+        lm.generate_until = timed(lm.generate_until, scoring)
     queries: list[Any] = []
-    watched = measured_parts(queries, dictionaries) if forked else contextlib.nullcontext()
+    written: list[Text] = []
+    watched = measured_parts(queries, written, dictionaries) if forked else written_plainly(models[0].model, written)
     options = {"tasks": tasks, "task_manager": task_manager, "bootstrap_iters": 0, "log_samples": True, **settings}
     with watched:
         samples = [lm_eval.simple_evaluate(model=lm, **options) for lm in models]
@@ -163,9 +173,15 @@ def measured_run(
         "scoring": scoring[0],
         "dictionaries": dictionaries.seconds(),
         "memory": torch.cuda.max_memory_allocated() if device == "cuda" else resident,
-        "answers": [answers_of(result["samples"]) for result in samples],
-        "asked": asked_of(samples[0]["samples"]) if forked else None,
-        "operations": fewest_operations(queries, layers, size) if forked else None,
+        "answers": texts_by_model(written) if written else [answers_of(result["samples"]) for result in samples],
+        "asked": asked_of(samples[0]["samples"]) if forked and queries else None,
+        "operations": (
+            None
+            if not forked
+            else operations_of_texts(written, layers, size)
+            if written
+            else fewest(queries, layers, size)
+        ),
     }
 
 
@@ -177,6 +193,14 @@ def loading(arguments: argparse.Namespace, batch_size: int) -> dict[str, Any]:
         "dtype": arguments.dtype,
         "softmax_dtype": "float32",  # lm_eval's is the model's own, which rounds a loglikelihood to 1/16 in bfloat16
     }
+
+
+class Text(NamedTuple):
+    """What a model wrote behind a prompt, as tokens: most of a random model's have no text in a small tokenizer."""
+
+    prompt: list[int]
+    model: int
+    ids: list[int]
 
 
 class Stopwatch:
@@ -210,21 +234,49 @@ class Stopwatch:
 
 
 @contextlib.contextmanager
-def measured_parts(queries: list[Any], dictionaries: Stopwatch) -> Iterator[None]:
-    """Inside the scope, what is asked of the engine is noted, and the time in dictionaries is taken.
+def written_plainly(model: Any, written: list[Text]) -> Iterator[None]:
+    """Inside the scope, what transformers writes is noted."""
+    generate = model.generate
+
+    def generate_noted(input_ids: Any, attention_mask: Any, **kwargs: Any) -> Any:
+        out = generate(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
+        for row, mask, text in zip(input_ids, attention_mask, out, strict=True):
+            written.append(Text(row[mask.bool()].tolist(), 0, text[len(row) :].tolist()))
+        return out
+
+    model.generate = generate_noted
+    try:
+        yield
+    finally:
+        del model.generate
+
+
+@contextlib.contextmanager
+def measured_parts(queries: list[Any], written: list[Text], dictionaries: Stopwatch) -> Iterator[None]:
+    """Inside the scope, what is asked of the engine and written is noted, and the time in dictionaries is taken.
 
     By the engine's own methods: a hook on a model is something that its answers depend on.
     """
+    from sae_lm_eval.scoring.decoding import Decoder
     from sae_lm_eval.scoring.shared_answers import SharedAnswers
     from sae_lm_eval.splicing.splice import Splice
 
-    answers, reconstruct = SharedAnswers.answers, Splice.reconstruct
+    answers, reconstruct, generate = SharedAnswers.answers, Splice.reconstruct, Decoder.generate
+
+    def generate_noted(self: Any, prompts: Any, ending: Any, done: Any, **kwargs: Any) -> None:
+        def noted(number: int, model: int, ids: list[int]) -> None:
+            written.append(Text(list(prompts[number]), model, ids))
+            done(number, model, ids)
+
+        generate(self, prompts, ending, noted, **kwargs)
+
+    Decoder.generate = generate_noted
     SharedAnswers.answers = lambda self, asked, *told: (queries.extend(asked), answers(self, asked, *told))[1]
     Splice.reconstruct = dictionaries.around(reconstruct)
     try:
         yield
     finally:
-        SharedAnswers.answers, Splice.reconstruct = answers, reconstruct
+        SharedAnswers.answers, Splice.reconstruct, Decoder.generate = answers, reconstruct, generate
 
 
 def forked_models(common: dict[str, Any], saes: list[Any]) -> list[Any]:
@@ -277,6 +329,15 @@ def answers_of(samples: dict[str, list[dict[str, Any]]]) -> list[list[float]]:
     return [[logprob for ((logprob, _),) in s["resps"]] + [s["acc"]] for s in in_order(samples)]
 
 
+def texts_by_model(written: list[Text]) -> list[list[list[list[int]]]]:
+    """For each model its prompts and texts, in the order of the prompts."""
+    return [sorted([text.prompt, text.ids] for text in written if text.model == model) for model in models_of(written)]
+
+
+def models_of(written: list[Text]) -> list[int]:
+    return sorted({text.model for text in written})
+
+
 def asked_of(samples: dict[str, list[dict[str, Any]]]) -> list[list[list[str]]]:
     """For each document context and continuation of its choices."""
     return [[list(arguments) for arguments in s["arguments"]] for s in in_order(samples)]
@@ -312,7 +373,7 @@ def decided_both_ways(question: list[str], run: str, arguments: argparse.Namespa
     return found
 
 
-def fewest_operations(queries: list[Any], layers: list[int], size: Size) -> float:
+def fewest(queries: list[Any], layers: list[int], size: Size) -> float:
     """Multiplications of the weights that the answers cannot do without, as a share of those of one plain run.
 
     Each distinct beginning once through the blocks, from its fork on for each variant, with the encoder and the
@@ -337,6 +398,40 @@ def fewest_operations(queries: list[Any], layers: list[int], size: Size) -> floa
     read = sum(len(asked) if layer == size.layers - 1 else len(row.ids) for layer in layers)
     fewest = len(row.ids) * everywhere + len(asked) * where_asked + read * dictionary
     return fewest / (sum(map(len, inputs)) * (size.layers * (keys + rest) + head))
+
+
+def operations_of_texts(written: list[Text], layers: list[int], size: Size) -> float:
+    """As `fewest`, of texts: each distinct token of the prompts once, from its fork on for each variant; each token
+    that a model writes once, as the head; each token that a variant reads once in its dictionary.
+    """
+    from sae_lm_eval.scoring.packing import pack
+
+    prompts = {tuple(text.prompt) for text in written}
+    (row,) = pack(list(prompts), capacity=2**40, limit=2**40, prefixes=False, trees=True).rows
+    heads = size.heads * size.d_head
+    block = 2 * size.width * size.key_heads * size.d_head + 2 * size.width * heads + 3 * size.width * size.hidden
+    head, dictionary = size.width * size.vocabulary, size.width * (size.elements + size.active)
+    blocks = [size.layers, *(size.layers - 1 - layer for layer in layers)]  # that the baseline and each variant run
+    fewest = len(row.ids) * (sum(blocks) * block + len(layers) * dictionary)
+    fewest += sum(len(text.ids) * (size.layers * block + head + bool(text.model) * dictionary) for text in written)
+    baseline = sum(len(text.ids) for text in written if text.model == 0)
+    return fewest / (sum(map(len, prompts)) * size.layers * block + baseline * (size.layers * block + head))
+
+
+def gap(question: list[Any], run: str, arguments: argparse.Namespace) -> float:
+    """How far apart the two likeliest tokens are behind a prompt, in nats, as a plain run has them."""
+    import torch
+    from sae_lens import SAE
+
+    layer = None if run == "hf" else int(run.removeprefix("hook"))
+    sae: Any = None
+    if layer is not None:
+        sae = SAE.load_from_disk(str(arguments.out / f"sae{layer}"), device=arguments.device)
+    lm = plain_model(loading(arguments, 1), layer, sae)
+    with torch.no_grad():
+        logits = lm.model(torch.tensor([question], device=lm.device)).logits[0, -1]
+    likeliest = logits.float().log_softmax(-1).topk(2).values
+    return float(likeliest[0] - likeliest[1])
 
 
 def measured(suite: str, run: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -377,18 +472,48 @@ def compare(suite: str, arguments: argparse.Namespace) -> str:
         ratios = [sum(median[kind][run] for run in runs) / median[kind]["forked"] for kind in KINDS]
         least = sum(median["scoring"][run] for run in runs) / floor
         lines.append(f"| {label} | {ratios[0]:.1f}x | {ratios[1]:.1f}x | {least:.1f}x |")
+    kept = last["forked"]
+    share = f"{kept['dictionaries'] / kept['scoring']:.0%} of the requests' time is in the SAEs."
+    memory = f"Peak memory is {kept['memory'] / last['hf']['memory']:.2f} of the `hf` run's"
+    compared = compared_texts if suite in GENERATED else compared_answers
+    lines += ["", *compared(suite, plain, last, layers, arguments), f"{memory}; {share}"]
+    return "\n".join([*lines, ""])
+
+
+def compared_answers(
+    suite: str, plain: list[str], last: dict[str, dict[str, Any]], layers: list[int], arguments: argparse.Namespace
+) -> list[str]:
     apart, other = differences(plain, last)
-    lines += [
-        "",
-        f"Largest difference of a loglikelihood: {max(apart)[0]:.1e} nats; documents with another accuracy: {other}. "
-        f"Peak memory is {last['forked']['memory'] / last['hf']['memory']:.2f} of the `hf` run's; "
-        f"{last['forked']['dictionaries'] / last['forked']['scoring']:.0%} of the requests' time is in the SAEs.",
+    lines = [
+        f"Largest difference of a loglikelihood: {max(apart)[0]:.1e} nats; documents with another accuracy: {other}."
     ]
     if arguments.dtype == "float32":
         beyond = sorted((d for d in apart if d[0] > TOLERANCE), reverse=True)
         lines.append(f"Differences over {TOLERANCE:.0e}: {len(beyond)} of {len(apart)}.")
         lines += [tie(suite, difference, last, layers, arguments) for difference in beyond]
-    return "\n".join([*lines, ""])
+        lines += [""] * bool(beyond)
+    return lines
+
+
+def compared_texts(
+    suite: str, plain: list[str], last: dict[str, dict[str, Any]], _layers: list[int], arguments: argparse.Namespace
+) -> list[str]:
+    lines = []
+    for run, answers in zip(plain, last["forked"]["answers"], strict=True):
+        for number, ((prompt, plainly), (same, forked)) in enumerate(
+            zip(last[run]["answers"][0], answers, strict=True)
+        ):
+            assert prompt == same, "the plain run has read another prompt"
+            # A plain text goes on until the last of its batch has ended.
+            parted = next((i for i, (a, b) in enumerate(zip(plainly, forked, strict=False)) if a != b), None)
+            if parted is not None:
+                (arguments.out / "question.json").write_text(json.dumps([*prompt, *plainly[:parted]]))
+                nats = measured(suite, f"gap-{run}", arguments)
+                lines.append(
+                    f"- {run}, prompt {number}: at token {parted}, where the two likeliest are {nats:.1e} nats apart."
+                )
+    total = sum(len(answers) for answers in last["forked"]["answers"])
+    return [f"Texts that are not the plain run's: {len(lines)} of {total}.", *lines, *[""] * bool(lines)]
 
 
 KINDS = ("seconds", "scoring")
@@ -436,7 +561,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES))
+    parser.add_argument(
+        "--suites", nargs="+", choices=SUITES, default=["mmlu", "mmlu8", "blimp", "gsm8k_cot", "gsm8k_cot8"]
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", choices=SIZES, default="llama")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -450,6 +577,9 @@ def main() -> None:
         if run.startswith("ways-"):
             question = json.loads((arguments.out / "question.json").read_text())
             result: Any = decided_both_ways(question, run.removeprefix("ways-"), arguments)
+        elif run.startswith("gap-"):
+            question = json.loads((arguments.out / "question.json").read_text())
+            result = gap(question, run.removeprefix("gap-"), arguments)
         else:
             result = evaluate(suite, run, arguments)
         (arguments.out / "one.json").write_text(json.dumps(result))
