@@ -12,7 +12,7 @@ from models import ARCHITECTURES, CONTEXT, VOCABULARY, WIDTH, random_model, rand
 
 from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.runtime.journal import Journal
-from sae_lm_eval.scoring import decoding, prefill, row_cache
+from sae_lm_eval.scoring import decoding, decoding_trial, prefill, row_cache
 from sae_lm_eval.scoring.decoding import Decoder, Ending
 from sae_lm_eval.scoring.shared_texts import SharedTexts, UndefinedLogits
 from sae_lm_eval.scoring.token_sampler import TokenSampler
@@ -81,7 +81,7 @@ def test_texts_are_those_of_each_model_by_itself(architecture, prompts):
     model = random_model(architecture)
     models = [None, *variants_of_every_kind(model)]
     decoder = Decoder(model, models, rows=20, limit=CONTEXT)
-    decoder.check()
+    decoding_trial.check(decoder)
     texts = written(decoder, prompts)
     assert len(texts) == len(prompts) * len(models)
     assert len({len(ids) for ids in texts.values()}) > 2
@@ -195,7 +195,7 @@ class TestWhatIsRefused:
         config = transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=3, state_size=4)
         model = transformers.MambaForCausalLM(config).eval()
         with pytest.raises(ValueError, match="Mamba"):
-            Decoder(model, [None], rows=8, limit=CONTEXT).check()
+            decoding_trial.check(Decoder(model, [None], rows=8, limit=CONTEXT))
 
 
 def test_texts_are_kept_for_every_model(prompts, monkeypatch):
@@ -211,3 +211,84 @@ def test_texts_are_kept_for_every_model(prompts, monkeypatch):
     assert recalled == ([], [*range(len(prompts))])
     for which in (0, 1):
         assert texts[which] == {i: alone(model, models[which], prompt, 10) for i, prompt in enumerate(prompts)}
+
+
+class TestSharedPrefixes:
+    """Rows behind one header attend to one copy of it."""
+
+    @pytest.fixture
+    def storages(self, monkeypatch) -> list[int]:
+        """Tokens of the longest row, each time when rows are arranged."""
+        arrange, lengths = row_cache.RowCache.arrange, []
+
+        def noted(cache, rows):
+            arrange(cache, rows)
+            lengths.append(max(cache.lengths, default=0))
+
+        monkeypatch.setattr(row_cache.RowCache, "arrange", noted)
+        return lengths
+
+    @staticmethod
+    def texts_and_truth(model, prompts, **kwargs):
+        models = [None, *variants_of_every_kind(model)]
+        decoder = Decoder(model, models, rows=50, limit=CONTEXT)
+        decoding_trial.check(decoder)
+        kwargs.get("storages", []).clear()
+        truth = {
+            (i, which): alone(model, each, prompt, 10)
+            for i, prompt in enumerate(prompts)
+            for which, each in enumerate(models)
+        }
+        return written(decoder, prompts), truth
+
+    @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+    @pytest.mark.parametrize("architecture", ["gpt2", "qwen3", "llama"])
+    def test_no_row_has_a_copy(self, architecture, implementation, prompts, storages):
+        model = random_model(architecture)
+        model.set_attn_implementation(implementation)
+        behind = prompts[:11]  # each begins with a header of 31 tokens
+        texts, truth = self.texts_and_truth(model, behind, storages=storages)
+        assert texts == truth
+        assert max(storages) < 31
+        assert model.config._attn_implementation == implementation
+
+    @pytest.mark.parametrize(("window", "has_copies"), [(CONTEXT, False), (40, True)])
+    def test_a_window_that_leaves_tokens_out(self, window, has_copies, prompts, storages):
+        model = random_model("gemma2")  # whose scores are capped as well
+        for module in model.modules():
+            if getattr(module, "sliding_window", None) is not None:
+                module.sliding_window = window
+        model.config.sliding_window = window
+        texts, truth = self.texts_and_truth(model, prompts[:11], storages=storages)
+        assert texts == truth
+        assert (max(storages) > 31) == has_copies
+
+    def test_attention_of_another_kind_gets_copies(self, prompts, storages):
+        model = random_model("llama")
+
+        def with_sinks(module, *args, **kwargs):
+            return type(module).forward(module, *args, **kwargs, s_aux=torch.zeros(1))
+
+        for block in model.model.layers:
+            block.self_attn.forward = with_sinks.__get__(block.self_attn)
+        texts, truth = self.texts_and_truth(model, prompts[:11], storages=storages)
+        assert texts == truth
+        assert max(storages) > 31
+
+    def test_a_model_that_attends_by_itself_gets_copies(self, prompts, storages):
+        model = random_model("llama")
+        from transformers.models.llama import modeling_llama
+
+        interface, eager = modeling_llama.ALL_ATTENTION_FUNCTIONS, modeling_llama.eager_attention_forward
+
+        class Fixed:
+            def get_interface(self, *_):
+                return eager
+
+        modeling_llama.ALL_ATTENTION_FUNCTIONS = Fixed()
+        try:
+            texts, truth = self.texts_and_truth(model, prompts[:11], storages=storages)
+        finally:
+            modeling_llama.ALL_ATTENTION_FUNCTIONS = interface
+        assert texts == truth
+        assert max(storages) > 31

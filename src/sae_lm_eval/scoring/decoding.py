@@ -15,7 +15,6 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
-from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runtime.devices import free_memory
 from sae_lm_eval.scoring.lm_head import Head
@@ -23,14 +22,13 @@ from sae_lm_eval.scoring.prefill import Prefill, Prefilled
 from sae_lm_eval.scoring.prefix_attention import PrefixAttention
 from sae_lm_eval.scoring.row_cache import KeysValues, RowCache
 from sae_lm_eval.scoring.token_sampler import TokenSampler
-from sae_lm_eval.splicing.attach import Attachment, attached
+from sae_lm_eval.splicing.attach import Attachment
 from sae_lm_eval.splicing.splice import Context, Variant
 
 logger = logger_of(__name__)
 
 UNDEFINED = -1  # in place of a token where logits are nan
 REFILL = 0.25  # of the rows that are free before others enter: entering copies the whole batch
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
 @dataclass(frozen=True)
@@ -88,9 +86,10 @@ class Decoder:
         try:
             self.attention: PrefixAttention | None = PrefixAttention(model)
         except ValueError as error:
-            self._copy_prefixes(error)
+            self.copy_prefixes(error)
 
-    def _copy_prefixes(self, why: object) -> None:
+    def copy_prefixes(self, why: object) -> None:
+        """Let each row that is decoded have its own copy of a shared beginning."""
         logger.debug("Rows that are decoded have copies of shared prefixes: %s.", why)
         self.attention = None
 
@@ -118,56 +117,6 @@ class Decoder:
                 raise ValueError(f"A prompt of {len(ids)} tokens and {ending.length} more do not fit {self.limit}")
         writing = Writing(self, prompts, ending, sampling or TokenSampler(), keys or [b""] * len(prompts), done)
         writing.write({(i, model) for i in range(len(prompts)) for model in range(len(self.models))} - set(known))
-
-    def check(self) -> None:
-        """Raise `ValueError` where texts behind shared prompts are not as likely as behind each by itself."""
-        if self.attention is not None:
-            try:
-                self._compare()
-                if not self.attention.layers:
-                    raise ValueError("no layer looks up how attention is implemented")
-                return
-            except ValueError as error:
-                self._copy_prefixes(error)
-        self._compare()
-
-    def _compare(self) -> None:
-        vocabulary = self.model.config.get_text_config().vocab_size
-        generator = torch.Generator().manual_seed(0)
-        stem, *ends = (torch.randint(vocabulary, (n,), generator=generator).tolist() for n in (20, 9, 1, 14, 5))
-        prompts = [stem + end for end in ends]
-        texts: dict[tuple[int, int], list[int]] = {}
-        scores: dict[tuple[int, int], list[float]] = {}
-
-        def done(number: int, model: int, ids: list[int] | None) -> None:
-            if ids is not None:  # else the one who asks for that model is told
-                texts[number, model] = ids
-
-        writing = Writing(self, prompts, Ending(4), TokenSampler(), [b""] * 4, done)
-        writing.likelihoods, writing.capacity = scores, 1
-        try:
-            with torch.no_grad():
-                writing.write({(i, model) for i in range(len(prompts)) for model in range(len(self.models))})
-                off = max(
-                    abs(a - b)
-                    for (i, model), ids in texts.items()
-                    for a, b in zip(scores[i, model], self._plainly(prompts[i], ids, model), strict=True)
-                )
-        except UserError:
-            raise
-        except Exception as error:  # whatever an architecture does not bear
-            raise ValueError(f"{type(self.model).__name__} cannot decode several models at once: {error!r}") from error
-        if not off <= TOLERANCE[self.model.dtype]:
-            raise ValueError(f"{type(self.model).__name__} is {off:.2g} nats off where several models decode at once")
-
-    def _plainly(self, prompt: Sequence[int], ids: Sequence[int], model: int) -> list[float]:
-        """Log-probabilities of a text behind a prompt, by a model by itself and without a cache."""
-        whole = torch.tensor([[*prompt, *ids]], device=self.device)
-        with ExitStack() as scope:
-            if (variant := self.models[model]) is not None:
-                scope.enter_context(attached(self.model, variant))
-            logits = self.model(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        return logits.to(self.dtype).log_softmax(-1)[range(len(ids)), list(ids)].tolist()
 
 
 class Writing:

@@ -92,8 +92,9 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """As transformers asks for it: query (rows, heads, 1, width), what the rows have themselves as key and value."""
-    if dropout or (unknown := [k for k, v in others.items() if v is not None and k not in WITHOUT_EFFECT]):
-        raise ValueError(f"Attention with {', '.join(['dropout'] if dropout else unknown)} is not computed here")
+    unknown = [name for name, value in others.items() if value is not None and name not in WITHOUT_EFFECT]
+    if dropout or unknown:
+        raise ValueError(f"Attention with {', '.join(unknown or ['dropout'])} is not computed here")
     rows, heads, _, width = query.shape
     # Heads of queries by the head of keys that they read.
     grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], width) * (scaling or width**-0.5)
