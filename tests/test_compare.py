@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,11 @@ from statsmodels.stats.multitest import multipletests
 from terminals import terminal
 
 from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.comparison.multiplicity import stars_changed
 from sae_lm_eval.comparison.pairs import NO_CHOICES, NOT_ABOVE
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.report import assemble, writer
+from sae_lm_eval.results import find
 from sae_lm_eval.results.results import read_results
 
 STAMP = "2026-01-01T00-00-00.000000"
@@ -452,6 +456,23 @@ def test_runs_of_one_name_are_told_apart(tmp_path, folders):
     assert names[1] == "gpt2 (dtype=float16)"
 
 
+def test_stars_that_another_variant_takes_away_are_named(folders, tmp_path):
+    """By Holm's definition, over the rows of the others alone and with the added ones."""
+    runs = [read_results(folder) for folder in folders]
+    more = [write_run(tmp_path / f"more{i}", answers(drawn(i)), groups=GROUPS, model=f"more{i}") for i in range(8)]
+    alone, together = compare(*runs, draws=500), compare(runs[0], [runs[1], *map(read_results, more)], draws=500)
+    added = [f"more{i}" for i in range(8)]
+    said = stars_changed(together.drops, added, 0.95) or ""
+    keys = ["section", "name", "alias"]
+    both = alone.drops.merge(together.drops.query("variant == 'other'"), on=keys)
+    lost = both[(both["p_adjusted_x"] < 0.05) & (both["p_adjusted_y"] >= 0.05)]["alias"].tolist()
+    assert lost
+    assert f"Lost its star: {', '.join(f'{alias} of other' for alias in lost)}." in said
+    assert said.startswith("more0, more1,")
+    assert stars_changed(together.drops, [], 0.95) is None
+    assert stars_changed(alone.drops, ["other"], 0.95) is None, "there was nothing before it"
+
+
 # -- the command ----------------------------------------------------------------------------------------------
 
 HOSTILE = "[red]a|b[/red] \\ <i>&\u202e=1+1 名前"
@@ -486,6 +507,62 @@ def test_the_command_prints_80_columns_writes_csv_and_imports_no_model(folders, 
         "two",
     ]
     assert f"{frame['drop'][0]:.1f}" in said.stdout
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_a_name_keeps_room_beside_the_numbers(folders, columns):
+    """Where numbers and names do not fit, columns go, and no name is cut into letters."""
+    said = command(*folders, columns=columns)
+    assert said.returncode == 0, said.stderr
+    lines = said.stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert len([line for line in lines if line.startswith(("one ", "two "))]) == 2
+    assert ("raw p" in said.stdout) is (columns == 200)
+
+
+def test_the_command_writes_the_report_of_folders_that_lie_anywhere(folders, tmp_path):
+    """The numbers are those of the same folders below one; two of one name are told apart."""
+    third = write_run(tmp_path / "elsewhere" / "deep" / "third", answers(drawn(2)), groups=GROUPS)
+    said = command(*folders, third, "--output_path", tmp_path / "made", "--draws", 500)
+    assert said.returncode == 0, said.stderr
+    assert "report.html" in said.stdout
+    shutil.move(third, tmp_path / "third")
+    again = assemble.build(assemble.pair_up(*find.find(tmp_path, "baseline"), draws=500))
+    writer.write(again, tmp_path / "again")
+    here, there = (pd.read_csv(tmp_path / name / "drops.csv") for name in ("made", "again"))
+    assert here["variant"].nunique() == 2
+    numbers = [*NUMBERS, "detectable"]
+    pd.testing.assert_frame_equal(*(of.sort_values([*numbers])[numbers].reset_index(drop=True) for of in (here, there)))
+
+
+def test_swapped_arguments_are_noticed(folders, tmp_path):
+    record = {"splices": [{"dictionary": "d", "hook_out": "h"}], "splice": "reconstruction"}
+    spliced = write_run(tmp_path / "spliced", answers(drawn(1)), config={"sae_lm_eval": record}, groups=GROUPS)
+    said = command(spliced, folders[0])
+    assert said.returncode == 2
+    assert "The baseline comes first, and d has a dictionary spliced in" in said.stderr
+    (note,) = [note for note in compare(spliced, folders[0], draws=10).notes if "comes first" in note]
+    assert "gpt2 is the untouched model" in note
+    assert not [note for note in compare(folders[0], [spliced], draws=10).notes if "comes first" in note]
+    assert not [note for note in compare(spliced, [spliced], draws=10).notes if "comes first" in note]
+
+
+def test_documents_of_one_passage_are_clustered_by_the_command(tmp_path):
+    made = [
+        {
+            "one": [
+                question("one", i, right, np.random.default_rng(0), f"passage {i // 6}") for i, right in enumerate(of)
+            ]
+        }
+        for of in (drawn(0)["one"], drawn(1)["one"])
+    ]
+    paths = [write_run(tmp_path / name, of) for name, of in zip(("baseline", "variant"), made, strict=True)]
+    plain, by = tmp_path / "plain.csv", tmp_path / "by.csv"
+    assert command(*paths, "--csv", plain).returncode == 0
+    said = command(*paths, "--csv", by, "--docs_by", "subject")
+    assert "subject" in said.stdout
+    assert pd.read_csv(plain)["low"][0] != pd.read_csv(by)["low"][0]
+    assert "no document has a field 'subjects'" in command(*paths, "--docs_by", "subjects").stderr
 
 
 def test_the_command_tells_a_mistake_in_a_sentence(folders, tmp_path):

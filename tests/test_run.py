@@ -22,6 +22,7 @@ from folders import contents
 from rich.console import Console
 
 from sae_lm_eval import UserError, run
+from sae_lm_eval.results.results import read_results
 from sae_lm_eval.runs import run as running
 from sae_lm_eval.runs.grouping import divide
 from sae_lm_eval.runs.run import evaluate
@@ -29,7 +30,7 @@ from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import Sweep, sweep_of, variants_of
 from sae_lm_eval.runtime.journal import DiskError, Journal
 from sae_lm_eval.runtime.progress import Shown
-from sae_lm_eval.runtime.run_folder import GROUPS, held, journal_of
+from sae_lm_eval.runtime.run_folder import GROUPS, added_names, held, journal_of
 
 K4, K32 = "world#blocks.2.hook_resid_post.k4", "world#blocks.2.hook_resid_post.k32"
 BASIC = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "limit": 4, "device": "cpu"}
@@ -243,6 +244,30 @@ def test_dictionaries_are_let_go_with_their_group(tmp_path, monkeypatch):
     evaluated(sweep({"sae": K4, "name": "k4"}, {"sae": K32, "name": "k32"}, controls=["zero"], memory=1e-4), tmp_path)
     assert len(alive) >= 4
     assert most == 1
+
+
+class TestAddedVariants:
+    def test_one_more_leaves_the_others_as_they_are(self, tmp_path):
+        evaluated(sweep({"sae": K4, "name": "k4"}), tmp_path)
+        before = {name: content for name, content in contents(tmp_path).items() if name.startswith(("baseline", "k4"))}
+        stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*")}
+        finished = evaluated(sweep({"sae": K32, "name": "k32"}), tmp_path)
+        assert [one.name for one in finished.outcomes] == ["baseline", "k4", "k32"]
+        assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
+        assert before == {name: content for name, content in contents(tmp_path).items() if name in before}
+        evaluated(sweep({"sae": K4, "name": "k4"}, {"sae": K32, "name": "k32"}), tmp_path / "at once")
+        scores = [read_results(tmp_path / folder / "k32").scores for folder in ("", "at once")]
+        assert scores[0] == scores[1]
+        assert added_names(tmp_path) == ("k32",)
+        assert added_names(tmp_path / "at once") == ()
+        assert evaluated(sweep({"sae": K4, "name": "k4"}), tmp_path).requests == 0  # the same again takes nothing away
+        assert added_names(tmp_path) == ("k32",)
+
+    @pytest.mark.parametrize("record", ["[1]", '{"variants": [1]}', '{"variants": [{"name": "a"}]}', "{"])
+    def test_a_record_that_is_none(self, tmp_path, record):
+        (tmp_path / "run.json").write_text(record)
+        with pytest.raises(UserError, match=r"no record of a run|holds a run with other|cannot be read"):
+            evaluated(sweep({"sae": K32, "name": "k32"}), tmp_path)
 
 
 class TestTrouble:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sae_lm_eval.cli.options import BaselineName, CategoriesFile, DocumentsBy, ResultsFolder, TaskOrder
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sae_lm_eval.report.formatting import Table
 
 
 def report(
@@ -23,27 +29,40 @@ def report(
     """Write report.html, report.md, appendix.tex and .bib, drops.csv, fidelity.csv and figures; no model is loaded."""
     from rich.console import Console
 
-    from sae_lm_eval.cli.tables import fits_a_terminal, print_report_table, print_sentence
-    from sae_lm_eval.comparison.subsets import read_categories_file
+    from sae_lm_eval.cli.tables import print_sentence
+    from sae_lm_eval.comparison.compare import with_notes
+    from sae_lm_eval.comparison.multiplicity import stars_changed
     from sae_lm_eval.report import assemble, writer
     from sae_lm_eval.results import find
+    from sae_lm_eval.runtime.run_folder import added_names
 
-    chosen = None if categories is None else read_categories_file(categories)
     console = Console()
-    made = assemble.build(assemble.pair_up(*find.find(out, baseline), categories=chosen, docs_by=docs_by), sort=sort)
+    comparison = assemble.pair_up(*find.find(out, baseline), categories=categories, docs_by=docs_by)
+    comparison = with_notes(comparison, stars_changed(comparison.drops, added_names(out), comparison.level))
+    made = assemble.build(comparison, sort=sort)
     target = output_path or out / "report"
     writer.write(made, target)
-    for sentence in made.headline:
-        print_sentence(console, sentence)
     short = [table for table in made.tables if table.extent == "short" and table.name != "variants"]
-    wide = []
-    for table in short:
-        if fits_a_terminal(console, table):
-            print_report_table(console, table)
-        else:
-            wide.append(table.title)
-    if wide:
-        print_sentence(console, f"Too wide for this terminal, in the report: {', '.join(wide)}.")
-    for note in made.notes:
-        print_sentence(console, f"Note: {note}")
+    print_findings(console, made.headline, short, (), made.notes)
     print_sentence(console, f"Written: {target / 'report.html'}, report.md, appendix.tex, drops.csv, ...")
+
+
+def print_findings(
+    console: Console, headline: Iterable[str], tables: Iterable[Table], captions: Iterable[str], notes: Iterable[str]
+) -> None:
+    """Sentences, tables and notes of a report, as much as a terminal has room for."""
+    from sae_lm_eval.cli.tables import fitting, print_report_table, print_sentence
+
+    for sentence in headline:
+        print_sentence(console, sentence)
+    wide = []
+    for table in tables:
+        narrow = fitting(console, table)
+        if narrow is None:
+            wide.append(table.title)
+        else:
+            print_report_table(console, narrow)
+    if wide:
+        print_sentence(console, f"Too wide for this terminal: {', '.join(wide)}.")
+    for sentence in (*captions, *(f"Note: {note}" for note in notes)):
+        print_sentence(console, sentence)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sae_lm_eval.cli.lm_eval_flags import settings_of
-from sae_lm_eval.cli.options import CategoriesFile
+from sae_lm_eval.cli.options import CategoriesFile, DocumentsBy
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets, terminal
 
@@ -45,6 +45,7 @@ def run(
     ] = "",
     output_path: Annotated[Path | None, typer.Option("--output_path", "-o", help="For results and report.")] = None,
     categories: CategoriesFile = None,
+    docs_by: DocumentsBy = None,
     memory: Annotated[float | None, typer.Option(help="Gigabytes for the dictionaries of one forked pass.")] = None,
     ray: Annotated[
         str | None,
@@ -77,9 +78,9 @@ def run(
         return
     try:
         if fewshot_seeds is None:
-            failed = run_and_report(sweep, sweep.output_path)
+            failed = run_and_report(sweep, sweep.output_path, docs_by)
         else:
-            failed = run_over_seeds(sweep, sweep.output_path, fewshot_seeds)
+            failed = run_over_seeds(sweep, sweep.output_path, fewshot_seeds, docs_by)
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command continues from here.", err=True)
         raise typer.Exit(INTERRUPTED) from None
@@ -87,7 +88,7 @@ def run(
         raise typer.Exit(1)
 
 
-def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
+def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str, docs_by: str | None = None) -> bool:
     """Run a sweep for each few-shot seed, each in its folder, and write over_seeds.csv; whether a variant failed."""
     from rich.console import Console
 
@@ -104,9 +105,9 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
     for seed in seeds_of(fewshot_seeds):
         folder = output_path / f"fewshot_seed_{seed}"
         settings = {**sweep.settings, "seed": with_seed(sweep.settings.get("seed"), seed)}
-        failed |= run_and_report(replace(sweep, settings=settings), folder)
+        failed |= run_and_report(replace(sweep, settings=settings), folder, docs_by)
         if rank() == 0 and not failed:
-            comparisons[seed] = compare(*find.find(folder))
+            comparisons[seed] = compare(*find.find(folder), docs_by=docs_by)
     if rank() != 0 or failed:
         return failed
     found = over_seeds(comparisons)
@@ -119,7 +120,7 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
     return False
 
 
-def run_and_report(sweep: Sweep, output_path: Path) -> bool:
+def run_and_report(sweep: Sweep, output_path: Path, docs_by: str | None = None) -> bool:
     """Run a sweep, or what is left of it, and report it; whether some variant failed."""
     from sae_lm_eval.cli.effective_compute import offer_curves
     from sae_lm_eval.cli.report import report
@@ -134,8 +135,8 @@ def run_and_report(sweep: Sweep, output_path: Path) -> bool:
     finished = evaluate(sweep, settings, output_path)
     if rank() != 0:
         return bool(finished.failed)
-    if len(finished.failed) < len(sweep.variants):
-        report(output_path, categories=sweep.categories)
+    if len(finished.failed) < len(finished.outcomes) - 1:
+        report(output_path, categories=sweep.categories, docs_by=docs_by)
         offer_curves(output_path)
     typer.echo(summary(finished, time.monotonic() - began), err=True)
     if finished.failed:  # each with its reason, as it failed

@@ -27,14 +27,12 @@ def table(
     docs_by: DocumentsBy = None,
 ) -> None:
     """Print what each variant loses: variants in rows, categories in columns; no model is loaded."""
-    from sae_lm_eval.comparison.subsets import read_categories_file
     from sae_lm_eval.errors import one_of
     from sae_lm_eval.report import assemble, render, summary_table
     from sae_lm_eval.results import find
 
     one_of(format, FORMATS, "format")
-    chosen = None if categories is None else read_categories_file(categories)
-    comparison = assemble.pair_up(*find.find(out, baseline), categories=chosen, docs_by=docs_by)
+    comparison = assemble.pair_up(*find.find(out, baseline), categories=categories, docs_by=docs_by)
     shaped = assemble.shape(comparison, sort)
     summary = shaped.summary(by)
     if format == "csv":

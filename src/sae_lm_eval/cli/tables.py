@@ -128,12 +128,31 @@ def _widths(table: Table) -> list[int]:
     ]
 
 
+def _letters(table: Table, gap: int) -> int:
+    """How wide a report's table is on a terminal at least, with so many blanks between its columns."""
+    texts = [column.align == "left" for column in table.columns]
+    return sum(gap + (min(NAME, of) if text else of) for of, text in zip(_widths(table), texts, strict=True)) - gap
+
+
 def fits_a_terminal(console: Console, table: Table) -> bool:
     """Whether the numbers of a report's table stand on their lines, and its texts have some room; always in a pipe."""
-    needed = _widths(table)
-    texts = [column.align == "left" for column in table.columns]
-    letters = sum(1 + (min(NAME, of) if text else of) for of, text in zip(needed, texts, strict=True))
-    return not console.is_terminal or letters <= console.width + 1
+    return not console.is_terminal or _letters(table, gap=1) <= console.width
+
+
+def fitting(console: Console, table: Table) -> Table | None:
+    """The table for this terminal, less as many of its spare columns as it takes; None where that is not enough."""
+    from dataclasses import replace
+
+    spare = [at for at, column in enumerate(table.columns) if column.spare]
+    spare.sort(key=lambda at: (-table.columns[at].spare, -at))
+    for gone in (spare[:count] for count in range(len(spare) + 1)):
+        columns, *rows = (
+            tuple(of for at, of in enumerate(line) if at not in gone) for line in (table.columns, *table.rows)
+        )
+        narrow = replace(table, columns=columns, rows=tuple(rows))
+        if fits_a_terminal(console, narrow):
+            return narrow
+    return None
 
 
 def print_report_table(console: Console, table: Table) -> None:
@@ -150,7 +169,11 @@ def print_report_table(console: Console, table: Table) -> None:
         console.print()
         return
     title = _cell(table.title, style="table.title")
-    made = Grid(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    wide = _letters(table, gap=2) <= console.width
+    padding = (0, 1 if wide else 0, 0, 0)
+    made = Grid(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding
+    )
     for column, width in zip(table.columns, _widths(table), strict=True):
         heading = _cell(column.heading)
         if column.align == "right":
@@ -159,3 +182,4 @@ def print_report_table(console: Console, table: Table) -> None:
     for index, row in enumerate(table.rows):
         made.add_row(*(_cell(cell.text) for cell in row), end_section=index + 1 in table.blocks)
     console.print(made)
+    console.print()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from sae_lm_eval.comparison.samples import check_documents, check_runs, read_ans
 from sae_lm_eval.comparison.subsets import Cut, categorise, check_field, group_weights, read_categories_file, structure
 from sae_lm_eval.comparison.task_metrics import measures_of
 from sae_lm_eval.errors import UserError, one_of
-from sae_lm_eval.results.find import is_control
+from sae_lm_eval.results.find import is_control, swapped, told_apart
 from sae_lm_eval.results.results import Results, read_results
 
 
@@ -60,9 +59,14 @@ class Comparison:
         return self._documents
 
 
+def with_notes(comparison: Comparison, *notes: str | None) -> Comparison:
+    """The comparison with more of what a reader should know."""
+    return replace(comparison, notes=(*comparison.notes, *filter(None, notes)))
+
+
 def compare(
     baseline: Results | str | Path,
-    variants: Sequence[Results | str | Path],
+    variants: Results | str | Path | Sequence[Results | str | Path],
     *,
     categories: Mapping[str, Any] | str | Path | None = None,
     metrics: str = "primary",
@@ -73,14 +77,15 @@ def compare(
 ) -> Comparison:
     """Pair each variant with the baseline on (task, filter, doc_id, doc_hash, prompt_hash) and measure its drop.
 
-    Results, or the folders that hold them. `categories` maps a name to tasks, groups or patterns, or to
-    `{field: name}` of the documents, or is a YAML file of such; `metrics` is
+    Results, or the folders that hold them, wherever they lie. `categories` maps a name to tasks, groups or patterns,
+    or to `{field: name}` of the documents, or is a YAML file of such; `metrics` is
     "primary" (the first right-or-wrong metric of a task, else its first) or "all". `draws` are those of the bootstrap
     and of the permutations. `docs_by` names a field of the documents, such as a passage: those that have the same there
     belong together, and intervals and tests are over such sets.
 
     Raises `UserError` for whatever does not pair, naming it.
     """
+    variants = [variants] if isinstance(variants, Results | str | Path) else variants
     _check(metrics, variants, level, draws)
     if isinstance(categories, str | Path):
         categories = read_categories_file(Path(categories))
@@ -159,7 +164,7 @@ def _runs(given: Sequence[Results]) -> tuple[list[Results], list[str]]:
 
     Raises `UserError` where there is nothing to pair, or a run was asked otherwise than the baseline.
     """
-    asked = _unlike(given)
+    asked = told_apart(given)
     notes = [note for run in asked for note in run.notes]
     measured = list(dict.fromkeys(task for run in asked for task in run.fidelity_tasks))
     if measured:
@@ -168,27 +173,11 @@ def _runs(given: Sequence[Results]) -> tuple[list[Results], list[str]]:
     baseline, *others = runs = [run.without_fidelity() for run in asked]
     if measured and not baseline.tasks:
         raise UserError(f"There is nothing else to compare. {notes[-1]}")
+    notes += filter(None, [swapped(baseline, others)])
     for run in others:
         check_runs(baseline, run)
         notes += _cautions(baseline, run)
     return runs, notes
-
-
-def _unlike(runs: Sequence[Results]) -> list[Results]:
-    """The runs under names of their own: with the arguments that tell them apart, else with their folders."""
-    named = []
-    for run in runs:
-        same = [other for other in runs if other.name == run.name]
-        keys = [key for key in run.model_args if len({str(other.model_args.get(key)) for other in same}) > 1]
-        apart = ", ".join(f"{key}={run.model_args[key]}" for key in keys)
-        named.append(f"{run.name} ({apart})" if len(same) > 1 and apart else run.name)
-    counts, unlike = Counter(named), []
-    for run, name in zip(runs, named, strict=True):
-        unlike.append(f"{name} [{run.folder}]" if counts[name] > 1 else name)
-    for index, name in enumerate(unlike):
-        if name in unlike[:index]:
-            unlike[index] = f"{name} #{unlike[: index + 1].count(name)}"
-    return [replace(run, name=name) for run, name in zip(runs, unlike, strict=True)]
 
 
 def _cautions(baseline: Results, variant: Results) -> list[str]:

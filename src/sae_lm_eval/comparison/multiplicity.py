@@ -54,3 +54,27 @@ def adjust(drops: pd.DataFrame) -> str:
     across = f", over the {variants} variants at once" if variants > 1 else ""
     more = "" if all(drops["primary"]) else " The metrics beside the primary ones are adjusted apart from them."
     return f"Holm's adjustment is made in each table apart{across}; the numbers of tests are {told}.{more}"
+
+
+def stars_changed(drops: pd.DataFrame, added: Sequence[str], level: float) -> str | None:
+    """Which rows of the other variants pass the test at 1 - level with the variants `added` later, and not without.
+
+    A sentence; None where nothing was added, or all that is there.
+    """
+    from statsmodels.stats.multitest import multipletests
+
+    before = drops[drops["primary"] & ~drops["variant"].isin(list(added))]
+    if before.empty or len(before) == len(drops[drops["primary"]]):
+        return None
+    changed: dict[str, list[str]] = {"lost": [], "got": []}
+    for _, rows in before.groupby("section", sort=False):
+        without: Any = multipletests(rows["p"], method="holm")[1]
+        for p, now, alias, variant in zip(without, rows["p_adjusted"], rows["alias"], rows["variant"], strict=True):
+            had, has = (value < 1 - level - 1e-12 for value in (p, now))
+            if had != has:
+                changed["lost" if had else "got"].append(f"{alias} of {variant}")
+    told = [f"{verb} its star: {', '.join(names)}" for verb, names in changed.items() if names]
+    return (
+        f"{', '.join(dict.fromkeys(name for name in added if name in set(drops['variant'])))} came later: p is "
+        f"adjusted anew, over all variants. {'; '.join(told).capitalize() if told else 'No star changed'}."
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -37,7 +38,7 @@ from sae_lm_eval.report.sweep_figures import sweep_pictures
 from sae_lm_eval.report.sweep_tables import notes, settings, sweep_tables
 from sae_lm_eval.report.task_tables import detail_tables
 from sae_lm_eval.report.worst_documents import Worst, worst_documents
-from sae_lm_eval.results.find import is_control
+from sae_lm_eval.results.find import is_control, told_apart
 from sae_lm_eval.results.results import Results
 
 
@@ -62,13 +63,15 @@ def pair_up(
     baseline: Results,
     variants: Sequence[Results],
     *,
-    categories: Mapping[str, Any] | None = None,
-    docs_by: str | None = None,
+    categories: Mapping[str, Any] | Path | None = None,
+    metrics: str = "all",
+    **options: Any,
 ) -> Comparison:
-    """The comparison on every task but those of fidelity, which may be all that was run."""
+    """The comparison on every task but those of fidelity, which may be all that was run; `options` as for `compare`."""
+    baseline, *variants = told_apart((baseline, *variants))
     less, *others = [results.without_fidelity() for results in (baseline, *variants)]
     if less.tasks:
-        comparison = compare(less, others, categories=categories, metrics="all", docs_by=docs_by)
+        comparison = compare(less, others, categories=categories, metrics=metrics, **options)
         return replace(comparison, baseline=baseline, variants=tuple(variants))
     return Comparison(baseline, tuple(variants), pd.DataFrame(columns=COLUMNS), family="", level=0.95)
 
@@ -90,14 +93,27 @@ class Shaped:
         return summarise(self.rows, variants, controls, self.fidelity, by)
 
 
-def shape(comparison: Comparison, sort: str = "task") -> Shaped:
-    """Raises `UserError` for another `sort` than `task` (lm_eval's order) or `drop` (the largest mean drop first)."""
+def summary_tables(shaped: Shaped) -> list[Table]:
+    """What the variants lose at a glance: the one table, over all tasks, and against each other."""
+    rows, told = shaped.rows, shaped.told
+    return [
+        summary_table(shaped.summary(), told),
+        *overall_tables(rows, told),
+        *between_tables(shaped.comparison.between, told),
+    ]
+
+
+def shape(comparison: Comparison, sort: str = "task", metrics: str = "primary") -> Shaped:
+    """`metrics` is `primary` or `all`.
+
+    Raises `UserError` for another `sort` than `task` (lm_eval's order) or `drop` (the largest mean drop first).
+    """
     one_of(sort, ("task", "drop"), "sort")
     ordered = sorted(comparison.variants, key=is_control)
     names = without_shared_start([results.name for results in ordered])
     variants = tuple(replace(results, name=names[results.name]) for results in ordered)
     rank = {name: at for at, name in enumerate(names)}
-    rows = [row for row in rows_of(comparison.drops) if row.primary]
+    rows = [row for row in rows_of(comparison.drops) if row.primary or metrics == "all"]
     sections = list(dict.fromkeys(row.section for row in rows))
     rows.sort(key=lambda row: (sections.index(row.section), rank[row.variant]))
     rows = [replace(row, variant=names[row.variant]) for row in rows]
@@ -125,15 +141,14 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
         title=f"What a splice costs {model_name(comparison.baseline)}",
         headline=tuple(headline(named, summary)),
         tables=(
-            summary_table(summary, told),
-            *overall_tables(rows, told),
-            *between_tables(named.between, told),
+            *summary_tables(shaped),
             variants_table(named, names),
             *(category_tables(shown, told) if {row.name for row in shown.rows} != {*summary.names} else ()),
             *sweep_tables(swept, told),
             *fidelity_tables(fidelity),
             *(table for table in [released_table(variants)] if table.rows),
             *noise_table(variants),
+            *detail_tables(rows, told, "group"),
             *detail_tables(rows, told),
         ),
         pictures=in_reading_order(

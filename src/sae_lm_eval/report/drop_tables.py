@@ -226,7 +226,10 @@ def overall_tables(rows: Sequence[Row], told: Told) -> list[Table]:
         f"{how_measured(overall, told)}{over} p: {told.family} Detectable: the drop that this many questions show with "
         f"a power of 80% (two-sided test at 5%).{chance_mark(overall)}"
     )
-    columns = (Column("variant", "left"), *map(Column, headings))
+    columns = (
+        Column("variant", "left"),
+        *(Column(heading, spare=int(heading in ("tasks", "spliced", "interval over tasks"))) for heading in headings),
+    )
     return [Table("overall", "Over all tasks", caption, columns, tuple(body))]
 
 

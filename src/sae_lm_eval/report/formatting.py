@@ -18,8 +18,11 @@ MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True)
 class Column:
+    """Where a terminal has no room, columns go whose `spare` is above 0: the highest first, of equals the right one."""
+
     heading: str
     align: Literal["left", "right"] = "right"
+    spare: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Every task of every variant, a table for each variant."""
+"""Every task and every group of each variant, a table for each variant."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ from sae_lm_eval.report.drop_tables import (
 )
 from sae_lm_eval.report.formatting import Cell, Column, Table, fixed, number_cell, percent, significant, text_cell
 
+# By section: the beginnings of a table's name and of its title.
+NAMES = {
+    "overall": ("all", "Over all tasks"),
+    "group": ("groups", "Every group"),
+    "category": ("all-categories", "Every category"),
+    "task": ("tasks", "Every task"),
+}
+SPARE = {"above chance lost": 3, "KL": 3, "raw p": 3, "spliced": 2, "shots": 2, "margin": 1, "lost": 1, "gained": 1}
 # What not every comparison has: heading, what it is, and its cell.
 OPTIONAL: tuple[tuple[str, str, Callable[[Row], Cell]], ...] = (
     (
@@ -41,16 +49,17 @@ def _share(row: Row) -> str:
     return f"{percent(row.above_chance_lost)} {bounds}"
 
 
-def detail_tables(rows: Sequence[Row], told: Told) -> list[Table]:
-    """Every task of every variant, a table for each variant."""
-    tasks = section_of(rows, "task")
+def detail_tables(rows: Sequence[Row], told: Told, section: str = "task") -> list[Table]:
+    """Every row of a section (overall, group, category or task), a table for each variant."""
+    chosen = section_of(rows, section)
     return [
-        _detail_table(index, variant, [row for row in tasks if row.variant == variant], told)
-        for index, variant in enumerate(variants_of(tasks), start=1)
+        _detail_table(index, variant, [row for row in chosen if row.variant == variant], told)
+        for index, variant in enumerate(variants_of(chosen), start=1)
     ]
 
 
 def _detail_table(index: int, variant: str, rows: Sequence[Row], told: Told) -> Table:
+    section = rows[0].section
     metrics = len({metric_name(row) for row in rows}) > 1
     extra = [of for of in OPTIONAL if any(of[2](row).value is not None for row in rows)]
     body = [
@@ -70,8 +79,9 @@ def _detail_table(index: int, variant: str, rows: Sequence[Row], told: Told) -> 
         for row in rows
     ]
     headings = ("n", "shots", "baseline", "spliced", "drop", f"{told.level:.0%} interval", "lost", "gained")
-    columns = [Column("task", "left"), *([Column("metric", "left")] if metrics else [])]
-    columns += map(Column, (*headings, "raw p", "p", *(heading for heading, *_ in extra)))
+    columns = [Column(section, "left"), *([Column("metric", "left")] if metrics else [])]
+    for heading in (*headings, "raw p", "p", *(heading for heading, *_ in extra)):
+        columns.append(Column(heading, spare=SPARE.get(heading, 0)))
     caption = (
         "Accuracies in percent, drops in percentage points; lost and gained: answers that went from right to wrong and "
         "from wrong to right; perplexities by their logarithm, as the rise in nats and as a ratio; other metrics in "
@@ -79,4 +89,5 @@ def _detail_table(index: int, variant: str, rows: Sequence[Row], told: Told) -> 
         f"{''.join(f'; {heading}: {meaning}' for heading, meaning, _ in extra)}. {how_measured(rows, told)}"
         f"{chance_mark(rows)}"
     )
-    return Table(f"tasks-{index}", f"Every task: {variant}", caption, tuple(columns), tuple(body), "long")
+    name, title = NAMES[section]
+    return Table(f"{name}-{index}", f"{title}: {variant}", caption, tuple(columns), tuple(body), "long")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,3 +76,31 @@ def is_control(results: Results) -> bool:
     """Whether the results are there to compare others with: nothing was reconstructed by a dictionary."""
     record = results.provenance
     return bool(record.get("noise_floor")) or record.get("splice", "reconstruction") != "reconstruction"
+
+
+def told_apart(runs: Sequence[Results]) -> list[Results]:
+    """The runs under names of their own: with the arguments that tell them apart, else with their folders."""
+    named = []
+    for run in runs:
+        same = [other for other in runs if other.name == run.name]
+        keys = [key for key in run.model_args if len({str(other.model_args.get(key)) for other in same}) > 1]
+        apart = ", ".join(f"{key}={run.model_args[key]}" for key in keys)
+        named.append(f"{run.name} ({apart})" if len(same) > 1 and apart else run.name)
+    counts, unlike = Counter(named), []
+    for run, name in zip(runs, named, strict=True):
+        unlike.append(f"{name} [{run.folder}]" if counts[name] > 1 else name)
+    for index, name in enumerate(unlike):
+        if name in unlike[:index]:
+            unlike[index] = f"{name} #{unlike[: index + 1].count(name)}"
+    return [replace(run, name=name) for run, name in zip(runs, unlike, strict=True)]
+
+
+def swapped(baseline: Results, variants: Sequence[Results]) -> str | None:
+    """What to say where the baseline is spliced and one of its variants is the untouched model; None elsewhere."""
+    untouched = [run.name for run in variants if is_untouched(run)]
+    if is_untouched(baseline) or not untouched:
+        return None
+    return (
+        f"The baseline comes first, and {baseline.name} has a dictionary spliced in, while {untouched[0]} is the "
+        f"untouched model: drops count from the baseline, so these have the opposite sign."
+    )

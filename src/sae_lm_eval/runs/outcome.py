@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sae_lm_eval.runtime.progress import duration
+from sae_lm_eval.runtime.run_folder import added_names
+
+if TYPE_CHECKING:
+    from sae_lm_eval.comparison.compare import Comparison
 
 
 @dataclass(frozen=True)
@@ -43,3 +49,19 @@ def summary(finished: Finished, seconds: float) -> str:
         return f"{text}; nothing was left to run."
     text += f" in {duration(seconds)}: {finished.requests:,} answers, {finished.recalled:,} of them recalled"
     return f"{text}; {finished.rate:,.0f} tokens a second." if finished.rate else f"{text}."
+
+
+def comparison_of(
+    finished: Finished, folder: Path, *, categories: Mapping[str, Any] | None, docs_by: str | None
+) -> Comparison:
+    """The variants of a run in `folder` with its baseline, under the names of their folders; options as for `compare`.
+
+    What variants that came later did to the stars of the others is among its notes.
+    """
+    from sae_lm_eval.comparison.compare import compare, with_notes
+    from sae_lm_eval.comparison.multiplicity import stars_changed
+    from sae_lm_eval.results.results import read_results
+
+    baseline, *others = (replace(read_results(one.folder), name=one.name) for one in finished.outcomes)
+    made = compare(baseline, others, categories=categories, docs_by=docs_by)
+    return with_notes(made, stars_changed(made.drops, added_names(folder), made.level))

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from sae_lm_eval.errors import UserError, did_you_mean, explained
 from sae_lm_eval.files.logs import logger_of
+from sae_lm_eval.runs.additions import with_earlier
 from sae_lm_eval.runs.checks import check
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
 from sae_lm_eval.runs.identity_record import Record, digest_of, model_record
 from sae_lm_eval.runs.model_pool import Loaded, Look, UnknownModel
 from sae_lm_eval.runs.object_names import named
-from sae_lm_eval.runs.outcome import Finished, Outcome
+from sae_lm_eval.runs.outcome import Finished, Outcome, comparison_of
 from sae_lm_eval.runs.settings import fixed, lm_eval_config
 from sae_lm_eval.runs.sweep import AGAIN, BASELINE, Sweep, sweep_of
 from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
@@ -55,6 +56,7 @@ def run(
     memory: float | None = None,
     mean_text: str | None = None,
     ray: str | None = None,
+    docs_by: str | None = None,
     **settings: Any,
 ) -> Comparison:
     """Evaluate the untouched model and `variants` on lm_eval's `tasks`, and compare them question by question.
@@ -71,23 +73,21 @@ def run(
         memory: gigabytes for the dictionaries of one forked pass.
         mean_text: the text whose activations the mode `mean` averages.
         ray: the address of a Ray cluster that shares the work, or "local" for one on this machine.
+        docs_by: a field of the documents, such as a passage, as for `compare`.
         settings: lm_eval's own, under its names: `num_fewshot`, `limit`, `batch_size`, `device`, `gen_kwargs`, ...
 
     Returns the comparison of the variants with the baseline, whose `drops` are a data frame.
 
     Raises `UserError` for whatever the user can mend, among it a variant that failed when the others are done.
     """
-    from sae_lm_eval.comparison.compare import compare
     from sae_lm_eval.comparison.subsets import read_categories_file
-    from sae_lm_eval.results.results import read_results
     from sae_lm_eval.runs.sweep import lm_eval_settings
 
     for name in settings:
         if name not in (known := lm_eval_settings()):
             raise UserError(f"run takes no '{name}'.{did_you_mean(name, known)} lm_eval's are {', '.join(known)}.")
-    chosen: Any = categories
     if isinstance(categories, str | Path):
-        chosen = read_categories_file(Path(categories).expanduser())
+        categories = read_categories_file(Path(categories).expanduser())
     given = {"model_args": model_args, "variants": variants, "controls": controls, "mean_text": mean_text}
     sweep = sweep_of({**given, "memory": memory, "ray": ray, "tasks": tasks, **settings})
     output_path = Path(output_path).expanduser()
@@ -95,16 +95,16 @@ def run(
     finished = evaluate(sweep, lm_eval_config(sweep), output_path)
     if finished.failed:
         raise UserError(
-            f"{len(finished.failed)} of {len(sweep.variants)} variants failed; '{output_path}' has the others. "
+            f"{len(finished.failed)} of {len(finished.outcomes) - 1} variants failed; '{output_path}' has the others. "
             + " ".join(f"{outcome.name}: {outcome.failed}" for outcome in finished.failed)
         )
-    baseline, *others = (replace(read_results(one.folder), name=one.name) for one in finished.outcomes)
-    return compare(baseline, others, categories=chosen)
+    return comparison_of(finished, output_path, categories=categories, docs_by=docs_by)
 
 
 def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
     """Evaluate the untouched model and a sweep's variants in forked passes; a folder for each below `output_path`.
 
+    Variants that a run in the folder has besides stay in it, and are among the outcomes.
     `settings` is lm_eval's `EvaluatorConfig`: its tasks, limits, seeds. What a run that was cut short had finished is
     kept, and what it had answered is not run again. A variant that cannot be made is left out, with its reason.
     Several processes share the requests of a run, and a Ray cluster the passes.
@@ -112,6 +112,7 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
     Raises `UserError` where the model or every variant cannot be loaded, the folder holds another run or is in use,
     and `DiskError` where it cannot be written.
     """
+    sweep = with_earlier(sweep, output_path)
     asked = {"model_args": named(sweep.model_args), "variants": [one.record for one in sweep.variants]}
     asked |= fixed(settings)
     asked |= {"once": list(sweep.once)} if sweep.once else {}

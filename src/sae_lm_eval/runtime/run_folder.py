@@ -19,6 +19,7 @@ from sae_lm_eval.runtime.journal import DiskError
 from sae_lm_eval.schema import KEY, VERSION, version_of
 
 SETTINGS, GROUPS, PACE, IDENTITY = "run.json", ".groups.json", ".pace.json", ".identity.json"
+ADDED = "added"
 LOCK, LOG, REPORT = ".lock", "run.log", "report"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -96,6 +97,8 @@ def read_json(file: Path) -> Any:
 def remember(folder: Path, asked: Mapping[str, Any]) -> None:
     """Write down what a run was asked for, with the version of the schema.
 
+    Variants may be added to those of before; `added` in the record are those of the last time.
+
     Raises `UserError` where the folder holds a run that was asked otherwise, or that a newer package wrote.
     """
     file = folder / SETTINGS
@@ -107,13 +110,33 @@ def remember(folder: Path, asked: Mapping[str, Any]) -> None:
     if not isinstance(old, dict):
         raise UserError(f"'{file}' is no record of a run. Give another --output_path.")
     version_of(old, str(file))
-    other = [name for name in {**old, **new} if old.get(name) != new.get(name) and name != KEY]
+    added = _added(old.get("variants"), new.get("variants"))
+    free = (KEY, ADDED) if added is None else (KEY, ADDED, "variants")
+    other = [name for name in {**old, **new} if old.get(name) != new.get(name) and name not in free]
     if other:
         difference = _difference(old.get(other[0]), new.get(other[0]))
         raise UserError(
             f"'{folder}' holds a run with other {', '.join(other)}: {difference}. "
             f"Give another --output_path, or delete it."
         )
+    if added:
+        write_json(file, {**new, ADDED: added})
+
+
+def _added(old: Any, new: Any) -> list[str] | None:
+    """The names of the variants that are new; None where one of before is missing or was asked otherwise."""
+    try:
+        before, now = ({one["name"]: one["arguments"] for one in variants} for variants in (old, new))
+    except (TypeError, KeyError):
+        return None
+    return [name for name in now if name not in before] if before.items() <= now.items() else None
+
+
+def added_names(folder: Path) -> tuple[str, ...]:
+    """The variants that were added last to the run in a folder; none where it was asked once, or is no run."""
+    record = read_json(folder / SETTINGS)
+    added = record.get(ADDED) if isinstance(record, dict) else None
+    return tuple(map(str, added)) if isinstance(added, list) else ()
 
 
 def _difference(old: Any, new: Any) -> str:
