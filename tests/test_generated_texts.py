@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import functools
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 import transformers
 from lm_eval.models.huggingface import HFLM
 from models import WIDTH, random_model, random_sae, word_tokenizer
+from runs import answers, write_run
 from test_adapter import RESID, Instance, words
 
 from sae_lm_eval import SaeHFLM
+from sae_lm_eval.harness import generation
+from sae_lm_eval.harness.generation import TextSettings
 from sae_lm_eval.harness.joined import joined
+from sae_lm_eval.report.assemble import build, pair_up
+from sae_lm_eval.results.results import read_results
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring.decoding import Decoder
+from sae_lm_eval.scoring.parting import share_together
 from sae_lm_eval.splicing.arguments import wanted_of
 
 GREEDY = {"until": ["w5"], "max_gen_toks": 8, "do_sample": False}
@@ -164,3 +171,87 @@ class TestDrawing:
         (lm,) = family()
         texts = lm.generate_until([*requests(self.kind()), *requests(self.kind())])
         assert texts[: len(texts) // 2] != texts[len(texts) // 2 :]
+
+
+class TestBesideTheBaseline:
+    """KL along the baseline's texts, and where the variants' part from them."""
+
+    @staticmethod
+    def asked() -> list[Instance]:
+        return [
+            Instance(
+                request_type="generate_until",
+                doc={},
+                arguments=(f"{words(12, seed=0)} {words(n, seed=n)}", GREEDY),
+                idx=0,
+                metadata=("written", n, 1),
+            )
+            for n in (2, 5, 3, 9)
+        ]
+
+    @torch.no_grad()
+    def test_against_plain_torch(self, family):
+        baseline, *variants = family(*SAES)
+        asked = self.asked()
+        models = [baseline, *variants]
+        texts = [lm.generate_until(asked) for lm in models]
+        # The texts end with a stop sequence, which lm_eval cuts off: tokens are asked of the engine.
+        shared = baseline.spliced.group.texts()
+        label = f"written {TextSettings.of(baseline, GREEDY).label}"
+        prompts = [baseline.tok_encode(request.args[0]) for request in asked]
+        ids = [shared.kept(prompts, [label] * 4, place) for place in range(3)]
+        assert all(len(of) == 4 and None not in of for of in ids)
+        assert baseline.get_model_info()["sae_lm_eval"]["parted_texts"] == {}
+        for lm, of_variant in zip(variants, ids[1:], strict=True):
+            kl, tokens, parted = 0.0, 0, 0
+            for prompt, before, after in zip(prompts, ids[0], of_variant, strict=True):
+                whole = torch.tensor([[*prompt, *before]])
+                plain = lm.model(whole).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+                with lm.spliced.attached():
+                    spliced = lm.model(whole).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+                kl += float((plain.exp() * (plain - spliced)).sum())
+                tokens += len(before)
+                parted += before[: len(after)] != after[: len(before)]
+            record = lm.get_model_info()["sae_lm_eval"]
+            found = record["kl_at_answers"]["written"]
+            assert found["kl"] == pytest.approx(kl / tokens, rel=1e-4)
+            assert (found["positions"], found["documents"]) == (tokens, 4)
+            assert record["parted_texts"]["written"]["parted"] == parted
+            assert record["parted_texts"]["written"]["texts"] == 4
+        assert texts[0] != texts[1]
+
+    def test_a_sample_of_many(self, family, monkeypatch):
+        monkeypatch.setattr(generation, "COMPARED_TEXTS", 2)
+        baseline, variant = family(SAES[0])
+        for lm in (baseline, variant):
+            lm.generate_until(self.asked())
+        record = variant.get_model_info()["sae_lm_eval"]
+        assert record["kl_at_answers"]["written"]["documents"] == 2
+        assert record["parted_texts"]["written"]["texts"] == 4
+
+    def test_nothing_where_no_baseline_writes(self):
+        lm = SaeHFLM(pretrained=random_model("llama"), tokenizer=word_tokenizer(), sae=SAES[0])
+        lm.generate_until(self.asked())
+        record = lm.get_model_info()["sae_lm_eval"]
+        assert record["kl_at_answers"] == record["parted_texts"] == {}
+
+
+def test_the_share_that_is_together():
+    # Behind 1 token 3 of 4 are together; one leaves without having parted at 2, of the 2 left one parts at 3, one at 4.
+    assert share_together([1, 2, 3, 4], [True, False, True, True]) == {1: 0.75, 2: 0.75, 4: 0.0}
+    assert share_together([3, 5], [False, False]) == {1: 1.0, 2: 1.0, 4: 1.0}
+    assert share_together([2, 2], [True, True]) == {1: 1.0, 2: 0.0}
+    assert share_together([], []) == {}
+
+
+def test_the_report_says_how_soon_texts_part(tmp_path):
+    together = {"1": 0.9, "2": 0.5, "4": 0.2}
+    record = {"splices": [], "parted_texts": {"gsm8k": {"texts": 10, "parted": 8, "together": together}}}
+    folders = [
+        write_run(tmp_path / name, answers({"gsm8k": [1.0, 0.0]}), config={"sae_lm_eval": record})
+        for name in ("a", "b")
+    ]
+    runs = [replace(read_results(folder), name=name) for folder, name in zip(folders, ("baseline", "k4"), strict=True)]
+    assert [note for note in build(pair_up(runs[0], runs[1:])).notes if "part from" in note] == [
+        "gsm8k: 8 of 10 texts that k4 writes part from the baseline's, at least half of them within the first 2 tokens."
+    ]

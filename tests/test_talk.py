@@ -15,12 +15,13 @@ from scipy.special import rel_entr, softmax
 from scipy.stats import chisquare
 
 from sae_lm_eval import UserError
+from sae_lm_eval.scoring.parting import parting
 from sae_lm_eval.scoring.token_sampler import gumbel
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.talk import sampling as generation
 from sae_lm_eval.talk import token_kl as token_view
 from sae_lm_eval.talk.conversation import Conversation, Model, record
-from sae_lm_eval.talk.sampling import Column, Continuation, Sampling, generate, next_logits, parting
+from sae_lm_eval.talk.sampling import Column, Continuation, Sampling, generate, next_logits
 from sae_lm_eval.talk.token_kl import kl_divergence
 from sae_lm_eval.world import text
 

@@ -25,6 +25,7 @@ from sae_lm_eval.scoring.generation import UnsharedError, sampling_of
 from sae_lm_eval.scoring.shared_texts import UndefinedLogits
 from sae_lm_eval.scoring.token_sampler import TokenSampler
 
+COMPARED_TEXTS = 200  # of a task, evenly spread, along which the KL is taken
 LOOKED_BACK = 2  # tokens besides those of a stop sequence, which may be written in others; lm_eval's own number
 
 
@@ -145,20 +146,55 @@ def _write(
         ids, _ = lm.tok_batch_encode([requests[number].args[0]], left_truncate_len=room, truncation=lm.truncation)
         prompts.append(ids[0].tolist() or [lm.prefix_token_id])
     shared = lm.spliced.group.texts()
+    labels = [f"{requests[number].task_name} {settings.label}" for number in numbers]
+    own: dict[int, list[int]] = {}
+
+    def done(i: int, ids: list[int]) -> None:
+        own[i] = ids
+        answered(numbers[i], settings.text(lm, ids))
+
     try:
         with lm.loaded.autocast():
             shared.write(
                 prompts,
                 settings.ending,
                 settings.sampling,
-                [f"{requests[number].task_name} {settings.label}" for number in numbers],
+                labels,
                 shared.place(lm.spliced.identity()),
-                lambda i, ids: answered(numbers[i], settings.text(lm, ids)),
+                done,
                 lambda i: recalled(numbers[i]),
             )
     except UndefinedLogits as error:
         prompt = shortened(requests[numbers[error.number]].args[0])
         raise UserError(f"The logits are nan while '{lm.spliced.name}' generates from {prompt}.") from error
+    baseline = lm.spliced.group.members[0]
+    if not lm.spliced.group.baseline_first or baseline is lm.spliced:
+        return
+    if (place := shared.place(baseline.identity())) is not None:
+        texts = [
+            (requests[numbers[i]], prompts[i], ids, own[i])
+            for i, ids in enumerate(shared.kept(prompts, labels, place))
+            if ids is not None
+        ]
+        _compare(lm, texts)
+
+
+def _compare(lm: Any, texts: Sequence[tuple[Instance, list[int], list[int], list[int]]]) -> None:
+    """Note where texts part from the baseline's, and the variant's KL along a sample of the baseline's.
+
+    Of each text: the request, the tokens of its prompt, what the baseline wrote and what the variant did.
+    """
+    lm.parted_texts.note([request for request, *_ in texts], [(baseline, ids) for *_, baseline, ids in texts])
+    if not lm.spliced.is_scored:
+        return
+    by_task: dict[str | None, list[tuple[Instance, Any]]] = defaultdict(list)
+    for request, prompt, baseline, _ in texts:
+        by_task[request.task_name].append((request, lm.spliced.query(prompt, baseline)))
+    sample = [pair for pairs in by_task.values() for pair in pairs[:: -(-len(pairs) // COMPARED_TEXTS)]]
+    if sample:
+        requests, queries = zip(*sample, strict=True)
+        answers = lm.spliced.score(queries, [request.task_name for request in requests], counted=False)
+        lm.divergence.note(requests, answers.divergences)
 
 
 def in_batches(

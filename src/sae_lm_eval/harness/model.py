@@ -34,6 +34,7 @@ from sae_lm_eval.harness.cut_prompts import (
 from sae_lm_eval.harness.generation import written
 from sae_lm_eval.harness.kl_at_answers import Divergence
 from sae_lm_eval.harness.loading import CausalHFLM, rows_of
+from sae_lm_eval.harness.parted_texts import PartedTexts
 from sae_lm_eval.scaling.original_model import OriginalNumbers
 from sae_lm_eval.scaling.which_original import original_of
 from sae_lm_eval.scoring.answers import Answers
@@ -127,7 +128,8 @@ class SaeHFLM(CausalHFLM):
 
     def _begin_measuring(self) -> None:
         self._measured: str | None = None  # the identity of what was measured
-        self.divergence, self.fidelity, self.cut_prompts = Divergence(), Fidelity(), CutPrompts()
+        self.divergence, self.parted_texts = Divergence(), PartedTexts()
+        self.fidelity, self.cut_prompts = Fidelity(), CutPrompts()
 
     def _copy(self, **attributes: Any) -> SaeHFLM:
         """Of the adapter, not of the model."""
@@ -286,6 +288,7 @@ class SaeHFLM(CausalHFLM):
             schema.KEY: schema.VERSION,
             **self.spliced.provenance(),
             "kl_at_answers": self.divergence.by_task(),
+            "parted_texts": self.parted_texts.by_task(),
             "fidelity": self.fidelity.by_task,
             "effective_compute": self.fidelity.effective_compute,
             "cut_prompts": self.cut_prompts.by_task(),

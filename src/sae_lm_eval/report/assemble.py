@@ -30,7 +30,7 @@ from sae_lm_eval.report.fidelity_tables import Fidelity, fidelity_of, fidelity_t
 from sae_lm_eval.report.figures import Picture
 from sae_lm_eval.report.formatting import Column, Table, text_cell, without_shared_start
 from sae_lm_eval.report.headline import headline
-from sae_lm_eval.report.prose import cited, cut_prompts, methods
+from sae_lm_eval.report.prose import cited, cut_prompts, methods, parted_texts
 from sae_lm_eval.report.provenance import Source, dictionary_of, mode_of, model_name, packages, site_of, sources
 from sae_lm_eval.report.released_table import released_notes, released_table
 from sae_lm_eval.report.summary_table import Summary, summarise, summary_table
@@ -174,6 +174,7 @@ def _notes(comparison: Comparison, variants: Sequence[Results], swept: Mapping[A
                 *comparison.notes,
                 *released_notes(variants),
                 *filter(None, map(cut_prompts, (comparison.baseline, *variants))),
+                *(note for variant in variants for note in parted_texts(variant)),
                 *(note for of in swept.values() for note in notes(of)),
             ]
         )

@@ -174,6 +174,17 @@ def cut_prompts(results: Results) -> str | None:
     )
 
 
+def parted_texts(results: Results) -> list[str]:
+    """For each task that writes texts, how many part from the baseline's, and how soon half of them have."""
+    out = []
+    for task, of in (results.provenance.get("parted_texts") or {}).items():
+        half = next((time for time, share in of["together"].items() if share <= 0.5), None)
+        soon = "" if half is None else f", at least half of them within the first {half} tokens"
+        texts = f"{of['parted']:,} of {of['texts']:,} texts that {results.name} writes"
+        out.append(f"{task}: {texts} part from the baseline's{soon}.")
+    return out
+
+
 def cited(text: str) -> list[str]:
     """The keys of the works cited in `text`, in the order of their first mention."""
     return list(dict.fromkeys(CITED.findall(text)))

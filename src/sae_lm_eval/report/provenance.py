@@ -27,7 +27,7 @@ SPLICE_LABELS = {
 
 
 # Of the record, these are splices, shown one by one, or numbers of the tables.
-ELSEWHERE = ("splices", "packages", "effective_compute", "kl_at_answers", "cut_prompts")
+ELSEWHERE = ("splices", "packages", "effective_compute", "kl_at_answers", "parted_texts", "cut_prompts")
 
 
 @dataclass(frozen=True)

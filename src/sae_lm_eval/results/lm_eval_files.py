@@ -47,6 +47,12 @@ class KlAtAnswers(Foreign):
     positions: Positive
 
 
+class PartedTextsOfTask(Foreign):
+    texts: Positive
+    parted: Count
+    together: dict[Annotated[int, Field(gt=0, strict=False)], StrictFloat]
+
+
 class CutPrompts(Foreign):
     prompts: Positive
     cut: Positive
@@ -119,6 +125,7 @@ class Record(Foreign):
     packages: Annotated[dict[str, StrictStr], BeforeValidator(_or_empty)] = Field(default_factory=dict)
     noise_floor: NoiseFloor | None = None
     kl_at_answers: Annotated[dict[str, KlAtAnswers], BeforeValidator(_or_empty)] = Field(default_factory=dict)
+    parted_texts: Annotated[dict[str, PartedTextsOfTask], BeforeValidator(_or_empty)] = Field(default_factory=dict)
     cut_prompts: Annotated[dict[str, CutPrompts], BeforeValidator(_or_empty)] = Field(default_factory=dict)
     fidelity: Annotated[dict[str, OfText], BeforeValidator(_or_empty)] = Field(default_factory=dict)
     effective_compute: Annotated[

@@ -42,6 +42,11 @@ class SharedTexts:
         """Of a model among those that write together."""
         return self.identities.index(identity) if identity in self.identities else None
 
+    def kept(self, prompts: Sequence[Sequence[int]], labels: Sequence[str], place: int) -> list[list[int] | None]:
+        """The tokens that the model at `place` has written behind each prompt before, None where it has not."""
+        texts = (self.journal.get(self.identities[place], key) for key in _keys(prompts, labels))
+        return [None if text is None else json.loads(text) for text in texts]
+
     def write(
         self,
         prompts: Sequence[Sequence[int]],
@@ -60,11 +65,11 @@ class SharedTexts:
         Raises `UndefinedLogits` where the logits of the model at `place` are nan, and what `Decoder.generate` does.
         """
         keys = _keys(prompts, labels)
-        texts = {number: self.journal.get(self.identities[place], key) for number, key in enumerate(keys)}
-        for number, text in texts.items():
-            if text is not None:
+        texts = dict(enumerate(self.kept(prompts, labels, place)))
+        for number, ids in texts.items():
+            if ids is not None:
                 recalled(number)
-                done(number, json.loads(text))
+                done(number, ids)
         if None not in texts.values():
             return
         known = {

@@ -191,24 +191,22 @@ class SplicedModel:
         tasks: Sequence[str | None] = (),
         *,
         show: bool = False,
+        counted: bool = True,
         answered: Callable[[int, tuple[float, bool]], object] = lambda _number, _answer: None,
     ) -> Answers:
         """What the variant answers to `queries`, and its KL from the baseline; a task's queries are run together.
 
         `tasks` names the task of each query, so that answers are the same to the bit whatever other tasks there are.
-        `answered` is told of each answer as it comes in, in any order.
+        `answered` is told of each answer as it comes in, in any order; so is the progress of the group, if `counted`.
         """
         shared = self.group.shared()
         assert shared is not None, "is_scored says so"
-        progress = self.group.progress or Progress()
+        progress = (self.group.progress if counted else None) or Progress()
         place = self.group.members.index(self) + (not self.group.baseline_first)  # 0 is the baseline
         table = np.full((len(queries), 3), np.nan)
         progress.begin([len(query.ids) for query in queries], tasks)
-        bar = tqdm(
-            total=len(queries),
-            disable=not show or self.group.progress is not None,
-            desc="Running loglikelihood requests",
-        )
+        hidden = not show or self.group.progress is not None
+        bar = tqdm(total=len(queries), disable=hidden, desc="Running loglikelihood requests")
 
         def done(number: int, of_models: np.ndarray) -> None:
             table[number] = of_models[place]
@@ -223,8 +221,8 @@ class SplicedModel:
                     lambda i, of_models, numbers=numbers: done(numbers[i], of_models),
                     lambda i, numbers=numbers: progress.recalled(numbers[i]),
                 )
-        counts = np.array([len(query.targets) for query in queries], dtype=np.float64)
-        return Answers(table[:, 0], table[:, 1], table[:, 2], counts)
+        logprob, greedy, kl = table.T
+        return Answers(logprob, greedy, kl, np.array([len(query.targets) for query in queries], dtype=np.float64))
 
     # -- what answers depend on ---------------------------------------------------------------------------
 

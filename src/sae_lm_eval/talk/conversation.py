@@ -10,13 +10,14 @@ from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.harness.model import SaeHFLM
+from sae_lm_eval.scoring.parting import parting
 from sae_lm_eval.scoring.spliced_model import Group
 from sae_lm_eval.scoring.tokenization import Tokenization
 from sae_lm_eval.splicing.arguments import dtype_of, sources_of
 from sae_lm_eval.splicing.splice_arguments import MODES
 from sae_lm_eval.splicing.variants import provenance_of
 from sae_lm_eval.talk.detokenize import decoder, namer, pieces
-from sae_lm_eval.talk.sampling import BASELINE, Column, Continuation, Sampling, generate, parting
+from sae_lm_eval.talk.sampling import BASELINE, Column, Continuation, Sampling, generate
 
 FORMATS = ("chat", "plain")
 

@@ -117,11 +117,6 @@ def next_logits(model: nn.Module, text: Continuation) -> Tensor:
     return logits
 
 
-def parting(ids: Sequence[int], others: Sequence[int]) -> int | None:
-    """The first index at which two texts differ, as far as both go; None where they do not."""
-    return next((i for i, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b), None)
-
-
 def _choose(logits: Tensor, temperature: float, noise: Tensor | None) -> int:
     return int((logits if noise is None else logits / temperature + noise.to(logits.device)).argmax())
 
