@@ -3,23 +3,25 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae_lm_eval.comparison.compare import compare
     from sae_lm_eval.dictionaries.dictionary import Dictionary
     from sae_lm_eval.dictionaries.spec import SaeSpec
     from sae_lm_eval.errors import UserError
     from sae_lm_eval.harness.model import SaeHFLM
+    from sae_lm_eval.report.findings import compare
+    from sae_lm_eval.results.results import read_results
     from sae_lm_eval.runs.run import run
     from sae_lm_eval.scaling import effective_compute
 
-__all__ = ["Dictionary", "SaeHFLM", "SaeSpec", "UserError", "compare", "effective_compute", "run"]
+__all__ = ["Dictionary", "SaeHFLM", "SaeSpec", "UserError", "compare", "effective_compute", "read_results", "run"]
 
 _HOMES = {
     "Dictionary": "dictionaries.dictionary",
     "SaeHFLM": "harness.model",
     "SaeSpec": "dictionaries.spec",
     "UserError": "errors",
-    "compare": "comparison.compare",
+    "compare": "report.findings",
     "effective_compute": "scaling",
+    "read_results": "results.results",
     "run": "runs.run",
 }
 

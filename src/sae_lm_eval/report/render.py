@@ -126,6 +126,14 @@ def html(report: Report) -> str:
     )
 
 
+def table_html(table: Table) -> str:
+    """A table as the page has it, without style and script."""
+    environment = Environment(loader=LOADER, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["breakable"] = breakable
+    module: Any = environment.get_template("table.html").module
+    return str(module.table(table))
+
+
 def breakable(text: str) -> Markup:
     """Text for a cell: long names break before the letters that follow a separator, and nothing breaks elsewhere."""
     return Markup("<wbr>").join(re.split(r"(?<=[_/#+.=])(?=[^\W\d])", text))

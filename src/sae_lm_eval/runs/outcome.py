@@ -11,7 +11,7 @@ from sae_lm_eval.runtime.progress import duration
 from sae_lm_eval.runtime.run_folder import added_names
 
 if TYPE_CHECKING:
-    from sae_lm_eval.comparison.compare import Comparison
+    from sae_lm_eval.report.findings import Findings
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,16 @@ def summary(finished: Finished, seconds: float) -> str:
 
 def comparison_of(
     finished: Finished, folder: Path, *, categories: Mapping[str, Any] | None, docs_by: str | None
-) -> Comparison:
+) -> Findings:
     """The variants of a run in `folder` with its baseline, under the names of their folders; options as for `compare`.
 
     What variants that came later did to the stars of the others is among its notes.
     """
-    from sae_lm_eval.comparison.compare import compare, with_notes
+    from sae_lm_eval.comparison.compare import with_notes
     from sae_lm_eval.comparison.multiplicity import stars_changed
+    from sae_lm_eval.report.findings import compare, findings
     from sae_lm_eval.results.results import read_results
 
     baseline, *others = (replace(read_results(one.folder), name=one.name) for one in finished.outcomes)
     made = compare(baseline, others, categories=categories, docs_by=docs_by)
-    return with_notes(made, stars_changed(made.drops, added_names(folder), made.level))
+    return findings(with_notes(made, stars_changed(made.drops, added_names(folder), made.level)))

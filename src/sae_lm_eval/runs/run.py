@@ -40,7 +40,7 @@ from sae_lm_eval.runtime.run_folder import (
 )
 
 if TYPE_CHECKING:
-    from sae_lm_eval.comparison.compare import Comparison
+    from sae_lm_eval.report.findings import Findings
 
 logger = logger_of(__name__)
 
@@ -58,7 +58,7 @@ def run(
     ray: str | None = None,
     docs_by: str | None = None,
     **settings: Any,
-) -> Comparison:
+) -> Findings:
     """Evaluate the untouched model and `variants` on lm_eval's `tasks`, and compare them question by question.
 
     Args:

@@ -1,0 +1,75 @@
+"""A comparison as a notebook shows it: its sentences and tables, and the report of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from sae_lm_eval.comparison import compare as comparing
+from sae_lm_eval.comparison.compare import Comparison
+from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.report import assemble, render, writer
+from sae_lm_eval.report.headline import headline
+from sae_lm_eval.report.provenance import model_name
+from sae_lm_eval.report.summary_table import summary_frame, summary_table
+from sae_lm_eval.results.find import told_apart
+from sae_lm_eval.results.results import Results, read_results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Findings(Comparison):
+    """A `Comparison` that shows itself in a notebook, and makes its table, figures and report."""
+
+    def __repr__(self) -> str:
+        names, count = ", ".join(run.name for run in self.variants), len(self.variants)
+        return f"<{count} variant{'s' if count > 1 else ''} of {model_name(self.baseline)}, compared: {names}>"
+
+    def _repr_html_(self) -> str:
+        from markupsafe import escape
+
+        shaped = assemble.shape(self)
+        summary = shaped.summary()
+        said = "".join(f"<p>{escape(sentence)}</p>" for sentence in headline(shaped.comparison, summary))
+        return f"{said}{render.table_html(summary_table(summary, shaped.told))}"
+
+    def table(self, by: str | None = None, *, sort: str = "task") -> pd.DataFrame:
+        """The one table, unrounded: variants in rows, drops (pp) with bounds and adjusted p by column.
+
+        `by` and `sort` are those of the command `table`.
+        """
+        return summary_frame(assemble.shape(self, sort).summary(by))
+
+    def plot(self, name: str = "drop-by-category") -> Figure:
+        """A figure of the report. Raises `UserError`, which names them, where there is none of that name."""
+        made = {picture.name: picture.figure for picture in assemble.build(self).pictures}
+        if not made:
+            raise UserError("There is nothing to draw: no task is right or wrong.")
+        return made[one_of(name, tuple(made), "name")]
+
+    def report(self, path: str | Path) -> Path:
+        """Write the report into the folder `path`; returns its page."""
+        folder = Path(path).expanduser()
+        writer.write(assemble.build(self), folder)
+        return folder / "report.html"
+
+
+def findings(comparison: Comparison) -> Findings:
+    return Findings(**{field.name: getattr(comparison, field.name) for field in fields(comparison)})
+
+
+def compare(
+    baseline: Results | str | Path,
+    variants: Results | str | Path | Sequence[Results | str | Path],
+    **options: Any,
+) -> Findings:
+    """`comparison.compare`, with its options; the report of it holds the fidelity that was measured besides."""
+    others = [variants] if isinstance(variants, Results | str | Path) else variants
+    runs = told_apart([one if isinstance(one, Results) else read_results(one) for one in (baseline, *others)])
+    made = comparing.compare(runs[0], runs[1:], **options)
+    return findings(replace(made, baseline=runs[0], variants=tuple(runs[1:])))
