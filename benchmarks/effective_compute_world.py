@@ -85,8 +85,14 @@ def cells(result: EffectiveCompute, *, truth: str) -> dict[str, str]:
     for estimate in result.estimates:
         if estimate.quantity == COMPUTE:
             found.setdefault(estimate.definition, fraction(dataclasses.replace(estimate, bound=None)))
-    between = result.law_spread
-    spread = "n/a" if between is None else f"{between.low:.3g} to {between.high:.3g}"
+    in_force = {name for name, law in laws().items() if not law.superseded}
+    between = [
+        estimate.fraction
+        for estimate in result.estimates
+        if (estimate.quantity, estimate.definition) == (COMPUTE, LAW_RELATIVE) and estimate.curve in in_force
+    ]
+    known = [value for value in between if value is not None]
+    spread = f"{min(known):.3g} to {max(known):.3g}" if known else "n/a"
     shown = {TITLES.get(name, name): found[name] for name in SHOWN}
     return {"delta CE": f"{result.delta.value:.4f}", "known": truth, **shown, "between laws, extrapolated": spread}
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sae_lm_eval.scaling.data_files import Row
 
 LOSSES = ("loss", "nats_per_byte")
+SHOWN_SECTIONS = ("overall", "category", "group")  # on a terminal; the report has each task as well
 FIXED = ("pretrained", "revision", "sae", "splice", "max_length")  # what the command sets by itself
 
 
@@ -32,6 +33,9 @@ def curve(
     like: Annotated[
         Path | None, typer.Option(help="A results folder: its text, --limit and context length are taken.")
     ] = None,
+    tasks: Annotated[
+        bool, typer.Option("--tasks", help="Ask the models what the run --like was asked, instead of their losses.")
+    ] = False,
     limit: Annotated[float | None, typer.Option(help="As for lm_eval: the first documents only.")] = None,
     max_length: Annotated[
         int | None, typer.Option("--max_length", help="Windows of so many tokens; otherwise the first model's context.")
@@ -56,6 +60,12 @@ def curve(
 
     from sae_lm_eval.runs import loss_curve as curves
 
+    if tasks:
+        if like is None or any(value is not None for value in (task, limit, max_length, output_path)):
+            raise UserError("--tasks asks what the run --like was asked: name the run, without a text of your own.")
+        told = {} if device is None else {"device": device}
+        _measure_tasks(_members(models, _mapping(tokens)), like, {**simple_parse_args_string(model_args), **told})
+        return
     asked: dict[str, Any] = _text_of(like, task) if like is not None else {"task": task}
     given = {"task": task, "limit": limit, "context": max_length}
     for name, value in given.items():
@@ -81,6 +91,25 @@ def curve(
     loading = {**loading, "batch_size": batch_size, **({} if device is None else {"device": device})}
     rows = curves.measure(members, text, output_path, context=asked.get("context"), per=per.value, loading=loading)
     _print(rows, per, output_path)
+
+
+def _measure_tasks(members: list[Member], like: Path, loading: dict[str, Any]) -> None:
+    """Measure a family on the tasks of a run, and print what compute each of the run's variants is worth."""
+    from rich.console import Console
+
+    from sae_lm_eval.capability.family import equivalents, read_task_family, rows_of
+    from sae_lm_eval.cli.tables import TextTable, print_table
+    from sae_lm_eval.comparison.compare import compare
+    from sae_lm_eval.results.find import find
+    from sae_lm_eval.runs.task_family import measure_tasks
+
+    path = measure_tasks(members, like, loading)
+    baseline, variants = find(like)
+    found = equivalents(compare(baseline, variants), read_task_family(path))
+    rows = rows_of(found, SHOWN_SECTIONS)
+    title = "Share of the training compute that buys what is left of each score"
+    print_table(Console(), TextTable(list(rows[0]), [list(row.values()) for row in rows], title, words=(0, 1, 2, 3)))
+    Console().print(f"Written: {path}. The report of '{like}' has a table of all tasks by it.", soft_wrap=True)
 
 
 def _text_of(like: Path, task: str | None) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Comparison:
         """A row for each variant, task and document, by the task's primary metric.
 
         Columns: variant, task, filter, doc_id, both scores, `score_lost` (positive where worse), both margins (nats),
-        and `right`, the indices of the right choices (None where unknown).
+        `right`, the indices of the right choices (None where unknown), and the `chance` of guessing right.
         """
         return self._documents
 
@@ -146,6 +146,14 @@ COLUMNS = [
     *("chance", "above_chance_lost", "above_chance_low", "above_chance_high", "above_chance_reason"),
     *("margin_change", "margin_low", "margin_high", "kl"),
 ]
+
+
+def documents_of(baseline: Results, others: Sequence[Results]) -> pd.DataFrame:
+    """The documents of other models' results as `Comparison.documents` has those of variants.
+
+    Raises `UserError` for whatever does not pair with the baseline's tasks, documents, prompts and shots.
+    """
+    return _by_document(_pairs(_runs([baseline, *others])[0], "primary", None)[0])
 
 
 def _check(metrics: str, variants: Sequence[Any], level: float, draws: int) -> None:
@@ -287,6 +295,7 @@ def _by_document(measured: Mapping[str, Mapping[str, list[Pair]]]) -> pd.DataFra
                 "margin_baseline": pair.margin_before,
                 "margin_variant": pair.margin_after,
                 "right": pair.right,
+                "chance": pair.chance,
             }
         )
         for variant, tasks in measured.items()

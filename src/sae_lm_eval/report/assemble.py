@@ -12,6 +12,7 @@ import pandas as pd
 from sae_lm_eval.comparison.compare import COLUMNS, Comparison, compare
 from sae_lm_eval.errors import one_of
 from sae_lm_eval.report import figures
+from sae_lm_eval.report.capability_tables import equivalent_tables
 from sae_lm_eval.report.drop_tables import (
     Row,
     Shown,
@@ -137,6 +138,7 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
     text = methods(named, rows, fidelity)
     swept = settings(variants, rows, fidelity)
     common, own = sources((comparison.baseline, *variants))
+    equivalent, no_equivalent = equivalent_tables(comparison)
     return Report(
         title=f"What a splice costs {model_name(comparison.baseline)}",
         headline=tuple(headline(named, summary)),
@@ -148,6 +150,7 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
             *fidelity_tables(fidelity),
             *(table for table in [released_table(variants)] if table.rows),
             *noise_table(variants),
+            *equivalent,
             *detail_tables(rows, told, "group"),
             *detail_tables(rows, told),
         ),
@@ -159,7 +162,7 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
         common=common,
         sources=own,
         packages=packages(variants[0]),
-        notes=_notes(comparison, variants, swept),
+        notes=(*_notes(comparison, variants, swept), *no_equivalent),
         worst=worst_documents(comparison, rows, shown, names),
         drops=comparison.drops,
         fidelity=tidy(fidelity_of(comparison.variants)),

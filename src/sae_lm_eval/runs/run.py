@@ -198,6 +198,8 @@ class _Evaluation:
         For that each dictionary is loaded and let go again, and compared with what the folder's results were made of.
         Those that fail are tried anew when the run continues.
         """
+        if not self.loaded.asked:  # the untouched model alone, as a member of a family
+            return False, [[]], {}
         kept = read_json(self.output_path / GROUPS)
         bos, groups = (None, []) if kept is None else (kept["bos"], kept["groups"])
         settled = {name for group in groups for name in group}

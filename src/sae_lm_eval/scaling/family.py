@@ -155,7 +155,7 @@ def _builtin() -> tuple[Row, ...]:
 
 def family_of(rows: Sequence[Row], *, name: str, kind: Kind, where: str) -> Family:
     """A family from rows as its file has them; `where` names them in errors."""
-    unit, compute = _compute(rows, kind=kind, where=where)
+    unit, compute = training_compute(rows, kind=kind, where=where)
     loss = _numbers(rows, "loss", where=where)
     models = np.array([row_name(row, f"row {i + 1}") for i, row in enumerate(rows)])
     usable = np.isfinite(loss) & (loss > 0) & np.isfinite(compute) & (compute >= 0)
@@ -194,7 +194,8 @@ def row_name(row: Row, otherwise: str = "") -> str:
     return name if revision in (None, "main") else f"{name}@{revision}"
 
 
-def _compute(rows: Sequence[Row], *, kind: Kind, where: str) -> tuple[str, np.ndarray]:
+def training_compute(rows: Sequence[Row], *, kind: Kind, where: str) -> tuple[str, np.ndarray]:
+    """Unit and amount of each row's compute: FLOPs, or of checkpoints tokens or steps; NaN where a row has none."""
     flops, params, tokens, step = (_numbers(rows, name, where=where) for name in ("flops", "params", "tokens", "step"))
     choices = [("FLOPs", flops), ("FLOPs", 6 * params * tokens)]
     if kind == "checkpoints":  # of one model: the parameters cancel in the ratio

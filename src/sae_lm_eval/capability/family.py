@@ -1,0 +1,171 @@
+"""A family's results on the tasks of a run, and what compute buys what is left of each task, group and category.
+
+A family is a CSV with `model`, `results` (a folder that lm_eval wrote, relative to the file), and `params` and `tokens`
+or `flops`; optionally `revision`. `sae-lm-eval curve --tasks` writes one. Neither torch nor lm_eval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from sae_lm_eval.capability.inversion import EquivalentCompute, Scores, equivalent_compute
+from sae_lm_eval.comparison.compare import Comparison, documents_of
+from sae_lm_eval.comparison.subsets import Cut
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.results.results import Results, read_results
+from sae_lm_eval.scaling.data_files import Row, read_rows
+from sae_lm_eval.scaling.family import row_name, training_compute
+
+NAME = "task_family.csv"  # beside the results of a run, it is the run's family without being named
+ERROR = 0.05  # of the test against guessing
+MEASURES = {"margin": "margin of the right answer (nats)", "score": "score"}
+
+
+@dataclass(frozen=True)
+class TaskFamily:
+    """Results of models by rising compute (FLOPs); `models` are their names, with revisions."""
+
+    models: tuple[str, ...]
+    compute: tuple[float, ...]
+    results: tuple[Results, ...]
+    source: str
+
+
+def read_task_family(path: Path) -> TaskFamily:
+    """Raises `UserError` for a file without the columns, results that are not there, and compute that is not known."""
+    rows = read_rows(path, required=["model", "results"])
+    unit, compute = training_compute(rows, kind="family", where=str(path))
+    if strange := next((row_name(row) for row, c in zip(rows, compute, strict=True) if not 0 < c < np.inf), None):
+        raise UserError(f"'{path}': {strange} has no usable {unit}: give params and tokens, or flops.")
+    known = sorted(((c, row_name(row), row) for row, c in zip(rows, compute, strict=True)), key=lambda one: one[:2])
+    names = [name for _, name, _ in known]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"'{path}' has {twice} twice.")
+    results = tuple(replace(_results(row, path), name=name) for _, name, row in known)
+    return TaskFamily(tuple(names), tuple(compute for compute, *_ in known), results, path.stem)
+
+
+def _results(row: Row, path: Path) -> Results:
+    folder = Path(str(row["results"]))
+    return read_results(folder if folder.is_absolute() else path.parent / folder)
+
+
+def equivalents(comparison: Comparison, family: TaskFamily, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
+    """A row for each variant, section and name of a comparison, and measure: margins first, then the tasks' scores.
+
+    Columns: variant, section, name, alias, measure, drop, fraction, low, high, level, bound, reason, flags, models.
+    `drop` is in the measure's own unit. Raises `UserError` where the family lacks the original, or was asked other
+    tasks, documents, prompts or shots.
+    """
+    own = _own(comparison.baseline, family)
+    others = [one for place, one in enumerate(family.results) if place != own]
+    try:
+        of_family = documents_of(comparison.baseline, others)
+    except UserError as error:
+        raise UserError(f"The family '{family.source}' is none of this run. {error}") from error
+    rows = []
+    for cut in comparison.cuts:
+        for variant in comparison.variants:
+            documents = comparison.documents()
+            mine = documents.loc[documents["variant"] == variant.name]
+            for measure in MEASURES:
+                made = _of_cut(cut, mine, of_family, family, own, measure)
+                if made is None:
+                    continue
+                scores, at_chance = made
+                found = at_chance or equivalent_compute(scores, level=comparison.level, draws=draws, rng=seed)
+                told = {"variant": variant.name, "section": cut.section, "name": cut.name, "alias": cut.alias}
+                told |= {"measure": MEASURES[measure], "drop": _drop(scores), **asdict(found)}
+                rows.append(told | {"level": comparison.level, "models": len(family.models)})
+    if not rows:
+        raise UserError(f"None of the tasks of '{family.source}' has margins or scores that can be compared.")
+    return pd.DataFrame(rows, dtype=object)
+
+
+def _own(baseline: Results, family: TaskFamily) -> int:
+    """The place of the run's own model in the family."""
+    revision = baseline.model_args.get("revision")
+    name = row_name({"model": baseline.model_args.get("pretrained"), "revision": revision})
+    if name not in family.models:
+        raise UserError(f"The family '{family.source}' lacks the run's own model, {name}: {', '.join(family.models)}.")
+    return family.models.index(name)
+
+
+def _of_cut(
+    cut: Cut, answers: pd.DataFrame, of_family: pd.DataFrame, family: TaskFamily, own: int, measure: str
+) -> tuple[Scores, EquivalentCompute | None] | None:
+    """Scores of a cut's documents, and the refusal where the original is at chance; None where there are none."""
+    keys = ["task", "doc_id"]
+    mine = answers.loc[answers["task"].isin(cut.tasks)].set_index(keys)
+    if cut.chosen is not None:
+        mine = mine.loc[[doc in cut.chosen[task] for task, doc in mine.index]]
+    before, after = ("margin_baseline", "margin_variant") if measure == "margin" else (None, "score_lost")
+    values = {name: part.set_index(keys)[after].reindex(mine.index) for name, part in of_family.groupby("variant")}
+    base = mine[before] if before else pd.Series(0.0, mine.index)
+    sign = 1 if before else -1
+    known = [values[name] * sign if name in values else base for name in family.models]
+    members = np.array([base if place == own else known[place] for place in range(len(known))], dtype=float)
+    spliced = sign * mine[after].to_numpy(dtype=float)
+    if not len(mine) or not (np.isfinite(members).all() and np.isfinite(spliced).all()):
+        return None
+    strata = [np.flatnonzero(mine.index.get_level_values("task") == task) for task in cut.tasks]
+    strata = [places for places in strata if len(places)]
+    weights = np.empty(len(mine))
+    shares = cut.weights if cut.weights is not None and len(cut.weights) == len(strata) else None
+    for place, places in enumerate(strata):
+        weights[places] = 1 / len(mine) if shares is None else shares[place] / len(places)
+    scores = Scores(np.array(family.compute), members, own, spliced, weights, strata)
+    refused = None
+    if measure == "score" and _at_chance(mine):
+        refused = EquivalentCompute(reason="the original itself is not clearly above chance")
+    return scores, refused
+
+
+def _at_chance(documents: pd.DataFrame) -> bool:
+    """Whether right-or-wrong answers of the original are no more than guessing would give: exact binomial, 5%."""
+    right, chance = (documents[name].to_numpy(dtype=float) for name in ("baseline", "chance"))
+    if np.isnan(chance).any() or not np.isin(right, (0, 1)).all() or chance.mean() >= 1:
+        return False
+    p = binomtest(int(right.sum()), len(right), float(chance.mean()), alternative="greater").pvalue
+    return bool(p > ERROR)
+
+
+def _drop(scores: Scores) -> float:
+    return float((scores.members[scores.own] - scores.spliced) @ scores.weights)
+
+
+def beside(results: Results) -> Path | None:
+    """The family's file beside a run's results, or in the two folders above them; None where there is none."""
+    above = (results.folder, *results.folder.parents[:2])
+    return next((folder / NAME for folder in above if (folder / NAME).is_file()), None)
+
+
+def rows_of(found: pd.DataFrame, sections: Sequence[str] = ()) -> list[dict[str, str]]:
+    """As text, for a terminal: fraction with its interval, or the bound, or why there is neither."""
+    rows = []
+    for row in found.to_dict("records"):
+        if sections and row["section"] not in sections:
+            continue
+        rows.append(
+            {
+                "variant": row["variant"],
+                "name": f"{row['section']} {row['alias']}" if row["section"] != "overall" else "overall",
+                "by": row["measure"],
+                "equivalent compute": told(row),
+            }
+        )
+    return rows
+
+
+def told(row: Row) -> str:
+    """A fraction with its interval; without one the bound, or n/a with the reason."""
+    if row["fraction"] is None:
+        return f"{row['bound']}" if row["bound"] else f"n/a: {row['reason']}"
+    low, high = ("0" if row["low"] is None else f"{row['low']:.2g}", row["high"])
+    return f"{row['fraction']:.2g} ({low} to {'unbounded' if high is None else f'{high:.2g}'})"

@@ -1,0 +1,143 @@
+"""What compute buys a score: the inverse of a curve of scores by compute, with documents resampled jointly.
+
+The models' mean scores on the same documents are made monotone in log compute (isotonic regression, as for checkpoints
+in `scaling.curve_estimates`), and the spliced model's score is looked up on them. Each draw takes documents with
+replacement, the same ones of every model, so that what they have in common drops out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sae_lm_eval.comparison.resampling import chunks
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.scaling.family import MonotoneCurve, monotone_curve
+
+FEWEST_MEMBERS, FEWEST_DOCUMENTS = 3, 10
+DRAWS = 1000  # resampled curves; each costs a regression
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of a family on the same documents: `members` (models, documents) by rising `compute`, higher is better.
+
+    `own` is the place of the original among them. `spliced` (documents) are those of the original with a dictionary.
+    `weights` (documents) add to 1; documents are resampled within each of `strata`, arrays of their places.
+    """
+
+    compute: np.ndarray
+    members: np.ndarray
+    own: int
+    spliced: np.ndarray
+    weights: np.ndarray
+    strata: Sequence[np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EquivalentCompute:
+    """The compute that buys the spliced model's score, as a fraction of the original's; None for the `reason`.
+
+    `bound` is what can be said where the curve ends, such as "< 0.1". A side of the interval is None where it is
+    unbounded; the interval covers the documents, and not what another training of the members would have given.
+    """
+
+    fraction: float | None = None
+    low: float | None = None
+    high: float | None = None
+    bound: str | None = None
+    reason: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+def equivalent_compute(
+    scores: Scores, *, level: float = 0.95, draws: int = DRAWS, rng: np.random.Generator | int = 0
+) -> EquivalentCompute:
+    """The fraction of the original's compute after which the curve has the spliced model's score.
+
+    Refused where too few models or documents are known, and where the curve does not clearly rise up to the original:
+    with the documents resampled, the original's score less the first model's is not above 0. Bounded where it ends.
+    """
+    count, documents = scores.members.shape
+    if count < FEWEST_MEMBERS:
+        return EquivalentCompute(reason=f"a curve needs {FEWEST_MEMBERS} models, and {count} were measured")
+    if documents < FEWEST_DOCUMENTS:
+        return EquivalentCompute(reason=f"{documents} documents are too few to be resampled")
+    means = scores.members @ scores.weights
+    drop = float((scores.members[scores.own] - scores.spliced) @ scores.weights)
+    resampled = _resampled(scores, draws, np.random.default_rng(rng))
+    rise = resampled[:, scores.own] - resampled[:, 0]
+    tail = (1 - level) / 2
+    if np.quantile(rise, tail) <= 0:
+        lowest, highest = np.quantile(rise, [tail, 1 - tail])
+        return EquivalentCompute(
+            reason=f"the curve is flat: up to the original the score rises by {means[scores.own] - means[0]:.3g} "
+            f"({lowest:.3g} to {highest:.3g})"
+        )
+    found = _placed(scores, means, drop)
+    if found.fraction is None:
+        return found
+    logs = np.array([_log_fraction(scores, row[:-1], float(row[-1])) for row in resampled])
+    low, high = np.quantile(logs, [tail, 1 - tail], method="inverted_cdf")
+    return replace(found, low=_finite_exp(low), high=_finite_exp(high), flags=_pooled(means))
+
+
+def _placed(scores: Scores, means: np.ndarray, drop: float) -> EquivalentCompute:
+    log = _log_fraction(scores, means, drop)
+    if math.isfinite(log):
+        return EquivalentCompute(fraction=math.exp(log))
+    curve, log_own, _ = _curve(scores, means)
+    below = log < 0
+    edge = math.exp(float(curve.log_compute[0 if below else -1]) - log_own)
+    side = "below the first" if below else "above the last"
+    return EquivalentCompute(
+        bound=f"{'<' if below else '>'} {edge:.3g}", reason=f"the score is {side} model's on the curve"
+    )
+
+
+def _curve(scores: Scores, means: np.ndarray) -> tuple[MonotoneCurve, float, float]:
+    """The curve of what lacks to the greatest score, and the original's log compute and lack on it.
+
+    An original that is the last member keeps its own compute, so that no drop is a fraction of 1.
+    """
+    last = scores.own == len(means) - 1
+    curve = monotone_curve(scores.compute, 1 + means.max() - means, end="own" if last else "pooled")
+    if last:
+        return curve, float(curve.log_compute[-1]), curve.best
+    lack = float(np.interp(math.log(scores.compute[scores.own]), curve.log_compute, curve.loss))
+    return curve, float(curve.log_compute_at(lack)), lack
+
+
+def _log_fraction(scores: Scores, means: np.ndarray, drop: float) -> float:
+    """log of the fraction; -inf below the curve's first model, inf above its last."""
+    try:
+        curve, log_own, lack = _curve(scores, means)
+    except UserError:  # these scores do not rise at all: a draw that bounds nothing
+        return -math.inf if drop > 0 else math.inf
+    return float(curve.log_compute_at(lack + drop)) - log_own
+
+
+def _resampled(scores: Scores, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """(draws, models + 1): each model's mean over resampled documents, and in the last column the drop."""
+    lost = scores.members[scores.own] - scores.spliced
+    table = (np.vstack([scores.members, lost]) * scores.weights).T
+    total = np.zeros((draws, table.shape[1]))
+    for places in scores.strata:
+        start = 0
+        for some in chunks(draws, len(places)):
+            counts = rng.multinomial(len(places), np.full(len(places), 1 / len(places)), size=some)
+            total[start : start + some] += counts @ table[places]
+            start += some
+    return total
+
+
+def _pooled(means: np.ndarray) -> tuple[str, ...]:
+    falls = int((np.diff(means) < 0).sum())
+    return (f"the score falls with compute at {falls} of {len(means) - 1} steps, which are pooled",) if falls else ()
+
+
+def _finite_exp(value: float) -> float | None:
+    return math.exp(value) if math.isfinite(value) else None

@@ -1,0 +1,79 @@
+"""The answers of several models, or of checkpoints, to the tasks of a run: the family behind its equivalent compute."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sae_lm_eval.capability.family import NAME
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.reading import shown
+from sae_lm_eval.results.find import find
+from sae_lm_eval.results.results import Results, read_results
+from sae_lm_eval.runs.loss_curve import Member
+from sae_lm_eval.runs.run import evaluate
+from sae_lm_eval.runs.settings import lm_eval_config
+from sae_lm_eval.runs.sweep import Sweep
+from sae_lm_eval.runtime.run_folder import SETTINGS, read_json
+from sae_lm_eval.scaling.loss_curves import MAIN
+
+# What a run's record has that is not asked of a member: what the run itself spliced, and where lm_eval reports to.
+NOT_ASKED = ("schema", "model_args", "variants", "once", "config", "model", "metadata", "use_cache", "log_samples")
+NOT_ASKED += ("wandb_args", "wandb_config_args", "trackio_args")
+
+
+def measure_tasks(members: Sequence[Member], like: Path, loading: Mapping[str, Any] | None = None) -> Path:
+    """Ask each member what the run in `like` was asked, and write the family's file beside its results.
+
+    The tasks, documents, shots and seeds are the run's; its baseline is the run's own model's row. A member that has
+    been asked is not asked again, and one that was cut short is continued. Members' folders lie beside `like`.
+
+    Raises `UserError` where `like` is no folder of `run`, and where parameters or training tokens are not known.
+    """
+    asked = read_json(like / SETTINGS)
+    if not isinstance(asked, dict) or "model_args" not in asked:
+        raise UserError(f"'{shown(like, 200)}' is no folder that `sae-lm-eval run` wrote, so its tasks are not known.")
+    baseline, _ = find(like)
+    own = Member(str(asked["model_args"]["pretrained"]), str(asked["model_args"].get("revision") or MAIN))
+    everyone = list(dict.fromkeys([own, *members]))
+    for member in everyone:
+        _ = member.source, member.training  # before anything is loaded
+    settings = {name: value for name, value in asked.items() if name not in NOT_ASKED and value not in (None, {}, [])}
+    rest = {name: value for name, value in asked["model_args"].items() if name not in ("pretrained", "revision", "sae")}
+    bos = str(baseline.provenance.get("bos", "")).startswith("one BOS token is added")
+    rest |= {"add_bos_token": True} if bos else {}
+    rows = []
+    for member in everyone:
+        if str(member) == str(own):
+            results, folder = baseline, baseline.folder
+        else:
+            folder = like.parent / f"{like.name}_family" / re.sub(r"[^\w.@-]+", "_", str(member))
+            args = {**rest, **member.source, **(loading or {})}
+            sweep = Sweep(model_args=args, variants=(), settings=settings)
+            evaluate(sweep, lm_eval_config(sweep), folder)
+            results = replace(read_results(folder / "baseline"), name=str(member))
+        rows.append(_row(member, results, folder, like))
+        pd.DataFrame(rows).to_csv(like / NAME, index=False)
+    return like / NAME
+
+
+def _row(member: Member, results: Results, folder: Path, like: Path) -> dict[str, Any]:
+    tokens, source = member.training
+    params = results.config.get("model_num_parameters")
+    if not params:
+        raise UserError(f"The results of {member} in '{shown(folder, 200)}' do not say how many parameters it has.")
+    path = Path(os.path.relpath(results.file.parent.resolve(), like.resolve()))
+    return {
+        "model": member.model,
+        "revision": member.revision,
+        "params": params,
+        "tokens": tokens,
+        "tokens_source": source,
+        "results": path.as_posix(),
+    }

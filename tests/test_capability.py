@@ -1,0 +1,133 @@
+"""Equivalent compute by tasks: the inversion where the curve is known, its refusals and bounds."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from runs import answers, write_run
+
+from sae_lm_eval.capability.family import NAME, equivalents, read_task_family
+from sae_lm_eval.capability.inversion import Scores, equivalent_compute
+from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.report.capability_tables import equivalent_tables
+
+COMPUTE = np.geomspace(0.01, 1, 9)
+
+
+def ability(compute):
+    """Of a model that was trained on a share of the compute: between guessing and knowing."""
+    return 1.2 * np.log(compute) + 2.0
+
+
+def made(fraction, rng, *, documents=400, noise=0.0, ability=ability, kind="accuracy"):
+    """Answers of the models, and of one as good as that trained on `fraction`: right or wrong, or margins in nats."""
+    difficulty = rng.normal(0, 1.5, documents)
+    abilities = np.append(ability(COMPUTE), ability(fraction))
+    margins = abilities[:, None] - difficulty + rng.normal(0, 1, (len(abilities), documents))
+    if kind == "accuracy":
+        guessed = rng.random(margins.shape) < 0.25
+        margins = np.where(margins > 0, 1.0, guessed.astype(float))
+    weights = np.full(documents, 1 / documents)
+    return Scores(COMPUTE, margins[:-1], len(COMPUTE) - 1, margins[-1], weights, [np.arange(documents)])
+
+
+def test_no_drop_is_the_whole_compute_to_the_bit():
+    scores = made(0.3, np.random.default_rng(0))
+    same = Scores(scores.compute, scores.members, scores.own, scores.members[-1], scores.weights, scores.strata)
+    assert equivalent_compute(same).fraction == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["accuracy", "margin"])
+@pytest.mark.parametrize("fraction", [0.1, 0.3, 0.6])
+def test_intervals_hold_the_known_fraction(fraction, kind):
+    rng = np.random.default_rng([7, round(100 * fraction)])
+    trials = [equivalent_compute(made(fraction, rng, kind=kind), draws=200, rng=rng) for _ in range(150)]
+    low, high = (
+        np.array([getattr(one, end) or fill for one in trials]) for end, fill in (("low", 0), ("high", math.inf))
+    )
+    held = np.mean((low <= fraction) & (fraction <= high))
+    assert 0.90 <= held <= 0.99, held
+    logs = [math.log(one.fraction / fraction) for one in trials if one.fraction]
+    assert len(logs) >= 145
+    assert abs(np.median(logs)) < 0.15
+
+
+def test_a_flat_curve_is_refused():
+    flat = made(0.3, np.random.default_rng(1), ability=lambda compute: np.full_like(compute, 1.0, dtype=float))
+    found = equivalent_compute(flat)
+    assert found.fraction is None
+    assert found.reason.startswith("the curve is flat")
+
+
+def test_beyond_the_curves_ends_there_is_a_bound():
+    scores = made(1e-4, np.random.default_rng(2), kind="margin")
+    found = equivalent_compute(scores)
+    assert (found.fraction, found.bound) == (None, "< 0.01")
+    better = Scores(scores.compute, scores.members, scores.own, scores.members[-1] + 1, scores.weights, scores.strata)
+    assert equivalent_compute(better).bound == "> 1"
+
+
+def test_too_little_is_refused():
+    scores = made(0.3, np.random.default_rng(3))
+    two = Scores(COMPUTE[-2:], scores.members[-2:], 1, scores.spliced, scores.weights, scores.strata)
+    assert equivalent_compute(two).reason == "a curve needs 3 models, and 2 were measured"
+
+
+def test_scores_that_fall_on_the_way_are_pooled_and_told():
+    scores = made(0.3, np.random.default_rng(4), kind="margin")
+    members = scores.members[[0, 2, 1, *range(3, 9)]]
+    found = equivalent_compute(Scores(COMPUTE, members, 8, scores.spliced, scores.weights, scores.strata))
+    assert "falls with compute at 1 of 8 steps" in found.flags[0]
+
+
+@pytest.fixture
+def family(tmp_path):
+    """A run of 100 questions and a family that knows 40, 60, 80 and, as the original, 90 of them; k4 knows 70."""
+    rights = {"baseline": 90, "k4": 70, "a": 40, "b": 60, "c": 80}
+    for name, right in rights.items():
+        where = tmp_path / "out" if name in ("baseline", "k4") else tmp_path
+        told = {"splice": "none" if name == "baseline" else "reconstruction"}
+        write_run(where / name, answers({"task": [1.0] * right + [0.0] * (100 - right)}), config={"sae_lm_eval": told})
+    rows = [
+        "model,results,flops",
+        "gpt2,baseline,1e18",
+        *(f"{n},../{n},{c}" for n, c in zip("abc", (1e16, 1e17, 5e17), strict=True)),
+    ]
+    (tmp_path / "out" / NAME).write_text("\n".join(rows) + "\n")
+    return tmp_path / "out"
+
+
+def test_a_run_is_placed_on_its_family(family):
+    comparison = compare(family / "baseline", [family / "k4"])
+    found = equivalents(comparison, read_task_family(family / NAME))
+    row = found[(found["section"] == "task") & (found["measure"] == "score")].iloc[0]
+    assert row["drop"] == pytest.approx(0.2)
+    assert 1e17 / 1e18 < row["fraction"] < 5e17 / 1e18
+    assert row["low"] < row["fraction"] < row["high"]
+    tables, notes = equivalent_tables(comparison)
+    assert notes == []
+    assert [column.heading for column in tables[0].columns][-1] == "equivalent compute"
+
+
+def test_a_family_of_something_else_is_refused_in_a_sentence(family):
+    comparison = compare(family / "baseline", [family / "k4"])
+    file = family / NAME
+    text = file.read_text()
+    file.write_text(text.replace("gpt2,", "gpt3,"))
+    with pytest.raises(UserError, match="lacks the run's own model, gpt2"):
+        equivalents(comparison, read_task_family(file))
+    write_run(family.parent / "d", answers({"task": [1.0] * 100}), shots=5)
+    file.write_text(text + "d,../d,2e17\n")
+    with pytest.raises(UserError, match=r"none of this run.* differ in the shots of task: 0 and 5"):
+        equivalents(comparison, read_task_family(file))
+    assert "differ in the shots" in equivalent_tables(comparison)[1][0]
+    file.write_text("model,results\ngpt2,baseline\n")
+    with pytest.raises(UserError, match="need a column flops, or params and tokens"):
+        read_task_family(file)
+    file.write_text(text.replace("1e+16", "-1"))
+    with pytest.raises(UserError, match="a has no usable FLOPs"):
+        read_task_family(file)
