@@ -10,6 +10,7 @@ from runs import answers, write_run
 
 from sae_lm_eval.capability.family import NAME, equivalents, read_task_family
 from sae_lm_eval.capability.inversion import Scores, equivalent_compute
+from sae_lm_eval.cli.curve import curve
 from sae_lm_eval.comparison.compare import compare
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.capability_tables import equivalent_tables
@@ -131,3 +132,11 @@ def test_a_family_of_something_else_is_refused_in_a_sentence(family):
     file.write_text(text.replace("1e+16", "-1"))
     with pytest.raises(UserError, match="a has no usable FLOPs"):
         read_task_family(file)
+
+
+def test_tasks_are_asked_as_a_run_was(tmp_path):
+    for given in ({}, {"like": tmp_path, "task": "wikitext"}):
+        with pytest.raises(UserError, match="--tasks asks what the run --like was asked"):
+            curve(models="gpt2", tasks=True, **given)
+    with pytest.raises(UserError, match="is no folder that `sae-lm-eval run` wrote"):
+        curve(models="gpt2", tasks=True, like=tmp_path)

@@ -25,24 +25,27 @@ class Per(enum.StrEnum):
     byte = "byte"
 
 
+Models = Annotated[
+    str, typer.Option(help="name or name@revision, joined by commas; or a CSV of model and, if need be, tokens.")
+]
+AskTasks = Annotated[
+    bool, typer.Option("--tasks", help="Ask the models what the run --like was asked, instead of their losses.")
+]
+TokensOf = Annotated[str, typer.Option(help="Training tokens of models that are not known: name@revision=1e11,...")]
+
+
 def curve(
-    models: Annotated[
-        str, typer.Option(help="name or name@revision, joined by commas; or a CSV of model and, if need be, tokens.")
-    ],
+    models: Models,
     task: Annotated[str | None, typer.Option(help="A task of whole documents, such as wikitext.")] = None,
     like: Annotated[
         Path | None, typer.Option(help="A results folder: its text, --limit and context length are taken.")
     ] = None,
-    tasks: Annotated[
-        bool, typer.Option("--tasks", help="Ask the models what the run --like was asked, instead of their losses.")
-    ] = False,
+    tasks: AskTasks = False,
     limit: Annotated[float | None, typer.Option(help="As for lm_eval: the first documents only.")] = None,
     max_length: Annotated[
         int | None, typer.Option("--max_length", help="Windows of so many tokens; otherwise the first model's context.")
     ] = None,
-    tokens: Annotated[
-        str, typer.Option(help="Training tokens of models that are not known: name@revision=1e11,...")
-    ] = "",
+    tokens: TokensOf = "",
     per: Annotated[Per, typer.Option(help="What losses are compared by; byte where tokenizers differ.")] = Per.token,
     model_args: Annotated[str, typer.Option("--model_args", help="For every model: dtype=bfloat16,...")] = "",
     batch_size: Annotated[str, typer.Option("--batch_size", help="As for lm_eval.")] = "1",
@@ -61,10 +64,9 @@ def curve(
     from sae_lm_eval.runs import loss_curve as curves
 
     if tasks:
-        if like is None or any(value is not None for value in (task, limit, max_length, output_path)):
-            raise UserError("--tasks asks what the run --like was asked: name the run, without a text of your own.")
         told = {} if device is None else {"device": device}
-        _measure_tasks(_members(models, _mapping(tokens)), like, {**simple_parse_args_string(model_args), **told})
+        loading = {**simple_parse_args_string(model_args), **told}
+        _measure_tasks(_members(models, _mapping(tokens)), like, loading, (task, limit, max_length, output_path))
         return
     asked: dict[str, Any] = _text_of(like, task) if like is not None else {"task": task}
     given = {"task": task, "limit": limit, "context": max_length}
@@ -93,7 +95,9 @@ def curve(
     _print(rows, per, output_path)
 
 
-def _measure_tasks(members: list[Member], like: Path, loading: dict[str, Any]) -> None:
+def _measure_tasks(
+    members: list[Member], like: Path | None, loading: dict[str, Any], of_texts: tuple[Any, ...]
+) -> None:
     """Measure a family on the tasks of a run, and print what compute each of the run's variants is worth."""
     from rich.console import Console
 
@@ -103,6 +107,8 @@ def _measure_tasks(members: list[Member], like: Path, loading: dict[str, Any]) -
     from sae_lm_eval.results.find import find
     from sae_lm_eval.runs.task_family import measure_tasks
 
+    if like is None or any(value is not None for value in of_texts):
+        raise UserError("--tasks asks what the run --like was asked: name the run, without a text of your own.")
     path = measure_tasks(members, like, loading)
     baseline, variants = find(like)
     found = equivalents(compare(baseline, variants), read_task_family(path))

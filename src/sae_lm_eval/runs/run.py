@@ -161,7 +161,8 @@ class _Evaluation:
 
     def all(self) -> dict[str, str]:
         """Evaluate what is not yet evaluated, a group at a time; why the variants that failed did, by name."""
-        bos, groups, self.failed = agreed(self._settled)
+        alone = False, [[]], {}  # the untouched model, as a member of a family
+        bos, groups, self.failed = agreed(self._settled) if self.loaded.asked else alone
         if self.sweep.ray is not None:
             self._spread(bos, groups)
         for number, group in enumerate(groups, start=1):
@@ -198,8 +199,6 @@ class _Evaluation:
         For that each dictionary is loaded and let go again, and compared with what the folder's results were made of.
         Those that fail are tried anew when the run continues.
         """
-        if not self.loaded.asked:  # the untouched model alone, as a member of a family
-            return False, [[]], {}
         kept = read_json(self.output_path / GROUPS)
         bos, groups = (None, []) if kept is None else (kept["bos"], kept["groups"])
         settled = {name for group in groups for name in group}
