@@ -322,7 +322,20 @@ CASES: dict[str, tuple[Case, str]] = {
         lambda p: adapter(splice="mean", mean_text=a_text(p, "a.txt", " \n")),
         r"holds no text\.",
     ),
+    # devices
+    "a device that no machine has": (
+        lambda _: SaeHFLM(pretrained="world", sae="world#blocks.2.hook_resid_post.k4", device="gpu"),
+        r"'gpu' is no device\. Did you mean 'cuda'\?",
+    ),
+    "a GPU that is not here": (
+        lambda _: SaeHFLM(pretrained="world", sae="world#blocks.2.hook_resid_post.k4", device="cuda:99"),
+        r"There is no device 'cuda:99' here: torch",
+    ),
     # models
+    "a model in the user's folder": (
+        lambda _: SaeHFLM(pretrained="~/nowhere/model", sae=random_sae(WIDTH, RESID), device="cpu"),
+        rf"There is no model '{Path.home()}/nowhere/model' to load: ",
+    ),
     "no such model": (
         lambda p: SaeHFLM(pretrained=str(p / "nothing"), sae=random_sae(WIDTH, RESID), device="cpu"),
         r"There is no model '.*nothing' to load: ",

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from sae_lm_eval import UserError, run
+from sae_lm_eval import SaeHFLM, UserError, run, world
+from sae_lm_eval.catalog import lookup
 from sae_lm_eval.runs import task_index
 from sae_lm_eval.runs.sweep import sweep_of
-from sae_lm_eval.runtime.devices import check_device
+from sae_lm_eval.runtime.devices import check_device, check_placement
 
 K4 = "world#blocks.2.hook_resid_post.k4"
 OUT = ["--output_path", "out"]
@@ -280,6 +281,25 @@ class TestDevices:
         with pytest.raises(UserError, match="There is no device 'cuda' here"):
             run(model_args="pretrained=world", variants=K4, tasks="sae_world_homes", output_path="out", device="cuda")
 
+    def test_a_model_on_several_gpus_that_are_not_here(self):
+        import torch
+
+        if torch.accelerator.is_available():
+            pytest.skip("there is an accelerator")
+        where = {"tasks": "sae_world_homes", "output_path": "out", "variants": K4}
+        with pytest.raises(UserError, match=r"parallelize=True spreads a model over GPUs, and torch .* finds none"):
+            run(model_args="pretrained=world,parallelize=True", **where)
+        with pytest.raises(UserError, match="parallelize=True spreads a model over GPUs"):
+            SaeHFLM(pretrained="world", sae=K4, parallelize=True)
+
+    def test_the_device_that_lm_evals_command_names_by_itself(self):
+        import torch
+
+        if not torch.cuda.is_available():
+            check_placement("cuda:0", None)
+            with pytest.raises(UserError, match="There is no device 'cuda' here"):
+                check_placement("cuda", None)
+
     def test_a_gpu_too_many(self, monkeypatch):
         import torch
 
@@ -295,6 +315,23 @@ class TestWhatIsMeant:
         of = sweep_of({"model_args": f"pretrained=world,sae={K4}", "variants": ["world#x"], "tasks": "t"})
         assert [one.arguments["sae"] for one in of.variants] == [K4, "world#x"]
         assert of.model_args == {"pretrained": "world"}
+
+    def test_settings_among_the_models_arguments(self):
+        of = sweep_of({"model_args": "pretrained=world,device=cpu,batch_size=4", "variants": K4, "tasks": "t"})
+        assert of.model_args == {"pretrained": "world"}
+        assert {name: of.settings[name] for name in ("device", "batch_size")} == {"device": "cpu", "batch_size": 4}
+        with pytest.raises(UserError, match="batch_size is 8 by its own flag or key, and 4 in model_args: give one"):
+            sweep_of({"model_args": "pretrained=world,batch_size=4", "batch_size": 8, "variants": K4, "tasks": "t"})
+
+    def test_a_folder_of_results_is_not_taken_for_the_world(self, monkeypatch, tmp_path):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "world").mkdir()
+        assert world.is_meant_by("world")
+        assert lookup.known(K4).hook_out == "blocks.2.hook_resid_post"
+        (tmp_path / "world" / "config.json").write_text("{}")
+        (tmp_path / "world" / "cfg.json").write_text("{}")
+        assert not world.is_meant_by("world")
+        assert lookup.known("world#x").hook_out is None
 
     def test_one_where_a_list_is_meant(self):
         of = sweep_of({"model_args": {"pretrained": "world"}, "variants": K4, "controls": "random_error", "tasks": "t"})

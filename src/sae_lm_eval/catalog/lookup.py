@@ -52,10 +52,9 @@ class Known:
 def known(spec: str) -> Known:
     """What is known of the dictionary that `spec` names; raises `UserError` where the spec is none."""
     parsed = SaeSpec.parse(spec)
-    local = Path(parsed.source).expanduser()
     if parsed.loader != "saelens":
         return Known(spec)
-    if local.is_dir():
+    if (local := parsed.folder) is not None:
         return _of_folder(spec, local / (parsed.id or ""))
     if parsed.source == world.NAME:
         from sae_lm_eval.dictionaries.world_loader import world_dictionary

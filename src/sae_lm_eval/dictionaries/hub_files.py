@@ -18,8 +18,8 @@ def weights_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str | None]:
 
     Raises `UserError` where there is no such folder, repository, revision or id, naming the ids there are.
     """
-    local = Path(spec.source).expanduser()
-    if local.is_dir():
+    local = spec.folder
+    if local is not None:
         if spec.revision is not None:
             raise UserError(f"'{spec.source}' is a local folder, which has no revision '{spec.revision}'.")
         folder = local / (spec.id or "")

@@ -29,7 +29,7 @@ def check_presence(spec: SaeSpec) -> None:
         python_loader.check(spec)
     elif spec.loader in loaders_of_others():
         return  # what it reads is its own affair
-    elif Path(spec.source).expanduser().is_dir():
+    elif spec.folder is not None:
         weights_folder(spec, CONFIG)
     elif spec.source == world.NAME:
         world_dictionary(spec)
@@ -67,9 +67,7 @@ def training_site(spec: SaeSpec) -> tuple[str | None, int | None]:
     """
     if spec.loader not in ("saelens", "sparsify"):
         return None, None
-    folder = Path(spec.source).expanduser()
-    if spec.source == world.NAME and not folder.is_dir():
-        folder = world.FILES / "dictionaries"
+    folder = spec.folder or (world.FILES / "dictionaries" if spec.source == world.NAME else Path(spec.source))
     said = _configuration(folder / (spec.id or "") / CONFIG)
     hook = said.get("hook_name") or said.get("hook_point") or spec.id
     found = re.search(r"(?:^|[._/])(?:blocks|layers?)[._](\d+)(?![\dkm])", str(hook))

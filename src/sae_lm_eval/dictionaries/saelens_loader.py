@@ -31,7 +31,7 @@ CLT_LAYER = "mntss_clt_layer_transcoder"  # SAELens' converter
 
 def load_saelens(spec: SaeSpec) -> Dictionary:
     """Raises `UserError` for an unknown release or id, a folder that holds no dictionary, unreadable files."""
-    if Path(spec.source).expanduser().is_dir():
+    if spec.folder is not None:
         return _load_folder(spec)
     if spec.source == world.NAME:
         return _from_folder(spec, world_dictionary(spec), None)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
+from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, one_of
 
 PYTHON = "python"  # the loader that runs code of the user's own, and the one that takes arguments
@@ -71,6 +72,16 @@ class SaeSpec:
         if not colon or len(loader) == 1 or (source.startswith("/") and loader not in (*LOADERS, *loaders_of_others())):
             loader, source = "saelens", head
         return cls(source, id_ if hash_ else None, revision if at else None, loader, arguments)
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder that the source names, None where there is none.
+
+        One called as the embedded world is one only if it holds dictionaries: a run may have been written to it.
+        """
+        folder = Path(self.source).expanduser()
+        is_other = self.source == world.NAME and next(folder.rglob("cfg.json"), None) is None
+        return folder if folder.is_dir() and not is_other else None
 
     def __str__(self) -> str:
         given = "&".join(f"{name}={value}" for name, value in self.arguments)

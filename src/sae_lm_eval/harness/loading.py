@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -14,6 +15,7 @@ from lm_eval.models.utils import configure_pad_token, resolve_max_length
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.runtime.content import contents
+from sae_lm_eval.runtime.devices import check_placement
 from sae_lm_eval.scaling import Original
 from sae_lm_eval.scaling.original_model import OriginalNumbers
 from sae_lm_eval.scaling.which_original import original_of
@@ -25,6 +27,7 @@ from sae_lm_eval.splicing.choices import whole
 # Rows to run at once. On a GPU it is what `batch_size=auto` begins with, and is halved where memory does not suffice;
 # on a CPU there are never more, since more do not stay in its cache.
 ROWS_ON_GPU, ROWS_ON_CPU = 64, 2
+PATHS = ("tokenizer", "peft", "delta", "offload_folder")  # besides `pretrained`, where `~` is the user's folder
 
 
 def rows_of(batch_size: int | str, device: str) -> int:
@@ -49,6 +52,10 @@ class CausalHFLM(_HFLM):
         self._own_arguments = own_arguments
         if kwargs.get("max_length") is not None:
             whole(kwargs["max_length"], "max_length", least=1)  # lm_eval takes 0 for the model's own
+        check_placement(kwargs.get("device"), kwargs.get("parallelize"))
+        if isinstance(pretrained, str):
+            pretrained = os.path.expanduser(pretrained)
+        kwargs |= {name: os.path.expanduser(kwargs[name]) for name in PATHS if isinstance(kwargs.get(name), str)}
         if kwargs.get("device") is None:
             # lm_eval's default is "cuda" on every machine.
             kwargs["device"] = "cuda" if torch.cuda.is_available() else "cpu"

@@ -16,6 +16,7 @@ from sae_lm_eval.errors import UserError, did_you_mean, first_line, one_of
 from sae_lm_eval.runs.settings import check_settings, tasks_of
 from sae_lm_eval.runs.sweep import BASELINE, Asked, Sweep
 from sae_lm_eval.runs.task_index import check_tasks
+from sae_lm_eval.runtime.devices import check_placement
 from sae_lm_eval.runtime.run_folder import GROUPS, read_json
 from sae_lm_eval.runtime.text_files import check_file
 from sae_lm_eval.splicing.choices import DTYPE_NAMES, choices_of, whole
@@ -33,6 +34,8 @@ def check(sweep: Sweep, output_path: Path | None) -> None:
     if output_path is not None:
         check_folder(output_path)
     check_settings(sweep.settings)
+    if sweep.model_args.get("parallelize"):
+        check_placement(sweep.settings.get("device"), parallelize=True)
     if sweep.categories is not None:
         from sae_lm_eval.comparison.subsets import read_categories_file
 

@@ -28,6 +28,7 @@ from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, did_you_mean
 from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.runs.settings import check_limit
+from sae_lm_eval.runs.task_index import quick_index
 from sae_lm_eval.scaling import find_preset
 from sae_lm_eval.scaling.data_files import Row
 from sae_lm_eval.scaling.loss_curves import CATEGORIES, COLUMNS, MAIN, read_measured, with_losses
@@ -114,7 +115,8 @@ def read_text(
     """The documents that lm_eval asks of a task with --limit. Raises `UserError` where it asks no whole documents."""
     if limit is not None:
         check_limit(limit)
-    manager = TaskManager(include_path=include_path, metadata=metadata)
+    with quick_index():
+        manager = TaskManager(include_path=include_path, metadata=metadata)
     if task not in manager.all_subtasks:
         raise UserError(f"lm_eval has no task '{task}'.{did_you_mean(task, manager.all_subtasks)}")
     loaded: Any = manager.load([task])["tasks"][task]

@@ -30,6 +30,7 @@ FILTERS = ("width", "l0", "layer")
 TOGETHER = ("each", "all")
 ARGUMENTS = tuple(name for name in SpliceArguments.names() if name != "sae")  # besides the dictionaries
 PATHS = ("pretrained", "tokenizer", "peft", "delta", "include_path", "use_cache")
+OF_LOADING = ("batch_size", "max_batch_size", "device")  # settings that lm_eval takes among the model's arguments too
 OURS = ("model_args", "variants", "controls", "mean_text", "mean_tokens", "categories", "memory", "ray", "output_path")
 NOT_FOR_RUN = ("config", "model", "wandb_args", "wandb_config_args", "trackio_args", "log_samples", "show_config")
 
@@ -88,6 +89,12 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
     if not isinstance(given, Mapping):
         raise UserError(f"model_args: {given!r} is no mapping, such as {{pretrained: gpt2}}.")
     model_args = {name: _expanded(value) if name in PATHS else value for name, value in given.items()}
+    settings = {name: content[name] for name in content if name not in OURS}
+    for name in [name for name in OF_LOADING if name in model_args]:
+        value = model_args.pop(name)
+        if settings.get(name) not in (None, value):
+            raise UserError(f"{name} is {settings[name]} by its own flag or key, and {value} in model_args: give one.")
+        settings[name] = value
     variants = several(content.get("variants"))
     if "sae" in model_args:
         variants = [{"sae": model_args.pop("sae")}, *variants]
@@ -102,7 +109,7 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
     return Sweep(
         model_args,
         tuple(asked),
-        {name: _expanded(value) if name in PATHS else value for name, value in content.items() if name not in OURS},
+        {name: _expanded(value) if name in PATHS else value for name, value in settings.items()},
         memory=memory,
         once=(AGAIN,) if AGAIN in controls else (),
         ray=None if content.get("ray") is None else str(content["ray"]),

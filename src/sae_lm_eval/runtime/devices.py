@@ -8,6 +8,7 @@ from sae_lm_eval.errors import UserError, did_you_mean
 
 KINDS = ("cpu", "cuda", "mps", "npu", "hpu", "xpu", "auto")
 ACCELERATORS = KINDS[1:-1]
+LM_EVALS_DEFAULT = "cuda:0"
 
 
 def check_device(device: object) -> None:
@@ -38,6 +39,21 @@ def _check_present(name: str, kind: str, index: int) -> None:
     if index >= count:
         has = f"{kind}:0" if count == 1 else f"{kind}:0 to {kind}:{count - 1}"
         raise UserError(f"There is no device '{name}' here: torch finds {has}.")
+
+
+def check_placement(device: object, parallelize: object) -> None:
+    """Raise `UserError` where a model cannot be placed as lm_eval's `device` and `parallelize` ask; see `check_device`.
+
+    lm_eval's command hands over cuda:0 where no device is named, on every machine.
+    """
+    import torch
+
+    if torch.cuda.is_available() or str(device) != LM_EVALS_DEFAULT:
+        check_device(device)
+    if parallelize and not torch.accelerator.is_available():
+        raise UserError(
+            f"parallelize=True spreads a model over GPUs, and torch {torch.__version__} finds none here: leave it out."
+        )
 
 
 def default_device() -> str:

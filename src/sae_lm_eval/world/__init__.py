@@ -16,8 +16,8 @@ class UnknownName(KeyError):
 
 
 def is_meant_by(pretrained: object) -> bool:
-    """Whether `pretrained=` names the world; a local folder of that name comes first."""
-    return pretrained == NAME and not Path(NAME).is_dir()
+    """Whether `pretrained=` names the world; a local folder of that name with a model in it comes first."""
+    return pretrained == NAME and not Path(NAME, "config.json").is_file()
 
 
 def model_path(checkpoint: str | None = None) -> Path:
