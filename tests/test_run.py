@@ -163,7 +163,7 @@ def test_what_was_answered_is_not_run_again(tmp_path, monkeypatch):
     monkeypatch.setattr(Journal, "put", put)
     finished = evaluated(of, tmp_path / "cut")
     assert finished.requests == 2 * 800  # of the baseline and k4
-    assert 0 < sum(kept) <= finished.recalled - 800 < 800
+    assert 0 < sum(kept) <= finished.shared - 800 < 800
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
     again = evaluated(of, tmp_path / "cut")
     assert again.requests == 0
@@ -303,7 +303,7 @@ class TestTrouble:
         full.clear()
         full.append(False)
         finished = evaluated(of, tmp_path)
-        assert finished.recalled == finished.requests > 0
+        assert finished.shared == finished.requests > 0
         assert not list(tmp_path.glob(".baseline"))
 
     def test_a_full_disk_under_the_journal(self, tmp_path):

@@ -211,7 +211,7 @@ class TestAFolderThatWasCutShort:
         files.train_dictionary()
         told()
         finished = files.run()
-        assert finished.recalled < finished.requests
+        assert finished.shared < finished.requests
         warned = told()
         assert "the weights of the model changed since this run began: what had been answered is not used." in warned
         assert sum("changed since" in message for message in warned) == 3
@@ -221,7 +221,7 @@ class TestAFolderThatWasCutShort:
     def test_and_nothing_changed(self, files, monkeypatch, told):
         interrupted(files, monkeypatch, after=1)
         told()
-        assert files.run().recalled
+        assert files.run().shared
         assert not told()
 
 
@@ -255,7 +255,7 @@ class TestPackages:
         installed("torch", "2.13.0")
         interrupted(files, monkeypatch, after=1)
         installed("torch", "2.13.1+cu130")
-        assert files.run().recalled
+        assert files.run().shared
         assert "This run began with other packages: torch was 2.13.0 and is 2.13.1+cu130." in told()
 
 

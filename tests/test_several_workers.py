@@ -65,8 +65,8 @@ def test_a_cluster_of_which_a_worker_is_killed_gives_the_same_files(alone, tmp_p
     told = said(process)
     assert killed
     assert contents(tmp_path / "out") == contents(alone)
-    (answers, recalled) = re.search(r"([\d,]+) answers, ([\d,]+) of them recalled", told).groups()  # pyright: ignore[reportOptionalMemberAccess]
-    assert answers == recalled
+    (answers, shared) = re.search(r"([\d,]+) answers, ([\d,]+) of them from shared passes", told).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    assert answers == shared
 
 
 def kill_a_worker(process: subprocess.Popen) -> bool:

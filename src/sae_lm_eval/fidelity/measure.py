@@ -27,6 +27,7 @@ from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.results.fidelity_names import NO_DICTIONARY, NO_LATENTS, OF_LATENTS, WITHOUT_DICTIONARY
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.processes import gathered
+from sae_lm_eval.runtime.progress import Progress
 from sae_lm_eval.scaling import Original
 from sae_lm_eval.scaling.conversion import compute_of
 from sae_lm_eval.scoring.answers import TOKENS_AT_ONCE
@@ -126,8 +127,16 @@ def measure(
     try:
         ablated, mean = ablations(model, source)
         pass_ = Pass(model, ablated, source, documents, layouts)
-        with tqdm(total=len(documents), disable=title is None, desc=title) as bar:
-            pass_.run(bar.update)
+        progress = model.group.progress or Progress()
+        progress.documents(len(documents))
+        hidden = title is None or model.group.progress is not None
+        with tqdm(total=len(documents), disable=hidden, desc=title) as bar:
+
+            def tell(scored: int) -> None:
+                bar.update(scored)
+                progress.scored(scored)
+
+            pass_.run(tell)
     except UserError:
         raise
     except ValueError as error:

@@ -98,19 +98,21 @@ def tell_of_cut(model: SplicedModel, lengths: Sequence[Length], what: str) -> No
 
 
 def tell_of_context(model: SplicedModel, lengths: Iterable[int]) -> None:
-    """Warn once of prompts that are longer than a dictionary has seen.
+    """Warn once of prompts that are longer than dictionaries have seen, of all models that are answered together.
 
     `lengths`, in tokens, are not looked at, nor tokenised for, where there is nothing to tell.
     """
-    key, trained = f"prompts are longer than the context of {model.name}", model.trained_context
-    if trained is None or model.loaded.has_said(key):
+    trained = model.trained_context
+    if trained is None or model.loaded.has_said(key := f"prompts are longer than a context of {trained}"):
         return
     longer = [length > trained for length in lengths]
     if any(longer):
+        names = [each.name for each in model.group.members if each.trained_context == trained]
+        others = {1: "", 2: " and of 1 other variant"}.get(len(names), f" and of {len(names) - 1} other variants")
         model.loaded.say_once(
             key,
             f"{sum(longer)} of {len(longer)} prompts ({100 * sum(longer) / len(longer):.0f}%) are longer than the "
-            f"{trained} tokens that the dictionary was trained on.",
+            f"{trained} tokens that the dictionary of {names[0]}{others} was trained on.",
         )
 
 

@@ -20,6 +20,7 @@ from sae_lm_eval.errors import UserError, shortened
 from sae_lm_eval.harness.loading import ROWS_ON_GPU
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Progress
+from sae_lm_eval.runtime.time_left import TEXTS
 from sae_lm_eval.scoring.decoding import Ending
 from sae_lm_eval.scoring.generation import UnsharedError, sampling_of
 from sae_lm_eval.scoring.shared_texts import UndefinedLogits
@@ -88,12 +89,13 @@ def written(
     together = [number for _, numbers in kinds for number in numbers]
     place = {number: i for i, number in enumerate(together)}
     progress = group.progress or Progress()
-    progress.begin([lengths[i] for i in together], [requests[i].task_name for i in together])
+    progress.begin([lengths[i] for i in together], [requests[i].task_name for i in together], TEXTS)
     hidden = group.progress is not None or lm.rank != 0
     with tqdm(total=len(together), disable=hidden, desc="Running generate_until requests") as bar:
 
-        def answered(number: int, text: str) -> None:
+        def answered(number: int, text: str, tokens: int) -> None:
             out[number] = text
+            progress.wrote(tokens)
             lm.cache_hook.add_partial("generate_until", requests[number].args, text)
             bar.update()
             progress.answered(place[number])
@@ -136,10 +138,10 @@ def _write(
     settings: TextSettings,
     requests: Sequence[Instance],
     numbers: Sequence[int],
-    answered: Callable[[int, str], None],
+    answered: Callable[[int, str, int], None],
     recalled: Callable[[int], None],
 ) -> None:
-    """Answer requests of one kind by their numbers."""
+    """Answer requests of one kind by their numbers; `answered` is told how many tokens a text has."""
     room = lm.max_length - settings.ending.length
     prompts = []
     for number in numbers:
@@ -151,7 +153,7 @@ def _write(
 
     def done(i: int, ids: list[int]) -> None:
         own[i] = ids
-        answered(numbers[i], settings.text(lm, ids))
+        answered(numbers[i], settings.text(lm, ids), len(ids))
 
     try:
         with lm.loaded.autocast():
@@ -216,7 +218,7 @@ def in_batches(
     prompts = [str(request.args[0]) for request in requests]
     order = sorted(range(len(requests)), key=lambda i: (kinds[i], -lengths[i], prompts[i]))
     out = [""] * len(requests)
-    progress.begin(lengths, [request.task_name for request in requests])
+    progress.begin(lengths, [request.task_name for request in requests], TEXTS)
     for kind, group in itertools.groupby(order, key=kinds.__getitem__):
         same = list(group)
         for number in range(0, len(same), size):

@@ -27,14 +27,15 @@ class Outcome:
 class Finished:
     """The outcomes of a run, the baseline's first, and what its processes ran of it.
 
-    `requests` counts each request once for a pass or variant that it was answered for, `recalled` those of them that
-    were answered before; `rate` is in tokens a second, None where none was run.
+    `requests` counts each request once for a model that it was answered for, `shared` those of them that were answered
+    in the pass of another model or kept by an earlier run; `rate` is in tokens a second, None where none was run.
     """
 
     outcomes: tuple[Outcome, ...]
     requests: int = 0
-    recalled: int = 0
+    shared: int = 0
     rate: float | None = None
+    continued: bool = False
 
     @property
     def failed(self) -> tuple[Outcome, ...]:
@@ -44,10 +45,15 @@ class Finished:
 def summary(finished: Finished, seconds: float) -> str:
     """What a run did, in a sentence or two."""
     done = len(finished.outcomes) - len(finished.failed)
-    text = f"{done} of {len(finished.outcomes)} models done (the baseline and {len(finished.outcomes) - 1} variants)"
+    variants = len(finished.outcomes) - 1
+    variants = f"{variants} variant{'s' if variants != 1 else ''}"
+    text = f"{done} of {len(finished.outcomes)} models done (the baseline and {variants})"
     if not finished.requests:
         return f"{text}; nothing was left to run."
-    text += f" in {duration(seconds)}: {finished.requests:,} answers, {finished.recalled:,} of them recalled"
+    kept = " or kept by an earlier run" if finished.continued else ""
+    text += (
+        f" in {duration(seconds)}: {finished.requests:,} answers, {finished.shared:,} of them from shared passes{kept}"
+    )
     return f"{text}; {finished.rate:,.0f} tokens a second." if finished.rate else f"{text}."
 
 

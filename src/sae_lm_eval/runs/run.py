@@ -22,6 +22,7 @@ from sae_lm_eval.runs.object_names import named
 from sae_lm_eval.runs.outcome import Finished, Outcome, comparison_of
 from sae_lm_eval.runs.settings import fixed, lm_eval_config
 from sae_lm_eval.runs.sweep import AGAIN, BASELINE, Sweep, sweep_of
+from sae_lm_eval.runs.turns import kinds_of, turns
 from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 from sae_lm_eval.runtime.journal import DiskError, Journal
 from sae_lm_eval.runtime.processes import agreed, gathered, rank, several
@@ -125,6 +126,7 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
         failed: dict[str, str] = {}
         done = Finished(())
         finished = agreed(lambda: all((output_path / name).exists() for name in names))
+        continued = (output_path / journal_of(rank())).exists()
         with (
             quiet(output_path / LOG, aloud=rank() == 0) as console,
             Shown(console, len(names)) as shown,
@@ -136,7 +138,7 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
                 if not finished:
                     raise
                 logger.warning("Whether the results are still those of this model cannot be told: %s", error)
-        done = _ran(shown)
+        done = replace(_ran(shown), continued=continued)
         if not failed:
             agreed(lambda: delete_journals(output_path))  # the folders have every answer
     return replace(done, outcomes=tuple(Outcome(name, output_path / name, failed.get(name)) for name in names))
@@ -145,9 +147,9 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
 def _ran(shown: Shown) -> Finished:
     """What all processes ran."""
     ran = gathered([(shown.requests, shown.recalled_requests, shown.rate)])
-    requests, recalled, rates = zip(*ran, strict=True)
+    requests, shared, rates = zip(*ran, strict=True)
     rate = sum(filter(None, rates)) or None
-    return Finished((), sum(requests), sum(recalled), rate)
+    return Finished((), sum(requests), sum(shared), rate)
 
 
 class _Evaluation:
@@ -165,10 +167,12 @@ class _Evaluation:
         bos, groups, self.failed = agreed(self._settled) if self.loaded.asked else alone
         if self.sweep.ray is not None:
             self._spread(bos, groups)
+        missing_of = [self._missing(self._names(number, group)) for number, group in enumerate(groups, start=1)]
+        if left := turns(missing_of, self._missing(self.sweep.once)):
+            self.shown.time_left.schedule(left, kinds_of(self.loaded.tasks["tasks"].values()))
         for number, group in enumerate(groups, start=1):
-            names = self._names(number, group)
-            missing = self._missing(names)
-            self.shown.found_finished(len(names) - len(missing))
+            missing = missing_of[number - 1]
+            self.shown.found_finished(len(self._names(number, group)) - len(missing))
             if missing:
                 title = f"pass {number} of {len(groups)}, " if len(groups) > 1 else ""
                 self._together(title, group, missing, bos)
@@ -180,7 +184,7 @@ class _Evaluation:
         """The baseline in another layout, and how far its predictions move by that."""
         from sae_lm_eval.runs.noise import again, floor_on_tasks
 
-        self.shown.at(AGAIN)
+        self.shown.turn("", AGAIN)
         lm = again(self.loaded.baseline, bos)
         self._evaluate(AGAIN, lm, noise_floor=floor_on_tasks(lm, self.loaded))
         self.shown.variant_done(AGAIN)
@@ -284,7 +288,7 @@ class _Evaluation:
         for name, lm in models.items():
             if name not in missing:
                 continue
-            self.shown.at(f"{title}{name}")
+            self.shown.turn(title, name)
             try:
                 self._evaluate(name, lm)
                 self.shown.variant_done(name)

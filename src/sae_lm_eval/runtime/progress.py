@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_lm_eval.files.escaping import printable
+from sae_lm_eval.runtime.time_left import DOCUMENTS, REQUESTS, TEXTS, TimeLeft
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -23,35 +24,44 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 OURS = "lm_eval.sae_lm_eval"
-EVERY = 30.0  # seconds between lines where there is no terminal
+EVERY = 60.0  # seconds between lines where there is no terminal
 
 
 class Progress:
     """Counts the requests of a forward pass after the other, and what they took; this one shows nothing.
 
-    `tokens` and `seconds` are of requests that were run, `requests` of those and of what the journal had.
+    `tokens` and `seconds` are of requests that were run and not of texts, `requests` of all and of what the journal
+    had.
     """
 
     def __init__(self) -> None:
         self.requests = self.recalled_requests = self.tokens = 0
         self.seconds = 0.0
+        self.kind = REQUESTS  # of the pass under way
+        self.written = 0  # tokens of the texts of the pass under way
+        self.time_left = TimeLeft()
         self.total = self.done = 0  # requests of the pass under way
         self.asked = 0  # tokens of all passes so far, whether they were run or not
-        self._since = time.monotonic()
+        self._since = self._began = time.monotonic()
         self._lengths: Sequence[int] = ()
         self._tokens = 0  # of the pass under way
         self._tasks: Sequence[str | None] = ()
         self._left: Counter[str | None] = Counter()
         self._known: set[int] = set()
 
-    def begin(self, lengths: Sequence[int], tasks: Sequence[str | None]) -> None:
-        """A pass over requests of so many tokens each begins; `tasks` names the task of each, or is empty."""
+    def begin(self, lengths: Sequence[int], tasks: Sequence[str | None], kind: str = REQUESTS) -> None:
+        """A pass over requests of so many tokens each begins; `tasks` names the task of each, or is empty.
+
+        `kind` is one of `time_left`'s.
+        """
         self._lengths, self._tasks = lengths, tasks if len(tasks) == len(lengths) else ()
         self._left, self._known = Counter(self._tasks), set()
+        self.kind, self.written = kind, 0
         self.total, self.done = len(lengths), 0
         self._tokens = sum(lengths)
-        self.asked += self._tokens
-        self._since = time.monotonic()
+        self.asked += self._tokens if kind == REQUESTS else 0
+        self._since = self._began = time.monotonic()
+        self.time_left.begin(kind)
 
     def recalled(self, number: int) -> None:
         """The journal has the answer to that request; to be told before `answered`."""
@@ -65,10 +75,30 @@ class Progress:
         now = time.monotonic()
         if number in self._known:
             self.recalled_requests += 1
-        else:
+        elif self.kind == REQUESTS:
             self.tokens += self._lengths[number]
             self.seconds += now - self._since
         self._since = now
+        self._step()
+
+    def documents(self, total: int) -> None:
+        """So many documents are scored from now on."""
+        self.kind, self.total, self.done, self._tasks, self._left = DOCUMENTS, total, 0, (), Counter()
+        self.time_left.begin(DOCUMENTS)
+
+    def scored(self, documents: int) -> None:
+        """So many more documents are scored."""
+        self.done += documents
+        self._step()
+
+    def wrote(self, tokens: int) -> None:
+        """So many more tokens of texts are written; they are told before the texts are whole, or with them."""
+        self.written += tokens
+        self.show()
+
+    def _step(self) -> None:
+        if self.done >= self.total:
+            self.time_left.end()
         self.show()
 
     def show(self) -> None:
@@ -80,12 +110,18 @@ class Progress:
         return self.tokens / self.seconds if self.tokens and self.seconds else None
 
     @property
-    def seconds_left(self) -> float | None:
-        """Of the pass under way, at the rate so far."""
-        if self.rate is None or not self.total:
-            return None
-        mean = self._tokens / self.total
-        return (self.total - self.done) * mean / self.rate
+    def written_rate(self) -> float | None:
+        """Tokens of texts a second, of the pass under way; None before any was written."""
+        took = time.monotonic() - self._began
+        return self.written / took if self.written and took else None
+
+    @property
+    def seconds_left(self) -> tuple[float, bool]:
+        """Of all that is scheduled, and whether that is all of it; see `TimeLeft.seconds`."""
+        of_pass = None
+        if self.kind == REQUESTS and self.rate is not None and self.total:
+            of_pass = (self.total - self.done) * (self._tokens / self.total) / self.rate
+        return self.time_left.seconds(self.done / self.total if self.total else 0.0, of_pass)
 
     @property
     def tasks_done(self) -> tuple[int, int]:
@@ -106,7 +142,7 @@ class Shown(Progress):
 
         super().__init__()
         self.console, self.variants, self.finished = console, variants, 0
-        self.group = ""
+        self.group = self._numbers = ""
         self._told = time.monotonic()
         self._interrupted = self._handles = False
         doing = TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"))
@@ -123,6 +159,7 @@ class Shown(Progress):
             redirect_stderr=False,
         )
         self._bar = self._bars.add_task("loading", total=None, numbers="")
+        self._over = threading.Event()
 
     def __enter__(self) -> Shown:
         of_python = signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -131,10 +168,14 @@ class Shown(Progress):
             signal.signal(signal.SIGINT, self._interrupt)
         if self.console.is_terminal:
             self._bars.start()
+        else:  # whatever is under way, and however long it says nothing
+            threading.Thread(target=self._say_every_minute, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        self._over.set()
+        if self.console.is_terminal:  # elsewhere rich would leave an empty line
+            self._bars.stop()
         if self._handles:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -154,10 +195,18 @@ class Shown(Progress):
         """Say what is under way."""
         self._go_on()
         self.group = what
+        self._numbers = ""
         self._bars.update(self._bar, description=self._doing(), total=None, numbers="")
-        self._say_now_and_then(self._doing())
+        self._say_now_and_then()
+
+    def turn(self, title: str, name: str) -> None:
+        """A model's turn to be evaluated begins; `title` says which pass it is in."""
+        self.time_left.begin_turn(name)
+        self.total = self.done = 0
+        self.at(f"{title}{name}")
 
     def variant_done(self, name: str) -> None:
+        self.time_left.end_turn()
         self.finished += 1
         self._bars.update(self._bar, description=self._doing())
         if not self.console.is_terminal:
@@ -179,22 +228,36 @@ class Shown(Progress):
     def _tell(self, done: int, total: int, numbers: str) -> None:
         self._go_on()
         self._bars.update(self._bar, total=total, completed=done, numbers=numbers)
-        self._say_now_and_then(f"{self._doing()}: {numbers}")
+        self._numbers = numbers
+        self._say_now_and_then()
 
-    def _say_now_and_then(self, sentence: str) -> None:
+    def _say_every_minute(self) -> None:
+        while not self._over.wait(EVERY / 4):
+            self._say_now_and_then()
+
+    def _say_now_and_then(self) -> None:
         if not self.console.is_terminal and time.monotonic() - self._told > EVERY:
             self._told = time.monotonic()
-            self.say(sentence)
+            self.say(": ".join(filter(None, [self._doing(), self._numbers])))
 
     def numbers(self) -> str:
-        """Requests and tasks of the pass under way, tokens a second, time left."""
-        parts = [f"{self.done:,}/{self.total:,} requests"]
+        """What the pass under way has done, and the time left of the run."""
+        if self.done >= self.total:
+            return ", ".join(["metrics and files", *self._time_left()])
+        parts = [f"{self.done:,}/{self.total:,} {self.kind}"]
         done, tasks = self.tasks_done
         parts += [f"{done}/{tasks} tasks"] if tasks else []
-        parts += [f"{self.rate:,.0f} tokens/s"] if self.rate else []
-        left = self.seconds_left
-        parts += [f"{duration(left)} left"] if left is not None else []
-        return ", ".join(parts)
+        if self.kind == REQUESTS and self.rate:
+            parts += [f"{self.rate:,.0f} tokens/s"]
+        if self.kind == TEXTS and self.written_rate:
+            parts += [f"{self.written:,} tokens written, {self.written_rate:,.0f} a second"]
+        return ", ".join([*parts, *self._time_left()])
+
+    def _time_left(self) -> list[str]:
+        seconds, is_all = self.seconds_left
+        if not seconds:
+            return []
+        return [f"{duration(seconds)} left" if is_all else f"more than {duration(seconds)} left"]
 
 
 def duration(seconds: float) -> str:
@@ -239,9 +302,15 @@ def _give_back(descriptor: int, saved: int) -> None:
 
 
 class _Aloud(logging.Handler):
+    """Prints warnings, each once: a run of many variants meets the same thing again and again."""
+
     def __init__(self, console: Console):
         super().__init__(logging.WARNING)
         self.console = console
+        self._said: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage() in self._said:
+            return
+        self._said.add(record.getMessage())
         self.console.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
