@@ -19,6 +19,7 @@ from sae_lm_eval.catalog.converters import CONVERTERS, NO_FACTOR, UNKNOWN
 from sae_lm_eval.catalog.site_probe import SiteProbe, small_architecture, try_sites
 from sae_lm_eval.dictionaries.model_names import distinct_models, official_name
 from sae_lm_eval.dictionaries.release_facts import fact_of
+from sae_lm_eval.dictionaries.saelens_package import releases
 from sae_lm_eval.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -213,18 +214,12 @@ def _width(path: str) -> int | None:
 @cache
 def entries() -> tuple[Entry, ...]:
     """Every dictionary of SAELens' registry, in its order."""
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-    return tuple(
-        _entry(release, id_) for release in get_pretrained_saes_directory().values() for id_ in release.saes_map
-    )
+    return tuple(_entry(release, id_) for release in releases().values() for id_ in release.saes_map)
 
 
 def named(release: str, id_: str | None) -> Entry | None:
     """The dictionary of that release, None where SAELens has registered no such one."""
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-    found = get_pretrained_saes_directory().get(release)
+    found = None if "/" in release else releases().get(release)  # the name of a repository needs no parsing
     return None if found is None or id_ not in found.saes_map else _entry(found, id_)
 
 
@@ -233,20 +228,17 @@ def find_entries(pattern: str) -> list[Entry]:
 
     Raises `UserError` where nothing matches.
     """
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
     wanted = pattern.lower()
     if not re.search(r"[*?\[]", wanted):
         wanted = f"*{wanted}*"
-    releases = get_pretrained_saes_directory().values()
     found = [
         _entry(release, id_)
-        for release in releases
+        for release in releases().values()
         for id_ in release.saes_map
         if fnmatchcase(f"{release.release}#{id_}".lower(), wanted)
     ]
     if not found:
-        near = did_you_mean(pattern.strip("*").split("#")[0], {release.release for release in releases})
+        near = did_you_mean(pattern.strip("*").split("#")[0], set(releases()))
         raise UserError(f"No dictionary that SAELens has registered matches '{pattern}'.{near}")
     return found
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sae_lm_eval import world
 from sae_lm_eval.dictionaries import python_loader
 from sae_lm_eval.dictionaries.hub_files import hub_told, none_at, weights_folder
+from sae_lm_eval.dictionaries.saelens_package import is_registered_repository, registry_sections
 from sae_lm_eval.dictionaries.spec import PYTHON, SaeSpec, loaders_of_others
 from sae_lm_eval.dictionaries.world_loader import world_dictionary
 from sae_lm_eval.errors import UserError, did_you_mean
@@ -33,12 +31,12 @@ def check_presence(spec: SaeSpec) -> None:
         weights_folder(spec, CONFIG)
     elif spec.source == world.NAME:
         world_dictionary(spec)
-    elif spec.loader == "saelens" and spec.source in _sections():
+    elif spec.loader == "saelens" and spec.source in registry_sections():
         check_id(spec, ids_of(spec.source))
     elif spec.source.count("/") == 1 and spec.source[0] not in "./~":
         _check_repository(spec)
     else:
-        refuse_unknown(spec, _sections())
+        refuse_unknown(spec, registry_sections())
 
 
 def refuse_unknown(spec: SaeSpec, releases: Any) -> None:
@@ -71,7 +69,7 @@ def training_site(spec: SaeSpec) -> tuple[str | None, int | None]:
     said = _configuration(folder / (spec.id or "") / CONFIG)
     hook = said.get("hook_name") or said.get("hook_point") or spec.id
     found = re.search(r"(?:^|[._/])(?:blocks|layers?)[._](\d+)(?![\dkm])", str(hook))
-    registered = re.search(r"(?m)^  model: (.+)$", _sections().get(spec.source, ""))
+    registered = re.search(r"(?m)^  model: (.+)$", registry_sections().get(spec.source, ""))
     model = said.get("model_name") or (registered[1] if registered else None)
     return None if model is None else str(model), int(found[1]) if found else None
 
@@ -88,25 +86,8 @@ def ids_of(release: str) -> list[str]:
     """The ids of a release that SAELens has registered, in its order."""
     import yaml
 
-    section = yaml.load(_sections()[release], Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    section = yaml.load(registry_sections()[release], Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return [str(one["id"]) for one in section[release]["saes"]]
-
-
-@cache
-def _sections() -> dict[str, str]:
-    """The text of each release in SAELens' registry; parsing the whole file takes a second, and its package several."""
-    package = find_spec("sae_lens")
-    if package is None or package.origin is None:
-        return {}
-    text = (Path(package.origin).parent / "pretrained_saes.yaml").read_text(encoding="utf-8")
-    return dict(_split(text))
-
-
-def _split(text: str) -> Iterator[tuple[str, str]]:
-    for section in re.split(r"(?m)^(?=[^\s#-])", text):
-        name, colon, _ = section.partition(":\n")
-        if colon:
-            yield name.strip("\"'"), section
 
 
 def _check_repository(spec: SaeSpec) -> None:
@@ -116,7 +97,7 @@ def _check_repository(spec: SaeSpec) -> None:
     file = f"{spec.id}/{CONFIG}" if spec.id else CONFIG
     if isinstance(try_to_load_from_cache(spec.source, file, revision=spec.revision), str):
         return
-    if constants.HF_HUB_OFFLINE or any(f"repo_id: {spec.source}\n" in section for section in _sections().values()):
+    if constants.HF_HUB_OFFLINE or is_registered_repository(spec.source):
         return  # loading tells what is not in the cache, and knows what a registered repository holds
     with hub_told(spec):
         names = HfApi().list_repo_files(spec.source, revision=spec.revision)

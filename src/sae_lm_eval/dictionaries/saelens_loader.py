@@ -19,6 +19,7 @@ from sae_lm_eval.dictionaries.old_configs import WEIGHTS, refuse_what_is_dropped
 from sae_lm_eval.dictionaries.presence import check_id, refuse_unknown
 from sae_lm_eval.dictionaries.release_facts import fact_of
 from sae_lm_eval.dictionaries.saelens_object import NO_FACTOR, from_sae
+from sae_lm_eval.dictionaries.saelens_package import import_saelens, is_registered_repository, releases
 from sae_lm_eval.dictionaries.saelens_reads import Reads, recorded_reads, why_not
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.untrained import rule_of
@@ -31,19 +32,18 @@ CLT_LAYER = "mntss_clt_layer_transcoder"  # SAELens' converter
 
 def load_saelens(spec: SaeSpec) -> Dictionary:
     """Raises `UserError` for an unknown release or id, a folder that holds no dictionary, unreadable files."""
+    import_saelens()
     if spec.folder is not None:
         return _load_folder(spec)
     if spec.source == world.NAME:
         return _from_folder(spec, world_dictionary(spec), None)
-    # Here, since it takes SAELens a second to read its registry.
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-
-    releases = get_pretrained_saes_directory()
-    spec = _registered(spec, releases)
-    if spec.source in releases:
-        return _load_release(spec, releases[spec.source])
+    if "/" in spec.source and not is_registered_repository(spec.source):
+        return _load_folder(spec)
+    spec = _registered(spec, releases())
+    if spec.source in releases():
+        return _load_release(spec, releases()[spec.source])
     if "/" not in spec.source:
-        refuse_unknown(spec, releases)
+        refuse_unknown(spec, releases())
     return _load_folder(spec)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from sae_lm_eval.dictionaries.saelens_package import import_saelens
 from sae_lm_eval.errors import first_line
 
 # SAELens' names are the process's: two threads that load at once would each put back what the other one set.
@@ -38,6 +39,7 @@ class Reads:
 @contextlib.contextmanager
 def recorded_reads() -> Iterator[Reads]:
     """Within the scope, what SAELens' converters read of the hub is recorded, and shapes come from cached files."""
+    import_saelens()
     from sae_lens.loading import pretrained_sae_loaders as loaders
 
     reads = Reads()

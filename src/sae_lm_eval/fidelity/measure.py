@@ -132,11 +132,11 @@ def measure(
         hidden = title is None or model.group.progress is not None
         with tqdm(total=len(documents), disable=hidden, desc=title) as bar:
 
-            def tell(scored: int) -> None:
+            def step(scored: int) -> None:
                 bar.update(scored)
                 progress.scored(scored)
 
-            pass_.run(tell)
+            pass_.run(step)
     except UserError:
         raise
     except ValueError as error:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from sae_lm_eval.scaling.data_files import data_path, read_rows, unknown
 from sae_lm_eval.scaling.estimate import Draws, Estimate, Interval
@@ -102,7 +102,7 @@ def _with_documents(
     row: CalibrationRow, law: Law, original: Original, draws: Draws, quantity: str, centre: float
 ) -> tuple[float, float]:
     """The interval's ends: what the pairs and the documents each allow, added in quadrature on the log scale."""
-    wide = row.half_width * norm.ppf((1 + draws.level) / 2) / norm.ppf((1 + TABLE_LEVEL) / 2)
+    wide = row.half_width * ndtri((1 + draws.level) / 2) / ndtri((1 + TABLE_LEVEL) / 2)
     sides = [centre * math.expm1(sign * wide) for sign in (1, -1)]
     documents = [0.0, 0.0]
     if draws.delta.uncertain:
