@@ -13,8 +13,9 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.report import assemble as build
 from sae_lm_eval.report.fidelity_tables import NOISE
 from sae_lm_eval.results import find as folders
+from sae_lm_eval.runs.folder_names import AGAIN
 from sae_lm_eval.runs.noise import noise_floor
-from sae_lm_eval.runs.sweep import AGAIN, sweep_of
+from sae_lm_eval.runs.sweep import sweep_of
 
 
 class Layouts:

@@ -58,7 +58,9 @@ def run(
             help="1,2,3: the run once for each choice of in-context examples, and intervals that include the choice.",
         ),
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and load nothing.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what would run, of which size and for how long; write nothing.")
+    ] = False,
 ) -> None:
     """Evaluate the untouched model and variants in one go: run SWEEP.yaml, or --model_args ... --sae ... --tasks ...
 
@@ -205,3 +207,23 @@ def _show_plan(sweep: Sweep) -> None:
     print_table(console, TextTable(plan.HEADS, plan.rows(made), words=range(len(plan.HEADS))))
     for sentence in plan.sentences(made):
         print_sentence(console, sentence, soft_wrap=True)
+    measured = _measured(sweep) if made.pace is None and made.left else None
+    print_sentence(console, plan.time_sentence(made, measured), soft_wrap=True)
+
+
+def _measured(sweep: Sweep) -> dict[str, float] | None:
+    """What `plan.time_sentence` estimates by; None where the user cuts the measuring short."""
+    from tempfile import TemporaryDirectory
+
+    from sae_lm_eval.runs.model_pool import Loaded
+    from sae_lm_eval.runs.pace import SECONDS, seconds_of_baseline
+    from sae_lm_eval.runs.settings import lm_eval_config
+    from sae_lm_eval.runtime.progress import quiet
+
+    told = f"Running a part of it, for about {SECONDS:.0f} seconds once the model is loaded. Ctrl-C leaves that out."
+    typer.echo(told, err=True)
+    try:
+        with TemporaryDirectory() as folder, quiet(Path(folder) / "log"):
+            return seconds_of_baseline(Loaded(sweep, lm_eval_config(sweep)))
+    except KeyboardInterrupt:
+        return None

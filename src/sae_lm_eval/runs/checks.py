@@ -13,8 +13,9 @@ from sae_lm_eval import world
 from sae_lm_eval.dictionaries.presence import check_presence, training_site
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, did_you_mean, first_line, one_of
+from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.settings import check_settings, tasks_of
-from sae_lm_eval.runs.sweep import BASELINE, Asked, Sweep
+from sae_lm_eval.runs.sweep import Asked, Sweep
 from sae_lm_eval.runs.task_index import check_tasks
 from sae_lm_eval.runtime.devices import check_placement
 from sae_lm_eval.runtime.run_folder import GROUPS, read_json

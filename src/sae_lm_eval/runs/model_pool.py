@@ -8,8 +8,9 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
 from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.runs.folder_names import AGAIN, BASELINE
 from sae_lm_eval.runs.object_names import named
-from sae_lm_eval.runs.sweep import AGAIN, BASELINE, Asked, Sweep
+from sae_lm_eval.runs.sweep import Asked, Sweep
 from sae_lm_eval.runs.task_index import quick_index
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Progress

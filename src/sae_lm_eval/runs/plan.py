@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.catalog import lookup
+from sae_lm_eval.catalog.hub_headers import with_headers
 from sae_lm_eval.catalog.lookup import Known
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
-from sae_lm_eval.runs.sweep import BASELINE, Asked, Sweep
+from sae_lm_eval.runs.sweep import Asked, Sweep
 from sae_lm_eval.runtime.progress import duration
 from sae_lm_eval.runtime.run_folder import GROUPS, PACE, read_json
+from sae_lm_eval.runtime.time_left import DOCUMENTS, PASSES_OF_VARIANT, REQUESTS, TEXTS
 from sae_lm_eval.scoring.forked_pass import Point, earliest, fork_point, point_of
 from sae_lm_eval.splicing.hook_names import Architecture, blocks_path
 from sae_lm_eval.splicing.splice import Variant
@@ -113,7 +116,7 @@ def _cost(point: Point, model: Any) -> float:
 
 def _planned(asked: Asked, model: Any) -> Planned:
     try:
-        known = [lookup.known(spec) for spec in asked.specs]
+        known = [with_headers(lookup.known(spec)) for spec in asked.specs]
     except UserError as error:
         return Planned(asked, (), None, None, {}, whole=False, why=str(error))
     bytes_each = BYTES.get(str(asked.arguments.get("sae_dtype", "float32")), 4)
@@ -187,19 +190,28 @@ def sentences(made: Plan) -> list[str]:
         f"Groups: {len(made.groups)}, {'as the run in the folder has them' if made.kept_groups else 'by what is known'}"
         f"; {len(made.finished)} of {apart} models are finished.",
         f"Cost: {cost}.",
-        f"Time: {_time(made)}.",
     ]
 
 
-def _time(made: Plan) -> str:
-    if made.pace is None:
-        return "not estimated, since no run in the folder has measured a rate yet"
+def time_sentence(made: Plan, of_baseline: Mapping[str, float] | None = None) -> str:
+    """How long what is left takes, by what a run in the folder measured, or by `pace.seconds_of_baseline`."""
     costs = [made.cost(group) for group in made.left]
+    cost = sum(c for c in costs if c is not None)
     if None in costs:
-        return "not estimated, since the cost of a variant is not known"
-    seconds = sum(c for c in costs if c is not None) * made.pace["tokens"] / made.pace["token_passes_per_second"]
+        return "Time: not estimated, since the cost of a variant is not known."
+    if not costs:
+        return "Time: nothing is left to run."
+    if of_baseline is not None:
+        baseline = int(BASELINE not in made.finished)
+        variants = sum(one.asked.name not in made.finished for one in made.variants)
+        times = {REQUESTS: cost, TEXTS: baseline + variants, DOCUMENTS: baseline + PASSES_OF_VARIANT * variants}
+        seconds = sum(of_kind * times[kind] for kind, of_kind in of_baseline.items())
+        return f"Time: about {duration(seconds)} for what is left, by a part of it that was run just now."
+    if made.pace is None:
+        return "Time: not estimated, since nothing has been measured yet."
+    seconds = cost * made.pace["tokens"] / made.pace["token_passes_per_second"]
     rate = f"{made.pace['token_passes_per_second']:,.0f} tokens a second and forward pass"
-    return f"about {duration(seconds)} for what is left, at {rate}, as the run in the folder measured"
+    return f"Time: about {duration(seconds)} for what is left, at {rate}, as the run in the folder measured."
 
 
 def _bytes(made: Plan, group: Sequence[str]) -> int:

@@ -15,13 +15,14 @@ from sae_lm_eval.errors import UserError, did_you_mean, explained
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runs.additions import with_earlier
 from sae_lm_eval.runs.checks import check
+from sae_lm_eval.runs.folder_names import AGAIN, BASELINE
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
 from sae_lm_eval.runs.identity_record import Record, digest_of, model_record
 from sae_lm_eval.runs.model_pool import Loaded, Look, UnknownModel
 from sae_lm_eval.runs.object_names import named
 from sae_lm_eval.runs.outcome import Finished, Outcome, comparison_of
 from sae_lm_eval.runs.settings import fixed, lm_eval_config
-from sae_lm_eval.runs.sweep import AGAIN, BASELINE, Sweep, sweep_of
+from sae_lm_eval.runs.sweep import Sweep, sweep_of
 from sae_lm_eval.runs.turns import kinds_of, turns
 from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 from sae_lm_eval.runtime.journal import DiskError, Journal

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.catalog import lookup
+from sae_lm_eval.catalog.hub_headers import with_headers
+from sae_lm_eval.catalog.lookup import Known
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.runs.asked import Asked as Asked
+from sae_lm_eval.runs.folder_names import AGAIN, check_name, folder_name, free_name, refuse_twice, short_name
 from sae_lm_eval.runs.object_names import is_object, named
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
-BASELINE = "baseline"
-AGAIN = "baseline_again"  # the baseline once more, in another layout: a control of the whole run
-TAKEN = frozenset({BASELINE, AGAIN, "report"})
-LONGEST = 200  # bytes of a folder's name, of which file systems bear 255
+logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+
 CONTROLS = ("none", "zero", "mean", "random_error")
 OF_SITES = ("none", "zero", "mean")  # controls that depend on the sites alone
 FILTERS = ("width", "l0", "layer")
@@ -148,7 +149,7 @@ def variants_of(entries: Any, controls: Sequence[str] = (), common: Mapping[str,
     made: list[Asked] = []
     for number, entry in enumerate(entries, start=1):
         made += _of_entry(entry, f"variants, entry {number}", common or {})
-    _refuse_twice(made)
+    refuse_twice(one.name for one in made)
     return _with_controls(made, controls, common or {})
 
 
@@ -180,7 +181,7 @@ def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Asked]:
         several += [f"scale={scale}"] if len(scales) > 1 else []
         if name is None:
             label = label or re.sub("[<>]", "", named({"sae": sae})["sae"])
-            chosen = _free(folder_name({"sae": label, **_normal(scaled)}))
+            chosen = free_name(folder_name({"sae": label, **_normal(scaled)}))
         else:
             chosen = folder_name({"sae": ",".join([str(name), *map(str, several)])}) if several else str(name)
         made.append(Asked(check_name(chosen, where), asked))
@@ -240,9 +241,16 @@ def _normal(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_controls(variants: Sequence[Asked], controls: Sequence[str], common: Mapping[str, Any]) -> list[Asked]:
-    out = list(variants)
-    place = {_identity(asked): index for index, asked in enumerate(variants)}
+    read: dict[str, Known] = {}
+    place: dict[str, int] = {}
+    out: list[Asked] = []
     for asked in variants:
+        index = place.setdefault(_identity(asked, read), len(out))
+        if index == len(out) or asked.arguments.get("splice") not in OF_SITES:
+            out.append(asked)
+        else:
+            logger.warning("%s computes the same as %s, and is left out.", asked.name, out[index].name)
+    for asked in tuple(out):
         if str(asked.arguments.get("splice", "reconstruction")) != "reconstruction":
             continue
         for control in controls:
@@ -251,69 +259,45 @@ def _with_controls(variants: Sequence[Asked], controls: Sequence[str], common: M
                 arguments.pop("scale", None)
             if control == "mean" and arguments.get("mean_text") is None:
                 raise UserError("controls: 'mean' needs mean_text: FILE, the text whose activations are averaged.")
-            made = Asked(check_name(_short(f"{asked.name},{control}"), "controls"), _normal(arguments))
-            index = place.setdefault(_identity(made), len(out))
+            made = Asked(check_name(short_name(f"{asked.name},{control}"), "controls"), _normal(arguments))
+            index = place.setdefault(_identity(made, read), len(out))
             if index == len(out):
                 out.append(made)
             of = out[index]
             out[index] = replace(of, control_of=(*of.control_of, asked.name))
-    _refuse_twice(out)
+    refuse_twice(one.name for one in out)
     return out
 
 
-def _identity(asked: Asked) -> str:
-    """Equal for variants that compute the same: where a mode depends on the sites alone, its dictionaries do not."""
+def _known_site(spec: str) -> Known:
+    """Where a dictionary writes, by names or by its configuration on the hub, as far as these tell."""
+    found = lookup.known(spec)
+    try:
+        return found if found.hook_out else with_headers(found)
+    except UserError:
+        return found  # what is wrong with it is told when it is looked for
+
+
+def _identity(asked: Asked, read: dict[str, Known]) -> str:
+    """Equal for variants that compute the same: where a mode depends on the sites alone, its dictionaries do not.
+
+    `read` holds what is known of dictionaries by their specs, and is added to.
+    """
     arguments = dict(asked.arguments)
     if arguments.get("splice", "reconstruction") in OF_SITES:
-        known = [lookup.known(one) for one in asked.sources if isinstance(one, str)]
-        own, specs = arguments.get("hook"), [SaeSpec.parse(one) for one in asked.sources if isinstance(one, str)]
-        sites = [one.module_out or one.hook_out for one in known] if own is None else own
-        if all(sites) and (own is not None or len(known) == len(asked.sources)):
+        specs = [one for one in asked.sources if isinstance(one, str)]
+        read |= {spec: _known_site(spec) for spec in specs if spec not in read}
+        own = arguments.get("hook")
+        sites = [read[spec].module_out or read[spec].hook_out for spec in specs]
+        sites = sites if own is None else [each.rsplit(":", 1)[-1] for each in str(own).split("+")]
+        if all(sites) and (own is not None or len(specs) == len(asked.sources)):
+            scale = float(arguments.get("scale", 1)) if arguments["splice"] != "none" else 1.0
             arguments = {name: arguments.get(name) for name in ("splice", "splice_tokens", "mean_text", "mean_tokens")}
             # At the first positions that one of them was not trained on, the modes do nothing.
-            arguments["untrained"] = sorted({rule.first for s in specs if (rule := rule_of(s.source, s.id))})
-            arguments["sites"] = sites if isinstance(sites, str) else sorted(map(str, sites))
+            rules = [rule_of(parsed.source, parsed.id) for parsed in map(SaeSpec.parse, specs)]
+            arguments["untrained"] = sorted({rule.first for rule in rules if rule})
+            arguments |= {"scale": scale, "sites": sorted(map(str, sites))}
     return json.dumps(arguments, sort_keys=True, default=lambda one: f"{id(one)}" if is_object(one) else str(one))
-
-
-def folder_name(arguments: Mapping[str, Any]) -> str:
-    """A name for a variant that is legible, and a folder's on every system."""
-    parts = [str(arguments["sae"]), *(f"{key}={value}" for key, value in arguments.items() if key != "sae")]
-    return _short(re.sub(r"[^\w.+=,-]+", "_", ",".join(parts)).strip("._"))
-
-
-def _free(name: str) -> str:
-    """A name that is made of a spec's, beside the folders of a run: `sae=report` for a folder called `report`."""
-    plain = re.fullmatch(r"[\w+=-].*", name) is not None and name.casefold() not in TAKEN
-    return name if plain else _short(f"sae={name}")
-
-
-def _short(name: str) -> str:
-    if len(name.encode()) <= LONGEST:
-        return name
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{name.encode()[: LONGEST - 9].decode(errors='ignore')}~{digest}"
-
-
-def check_name(name: str, where: str) -> str:
-    """`name`, if it serves as a folder's. Raises `UserError` otherwise."""
-    if not re.fullmatch(r"[\w+=-][\w.+=,~-]*", name) or name.endswith(".") or len(name.encode()) > LONGEST:
-        raise UserError(
-            f"{where}: '{name}' is no name for a folder: up to {LONGEST} letters, digits and the signs . _ + - = ,"
-        )
-    if name.casefold() in TAKEN:
-        raise UserError(f"{where}: '{name}' is the name of another folder of a run: choose another.")
-    return name
-
-
-def _refuse_twice(variants: Iterable[Asked]) -> None:
-    seen: dict[str, Asked] = {}
-    for asked in variants:
-        # Some file systems do not tell upper case from lower.
-        other = seen.setdefault(asked.name.casefold(), asked)
-        if other is not asked:
-            same = "" if other.name == asked.name else f" and '{asked.name}', which some disks take for the same"
-            raise UserError(f"variants: two are called '{other.name}'{same}: give one another name.")
 
 
 def _check_keys(given: Mapping[Any, Any], known: Sequence[str], where: str) -> None:

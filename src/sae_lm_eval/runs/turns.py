@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sae_lm_eval.runs.sweep import BASELINE
+from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runtime.time_left import DOCUMENTS, REQUESTS, TEXTS, Turn
 
 KINDS = {"generate_until": TEXTS, "sae_fidelity": DOCUMENTS}  # by lm_eval's output_type; all others are requests

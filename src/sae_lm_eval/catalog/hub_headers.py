@@ -1,0 +1,104 @@
+"""What the hub says of a dictionary before it is loaded: its configuration and the header of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sae_lm_eval import world
+from sae_lm_eval.catalog.lookup import Known
+from sae_lm_eval.dictionaries.hub_files import hub_told, quietly
+from sae_lm_eval.dictionaries.saelens_package import import_saelens, is_registered_repository, registry_sections
+from sae_lm_eval.dictionaries.saelens_reads import shapes_in
+from sae_lm_eval.dictionaries.spec import SaeSpec
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.reading import json_value
+
+CONFIG = "cfg.json"
+WEIGHTS = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
+
+
+def with_headers(known: Known) -> Known:
+    """`known`, and what the hub's files of it say besides: a few kilobytes, no weights.
+
+    A registered release whose converter needs whole files stays as it is. Raises `UserError` where the hub refuses the
+    files, or cannot be reached.
+    """
+    spec = SaeSpec.parse(known.spec)
+    told = known.hook_out is not None and (known.width is not None or known.shapes is not None)
+    if told or spec.loader not in WEIGHTS or spec.source == world.NAME:
+        return known
+    if spec.source in registry_sections():
+        config = _by_saelens(spec)
+        return known if config is None else _completed(known, config, None)
+    if spec.folder is None and is_registered_repository(spec.source):
+        return known  # which of its releases is meant is settled when it is loaded
+    config, shapes = _of_files(spec)
+    return _completed(known, config, shapes, hookpoint=spec.id if spec.loader == "sparsify" else None)
+
+
+def _by_saelens(spec: SaeSpec) -> Mapping[str, Any] | None:
+    """What SAELens' converter makes of the release's configuration; None where it fails."""
+    import_saelens()
+    from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
+
+    try:
+        with hub_told(spec):
+            return quietly(lambda: load_sae_config_from_huggingface(spec.source, spec.id or ""))[0]
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        return None  # loading tells what is wrong with it
+
+
+def _of_files(spec: SaeSpec) -> tuple[Mapping[str, Any], Mapping[str, tuple[int, ...]] | None]:
+    from huggingface_hub import hf_hub_download, parse_safetensors_file_metadata
+    from huggingface_hub.errors import EntryNotFoundError, SafetensorsParsingError
+
+    prefix = f"{spec.id}/" if spec.id else ""
+    weights = f"{prefix}{WEIGHTS[spec.loader]}"
+    if spec.folder is not None:
+        config_file, header = spec.folder / f"{prefix}{CONFIG}", shapes_in(spec.folder / weights)
+        return _read(config_file), {name: tuple(shape) for name, shape in header.items()}
+    with hub_told(spec):
+        try:
+            config = _read(Path(hf_hub_download(spec.source, f"{prefix}{CONFIG}", revision=spec.revision)))
+            found = parse_safetensors_file_metadata(spec.source, weights, revision=spec.revision)
+        except (EntryNotFoundError, SafetensorsParsingError):
+            return {}, None  # loading tells which file is missing, or what is wrong with it
+    return config, {name: tuple(tensor.shape) for name, tensor in found.tensors.items()}
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    found = json_value(file.read_text(encoding="utf-8"), f"'{file}'")
+    return found if isinstance(found, dict) else {}
+
+
+def _completed(
+    known: Known,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    hookpoint: str | None = None,
+) -> Known:
+    said = {**config, **(config.get("metadata") or {})}
+    hook_in = known.hook_in or said.get("hook_name") or said.get("hook_point")
+    hook_out = known.hook_out or said.get("hook_name_out") or hook_in
+    if hookpoint is not None:
+        hook_in = hook_out = hookpoint.rsplit("/", 1)[-1]
+        if said.get("transcode"):
+            hook_in, hook_out = f"{hook_in}.input", f"{hook_out}.output"
+    width, d_in = said.get("d_sae"), said.get("d_in")
+    if shapes is None and isinstance(width, int) and isinstance(d_in, int):
+        d_out = said.get("d_out") or d_in
+        shapes = {"W_enc": (d_in, width), "b_enc": (width,), "W_dec": (width, d_out), "b_dec": (d_out,)}
+    return replace(
+        known,
+        hook_in=hook_in,
+        hook_out=hook_out,
+        module_in=known.module_in or said.get("hf_hook_name"),
+        module_out=known.module_out or said.get("hf_hook_name_out"),
+        width=known.width or width,
+        shapes=known.shapes or shapes,
+    )
