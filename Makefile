@@ -34,6 +34,8 @@ docs: $(VENV)/installed
 
 # torch first: what depends on it would bring a build of its own choice.
 $(VENV)/installed: pyproject.toml constraints.txt
+	@echo "Installing lm_eval, SAELens, torch and what they need into $(VENV): $$(grep -c == constraints.txt) pinned packages,"
+	@echo "some gigabytes. This is done once, and takes minutes, most of them for downloads."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt torch

@@ -1,7 +1,9 @@
-"""Rewrites the tables of modes and arguments in README.md."""
+"""Rewrites the tables of modes and arguments in README.md, and that of the demo where its folder is named."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,5 +27,14 @@ def rewritten(text: str) -> str:
     return generated_parts.rewritten(text, tables)
 
 
+def of_demo(folder: Path) -> str:
+    """What the demo in `folder` printed first, as the command `table` writes it for a page."""
+    command = [sys.executable, "-m", "sae_lm_eval", "table", str(folder), "--by", "group", "--format", "markdown"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 if __name__ == "__main__":
-    README.write_text(rewritten(README.read_text()))
+    text = rewritten(README.read_text())
+    for folder in sys.argv[1:]:
+        text = generated_parts.rewritten(text, {"demo": of_demo(Path(folder))})
+    README.write_text(text)

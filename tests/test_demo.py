@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,9 +78,15 @@ def test_a_folder_that_cannot_be_is_told_of_first(tmp_path):
 def test_the_command_prints_the_tables(report):
     printed, *_ = report
     assert "What each variant loses" in printed
-    assert all(category in printed for category in ("agreement", "villages", "kinship"))
+    assert all(group in printed for group in ("language", "knowledge", "reasoning"))
+    assert "Drop by task" not in printed
     assert all(variant["name"] in printed for variant in demo.SWEEP["variants"])
-    sentences = [line for line in printed.splitlines() if "\t" not in line and not line.startswith("Written")]
+    assert len(printed.splitlines()) <= 24  # of one screen, where each row is a line
+    assert printed.splitlines()[0].startswith("Of 4 reconstructions in world, transcoder costs least: ")
+    assert re.fullmatch(
+        r"Open \S+report\.html for every task and figure, and \S+talk\.html .*", printed.splitlines()[-1]
+    )
+    sentences = [line for line in printed.splitlines() if "\t" not in line and not line.startswith("Open ")]
     assert all(len(line) <= 80 for line in sentences)
     assert "…" not in printed
 
@@ -89,6 +97,24 @@ def test_it_writes_the_report_and_the_page(report):
     assert written >= {"report.html", "report.md", "appendix.tex", "appendix.bib", "drops.csv", "fidelity.csv"}
     assert "<html" in (folder / "talk.html").read_text()
     assert {path.name for path in folder.iterdir() if path.is_dir()} >= {"baseline", "k32", "k4", "zero"}
+
+
+def test_the_table_of_the_readme_is_the_commands(report):
+    """Its rows and columns to the letter, its numbers as near as another machine's arithmetic leaves them."""
+    root = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("readme_tables", root / "scripts" / "readme_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    now = module.of_demo(report[2])
+    _, kept, _ = module.generated_parts.split((root / "README.md").read_text(), "demo")
+    number = re.compile(r"(?<![\w.])[\u2212-]?\d+(?:\.\d+)?")
+    assert [number.sub("N", line).replace("\\*", "") for line in now.splitlines()] == [
+        number.sub("N", line).replace("\\*", "") for line in kept.splitlines()
+    ]
+    for new, old in zip(number.findall(now), number.findall(kept), strict=True):
+        assert float(new.replace("\u2212", "-")) == pytest.approx(float(old.replace("\u2212", "-")), rel=0.3, abs=1)
 
 
 def test_its_story_is_true(report):

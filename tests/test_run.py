@@ -85,6 +85,23 @@ class TestSweepFiles:
         assert first.arguments["scale"] == 0.5
         assert len(variants_of(entries, ["zero", "random_error"])) == 5
 
+    def test_a_site_that_is_named_is_that_of_the_dictionary(self):
+        entries = [{"sae": K4, "name": "k4"}, {"sae": K32, "name": "k32", "hook": "blocks.2.hook_resid_post"}]
+        assert [one.name for one in variants_of(entries, ["zero"])] == ["k4", "k32", "k4,zero"]
+
+    def test_equal_variants_of_the_sites_alone_are_one(self, caplog):
+        import logging
+
+        logging.getLogger("lm_eval").propagate = True
+        entries = [{"sae": sae, "name": name, "splice": "zero"} for sae, name in ((K4, "first"), (K32, "second"))]
+        with caplog.at_level(logging.WARNING, logger="lm_eval"):
+            assert [one.name for one in variants_of(entries)] == ["first"]
+        assert [r.message for r in caplog.records] == ["second computes the same as first, and is left out."]
+        half = [entries[0], {**entries[1], "scale": 0.5}]
+        assert [one.name for one in variants_of(half)] == ["first", "second"]
+        found = variants_of([{"sae": K4, "name": "k4"}, half[1]], ["zero"])
+        assert [one.name for one in found] == ["k4", "second", "k4,zero"]
+
     def test_a_control_that_is_asked_for_anyway_is_that_variant(self):
         found = variants_of([{"sae": K4, "name": "k4"}, {"sae": K32, "splice": "zero", "name": "nothing"}], ["zero"])
         assert [(one.name, one.control_of) for one in found] == [("k4", ()), ("nothing", ("k4",))]

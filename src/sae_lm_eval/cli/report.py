@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from sae_lm_eval.cli.options import BaselineName, CategoriesFile, DocumentsBy, R
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sae_lm_eval.report.assemble import Report
     from sae_lm_eval.report.formatting import Table
 
 
@@ -27,24 +28,32 @@ def report(
     sort: TaskOrder = "task",
 ) -> None:
     """Write report.html, report.md, appendix.tex and .bib, drops.csv, fidelity.csv and figures; no model is loaded."""
-    from rich.console import Console
+    target = output_path or out / "report"
+    print_report(write_report(out, target, baseline=baseline, categories=categories, docs_by=docs_by, sort=sort))
+    typer.echo(f"Written: {target / 'report.html'}, report.md, appendix.tex, drops.csv, ...")
 
-    from sae_lm_eval.cli.tables import print_sentence
+
+def write_report(out: Path, target: Path, *, baseline: str | None = None, sort: Any = "task", **pairing: Any) -> Report:
+    """The report on the results in `out`, written to `target`; `pairing` is as for `assemble.pair_up`."""
     from sae_lm_eval.comparison.compare import with_notes
     from sae_lm_eval.comparison.multiplicity import stars_changed
     from sae_lm_eval.report import assemble, writer
     from sae_lm_eval.results import find
     from sae_lm_eval.runtime.run_folder import added_names
 
-    console = Console()
-    comparison = assemble.pair_up(*find.find(out, baseline), categories=categories, docs_by=docs_by)
+    comparison = assemble.pair_up(*find.find(out, baseline), **pairing)
     comparison = with_notes(comparison, stars_changed(comparison.drops, added_names(out), comparison.level))
     made = assemble.build(comparison, sort=sort)
-    target = output_path or out / "report"
     writer.write(made, target)
+    return made
+
+
+def print_report(made: Report, most: int | None = None) -> None:
+    """Print the headline, the short tables or the first `most` of them, and the notes."""
+    from rich.console import Console
+
     short = [table for table in made.tables if table.extent == "short" and table.name != "variants"]
-    print_findings(console, made.headline, short, (), made.notes)
-    print_sentence(console, f"Written: {target / 'report.html'}, report.md, appendix.tex, drops.csv, ...")
+    print_findings(Console(), made.headline, short[:most], (), made.notes)
 
 
 def print_findings(

@@ -122,15 +122,18 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str, docs_by:
     return False
 
 
-def run_and_report(sweep: Sweep, output_path: Path, docs_by: str | None = None) -> bool:
-    """Run a sweep, or what is left of it, and report it; whether some variant failed."""
+def run_and_report(sweep: Sweep, output_path: Path, docs_by: str | None = None, tables: int | None = None) -> bool:
+    """Run a sweep, or what is left of it, and report it; whether some variant failed.
+
+    Of the report the headline and the first `tables` tables are printed, or all that are short.
+    """
     from sae_lm_eval.cli.effective_compute import offer_curves
-    from sae_lm_eval.cli.report import report
+    from sae_lm_eval.cli.report import print_report, write_report
     from sae_lm_eval.runs.outcome import summary
     from sae_lm_eval.runs.run import evaluate
     from sae_lm_eval.runs.settings import lm_eval_config
     from sae_lm_eval.runtime.processes import rank
-    from sae_lm_eval.runtime.run_folder import LOG
+    from sae_lm_eval.runtime.run_folder import LOG, REPORT
 
     settings = lm_eval_config(sweep)
     began = time.monotonic()
@@ -138,8 +141,11 @@ def run_and_report(sweep: Sweep, output_path: Path, docs_by: str | None = None) 
     if rank() != 0:
         return bool(finished.failed)
     if len(finished.failed) < len(finished.outcomes) - 1:
-        report(output_path, categories=sweep.categories, docs_by=docs_by)
-        offer_curves(output_path)
+        made = write_report(output_path, output_path / REPORT, categories=sweep.categories, docs_by=docs_by)
+        print_report(made, tables)
+        if tables is None:
+            typer.echo(f"Written: {output_path / REPORT / 'report.html'}, report.md, appendix.tex, drops.csv, ...")
+            offer_curves(output_path)
     typer.echo(summary(finished, time.monotonic() - began), err=True)
     if finished.failed:  # each with its reason, as it failed
         typer.echo(f"Failed, as said above: {', '.join(one.name for one in finished.failed)}.", err=True)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from accelerate import PartialState
-from tqdm import tqdm
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.fidelity import metrics
@@ -27,7 +26,7 @@ from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.results.fidelity_names import NO_DICTIONARY, NO_LATENTS, OF_LATENTS, WITHOUT_DICTIONARY
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.processes import gathered
-from sae_lm_eval.runtime.progress import Progress
+from sae_lm_eval.runtime.progress import counting
 from sae_lm_eval.scaling import Original
 from sae_lm_eval.scaling.conversion import compute_of
 from sae_lm_eval.scoring.answers import TOKENS_AT_ONCE
@@ -127,16 +126,8 @@ def measure(
     try:
         ablated, mean = ablations(model, source)
         pass_ = Pass(model, ablated, source, documents, layouts)
-        progress = model.group.progress or Progress()
-        progress.documents(len(documents))
-        hidden = title is None or model.group.progress is not None
-        with tqdm(total=len(documents), disable=hidden, desc=title) as bar:
-
-            def step(scored: int) -> None:
-                bar.update(scored)
-                progress.scored(scored)
-
-            pass_.run(step)
+        with counting(len(documents), title, model.group.progress) as tell:
+            pass_.run(tell)
     except UserError:
         raise
     except ValueError as error:

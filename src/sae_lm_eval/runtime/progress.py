@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -265,6 +265,19 @@ def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+@contextmanager
+def counting(documents: int, title: str | None, progress: Progress | None) -> Iterator[Callable[[int], object]]:
+    """What is to be told of documents as they are scored: the progress of a run, or else a bar called `title`."""
+    from tqdm import tqdm
+
+    if progress is not None:
+        progress.documents(documents)
+        yield progress.scored
+    else:
+        with tqdm(total=documents, disable=title is None, desc=title) as bar:
+            yield bar.update
 
 
 @contextmanager
