@@ -83,10 +83,8 @@ def test_the_command_prints_the_tables(report):
     assert all(variant["name"] in printed for variant in demo.SWEEP["variants"])
     assert len(printed.splitlines()) <= 24  # of one screen, where each row is a line
     assert printed.splitlines()[0].startswith("Of 4 reconstructions in world, transcoder costs least: ")
-    assert re.fullmatch(
-        r"Open \S+report\.html for every task and figure, and \S+talk\.html .*", printed.splitlines()[-1]
-    )
-    sentences = [line for line in printed.splitlines() if "\t" not in line and not line.startswith("Open ")]
+    assert re.fullmatch(r"To see every task and figure, open \S+report\.html", printed.splitlines()[-1])
+    sentences = [line for line in printed.splitlines() if "\t" not in line and not line.startswith("To see ")]
     assert all(len(line) <= 80 for line in sentences)
     assert "…" not in printed
 

@@ -398,7 +398,7 @@ class TestCommand:
         file.write_text(example)
         planned = self.said(str(file), "--plan", "--output_path", str(tmp_path / "out"))
         assert planned.returncode == 0, planned.stderr
-        assert "not estimated, since no run in the folder has measured a rate yet" in planned.stdout
+        assert "for what is left, by a part of it that was run just now" in planned.stdout
         assert not (tmp_path / "out").exists()
         said = self.said(str(file), "--limit", "2", "--output_path", str(tmp_path / "out"))
         assert said.returncode == 0, said.stderr

@@ -23,10 +23,11 @@ SWEEP = {
     ],
 }
 
-INTRODUCTION = """\
-What does a language model lose when sparse autoencoders take the place of its activations? A model of a million
-parameters, which knows a small invented world, answers 2,600 questions: untouched, and in five spliced forms.
-Nothing is downloaded. It takes minutes."""
+INTRODUCTION = (
+    "What does a language model lose when sparse autoencoders take the place of its activations? A model of a million "
+    "parameters, which knows a small invented world, answers 2,600 questions: untouched, and in five spliced forms. "
+    "Nothing is downloaded. It takes minutes."
+)
 
 
 def demo(
@@ -35,14 +36,18 @@ def demo(
     ),
 ) -> None:
     """Splice the dictionaries of the embedded world into its model, and show what it loses; no network, no GPU."""
+    from rich.console import Console
+
     from sae_lm_eval.cli.run import run_and_report
+    from sae_lm_eval.cli.tables import print_sentence
     from sae_lm_eval.runs.sweep import sweep_of
 
-    typer.echo(INTRODUCTION, err=True)
+    print_sentence(Console(stderr=True), INTRODUCTION)
     run_and_report(sweep_of(SWEEP), output_path, tables=1)
     page = write_page(output_path)
     report = output_path / "report" / "report.html"
-    typer.echo(f"Open {report} for every task and figure, and {page} for the models side by side.")
+    for sentence in (f"To see the models answer side by side: {page}", f"To see every task and figure, open {report}"):
+        print_sentence(Console(), sentence, soft_wrap=True)
 
 
 def write_page(folder: Path) -> Path:
