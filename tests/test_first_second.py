@@ -135,6 +135,54 @@ MISTAKES: Mapping[str, tuple[Sequence[str], str]] = {
         "run evaluates --model sae_hf and the untouched model: ",
     ),
     "--config": ([*RUN, "--sae", K4, "--config", "sweep.yaml"], "run takes lm_eval's settings from a sweep file: "),
+    "a seed in words": ([*RUN, "--sae", K4, "--seed", "abc"], "Argument --seed: invalid value: 'abc'. sae-lm-eval run"),
+    "no path": ([*ON_WORLD, *HOMES, "--sae", K4, "--output_path", ""], "output_path: '' is no path."),
+    "an empty model": (
+        ["--model_args", "pretrained=", "--sae", K4, *HOMES, *OUT],
+        "pretrained= is missing: name a model, as in pretrained=gpt2.",
+    ),
+    "a dtype of the model": (
+        ["--model_args", "pretrained=world,dtype=bfloat17", "--sae", K4, *HOMES, *OUT],
+        "dtype 'bfloat17' is unknown. Did you mean 'bfloat16' or ",
+    ),
+    "an argument of ours": (
+        ["--model_args", "pretrained=world,splcie=zero", "--sae", K4, *HOMES, *OUT],
+        "sae_hf has no argument 'splcie'. Did you mean 'splice'?",
+    ),
+    "an argument of lm_eval's": (
+        ["--model_args", "pretrained=world,revison=main", "--sae", K4, *HOMES, *OUT],
+        "sae_hf has no argument 'revison'. Did you mean 'revision'?",
+    ),
+    "a revision of the world": (
+        ["--model_args", "pretrained=world,revision=v9", "--sae", K4, *HOMES, *OUT],
+        "The embedded world has no revisions: leave out revision=v9.",
+    ),
+    "a length": (
+        ["--model_args", "pretrained=world,max_length=abc", "--sae", K4, *HOMES, *OUT],
+        "max_length=abc must be a whole number of at least 1.",
+    ),
+    "a dictionary twice": (
+        [*RUN, "--sae", f"{K4}+{K4}"],
+        "world_blocks.2.hook_resid_post.k4+world_blocks.2.hook_resid_post.k4: two dictionaries write at ",
+    ),
+    "two at one site": (
+        [*RUN, "--sae", f"{K4}+world#blocks.2.hook_resid_post.k32"],
+        "world_blocks.2.hook_resid_post.k4+world_blocks.2.hook_resid_post.k32: two dictionaries write at "
+        "'blocks.2.hook_resid_post': one site takes one dictionary.",
+    ),
+    "an empty hook": ([*RUN, "--sae", f"{K4},hook="], "world_blocks.2.hook_resid_post.k4,hook=: hook= names no site: "),
+    "a factor": ([*RUN, "--sae", f"{K4},norm_factor=0"], "norm_factor=0 must be a number above 0, as in norm_factor"),
+    "a file for samples": ([*RUN, "--sae", K4, "--samples", "nope.json"], "samples: 'nope.json' is not a mapping of "),
+    "samples and a limit": (
+        [*RUN, "--sae", K4, "--limit", "2", "--samples", '{"sae_world_homes": [1]}'],
+        "limit and samples both say which documents are asked: give one of them.",
+    ),
+    "JSON": ([*RUN, "--sae", K4, "--metadata", "{x"], "lm_eval does not take these flags: Invalid JSON: {x. Hint: Use"),
+    "an address of nobody": ([*RUN, "--sae", K4, "--ray", ""], "ray: '' is no address: give that of a cluster, or "),
+    "a task in capitals": (
+        [*ON_WORLD, "--sae", K4, "--tasks", "SAE_World_Homes", *OUT],
+        "There is no task 'SAE_World_Homes'. Did you mean 'sae_world_homes'?",
+    ),
     "a sweep file": (["sweeep.yaml", *OUT], "There is no sweep file 'sweeep.yaml'. Each dictionary takes a --sae"),
     "a sweep file behind": (
         [*RUN, "--sae", K4, "--limit", "2", "sweep.yaml"],
@@ -223,6 +271,43 @@ def test_a_mistake_is_told_before_anything_is_loaded(case, of_flags, folder):
     assert code == 2
     assert loaded == []
     assert not (folder / "out").exists()
+
+
+# What the model's shapes tell: torch is loaded, and neither tasks nor weights are.
+HOOKS = {
+    "block.2.hook_resid_post": "world has no hook 'block.2.hook_resid_post'. Give a TransformerLens hook such as ",
+    "blocks.2.hook_resid_pots": "world has no hook 'blocks.2.hook_resid_pots'. Did you mean 'hook_resid_post' or ",
+    "blocks.1.ln2.hook_normalized": "'blocks.1.ln2.hook_normalized' of world can be read but not written. Layer 1 can",
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_hook_is_looked_for_in_the_models_shapes(hook, monkeypatch):
+    from sae_lm_eval.harness.model import SaeHFLM
+
+    monkeypatch.setattr(SaeHFLM, "__init__", lambda *_, **__: pytest.fail("loaded the model"))
+    monkeypatch.setattr(task_index, "quick_index", lambda: pytest.fail("read the tasks"))
+    with pytest.raises(UserError) as told:
+        run(
+            model_args="pretrained=world",
+            variants={"sae": K4, "hook": hook},
+            tasks="sae_world_homes",
+            output_path="out",
+        )
+    assert str(told.value).startswith(HOOKS[hook])
+
+
+def test_a_comma_behind_the_last_task_is_none():
+    from sae_lm_eval.runs.settings import lm_eval_config
+
+    sweep = sweep_of({"model_args": "pretrained=world", "variants": K4, "tasks": "sae_world_homes, ", "device": "cpu"})
+    assert lm_eval_config(sweep).tasks == ["sae_world_homes"]
+
+
+def test_a_tokenizer_without_a_chat_template_is_told():
+    lm = SaeHFLM(pretrained="world", sae=K4, device="cpu")
+    with pytest.raises(UserError, match=r"The tokenizer has no chat template: leave out --apply_chat_template\."):
+        lm.apply_chat_template([{"role": "user", "content": "hello"}])
 
 
 @pytest.mark.parametrize("case", FILES)

@@ -24,7 +24,9 @@ class UserError(ValueError):
 
 def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:
     """The nearest of `known` to `word` as the end of a sentence, or "" when nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=most, cutoff=0.6)
+    known = list(known)
+    near = [one for one in known if one.casefold() == word.casefold()][:1]
+    near = near or difflib.get_close_matches(word, known, n=most, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 

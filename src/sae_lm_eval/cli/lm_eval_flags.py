@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from sae_lm_eval.errors import UserError, did_you_mean
+from sae_lm_eval.errors import UserError, did_you_mean, first_line
 
 # lm_eval's flags that mean nothing here, and what to do instead.
 REFUSED = {
@@ -31,6 +32,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def error(self, message: str) -> Any:
+        message = re.sub(r"invalid functools\.partial\(.*\) value", "invalid value", message)
         raise UserError(f"{message[:1].upper()}{message[1:]}. sae-lm-eval run --help lists the flags.")
 
 
@@ -56,7 +58,12 @@ def settings_of(flags: Sequence[str], own: Iterable[str]) -> dict[str, Any]:
             raise UserError(
                 f"run has no flag '{name}'.{did_you_mean(name, taken)} 'sae-lm-eval run --help' lists them."
             )
-    found, rest = reader.parse_known_args(list(flags))
+    try:
+        found, rest = reader.parse_known_args(list(flags))
+    except UserError:
+        raise
+    except ValueError as error:  # of lm_eval's own types, which argparse lets pass
+        raise UserError(f"lm_eval does not take these flags: {first_line(error)}") from error
     if rest:
         raise UserError(f"run does not know what to do with '{rest[0]}'. A sweep file comes first, flags behind it.")
     given = vars(found)

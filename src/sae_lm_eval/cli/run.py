@@ -43,7 +43,9 @@ def run(
     model_args: Annotated[
         str, typer.Option("--model_args", "-a", help="As for lm_eval: pretrained=gpt2,dtype=...")
     ] = "",
-    output_path: Annotated[Path | None, typer.Option("--output_path", "-o", help="For results and report.")] = None,
+    output_path: Annotated[
+        str | None, typer.Option("--output_path", "-o", metavar="<path>", help="For results and report.")
+    ] = None,
     categories: CategoriesFile = None,
     docs_by: DocumentsBy = None,
     memory: Annotated[float | None, typer.Option(help="Gigabytes for the dictionaries of one forked pass.")] = None,

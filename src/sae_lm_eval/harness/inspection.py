@@ -13,8 +13,8 @@ from sae_lm_eval.harness.model import KNOWN, SaeHFLM
 from sae_lm_eval.runtime import text_files
 from sae_lm_eval.scoring.spliced_model import SplicedModel
 from sae_lm_eval.splicing.activations import passing
-from sae_lm_eval.splicing.arguments import dtype_of, refuse_misspelt, sources_of
-from sae_lm_eval.splicing.choices import choices_of
+from sae_lm_eval.splicing.arguments import dtype_of, sources_of
+from sae_lm_eval.splicing.choices import choices_of, refuse_misspelt
 from sae_lm_eval.splicing.skeleton import skeleton
 from sae_lm_eval.splicing.splice import Splice, Variant
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments

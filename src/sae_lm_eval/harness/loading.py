@@ -148,6 +148,14 @@ class CausalHFLM(_HFLM):
         super()._create_tokenizer(pretrained, tokenizer, **kwargs)
         self._pad_is_lent = self.tokenizer.pad_token_id is None
 
+    def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:
+        try:
+            return super().apply_chat_template(*args, **kwargs)
+        except ValueError as error:
+            if "chat_template is not set" not in str(error):
+                raise
+            raise UserError("The tokenizer has no chat template: leave out --apply_chat_template.") from error
+
     def _join_other_processes(self) -> None:
         # lm_eval divides the work of `accelerate launch` over GPUs of one machine only.
         accelerator = getattr(self, "accelerator", None)

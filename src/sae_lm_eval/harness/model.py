@@ -39,8 +39,8 @@ from sae_lm_eval.scaling.original_model import OriginalNumbers
 from sae_lm_eval.scaling.which_original import original_of
 from sae_lm_eval.scoring.answers import Answers
 from sae_lm_eval.scoring.spliced_model import SplicedModel
-from sae_lm_eval.splicing.arguments import Wanted, refuse_misspelt, wanted_of
-from sae_lm_eval.splicing.choices import finite_number
+from sae_lm_eval.splicing.arguments import Wanted, wanted_of
+from sae_lm_eval.splicing.choices import finite_number, refuse_misspelt
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import json
 import os
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sae_lm_eval import world
+from sae_lm_eval.catalog import lookup
 from sae_lm_eval.dictionaries.presence import check_presence, training_site
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, did_you_mean, first_line, one_of
@@ -20,9 +24,10 @@ from sae_lm_eval.runs.task_index import check_tasks
 from sae_lm_eval.runtime.devices import check_placement
 from sae_lm_eval.runtime.run_folder import GROUPS, read_json
 from sae_lm_eval.runtime.text_files import check_file
-from sae_lm_eval.splicing.choices import DTYPE_NAMES, choices_of, whole
+from sae_lm_eval.splicing.choices import DTYPE_NAMES, choices_of, refuse_misspelt, whole
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
+MODEL_DTYPES = ("auto", "float16", "half", "bfloat16", "float32", "float", "float64", "double")
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
@@ -47,16 +52,39 @@ def check(sweep: Sweep, output_path: Path | None) -> None:
         _check_arguments(asked)
     if known and not new:
         return
+    _check_model_args(sweep.model_args)
     check_tasks(tasks_of(sweep.settings), sweep.settings.get("include_path"))
     config = model_config(sweep.model_args)
     told: list[str] = []
     for asked in new:
         try:
             _check_dictionaries(asked, config, str(sweep.model_args.get("pretrained")))
+            if config:
+                _check_sites(asked, sweep.model_args)
         except UserError as error:
             told.append(str(error))
     if told:
         raise UserError(" ".join(dict.fromkeys(told)))
+
+
+def _check_model_args(model_args: Mapping[str, Any]) -> None:
+    refuse_misspelt(model_args, (*hflm_arguments(), *SpliceArguments.names(), "params", "tokens"))
+    if isinstance(dtype := model_args.get("dtype"), str):
+        one_of(dtype.removeprefix("torch."), MODEL_DTYPES, "dtype")
+    if model_args.get("max_length") is not None:
+        whole(model_args["max_length"], "max_length", least=1)
+
+
+@functools.cache
+def hflm_arguments() -> tuple[str, ...]:
+    """The arguments of lm_eval's `HFLM`, read off its source: importing it takes seconds."""
+    package = find_spec("lm_eval")
+    assert package is not None
+    assert package.origin is not None
+    source = (Path(package.origin).parent / "models" / "huggingface.py").read_text(encoding="utf-8")
+    (hflm,) = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "HFLM")
+    (made,) = (node for node in hflm.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    return tuple(argument.arg for argument in (*made.args.args[1:], *made.args.kwonlyargs))
 
 
 def check_folder(folder: Path) -> None:
@@ -76,11 +104,13 @@ def model_config(model_args: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises `UserError` where there is no such model, or it is none that dictionaries are spliced into.
     """
     pretrained = model_args.get("pretrained")
-    if pretrained is None:
+    if pretrained is None or not str(pretrained).strip():
         raise UserError("pretrained= is missing: name a model, as in pretrained=gpt2.")
     if not isinstance(pretrained, str | Path) or model_args.get("gguf_file") is not None:
         return {}
     if world.is_meant_by(pretrained):
+        if str(model_args.get("revision") or "main") != "main":
+            raise UserError(f"The embedded world has no revisions: leave out revision={model_args['revision']}.")
         pretrained = world.model_path()
     folder = Path(pretrained).expanduser()
     inner = model_args.get("subfolder") or ""
@@ -145,10 +175,45 @@ def _check_arguments(asked: Asked) -> None:
     choices = choices_of(given)
     one_of(given.sae_dtype, DTYPE_NAMES, "sae_dtype")
     whole(given.mean_tokens, "mean_tokens", least=1)
+    for factor in str(1 if given.norm_factor is None else given.norm_factor).split(":"):
+        try:
+            above = 0 < float(factor) < float("inf")
+        except ValueError:
+            above = False
+        if not above:
+            raise UserError(f"norm_factor={given.norm_factor} must be a number above 0, as in norm_factor=0.25.")
     if choices.splice == "mean" and given.mean_text is None:
         raise UserError(f"{asked.name}: splice=mean needs mean_text=FILE, the text whose activations are averaged.")
     if given.mean_text is not None:
         check_file(given.mean_text)
+
+
+def _check_sites(asked: Asked, model_args: Mapping[str, Any]) -> None:
+    """Raise `UserError` where two dictionaries write at one site, or `hook=` names none of the model's."""
+    own = asked.arguments.get("hook")
+    if own is None:
+        written = [_written_at(source) for source in asked.sources if isinstance(source, str)]
+    else:
+        written = [each.rsplit(":", 1)[-1] for each in str(own).split("+")]
+    if not all(written):
+        raise UserError(f"{asked.name}: hook= names no site: give one, as in hook=blocks.0.hook_resid_post.")
+    if twice := next((site for site in written if written.count(site) > 1), None):
+        raise UserError(f"{asked.name}: two dictionaries write at '{twice}': one site takes one dictionary.")
+    if own is not None:
+        from sae_lm_eval.splicing.hook_names import Architecture
+        from sae_lm_eval.splicing.site import resolve_site, writable_port
+        from sae_lm_eval.splicing.skeleton import skeleton
+
+        architecture = Architecture(skeleton(model_args))
+        for hook in written:
+            writable_port(architecture, resolve_site(architecture, hook))
+
+
+def _written_at(spec: str) -> str:
+    """The site as far as it is known without SAELens, or else the spec itself."""
+    parsed = SaeSpec.parse(spec)
+    near = parsed.folder is not None or parsed.source == world.NAME
+    return (lookup.known(spec).hook_out if near else None) or spec
 
 
 def _check_dictionaries(asked: Asked, config: Mapping[str, Any], model: str) -> None:

@@ -27,7 +27,12 @@ def lm_eval_config(sweep: Sweep) -> Any:
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     check_settings(sweep.settings)
-    given = {**sweep.settings, "model": "sae_hf", "model_args": named(sweep.model_args)}
+    given = {
+        **sweep.settings,
+        "tasks": tasks_of(sweep.settings),
+        "model": "sae_hf",
+        "model_args": named(sweep.model_args),
+    }
     if given.get("device") is None:
         given["device"] = default_device()  # lm_eval's own default is a GPU on every machine
     try:
@@ -43,6 +48,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     """
     if not tasks_of(settings):
         raise UserError("--tasks is missing: name tasks of lm_eval's, as in --tasks blimp,lambada_openai.")
+    if settings.get("limit") is not None and settings.get("samples") is not None:
+        raise UserError("limit and samples both say which documents are asked: give one of them.")
     for name, check in CHECKS.items():
         if settings.get(name) is not None:
             check(name, settings[name])
@@ -110,7 +117,7 @@ CHECKS: Mapping[str, Callable[[str, Any], object]] = {
     "gen_kwargs": _mapping,
     "metadata": _mapping,
     "hf_hub_log_args": _mapping,
-    "samples": _of_type((Mapping, str), "a mapping of tasks to the numbers of documents, or the file of one"),
+    "samples": _of_type((Mapping,), 'a mapping of tasks to the numbers of documents, as in {"blimp": [0, 1]}'),
     "use_cache": _text,
     "system_instruction": _text,
     "verbosity": _text,

@@ -106,6 +106,8 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
     memory = content.get("memory")
     if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | float) or memory <= 0):
         raise UserError(f"memory: {memory!r} is no number of gigabytes above 0.")
+    if content.get("ray") is not None and not str(content["ray"]).strip():
+        raise UserError("ray: '' is no address: give that of a cluster, or local for one on this machine.")
     ours = {name: _path(content[name], name) for name in ("categories", "output_path") if content.get(name) is not None}
     return Sweep(
         model_args,
@@ -124,7 +126,7 @@ def several(entries: Any) -> Any:
 
 
 def _path(value: Any, key: str) -> Path:
-    if not isinstance(value, str | Path):
+    if not isinstance(value, str | Path) or not str(value).strip():
         raise UserError(f"{key}: {value!r} is no path.")
     return Path(value).expanduser()
 

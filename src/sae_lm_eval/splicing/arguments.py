@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.dictionaries.spec import SaeSpec, parse_specs
-from sae_lm_eval.errors import UserError, did_you_mean, one_of
+from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.runtime import text_files
 from sae_lm_eval.splicing.choices import DTYPE_NAMES, Choices, choices_of, whole
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
@@ -69,11 +69,3 @@ def sources_of(sae: Any) -> list[Any]:
     if isinstance(sae, (list, tuple)):
         return [source for item in sae for source in sources_of(item)]
     return [sae]
-
-
-def refuse_misspelt(given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise `UserError` for a name that is not known and near to one that is; others may be the model's own."""
-    known = list(known)
-    for name in given:
-        if name not in known and (hint := did_you_mean(name, known, most=1)):
-            raise UserError(f"sae_hf has no argument '{name}'.{hint}")

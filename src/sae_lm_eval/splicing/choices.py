@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.splicing.splice_arguments import MODES, TOKENS, SpliceArguments
 
 if TYPE_CHECKING:
@@ -99,3 +100,11 @@ def _share(value: Any, name: str) -> float:
     if not 0 <= number <= 1:
         raise UserError(f"{name}={value} must be from 0, which changes nothing, to 1, the whole splice.")
     return number
+
+
+def refuse_misspelt(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `UserError` for a name that is not known and near to one that is; others may be the model's own."""
+    known = list(known)
+    for name in given:
+        if name not in known and (hint := did_you_mean(name, known, most=1)):
+            raise UserError(f"sae_hf has no argument '{name}'.{hint}")

@@ -18,11 +18,13 @@ def skeleton(model_args: Mapping[str, Any]) -> torch.nn.Module:
     pretrained = model_args.get("pretrained")
     if pretrained is None:
         raise UserError("pretrained= is missing: name a model, as in pretrained=gpt2.")
+    name = pretrained
     if world.is_meant_by(pretrained):
         pretrained = world.model_path()
     options = {name: model_args[name] for name in ("revision", "trust_remote_code", "subfolder") if name in model_args}
     try:
         config = transformers.AutoConfig.from_pretrained(pretrained, **options)
+        config._name_or_path = str(name)  # as messages call it
         # Without it transformers does not look for padding among the ids, which have no values on the meta device.
         config.pad_token_id = config.get_text_config().pad_token_id = None
         with torch.device("meta"):
