@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lm_eval.runtime.progress import duration
+from sae_lm_eval.runtime.processes import gathered
+from sae_lm_eval.runtime.progress import Progress, duration
 from sae_lm_eval.runtime.run_folder import added_names
 
 if TYPE_CHECKING:
@@ -72,3 +73,11 @@ def comparison_of(
     baseline, *others = (replace(read_results(one.folder), name=one.name) for one in finished.outcomes)
     made = compare(baseline, others, categories=categories, docs_by=docs_by)
     return findings(with_notes(made, stars_changed(made.drops, added_names(folder), made.level)))
+
+
+def ran_by_all(progress: Progress) -> Finished:
+    """What all processes ran."""
+    ran = gathered([(progress.requests, progress.recalled_requests, progress.rate)])
+    requests, shared, rates = zip(*ran, strict=True)
+    rate = sum(filter(None, rates)) or None
+    return Finished((), sum(requests), sum(shared), rate)

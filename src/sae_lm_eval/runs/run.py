@@ -20,7 +20,7 @@ from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
 from sae_lm_eval.runs.identity_record import Record, digest_of, model_record
 from sae_lm_eval.runs.model_pool import Loaded, Look, UnknownModel
 from sae_lm_eval.runs.object_names import named
-from sae_lm_eval.runs.outcome import Finished, Outcome, comparison_of
+from sae_lm_eval.runs.outcome import Finished, Outcome, comparison_of, ran_by_all
 from sae_lm_eval.runs.settings import fixed, lm_eval_config
 from sae_lm_eval.runs.sweep import Sweep, sweep_of
 from sae_lm_eval.runs.turns import kinds_of, turns
@@ -139,18 +139,10 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
                 if not finished:
                     raise
                 logger.warning("Whether the results are still those of this model cannot be told: %s", error)
-        done = replace(_ran(shown), continued=continued)
+        done = replace(ran_by_all(shown), continued=continued)
         if not failed:
             agreed(lambda: delete_journals(output_path))  # the folders have every answer
     return replace(done, outcomes=tuple(Outcome(name, output_path / name, failed.get(name)) for name in names))
-
-
-def _ran(shown: Shown) -> Finished:
-    """What all processes ran."""
-    ran = gathered([(shown.requests, shown.recalled_requests, shown.rate)])
-    requests, shared, rates = zip(*ran, strict=True)
-    rate = sum(filter(None, rates)) or None
-    return Finished((), sum(requests), sum(shared), rate)
 
 
 class _Evaluation:

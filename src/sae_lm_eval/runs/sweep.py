@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,13 @@ from sae_lm_eval.catalog.lookup import Known
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runs.asked import Asked as Asked
 from sae_lm_eval.runs.folder_names import AGAIN, check_name, folder_name, free_name, refuse_twice, short_name
 from sae_lm_eval.runs.object_names import is_object, named
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
-logger = logging.getLogger(f"lm_eval.{__name__}")  # below lm_eval's own, whose verbosity the user sets
+logger = logger_of(__name__)
 
 CONTROLS = ("none", "zero", "mean", "random_error")
 OF_SITES = ("none", "zero", "mean")  # controls that depend on the sites alone
