@@ -43,9 +43,7 @@ def run(
     model_args: Annotated[
         str, typer.Option("--model_args", "-a", help="As for lm_eval: pretrained=gpt2,dtype=...")
     ] = "",
-    output_path: Annotated[
-        str | None, typer.Option("--output_path", "-o", metavar="<path>", help="For results and report.")
-    ] = None,
+    output_path: Annotated[str | None, typer.Option("--output_path", "-o", help="For results and report.")] = None,
     categories: CategoriesFile = None,
     docs_by: DocumentsBy = None,
     memory: Annotated[float | None, typer.Option(help="Gigabytes for the dictionaries of one forked pass.")] = None,
@@ -60,9 +58,7 @@ def run(
             help="1,2,3: the run once for each choice of in-context examples, and intervals that include the choice.",
         ),
     ] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Say what would run, of which size and for how long; write nothing.")
-    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what would run and for how long; write nothing.")] = False,
 ) -> None:
     """Evaluate the untouched model and variants in one go: run SWEEP.yaml, or --model_args ... --sae ... --tasks ...
 
