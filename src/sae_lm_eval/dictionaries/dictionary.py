@@ -20,15 +20,16 @@ class Dictionary:
     """A sparse autoencoder, a transcoder or another map of activations, with what its release says of it.
 
     `reconstruct` maps activations (..., d_in) to (..., d_out); `encode` maps them to those of its latents (...,
-    d_dictionary), and is None where there are no latents. Both take and give the module's own dtype. `latent_module`,
-    where there is one, gives what `encode` does on the way of `reconstruct`; `formula` is what its weights make of
-    activations, computed otherwise than by `reconstruct`. `processing` is how TransformerLens loaded the model that it
-    was trained on, by `processing_source`. `stated` is what the release says of its numbers: see `dictionaries.stated`.
-    It was not trained at positions below `first_position`, nor at `untrained_tokens`: ids, or "special" for all that
-    the tokenizer declares special. `None` in any other field means that the release does not say, and of widths that
-    they are found where it is placed; it never stands for a guess. `is_loaded` is whether a loader of this package has
-    made it, `code` what of the user's own code decides its output besides, and `origin` what it was made from where
-    that was an object of the user's.
+    d_dictionary), and is None where there are no latents; `decode`, where it is known, maps those of latents to
+    (..., d_out), without a skip connection. All take and give the module's own dtype. `latent_module`, where there is
+    one, gives what `encode` does on the way of `reconstruct`; `formula` is what its weights make of activations,
+    computed otherwise than by `reconstruct`. `processing` is how TransformerLens loaded the model that it was trained
+    on, by `processing_source`. `stated` is what the release says of its numbers: see `dictionaries.stated`. It was not
+    trained at positions below `first_position`, nor at `untrained_tokens`: ids, or "special" for all that the tokenizer
+    declares special. `None` in any other field means that the release does not say, and of widths that they are found
+    where it is placed; it never stands for a guess. `is_loaded` is whether a loader of this package has made it, `code`
+    what of the user's own code decides its output besides, and `origin` what it was made from where that was an object
+    of the user's.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Dictionary:
     untrained_tokens: tuple[int, ...] | str = ()
     is_loaded: bool = False
     code: tuple[Callable[..., Any], ...] = ()
+    decode: Callable[[Tensor], Tensor] | None = None
     origin: Origin | None = None
     processing_source: str | None = None
 
@@ -102,7 +104,7 @@ class Dictionary:
     @property
     def functions(self) -> tuple[Callable[..., Any], ...]:
         """What decides its output besides the module: a loader's functions are the package's own."""
-        own = () if self.is_loaded else (self.reconstruct, self.encode)
+        own = () if self.is_loaded else (self.reconstruct, self.encode, self.decode)
         return (*filter(None, own), *self.code)
 
 

@@ -180,7 +180,7 @@ def _of_library(source: Any) -> Callable[[Any], Dictionary] | None:
 def _copied(dictionary: Dictionary) -> Dictionary:
     module, memo = snapshot(dictionary.module)
     latent_module = None if dictionary.latent_module is None else memo.get(id(dictionary.latent_module))
-    given = {name: getattr(dictionary, name) for name in ("reconstruct", "encode", "formula")}
+    given = {name: getattr(dictionary, name) for name in ("reconstruct", "encode", "decode", "formula")}
     functions: dict[str, Any] = {name: None if f is None else rebound(f, memo) for name, f in given.items()}
     return replace(dictionary, module=module, latent_module=latent_module, **functions)
 

@@ -44,6 +44,10 @@ class OwnModule(nn.Module):
         """What `encode` of the user's object gives, (rows, positions, d_dictionary)."""
         return self._checked(self._inner.encode(x), x, "encodes")  # pyright: ignore[reportFunctionMemberAccess]
 
+    def decoded(self, latents: Tensor) -> Tensor:
+        """What `decode` of the user's object gives of latents, (rows, positions, d_out)."""
+        return self._checked(self._inner.decode(latents), latents, "decodes")  # pyright: ignore[reportFunctionMemberAccess]
+
     def _checked(self, out: Any, x: Tensor, verb: str) -> Tensor:
         name = name_of(self._inner)
         if not isinstance(out, Tensor):
@@ -75,12 +79,13 @@ def from_own(own: Callable[[Tensor], Any], *, name: str | None = None, source: s
     except (TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
         raise UserError(f"{name or name_of(own)} cannot be copied: {first_line(error)}") from error
     assert isinstance(module, OwnModule)
-    encodes = callable(getattr(module._inner, "encode", None))
+    encodes, decodes = (callable(getattr(module._inner, name, None)) for name in ("encode", "decode"))
     return Dictionary(
         name=name or name_of(own),
         module=module,
         reconstruct=module.forward,
         encode=module.latents if encodes else None,
+        decode=module.decoded if encodes and decodes else None,
         architecture=name_of(own)[1:-1],
         d_in=None,
         d_out=None,

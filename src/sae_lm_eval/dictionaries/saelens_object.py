@@ -50,8 +50,7 @@ def from_sae(
     hook_in = metadata.get("hook_name")
     hook_out = metadata.get("hook_name_out") or hook_in
     names = [name for name in (metadata.get("model_name"), model_name) if name]
-    conflict = len(distinct_models(names)) > 1
-    if conflict:
+    if conflict := len(distinct_models(names)) > 1:
         remarks = (*remarks, f"its metadata says its model is {names[0]}, the release {names[1]}")
     d_in, d_out = config.d_in, getattr(config, "d_out", config.d_in)
     rule, sequential = rule_by_metadata(metadata), attends_over_positions(sae)
@@ -61,6 +60,7 @@ def from_sae(
         module=sae,
         reconstruct=reconstruct,
         encode=sae.encode,
+        decode=sae.decode,
         architecture=config.architecture(),
         d_in=d_in,
         d_out=d_out,

@@ -73,6 +73,7 @@ def from_coder(coder: Any, *, name: str, hookpoint: str | None) -> Dictionary:
         module=coder,
         reconstruct=reconstruct,
         encode=encode,
+        decode=lambda latents: latents @ coder.W_dec + coder.b_dec,
         architecture="sparsify_transcoder" if coder.cfg.transcode else "sparsify",
         d_in=coder.d_in,
         d_out=coder.d_in,

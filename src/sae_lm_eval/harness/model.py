@@ -79,6 +79,9 @@ class SaeHFLM(CausalHFLM):
         mean_text: a .txt, .jsonl or .parquet file whose activations `splice=mean` averages.
         mean_tokens: how many tokens of it.
         scale: how much of the edit is made, y + scale (new - y): 0 changes nothing, 1 is the splice itself.
+        keep_top: how many of the largest latents of a position are kept.
+        ablate: latents that become 0: `12+57`.
+        clamp: latents that become a value: `12:3.5+57:0`.
         params: parameters of the model, for effective compute; by default what is known of it, or counted.
         tokens: how many it was trained on, where that is not known.
 
@@ -100,6 +103,9 @@ class SaeHFLM(CausalHFLM):
         mean_text: str | None = None,
         mean_tokens: int = SpliceArguments.mean_tokens,
         scale: float = SpliceArguments.scale,
+        keep_top: int | None = None,
+        ablate: str | None = None,
+        clamp: str | None = None,
         params: float | None = None,
         tokens: float | None = None,
         **kwargs: Any,
@@ -107,9 +113,8 @@ class SaeHFLM(CausalHFLM):
         refuse_misspelt(kwargs, KNOWN)
         if pretrained is None:
             raise UserError("pretrained= is missing: name a model, as in pretrained=gpt2.")
-        wanted = wanted_of(
-            sae, splice, splice_tokens, hook, hook_map, norm_factor, sae_dtype, seed, mean_text, mean_tokens, scale
-        )
+        how = (splice, splice_tokens, hook, hook_map, norm_factor, sae_dtype, seed, mean_text, mean_tokens, scale)
+        wanted = wanted_of(sae, *how, keep_top, ablate, clamp)
         numbers = OriginalNumbers(
             params=None if params is None else finite_number(params, "params"),
             tokens=None if tokens is None else finite_number(tokens, "tokens"),

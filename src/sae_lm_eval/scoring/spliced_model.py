@@ -99,8 +99,7 @@ class SplicedModel:
 
     @property
     def name(self) -> str:
-        names = [dictionary.name for dictionary in self.wanted.dictionaries]
-        return variant_name(names, self.choices.splice, self.choices.scale)
+        return variant_name([s.dictionary.name for s in self.variant.splices], self.choices.splice, self.choices.scale)
 
     def renew(self, snapshot: Snapshot) -> bool:
         """Make the variant anew where something that it is made of has changed, and say whether it had to be."""
@@ -243,6 +242,7 @@ class SplicedModel:
     def choice_facts(self) -> dict[str, Any]:
         """How the dictionaries are used, as plain values."""
         return {
+            **self.choices.edits.record,
             "splice": self.choices.splice,
             "scale": self.choices.scale,
             "splice_tokens": self.choices.splice_tokens,

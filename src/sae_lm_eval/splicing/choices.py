@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sae_lm_eval.dictionaries.latent_edits import NO_EDITS, LatentEdits, edits_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.splicing.splice_arguments import MODES, TOKENS, SpliceArguments
 
@@ -32,6 +33,7 @@ class Choices:
     hook_maps: tuple[str, ...] | None = None
     seed: int = SpliceArguments.seed
     scale: float = SpliceArguments.scale
+    edits: LatentEdits = NO_EDITS
 
     def __post_init__(self) -> None:
         # lm_eval makes None of the text "none" in its arguments.
@@ -70,6 +72,7 @@ def choices_of(arguments: SpliceArguments) -> Choices:
         hook_maps=None if hook_map is None else tuple(str(hook_map).split("+")),
         seed=whole(arguments.seed, "seed", least=0),
         scale=_share(arguments.scale, "scale"),
+        edits=edits_of(arguments.keep_top, arguments.ablate, arguments.clamp),
     )
 
 

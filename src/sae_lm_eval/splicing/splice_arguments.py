@@ -88,6 +88,19 @@ class SpliceArguments:
         },
     )
 
+    keep_top: int | None = field(
+        default=None,
+        metadata={"meaning": "how many of the largest latents of a position are kept; the others become 0"},
+    )
+    ablate: str | None = field(
+        default=None,
+        metadata={"meaning": "latents that become 0, by number, joined by `+`: `ablate=12+57`"},
+    )
+    clamp: str | None = field(
+        default=None,
+        metadata={"meaning": "latents that become a value, joined by `+`: `clamp=12:3.5+57:0`"},
+    )
+
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Of all arguments, the dictionary first."""

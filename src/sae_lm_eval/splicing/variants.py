@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.dictionaries.latent_edits import edited
 from sae_lm_eval.dictionaries.model_names import official_name
 from sae_lm_eval.dictionaries.own_module import placed
 from sae_lm_eval.dictionaries.untrained import SPECIAL
@@ -51,7 +52,11 @@ def build_variant(
         with _other_model_first(architecture, dictionary):
             splices.append(_build_splice(architecture, dictionary, hook, map_, choices))
     variant = Variant(tuple(splices), _kept_ids(dictionaries, special_ids, declared_special, choices))
-    variant = replace(variant, splices=tuple(with_widths(architecture, splices)))
+    if len(splices) > 1 and (choices.edits.ablate or choices.edits.clamp):
+        raise UserError(f"{choices.edits} would number latents of {len(splices)} dictionaries: edit those of one.")
+    placed_splices = with_widths(architecture, splices)
+    edited_splices = (replace(s, dictionary=edited(s.dictionary, choices.edits)) for s in placed_splices)
+    variant = replace(variant, splices=tuple(edited_splices))
     for splice, map_ in zip(variant.splices, maps, strict=True):
         if is_of_other_model(architecture, splice.dictionary):
             logger.warning(
