@@ -130,7 +130,7 @@ def test_the_command_tells_a_mistake_without_a_traceback(hub_environment):
 
 def test_a_hub_repository_at_a_revision(hub_environment):
     code = (
-        "from sae_lm_eval.dictionaries.loading import load\n"
+        "from sae_lm_eval.dictionaries.loading import load_dictionary as load\n"
         f"d = load('{SAE}.topk32'); e = load('{SAE}.topk32@' + d.revision)\n"
         "print(d.fingerprint() == e.fingerprint(), d.revision == e.revision, d.model_names[0])\n"
     )
