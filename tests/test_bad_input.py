@@ -97,7 +97,7 @@ CASES: dict[str, tuple[Case, str]] = {
     "two ids": (lambda _: SaeSpec.parse("a#b#c"), r"The spec 'a#b#c' holds a second '#' or '@'"),
     "unknown loader": (
         lambda _: load_dictionary("sealens:gpt2#x"),
-        r"Loader 'sealens' is unknown\. Did you mean 'saelens'\? Choose from saelens, sparsify\.",
+        r"Loader 'sealens' is unknown\. Did you mean 'saelens'\? Choose from saelens, sparsify, python\.",
     ),
     # dictionaries
     "unknown release": (

@@ -47,6 +47,7 @@ def compare(
     from sae_lm_eval.cli.report import print_findings
     from sae_lm_eval.cli.tables import print_sentence
     from sae_lm_eval.report import assemble, writer
+    from sae_lm_eval.report.drop_tables import DAGGER
     from sae_lm_eval.report.headline import headline
     from sae_lm_eval.results.find import swapped
     from sae_lm_eval.results.results import read_results
@@ -67,6 +68,8 @@ def compare(
     shaped, console = assemble.shape(comparison, sort, metrics), Console()
     alpha, methods = 1 - level, [f"Intervals: {_each(comparison.drops, 'interval')}."]
     methods += [f"Tests: {_each(comparison.drops, 'test')}. {comparison.family}"]
+    for caution, rows in comparison.drops.groupby("caution", sort=False):
+        methods += [f"{DAGGER} {caution}: {', '.join(dict.fromkeys(rows['alias']))}."]
     print_findings(
         console,
         headline(shaped.comparison, shaped.summary()),

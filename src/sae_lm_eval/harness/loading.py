@@ -52,8 +52,8 @@ class CausalHFLM(_HFLM):
         self._own_arguments = own_arguments
         if kwargs.get("max_length") is not None:
             whole(kwargs["max_length"], "max_length", least=1)  # lm_eval takes 0 for the model's own
-        check_placement(kwargs.get("device"), kwargs.get("parallelize"))
-        if isinstance(pretrained, str):
+        if isinstance(pretrained, str):  # a model that is loaded has a device
+            check_placement(kwargs.get("device"), kwargs.get("parallelize"))
             pretrained = os.path.expanduser(pretrained)
         kwargs |= {name: os.path.expanduser(kwargs[name]) for name in PATHS if isinstance(kwargs.get(name), str)}
         if kwargs.get("device") is None:
