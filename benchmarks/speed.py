@@ -61,6 +61,31 @@ class Size:
         """The blocks behind which SAEs are: one in the middle, or several evenly spread."""
         return [self.layers // 2] if variants == 1 else [i * self.layers // variants for i in range(variants)]
 
+    def blocks(self, layers: list[int]) -> list[int]:
+        """That the baseline, and each variant with an SAE behind one of `layers`, run from its fork on."""
+        return [self.layers, *(self.layers - 1 - layer for layer in layers)]
+
+    # Multiplications of a token with the weights of a part.
+
+    @property
+    def keys(self) -> int:
+        """Of a block, for keys and values."""
+        return 2 * self.width * self.key_heads * self.d_head
+
+    @property
+    def rest(self) -> int:
+        """Of a block besides."""
+        return 2 * self.width * self.heads * self.d_head + 3 * self.width * self.hidden
+
+    @property
+    def head(self) -> int:
+        return self.width * self.vocabulary
+
+    @property
+    def dictionary(self) -> int:
+        """The encoder and the active elements of the decoder."""
+        return self.width * (self.elements + self.active)
+
 
 SIZES = {
     "llama": Size("Llama", 8, 512, 1376, 8, 8, 64, 32_000, 4096, 32),
@@ -120,7 +145,6 @@ def evaluate(suite: str, run: str, arguments: argparse.Namespace) -> dict[str, A
     """One run: `hf`, `hookN` or `forked`."""
     import sae_lens  # noqa: F401  (its import takes seconds, which are no part of an evaluation)
     from lm_eval.tasks import TaskManager
-    from sae_lens import SAE
 
     settings = dict(SUITES[suite])
     size = SIZES[arguments.model]
@@ -133,10 +157,7 @@ def evaluate(suite: str, run: str, arguments: argparse.Namespace) -> dict[str, A
     if run == "forked":
         models = forked_models(common, [str(arguments.out / f"sae{layer}") for layer in layers])
     else:
-        layer = None if run == "hf" else int(run.removeprefix("hook"))
-        folder = str(arguments.out / f"sae{layer}")
-        sae = None if layer is None else SAE.load_from_disk(folder, device=common["device"])
-        models = [plain_model(common, layer, sae)]
+        models = [plain_run(run, common, arguments.out)]
     tasks = [*task_manager.load(settings.pop("tasks"))["tasks"].values()]  # once for all models, as `run` has it
     return measured_run(models, tasks, task_manager, settings, arguments.device, started, layers, size)
 
@@ -291,6 +312,16 @@ def forked_models(common: dict[str, Any], saes: list[Any]) -> list[Any]:
     return joined(baseline, variants)
 
 
+def plain_run(run: str, common: dict[str, Any], out: Path) -> Any:
+    """The plain model of a run: `hf`, or `hookN` with the SAE that `out` has for block N."""
+    from sae_lens import SAE
+
+    if run == "hf":
+        return plain_model(common, None, None)
+    layer = int(run.removeprefix("hook"))
+    return plain_model(common, layer, SAE.load_from_disk(str(out / f"sae{layer}"), device=common["device"]))
+
+
 def plain_model(common: dict[str, Any], layer: int | None, sae: Any) -> Any:
     """lm_eval's `hf`, with a hook behind a block that calls an SAE where one is given; `lm.hook` removes it."""
     import torch
@@ -350,11 +381,9 @@ def decided_both_ways(question: list[str], run: str, arguments: argparse.Namespa
     """
     import torch
     from lm_eval.api.instance import Instance
-    from sae_lens import SAE
 
-    active, layer = SIZES[arguments.model].active, int(run.removeprefix("hook"))
-    sae: Any = SAE.load_from_disk(str(arguments.out / f"sae{layer}"), device=arguments.device)
-    lm = plain_model(loading(arguments, 1), layer, sae)
+    active = SIZES[arguments.model].active
+    lm = plain_run(run, loading(arguments, 1), arguments.out)
     instance = Instance("loglikelihood", doc={}, arguments=(question[0], question[1]), idx=0)
     found = {"one way": lm.loglikelihood([instance], disable_tqdm=True)[0][0]}
 
@@ -389,15 +418,12 @@ def fewest(queries: list[Any], layers: list[int], size: Size) -> float:
         for path, query in zip(row.paths.values(), inputs.values(), strict=True)
         for slot in path[-len(query.targets) :]
     }
-    heads = size.heads * size.d_head
-    keys, rest = 2 * size.width * size.key_heads * size.d_head, 2 * size.width * heads + 3 * size.width * size.hidden
-    head, dictionary = size.width * size.vocabulary, size.width * (size.elements + size.active)
-    blocks = [size.layers, *(size.layers - 1 - layer for layer in layers)]  # that the baseline and each variant run
+    keys, rest, blocks = size.keys, size.rest, size.blocks(layers)
     everywhere = sum(max(0, n - 1) * (keys + rest) + min(1, n) * keys for n in blocks)
-    where_asked = sum(min(1, n) * rest + head for n in blocks)
+    where_asked = sum(min(1, n) * rest + size.head for n in blocks)
     read = sum(len(asked) if layer == size.layers - 1 else len(row.ids) for layer in layers)
-    fewest = len(row.ids) * everywhere + len(asked) * where_asked + read * dictionary
-    return fewest / (sum(map(len, inputs)) * (size.layers * (keys + rest) + head))
+    fewest = len(row.ids) * everywhere + len(asked) * where_asked + read * size.dictionary
+    return fewest / (sum(map(len, inputs)) * (size.layers * (keys + rest) + size.head))
 
 
 def operations_of_texts(written: list[Text], layers: list[int], size: Size) -> float:
@@ -408,26 +434,19 @@ def operations_of_texts(written: list[Text], layers: list[int], size: Size) -> f
 
     prompts = {tuple(text.prompt) for text in written}
     (row,) = pack(list(prompts), capacity=2**40, limit=2**40, prefixes=False, trees=True).rows
-    heads = size.heads * size.d_head
-    block = 2 * size.width * size.key_heads * size.d_head + 2 * size.width * heads + 3 * size.width * size.hidden
-    head, dictionary = size.width * size.vocabulary, size.width * (size.elements + size.active)
-    blocks = [size.layers, *(size.layers - 1 - layer for layer in layers)]  # that the baseline and each variant run
-    fewest = len(row.ids) * (sum(blocks) * block + len(layers) * dictionary)
-    fewest += sum(len(text.ids) * (size.layers * block + head + bool(text.model) * dictionary) for text in written)
+    block = size.keys + size.rest
+    written_token = size.layers * block + size.head
+    fewest = len(row.ids) * (sum(size.blocks(layers)) * block + len(layers) * size.dictionary)
+    fewest += sum(len(text.ids) * (written_token + bool(text.model) * size.dictionary) for text in written)
     baseline = sum(len(text.ids) for text in written if text.model == 0)
-    return fewest / (sum(map(len, prompts)) * size.layers * block + baseline * (size.layers * block + head))
+    return fewest / (sum(map(len, prompts)) * size.layers * block + baseline * written_token)
 
 
 def gap(question: list[Any], run: str, arguments: argparse.Namespace) -> float:
     """How far apart the two likeliest tokens are behind a prompt, in nats, as a plain run has them."""
     import torch
-    from sae_lens import SAE
 
-    layer = None if run == "hf" else int(run.removeprefix("hook"))
-    sae: Any = None
-    if layer is not None:
-        sae = SAE.load_from_disk(str(arguments.out / f"sae{layer}"), device=arguments.device)
-    lm = plain_model(loading(arguments, 1), layer, sae)
+    lm = plain_run(run, loading(arguments, 1), arguments.out)
     with torch.no_grad():
         logits = lm.model(torch.tensor([question], device=lm.device)).logits[0, -1]
     likeliest = logits.float().log_softmax(-1).topk(2).values
