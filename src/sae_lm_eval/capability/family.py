@@ -69,13 +69,12 @@ def equivalents(comparison: Comparison, family: TaskFamily, *, draws: int = 1000
         of_family = documents_of(comparison.baseline, others)
     except UserError as error:
         raise UserError(f"The family '{family.source}' is none of this run. {error}") from error
-    rows = []
+    documents, rows = comparison.documents(), []
+    answers = {one.name: documents.loc[documents["variant"] == one.name] for one in comparison.variants}
     for cut in comparison.cuts:
         for variant in comparison.variants:
-            documents = comparison.documents()
-            mine = documents.loc[documents["variant"] == variant.name]
             for measure in MEASURES:
-                made = _of_cut(cut, mine, of_family, family, own, measure)
+                made = _of_cut(cut, answers[variant.name], of_family, family, own, measure)
                 if made is None:
                     continue
                 scores, at_chance = made
@@ -109,8 +108,8 @@ def _of_cut(
     values = {name: part.set_index(keys)[after].reindex(mine.index) for name, part in of_family.groupby("variant")}
     base = mine[before] if before else pd.Series(0.0, mine.index)
     sign = 1 if before else -1
-    known = [values[name] * sign if name in values else base for name in family.models]
-    members = np.array([base if place == own else known[place] for place in range(len(known))], dtype=float)
+    known = [base if place == own else sign * values[name] for place, name in enumerate(family.models)]
+    members = np.array(known, dtype=float)
     spliced = sign * mine[after].to_numpy(dtype=float)
     if not len(mine) or not (np.isfinite(members).all() and np.isfinite(spliced).all()):
         return None

@@ -10,13 +10,13 @@ from typing import Any
 from sae_lm_eval import world
 from sae_lm_eval.catalog.lookup import Known
 from sae_lm_eval.dictionaries.hub_files import hub_told, quietly
+from sae_lm_eval.dictionaries.presence import CONFIG
 from sae_lm_eval.dictionaries.saelens_package import import_saelens, is_registered_repository, registry_sections
 from sae_lm_eval.dictionaries.saelens_reads import shapes_in
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import json_value
 
-CONFIG = "cfg.json"
 WEIGHTS = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
 
 

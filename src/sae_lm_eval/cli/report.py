@@ -30,6 +30,10 @@ def report(
     """Write report.html, report.md, appendix.tex and .bib, drops.csv, fidelity.csv and figures; no model is loaded."""
     target = output_path or out / "report"
     print_report(write_report(out, target, baseline=baseline, categories=categories, docs_by=docs_by, sort=sort))
+    say_written(target)
+
+
+def say_written(target: Path) -> None:
     typer.echo(f"Written: {target / 'report.html'}, report.md, appendix.tex, drops.csv, ...")
 
 

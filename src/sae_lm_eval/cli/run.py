@@ -126,7 +126,7 @@ def run_and_report(sweep: Sweep, output_path: Path, docs_by: str | None = None, 
     Of the report the headline and the first `tables` tables are printed, or all that are short.
     """
     from sae_lm_eval.cli.effective_compute import offer_curves
-    from sae_lm_eval.cli.report import print_report, write_report
+    from sae_lm_eval.cli.report import print_report, say_written, write_report
     from sae_lm_eval.runs.outcome import summary
     from sae_lm_eval.runs.run import evaluate
     from sae_lm_eval.runs.settings import lm_eval_config
@@ -142,7 +142,7 @@ def run_and_report(sweep: Sweep, output_path: Path, docs_by: str | None = None, 
         made = write_report(output_path, output_path / REPORT, categories=sweep.categories, docs_by=docs_by)
         print_report(made, tables)
         if tables is None:
-            typer.echo(f"Written: {output_path / REPORT / 'report.html'}, report.md, appendix.tex, drops.csv, ...")
+            say_written(output_path / REPORT)
             offer_curves(output_path)
     typer.echo(summary(finished, time.monotonic() - began), err=True)
     if finished.failed:  # each with its reason, as it failed

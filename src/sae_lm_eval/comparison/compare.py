@@ -64,6 +64,19 @@ def with_notes(comparison: Comparison, *notes: str | None) -> Comparison:
     return replace(comparison, notes=(*comparison.notes, *filter(None, notes)))
 
 
+def results_of(
+    baseline: Results | str | Path, variants: Results | str | Path | Sequence[Results | str | Path]
+) -> list[Results]:
+    """The baseline's results and those of one or several variants, read where folders are given.
+
+    Raises `UserError` where no variant is named.
+    """
+    others = [variants] if isinstance(variants, Results | str | Path) else variants
+    if not others:
+        raise UserError("There is nothing to compare the baseline with: name at least one variant.")
+    return [one if isinstance(one, Results) else read_results(one) for one in (baseline, *others)]
+
+
 def compare(
     baseline: Results | str | Path,
     variants: Results | str | Path | Sequence[Results | str | Path],
@@ -85,11 +98,10 @@ def compare(
 
     Raises `UserError` for whatever does not pair, naming it.
     """
-    variants = [variants] if isinstance(variants, Results | str | Path) else variants
-    _check(metrics, variants, level, draws)
+    _check(metrics, level, draws)
     if isinstance(categories, str | Path):
         categories = read_categories_file(Path(categories))
-    runs, notes = _runs([one if isinstance(one, Results) else read_results(one) for one in (baseline, *variants)])
+    runs, notes = _runs(results_of(baseline, variants))
     baseline, *others = runs
     pairs, documents, more = _pairs(runs, metrics, docs_by)
     notes += more
@@ -156,11 +168,9 @@ def documents_of(baseline: Results, others: Sequence[Results]) -> pd.DataFrame:
     return _by_document(_pairs(_runs([baseline, *others])[0], "primary", None)[0])
 
 
-def _check(metrics: str, variants: Sequence[Any], level: float, draws: int) -> None:
+def _check(metrics: str, level: float, draws: int) -> None:
     """Raise `UserError` for options that say nothing."""
     one_of(metrics, ("primary", "all"), "metrics")
-    if not variants:
-        raise UserError("There is nothing to compare the baseline with: name at least one variant.")
     if not 0 < level < 1:
         raise UserError(f"level={level} must lie between 0 and 1, as 0.95 does.")
     if draws < 1:

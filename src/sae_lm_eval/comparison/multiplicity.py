@@ -44,10 +44,8 @@ def adjust(drops: pd.DataFrame) -> str:
 
     What is primary is adjusted apart from the rest, so that to show more metrics changes none of its numbers.
     """
-    from statsmodels.stats.multitest import multipletests
-
     for _, rows in drops.groupby(["section", "primary"]):
-        drops.loc[rows.index, "p_adjusted"] = multipletests(rows["p"], method="holm")[1]
+        drops.loc[rows.index, "p_adjusted"] = _holm(rows["p"])
     counts = Counter(drops.loc[drops["primary"], "section"])
     told = ", ".join(f"{counts[section]} of {plural}" for section, plural in SECTIONS.items() if section in counts)
     variants = len(set(drops["variant"]))
@@ -56,21 +54,31 @@ def adjust(drops: pd.DataFrame) -> str:
     return f"Holm's adjustment is made in each table apart{across}; the numbers of tests are {told}.{more}"
 
 
+def has_star(p_adjusted: float, level: float) -> bool:
+    """Whether a test passes at 1 - level."""
+    return p_adjusted < 1 - level - 1e-12
+
+
+def _holm(p: Any) -> Any:
+    from statsmodels.stats.multitest import multipletests
+
+    return multipletests(p, method="holm")[1]
+
+
 def stars_changed(drops: pd.DataFrame, added: Sequence[str], level: float) -> str | None:
     """Which rows of the other variants pass the test at 1 - level with the variants `added` later, and not without.
 
     A sentence; None where nothing was added, or all that is there.
     """
-    from statsmodels.stats.multitest import multipletests
-
     before = drops[drops["primary"] & ~drops["variant"].isin(list(added))]
     if before.empty or len(before) == len(drops[drops["primary"]]):
         return None
     changed: dict[str, list[str]] = {"lost": [], "got": []}
     for _, rows in before.groupby("section", sort=False):
-        without: Any = multipletests(rows["p"], method="holm")[1]
-        for p, now, alias, variant in zip(without, rows["p_adjusted"], rows["alias"], rows["variant"], strict=True):
-            had, has = (value < 1 - level - 1e-12 for value in (p, now))
+        for p, now, alias, variant in zip(
+            _holm(rows["p"]), rows["p_adjusted"], rows["alias"], rows["variant"], strict=True
+        ):
+            had, has = (has_star(value, level) for value in (p, now))
             if had != has:
                 changed["lost" if had else "got"].append(f"{alias} of {variant}")
     told = [f"{verb} its star: {', '.join(names)}" for verb, names in changed.items() if names]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -13,6 +12,7 @@ from torch import nn
 
 from sae_lm_eval.dictionaries import saelens_loader, saelens_object, sparsify_loader
 from sae_lm_eval.dictionaries.dictionary import Dictionary, Origin
+from sae_lm_eval.dictionaries.norm_factors import check_norm_factor, factors_of
 from sae_lm_eval.dictionaries.own_module import OwnModule, code_of, from_own, is_own
 from sae_lm_eval.dictionaries.python_loader import made_by
 from sae_lm_eval.dictionaries.sequential import attends_over_positions
@@ -40,8 +40,8 @@ def load_dictionary(
     source = SaeSpec.parse(source) if isinstance(source, str) else source
     dictionary = load_as_released(source)
     may_be_two = isinstance(norm_factor, str) and dictionary.needs_norm_factor
-    if norm_factor is not None and not may_be_two and not _factors(norm_factor):
-        raise UserError(f"norm_factor={norm_factor} must be a number above 0, as in norm_factor=0.25.")
+    if not may_be_two:
+        check_norm_factor(norm_factor)
     if dictionary.needs_norm_factor:
         dictionary = _with_factors(dictionary, norm_factor)
     elif norm_factor is not None:
@@ -94,7 +94,7 @@ def _with_factors(dictionary: Dictionary, norm_factor: float | str | None) -> Di
             f"be silently wrong. Give norm_factor={form}sqrt(d_in)/(mean norm of the activations); "
             f"'sae-lm-eval inspect --text FILE' estimates it."
         )
-    factors = _factors(norm_factor)
+    factors = factors_of(norm_factor)
     if len(factors) != 1 + two:
         what = "IN:OUT, a factor each for where it reads and where it writes" if form else "one factor above 0"
         raise UserError(f"norm_factor={norm_factor} does not fit {dictionary.name}: give {what}.")
@@ -105,17 +105,6 @@ def _with_factors(dictionary: Dictionary, norm_factor: float | str | None) -> Di
         module.fold_activation_norm_scaling_factor(*factors)
     remark = f"activations scaled by norm_factor={norm_factor}"
     return replace(dictionary, needs_norm_factor=False, remarks=(*dictionary.remarks, remark))
-
-
-def _factors(norm_factor: float | str) -> list[float]:
-    """One factor, or two as `IN:OUT`; none where one of them is no number above 0."""
-    if isinstance(norm_factor, bool):
-        return []
-    try:
-        factors = [float(part) for part in str(norm_factor).split(":")]
-    except ValueError:
-        return []
-    return factors if all(0 < factor < math.inf for factor in factors) else []
 
 
 def load_as_released(source: Any) -> Dictionary:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from lm_eval.api.instance import Instance
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.runtime.processes import gathered, rank
+from sae_lm_eval.harness.by_request import ByRequest
+from sae_lm_eval.runtime.processes import rank
 from sae_lm_eval.scoring.spliced_model import SplicedModel
 
 # What lm_eval logs once for each of them, where it cuts them itself.
@@ -27,22 +26,13 @@ class Length(NamedTuple):
     lost: int
 
 
-class CutPrompts:
-    """The lengths of the prompts of each task, by document and request."""
-
-    def __init__(self) -> None:
-        self._lengths: dict[str, dict[tuple[Any, int], Length]] = defaultdict(dict)
-
-    def note(self, requests: Sequence[Instance], lengths: Sequence[Length]) -> None:
-        """Those of this process's requests; a request that is asked again counts once."""
-        asked = [(request.task_name, request.doc_id, request.idx) for request in requests]
-        for (task, document, index), (tokens, lost) in gathered(list(zip(asked, lengths, strict=True))):
-            self._lengths[str(task)][document, index] = Length(tokens, lost)
+class CutPrompts(ByRequest[Length]):
+    """The lengths of the prompts of each task."""
 
     def by_task(self) -> dict[str, dict[str, Any]]:
         """For each task that has any the numbers of prompts and of cut ones, and of their tokens, with the shares."""
         out = {}
-        for task, lengths in self._lengths.items():
+        for task, lengths in self._of.items():
             cut = [length for length in lengths.values() if length.lost]
             if cut:
                 tokens, lost = (sum(counts) for counts in zip(*cut, strict=True))

@@ -189,12 +189,13 @@ def _compare(lm: Any, texts: Sequence[tuple[Instance, list[int], list[int], list
     lm.parted_texts.note([request for request, *_ in texts], [(baseline, ids) for *_, baseline, ids in texts])
     if not lm.spliced.is_scored:
         return
-    by_task: dict[str | None, list[tuple[Instance, Any]]] = defaultdict(list)
+    by_task: dict[str | None, list[tuple[Instance, list[int], list[int]]]] = defaultdict(list)
     for request, prompt, baseline, _ in texts:
-        by_task[request.task_name].append((request, lm.spliced.query(prompt, baseline)))
-    sample = [pair for pairs in by_task.values() for pair in pairs[:: -(-len(pairs) // COMPARED_TEXTS)]]
+        by_task[request.task_name].append((request, prompt, baseline))
+    sample = [text for of_task in by_task.values() for text in of_task[:: -(-len(of_task) // COMPARED_TEXTS)]]
     if sample:
-        requests, queries = zip(*sample, strict=True)
+        requests = [request for request, *_ in sample]
+        queries = [lm.spliced.query(prompt, baseline) for _, prompt, baseline in sample]
         answers = lm.spliced.score(queries, [request.task_name for request in requests], counted=False)
         lm.divergence.note(requests, answers.divergences)
 

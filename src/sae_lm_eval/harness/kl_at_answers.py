@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from lm_eval.api.instance import Instance
 
-from sae_lm_eval.runtime.processes import gathered
+from sae_lm_eval.harness.by_request import ByRequest
 
 
-class Divergence:
-    """Sums of KL over the scored tokens of each document of each task."""
-
-    def __init__(self) -> None:
-        # [KL in nats, tokens] by task, and by document and number of the request; None where the KL is not known.
-        self._of: dict[str, dict[tuple[int | None, int], np.ndarray | None]] = defaultdict(dict)
+class Divergence(ByRequest[tuple[float, int] | None]):
+    """Of each request the KL over its scored tokens, in nats, and their number; None where the KL is not known."""
 
     def note(self, requests: Sequence[Instance], kl: Sequence[tuple[float, int]] | None) -> None:
-        """`kl` holds for each request the sum over its scored tokens, in nats, and their number.
-
-        A request that was asked before counts as it is answered now.
-        """
-        asked = [(request.task_name, request.doc_id, request.idx) for request in requests]
-        found = dict(zip(asked, kl or [None] * len(requests), strict=True))  # several processes repeat some
-        for (task, document, number), of in gathered(list(found.items())):
-            self._of[str(task)][document, number] = None if of is None else np.array(of)
+        """`kl` holds for each request the sum over its scored tokens, in nats, and their number."""
+        self.keep(requests, kl or [None] * len(requests))
 
     def by_task(self) -> dict[str, dict[str, Any]]:
         """For each task the mean KL per scored token in nats, and its standard error by documents.

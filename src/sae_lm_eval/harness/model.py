@@ -215,7 +215,7 @@ class SaeHFLM(CausalHFLM):
         asked = [(pair, *of_pair) for pair, of_pair in zip(pairs, ids, strict=True)]
         answers = self._answers(asked, [request.task_name for request in requests], disable_tqdm=disable_tqdm)
         self.divergence.note(requests, answers.divergences)
-        self.cut_prompts.note(requests, lengths)
+        self.cut_prompts.keep(requests, lengths)
         return answers.pairs
 
     @evaluation_call
@@ -282,7 +282,7 @@ class SaeHFLM(CausalHFLM):
         most, default = self.max_length, self.max_gen_toks
         lengths = [generated_from(n, settings, most, default) for n, (_, settings) in zip(counts, asked, strict=True)]
         tell_of_cut(self.spliced, lengths, "generated from")
-        self.cut_prompts.note(requests, lengths)
+        self.cut_prompts.keep(requests, lengths)
         with without_a_line_each():
             return written(self, requests, counts, functools.partial(super().generate_until, disable_tqdm=disable_tqdm))
 

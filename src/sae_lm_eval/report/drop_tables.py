@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae_lm_eval.comparison.multiplicity import has_star
 from sae_lm_eval.comparison.pairs import NOT_ABOVE
 from sae_lm_eval.report.formatting import (
     NA,
@@ -185,7 +186,7 @@ def interval(row: Row) -> str:
 
 
 def star(row: Row, told: Told) -> str:
-    return "*" if row.p_adjusted is not None and row.p_adjusted < 1 - told.level - 1e-12 else ""
+    return "*" if row.p_adjusted is not None and has_star(row.p_adjusted, told.level) else ""
 
 
 def how_measured(rows: Sequence[Row], told: Told) -> str:
@@ -239,7 +240,7 @@ def between_tables(between: pd.DataFrame, told: Told) -> list[Table]:
         return []
     body = []
     for record in between.to_dict("records"):
-        mark = "*" if record["p_adjusted"] < 1 - told.level - 1e-12 else ""
+        mark = "*" if has_star(record["p_adjusted"], told.level) else ""
         difference = number_cell(record["difference"], f"{fixed(record['difference'])}{mark}")
         low, high = (of if is_number(of) else None for of in (record["low"], record["high"]))
         body.append(

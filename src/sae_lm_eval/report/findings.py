@@ -17,7 +17,7 @@ from sae_lm_eval.report.headline import headline
 from sae_lm_eval.report.provenance import model_name
 from sae_lm_eval.report.summary_table import summary_frame, summary_table
 from sae_lm_eval.results.find import told_apart
-from sae_lm_eval.results.results import Results, read_results
+from sae_lm_eval.results.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,7 +69,6 @@ def compare(
     **options: Any,
 ) -> Findings:
     """`comparison.compare`, with its options; the report of it holds the fidelity that was measured besides."""
-    others = [variants] if isinstance(variants, Results | str | Path) else variants
-    runs = told_apart([one if isinstance(one, Results) else read_results(one) for one in (baseline, *others)])
+    runs = told_apart(comparing.results_of(baseline, variants))
     made = comparing.compare(runs[0], runs[1:], **options)
     return findings(replace(made, baseline=runs[0], variants=tuple(runs[1:])))

@@ -7,16 +7,14 @@ from pathlib import Path
 
 from sae_lm_eval.runs.asked import Asked
 from sae_lm_eval.runs.sweep import Sweep
-from sae_lm_eval.runtime.run_folder import SETTINGS, read_json, refuse_links
+from sae_lm_eval.runtime.run_folder import SETTINGS, read_json
 
 
 def with_earlier(sweep: Sweep, folder: Path) -> Sweep:
     """The sweep with the variants that the run in `folder` has besides, these first, as they were asked for there.
 
-    What is no record of a run is left for `remember` to refuse. Raises `UserError` where the record is a symbolic link.
+    What is no record of a run is left for `remember` to refuse. To be asked of a folder that is `held`.
     """
-    if folder.is_dir():
-        refuse_links(folder)
     record = read_json(folder / SETTINGS)
     listed = record.get("variants") if isinstance(record, dict) else None
     named = {one.name for one in sweep.variants}

@@ -14,6 +14,7 @@ from typing import Any
 
 from sae_lm_eval import world
 from sae_lm_eval.catalog import lookup
+from sae_lm_eval.dictionaries.norm_factors import check_norm_factor
 from sae_lm_eval.dictionaries.presence import check_presence, training_site
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, did_you_mean, first_line, one_of
@@ -175,13 +176,7 @@ def _check_arguments(asked: Asked) -> None:
     choices = choices_of(given)
     one_of(given.sae_dtype, DTYPE_NAMES, "sae_dtype")
     whole(given.mean_tokens, "mean_tokens", least=1)
-    for factor in str(1 if given.norm_factor is None else given.norm_factor).split(":"):
-        try:
-            above = 0 < float(factor) < float("inf")
-        except ValueError:
-            above = False
-        if not above:
-            raise UserError(f"norm_factor={given.norm_factor} must be a number above 0, as in norm_factor=0.25.")
+    check_norm_factor(given.norm_factor)
     if choices.splice == "mean" and given.mean_text is None:
         raise UserError(f"{asked.name}: splice=mean needs mean_text=FILE, the text whose activations are averaged.")
     if given.mean_text is not None:

@@ -114,15 +114,15 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
     Raises `UserError` where the model or every variant cannot be loaded, the folder holds another run or is in use,
     and `DiskError` where it cannot be written.
     """
-    sweep = with_earlier(sweep, output_path)
-    asked = {"model_args": named(sweep.model_args), "variants": [one.record for one in sweep.variants]}
-    asked |= fixed(settings)
-    asked |= {"once": list(sweep.once)} if sweep.once else {}
-    names = (BASELINE, *(one.name for one in sweep.variants), *sweep.once)
     if sweep.ray is not None and several():
         raise UserError("--ray starts workers of its own: leave out accelerate launch, or --ray.")
     with ExitStack() as scope:
         agreed(lambda: scope.enter_context(held(output_path)))
+        sweep = with_earlier(sweep, output_path)
+        asked = {"model_args": named(sweep.model_args), "variants": [one.record for one in sweep.variants]}
+        asked |= fixed(settings)
+        asked |= {"once": list(sweep.once)} if sweep.once else {}
+        names = (BASELINE, *(one.name for one in sweep.variants), *sweep.once)
         agreed(lambda: remember(output_path, asked))
         failed: dict[str, str] = {}
         done = Finished(())
