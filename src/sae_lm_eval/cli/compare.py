@@ -82,7 +82,7 @@ def compare(
         print_sentence(console, f"Written: {csv}")
     if output_path is not None:
         writer.write(assemble.build(comparison, sort=sort), output_path)
-        print_sentence(console, f"Written: {output_path / 'report.html'}, ...")
+        print_sentence(console, f"Written: {output_path / 'report.html'}, ...", soft_wrap=True)
 
 
 def _tables(shaped: Shaped) -> list[Table]:
