@@ -14,6 +14,7 @@ from sae_lm_eval.cli.curve import curve
 from sae_lm_eval.comparison.compare import compare
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.capability_tables import equivalent_tables
+from sae_lm_eval.report.findings import findings
 
 COMPUTE = np.geomspace(0.01, 1, 9)
 
@@ -109,9 +110,13 @@ def test_a_run_is_placed_on_its_family(family):
     assert row["drop"] == pytest.approx(0.2)
     assert 1e17 / 1e18 < row["fraction"] < 5e17 / 1e18
     assert row["low"] < row["fraction"] < row["high"]
-    tables, notes = equivalent_tables(comparison)
-    assert notes == []
+    _, tables, notes = equivalent_tables(comparison)
+    assert notes == ()
     assert [column.heading for column in tables[0].columns][-1] == "equivalent compute"
+    table = findings(comparison).table()
+    overall = found[found["section"] == "overall"].iloc[0]
+    assert table.iloc[-1]["equivalent compute"] == overall["fraction"]
+    assert table.iloc[-1]["equivalent compute low"] == overall["low"]
 
 
 def test_a_family_of_something_else_is_refused_in_a_sentence(family):
@@ -125,7 +130,7 @@ def test_a_family_of_something_else_is_refused_in_a_sentence(family):
     file.write_text(text + "d,../d,2e17\n")
     with pytest.raises(UserError, match=r"none of this run.* differ in the shots of task: 0 and 5"):
         equivalents(comparison, read_task_family(file))
-    assert "differ in the shots" in equivalent_tables(comparison)[1][0]
+    assert "differ in the shots" in equivalent_tables(comparison).notes[0]
     file.write_text("model,results\ngpt2,baseline\n")
     with pytest.raises(UserError, match="need a column flops, or params and tokens"):
         read_task_family(file)

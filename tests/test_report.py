@@ -25,7 +25,7 @@ from sae_lm_eval.cli.main import app
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report import assemble as build
 from sae_lm_eval.report import drop_tables as drops
-from sae_lm_eval.report import figures, render, writer
+from sae_lm_eval.report import figures, render, summary_table, writer
 from sae_lm_eval.report import sweep_tables as sweep
 from sae_lm_eval.report import worst_documents as worst
 from sae_lm_eval.report.fidelity_tables import Measured, fidelity_of, fidelity_tables
@@ -285,6 +285,23 @@ def test_effective_compute_as_the_run_recorded_it(tmp_path: Path) -> None:
     ]
     assert "besiroglu2024" in report.works
     assert "l0-against-effective-compute" not in [picture.name for picture in report.pictures], "one point is no curve"
+
+
+def test_what_else_a_variant_costs_has_its_error_and_its_interval(tmp_path: Path) -> None:
+    compute = {"fraction": 0.35, "low": 0.3, "high": 0.4, "law": "chinchilla", "flags": []}
+    record = {"effective_compute": {"sae_fidelity": compute}}
+    write_run(tmp_path / "k32", {"birds": [1, 0]}, fidelity={**FIDELITY, "kl_stderr": 0.0123}, **record)
+    write_run(tmp_path / "baseline", {"birds": [1, 1]}, splice=None)
+    comparison = build.pair_up(*folders.find(tmp_path))
+    shaped = build.shape(comparison)
+    made = summary_table.summary_table(shaped.summary(), shaped.told)
+    row = dict(zip([column.heading for column in made.columns], made.rows[-1], strict=True))
+    assert [row[name].detail for name in ("KL", "delta CE", "effective compute")] == ["± 0.012", "", "[0.300, 0.400]"]
+    assert "in nats/token; " in made.caption
+    assert "as a fraction of the training compute, by chinchilla; ±: standard error." in made.caption
+    numbers = summary_table.summary_frame(shaped.summary()).iloc[-1]
+    assert [numbers[f"effective compute {bound}"] for bound in ("low", "high")] == [0.3, 0.4]
+    assert numbers["KL stderr"] == 0.0123
 
 
 def test_laws_and_calibration_stand_beside_effective_compute(tmp_path: Path) -> None:

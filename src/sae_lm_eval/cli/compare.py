@@ -79,7 +79,7 @@ def compare(
     )
     if csv is not None:
         _write_csv(comparison.drops, csv)
-        print_sentence(console, f"Written: {csv}")
+        print_sentence(console, f"Written: {csv}", soft_wrap=True)
     if output_path is not None:
         writer.write(assemble.build(comparison, sort=sort), output_path)
         print_sentence(console, f"Written: {output_path / 'report.html'}, ...", soft_wrap=True)

@@ -102,7 +102,7 @@ def _measure_tasks(
     from rich.console import Console
 
     from sae_lm_eval.capability.family import equivalents, read_task_family, rows_of
-    from sae_lm_eval.cli.tables import TextTable, print_table
+    from sae_lm_eval.cli.tables import TextTable, print_sentence, print_table
     from sae_lm_eval.comparison.compare import compare
     from sae_lm_eval.results.find import find
     from sae_lm_eval.runs.task_family import measure_tasks
@@ -115,7 +115,9 @@ def _measure_tasks(
     rows = rows_of(found, SHOWN_SECTIONS)
     title = "Share of the training compute that buys what is left of each score"
     print_table(Console(), TextTable(list(rows[0]), [list(row.values()) for row in rows], title, words=(0, 1, 2, 3)))
-    Console().print(f"Written: {path}. The report of '{like}' has a table of all tasks by it.", soft_wrap=True)
+    print_sentence(
+        Console(), f"Written: {path}. The report of '{like}' has a table of all tasks by it.", soft_wrap=True
+    )
 
 
 def _text_of(like: Path, task: str | None) -> dict[str, Any]:

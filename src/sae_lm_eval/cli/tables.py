@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sae_lm_eval.files.escaping import printable, terminal
 from sae_lm_eval.report.formatting import MINUS
@@ -23,12 +23,16 @@ NAME = 12  # letters of a name's line at least, where it is broken over lines
 
 @dataclass(frozen=True)
 class TextTable:
-    """Headings and rows of text; the columns at `words` stand to the left, those of numbers to the right."""
+    """Headings and rows of text; the columns at `words` stand to the left, those of numbers to the right.
+
+    Rows at the indices `blocks` begin something new, and are set apart.
+    """
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
     words: Collection[int] = (0,)
+    blocks: Collection[int] = ()
 
 
 def print_table(console: Console, table: TextTable, *narrower: TextTable) -> None:
@@ -92,17 +96,29 @@ def _print_lines(console: Console, table: TextTable) -> None:
         print("\t".join(cells), file=console.file)
 
 
-def drawn(table: TextTable) -> Grid:
-    """The table as rich draws it; whatever a cell holds is text, not markup."""
+def drawn(table: TextTable, *, gap: int = 1, whole_numbers: bool = False) -> Grid:
+    """The table as rich draws it, with `gap` blanks more between columns; whatever a cell holds is text, not markup.
+
+    Where there is little room, `whole_numbers` breaks the headings of numbers and never the numbers.
+    """
+    import textwrap
+
     from rich import box
     from rich.table import Table as Grid
+    from rich.text import Text
 
     title = _cell(table.title, style="bold") if table.title else None
-    grid = Grid(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    look: dict[str, Any] = {"box": box.SIMPLE_HEAD, "show_edge": False, "pad_edge": False, "padding": (0, gap, 0, 0)}
+    grid = Grid(title=title, title_justify="left", **look)
     for index, heading in enumerate(table.headings):
-        grid.add_column(_cell(heading), justify="left" if index in table.words else "right", overflow="fold")
-    for row in table.rows:
-        grid.add_row(*(_cell(cell) for cell in row))
+        is_number, cell = index not in table.words, _cell(heading)
+        if whole_numbers and is_number:
+            letters = _letters_of(heading, [row[index] for row in table.rows])
+            cell = Text("\n").join(map(_cell, textwrap.wrap(heading, letters)))
+        justify = "right" if is_number else "left"
+        grid.add_column(cell, justify=justify, overflow="fold", no_wrap=whole_numbers and is_number)
+    for index, row in enumerate(table.rows):
+        grid.add_row(*(_cell(cell) for cell in row), end_section=index + 1 in table.blocks)
     return grid
 
 
@@ -120,12 +136,13 @@ def _cell(text: str, style: str = "") -> Text:
     return Text(terminal(text), style=style)
 
 
+def _letters_of(heading: str, cells: Sequence[str]) -> int:
+    """Letters that a column of numbers needs, its heading broken at spaces; names can be broken anywhere."""
+    return max([*map(len, heading.split()), *map(len, cells)], default=1)
+
+
 def _widths(table: Table) -> list[int]:
-    """Letters that each column of numbers needs, its heading broken at spaces; names can be broken anywhere."""
-    return [
-        max([*map(len, column.heading.split()), *(len(row[at].text) for row in table.rows)], default=1)
-        for at, column in enumerate(table.columns)
-    ]
+    return [_letters_of(of.heading, [row[at].text for row in table.rows]) for at, of in enumerate(table.columns)]
 
 
 def _letters(table: Table, gap: int) -> int:
@@ -157,29 +174,17 @@ def fitting(console: Console, table: Table) -> Table | None:
 
 def print_report_table(console: Console, table: Table) -> None:
     """A table of the report: on a terminal without its intervals, elsewhere all of it, a line a row."""
-    import textwrap
-
-    from rich import box
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    if not console.is_terminal:
-        rows = [[f"{cell.text} {cell.detail}".strip() for cell in row] for row in table.rows]
-        print_table(console, TextTable([of.heading for of in table.columns], rows, table.title))
-        console.print()
-        return
-    title = _cell(table.title, style="table.title")
-    wide = _letters(table, gap=2) <= console.width
-    padding = (0, 1 if wide else 0, 0, 0)
-    made = Grid(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=padding
+    on_terminal = console.is_terminal
+    made = TextTable(
+        [of.heading for of in table.columns],
+        [[cell.text if on_terminal else f"{cell.text} {cell.detail}".strip() for cell in row] for row in table.rows],
+        table.title,
+        words=[at for at, of in enumerate(table.columns) if of.align == "left"],
+        blocks=table.blocks,
     )
-    for column, width in zip(table.columns, _widths(table), strict=True):
-        heading = _cell(column.heading)
-        if column.align == "right":
-            heading = Text("\n").join(map(_cell, textwrap.wrap(column.heading, width)))
-        made.add_column(heading, justify=column.align, overflow="fold", no_wrap=column.align == "right")
-    for index, row in enumerate(table.rows):
-        made.add_row(*(_cell(cell.text) for cell in row), end_section=index + 1 in table.blocks)
-    console.print(made)
+    if on_terminal:
+        gap = int(_letters(table, gap=2) <= console.width)
+        console.print(drawn(made, gap=gap, whole_numbers=True))
+    else:
+        _print_lines(console, made)
     console.print()

@@ -12,7 +12,7 @@ import pandas as pd
 from sae_lm_eval.comparison.compare import COLUMNS, Comparison, compare
 from sae_lm_eval.errors import one_of
 from sae_lm_eval.report import figures
-from sae_lm_eval.report.capability_tables import equivalent_tables
+from sae_lm_eval.report.capability_tables import Equivalents, equivalent_tables
 from sae_lm_eval.report.drop_tables import (
     Row,
     Shown,
@@ -34,7 +34,7 @@ from sae_lm_eval.report.headline import headline
 from sae_lm_eval.report.prose import cited, cut_prompts, methods, parted_texts
 from sae_lm_eval.report.provenance import Source, dictionary_of, mode_of, model_name, packages, site_of, sources
 from sae_lm_eval.report.released_table import released_notes, released_table
-from sae_lm_eval.report.summary_table import Summary, summarise, summary_table
+from sae_lm_eval.report.summary_table import Summary, costs_of, summarise, summary_table
 from sae_lm_eval.report.sweep_figures import sweep_pictures
 from sae_lm_eval.report.sweep_tables import notes, settings, sweep_tables
 from sae_lm_eval.report.task_tables import detail_tables
@@ -86,12 +86,14 @@ class Shaped:
     fidelity: Fidelity
     names: Mapping[str, str]
     told: Told
+    equivalents: Equivalents
 
     def summary(self, by: str | None = None) -> Summary:
         """The content of the one table; see `summarise`."""
         runs = self.comparison.variants
         variants, controls = ([run.name for run in runs if is_control(run) == control] for control in (False, True))
-        return summarise(self.rows, variants, controls, self.fidelity, by)
+        costs = costs_of(self.fidelity, self.equivalents.found, self.names)
+        return summarise(self.rows, variants, controls, costs, self.fidelity, by)
 
 
 def summary_tables(shaped: Shaped) -> list[Table]:
@@ -125,6 +127,7 @@ def shape(comparison: Comparison, sort: str = "task", metrics: str = "primary") 
         fidelity_of(variants),
         names,
         Told(comparison.level, comparison.family),
+        equivalent_tables(comparison),
     )
 
 
@@ -138,7 +141,6 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
     text = methods(named, rows, fidelity)
     swept = settings(variants, rows, fidelity)
     common, own = sources((comparison.baseline, *variants))
-    equivalent, no_equivalent = equivalent_tables(comparison)
     return Report(
         title=f"What a splice costs {model_name(comparison.baseline)}",
         headline=tuple(headline(named, summary)),
@@ -150,7 +152,7 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
             *fidelity_tables(fidelity),
             *(table for table in [released_table(variants)] if table.rows),
             *noise_table(variants),
-            *equivalent,
+            *shaped.equivalents.tables,
             *detail_tables(rows, told, "group"),
             *detail_tables(rows, told),
         ),
@@ -162,7 +164,7 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
         common=common,
         sources=own,
         packages=packages(variants[0]),
-        notes=(*_notes(comparison, variants, swept), *no_equivalent),
+        notes=(*_notes(comparison, variants, swept), *shaped.equivalents.notes),
         worst=worst_documents(comparison, rows, shown, names),
         drops=comparison.drops,
         fidelity=tidy(fidelity_of(comparison.variants)),

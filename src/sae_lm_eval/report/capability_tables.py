@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import pandas as pd
+
 from sae_lm_eval.capability.family import beside, equivalents, read_task_family, told
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.formatting import Column, Table, number_cell, text_cell
 
 
-def equivalent_tables(comparison: Comparison) -> tuple[list[Table], list[str]]:
-    """The table, and in its place a note where the family is none of this run; neither without a family."""
+class Equivalents(NamedTuple):
+    """What `capability.family.equivalents` found, None without a family or where it is none of this run; its table; and
+    in place of that a note."""
+
+    found: pd.DataFrame | None = None
+    tables: tuple[Table, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def equivalent_tables(comparison: Comparison) -> Equivalents:
+    """By the family that lies beside the run."""
     path = beside(comparison.baseline)
     if path is None or not comparison.cuts:
-        return [], []
+        return Equivalents()
     try:
         found = equivalents(comparison, read_task_family(path))
     except UserError as error:
-        return [], [f"No equivalent compute is shown: {error}"]
+        return Equivalents(notes=(f"No equivalent compute is shown: {error}",))
     rows = tuple(
         (
             *(text_cell(str(row[name])) for name in ("variant", "section", "alias", "measure")),
@@ -30,6 +43,5 @@ def equivalent_tables(comparison: Comparison) -> tuple[list[Table], list[str]]:
         "model; they do not cover what another training would have given."
     )
     heads = [Column(head, "left") for head in ("variant", "section", "name", "by")]
-    return [
-        Table("equivalent-compute", "Equivalent compute", caption, (*heads, Column("equivalent compute")), rows)
-    ], []
+    columns = (*heads, Column("equivalent compute"))
+    return Equivalents(found, (Table("equivalent-compute", "Equivalent compute", caption, columns, rows),))

@@ -19,24 +19,52 @@ from sae_lm_eval.report.drop_tables import (
     section_of,
 )
 from sae_lm_eval.report.fidelity_tables import GROUP, Fidelity, Measured
-from sae_lm_eval.report.formatting import NA, Cell, Column, Table, number_cell, significant, text_cell
+from sae_lm_eval.report.formatting import (
+    NA,
+    Cell,
+    Column,
+    Table,
+    alternatives,
+    is_number,
+    number_cell,
+    significant,
+    text_cell,
+)
 
 # By how many columns of tasks a table is still read at a glance.
 MOST_TASKS = 8
 BY = ("group", "category", "task", "overall")
-# Of running text: heading of the column, metric, digits.
-COSTS = (("delta CE", "ce_delta", 3), ("KL", "kl", 3), ("effective compute", "effective_compute", 3))
+# Of running text: heading of the column, metric.
+OF_TEXT = (("delta CE", "ce_delta"), ("KL", "kl"), ("effective compute", "effective_compute"))
 BASELINE = "baseline"
+EQUIVALENT = (
+    "equivalent compute: the fraction of it that buys what is left of the margins, or else of the scores, of all tasks"
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A column of what else a variant costs, by variant; `meaning` says on what it was measured, and in which unit."""
+
+    heading: str
+    meaning: str
+    measured: Mapping[str, Measured]
+
+    @property
+    def has_errors(self) -> bool:
+        return any(made.stderr for made in self.measured.values())
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What the table is made of: the rows of `by` and of all tasks, and the variants, controls apart."""
+    """What the table is made of: the rows of `by` and of all tasks, the variants, controls apart, and what else they
+    cost."""
 
     rows: tuple[Row, ...]
     overall: tuple[Row, ...]
     variants: tuple[str, ...]
     controls: tuple[str, ...]
+    costs: tuple[Cost, ...]
     fidelity: Fidelity
     by: str
 
@@ -45,14 +73,14 @@ class Summary:
         """What stands over the columns, by the name of the group, category or task."""
         return {row.name: row.alias for row in self.rows}
 
-    @property
-    def text(self) -> str | None:
-        """The text on which the fidelity was measured; of several the first."""
-        return next((task for _, task in self.fidelity), None)
-
 
 def summarise(
-    rows: Sequence[Row], variants: Sequence[str], controls: Sequence[str], fidelity: Fidelity, by: str | None = None
+    rows: Sequence[Row],
+    variants: Sequence[str],
+    controls: Sequence[str],
+    costs: Sequence[Cost],
+    fidelity: Fidelity,
+    by: str | None = None,
 ) -> Summary:
     """The table's content. Without `by`: the given categories, else lm_eval's groups, else the tasks if they are few.
 
@@ -76,44 +104,71 @@ def summarise(
         other = f"--by {' or --by '.join([*there, 'overall'])} has something" if there or overall else ""
         why = {"category": "give --categories FILE", "group": "lm_eval scored no group of these tasks"}.get(by, "")
         raise UserError(f"There is nothing to show by {by}: {'; '.join(filter(None, [why, other]))}.")
-    return Summary(tuple(found[by]), tuple(overall), tuple(variants), tuple(controls), fidelity, by)
+    return Summary(tuple(found[by]), tuple(overall), tuple(variants), tuple(controls), tuple(costs), fidelity, by)
 
 
 def summary_table(summary: Summary, told: Told) -> Table:
     """Rows: the baseline's accuracy (percent), the drops (pp) of each variant, then those of the controls."""
-    names, costs = summary.names, _costs(summary)
+    names, costs = summary.names, summary.costs
     shown = {(row.variant, row.name): row for row in (*summary.rows, *summary.overall)}
     keys = [*names, *(["overall"] if summary.overall else [])]
     first = {name: next(row for (_, of), row in shown.items() if of == name) for name in keys}
     untouched = (text_cell(BASELINE), *(baseline_cell(first[name]) for name in keys), *(Cell("") for _ in costs))
     body = [untouched] if keys else []
     for variant in (*summary.variants, *summary.controls):
-        of = summary.fidelity.get((variant, summary.text or ""), {})
-        measured = (_cost_cell(of.get(metric), digits) for _, metric, digits in costs)
+        measured = (_cost_cell(cost.measured.get(variant)) for cost in costs)
         body.append((text_cell(variant), *(drop_cell(shown.get((variant, name)), told) for name in keys), *measured))
     columns = (Column("variant", "left"), *map(Column, (*names.values(), *(["overall"] if summary.overall else []))))
-    columns += tuple(Column(heading) for heading, *_ in costs)
+    columns += tuple(Column(cost.heading) for cost in costs)
     starts = len(body) - len(summary.controls), len(body) - len(summary.controls) - len(summary.variants)
     blocks = sorted({at for at in starts if 0 < at < len(body)})
-    caption = _caption(summary, [heading for heading, *_ in costs], told)
-    return Table("summary", "What each variant loses", caption, columns, tuple(body), blocks=tuple(blocks))
+    return Table(
+        "summary", "What each variant loses", _caption(summary, told), columns, tuple(body), blocks=tuple(blocks)
+    )
 
 
-def _costs(summary: Summary) -> list[tuple[str, str, int]]:
-    """The columns of running text in which anything was measured."""
-    on = [of for (_, task), of in summary.fidelity.items() if task == summary.text]
-    return [cost for cost in COSTS if any((made := of.get(cost[1])) and made.value is not None for of in on)]
+def costs_of(fidelity: Fidelity, equivalents: pd.DataFrame | None, names: Mapping[str, str]) -> list[Cost]:
+    """The columns in which anything was measured: of the first text with fidelity, then of all tasks by a family.
+
+    `equivalents` are those of `capability.family`, under the names of the results, which lead to those shown.
+    """
+    text = next((task for _, task in fidelity), "")
+    on = {variant: of for (variant, task), of in fidelity.items() if task == text}
+    costs = []
+    for heading, metric in OF_TEXT:
+        measured = {variant: of[metric] for variant, of in on.items() if metric in of}
+        unit = "in nats/token"
+        if metric == "effective_compute":
+            laws = alternatives(made.law for made in measured.values())
+            unit = f"as a fraction of the training compute, by {laws}"
+        costs.append(Cost(heading, f"{heading} on {text.removeprefix(GROUP)}, {unit}", measured))
+    if equivalents is not None:
+        costs.append(Cost("equivalent compute", EQUIVALENT, _of_all_tasks(equivalents, names)))
+    return [cost for cost in costs if any(made.value is not None for made in cost.measured.values())]
 
 
-def _cost_cell(made: Measured | None, digits: int) -> Cell:
+def _of_all_tasks(equivalents: pd.DataFrame, names: Mapping[str, str]) -> dict[str, Measured]:
+    """By variant; of its measures the first with a fraction."""
+    measured: dict[str, Measured] = {}
+    for row in equivalents.loc[equivalents["section"] == "overall"].to_dict("records"):
+        value, low, high = (float(row[name]) if is_number(row[name]) else None for name in ("fraction", "low", "high"))
+        variant = names[row["variant"]]
+        if variant not in measured or measured[variant].value is None:
+            measured[variant] = Measured(variant, "overall", "equivalent_compute", value, None, "fraction", low, high)
+    return measured
+
+
+def _cost_cell(made: Measured | None) -> Cell:
+    """The value; below it, its interval or else its standard error."""
     if made is None or made.value is None:
         return Cell(NA)
-    known = made.low is not None and made.high is not None
-    bounds = f"[{significant(made.low, digits)}, {significant(made.high, digits)}]" if known else ""
-    return number_cell(made.value, f"{significant(made.value, digits)}{made.mark}", bounds)
+    detail = f"± {significant(made.stderr, 2)}" if made.stderr else ""
+    if made.low is not None and made.high is not None:
+        detail = f"[{significant(made.low)}, {significant(made.high)}]"
+    return number_cell(made.value, f"{significant(made.value)}{made.mark}", detail)
 
 
-def _caption(summary: Summary, costs: Sequence[str], told: Told) -> str:
+def _caption(summary: Summary, told: Told) -> str:
     shown = (*summary.rows, *summary.overall)
     parts = []
     if shown:
@@ -122,17 +177,21 @@ def _caption(summary: Summary, costs: Sequence[str], told: Told) -> str:
             f"the variant is worse, with its {told.level:.0%} interval. * adjusted p < {1 - told.level:.2g}: "
             f"{told.family} {how_measured(shown, told)}{chance_mark(shown)}"
         )
-    if costs:
-        text = (summary.text or "").removeprefix(GROUP)
-        units = [f"{heading}, in nats/token" if heading != "effective compute" else heading for heading in costs]
-        parts.append(f"On {text}: {'; '.join(units)}.")
+    if summary.costs:
+        meanings = [cost.meaning for cost in summary.costs]
+        meanings += ["±: standard error"] if any(cost.has_errors for cost in summary.costs) else []
+        told_costs = "; ".join(meanings)
+        parts.append(f"{told_costs[:1].upper()}{told_costs[1:]}.")
     if summary.controls:
         parts.append(f"Controls, with no dictionary's reconstruction: {', '.join(summary.controls)}.")
     return " ".join(parts)
 
 
 def summary_frame(summary: Summary) -> pd.DataFrame:
-    """The table's numbers, unrounded: for each column of drops also `low`, `high` and the adjusted `p` (pp)."""
+    """The table's numbers, unrounded: for each column of drops also `low`, `high` (pp) and the adjusted `p`.
+
+    For what else a variant costs the bounds too, or else the standard error, as far as there are any.
+    """
     shown = {(row.variant, row.name): row for row in (*summary.rows, *summary.overall)}
     names: Mapping[str, str] = {**summary.names, **({"overall": "overall"} if summary.overall else {})}
     first = {name: next(row for (_, of), row in shown.items() if of == name) for name in names}
@@ -144,9 +203,12 @@ def summary_frame(summary: Summary) -> pd.DataFrame:
             row = shown.get((variant, name))
             parts = (row.drop, row.low, row.high, row.p_adjusted) if row else (None,) * 4
             record |= dict(zip((alias, f"{alias} low", f"{alias} high", f"{alias} p"), parts, strict=True))
-        for heading, metric, _ in _costs(summary):
-            made = summary.fidelity.get((variant, summary.text or ""), {}).get(metric)
-            record[heading] = made.value if made else None
+        for cost in summary.costs:
+            made = cost.measured.get(variant)
+            record[cost.heading] = made.value if made else None
+            for part in ("stderr", "low", "high"):
+                if any(getattr(of, part) is not None for of in cost.measured.values()):
+                    record[f"{cost.heading} {part}"] = getattr(made, part) if made else None
         records.append(record)
     columns = list(dict.fromkeys(key for record in reversed(records) for key in record))
     return pd.DataFrame(records, columns=columns)
