@@ -76,7 +76,7 @@ def test_loss_recovered_with_its_ablation(call):
         ((*LOSSES, "--model", "gpt2"), "needs training tokens (gpt2-small: never published"),
         ((*LOSSES, "--model", "gtp2"), "Did you mean gpt2"),
         ((*LOSSES, *SIZE, "--law", "besirolgu"), "Did you mean besiroglu2024"),
-        ((*LOSSES, *SIZE, "--family", "absent.csv"), "absent.csv does not exist"),
+        ((*LOSSES, *SIZE, "--family", "absent.csv"), "'absent.csv' does not exist"),
     ],
 )
 def test_mistakes_are_told_in_one_sentence(call, arguments, message):

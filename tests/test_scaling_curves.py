@@ -196,7 +196,7 @@ def test_few_points_leave_the_scatter_out_and_say_so():
         ("model,flops\na,3\nb,2\n", "lacks the column loss"),
         ("model,flops,loss\na,1e18,3\n", "needs two rows or more that differ in FLOPs"),
         ("model,flops,loss\na,1e18,3\nb,1e19,\n", "b has no usable loss or FLOPs"),
-        ("model,flops,loss\na,1e18,x\nb,1e19,2\n", "column loss holds something other than a number"),
+        ("model,flops,loss\na,1e18,x\nb,1e19,2\n", "Row 1 of .*: 'loss' is x; it must be a valid number"),
         (
             "flops,loss,text\n1e18,3,Pile\n1e19,2,C4\n",
             r"losses on different texts \(Pile; C4\) are not one curve",

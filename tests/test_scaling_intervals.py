@@ -126,7 +126,7 @@ def test_documents_from_a_file(tmp_path):
     assert read_documents(path).value == pytest.approx(7 / 30)
     assert "fewer than 30 documents" in read_documents(path).caveats[0]
     path.write_text("baseline_nats,spliced_nats,tokens\n30,,10\n50,54,20\n")
-    with pytest.raises(UserError, match="is not a number"):
+    with pytest.raises(UserError, match="it must be a valid number"):
         read_documents(path)
     path.write_text("baseline_nats,tokens\n30,10\n")
     with pytest.raises(UserError, match=r"lacks the column spliced_nats\. It has: baseline_nats, tokens"):

@@ -11,15 +11,19 @@ from types import TracebackType
 
 from sae_lm_eval.files.escaping import printable
 
+LONGEST = 2400  # letters of an error
+
 
 class UserError(ValueError):
     """Something the user asked for cannot be done; the message says what, where and what would work.
 
-    What a file of somebody else's puts into the message moves no cursor and changes no colour or direction.
+    It is one line. What a file of somebody else's puts into it moves no cursor, changes no colour or direction, and
+    does not bury what is said.
     """
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        said = printable(" ".join(super().__str__().split("\n")))
+        return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} ... {said[-LONGEST // 4 :]}"
 
 
 def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:

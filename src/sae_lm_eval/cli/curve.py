@@ -164,11 +164,11 @@ def _mapping(text: str) -> dict[str, float]:
 
 
 def _members(models: str, tokens: Mapping[str, float]) -> list[Member]:
-    from sae_lm_eval.runs.loss_curve import Member
+    from sae_lm_eval.runs.loss_curve import Member, MemberRow
     from sae_lm_eval.scaling.data_files import read_rows
 
     if models.endswith(".csv"):
-        listed = [(str(row["model"]), row.get("tokens")) for row in read_rows(models, required=["model"])]
+        listed = [(row["model"], row.get("tokens")) for row in read_rows(models, required=["model"], kind=MemberRow)]
     else:
         listed = [(name, None) for name in models.split(",") if name.strip()]
     found = [Member.parse(name, tokens.get(name.strip(), count)) for name, count in listed]

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.errors import UserError, did_you_mean, first_line
 from sae_lm_eval.files.escaping import terminal
 
 MOST_BYTES = 200_000_000  # of a file that is read at once, and of a line of one that is not
@@ -125,6 +125,9 @@ def checked(kind: type[Kind], value: Any, where: str, what: str) -> Kind:
         field = shown(".".join(map(str, first["loc"])) or "the whole", 2 * LONGEST_SHOWN)
         if first["type"] == "missing":
             raise UserError(f"{where} is not {what}: '{field}' is missing.") from None
+        if first["type"] == "extra_forbidden":
+            known = list(getattr(kind, "model_fields", ()))
+            raise UserError(f"{where} is not {what}: it has no key '{field}'.{did_you_mean(field, known)}") from None
         if first["type"] == "value_error":
             expected = str(first.get("ctx", {}).get("error"))
         else:

@@ -26,17 +26,25 @@ from tqdm import tqdm
 
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, did_you_mean
+from sae_lm_eval.files.reading import Foreign
 from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.runs.settings import check_limit
 from sae_lm_eval.runs.task_index import quick_index
 from sae_lm_eval.scaling import find_preset
-from sae_lm_eval.scaling.data_files import Row
+from sae_lm_eval.scaling.data_files import Amount, Name, Row
 from sae_lm_eval.scaling.loss_curves import CATEGORIES, COLUMNS, MAIN, read_measured, with_losses
 from sae_lm_eval.splicing.choices import whole
 
 DOCUMENT_TYPES = ("loglikelihood_rolling", "sae_fidelity")  # lm_eval's output_type of tasks that ask whole documents
 WINDOWS_AT_ONCE = 64  # between two steps of the progress bar
 TOKENS_A_STEP = 2_097_152  # of Pythia's batches: Biderman et al. 2023, arXiv:2304.01373
+
+
+class MemberRow(Foreign):
+    """A model of a CSV of the user's."""
+
+    model: Name
+    tokens: Amount | None = None
 
 
 @dataclass(frozen=True)

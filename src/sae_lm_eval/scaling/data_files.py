@@ -1,16 +1,25 @@
 """The package's data files, and the two sentences that every look-up needs."""
 
 import difflib
+import io
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
+from pydantic import BeforeValidator, Field
 
-from sae_lm_eval.errors import UserError
+from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.files.reading import Foreign, checked, is_file, read_text, shown
 
 Row = dict[str, Any]
+# Cells of a column in which another is a text are texts as well, so that numbers are read out of them.
+Number = Annotated[float, Field(ge=-1e40, le=1e40, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, le=1e40, allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=1e-40, le=1e40, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Name = Annotated[str, BeforeValidator(str), Field(min_length=1, max_length=1000)]
 
 
 def data_path(name: str) -> Path:
@@ -18,22 +27,28 @@ def data_path(name: str) -> Path:
     return Path(str(resources.files("sae_lm_eval"))) / "data" / name
 
 
-def read_rows(path: str | Path, *, required: Iterable[str]) -> list[Row]:
-    """The rows of a CSV, empty cells as None; raises UserError when the file or a column is missing."""
+def read_rows(path: str | Path, *, required: Iterable[str], kind: type[Foreign] = Foreign) -> list[Row]:
+    """The rows of a CSV, empty cells as None, the others as `kind` has them.
+
+    Raises `UserError` where the file or a column is missing, or a cell is none of its kind.
+    """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} does not exist or is not a file.")
+    where = f"'{shown(path, 200)}'"
+    if not is_file(path):
+        raise UserError(f"{where} does not exist or is not a file.")
     try:
-        frame = pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a readable CSV file: {error}") from error
+        frame = pd.read_csv(io.StringIO(read_text(path)))
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, OverflowError) as error:
+        raise UserError(f"{where} is not a readable CSV file: {first_line(error)}") from error
     missing = [column for column in required if column not in frame.columns]
     if missing:
-        has = ", ".join(map(str, frame.columns))
-        raise UserError(f"{path} lacks the column {', '.join(missing)}. It has: {has}.")
-    return [
+        has = shown(", ".join(map(str, frame.columns)), 600)
+        raise UserError(f"{where} lacks the column {', '.join(missing)}. It has: {has}.")
+    rows = [
         {str(key): None if pd.isna(value) else value for key, value in row.items()} for row in frame.to_dict("records")
     ]
+    what = f"as its columns {', '.join(kind.model_fields)} have to be" if kind.model_fields else "a row"
+    return [checked(kind, row, f"Row {at} of {where}", what).as_given() for at, row in enumerate(rows, 1)]
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

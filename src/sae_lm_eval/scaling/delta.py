@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.scaling.data_files import read_rows
+from sae_lm_eval.files.reading import Foreign
+from sae_lm_eval.scaling.data_files import Amount, Positive, read_rows
 
 Ablation = Literal["zero", "mean"]
 FEW_DOCUMENTS = 30
@@ -130,14 +131,19 @@ def delta_from_documents(*, baseline_nats: ArrayLike, spliced_nats: ArrayLike, t
     )
 
 
+class DocumentRow(Foreign):
+    """A document's losses and tokens in a CSV of the user's."""
+
+    baseline_nats: Amount
+    spliced_nats: Amount
+    tokens: Positive
+
+
 def read_documents(path: str | Path) -> DeltaCE:
     """Delta CE from a CSV with columns baseline_nats, spliced_nats and tokens, one row per document."""
     columns = ("baseline_nats", "spliced_nats", "tokens")
-    rows = read_rows(path, required=columns)
-    try:
-        baseline, spliced, tokens = ([float(row[column]) for row in rows] for column in columns)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: a cell of {', '.join(columns)} is not a number ({error}).") from error
+    rows = read_rows(path, required=columns, kind=DocumentRow)
+    baseline, spliced, tokens = ([row[column] for row in rows] for column in columns)
     return delta_from_documents(baseline_nats=baseline, spliced_nats=spliced, tokens=tokens)
 
 

@@ -17,11 +17,34 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.scaling.data_files import Row, data_path, read_rows, unknown
+from sae_lm_eval.files.reading import Foreign
+from sae_lm_eval.scaling.data_files import Amount, Name, Positive, Row, data_path, read_rows, unknown
 from sae_lm_eval.scaling.fit import fit_compute_law, residual_scale
 from sae_lm_eval.scaling.laws import ComputeLaw
 
 Kind = Literal["family", "checkpoints"]
+
+
+class CurveRow(Foreign):
+    """What a curve may say of each of its models or checkpoints."""
+
+    flops: Amount | None = None
+    step: Amount | None = None
+    source: Name | None = None
+    tokenizer: Name | None = None
+
+
+class FamilyRow(CurveRow):
+    """A model or a checkpoint of a CSV of the user's."""
+
+    model: Name | None = None
+    revision: Name | None = None
+    loss: Positive | None
+    params: Amount | None = None
+    tokens: Amount | None = None
+    text: Name | None = None
+
+
 NORMAL_MEDIAN = 0.6745  # of |z| of a standard normal z
 LEAST_MEMBERS = 4  # of a family that a law is fitted to
 
@@ -133,7 +156,8 @@ def read_family(source: str | Path, *, kind: Kind = "family") -> Family:
     path = Path(source)
     if path.suffix != ".csv":
         raise unknown("CSV file or built-in family", str(source), builtin_families())
-    return family_of(read_rows(path, required=["loss"]), name=path.stem, kind=kind, where=str(path))
+    rows = read_rows(path, required=["loss"], kind=FamilyRow)
+    return family_of(rows, name=path.stem, kind=kind, where=str(path))
 
 
 @functools.cache

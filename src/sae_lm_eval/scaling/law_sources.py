@@ -2,10 +2,19 @@
 
 from pathlib import Path
 
-from sae_lm_eval.scaling.data_files import read_rows
+from sae_lm_eval.files.reading import Foreign
+from sae_lm_eval.scaling.data_files import Positive, read_rows
 from sae_lm_eval.scaling.fit import fit_parametric_law
 from sae_lm_eval.scaling.ladder import LADDER, ladder_law
 from sae_lm_eval.scaling.laws import Law, get_law, laws
+
+
+class Run(Foreign):
+    """A model that a law is fitted to, with others."""
+
+    params: Positive
+    tokens: Positive
+    loss: Positive
 
 
 def load_law(law: str | Path | Law) -> Law:
@@ -21,6 +30,6 @@ def load_law(law: str | Path | Law) -> Law:
     if not name.endswith(".csv"):
         return get_law(law)
     columns = ("params", "tokens", "loss")
-    runs = read_rows(law, required=columns)
+    runs = read_rows(law, required=columns, kind=Run)
     params, tokens, loss = ([row[column] for row in runs] for column in columns)
     return fit_parametric_law(params, tokens, loss, name=Path(law).stem)

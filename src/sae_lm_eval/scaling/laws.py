@@ -11,15 +11,17 @@ import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from sae_lm_eval.errors import UserError
+from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.files.reading import checked, read_json, shown
 from sae_lm_eval.scaling.data_files import data_path, unknown
+from sae_lm_eval.scaling.law_file import ENTRIES, CovarianceEntry, given
 
 DEFAULT_LAW = "besiroglu2024"
 UNKNOWN_COVARIANCE = "this law was given without a covariance"  # why there is none, where nothing else is said
@@ -181,42 +183,36 @@ def _check_floor(law: str, floor: float) -> None:
 
 
 def law_from_dict(entry: dict[str, Any], *, where: str) -> Law:
-    """A law from its JSON entry; raises UserError that names the file and what is missing."""
-    form = entry.get("form", "parametric" if "A" in entry else "compute")
-    if form not in FORMS:
-        raise UserError(f"{where}: form is {form!r}; it must be one of {', '.join(FORMS)}.")
-    kind = FORMS[form]
-    known = {field.name for field in fields(kind)}
-    values = {key: value for key, value in entry.items() if key != "form"}
-    constants = ("E", "A", "alpha", "B", "beta") if kind is ParametricLaw else ("E", "K", "gamma")
-    missing = [key for key in ("name", *constants) if key not in values]
-    if missing:
-        raise UserError(f"{where}: a {form} law needs {', '.join(missing)}.")
-    strange = sorted(set(values) - known)
-    if strange:
-        raise UserError(f"{where}: unknown key {', '.join(strange)}. Known keys: {', '.join(sorted(known))}.")
-    for key in constants:
-        if not isinstance(values[key], int | float):
-            raise UserError(f"{where}: {key} is {values[key]!r}; it must be a number.")
-    for key in ("params_range", "flops_range", "loss_range"):
-        if values.get(key) is not None:
-            values[key] = tuple(values[key])
-    if values.get("covariance") is not None:
-        values["covariance"] = _covariance(values["covariance"], values, where=where)
-    return kind(**values)
+    """A law from its JSON entry; raises `UserError` that names the file, the field and what was expected."""
+    form = one_of(entry.get("form", "parametric" if "A" in entry else "compute"), ENTRIES, f"{where}: the form")
+    held = checked(ENTRIES[form], entry, where, f"a {form} law")
+    values = given(held)
+    if held.covariance is not None:
+        values["covariance"] = _covariance(held.covariance, values, where=where)
+    law = FORMS[form](**values)
+    if not _has_frontier(law):
+        raise UserError(f"{where}: the compute-optimal frontier of these constants cannot be computed.")
+    return law
 
 
-def _covariance(entry: dict[str, Any], law: dict[str, Any], *, where: str) -> Covariance:
+def _has_frontier(law: Law) -> bool:
+    try:
+        derived = (law.K,) if isinstance(law, ComputeLaw) else (law.G, law.K)
+    except (OverflowError, ZeroDivisionError):
+        return False
+    return all(math.isfinite(value) and value > 0 for value in derived)
+
+
+def _covariance(entry: CovarianceEntry, law: dict[str, Any], *, where: str) -> Covariance:
     """Reorder to `theta`; a covariance of log E becomes one of E by the chain rule (dE = E dlogE)."""
     order = ("E", "lnA", "lnB", "alpha", "beta") if "A" in law else ("E", "lnK", "gamma")
-    given = [str(name) for name in entry["order"]]
-    scale = np.array([law["E"] if name == "lnE" else 1.0 for name in given])
-    matrix = np.asarray(entry["matrix"], dtype=float) * np.outer(scale, scale)
-    given = ["E" if name == "lnE" else name for name in given]
-    if sorted(given) != sorted(order) or matrix.shape != (len(order), len(order)):
+    names = ["E" if name == "lnE" else name for name in entry.order]
+    if sorted(names) != sorted(order):
         raise UserError(f"{where}: the covariance must be square, over {', '.join(order)} (or lnE for E).")
-    place = [given.index(name) for name in order]
-    return Covariance(matrix=matrix[np.ix_(place, place)], dof=entry["dof"], source=entry["source"])
+    scale = np.array([law["E"] if name == "lnE" else 1.0 for name in entry.order])
+    matrix = np.array(entry.matrix, dtype=float) * np.outer(scale, scale)
+    place = [names.index(name) for name in order]
+    return Covariance(matrix=matrix[np.ix_(place, place)], dof=entry.dof, source=entry.source)
 
 
 @functools.cache
@@ -230,15 +226,7 @@ def get_law(name: str | Path) -> Law:
     """A law by its name in the table, or from a JSON file of constants (see docs/effective-compute.md)."""
     if str(name).endswith(".json"):
         path = Path(name)
-        try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"Cannot read the law {path}: {error.strerror}.") from error
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} is not JSON: {error}.") from error
-        if not isinstance(entry, dict):
-            raise UserError(f'{path}: a law is one JSON object, such as {{"name": ..., "E": ...}}.')
-        return law_from_dict({"name": path.stem, **entry}, where=str(path))
+        return law_from_dict({"name": path.stem, **read_json(path, dict[str, Any], "a law")}, where=f"'{shown(path)}'")
     if str(name) not in laws():
         raise unknown("law", str(name), laws())
     return laws()[str(name)]

@@ -10,12 +10,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
+from pydantic import AfterValidator, StrictStr
 
+from sae_lm_eval.files.reading import Foreign, checked, json_value
 from sae_lm_eval.scaling.curve_estimates import same_loss
-from sae_lm_eval.scaling.data_files import Row, read_rows
-from sae_lm_eval.scaling.family import Family, Kind, family_of, row_name
+from sae_lm_eval.scaling.data_files import Amount, Count, Name, Positive, Row, read_rows
+from sae_lm_eval.scaling.family import CurveRow, Family, Kind, family_of, row_name
 
 MAIN = "main"
 COLUMNS = (
@@ -25,6 +28,41 @@ COLUMNS = (
 )
 # For each category of the text its nats, tokens and bytes, as JSON; only where the text has categories.
 CATEGORIES = "categories"
+
+
+class OfCategory(Foreign):
+    """What a model's loss on the documents of a category is made of."""
+
+    nats: Positive
+    tokens: Count
+    bytes: Count
+
+
+def _categories(cell: str | None) -> str | None:
+    if cell is not None:
+        checked(dict[str, OfCategory], json_value(cell, CATEGORIES), CATEGORIES, "an object of nats, tokens and bytes")
+    return cell
+
+
+class MeasuredRow(CurveRow):
+    """A row of a file that `curve` wrote."""
+
+    model: Name
+    revision: Name
+    params: Positive
+    tokens: Amount
+    loss: Positive
+    nats_per_byte: Positive
+    text_nats: Positive
+    text_tokens: Count
+    text_bytes: Count
+    tokens_hash: Name
+    task: Name
+    documents: Count
+    text_hash: Name
+    context: Count
+    text: Name
+    categories: Annotated[StrictStr | None, AfterValidator(_categories)] = None
 
 
 @dataclass(frozen=True)
@@ -55,14 +93,14 @@ class Curves:
 
 def read_measured(path: Path) -> list[Row]:
     """The rows of a file that `curve` wrote. Raises `UserError` where it is none."""
-    return read_rows(path, required=COLUMNS)
+    return read_rows(path, required=COLUMNS, kind=MeasuredRow)
 
 
 def is_measured(path: Path) -> bool:
     """Whether `path` is a CSV with the columns that `curve` writes."""
     try:
         return set(COLUMNS) <= set(pd.read_csv(path, nrows=0).columns)
-    except (OSError, ValueError):  # pandas' own errors are ValueErrors
+    except (OSError, ValueError, OverflowError):  # pandas' own errors are ValueErrors
         return False
 
 
