@@ -138,7 +138,7 @@ CASES: dict[str, tuple[Case, str]] = {
         lambda p: load_dictionary(f"{saved(p)}@main"),
         r"is a local folder, which has no revision 'main'",
     ),
-    "configuration that is no JSON": (lambda p: load_dictionary(broken_json(p)), r"cfg\.json is no JSON"),
+    "configuration that is no JSON": (lambda p: load_dictionary(broken_json(p)), r"cfg\.json' cannot be read as JSON"),
     "truncated weights": (lambda p: load_dictionary(truncated(p)), r"The weights of '.*' are truncated or corrupt"),
     "weights of other shapes": (
         lambda p: load_dictionary(with_wrong_shapes(p)),

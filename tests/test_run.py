@@ -30,7 +30,8 @@ from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import Sweep, sweep_of, variants_of
 from sae_lm_eval.runtime.journal import DiskError, Journal
 from sae_lm_eval.runtime.progress import Shown
-from sae_lm_eval.runtime.run_folder import GROUPS, added_names, held, journal_of
+from sae_lm_eval.runtime.run_files import GROUPS
+from sae_lm_eval.runtime.run_folder import added_names, held, journal_of
 
 K4, K32 = "world#blocks.2.hook_resid_post.k4", "world#blocks.2.hook_resid_post.k32"
 BASIC = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "limit": 4, "device": "cpu"}

@@ -20,7 +20,7 @@ from sae_lm_eval.runs.run import evaluate
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import Sweep, sweep_of
 from sae_lm_eval.runtime.journal import Journal
-from sae_lm_eval.runtime.run_folder import IDENTITY
+from sae_lm_eval.runtime.run_files import IDENTITY
 from sae_lm_eval.scoring import identity
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from sae_lm_eval import world
 from sae_lm_eval.catalog import saelens_registry
+from sae_lm_eval.dictionaries.config_file import read_configuration, with_metadata
 from sae_lm_eval.dictionaries.saelens_reads import shapes_in
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
@@ -139,10 +139,9 @@ def _of_world(spec: str, folder: Path, id_: str | None) -> Known:
 def _of_folder(spec: str, folder: Path) -> Known:
     """A folder in SAELens' format; whatever else it is, loading it will tell."""
     try:
-        config = json.loads((folder / "cfg.json").read_text())
-    except (OSError, ValueError):
+        said = with_metadata(read_configuration(folder / "cfg.json"))
+    except UserError:
         return Known(spec)
-    said = {**config, **(config.get("metadata") or {})}
     hook = said.get("hook_name") or said.get("hook_point")  # which SAELens wrote until 2024
     return Known(spec, hook, said.get("hook_name_out") or hook, width=said.get("d_sae"), shapes=_shapes(folder))
 

@@ -98,6 +98,7 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str, docs_by:
     from sae_lm_eval.report.formatting import fixed
     from sae_lm_eval.results import find
     from sae_lm_eval.runtime.processes import rank
+    from sae_lm_eval.schema import VERSION
 
     if not sweep.settings.get("num_fewshot"):
         raise UserError("--fewshot_seeds needs in-context examples to choose: give --num_fewshot, as in 5.")
@@ -111,7 +112,7 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str, docs_by:
     if rank() != 0 or failed:
         return failed
     found = over_seeds(comparisons)
-    for_spreadsheets(found).to_csv(output_path / "over_seeds.csv", index=False)
+    for_spreadsheets(found.assign(schema=VERSION)).to_csv(output_path / "over_seeds.csv", index=False)
     title = "Drops (pp) with 95% intervals over questions and the choice of examples"
     shown = found.drop(columns="interval")
     rows = [[fixed(value) if isinstance(value, float) else str(value) for value in row] for row in shown.to_numpy()]

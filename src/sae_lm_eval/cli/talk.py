@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import StrictStr
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.reading import Foreign, checked, json_value, read_text, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
     from sae_lm_eval.talk.conversation import Exchange, Model
     from sae_lm_eval.talk.passages import Passage
     from sae_lm_eval.talk.sampling import Sampling
+
+
+class Prompt(Foreign):
+    """A line of a file of prompts."""
+
+    prompt: StrictStr
 
 
 def talk(
@@ -76,29 +84,17 @@ def read_prompts(path: Path) -> list[str]:
     Raises `UserError` where the file is missing, holds none, or has a line that is not such.
     """
     path = path.expanduser()
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UserError(f"The prompts '{path}' cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"The prompts '{path}' are not text in UTF-8: {error.reason}.") from error
+    lines = read_text(path).split("\n")
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise UserError(f"'{path}' holds no prompt.")
     if path.suffix != ".jsonl":
         return [line for _, line in numbered]
-    return [_prompt_of(line, f"line {number} of '{path}'") for number, line in numbered]
+    return [_prompt_of(line, f"Line {number} of '{shown(path, 200)}'") for number, line in numbered]
 
 
 def _prompt_of(line: str, where: str) -> str:
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where[0].upper()}{where[1:]} is not JSON: {error}.") from error
-    prompt = found.get("prompt") if isinstance(found, dict) else None
-    if not isinstance(prompt, str):
-        raise UserError(f'{where[0].upper()}{where[1:]} has no "prompt" that is a text.')
-    return prompt
+    return checked(Prompt, json_value(line, where), where, 'an object with a "prompt"').prompt
 
 
 def _load(model_args: str, saes: list[str], prompt_format: str | None) -> Model:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sae_lm_eval.errors import UserError, did_you_mean
-from sae_lm_eval.files.reading import yaml_value
+from sae_lm_eval.files.reading import read_text, shown, yaml_value
 from sae_lm_eval.results.results import Results
 
 CATEGORY_KEYS = ("field", "values", "tasks")
@@ -58,10 +58,7 @@ def structure(results: Results) -> list[Cut]:
 
 def read_categories_file(path: Path) -> Mapping[str, Any]:
     """A category map from a YAML file. Raises `UserError` for what cannot be read or is none."""
-    try:
-        return read_categories(path.read_text(encoding="utf-8"), f"'{path}'")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"'{path}' cannot be read: {error}") from error
+    return read_categories(read_text(path), f"'{shown(path, 200)}'")
 
 
 def read_categories(text: str, where: str) -> Mapping[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from sae_lm_eval import world
 from sae_lm_eval.dictionaries import python_loader
+from sae_lm_eval.dictionaries.config_file import read_configuration, with_metadata
 from sae_lm_eval.dictionaries.hub_files import hub_told, none_at, weights_folder
 from sae_lm_eval.dictionaries.saelens_package import is_registered_repository, registry_sections
 from sae_lm_eval.dictionaries.spec import PYTHON, SaeSpec, loaders_of_others
@@ -76,10 +76,9 @@ def training_site(spec: SaeSpec) -> tuple[str | None, int | None]:
 
 def _configuration(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return with_metadata(read_configuration(file))
+    except UserError:
         return {}  # which is told when it is loaded
-    return {**config, **(config.get("metadata") or {})} if isinstance(config, dict) else {}
 
 
 def ids_of(release: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from sae_lm_eval import world
 from sae_lm_eval.dictionaries import stated
+from sae_lm_eval.dictionaries.config_file import read_configuration, with_metadata
 from sae_lm_eval.dictionaries.corrections import LoadedFolder, corrected
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.formats import SPARSIFY, format_of
@@ -25,6 +25,7 @@ from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.dictionaries.world_loader import world_dictionary
 from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 
 CONFIG = "cfg.json"
 CLT_LAYER = "mntss_clt_layer_transcoder"  # SAELens' converter
@@ -77,7 +78,7 @@ def _load_release(spec: SaeSpec, release: Any) -> Dictionary:
         config = None if release.conversion_func else reads.path(CONFIG)
         if config is not None:
             _check_config(spec, config.parent)
-        told = overrides if config is None else {**_configuration(config), **overrides}
+        told = overrides if config is None else {**read_configuration(config), **overrides}
         loaded = LoadedFolder(sae, str(release.saes_map[spec.id]), _folded_factor(sae, release, spec.id), reads)
         remarks = (*remarks, *_read(spec, lambda: corrected(release.conversion_func, loaded))[0])
         commit = _commit(release.repo_id)
@@ -151,7 +152,7 @@ def _at_revision(spec: SaeSpec, release: Any) -> tuple[Any, tuple[str, ...], str
     factor = release.norm_scaling_factor.get(spec.id)
     if sae.cfg.normalize_activations == NO_FACTOR and factor is not None:
         sae.fold_activation_norm_scaling_factor(factor)
-    return sae, remarks, commit, {**_configuration(folder / CONFIG), **(release.config_overrides or {})}
+    return sae, remarks, commit, {**read_configuration(folder / CONFIG), **(release.config_overrides or {})}
 
 
 def _load_folder(spec: SaeSpec) -> Dictionary:
@@ -167,7 +168,7 @@ def _from_folder(spec: SaeSpec, folder: Path, commit: str | None) -> Dictionary:
     read = load_checkpoint if is_in_training(config.get("architecture")) else SAE.load_from_disk
     sae, remarks = _read(spec, lambda: read(folder))
     dictionary = from_sae(sae, name=str(spec), said=config)
-    whole = {**config, **(config.get("metadata") or {})}
+    whole = with_metadata(config)
     numbers = {
         **dictionary.stated,
         **stated.of_config(whole, *dictionary.widths),
@@ -181,21 +182,10 @@ def _from_folder(spec: SaeSpec, folder: Path, commit: str | None) -> Dictionary:
 
 def _check_config(spec: SaeSpec, folder: Path) -> dict[str, Any]:
     """cfg.json of `folder`. Raises `UserError` where it is none of SAELens', or SAELens would drop a part of it."""
-    config = _configuration(folder / CONFIG)
+    config = read_configuration(folder / CONFIG)
     if format_of(path.name for path in folder.iterdir()) is SPARSIFY:
         raise UserError(f"'{spec}' is in the format of {SPARSIFY.name}: {SPARSIFY.advice}{spec}.")
     refuse_what_is_dropped(f"'{spec}'", config, folder / WEIGHTS)
-    return config
-
-
-def _configuration(path: Path) -> dict[str, Any]:
-    """What the file says, before SAELens fills its gaps. Raises `UserError` where it is not an object of JSON."""
-    try:
-        config = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no JSON ({error}).") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} holds no configuration: a JSON object is expected.")
     return config
 
 
@@ -219,7 +209,10 @@ def _read(spec: SaeSpec, function: Callable[[], Any], reads: Reads | None = None
         if reads is not None and reads.failure is not None and reads.failure[2] is error:
             raise UserError(why_not(*reads.failure, spec)) from error
         raise UserError(f"The files of '{spec}' cannot be had: {first_line(error)}") from error
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # whatever a file of somebody else's makes SAELens raise
+        raise_if_out_of_memory(error)
+        if isinstance(error, UserError):
+            raise
         reason = " ".join(str(error).split())
         raise UserError(f"SAELens cannot load '{spec}': {type(error).__name__}: {reason}") from error
 

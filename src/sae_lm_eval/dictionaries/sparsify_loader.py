@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from sae_lm_eval.dictionaries.hub_files import weights_folder
 from sae_lm_eval.dictionaries.sequential import attends_over_positions
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 
@@ -40,7 +40,8 @@ def load_sparsify(spec: SaeSpec) -> Dictionary:
         coder = SparseCoder.load_from_disk(folder)
     except SafetensorError as error:
         raise UserError(f"The weights of '{spec}' are truncated or corrupt ({error}): download them again.") from error
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError, json.JSONDecodeError) as error:
+    except Exception as error:  # whatever a file of somebody else's makes sparsify raise
+        raise_if_out_of_memory(error)
         reason = " ".join(str(error).split())
         raise UserError(f"sparsify cannot load '{spec}': {type(error).__name__}: {reason}") from error
     return replace(from_coder(coder, name=str(spec), hookpoint=hookpoint), revision=commit)

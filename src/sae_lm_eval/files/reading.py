@@ -42,7 +42,11 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         size = path.stat().st_size
         if size > most:
             raise UserError(f"'{shown(path)}' has {size / 1e6:,.0f} MB; at most {most / 1e6:,.0f} MB are read.")
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as opened:
+            content = opened.read(most + 1)  # what is no file on a disk says nothing of its size
+        if len(content) > most:
+            raise UserError(f"'{shown(path)}' has more than {most / 1e6:,.0f} MB, which are read at most.")
+        return content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise _unreadable(path, error) from error
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sae_lm_eval.runs.asked import Asked
 from sae_lm_eval.runs.sweep import Sweep
-from sae_lm_eval.runtime.run_folder import SETTINGS, read_json
+from sae_lm_eval.runtime.run_files import SETTINGS, read_record
 
 
 def with_earlier(sweep: Sweep, folder: Path) -> Sweep:
@@ -15,7 +15,7 @@ def with_earlier(sweep: Sweep, folder: Path) -> Sweep:
 
     What is no record of a run is left for `remember` to refuse. To be asked of a folder that is `held`.
     """
-    record = read_json(folder / SETTINGS)
+    record = read_record(folder / SETTINGS, dict[str, Any])
     listed = record.get("variants") if isinstance(record, dict) else None
     named = {one.name for one in sweep.variants}
     try:

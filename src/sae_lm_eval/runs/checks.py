@@ -12,24 +12,35 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pydantic import StrictBool, StrictStr
+
 from sae_lm_eval import world
 from sae_lm_eval.catalog import lookup
 from sae_lm_eval.dictionaries.norm_factors import check_norm_factor
 from sae_lm_eval.dictionaries.presence import check_presence, training_site
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, did_you_mean, first_line, one_of
+from sae_lm_eval.files.reading import Foreign, read_json
 from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.settings import check_settings, tasks_of
 from sae_lm_eval.runs.sweep import Asked, Sweep
 from sae_lm_eval.runs.task_index import check_tasks
 from sae_lm_eval.runtime.devices import check_placement
-from sae_lm_eval.runtime.run_folder import GROUPS, read_json
+from sae_lm_eval.runtime.run_files import read_groups
 from sae_lm_eval.runtime.text_files import check_file
 from sae_lm_eval.splicing.choices import DTYPE_NAMES, choices_of, refuse_misspelt, whole
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
 MODEL_DTYPES = ("auto", "float16", "half", "bfloat16", "float32", "float", "float64", "double")
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
+
+class ModelConfig(Foreign):
+    """What is read of a model's config.json before transformers reads it whole."""
+
+    model_type: StrictStr | None = None
+    is_encoder_decoder: StrictBool = False
+    text_config: dict[str, Any] | None = None
 
 
 def check(sweep: Sweep, output_path: Path | None) -> None:
@@ -121,10 +132,7 @@ def model_config(model_args: Mapping[str, Any]) -> Mapping[str, Any]:
             raise UserError(f"There is no model in the folder '{pretrained}': it has no config.json.")
     else:
         file = _of_hub(str(pretrained), f"{inner}/config.json" if inner else "config.json", model_args.get("revision"))
-    try:
-        config = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{file}' cannot be read: {first_line(error)}") from error
+    config = {} if file is None else read_json(file, ModelConfig, "a model's configuration").as_given()
     if config.get("is_encoder_decoder"):
         raise UserError(
             f"{config.get('model_type')} is a sequence-to-sequence model; sae_hf splices into causal language models."
@@ -166,8 +174,8 @@ def _of_hub(name: str, file: str, revision: Any) -> Path | None:
 def _settled(output_path: Path | None) -> set[str]:
     if output_path is None:
         return set()
-    groups = (read_json(output_path / GROUPS) or {}).get("groups", [])
-    begun = {name for group in groups for name in group}
+    kept = read_groups(output_path)
+    begun = set() if kept is None else {name for group in kept.groups for name in group}
     return begun | {path.parent.parent.name for path in output_path.glob("*/*/results_*.json")} - {BASELINE}
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.logs import logger_of
-from sae_lm_eval.runtime.run_folder import IDENTITY, read_json, write_json
+from sae_lm_eval.runtime.run_files import IDENTITY, read_identity
+from sae_lm_eval.runtime.run_folder import write_json
 from sae_lm_eval.scoring.identity import series
 
 logger = logger_of(__name__)
@@ -45,8 +46,9 @@ def variant_record(wanted: Any) -> dict[str, str]:
 
 def digest_of(folder: Path, variants: Sequence[str]) -> str:
     """A hash of what the record of a folder says of the model and of these variants."""
-    record = read_json(folder / IDENTITY)
-    what = [record["model"], {name: record["variants"].get(name) for name in variants}]
+    record = read_identity(folder)
+    assert record is not None
+    what = [record.model, {name: record.variants.get(name) for name in variants}]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -59,7 +61,8 @@ class Record:
 
     def __init__(self, folder: Path, finished: Collection[str], *, begun: bool):
         self.folder, self.finished = folder, finished
-        self.kept: dict[str, Any] = read_json(folder / IDENTITY) or {}
+        kept = read_identity(folder)
+        self.kept: dict[str, Any] = {} if kept is None else kept.as_given()
         if begun and not self.kept:
             logger.warning(
                 "'%s' has no record of what its results were made of, as runs of earlier versions left it: it is "

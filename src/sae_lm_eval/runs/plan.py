@@ -16,7 +16,7 @@ from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
 from sae_lm_eval.runs.sweep import Asked, Sweep
 from sae_lm_eval.runtime.progress import duration
-from sae_lm_eval.runtime.run_folder import GROUPS, PACE, read_json
+from sae_lm_eval.runtime.run_files import Pace, read_groups, read_pace
 from sae_lm_eval.runtime.time_left import DOCUMENTS, PASSES_OF_VARIANT, REQUESTS, TEXTS
 from sae_lm_eval.scoring.forked_pass import Point, earliest, fork_point, point_of
 from sae_lm_eval.splicing.hook_names import Architecture, blocks_path
@@ -57,7 +57,7 @@ class Plan:
     budget: float
     kept_groups: bool
     finished: frozenset[str]
-    pace: Mapping[str, float] | None
+    pace: Pace | None
 
     def cost(self, group: Sequence[str]) -> float | None:
         """Of a group in forward passes, 1 + sum(1 - l / L) over the blocks l that are shared; None where not known."""
@@ -83,8 +83,8 @@ def plan(sweep: Sweep, output_path: Path | None) -> Plan:
     device = "cuda" if device is None else str(device)
     budget = memory_for_dictionaries(device) if sweep.memory is None else sweep.memory * GB
     planned = tuple(_planned(asked, model) for asked in sweep.variants)
-    kept = read_json(output_path / GROUPS) if output_path else None
-    groups = kept["groups"] if kept else divide({one.asked.name: one.sizes for one in planned}, budget)
+    kept = read_groups(output_path) if output_path else None
+    groups = kept.groups if kept else divide({one.asked.name: one.sizes for one in planned}, budget)
     names = [BASELINE, *(one.asked.name for one in planned)]
     parameters = sum(p.numel() for p in model.parameters())
     return Plan(
@@ -97,7 +97,7 @@ def plan(sweep: Sweep, output_path: Path | None) -> Plan:
         budget=budget,
         kept_groups=kept is not None,
         finished=frozenset(name for name in names if output_path and (output_path / name).exists()),
-        pace=read_json(output_path / PACE) if output_path else None,
+        pace=read_pace(output_path) if output_path else None,
     )
 
 
@@ -209,8 +209,8 @@ def time_sentence(made: Plan, of_baseline: Mapping[str, float] | None = None) ->
         return f"Time: about {duration(seconds)} for what is left, by a part of it that was run just now."
     if made.pace is None:
         return "Time: not estimated, since nothing has been measured yet."
-    seconds = cost * made.pace["tokens"] / made.pace["token_passes_per_second"]
-    rate = f"{made.pace['token_passes_per_second']:,.0f} tokens a second and forward pass"
+    seconds = cost * made.pace.tokens / made.pace.token_passes_per_second
+    rate = f"{made.pace.token_passes_per_second:,.0f} tokens a second and forward pass"
     return f"Time: about {duration(seconds)} for what is left, at {rate}, as the run in the folder measured."
 
 

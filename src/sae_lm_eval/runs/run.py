@@ -28,15 +28,13 @@ from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 from sae_lm_eval.runtime.journal import DiskError, Journal
 from sae_lm_eval.runtime.processes import agreed, gathered, rank, several
 from sae_lm_eval.runtime.progress import Shown, quiet
+from sae_lm_eval.runtime.run_files import GROUPS, PACE, read_groups
 from sae_lm_eval.runtime.run_folder import (
-    GROUPS,
     LOG,
-    PACE,
     check_written,
     delete_journals,
     held,
     journal_of,
-    read_json,
     remember,
     write_json,
 )
@@ -196,8 +194,8 @@ class _Evaluation:
         For that each dictionary is loaded and let go again, and compared with what the folder's results were made of.
         Those that fail are tried anew when the run continues.
         """
-        kept = read_json(self.output_path / GROUPS)
-        bos, groups = (None, []) if kept is None else (kept["bos"], kept["groups"])
+        kept = read_groups(self.output_path)
+        bos, groups = (None, []) if kept is None else (kept.bos, kept.groups)
         settled = {name for group in groups for name in group}
         finished = {
             name for name in (BASELINE, *self.loaded.asked, *self.sweep.once) if (self.output_path / name).exists()

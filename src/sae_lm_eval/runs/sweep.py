@@ -55,14 +55,11 @@ class Sweep:
 
 def read_sweep(file: Path) -> dict[str, Any]:
     """What a sweep file holds, its keys checked. Raises `UserError` where it cannot be read, or has an unknown key."""
-    from sae_lm_eval.files.reading import yaml_value
+    from sae_lm_eval.files.reading import is_file, read_text, shown, yaml_value
 
-    if not file.exists():
-        raise UserError(f"There is no sweep file '{file}'. Each dictionary takes a --sae of its own.")
-    try:
-        content = yaml_value(file.read_text(encoding="utf-8"), f"The sweep file '{file}'")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The sweep file '{file}' cannot be read: {error}") from error
+    if not is_file(file):
+        raise UserError(f"There is no sweep file '{shown(file, 200)}'. Each dictionary takes a --sae of its own.")
+    content = yaml_value(read_text(file), f"The sweep file '{file}'")
     if not isinstance(content, dict):
         raise UserError(f"The sweep file '{file}' must be a mapping with model_args, tasks and variants.")
     _check_keys(content, (*OURS, *lm_eval_settings()), f"The sweep file '{file}'")

@@ -14,11 +14,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.files.reading import shown
 from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 from sae_lm_eval.runtime.journal import DiskError
+from sae_lm_eval.runtime.run_files import SETTINGS, read_record
 from sae_lm_eval.schema import KEY, VERSION, version_of
 
-SETTINGS, GROUPS, PACE, IDENTITY = "run.json", ".groups.json", ".pace.json", ".identity.json"
 ADDED = "added"
 LOCK, LOG, REPORT = ".lock", "run.log", "report"
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -86,14 +87,6 @@ def write_json(file: Path, value: Any) -> None:
     os.replace(unfinished, file)
 
 
-def read_json(file: Path) -> Any:
-    """What a file holds, None where there is none. Raises `UserError` where it cannot be read."""
-    try:
-        return json.loads(file.read_text()) if file.exists() else None
-    except (OSError, ValueError) as error:
-        raise UserError(f"'{file}' cannot be read: {error}. Give another --output_path.") from error
-
-
 def remember(folder: Path, asked: Mapping[str, Any]) -> None:
     """Write down what a run was asked for, with the version of the schema.
 
@@ -103,12 +96,10 @@ def remember(folder: Path, asked: Mapping[str, Any]) -> None:
     """
     file = folder / SETTINGS
     new = json.loads(json.dumps({KEY: VERSION, **asked}, default=str))
-    old = read_json(file)
+    old = read_record(file, dict[str, Any])
     if old is None:
         write_json(file, new)
         return
-    if not isinstance(old, dict):
-        raise UserError(f"'{file}' is no record of a run. Give another --output_path.")
     version_of(old, str(file))
     added = _added(old.get("variants"), new.get("variants"))
     free = (KEY, ADDED) if added is None else (KEY, ADDED, "variants")
@@ -134,8 +125,8 @@ def _added(old: Any, new: Any) -> list[str] | None:
 
 def added_names(folder: Path) -> tuple[str, ...]:
     """The variants that were added last to the run in a folder; none where it was asked once, or is no run."""
-    record = read_json(folder / SETTINGS)
-    added = record.get(ADDED) if isinstance(record, dict) else None
+    record = read_record(folder / SETTINGS, dict[str, Any])
+    added = None if record is None else record.get(ADDED)
     return tuple(map(str, added)) if isinstance(added, list) else ()
 
 
@@ -146,9 +137,9 @@ def _difference(old: Any, new: Any) -> str:
         one = (there or here or [None])[0]
         if isinstance(one, dict) and "name" in one:
             if here and there:
-                return f"'{one['name']}' was asked for with {one.get('arguments')} there"
-            return f"'{one['name']}' is only {'there' if there else 'here'}"
-    return f"{old!r} there, {new!r} here"
+                return f"'{shown(one['name'])}' was asked for with {shown(one.get('arguments'), 300)} there"
+            return f"'{shown(one['name'])}' is only {'there' if there else 'here'}"
+    return f"{shown(repr(old), 300)} there, {shown(repr(new), 300)} here"
 
 
 def check_written(folder: Path, lines: Mapping[str, int]) -> None:

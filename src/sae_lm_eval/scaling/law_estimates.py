@@ -232,6 +232,8 @@ def _outside(
         return bound, delta.unlearned
     for each, (low, high), unit in ranges:
         for who, amount in (("the original", own * each), ("the spliced model", equivalent * each)):
+            if not 0 < amount < math.inf:
+                return bound, f"outside the law: {who} would be at {amount:.3g} {unit}, which is no amount"
             beyond = max(math.log10(low / amount), math.log10(amount / high))
             if beyond > DECADES:
                 what = f"{low:.3g} to {high:.3g} {unit}" if low < high else f"the original's own {low:.3g} {unit}"

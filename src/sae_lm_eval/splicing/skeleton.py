@@ -9,6 +9,7 @@ import torch
 
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 
 
 def skeleton(model_args: Mapping[str, Any]) -> torch.nn.Module:
@@ -29,5 +30,6 @@ def skeleton(model_args: Mapping[str, Any]) -> torch.nn.Module:
         config.pad_token_id = config.get_text_config().pad_token_id = None
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(config).eval()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever a configuration of somebody else's makes transformers raise
+        raise_if_out_of_memory(error)
         raise UserError(f"There is no causal language model '{pretrained}': {first_line(error)}") from error

@@ -1,0 +1,36 @@
+"""cfg.json of a dictionary: what of it is read here has types; the rest is for the library that reads it whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, StrictInt, StrictStr
+
+from sae_lm_eval.files.reading import Foreign, read_json
+
+Width = Annotated[StrictInt, Field(ge=1, lt=2**40)]
+
+
+class _Said(Foreign):
+    hook_name: StrictStr | None = None
+    hook_name_out: StrictStr | None = None
+    hook_point: StrictStr | None = None
+    model_name: StrictStr | None = None
+    d_in: Width | None = None
+    d_sae: Width | None = None
+
+
+class _Configuration(_Said):
+    architecture: StrictStr | None = None
+    metadata: _Said | None = None
+
+
+def read_configuration(file: Path) -> dict[str, Any]:
+    """What the file says, before a library fills its gaps. Raises `UserError` where it is no configuration."""
+    return read_json(file, _Configuration, "a configuration of a dictionary").as_given()
+
+
+def with_metadata(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration and what stands under `metadata`, which wins."""
+    return {**config, **(config.get("metadata") or {})}
