@@ -186,7 +186,7 @@ CASES: dict[str, tuple[Case, str]] = {
     ),
     "a configuration that is a list": (
         lambda p: load_dictionary(a_folder_with(p, "cfg.json", text="[]")),
-        r"cfg\.json holds no configuration: a JSON object is expected\.",
+        r"cfg\.json' is not a configuration of a dictionary: 'the whole' is \[\]; it must be a mapping\.",
     ),
     "normalisation factor missing": (
         lambda p: load_dictionary(str(saved(p, normalize_activations="expected_average_only_in"))),

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from sae_lm_eval.runs.grouping import divide
 from sae_lm_eval.runs.run import evaluate
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import Sweep, sweep_of, variants_of
+from sae_lm_eval.runtime.host_memory import HostMemoryError
 from sae_lm_eval.runtime.journal import DiskError, Journal
 from sae_lm_eval.runtime.progress import Shown
 from sae_lm_eval.runtime.run_files import GROUPS
@@ -382,6 +384,43 @@ class TestTrouble:
         with pytest.raises(UserError, match="The memory of this machine does not suffice"):
             evaluated(sweep(K4), tmp_path)
 
+    def test_out_of_memory_in_a_variant_is_no_failure_of_the_variant(self, tmp_path, monkeypatch):
+        evaluate_one = running._Evaluation._evaluate
+
+        def evaluate_k4(self, name, lm, **told):
+            if name != "baseline":
+                raise HostMemoryError("The memory of this machine does not suffice.")
+            evaluate_one(self, name, lm, **told)
+
+        monkeypatch.setattr(running._Evaluation, "_evaluate", evaluate_k4)
+        with pytest.raises(HostMemoryError):
+            evaluated(sweep({"sae": K4, "name": "k4"}), tmp_path)
+        monkeypatch.undo()
+        done = evaluated(sweep({"sae": K4, "name": "k4"}), tmp_path)
+        assert done.recalled == done.requests > 0, "what was answered is kept"
+
+    @pytest.mark.parametrize(
+        ("pattern", "damage"),
+        [
+            ("k4/*/results_*.json", lambda content: content[:50]),
+            ("k4/*/results_*.json", None),
+            ("baseline/*/samples_*.jsonl", lambda content: b"".join(content.splitlines(keepends=True)[:-1])),
+            ("k4/*/samples_*.jsonl", lambda content: content.replace(b'"doc_id"', b'"doc_\xff"', 1)),
+        ],
+        ids=["results cut", "results gone", "a document gone", "no text"],
+    )
+    def test_damaged_results_are_made_anew(self, tmp_path, capfd, pattern, damage):
+        asked = sweep({"sae": K4, "name": "k4"})
+        evaluated(asked, tmp_path)
+        before = contents(tmp_path)
+        (file,) = tmp_path.glob(pattern)
+        file.unlink() if damage is None else file.write_bytes(damage(file.read_bytes()))
+        name = pattern.split("/")[0]
+        evaluated(asked, tmp_path)
+        assert f"The results of '{name}' are damaged: set aside as '.{name}.damaged'" in capfd.readouterr().err
+        shutil.rmtree(tmp_path / f".{name}.damaged")
+        assert contents(tmp_path) == before
+
     def test_a_folder_that_cannot_be(self, tmp_path):
         (tmp_path / "file").write_text("")
         with pytest.raises(UserError, match="cannot be made: File exists"):
@@ -408,6 +447,24 @@ class TestCommand:
         assert all((tmp_path / "out" / name).is_dir() for name in ["baseline", "report", *names])
         assert "100%|" not in said.stdout + said.stderr
         assert "100%|" in (tmp_path / "out" / "run.log").read_text(), "bars of the libraries"
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v is not kept elsewhere")
+    @pytest.mark.slow
+    @pytest.mark.parametrize("gigabytes", [1.2, 2.0])
+    def test_too_little_memory_is_a_sentence(self, tmp_path, gigabytes):
+        arguments = ["--model_args", "pretrained=world", "--sae", K4, "--tasks", "sae_world_homes", "--limit", "2"]
+        limit = int(gigabytes * 1e9)
+        said = subprocess.run(
+            [*COMMAND, *arguments, "--device", "cpu", "--output_path", str(tmp_path)],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        )
+        assert "is left out" not in said.stdout + said.stderr
+        assert said.returncode in (0, 2)
+        assert said.returncode == 0 or "The memory of this machine does not suffice" in said.stderr
 
     def test_a_failure_says_so_by_its_exit_code(self, tmp_path):
         mine = tmp_path / "mine"

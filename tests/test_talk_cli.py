@@ -48,9 +48,7 @@ class TestMistakes:
         (tmp_path / "prompts.txt").write_text("The pet")
         (tmp_path / "text.doc").write_text("The pet")
         base = ["--model_args", K4]
-        assert mistake(*base, "--prompts", "nowhere.txt") == (
-            "The prompts 'nowhere.txt' cannot be read: No such file or directory."
-        )
+        assert mistake(*base, "--prompts", "nowhere.txt") == ("'nowhere.txt' cannot be read: No such file or directory")
         assert mistake(*base, "--prompts", str(tmp_path / "empty.txt")).endswith("empty.txt' holds no prompt.")
         assert mistake(*base, "--text", "nowhere.txt") == "There is no text file 'nowhere.txt'."
         assert "Choose from txt, jsonl, parquet" in mistake(*base, "--text", str(tmp_path / "text.doc"))
@@ -94,7 +92,7 @@ def test_mistakes_of_models(arguments, sentence):
 def test_a_user_s_mistake_exits_with_2_and_no_traceback():
     said = subprocess.run([*COMMAND, K4, "--prompts", "nowhere"], env=OFFLINE, capture_output=True, text=True)
     assert said.returncode == 2
-    assert said.stderr == "sae-lm-eval: The prompts 'nowhere' cannot be read: No such file or directory.\n"
+    assert said.stderr == "sae-lm-eval: 'nowhere' cannot be read: No such file or directory\n"
 
 
 class TestPrompts:
@@ -111,9 +109,12 @@ class TestPrompts:
     @pytest.mark.parametrize(
         ("written", "sentence"),
         [
-            ('{"prompt": "a"}\n{"prompt": 7}', "Line 2 of '{}' has no \"prompt\" that is a text."),
-            ('["a"]', "Line 1 of '{}' has no \"prompt\" that is a text."),
-            ("{", "Line 1 of '{}' is not JSON: Expecting property name"),
+            (
+                '{"prompt": "a"}\n{"prompt": 7}',
+                "Line 2 of '{}' is not an object with a \"prompt\": 'prompt' is 7; it must be a valid string.",
+            ),
+            ('["a"]', "Line 1 of '{}' is not an object with a \"prompt\""),
+            ("{", "Line 1 of '{}' cannot be read as JSON: Expecting property name"),
         ],
     )
     def test_mistakes_in_jsonl(self, tmp_path, written, sentence):
@@ -125,7 +126,7 @@ class TestPrompts:
 
     def test_what_is_not_utf_8(self, tmp_path):
         (tmp_path / "prompts.txt").write_bytes(b"\xff\xfe")
-        with pytest.raises(UserError, match="are not text in UTF-8: invalid start byte"):
+        with pytest.raises(UserError, match="cannot be read: it is no UTF-8 at byte 0"):
             read_prompts(tmp_path / "prompts.txt")
 
 

@@ -23,6 +23,10 @@ LACKS = {
 }
 
 
+class NewerVersion(UserError):
+    """A record of a later release, which this one does not read."""
+
+
 def schema(name: str) -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of one of `NAMES`."""
     return json.loads((FOLDER / f"{name}.schema.json").read_text(encoding="utf-8"))
@@ -34,7 +38,7 @@ def version_of(record: Mapping[str, Any], where: str) -> int:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise UserError(f"'{where}' has the schema {version!r}, which is no version: it must be 1 to {VERSION}.")
     if version > VERSION:
-        raise UserError(
+        raise NewerVersion(
             f"'{where}' was written by a newer sae_lm_eval (schema {version}; this one reads up to {VERSION}). "
             "Update it: pip install --upgrade sae-lm-eval."
         )

@@ -19,6 +19,7 @@ from sae_lm_eval.cli.run import LM_EVAL_FLAGS, run
 from sae_lm_eval.cli.table import table
 from sae_lm_eval.cli.talk import talk
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.runtime.host_memory import TOLD, is_out_of_memory
 
 # --ce_baseline is --ce-baseline, for lm_eval's flags have underscores.
 EITHER_SPELLING = {"token_normalize_func": lambda name: name.replace("_", "-")}
@@ -63,5 +64,13 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except UserError as error:
-        print(f"sae-lm-eval: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _leave(error)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _leave(TOLD)
+
+
+def _leave(sentence: UserError | str) -> None:
+    print(f"sae-lm-eval: {sentence}", file=sys.stderr)
+    raise SystemExit(2)

@@ -132,7 +132,9 @@ def checked(kind: type[Kind], value: Any, where: str, what: str) -> Kind:
         if first["type"] == "extra_forbidden":
             known = list(getattr(kind, "model_fields", ()))
             raise UserError(f"{where} is not {what}: it has no key '{field}'.{did_you_mean(field, known)}") from None
-        if first["type"] == "value_error":
+        if first["type"] in ("model_type", "dict_type"):
+            expected = "it must be a mapping"
+        elif first["type"] == "value_error":
             expected = str(first.get("ctx", {}).get("error"))
         else:
             expected = first["msg"].replace("Input should be", "it must be")

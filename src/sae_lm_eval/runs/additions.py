@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sae_lm_eval.runs.asked import Asked
 from sae_lm_eval.runs.sweep import Sweep

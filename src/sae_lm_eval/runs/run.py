@@ -15,6 +15,7 @@ from sae_lm_eval.errors import UserError, did_you_mean, explained
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runs.additions import with_earlier
 from sae_lm_eval.runs.checks import check
+from sae_lm_eval.runs.finished import set_damaged_aside
 from sae_lm_eval.runs.folder_names import AGAIN, BASELINE
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
 from sae_lm_eval.runs.identity_record import Record, digest_of, model_record
@@ -24,7 +25,7 @@ from sae_lm_eval.runs.outcome import Finished, Outcome, comparison_of, ran_by_al
 from sae_lm_eval.runs.settings import fixed, lm_eval_config
 from sae_lm_eval.runs.sweep import Sweep, sweep_of
 from sae_lm_eval.runs.turns import kinds_of, turns
-from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
+from sae_lm_eval.runtime.host_memory import HostMemoryError, raise_if_out_of_memory
 from sae_lm_eval.runtime.journal import DiskError, Journal
 from sae_lm_eval.runtime.processes import agreed, gathered, rank, several
 from sae_lm_eval.runtime.progress import Shown, quiet
@@ -124,10 +125,11 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
         agreed(lambda: remember(output_path, asked))
         failed: dict[str, str] = {}
         done = Finished(())
+        console = scope.enter_context(quiet(output_path / LOG, aloud=rank() == 0))
+        agreed(lambda: set_damaged_aside(output_path, names))
         finished = agreed(lambda: all((output_path / name).exists() for name in names))
         continued = (output_path / journal_of(rank())).exists()
         with (
-            quiet(output_path / LOG, aloud=rank() == 0) as console,
             Shown(console, len(names)) as shown,
             closing(Journal(None if finished else output_path / journal_of(rank()))) as journal,
         ):
@@ -285,7 +287,7 @@ class _Evaluation:
                 self.shown.variant_done(name)
             except UserError as error:
                 # Other processes would wait for this one, which has gone on.
-                if name == BASELINE or isinstance(error, DiskError) or several():
+                if name == BASELINE or isinstance(error, DiskError | HostMemoryError) or several():
                     raise
                 self._leave_out(name, _why(error))
             if name == missing[0] and rank() == 0:

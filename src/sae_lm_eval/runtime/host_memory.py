@@ -6,8 +6,11 @@ import errno
 
 from sae_lm_eval.errors import UserError
 
-OF_TORCH = ("DefaultCPUAllocator: ", "not enough memory: you tried to allocate")
-
+# What torch and the system say of it in a RuntimeError or an ImportError.
+TOLD_BY_OTHERS = (
+    *("DefaultCPUAllocator: ", "not enough memory: you tried to allocate"),
+    *("Cannot allocate memory", "can't start new thread", "failed to map segment from shared object"),
+)
 
 TOLD = (
     "The memory of this machine does not suffice. Give a smaller --batch_size, fewer or smaller dictionaries at once "
@@ -30,5 +33,5 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     return isinstance(error, MemoryError | HostMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in OF_TORCH)
+        isinstance(error, RuntimeError | ImportError) and any(words in str(error) for words in TOLD_BY_OTHERS)
     )

@@ -1,0 +1,201 @@
+"""Files of every kind, damaged as bytes and as values: whoever reads them gets a value or a `UserError`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mutations import mutated
+
+from sae_lm_eval.cli.talk import read_prompts
+from sae_lm_eval.comparison.subsets import read_categories_file
+from sae_lm_eval.dictionaries.config_file import read_configuration, with_metadata
+from sae_lm_eval.errors import LONGEST, UserError
+from sae_lm_eval.runs.loss_curve import MemberRow
+from sae_lm_eval.runs.sweep import read_sweep, sweep_of
+from sae_lm_eval.runtime.run_files import read_groups, read_identity, read_pace
+from sae_lm_eval.runtime.run_folder import remember
+from sae_lm_eval.runtime.text_files import read_documents
+from sae_lm_eval.scaling import effective_compute
+from sae_lm_eval.scaling.data_files import read_rows
+from sae_lm_eval.scaling.delta import read_documents as read_losses
+from sae_lm_eval.scaling.law_sources import load_law
+from sae_lm_eval.scaling.laws import get_law
+from sae_lm_eval.scaling.loss_curves import categories_of, of_category, read_measured, with_losses
+
+LAW = {
+    "E": 1.8,
+    "A": 480.0,
+    "B": 2000.0,
+    "alpha": 0.35,
+    "beta": 0.37,
+    "counts": "total",
+    "loss_range": [1.9, 4],
+    "covariance": {"order": ["E", "lnA", "lnB", "alpha", "beta"], "matrix": [[0.0] * 5] * 5, "dof": 100},
+    "bytes_per_token": 4.0,
+}
+CATEGORIES = {"a": ["one"], "b": "two*", "c": {"field": "text", "values": ["x"], "tasks": ["one"]}}
+SWEEP = {
+    "model_args": {"pretrained": "world"},
+    "tasks": ["sae_world_homes"],
+    "variants": [{"sae": "world#blocks.2.hook_resid_post.k4", "scale": [0.5, 1], "name": "n"}],
+    "controls": ["zero", "baseline_again"],
+    "memory": 2.0,
+    "limit": 5,
+    "output_path": "x",
+}
+GROUPS = {"bos": True, "groups": [["a", "b"]]}
+PACE = {"tokens": 152, "token_passes_per_second": 3265.7}
+IDENTITY = {"model": {"weights": "a", "computed": None}, "packages": {"torch": "2"}, "variants": {"v": {"w": "x"}}}
+ASKED = {"schema": 3, "model_args": {"pretrained": "world"}, "variants": [{"name": "a", "arguments": {"sae": "b"}}]}
+CONFIG = {"architecture": "topk", "d_in": 64, "d_sae": 8, "metadata": {"hook_name": "h", "model_name": "m"}}
+SUMS = json.dumps({"c": {"nats": 300.5, "tokens": 100, "bytes": 400}}).replace('"', '""')
+CURVE = (
+    "model,revision,commit,dtype,params,params_non_embedding,tokens,tokens_source,loss,nats_per_byte,text_nats,"
+    "text_tokens,text_bytes,tokens_hash,task,documents,text_hash,context,text,source,categories\n"
+) + "".join(
+    f"m{i},main,,float32,1e{6 + i},1e5,1e{8 + i},given,{4 - i / 2},{1 - i / 8},{4000 - 500 * i},1000,4000,abc,t,6,h,64,"
+    f't,s,"{SUMS}"\n'
+    for i in range(5)
+)
+LOSSES = "baseline_nats,spliced_nats,tokens\n" + "".join(f"{100 + i},{110 + i},40\n" for i in range(5))
+RUNS = "params,tokens,loss\n" + "".join(
+    f"{n},{d},{1.8 + 480 * n**-0.35 + 2000 * d**-0.37}\n" for n in (1e7, 1e8, 1e9) for d in (1e9, 1e10, 1e11)
+)
+
+
+def converted(**curve: Any) -> None:
+    for made in effective_compute(ce_baseline=3.1, ce_spliced=3.2, model="pythia-70m", **curve).to_frame().itertuples():
+        assert made.curve
+
+
+def measured(path: Path) -> None:
+    rows = read_measured(path)
+    for name in categories_of(rows):
+        of_category(rows, name)
+    if rows:
+        with_losses(rows, rows[0], per="byte")
+
+
+def swept(path: Path) -> None:
+    sweep_of(read_sweep(path))
+
+
+def remembered(path: Path) -> None:
+    remember(path.parent, {"model_args": {"pretrained": "world"}, "variants": []})
+
+
+Kind = tuple[str, Any, Callable[[Path], Any]]
+KINDS: dict[str, Kind] = {
+    "law": ("law.json", LAW, lambda path: converted(law=get_law(path))),
+    "category map": ("map.yaml", CATEGORIES, read_categories_file),
+    "sweep": ("sweep.yaml", SWEEP, swept),
+    "groups": (".groups.json", GROUPS, lambda path: read_groups(path.parent)),
+    "pace": (".pace.json", PACE, lambda path: read_pace(path.parent)),
+    "identity": (".identity.json", IDENTITY, lambda path: read_identity(path.parent)),
+    "what was asked": ("run.json", ASKED, remembered),
+    "configuration": ("cfg.json", CONFIG, lambda path: with_metadata(read_configuration(path))),
+    "prompts": ("prompts.jsonl", [{"prompt": "a"}, {"prompt": "b"}], read_prompts),
+    "text": ("text.jsonl", [{"text": "a"}, {"text": "b"}], lambda path: list(read_documents(path, tokens=50))),
+    "plain text": ("text.txt", "one two", lambda path: list(read_documents(path, tokens=50))),
+    "parquet": ("text.parquet", "PAR1", lambda path: list(read_documents(path, tokens=50))),
+    "family": ("family.csv", CURVE, lambda path: converted(family=path)),
+    "checkpoints": ("family.csv", CURVE, lambda path: converted(checkpoints=path)),
+    "measured curve": ("family.csv", CURVE, measured),
+    "models": ("models.csv", "model,tokens\nworld,10\n", lambda path: read_rows(path, required=[], kind=MemberRow)),
+    "losses": ("losses.csv", LOSSES, read_losses),
+    "runs": ("runs.csv", RUNS, load_law),
+}
+BYTES = {
+    "empty": b"", "blank": b"\n \n", "binary": bytes(range(256)), "NUL": b"\0" * 99, "cut": b'{"a": [1, 2',
+    "UTF-16": "a: é".encode("utf-16"), "Latin-1": "a: é".encode("latin-1"), "BOM": b"\xef\xbb\xbf{}",
+    "null": b"null", "number": b"3", "list": b"[]", "object": b"{}", "text": b'"x"', "not a number": b"NaN",
+    "deep": b"[" * 100_000, "deep and whole": b"[" * 80 + b"]" * 80, "digits": b"1" * 6000, "infinite": b"1e999",
+    "surrogates": b'{"\\ud800": "\\udc00"}', "escapes": "\x1b[31m\u202e\x9b".encode(), "long": b"a" * 300_000,
+    "twice": b'{"a": 1, "a": [2]}', "rows": b'a,b\n1\n1,2,3\n"', "anchor": b"a: &a [*a]", "date": b"a: 2021-13-45",
+    "billions": b"x0: &x0 [1,1]\n" + b"".join(
+        b"x%d: &x%d [%s]\n" % (i, i, b",".join([b"*x%d" % (i - 1)] * 9))
+        for i in range(1, 12)
+    ),
+    "code": b'!!python/object/apply:os.system ["true"]', "merge": b"<<: 3", "key": b"? [a]\n: 1", "tab": b"a:\t- b",
+}  # fmt: skip
+CELLS = (
+    *("", "x", "nan", "inf", "-1", "0", "1e400", "1" * 400, '"', "\0", "\x1b[31m"),
+    *("{}", '"{""c"": 3}"', "1e308", "1e-308"),
+)
+
+
+def read(kind: str, folder: Path, content: bytes) -> None:
+    """Read a file of a kind; whatever is raised is a sentence."""
+    name, _, reader = KINDS[kind]
+    (folder / name).write_bytes(content)
+    try:
+        reader(folder / name)
+    except UserError as error:
+        said = str(error)
+        said.encode()
+        assert said
+        assert len(said) <= LONGEST
+        assert not set("\n\x1b\u202e\x9b") & set(said)
+
+
+def sound(kind: str) -> bytes:
+    of = KINDS[kind][1]
+    if isinstance(of, list):
+        return "".join(json.dumps(line) + "\n" for line in of).encode()
+    return of.encode() if isinstance(of, str) else json.dumps(of).encode()
+
+
+def changed(kind: str, rng: Random) -> bytes:
+    """A sound file with some of its values replaced."""
+    of = KINDS[kind][1]
+    if isinstance(of, dict):
+        return json.dumps(mutated(of, rng)).encode()
+    if isinstance(of, list):
+        lines = mutated(of, rng)
+        return "\n".join(map(json.dumps, lines if isinstance(lines, list) else [lines])).encode()
+    rows = [row.split(",") for row in of.split("\n")]
+    for _ in range(rng.randint(1, 3)):
+        row = rng.choice(rows)
+        row[rng.randrange(len(row))] = rng.choice(CELLS)
+    return "\n".join(map(",".join, rows)).encode()
+
+
+@pytest.mark.parametrize("content", BYTES.values(), ids=BYTES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_content(kind, content, tmp_path):
+    read(kind, tmp_path, content)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(rng=st.randoms(use_true_random=False))
+def test_changed_values_and_bytes(kind, tmp_path_factory, rng):
+    content = bytearray(changed(kind, rng) if rng.random() < 0.75 else sound(kind))
+    if content and rng.random() < 0.25:
+        for _ in range(3):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+    read(kind, tmp_path_factory.mktemp("malformed"), bytes(content))
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"parquet", "what was asked"}))
+def test_sound_ones_are_read(kind, tmp_path):
+    name, _, reader = KINDS[kind]
+    (tmp_path / name).write_bytes(sound(kind))
+    reader(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"groups", "pace", "identity", "what was asked"}))
+def test_what_is_no_file(kind, tmp_path):
+    name, _, reader = KINDS[kind]
+    with pytest.raises(UserError, match=name):
+        reader(tmp_path / name)
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=name):
+        reader(tmp_path / name)
