@@ -14,9 +14,12 @@ JUNK = (
 )
 
 
-DEEP: Any = 0
-for _ in range(300):
-    DEEP = [DEEP]
+def deep() -> Any:
+    """Lists inside one another, made anew, since a later change may be inside them."""
+    value: Any = 0
+    for _ in range(300):
+        value = [value]
+    return value
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -33,7 +36,7 @@ def mutated(sound: Any, rng: Random) -> Any:
         # Those near the top are fewer, and matter as much.
         depth = rng.choice(sorted({len(place) for place in every}))
         place = rng.choice([place for place in every if len(place) == depth])
-        new = DEEP if rng.random() < 0.03 else copy.deepcopy(rng.choice(JUNK))
+        new = deep() if rng.random() < 0.03 else copy.deepcopy(rng.choice(JUNK))
         if not place:
             if rng.random() < 0.1:
                 return new
