@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from sae_lm_eval.catalog import lookup
 from sae_lm_eval.dictionaries.norm_factors import check_norm_factor
 from sae_lm_eval.dictionaries.presence import check_presence, training_site
 from sae_lm_eval.dictionaries.spec import SaeSpec
-from sae_lm_eval.errors import UserError, did_you_mean, first_line, one_of
+from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.files.reading import Foreign, read_json
 from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.settings import check_settings, tasks_of

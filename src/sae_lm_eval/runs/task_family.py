@@ -20,7 +20,8 @@ from sae_lm_eval.runs.loss_curve import Member
 from sae_lm_eval.runs.run import evaluate
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import Sweep
-from sae_lm_eval.runtime.run_folder import SETTINGS, read_json
+from sae_lm_eval.runtime.run_files import read_record
+from sae_lm_eval.runtime.run_folder import SETTINGS
 from sae_lm_eval.scaling.loss_curves import MAIN
 
 # What a run's record has that is not asked of a member: what the run itself spliced, and where lm_eval reports to.
@@ -36,8 +37,8 @@ def measure_tasks(members: Sequence[Member], like: Path, loading: Mapping[str, A
 
     Raises `UserError` where `like` is no folder of `run`, and where parameters or training tokens are not known.
     """
-    asked = read_json(like / SETTINGS)
-    if not isinstance(asked, dict) or "model_args" not in asked:
+    asked = read_record(like / SETTINGS, dict[str, Any])
+    if asked is None or "model_args" not in asked:
         raise UserError(f"'{shown(like, 200)}' is no folder that `sae-lm-eval run` wrote, so its tasks are not known.")
     baseline, _ = find(like)
     own = Member(str(asked["model_args"]["pretrained"]), str(asked["model_args"].get("revision") or MAIN))
