@@ -287,7 +287,7 @@ class TestAddedVariants:
     @pytest.mark.parametrize("record", ["[1]", '{"variants": [1]}', '{"variants": [{"name": "a"}]}', "{"])
     def test_a_record_that_is_none(self, tmp_path, record):
         (tmp_path / "run.json").write_text(record)
-        with pytest.raises(UserError, match=r"no record of a run|holds a run with other|cannot be read"):
+        with pytest.raises(UserError, match=r"not a record of a run|holds a run with other|cannot be read"):
             evaluated(sweep({"sae": K32, "name": "k32"}), tmp_path)
 
 
@@ -397,7 +397,7 @@ class TestTrouble:
             evaluated(sweep({"sae": K4, "name": "k4"}), tmp_path)
         monkeypatch.undo()
         done = evaluated(sweep({"sae": K4, "name": "k4"}), tmp_path)
-        assert done.recalled == done.requests > 0, "what was answered is kept"
+        assert done.shared == done.requests > 0, "what was answered is kept"
 
     @pytest.mark.parametrize(
         ("pattern", "damage"),
