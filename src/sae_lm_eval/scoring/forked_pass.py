@@ -69,12 +69,16 @@ class Fork:
                 if after:
                     scope.callback(block.register_forward_hook(partial(self._leave, after)).remove)
         self._attachments = [Attachment(model, variant, scope) for variant in variants]
+        firsts = [variant.first for variant in variants if variant.first is not None]
+        # Rows that are copies of the baseline's are encoded once for all variants that begin with the same dictionary.
+        self._encodes_once = not self._starting and len({splice.reads for splice in firsts}) < len(firsts)
 
     def begin(self, context: Context, watch: SpliceWatch | None = None) -> None:
         """Before each pass through the trunk; `watch` is called at each splice of the first variant."""
         self._rows = context.input_ids.shape[0]
         self._called_with = self._rows * self.copies
         self._order, self._wider = [], {}
+        context.reconstructed = {} if self._encodes_once else None
         for number, attachment in enumerate(self._attachments):
             attachment.begin(context, watch if number == 0 else None)
         self._append(self._starting)

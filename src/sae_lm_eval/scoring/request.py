@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,10 +17,14 @@ from sae_lm_eval.splicing.splice import Context
 
 @dataclass(frozen=True)
 class Query:
-    """The ids that the model reads; its last `len(targets)` positions predict the targets."""
+    """The ids that the model reads; its last `len(targets)` positions predict the targets.
+
+    `labels` of the ids are what a variant may choose its positions by; none are zeros.
+    """
 
     ids: Sequence[int]
     targets: Sequence[int]
+    labels: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -95,3 +100,22 @@ class ScoreRequest:
         for query in self.queries:
             if not 0 < len(query.targets) <= len(query.ids):
                 raise ValueError(f"{len(query.targets)} targets cannot be asked of {len(query.ids)} positions")
+
+    @cached_property
+    def radix(self) -> int:
+        """One above the largest id where there are labels, else 0."""
+        if not any(query.labels for query in self.queries):
+            return 0
+        return 1 + max(max(query.ids) for query in self.queries)
+
+    def codes(self) -> list[Sequence[int]]:
+        """Of each query what is run: its ids, or id + label * radix, so that tokens of unlike labels are not shared."""
+        if not self.radix:
+            return [query.ids for query in self.queries]
+        return [
+            [
+                token + label * self.radix
+                for token, label in zip(query.ids, query.labels or [0] * len(query.ids), strict=True)
+            ]
+            for query in self.queries
+        ]

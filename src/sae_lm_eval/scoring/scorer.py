@@ -172,8 +172,7 @@ class Scorer:
         capacity: int,
     ) -> int:
         """How many rows of `capacity` tokens memory sufficed for at once."""
-        ids = [query.ids for query in request.queries]
-        root = pack(ids, capacity=capacity, limit=self.limit, prefixes=layout.prefixes, trees=layout.rows)
+        root = pack(request.codes(), capacity=capacity, limit=self.limit, prefixes=layout.prefixes, trees=layout.rows)
         with ExitStack() as scope:
             scope.enter_context(self._lengths.from_nothing())
             fork = scope.enter_context(forked(self.model, self.variants, None if layout.blocks else START))

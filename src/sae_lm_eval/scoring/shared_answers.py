@@ -72,7 +72,9 @@ class SharedAnswers:
 
 
 def _key(query: Query) -> bytes:
-    text = np.asarray([len(query.targets), *query.ids, *query.targets], dtype=np.int64).tobytes()
+    text = np.asarray(
+        [len(query.targets), *query.ids, *query.targets, *([-1, *query.labels] if query.labels else [])], dtype=np.int64
+    ).tobytes()
     return hashlib.blake2b(text, digest_size=16).digest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Protocol, runtime_checkable
 
@@ -62,6 +63,7 @@ class Attachment:
     def __init__(self, model: nn.Module, variant: Variant, scope: ExitStack):
         self.variant = variant
         self.context: Context | None = None
+        self.behind_first: Context | None = None  # what the later splices are given: they read what the first left
         self.rows = slice(None)
         self.keep: Bool[Tensor, "batch positions 1"] | None = None  # where special tokens are
         self.passed: dict[ModuleSide, Tensor] = {}
@@ -77,6 +79,7 @@ class Attachment:
     def begin(self, context: Context, watch: SpliceWatch | None = None) -> None:
         """Before each forward pass; `watch` is called at each splice of that pass."""
         self.context, self.watch = context, watch
+        self.behind_first = replace(context, reconstructed=None)
         self.rows = slice(0, context.input_ids.shape[0])
         self.passed.clear()
         if self.variant.special_ids:
@@ -103,20 +106,26 @@ class Attachment:
         if splice.mode == "none" and self.watch is None:
             return None
         assert self.context is not None
+        assert self.behind_first is not None
         everything = self._by_position(passing)
         flat = everything[self.rows]
         site = splice.site_out
         stream = None if site.residual is None else self.passed[site.residual].to(flat.device)
         y = flat if stream is None else stream + flat
         x = y if splice.site_in.read == site.read else self.passed[splice.site_in.read]
-        new = None if splice.mode == "none" else splice.edit(x, y, self.context)
+        context = self.context if splice is self.variant.first else self.behind_first
+        new = None if splice.mode == "none" else splice.edit(x, y, context)
         if self.watch is not None:
             self.watch(splice, x, y, new, self.context)
         if new is None:
             return None
+        keep = self._kept(splice)
+        if self.variant.places is not None:
+            of_class = self.variant.places.kept(site.hook, self.context.labels, y, new)
+            keep = of_class if keep is None else keep.to(of_class.device) | of_class
         if stream is not None:
             new = flat + (new - y)  # to the bit, where nothing is changed
-        if (keep := self._kept(splice)) is not None:
+        if keep is not None:
             new = torch.where(keep.to(new.device), flat, new)
         if len(flat) < len(everything):
             everything = everything.clone()

@@ -12,6 +12,7 @@ from sae_lm_eval.splicing.module_io import ModuleSide, has_module
 BLOCK_HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
 EMBED_HOOKS = ("hook_embed", "embed.hook_out")
 SAME_HOOK = {"hook_z": "attn.hook_z"}
+MODULE_PATHS = 10**9  # in the order of sites, as if behind the last layer
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Site:
         if self.kind in EMBED_HOOKS:
             return (-1, 0)
         if self.layer is None or self.kind not in BLOCK_HOOKS:
-            return (10**9, 0)
+            return (MODULE_PATHS, 0)
         return (self.layer, BLOCK_HOOKS.index(self.kind))
 
 

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -15,7 +16,8 @@ from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing.activation_map import ActivationMap
 from sae_lm_eval.splicing.module_io import ModuleSide
-from sae_lm_eval.splicing.site import Site
+from sae_lm_eval.splicing.places import Places
+from sae_lm_eval.splicing.site import MODULE_PATHS, Site
 
 DIRECTIONS = 4096  # random directions to draw from; a prime stride spreads tokens and positions over them
 STRIDE = 2654435761
@@ -62,7 +64,18 @@ class Splice:
     def reconstruction(
         self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], context: Context
     ) -> Float[Tensor, "batch positions d_out"]:
-        return self._by_row(x, y, context) if self.dictionary.sequential else self.reconstruct(x, y)
+        known = context.reconstructed
+        if known is not None and self.reads in known:
+            return known[self.reads]
+        new = self._by_row(x, y, context) if self.dictionary.sequential else self.reconstruct(x, y)
+        if known is not None:
+            known[self.reads] = new
+        return new
+
+    @property
+    def reads(self) -> tuple[Any, ...]:
+        """What a reconstruction is made of besides what passes."""
+        return id(self.dictionary), self.site_in, self.site_out, self.map_in.name, self.map_out.name
 
     def with_error(
         self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], context: Context
@@ -127,12 +140,15 @@ EDITS = {
 class Context:
     """What the forward pass under way was given: token ids, their positions in the text, and which are real.
 
-    The mask is as long as what a cache holds and the ids together.
+    The mask is as long as what a cache holds and the ids together. `labels` are those of the queries, where they have
+    any. `reconstructed` holds, where a pass has it, what dictionaries make of what the untouched model passes.
     """
 
     input_ids: Int[Tensor, "batch positions"]
     positions: Int[Tensor, "batch positions"]
     attention_mask: Shaped[Tensor, "batch cached_and_positions"] | None
+    labels: Int[Tensor, "batch positions"] | None = None
+    reconstructed: dict[Any, Tensor] | None = None
 
     @classmethod
     def of_call(cls, input_ids: Int[Tensor, "batch positions"], kwargs: dict) -> Context:
@@ -158,10 +174,14 @@ class Context:
 
 @dataclass(frozen=True)
 class Variant:
-    """The splices that are applied together, and the token ids whose positions keep the original activation."""
+    """The splices that are applied together, and the token ids whose positions keep the original activation.
+
+    `places` narrows them to a class of positions or sites.
+    """
 
     splices: tuple[Splice, ...]
     special_ids: frozenset[int] = field(default_factory=frozenset)
+    places: Places | None = None
 
     def __post_init__(self) -> None:
         seen: dict[tuple[ModuleSide | None, ModuleSide | None], Splice] = {}
@@ -177,6 +197,12 @@ class Variant:
     def in_order(self) -> Sequence[Splice]:
         """As a forward pass comes to them, so that later ones see what earlier ones left."""
         return sorted(self.splices, key=lambda splice: splice.site_out.order)
+
+    @property
+    def first(self) -> Splice | None:
+        """The one that reads what the untouched model passes; None where there is none, or names do not tell which."""
+        ordered = self.in_order()
+        return ordered[0] if len(ordered) == 1 or (ordered and ordered[-1].site_out.order[0] < MODULE_PATHS) else None
 
     @property
     def first_position(self) -> int:
