@@ -25,6 +25,17 @@ RUNS_CODE = {
     "confirm_run_unsafe_code": "code that the model writes would run on this machine (--confirm_run_unsafe_code)",
 }
 INTERRUPTED = 130  # as a shell has it for Ctrl-C
+Edits = Annotated[
+    list[str] | None,
+    typer.Option(help="A variant that changes the model itself: quantize?bits=4, prune?share=0.3. Repeatable."),
+]
+Controls = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="none, zero, mean or random_error, at the sites of each variant; or baseline_again, for the noise floor. "
+        "Repeatable."
+    ),
+]
 
 
 def run(
@@ -33,13 +44,8 @@ def run(
         list[str] | None,
         typer.Option(help="A variant: SPEC, or SPEC,splice=zero,hook=... with arguments of its own. Repeatable."),
     ] = None,
-    control: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="none, zero, mean or random_error, at the sites of each variant; or baseline_again, for the noise "
-            "floor. Repeatable."
-        ),
-    ] = None,
+    edit: Edits = None,
+    control: Controls = None,
     model_args: Annotated[
         str, typer.Option("--model_args", "-a", help="As for lm_eval: pretrained=gpt2,dtype=...")
     ] = "",
@@ -69,7 +75,7 @@ def run(
     from sae_lm_eval.runs.checks import check
 
     given = {"categories": categories, "memory": memory, "ray": ray, "output_path": output_path}
-    sweep = _sweep(context, model_args, sae or [], control or [], given)
+    sweep = _sweep(context, model_args, (sae or [], edit or []), control or [], given)
     if sweep.output_path is None and not plan:
         raise UserError("--output_path is missing: name a folder for the results.")
     check(sweep, sweep.output_path)
@@ -154,7 +160,11 @@ def run_and_report(sweep: Sweep, output_path: Path, docs_by: str | None = None, 
 
 
 def _sweep(
-    context: typer.Context, model_args: str, saes: list[str], controls: list[str], given: dict[str, Any]
+    context: typer.Context,
+    model_args: str,
+    variants: tuple[list[str], list[str]],
+    controls: list[str],
+    given: dict[str, Any],
 ) -> Sweep:
     """What the file says, and the command line after it."""
     from lm_eval.utils import simple_parse_args_string
@@ -176,9 +186,11 @@ def _sweep(
     of_flags = simple_parse_args_string(model_args)
     _ask_about_code({**content, **of_file}, {**settings, **of_flags}, file)
     content["model_args"] = {**of_file, **of_flags}
-    if saes:
-        content["variants"] = [*several(content.get("variants")), *(simple_parse_args_string(f"sae={s}") for s in saes)]
-    if not content.get("variants") and "sae" not in content["model_args"]:
+    saes, edits = variants
+    if saes or edits:
+        listed = [*(simple_parse_args_string(f"sae={one}") for one in saes), *({"edit": one} for one in edits)]
+        content["variants"] = [*several(content.get("variants")), *listed]
+    if not content.get("variants") and not {"sae", "edit"} & content["model_args"].keys():
         raise UserError(
             "--sae is missing: name a dictionary for each variant, as in --sae RELEASE#ID --sae RELEASE#ID2, or give "
             "a sweep file first."

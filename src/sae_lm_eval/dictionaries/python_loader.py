@@ -23,10 +23,10 @@ from sae_lm_eval.errors import UserError, did_you_mean, first_line
 FORM = "python:path/to/file.py:function or python:package.module:function, with arguments as in ?rank=32&seed=1"
 
 
-def made_by(spec: SaeSpec) -> tuple[Any, str | None]:
+def made_by(spec: SaeSpec, *given: Any) -> tuple[Any, str | None]:
     """What the function that `spec` names gives when it is called with its arguments, and a checksum of its file.
 
-    An object that is neither function nor class is taken as it is.
+    `given` stands before the arguments. An object that is neither function nor class is taken as it is.
 
     Raises `UserError` where there is no such file, module or name, or running it fails.
     """
@@ -38,7 +38,7 @@ def made_by(spec: SaeSpec) -> tuple[Any, str | None]:
             raise UserError(f"'{place}' has no '{name}'.{did_you_mean(name, known)}")
         found = getattr(module, name)
         if isinstance(found, types.FunctionType | type):
-            found = _called(spec, found)
+            found = _called(spec, found, given)
         elif spec.arguments:
             raise UserError(
                 f"'{spec}' names an object that is there already: only functions and classes take arguments."
@@ -114,17 +114,17 @@ def _module(spec: SaeSpec, place: str) -> types.ModuleType:
         raise UserError(f"'{place}' cannot be run: {type(error).__name__}: {first_line(error)}") from error
 
 
-def _called(spec: SaeSpec, function: Any) -> Any:
+def _called(spec: SaeSpec, function: Any, given: tuple[Any, ...]) -> Any:
     arguments = {name: _value(text) for name, text in spec.arguments}
     try:
-        inspect.signature(function).bind(**arguments)
+        inspect.signature(function).bind(*given, **arguments)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"'{spec}' cannot be called so: {first_line(error)}. It is called once, with what stands behind '?', and "
-            f"gives the module."
+            f"'{spec}' cannot be called so: {first_line(error)}. It is called once, with "
+            f"{'the model and ' if given else ''}what stands behind '?'."
         ) from error
     try:
-        return function(**arguments)
+        return function(*given, **arguments)
     except Exception as error:  # of somebody's own code, whatever it raises
         raise UserError(f"'{spec}' fails: {type(error).__name__}: {first_line(error)}") from error
 

@@ -64,7 +64,7 @@ class SaeSpec:
     @classmethod
     def parse(cls, text: str) -> SaeSpec:
         """The spec that `text` names. Raises `UserError` where `text` is none."""
-        text, arguments = _arguments_of(text) if text.startswith(f"{PYTHON}:") else (text, ())
+        text, arguments = arguments_of(text) if text.startswith(f"{PYTHON}:") else (text, ())
         head, at, revision = text.partition("@")
         head, hash_, id_ = head.partition("#")
         loader, colon, source = head.partition(":")
@@ -95,8 +95,8 @@ class SaeSpec:
         return f"{loader}{self.source}{id_}{revision}"
 
 
-def _arguments_of(text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """A spec without what stands behind its `?`, and that by name."""
+def arguments_of(text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """A spec without what stands behind its `?`, and that by name. Raises `UserError` for another form."""
     head, mark, given = text.partition("?")
     pairs = [part.partition("=") for part in given.split("&")] if mark else []
     if not all(name and equals for name, equals, _ in pairs):

@@ -23,10 +23,10 @@ TRIED = 8  # tokens of the texts that an ablation is tried on
 def ablations(model: SplicedModel, source: Source) -> tuple[list[Variant], dict[str, Any] | None]:
     """Zero and mean ablation of the sites of the model's variant; where the mean was taken from.
 
-    The baseline has nothing to ablate, and a text without further documents has no mean.
+    The baseline and edits of the model have no site to ablate, and a text without further documents has no mean.
     """
     variant = model.variant
-    if not variant.splices:
+    if not variant.splices:  # the baseline, or an edit of the model, which has no site
         return [], None
     zero = _in_mode(variant, "zero")
     windows = model.windows(source.held_out, model.wanted.mean_tokens)

@@ -153,7 +153,7 @@ def measure(
         for one in facts["as_released"]:
             tell = logger.warning if one["agrees"] is False else logger.info
             tell("%s: %s", one["dictionary"], one["verdict"])
-    if not model.variant.splices:
+    if model.variant.is_baseline:
         return Measured(out, facts)
     compute = compute_of(everywhere, original, task)
     # Of the text, not of a document; it is handed to the task with each.
@@ -172,7 +172,7 @@ class Pass:
         layouts: dict[tuple[str, ...], Layout],
     ) -> None:
         self.model, self.documents, self.layouts = model, documents, layouts
-        self.spliced, self.ablated = [model.variant] if model.variant.splices else [], ablated
+        self.spliced, self.ablated = [] if model.variant.is_baseline else [model.variant], ablated
         only_spliced = source.positions == "non_special"
         self.dropped = model.tokens.special_ids | model.variant.special_ids if only_spliced else frozenset[int]()
         self.first = model.variant.first_position if only_spliced else 0
@@ -184,7 +184,7 @@ class Pass:
         self.watch: DictionaryStatistics | None = None
         if self.spliced:
             self.left_out |= model.variant.special_ids
-            if not without_dictionary(model.variant):
+            if model.variant.splices and not without_dictionary(model.variant):
                 self.watch = DictionaryStatistics(model.variant, self.numbers, self.kinds, self.left_out)
 
     def run(self, tell: Callable[[int], object]) -> None:
@@ -219,7 +219,7 @@ class Pass:
         zeros = {"tokens": 0, "bytes": len(document.text.encode())}
         names = ["nll_baseline", "nats_baseline"]
         if self.spliced:
-            names += ["nll_spliced", "nll_zero", "nats_spliced", *MEASURES]
+            names += ["nll_spliced", "nats_spliced", *MEASURES, *(["nll_zero"] if self.ablated else [])]
             if len(self.ablated) > 1:
                 names.append("nll_mean")
         sums: dict[str, Any] = zeros | dict.fromkeys(names, 0.0)
@@ -253,7 +253,7 @@ class Pass:
     def _add(self, sums: dict[str, Any], query: Query, scores: Scores) -> None:
         nll, kept = self._nll(scores), self._kept(query)
         measures = {name: values[0].astype(np.float64) for name, values in scores.measures.items()}
-        if self.model.choices.splice == "none" and self.spliced:
+        if self.spliced and self.model.variant.changes_nothing:
             # Nothing is edited: another row of the batch may differ in the last bit, which says nothing of a splice.
             nll[1] = nll[0]
             measures = {name: np.full(nll.shape[1], float(name == "agreement")) for name in measures}

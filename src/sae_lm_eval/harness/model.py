@@ -82,6 +82,8 @@ class SaeHFLM(CausalHFLM):
         keep_top: how many of the largest latents of a position are kept.
         ablate: latents that become 0: `12+57`.
         clamp: latents that become a value: `12:3.5+57:0`.
+        edit: in place of `sae` a change of the model itself: `quantize?bits=4`, or a function of the model that gives
+            new modules or parameters by their names.
         params: parameters of the model, for effective compute; by default what is known of it, or counted.
         tokens: how many it was trained on, where that is not known.
 
@@ -106,6 +108,7 @@ class SaeHFLM(CausalHFLM):
         keep_top: int | None = None,
         ablate: str | None = None,
         clamp: str | None = None,
+        edit: Any = None,
         params: float | None = None,
         tokens: float | None = None,
         **kwargs: Any,
@@ -114,7 +117,7 @@ class SaeHFLM(CausalHFLM):
         if pretrained is None:
             raise UserError("pretrained= is missing: name a model, as in pretrained=gpt2.")
         how = (splice, splice_tokens, hook, hook_map, norm_factor, sae_dtype, seed, mean_text, mean_tokens, scale)
-        wanted = wanted_of(sae, *how, keep_top, ablate, clamp)
+        wanted = wanted_of(sae, *how, keep_top, ablate, clamp, edit)
         numbers = OriginalNumbers(
             params=None if params is None else finite_number(params, "params"),
             tokens=None if tokens is None else finite_number(tokens, "tokens"),

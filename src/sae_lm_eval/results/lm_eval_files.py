@@ -41,6 +41,11 @@ class Splice(Foreign):
     scale: StrictFloat = 1.0
 
 
+class Edit(Foreign):
+    name: StrictStr
+    kind: OptionalText = None
+
+
 class KlAtAnswers(Foreign):
     kl: StrictFloat | None
     stderr: StrictFloat | None = None
@@ -117,6 +122,7 @@ class Record(Foreign):
     """What sae_hf adds to the results under config.sae_lm_eval."""
 
     splices: Annotated[list[Splice], BeforeValidator(_listed)] = Field(default_factory=list)
+    edit: Edit | None = None
     splice: OptionalText = None
     scale: StrictFloat = 1.0
     splice_tokens: OptionalText = None

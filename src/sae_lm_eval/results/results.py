@@ -200,7 +200,9 @@ def _newest(folder: Path) -> tuple[Path, tuple[str, ...]]:
 def _name(held: ResultsFile) -> str:
     """The variant's name as sae_hf tells it, or the model's."""
     record: Record = held.config.sae_lm_eval
-    if record.splices:
-        return variant_name([splice.dictionary for splice in record.splices], record.splice, record.scale)
+    if record.splices or record.edit:
+        edited = [] if record.edit is None else [record.edit.name]
+        names = [*(splice.dictionary for splice in record.splices), *edited]
+        return variant_name(names, record.splice, record.scale)
     named = _by_name(held.config.model_args).get("pretrained")
     return str(held.model_name or named or held.config.model or "unnamed")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 BASELINE = "baseline"
+EDIT = "edit"  # in the place of a mode, where the model itself is changed
 
 
 def variant_name(dictionaries: Sequence[Any], splice: str | None, scale: float | None = None) -> str:
@@ -15,7 +16,7 @@ def variant_name(dictionaries: Sequence[Any], splice: str | None, scale: float |
     """
     if not dictionaries:
         return BASELINE
-    how = [] if splice in (None, "reconstruction") else [str(splice)]
+    how = [] if splice in (None, "reconstruction", EDIT) else [str(splice)]
     how += [] if scale in (None, 1) else [f"scale {scale:g}"]
     names = "+".join(map(str, dictionaries))
     return f"{names} ({', '.join(how)})" if how else names

@@ -15,7 +15,8 @@ class Asked:
     """A variant to evaluate.
 
     `name` is that of its folder, `arguments` are the adapter's besides the model's, and `control_of` names the
-    variants that it is a control of. Of the arguments `sae` is a text, or a tuple with objects in it.
+    variants that it is a control of. Of the arguments `sae` is a text, or a tuple with objects in it; an edit of the
+    model has `edit` in its place.
     """
 
     name: str
@@ -25,7 +26,7 @@ class Asked:
     @property
     def sources(self) -> tuple[Any, ...]:
         """Its dictionaries: specs as text, and objects."""
-        sae = self.arguments["sae"]
+        sae = self.arguments.get("sae", ())  # an edit of the model has none
         return tuple(str(spec) for spec in parse_specs(sae)) if isinstance(sae, str) else sae
 
     @property

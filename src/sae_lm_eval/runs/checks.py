@@ -15,9 +15,10 @@ from pydantic import StrictBool, StrictStr
 
 from sae_lm_eval import world
 from sae_lm_eval.catalog import lookup
+from sae_lm_eval.dictionaries import python_loader
 from sae_lm_eval.dictionaries.norm_factors import check_norm_factor
 from sae_lm_eval.dictionaries.presence import check_presence, training_site
-from sae_lm_eval.dictionaries.spec import SaeSpec
+from sae_lm_eval.dictionaries.spec import PYTHON, SaeSpec
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.files.reading import Foreign, read_json
 from sae_lm_eval.runs.folder_names import BASELINE
@@ -28,6 +29,7 @@ from sae_lm_eval.runtime.devices import check_placement
 from sae_lm_eval.runtime.run_files import read_groups
 from sae_lm_eval.runtime.text_files import check_file
 from sae_lm_eval.splicing.choices import DTYPE_NAMES, choices_of, refuse_misspelt, whole
+from sae_lm_eval.splicing.edit_spec import asked_edit
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
 MODEL_DTYPES = ("auto", "float16", "half", "bfloat16", "float32", "float", "float64", "double")
@@ -180,6 +182,10 @@ def _settled(output_path: Path | None) -> set[str]:
 
 def _check_arguments(asked: Asked) -> None:
     given = SpliceArguments(**asked.arguments)
+    if (edit := asked_edit(given)) is not None:
+        if edit.kind == PYTHON:
+            python_loader.check(edit.source)
+        return
     choices = choices_of(given)
     one_of(given.sae_dtype, DTYPE_NAMES, "sae_dtype")
     whole(given.mean_tokens, "mean_tokens", least=1)

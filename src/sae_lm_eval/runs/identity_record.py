@@ -33,12 +33,15 @@ def model_record(model: Any) -> dict[str, Any]:
 def variant_record(wanted: Any) -> dict[str, str]:
     """What is written down of a variant: the content of what it is made of, by what errors call it."""
     from sae_lm_eval.scoring.identity import text_content
+    from sae_lm_eval.splicing.model_edits import code_checksum
 
     found = {}
     for dictionary in wanted.dictionaries:
         content = dictionary.content()
         found[f"the weights of {dictionary.name}"] = content.weights
         found[f"the configuration of {dictionary.name}"] = f"{content.computed} {content.settings}"
+    if wanted.edit is not None and (checksum := code_checksum(wanted.edit)) is not None:
+        found[f"the file of {wanted.edit}"] = checksum
     if wanted.mean_text is not None:
         found[f"the text {wanted.mean_text}"] = str(text_content(wanted.mean_text))
     return found

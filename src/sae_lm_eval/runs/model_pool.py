@@ -90,10 +90,13 @@ class Loaded:
         Raises whatever a file of somebody else's makes a library raise.
         """
         from sae_lm_eval.runs.identity_record import variant_record
+        from sae_lm_eval.splicing.model_edits import edited_bytes
         from sae_lm_eval.splicing.variants import build_variant
 
         wanted = self._wanted(self.asked[name])
         model, tokens = self.baseline.loaded.model, self.baseline.spliced.tokens
+        if wanted.edit is not None:
+            return Look({name: edited_bytes(model, wanted.edit)}, False, variant_record(wanted))
         build_variant(model, wanted.dictionaries, wanted.choices, tokens.special_ids, tokens.declared_special)
         sizes: dict[Hashable, int] = {}
         for key, dictionary in self._dictionaries.items():

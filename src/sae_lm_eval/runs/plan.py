@@ -18,8 +18,10 @@ from sae_lm_eval.runs.sweep import Asked, Sweep
 from sae_lm_eval.runtime.progress import duration
 from sae_lm_eval.runtime.run_files import Pace, read_groups, read_pace
 from sae_lm_eval.runtime.time_left import DOCUMENTS, PASSES_OF_VARIANT, REQUESTS, TEXTS
-from sae_lm_eval.scoring.forked_pass import Point, earliest, fork_point, point_of
+from sae_lm_eval.scoring.forked_pass import START, Point, earliest, fork_point, point_of
+from sae_lm_eval.splicing.edit_spec import KINDS, edit_of
 from sae_lm_eval.splicing.hook_names import Architecture, blocks_path
+from sae_lm_eval.splicing.model_edits import edited_bytes
 from sae_lm_eval.splicing.splice import Variant
 
 # Hooks at which the residual stream or a branch of its width passes.
@@ -115,6 +117,8 @@ def _cost(point: Point, model: Any) -> float:
 
 
 def _planned(asked: Asked, model: Any) -> Planned:
+    if "edit" in asked.arguments:
+        return _planned_edit(asked, model)
     try:
         known = [with_headers(lookup.known(spec)) for spec in asked.specs]
     except UserError as error:
@@ -137,6 +141,19 @@ def _planned(asked: Asked, model: Any) -> Planned:
         return Planned(asked, sites, None, None, **given, why=str(error))
     first = earliest(points)
     return Planned(asked, sites, first, _cost(first, model), **given)
+
+
+def _planned_edit(asked: Asked, model: Any) -> Planned:
+    """Of an edit of the model; a function of the user's own is not called on a model without weights."""
+    edit = edit_of(asked.arguments["edit"])
+    assert edit is not None, "the variant has one"
+    try:
+        size = edited_bytes(model, edit) if edit.kind in KINDS else None
+    except UserError as error:
+        return Planned(asked, (), None, None, {}, whole=False, why=str(error))
+    first = Point(0, "input") if size is not None else START
+    sizes: dict[Hashable, int] = {} if size is None else {asked.name: size}
+    return Planned(asked, (edit.name,), first, _cost(first, model), sizes, whole=size is not None)
 
 
 def _point(model: Any, hook: str, module: str | None) -> Point:

@@ -84,7 +84,7 @@ def _number(least: int) -> Callable[[str, Any], object]:
 
 
 def _batch_size(name: str, value: Any) -> None:
-    if not re.fullmatch(r"auto(:\d+)?", str(value)):
+    if not re.fullmatch(r"auto(:\d+)?|0*[1-9]\d*", str(value)):  # as text from the command line
         try:
             whole(value, name, least=1)
         except UserError:

@@ -94,8 +94,7 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
             raise UserError(f"{name} is {settings[name]} by its own flag or key, and {value} in model_args: give one.")
         settings[name] = value
     variants = several(content.get("variants"))
-    if "sae" in model_args:
-        variants = [{"sae": model_args.pop("sae")}, *variants]
+    variants = [*({name: model_args.pop(name)} for name in ("sae", "edit") if name in model_args), *variants]
     common = {name: model_args.pop(name) for name in ARGUMENTS if name in model_args}
     common |= {name: content[name] for name in ("mean_text", "mean_tokens") if content.get(name) is not None}
     controls = _listed(content.get("controls"), "controls")
@@ -138,7 +137,8 @@ def _expanded(value: Any) -> Any:
 def variants_of(entries: Any, controls: Sequence[str] = (), common: Mapping[str, Any] | None = None) -> list[Asked]:
     """The variants that `entries` describe, and behind each its controls, none of them twice.
 
-    An entry is a spec as text, or a mapping with `sae` or `pattern`; `common` holds arguments of every variant.
+    An entry is a spec as text, or a mapping with `sae`, `pattern` or `edit`; `common` holds arguments of every variant
+    that has dictionaries.
     """
     for control in controls:
         one_of(control, (*CONTROLS, AGAIN), "controls:")
@@ -158,10 +158,12 @@ def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Asked]:
     elif is_object(entry):
         entry = {"sae": entry}
     if not isinstance(entry, Mapping):
-        raise UserError(f"{where}: {entry!r} is no mapping with sae or pattern.")
+        raise UserError(f"{where}: {entry!r} is no mapping with sae, pattern or edit.")
     _check_keys(entry, ("sae", "pattern", "name", "together", "arguments", *FILTERS, *ARGUMENTS), where)
-    if ("sae" in entry) == ("pattern" in entry):
-        raise UserError(f"{where}: give either sae or pattern.")
+    if sum(name in entry for name in ("sae", "pattern", "edit")) != 1:
+        raise UserError(f"{where}: give either sae, pattern or edit.")
+    if "edit" in entry:
+        return [_of_edit(entry, where)]
     for name in ARGUMENTS:
         if isinstance(entry.get(name), list | Mapping) and name != "scale":
             joined = ", several joined by '+'" if name in ("hook", "hook_map") else ", and another entry for another"
@@ -187,18 +189,35 @@ def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Asked]:
     return made
 
 
+def _of_edit(entry: Mapping[str, Any], where: str) -> Asked:
+    """The variant of an entry with `edit`."""
+    if further := [name for name in entry if name not in ("edit", "name", "arguments")]:
+        raise UserError(f"{where}: {further[0]} is of dictionaries, and an edit has none: leave it out.")
+    edit = entry["edit"]
+    if not is_object(edit):
+        edit = f"{edit}{_query(entry.get('arguments'), where)}"
+    label = re.sub("[<>]", "", named({"edit": edit})["edit"])
+    chosen = free_name(folder_name({"edit": label})) if entry.get("name") is None else str(entry["name"])
+    return Asked(check_name(chosen, where), {"edit": edit})
+
+
+def _query(given: Any, where: str) -> str:
+    """`?name=value&name=value`, as a spec has it, of a mapping; empty where there is none."""
+    if given is None:
+        return ""
+    if not isinstance(given, Mapping) or any(isinstance(value, list | Mapping) for value in given.values()):
+        raise UserError(f"{where}: arguments: {given!r} is no mapping of names to single values, such as {{rank: 32}}.")
+    return "?" + "&".join(f"{name}={value}" for name, value in given.items())
+
+
 def _joined(entry: Mapping[str, Any], where: str) -> str | tuple[Any, ...]:
     """The dictionaries of an entry: text, or a tuple where objects are among them."""
     sae = entry["sae"]
     listed = sae if isinstance(sae, list | tuple) else [sae]
     if any(is_object(one) for one in listed):
         return tuple(listed)
-    text, given = "+".join(_listed(sae, "sae")), entry.get("arguments")
-    if given is None:
-        return text
-    if not isinstance(given, Mapping) or any(isinstance(value, list | Mapping) for value in given.values()):
-        raise UserError(f"{where}: arguments: {given!r} is no mapping of names to single values, such as {{rank: 32}}.")
-    return str(SaeSpec.parse(f"{text}?{'&'.join(f'{name}={value}' for name, value in given.items())}"))
+    text, query = "+".join(_listed(sae, "sae")), _query(entry.get("arguments"), where)
+    return str(SaeSpec.parse(f"{text}{query}")) if query else text
 
 
 def _from_pattern(entry: Mapping[str, Any], where: str) -> dict[str | None, str]:
@@ -250,7 +269,7 @@ def _with_controls(variants: Sequence[Asked], controls: Sequence[str], common: M
         else:
             logger.warning("%s computes the same as %s, and is left out.", asked.name, out[index].name)
     for asked in tuple(out):
-        if str(asked.arguments.get("splice", "reconstruction")) != "reconstruction":
+        if "edit" in asked.arguments or str(asked.arguments.get("splice", "reconstruction")) != "reconstruction":
             continue
         for control in controls:
             arguments = {**common, **asked.arguments, "splice": control}

@@ -148,7 +148,8 @@ SIDES: tuple[Literal["input", "output"], ...] = ("input", "output")
 
 def fork_point(variant: Variant, blocks: str | None) -> Point:
     """Before the first of the variant's sites in a forward pass, as late as rows can be appended."""
-    return earliest([point_of(splice.site_out.write, blocks) for splice in variant.splices])
+    edited = [ModuleSide(edit.path, "input") for edit in variant.edits]
+    return earliest([point_of(side, blocks) for side in (*(s.site_out.write for s in variant.splices), *edited)])
 
 
 def earliest(points: Sequence[Point]) -> Point:

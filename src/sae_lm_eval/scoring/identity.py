@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from sae_lm_eval.runtime.content import Content, contents
+from sae_lm_eval.splicing.module_edits import Edited
 from sae_lm_eval.splicing.splice import Variant
 from sae_lm_eval.splicing.variants import provenance_of
 
@@ -37,10 +38,13 @@ class Snapshot:
 
     def __init__(self, models: Sequence[Any]) -> None:
         spliced = [splice.dictionary for model in models for splice in model.variant.splices]
+        edited = [model.variant for model in models if model.variant.edit is not None]
         wrapped = models[0].loaded.wrapped
         found = contents(
-            {"model": wrapped, **{str(id(d.module)): d.module for d in spliced}},
-            {str(id(d.module)): d.functions for d in spliced},
+            {"model": wrapped, **{str(id(d.module)): d.module for d in spliced}}
+            | {f"edits {id(variant)}": Edited(variant.edits) for variant in edited},
+            {str(id(d.module)): d.functions for d in spliced}
+            | {f"edits {id(variant)}": Edited.functions(variant.edits) for variant in edited},
         )
         self.model = found["model"]
         self._dictionaries = found
@@ -54,11 +58,12 @@ class Snapshot:
         """What the answers of a spliced model depend on, as plain values."""
         dictionaries = [self._dictionaries[str(id(splice.dictionary.module))] for splice in model.variant.splices]
         splices = provenance_of(model.variant, [content.weights for content in dictionaries])
-        facts = model.choice_facts()
+        facts = choice_facts(model)
         facts["mean"] = without(NAMES, facts["mean"] or {})
         return {
             "model": model_parts(self.model, model.loaded.computed_as_loaded),
             "tokenizer": self.tokenizer(model),
+            **({} if model.variant.edit is None else {"edits": vars(self._dictionaries[f"edits {id(model.variant)}"])}),
             "dictionaries": [vars(content) for content in dictionaries],
             "splices": [without(NAMES, splice) for splice in splices],
             "how": {**facts, **arguments_of(model)},
@@ -67,6 +72,24 @@ class Snapshot:
 
     def _identity(self, model: Any) -> str:
         return hashlib.sha256(json.dumps(self.parts(model), sort_keys=True).encode()).hexdigest()
+
+
+def choice_facts(model: Any) -> dict[str, Any]:
+    """How the dictionaries of a spliced model are used, or its edit, as plain values."""
+    choices, variant = model.choices, model.variant
+    return {
+        **choices.edits.record,
+        **({} if variant.edit is None else {"edit": dict(variant.edit)}),
+        "splice": model.mode,
+        "scale": choices.scale,
+        "splice_tokens": choices.splice_tokens,
+        "special_token_ids": sorted(variant.special_ids),
+        "bos": model.tokens.bos_choice,
+        "seed": choices.seed if choices.splice == "random_error" else None,
+        "mean": model.mean_source,
+        "model_dtype": str(model.loaded.wrapped.dtype).removeprefix("torch."),
+        "max_length": model.max_length,
+    }
 
 
 def arguments_of(model: Any) -> dict[str, str]:

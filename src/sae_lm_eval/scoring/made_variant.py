@@ -12,6 +12,7 @@ from sae_lm_eval.scoring.loaded_model import LoadedModel
 from sae_lm_eval.scoring.tokenization import Tokenization
 from sae_lm_eval.splicing.activations import mean_activations, record_of_windows
 from sae_lm_eval.splicing.arguments import Wanted
+from sae_lm_eval.splicing.model_edits import edited_variant
 from sae_lm_eval.splicing.special_tokens import ordinary
 from sae_lm_eval.splicing.splice import Variant
 from sae_lm_eval.splicing.variants import build_variant, place_dictionaries, untrained_positions, with_means
@@ -28,6 +29,8 @@ class Made(NamedTuple):
 def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: Wanted, context: int) -> Made:
     """The variant, with the means it may need of windows of `context` tokens. Raises `UserError` as `build_variant`."""
     with lock_of(loaded.model), evaluating(loaded.wrapped):
+        if wanted.edit is not None:
+            return Made(edited_variant(loaded.model, wanted.edit), None, _made_of(loaded, tokens, wanted))
         special, declared = tokens.special_ids, tokens.declared_special
         variant = build_variant(loaded.model, wanted.dictionaries, wanted.choices, special, declared)
         for sentence in _surprises(variant, tokens):
@@ -42,8 +45,11 @@ def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: Wanted, cont
             )
             variant = with_means(variant, mean_activations(loaded.model, variant, texts, tokens.special_ids))
             mean_source = {"text": wanted.mean_text, **record_of_windows(texts)}
-    of = contents({"": loaded.wrapped})[""], tokenizer_content(tokens.tokenizer), text_content(wanted.mean_text)
-    return Made(variant, mean_source, of)
+    return Made(variant, mean_source, _made_of(loaded, tokens, wanted))
+
+
+def _made_of(loaded: LoadedModel, tokens: Tokenization, wanted: Wanted) -> tuple[Content, str, str | None]:
+    return contents({"": loaded.wrapped})[""], tokenizer_content(tokens.tokenizer), text_content(wanted.mean_text)
 
 
 def _surprises(variant: Variant, tokens: Tokenization) -> list[str]:

@@ -16,13 +16,13 @@ from tqdm import tqdm
 from sae_lm_eval.dictionaries.loading import renewed
 from sae_lm_eval.errors import UserError, shortened
 from sae_lm_eval.files.logs import logger_of
-from sae_lm_eval.results.variant_names import variant_name
+from sae_lm_eval.results.variant_names import EDIT, variant_name
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.model_lock import lock_of
 from sae_lm_eval.runtime.progress import Progress
 from sae_lm_eval.scoring.answers import Answers, portions
 from sae_lm_eval.scoring.generation import NanWatch, uncached
-from sae_lm_eval.scoring.identity import Snapshot, evaluating, text_content, versions
+from sae_lm_eval.scoring.identity import Snapshot, choice_facts, evaluating, text_content, versions
 from sae_lm_eval.scoring.loaded_model import LoadedModel
 from sae_lm_eval.scoring.made_variant import Made, made_variant
 from sae_lm_eval.scoring.request import Query
@@ -94,12 +94,24 @@ class SplicedModel:
         return self._made.variant
 
     @property
+    def mean_source(self) -> dict[str, Any] | None:
+        """The text that was averaged for `splice=mean`, with its hash."""
+        return self._made.mean_source
+
+    @property
     def choices(self) -> Choices:
         return self.wanted.choices
 
     @property
     def name(self) -> str:
-        return variant_name([s.dictionary.name for s in self.variant.splices], self.choices.splice, self.choices.scale)
+        names = [splice.dictionary.name for splice in self.variant.splices]
+        names += [] if self.wanted.edit is None else [self.wanted.edit.name]
+        return variant_name(names, self.mode, self.choices.scale)
+
+    @property
+    def mode(self) -> str:
+        """What takes the place of the activations; `EDIT` where the model itself is changed."""
+        return str(self.choices.splice) if self.wanted.edit is None else EDIT
 
     def renew(self, snapshot: Snapshot) -> bool:
         """Make the variant anew where something that it is made of has changed, and say whether it had to be."""
@@ -239,28 +251,13 @@ class SplicedModel:
         with self.evaluation() as snapshot:
             return snapshot.parts(self)
 
-    def choice_facts(self) -> dict[str, Any]:
-        """How the dictionaries are used, as plain values."""
-        return {
-            **self.choices.edits.record,
-            "splice": self.choices.splice,
-            "scale": self.choices.scale,
-            "splice_tokens": self.choices.splice_tokens,
-            "special_token_ids": sorted(self.variant.special_ids),
-            "bos": self.tokens.bos_choice,
-            "seed": self.choices.seed if self.choices.splice == "random_error" else None,
-            "mean": self._made.mean_source,  # the text that was averaged, with its hash
-            "model_dtype": str(self.loaded.wrapped.dtype).removeprefix("torch."),
-            "max_length": self.max_length,
-        }
-
     def versions(self) -> dict[str, str]:
         """Of the packages that take part."""
         return versions(self.loaded.wrapped, self.variant)
 
     def provenance(self) -> dict[str, Any]:
         """Everything besides the model itself that the numbers depend on, as plain values."""
-        return {"splices": provenance_of(self.variant), **self.choice_facts(), "packages": self.versions()}
+        return {"splices": provenance_of(self.variant), **choice_facts(self), "packages": self.versions()}
 
 
 class Group:

@@ -15,6 +15,7 @@ from sae_lm_eval.dictionaries.spec import SaeSpec, parse_specs
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.runtime import text_files
 from sae_lm_eval.splicing.choices import DTYPE_NAMES, Choices, choices_of, whole
+from sae_lm_eval.splicing.edit_spec import Edit, asked_edit
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
 
@@ -26,6 +27,7 @@ class Wanted:
     choices: Choices
     mean_text: str | None
     mean_tokens: int
+    edit: Edit | None = None
 
 
 def wanted_of(*given: Any, dictionaries: Sequence[Dictionary] | None = None, **named: Any) -> Wanted:
@@ -36,7 +38,7 @@ def wanted_of(*given: Any, dictionaries: Sequence[Dictionary] | None = None, **n
     Raises `UserError` for whatever the user can mend.
     """
     arguments = SpliceArguments(*given, **named)
-    choices, dtype = choices_of(arguments), dtype_of(arguments.sae_dtype)
+    choices, dtype, edit = choices_of(arguments), dtype_of(arguments.sae_dtype), asked_edit(arguments)
     mean_tokens = whole(arguments.mean_tokens, "mean_tokens", least=1)
     if choices.splice == "mean" and arguments.mean_text is None:
         raise UserError(
@@ -47,10 +49,10 @@ def wanted_of(*given: Any, dictionaries: Sequence[Dictionary] | None = None, **n
     if arguments.mean_text is not None:
         text_files.check_file(arguments.mean_text)
     if dictionaries is None:
-        untouched = choices.splice == "none" and (arguments.sae is None or arguments.sae == [])
+        untouched = edit is not None or (choices.splice == "none" and arguments.sae in (None, []))
         sources = [] if untouched else sources_of(arguments.sae)
         dictionaries = [load_dictionary(source, dtype=dtype, norm_factor=arguments.norm_factor) for source in sources]
-    return Wanted(tuple(dictionaries), choices, arguments.mean_text, mean_tokens)
+    return Wanted(tuple(dictionaries), choices, arguments.mean_text, mean_tokens, edit)
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.splicing.module_edits import attach_edits
 from sae_lm_eval.splicing.module_io import ModuleSide, hook_side
 from sae_lm_eval.splicing.splice import Context, Splice, Variant
 
@@ -68,6 +69,7 @@ class Attachment:
         self.keep: Bool[Tensor, "batch positions 1"] | None = None  # where special tokens are
         self.passed: dict[ModuleSide, Tensor] = {}
         self.watch: SpliceWatch | None = None
+        attach_edits(model, variant.edits, self, scope)
         for splice in variant.in_order():
             ports = {splice.site_in.read, splice.site_out.residual} - {None, splice.site_out.write}
             for port in ports:
@@ -75,6 +77,11 @@ class Attachment:
             write = splice.site_out.write
             assert write is not None, "resolve the site with writable_port first"
             scope.callback(hook_side(model, write, partial(self._write, splice)).remove)
+
+    @property
+    def positions(self) -> int:
+        assert self.context is not None
+        return self.context.input_ids.shape[1]
 
     def begin(self, context: Context, watch: SpliceWatch | None = None) -> None:
         """Before each forward pass; `watch` is called at each splice of that pass."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing.activation_map import ActivationMap
+from sae_lm_eval.splicing.module_edits import ModuleEdit
 from sae_lm_eval.splicing.module_io import ModuleSide
 from sae_lm_eval.splicing.places import Places
 from sae_lm_eval.splicing.site import MODULE_PATHS, Site
@@ -177,11 +178,15 @@ class Variant:
     """The splices that are applied together, and the token ids whose positions keep the original activation.
 
     `places` narrows them to a class of positions or sites.
+
+    Or the `edits` of the model's own modules, which hold at every position; `edit` says of these what is recorded.
     """
 
     splices: tuple[Splice, ...]
     special_ids: frozenset[int] = field(default_factory=frozenset)
     places: Places | None = None
+    edits: tuple[ModuleEdit, ...] = ()
+    edit: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         seen: dict[tuple[ModuleSide | None, ModuleSide | None], Splice] = {}
@@ -193,6 +198,16 @@ class Variant:
                     f"'{splice.site_out.hook}': one site takes one dictionary."
                 )
             seen[place] = splice
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether nothing was asked to be changed."""
+        return not self.splices and self.edit is None
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether what was asked for leaves every activation as it is."""
+        return not self.edits and all(splice.mode == "none" for splice in self.splices)
 
     def in_order(self) -> Sequence[Splice]:
         """As a forward pass comes to them, so that later ones see what earlier ones left."""

@@ -101,6 +101,15 @@ class SpliceArguments:
         metadata={"meaning": "latents that become a value, joined by `+`: `clamp=12:3.5+57:0`"},
     )
 
+    edit: Any = field(
+        default=None,
+        metadata={
+            "meaning": "in place of a dictionary a change of the model itself: `quantize?bits=4`, `prune?share=0.3`, "
+            "`lowrank?rank=64`, `skip?layers=3+4`, `noise?std=0.1`, or "
+            "[a function of your own](docs/decompositions.md#edits-of-the-model)"
+        },
+    )
+
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Of all arguments, the dictionary first."""

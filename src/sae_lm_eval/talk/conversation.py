@@ -10,6 +10,7 @@ from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.harness.model import SaeHFLM
+from sae_lm_eval.scoring.identity import choice_facts
 from sae_lm_eval.scoring.parting import parting
 from sae_lm_eval.scoring.spliced_model import Group
 from sae_lm_eval.scoring.tokenization import Tokenization
@@ -53,7 +54,8 @@ class Exchange:
 
 
 class Model:
-    """A loaded model with its columns: the baseline, and a variant for each `sae=` of `model_args` and `saes`.
+    """A loaded model with its columns: the baseline, and a variant for each `sae=` of `model_args` and `saes`, or for
+    the `edit=` of `model_args`.
 
     Raises `UserError` for all that `lm_eval --model sae_hf` would refuse.
     """
@@ -62,11 +64,12 @@ class Model:
         self.model_args = {name: value for name, value in model_args.items() if name != "sae"}
         own = [model_args["sae"]] if model_args.get("sae") is not None else []
         specs = [*own, *saes]
-        if not specs:
+        edit = model_args.get("edit")
+        if not specs and edit is None:
             raise UserError("Name a dictionary: sae=SPEC in --model_args, or --sae SPEC for each variant.")
         if twice := [spec for i, spec in enumerate(specs) if spec in specs[:i]]:
             raise UserError(f"{twice[0]} is given twice: each variant is a column, and no two may be the same.")
-        self.lm = SaeHFLM(**self.model_args, sae=specs[0])
+        self.lm = SaeHFLM(**self.model_args, sae=specs[0] if specs else None)
         first = self.lm.spliced
         wanted = [first.wanted, *(replace(first.wanted, dictionaries=self._load(spec)) for spec in specs[1:])]
         bos = any(dictionary.prepend_bos for one in wanted for dictionary in one.dictionaries)
@@ -100,6 +103,8 @@ class Model:
     def set_splice(self, mode: str) -> None:
         """Let another mode take the place of the activations. Raises `UserError` and changes nothing if it cannot."""
         one_of(mode, MODES, "splice")
+        if (edit := self.variants[0].wanted.edit) is not None:
+            raise UserError(f"edit={edit} has no splice to change: it has no dictionary.")
         if mode == "mean" and self.variants[0].wanted.mean_text is None:
             raise UserError("splice=mean needs the text it averages: start with splice=mean,mean_text=FILE.")
         self.variants = [
@@ -169,7 +174,7 @@ class Model:
             self._provenance = {
                 "model": self.name,
                 "revision": getattr(self.model.config, "_commit_hash", None) or self.lm.revision,
-                **first.choice_facts(),
+                **choice_facts(first),
                 "packages": first.versions(),
                 "prompt_format": self.format,
                 "trained_context": self.context_size,

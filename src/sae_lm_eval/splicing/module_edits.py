@@ -1,0 +1,161 @@
+"""Modules of a model that run with other weights, or as other modules, for some rows of a batch, in a scope."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sae_lm_eval.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleEdit:
+    """What becomes of the module at `path`: other `weights`, by its own names, or a `replacement` called as it is.
+
+    With neither, what enters the module, a block, is what leaves it. It runs all the same, so that caches are filled.
+    """
+
+    path: str
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    replacement: Callable[..., Any] | None = None
+
+    @property
+    def is_skip(self) -> bool:
+        return not self.weights and self.replacement is None
+
+    def __call__(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What the edited module gives; `forward` is the module's own."""
+        if self.replacement is not None:
+            return self.replacement(*args, **kwargs)
+        with other_weights(module, self.weights):
+            return forward(*args, **kwargs)
+
+
+@contextmanager
+def other_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside the scope, parameters of a module are others; after it they are the very same as before."""
+    own: Any = module._parameters
+    before = {name: own[name] for name in weights}
+    own.update(weights)
+    try:
+        yield
+    finally:
+        own.update(before)
+
+
+class Rows(Protocol):
+    """Which rows of the batch run as a variant: `splicing.attach.Attachment`."""
+
+    rows: slice
+
+    @property
+    def positions(self) -> int:
+        """How many positions each row has in the pass under way."""
+        ...
+
+
+def attach_edits(model: nn.Module, edits: Sequence[ModuleEdit], rows: Rows, scope: ExitStack) -> None:
+    """Inside `scope`, the rows of the batch that `rows` names run through the edited modules, all others as ever."""
+    for edit in edits:
+        module = model.get_submodule(edit.path)
+        if edit.is_skip:
+            scope.callback(module.register_forward_hook(partial(_skipped, rows), with_kwargs=True).remove)
+        else:
+            _enter(module, edit, rows, scope)
+
+
+def _enter(module: nn.Module, edit: ModuleEdit, rows: Rows, scope: ExitStack) -> None:
+    own: dict[str, Any] = module.__dict__
+    had = own.get("forward")
+    if not isinstance(had, EditedForward):
+        had_one = "forward" in own
+        own["forward"] = EditedForward(module, module.forward)
+        scope.callback(partial(own.__setitem__, "forward", had) if had_one else partial(own.pop, "forward"))
+    edited: EditedForward = own["forward"]
+    edited.entries.append((rows, edit))
+    scope.callback(edited.entries.remove, (rows, edit))
+
+
+class EditedForward:
+    """The forward pass of a module, of which the rows of some variants go through their edits of it."""
+
+    def __init__(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        self.module, self.forward = module, forward
+        self.entries: list[tuple[Rows, ModuleEdit]] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        length = len(_first(args, kwargs))
+        parts: list[tuple[slice, ModuleEdit | None]] = []
+        start = 0
+        for rows, edit in sorted(self.entries, key=lambda entry: entry[0].rows.start or 0):
+            own = _places(rows, args, kwargs)
+            parts += [(slice(start, own.start), None)] if own.start > start else []
+            parts.append((own, edit))
+            start = own.stop
+        parts += [(slice(start, length), None)] if start < length else []
+        outs = [self._run(edit, length, part, args, kwargs) for part, edit in parts]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _run(self, edit: ModuleEdit | None, length: int, part: slice, args: tuple, kwargs: dict[str, Any]) -> Any:
+        whole = part == slice(0, length)
+        narrowed = partial(_narrowed, length=length, part=part)
+        own_args = args if whole else tuple(map(narrowed, args))
+        own_kwargs = kwargs if whole else {name: narrowed(value) for name, value in kwargs.items()}
+        if edit is None:
+            return self.forward(*own_args, **own_kwargs)
+        return edit(self.module, self.forward, *own_args, **own_kwargs)
+
+
+def _first(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+    found = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    if found is None:
+        raise UserError("A module that is to be edited is given no tensor.")
+    return found
+
+
+def _places(rows: Rows, args: tuple, kwargs: Mapping[str, Any]) -> slice:
+    """The rows along the first axis of what a module is given; some modules see rows and positions as one axis."""
+    given = _first(args, kwargs)
+    by_rows = given.ndim > 2 or not given.is_floating_point()
+    unit = 1 if by_rows else rows.positions
+    return slice((rows.rows.start or 0) * unit, len(given) if rows.rows.stop is None else rows.rows.stop * unit)
+
+
+def _narrowed(value: Any, *, length: int, part: slice) -> Any:
+    return value[part] if isinstance(value, Tensor) and value.ndim and len(value) == length else value
+
+
+def _skipped(rows: Rows, _block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    hidden = output if isinstance(output, Tensor) else output[0]
+    entered = args[0] if args else kwargs["hidden_states"]
+    if rows.rows in (slice(None), slice(0, len(hidden))):
+        new = entered
+    else:
+        new = hidden.clone()
+        new[rows.rows] = entered[rows.rows].to(new.device)
+    return new if isinstance(output, Tensor) else type(output)([new, *output[1:]])
+
+
+class Edited(nn.Module):
+    """The tensors and modules of some edits, as one module for whatever looks at the content of modules."""
+
+    def __init__(self, edits: Sequence[ModuleEdit]) -> None:
+        super().__init__()
+        self.paths = [edit.path for edit in edits]
+        for number, edit in enumerate(edits):
+            for name, tensor in edit.weights.items():
+                self.register_buffer(f"{number}_{name}", tensor)
+            if isinstance(edit.replacement, nn.Module):
+                self.add_module(str(number), edit.replacement)
+
+    @staticmethod
+    def functions(edits: Sequence[ModuleEdit]) -> tuple[Callable[..., Any], ...]:
+        """Replacements that are no modules, and decide as much as these."""
+        found = (edit.replacement for edit in edits)
+        return tuple(one for one in found if one is not None and not isinstance(one, nn.Module))
