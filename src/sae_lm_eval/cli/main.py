@@ -18,6 +18,7 @@ from sae_lm_eval.cli.report import report
 from sae_lm_eval.cli.run import LM_EVAL_FLAGS, run
 from sae_lm_eval.cli.table import table
 from sae_lm_eval.cli.talk import talk
+from sae_lm_eval.cli.where import where
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runtime.host_memory import TOLD, is_out_of_memory
 
@@ -36,6 +37,7 @@ app.command("compare")(compare)
 app.command("report")(report)
 app.command("table")(table)
 app.command("run", context_settings=LM_EVAL_FLAGS, cls=RunCommand)(run)
+app.command("where", context_settings=LM_EVAL_FLAGS)(where)
 app.command("talk")(talk)
 app.command("inspect")(inspect)
 app.command("demo")(demo)

@@ -75,7 +75,7 @@ def run(
     from sae_lm_eval.runs.checks import check
 
     given = {"categories": categories, "memory": memory, "ray": ray, "output_path": output_path}
-    sweep = _sweep(context, model_args, (sae or [], edit or []), control or [], given)
+    sweep = sweep_from(context, model_args, (sae or [], edit or []), control or [], given)
     if sweep.output_path is None and not plan:
         raise UserError("--output_path is missing: name a folder for the results.")
     check(sweep, sweep.output_path)
@@ -159,7 +159,7 @@ def run_and_report(sweep: Sweep, output_path: Path, docs_by: str | None = None, 
     return bool(finished.failed)
 
 
-def _sweep(
+def sweep_from(
     context: typer.Context,
     model_args: str,
     variants: tuple[list[str], list[str]],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -37,7 +37,7 @@ def read_answers(results: Results, task: str) -> pd.DataFrame:
             f"The samples of {results.name} have document {first['doc_id']} of {task} twice (filter {first['filter']})."
         )
     choices = results.task_config(task).output_type == "multiple_choice"
-    frame[MARGIN], frame[CHANCE], frame[RIGHT] = _margins(frame) if choices else (np.nan, np.nan, None)
+    frame[MARGIN], frame[CHANCE], frame[RIGHT] = margins_of(frame) if choices else (np.nan, np.nan, None)
     return frame.set_index(KEY).sort_index().drop(columns=["target", "filtered_resps", "continuations"])
 
 
@@ -89,7 +89,8 @@ def check_documents(task: str, baseline: Results, before: pd.DataFrame, variant:
             raise UserError(f"{task} has '{name}' for other documents in {variant.name} than in {baseline.name}.")
 
 
-def _margins(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[tuple[int, ...]] | None]:
+def margins_of(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[tuple[int, ...]] | None]:
+    """`MARGIN`, `CHANCE` and `RIGHT` of each line of a task's samples."""
     undefined = np.full(len(frame), np.nan), np.full(len(frame), np.nan), None
     try:
         logprobs = [np.array([float(answer[0]) for answer in answers]) for answers in frame["filtered_resps"]]
@@ -103,12 +104,13 @@ def _margins(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[tuple[in
     right = _right_choices(frame, logprobs)
     if right is None:
         return np.full(len(frame), np.nan), chance, None
-    margins = [_margin(values, choices) for values, choices in zip(logprobs, right, strict=True)]
+    margins = [margin_of(values, choices) for values, choices in zip(logprobs, right, strict=True)]
     indices = [tuple(sorted(choices)) for choices in right]
     return np.array(margins), chance * [len(choices) for choices in right], indices
 
 
-def _margin(logprobs: np.ndarray, right: set[int]) -> float:
+def margin_of(logprobs: np.ndarray, right: Collection[int]) -> float:
+    """Log-probability of the likeliest right choice less that of the likeliest wrong one; nan where one is missing."""
     wrong = [value for index, value in enumerate(logprobs) if index not in right]
     best = max((logprobs[index] for index in right), default=-np.inf)
     return float(best - max(wrong)) if wrong and np.isfinite(best) and np.isfinite(max(wrong)) else float("nan")

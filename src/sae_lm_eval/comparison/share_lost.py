@@ -26,22 +26,31 @@ def share_lost_interval(
     if equally_weighted(strata):
         before, after = (np.concatenate([getattr(s, side) for s in strata]) for side in ("baseline", "variant"))
         strata, chance = [Stratum(1.0, before, after)], [np.concatenate(chance)]
-    added = 1 / len(strata)
-    mean, covariance = np.zeros(2), np.zeros((2, 2))
+    added, parts = 1 / len(strata), []
     for s, level_of in zip(strata, chance, strict=True):
         usual = float(level_of.mean())
-        extra = np.array([[1, 1 - usual], [-1, -usual]])
-        points = np.vstack([np.column_stack([s.baseline - s.variant, s.baseline - level_of]), extra])
-        weights = np.r_[np.ones(len(s.baseline)), added, added]
-        share = weights / weights.sum()
+        points = np.column_stack([s.baseline - s.variant, s.baseline - level_of])
+        parts.append((s.weight, points, np.array([[1, 1 - usual], [-1, -usual]]), added))
+    return fieller(parts, quantile=float(stats.norm.ppf(0.5 + level / 2)))
+
+
+def fieller(parts: Sequence[tuple[float, np.ndarray, np.ndarray, float]], *, quantile: float) -> tuple[float, float]:
+    """Bounds of the ratio of two means, taken over strata: (weight, points (n, 2), further points, the weight of each).
+
+    The points are numerators and denominators. Both bounds are nan where the denominator is not clearly above 0.
+    """
+    mean, covariance = np.zeros(2), np.zeros((2, 2))
+    for weight, seen, further, of_further in parts:
+        points = np.vstack([seen, further])
+        counts = np.r_[np.ones(len(seen)), np.full(len(further), of_further)]
+        share = counts / counts.sum()
         centre = share @ points
-        mean += s.weight * centre
+        mean += weight * centre
         spread = (points - centre).T @ ((points - centre) * share[:, None])
-        covariance += s.weight**2 * spread / weights.sum()
-    z = float(stats.norm.ppf(0.5 + level / 2))
-    (drop, above), ((drops, both), (_, aboves)) = mean, z**2 * covariance
-    square, linear, constant = above**2 - aboves, drop * above - both, drop**2 - drops
-    if above <= 0 or square <= 0:
+        covariance += weight**2 * spread / counts.sum()
+    (above, below), ((aboves, both), (_, belows)) = mean, quantile**2 * covariance
+    square, linear, constant = below**2 - belows, above * below - both, above**2 - aboves
+    if below <= 0 or square <= 0:
         return NAN, NAN
     root = float(np.sqrt(max(linear**2 - square * constant, 0.0)))
     return float((linear - root) / square), float((linear + root) / square)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ def ablations(model: SplicedModel, source: Source) -> tuple[list[Variant], dict[
     variant = model.variant
     if not variant.splices:  # the baseline, or an edit of the model, which has no site
         return [], None
-    zero = _in_mode(variant, "zero")
+    zero = variant.in_mode("zero")
     windows = model.windows(source.held_out, model.wanted.mean_tokens)
     if not windows:
         return [zero], None
@@ -39,11 +38,7 @@ def ablations(model: SplicedModel, source: Source) -> tuple[list[Variant], dict[
         "documents": "outside the scored ones",
         **record_of_windows(windows),
     }
-    return [zero, _in_mode(with_means(variant, means), "mean")], taken
-
-
-def _in_mode(variant: Variant, mode: str) -> Variant:
-    return replace(variant, splices=tuple(replace(splice, mode=mode) for splice in variant.splices))
+    return [zero, with_means(variant, means).in_mode("mean")], taken
 
 
 @torch.no_grad()

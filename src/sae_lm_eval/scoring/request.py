@@ -24,7 +24,7 @@ class Query:
 
     ids: Sequence[int]
     targets: Sequence[int]
-    labels: Sequence[int] = ()
+    labels: Sequence[int] | np.ndarray = ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class ScoreRequest:
     @cached_property
     def radix(self) -> int:
         """One above the largest id where there are labels, else 0."""
-        if not any(query.labels for query in self.queries):
+        if not any(len(query.labels) for query in self.queries):
             return 0
         return 1 + max(max(query.ids) for query in self.queries)
 
@@ -112,10 +112,8 @@ class ScoreRequest:
         """Of each query what is run: its ids, or id + label * radix, so that tokens of unlike labels are not shared."""
         if not self.radix:
             return [query.ids for query in self.queries]
-        return [
-            [
-                token + label * self.radix
-                for token, label in zip(query.ids, query.labels or [0] * len(query.ids), strict=True)
-            ]
-            for query in self.queries
-        ]
+        return [self._coded(query) if len(query.labels) else query.ids for query in self.queries]
+
+    def _coded(self, query: Query) -> list[int]:
+        ids, labels = (np.asarray(of, dtype=np.int64) for of in (query.ids, query.labels))
+        return (ids + labels * self.radix).tolist()

@@ -73,7 +73,8 @@ class SharedAnswers:
 
 def _key(query: Query) -> bytes:
     text = np.asarray(
-        [len(query.targets), *query.ids, *query.targets, *([-1, *query.labels] if query.labels else [])], dtype=np.int64
+        [len(query.targets), *query.ids, *query.targets, *([-1, *query.labels] if len(query.labels) else [])],
+        dtype=np.int64,
     ).tobytes()
     return hashlib.blake2b(text, digest_size=16).digest()
 

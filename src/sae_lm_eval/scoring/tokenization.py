@@ -118,6 +118,20 @@ class Tokenization:
         ids, before = encoded(context + continuation), encoded(stem)
         return list(before), ids[len(before) :]
 
+    def spans(self, texts: Sequence[str], ids: Sequence[Ids]) -> list[list[tuple[int, int]] | None]:
+        """Where each of a text's ids stands in it, (0, 0) for those that are added before it; None where that is not
+        known.
+        """
+        if not self.tokenizer.is_fast:
+            return [None] * len(texts)
+        read = self.tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+        out: list[list[tuple[int, int]] | None] = []
+        for own, spans, all_ids in zip(read["input_ids"], read["offset_mapping"], ids, strict=True):
+            added = len(all_ids) - len(own)
+            agrees = added >= 0 and list(all_ids[added:]) == own
+            out.append([*[(0, 0)] * added, *map(tuple, spans)] if agrees else None)
+        return out
+
     def text_ids(self, document: str) -> Ids:
         """The ids of running text alone, behind which no EOS stands and before which the prefix token is to stand."""
         ids = self.encode(document, add_special_tokens=False)

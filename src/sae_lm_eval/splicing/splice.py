@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -213,11 +213,17 @@ class Variant:
         """As a forward pass comes to them, so that later ones see what earlier ones left."""
         return sorted(self.splices, key=lambda splice: splice.site_out.order)
 
+    def in_mode(self, mode: str) -> Variant:
+        """The same splices, in another mode."""
+        return replace(self, splices=tuple(replace(splice, mode=mode) for splice in self.splices))
+
     @property
     def first(self) -> Splice | None:
         """The one that reads what the untouched model passes; None where there is none, or names do not tell which."""
         ordered = self.in_order()
-        return ordered[0] if len(ordered) == 1 or (ordered and ordered[-1].site_out.order[0] < MODULE_PATHS) else None
+        if self.edits or not ordered or (len(ordered) > 1 and ordered[-1].site_out.order[0] == MODULE_PATHS):
+            return None
+        return ordered[0]
 
     @property
     def first_position(self) -> int:

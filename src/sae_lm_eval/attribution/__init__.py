@@ -1,0 +1,1 @@
+"""Where and how the errors of dictionaries make their effects known."""

@@ -1,0 +1,177 @@
+"""A variant with the error of a class of places put back, or left in there alone; scored in the same forked passes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lm_eval.attribution.classes import NORMS, SITES, Labels
+from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.scoring.answers import portions
+from sae_lm_eval.scoring.request import Query, ScoreRequest, TargetIndex
+from sae_lm_eval.scoring.shared_answers import SharedAnswers
+from sae_lm_eval.scoring.spliced_model import SplicedModel
+from sae_lm_eval.splicing.attach import SpliceWatch
+from sae_lm_eval.splicing.places import Places, error_norm
+from sae_lm_eval.splicing.splice import Context, Splice, Variant
+
+RESTORED, ONLY, RANDOM = "restored", "only", "random"
+AT_ONCE = 12  # variants of one forked pass
+NORMS_OF = 256  # queries whose errors the quantiles are taken from
+
+
+@dataclass(frozen=True)
+class PlaceClass:
+    """A class of a division, by where its error is alone and where it is put back."""
+
+    division: str
+    name: str
+    inside: Places
+    outside: Places
+
+    def variants(self, variant: Variant, random: Variant) -> dict[str, Variant]:
+        """The error put back here; left in here alone; and that of `random`, of the same norm, here alone."""
+        of = {RESTORED: (variant, self.outside), ONLY: (variant, self.inside), RANDOM: (random, self.inside)}
+        return {kind: replace(base, places=places) for kind, (base, places) in of.items()}
+
+
+def classes_of(
+    labels: Labels, variant: Variant, norms: Mapping[str, Sequence[float]] | None = None
+) -> list[PlaceClass]:
+    """The classes of all divisions that some position is in; by `norms`, edges by hook, and by site where asked for."""
+    out = []
+    for number, division in enumerate(labels.divisions):
+        for index, name in enumerate(division.classes):
+            own = labels.of_class(number, index)
+            if own:
+                rest = frozenset(labels.seen) - own
+                out.append(PlaceClass(division.name, name, Places(labels=own), Places(labels=rest)))
+    if norms is not None:
+        count = len(next(iter(norms.values()))) + 1
+        for index in range(count):
+            bounds = {hook: _between([0.0, *edges, float("inf")], index) for hook, edges in norms.items()}
+            inside = Places(norms=bounds)
+            out.append(PlaceClass(NORMS, f"quantile {index + 1} of {count}", inside, replace(inside, outside=True)))
+    return [*out, *_sites(variant)]
+
+
+def _between(edges: Sequence[float], index: int) -> tuple[float, float]:
+    return edges[index], edges[index + 1]
+
+
+def _sites(variant: Variant) -> list[PlaceClass]:
+    """Each site of several."""
+    hooks = [splice.site_out.hook for splice in variant.in_order()]
+    if len(hooks) < 2:
+        return []
+    return [
+        PlaceClass(SITES, hook, Places(hooks=frozenset({hook})), Places(hooks=frozenset(hooks) - {hook}))
+        for hook in hooks
+    ]
+
+
+def key_of(kind: str, variant: Variant) -> str:
+    """Equal for variants of one that compute the same."""
+    places = variant.places
+    mode = "random" if kind == RANDOM else "reconstruction"
+    if places is None:
+        return mode
+    plain = {
+        "labels": None if places.labels is None else sorted(places.labels),
+        "norms": None if places.norms is None else {hook: list(of) for hook, of in places.norms.items()},
+        "hooks": None if places.hooks is None else sorted(places.hooks),
+        "outside": places.outside,
+    }
+    return json.dumps([mode, plain], sort_keys=True)
+
+
+class Patched:
+    """Scores queries by the baseline, a variant, and others of it.
+
+    Args:
+        spliced: the variant, in a group with its baseline.
+        meaning: what labels mean, as text: answers are kept under it too.
+        journal: keeps answers.
+        tell: is told how many queries of how many have been answered by how many of the passes.
+    """
+
+    def __init__(
+        self,
+        spliced: SplicedModel,
+        meaning: str,
+        journal: Journal,
+        tell: Callable[[int, int], object] = lambda *_: None,
+    ) -> None:
+        self.spliced, self.meaning, self.journal, self.tell = spliced, meaning, journal, tell
+        self._scorer = spliced.scorer([spliced.variant])
+
+    def score(
+        self, variants: Mapping[str, Variant], queries: Sequence[Query], tasks: Sequence[str]
+    ) -> dict[str, Float[np.ndarray, "queries 3"]]:
+        """For each variant by key, and the baseline under "baseline", log-probability, greedy and KL of each query."""
+        out: dict[str, Any] = {}
+        keys, done = list(variants), 0
+        with self.spliced.evaluation(), self.spliced.loaded.autocast():
+            identity = self.spliced.identity()
+            for start in range(0, len(keys), AT_ONCE):
+                some = keys[start : start + AT_ONCE]
+                scorer = self.spliced.scorer([variants[key] for key in some], self._scorer.layout)
+                shared = SharedAnswers(scorer, self.journal, [identity, _digest(self.meaning), *map(_digest, some)])
+                table = np.full((len(queries), 1 + len(some), 3), np.nan)
+                for numbers in portions(queries, tasks):
+
+                    def deliver(at: int, of: np.ndarray, table: Any = table, numbers: Any = numbers) -> None:
+                        nonlocal done
+                        table[numbers[at]] = of
+                        done += 1
+                        self.tell(done, len(queries) * -(-len(keys) // AT_ONCE))
+
+                    shared.answers([queries[number] for number in numbers], deliver)
+                out |= {"baseline": table[:, 0], **{key: table[:, 1 + at] for at, key in enumerate(some)}}
+        return out
+
+    def norm_edges(self, queries: Sequence[Query], parts: int) -> dict[str, list[float]]:
+        """By hook the quantiles of the error's norm that divide the positions of some queries into equal parts."""
+        watch = _Norms(self.spliced.variant)
+        some = queries[:: max(1, len(queries) // NORMS_OF)]
+        with self.spliced.evaluation(), self.spliced.loaded.autocast():
+            self._scorer.score(ScoreRequest(some, measures=(), greedy=False, watch=watch), lambda _scores: None)
+        levels = [part / parts for part in range(1, parts)]
+        return {hook: np.quantile(np.concatenate(of), levels).tolist() for hook, of in watch.found.items()}
+
+
+class _Norms:
+    """Collects the norm of the error where dictionaries are spliced in, by hook."""
+
+    def __init__(self, variant: Variant) -> None:
+        self.special = torch.tensor(sorted(variant.special_ids))
+        self.found: dict[str, list[np.ndarray]] = {splice.site_out.hook: [] for splice in variant.splices}
+
+    @contextmanager
+    def batch(
+        self, context: Context, targets: TargetIndex, queries: Int[np.ndarray, " targets"]
+    ) -> Iterator[SpliceWatch]:
+        norms_of: list[tuple[str, np.ndarray]] = []
+
+        def record(splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
+            assert new is not None
+            special = torch.isin(context.input_ids, self.special.to(context.input_ids.device))
+            counted = ~special & (context.positions >= splice.first_position)
+            norms_of.append((splice.site_out.hook, error_norm(y, new)[counted.to(y.device)].cpu().numpy()))
+
+        yield record
+        for hook, norms in norms_of:
+            self.found[hook].append(norms)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

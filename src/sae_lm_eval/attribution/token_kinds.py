@@ -1,0 +1,63 @@
+"""What kind of token stands where: looked up by the letters that it covers. No torch."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Int
+
+WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
+# In the order in which they are tried: a token is of the first kind that fits.
+KINDS = ("special", "newline", "digit", "punctuation", "name", "part of a word", "rare word", "word")
+SPECIAL, NEWLINE, DIGIT, PUNCTUATION, NAME, PART, RARE, PLAIN = range(len(KINDS))
+
+
+class Words:
+    """Of the texts of a run: which words are names, which are rare.
+
+    A name begins with a capital, and never occurs in these texts without. A rare word occurs in one document only.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        found = Counter(word for text in set(texts) for word in set(WORD.findall(text)))
+        folded = Counter[str]()
+        for word, count in found.items():
+            folded[word.lower()] += count
+        self._seen, self._folded = found, folded
+
+    def kind(self, word: str) -> int:
+        if word[:1].isupper() and word[1:] == word[1:].lower() and len(word) > 1 and word.lower() not in self._seen:
+            return NAME
+        return RARE if self._folded[word.lower()] <= 1 else PLAIN
+
+
+def token_kinds(
+    text: str, spans: Int[np.ndarray, "tokens 2"], special: np.ndarray, words: Words
+) -> Int[np.ndarray, " tokens"]:
+    """The kind of each token, whose text is `text[start:end]`; `special` are those without one."""
+    owner, kinds = np.full(len(text) + 1, -1), []
+    for number, match in enumerate(WORD.finditer(text)):
+        owner[match.start() : match.end()] = number
+        kinds.append(words.kind(match[0]))
+    first = spans[:, 0] + np.array([_blanks(text[start:end]) for start, end in spans.tolist()], dtype=int)
+    word = np.where(special, -1, owner[np.minimum(first, len(text))])
+    pieces = np.bincount(word[word >= 0], minlength=max(1, len(kinds)))
+    of_word = np.array([*kinds, PLAIN])[word]
+    torn = (word >= 0) & (pieces[word] > 1) & (of_word != NAME)
+    out = np.where(word < 0, PUNCTUATION, np.where(torn, PART, of_word))
+    for at, (start, end) in enumerate(spans.tolist()):
+        piece = text[start:end]
+        if special[at] or not piece:
+            out[at] = SPECIAL
+        elif "\n" in piece:
+            out[at] = NEWLINE
+        elif any(letter.isdigit() for letter in piece):
+            out[at] = DIGIT
+    return out
+
+
+def _blanks(piece: str) -> int:
+    return len(piece) - len(piece.lstrip())

@@ -1,0 +1,88 @@
+"""`sae-lm-eval where`: which positions' errors cost what a variant lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sae_lm_eval.cli.run import sweep_from
+from sae_lm_eval.errors import UserError
+
+if TYPE_CHECKING:
+    from sae_lm_eval.runs.asked import Asked
+    from sae_lm_eval.runs.where_rows import Explained
+
+
+def where(
+    context: typer.Context,
+    sae: Annotated[
+        list[str] | None,
+        typer.Option(help="The variant: SPEC, or SPEC,splice_tokens=... Several are explained in turn."),
+    ] = None,
+    model_args: Annotated[
+        str, typer.Option("--model_args", "-a", help="As for lm_eval: pretrained=gpt2,dtype=...")
+    ] = "",
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What divides the positions: segment, kind, first:N, distance, norm:PARTS, regex:NAME=PATTERN, "
+            "field:NAME. Repeatable; segment and kind if none is named. Several dictionaries are divided by site too."
+        ),
+    ] = None,
+    held_out: Annotated[
+        bool, typer.Option("--held_out", help="Score every other document; what is fitted is fitted on the rest.")
+    ] = False,
+    output_path: Annotated[
+        str | None, typer.Option("--output_path", "-o", help="A folder; what is found goes to its folder where/.")
+    ] = None,
+) -> None:
+    """Find out which positions' errors cost what a variant lost: --model_args ... --sae ... --tasks ...
+
+    The tasks are scored once more for each class of positions, with the variant's error put back there, and with it
+    there alone. lm_eval's flags (--tasks, --num_fewshot, --limit, ...) go behind, as for run. The same command again
+    continues where it was cut short.
+    """
+    from sae_lm_eval.attribution.classes import DEFAULT
+    from sae_lm_eval.runs.checks import check
+    from sae_lm_eval.runs.settings import lm_eval_config
+    from sae_lm_eval.runs.where import Question
+    from sae_lm_eval.runs.where import where as explain
+
+    question = Question(tuple(by or DEFAULT), held_out)
+    sweep = sweep_from(context, model_args, (sae or [], []), [], {"output_path": output_path})
+    if sweep.output_path is None:
+        raise UserError("--output_path is missing: name a folder for what is found.")
+    if other := [one.name for one in sweep.variants if not _has_error(one)]:
+        raise UserError(f"{other[0]} has no dictionary's error to put back: where explains splice=reconstruction.")
+    check(sweep, None)
+    try:
+        found = explain(sweep, lm_eval_config(sweep), sweep.output_path, question)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command continues from here.", err=True)
+        raise typer.Exit(130) from None
+    for one in found:
+        _print(one, sweep.output_path)
+
+
+def _has_error(variant: Asked) -> bool:
+    """Whether a dictionary's reconstruction takes the place of something."""
+    arguments = variant.arguments
+    return arguments.get("edit") is None and arguments.get("splice", "reconstruction") == "reconstruction"
+
+
+def _print(found: Explained, output_path: Path) -> None:
+    from rich.console import Console
+
+    from sae_lm_eval.cli.tables import print_report_table, print_sentence
+    from sae_lm_eval.report.where_tables import class_table, sentences
+
+    console, record = Console(), found.record()
+    for sentence in sentences(record):
+        print_sentence(console, sentence)
+    for division in dict.fromkeys(row["division"] for row in record["rows"]):
+        table = class_table(record, division)
+        if table is not None:
+            print_report_table(console, table)
+    print_sentence(console, f"Written: {output_path / 'where' / found.name}.json", soft_wrap=True)

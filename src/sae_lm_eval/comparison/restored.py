@@ -1,0 +1,95 @@
+"""What share of a drop comes back, or is left, with the error in a class of places. Neither torch nor lm_eval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from sae_lm_eval.comparison.paired_statistics import FEWEST, Stratum, mean_change, paired_drop
+from sae_lm_eval.comparison.share_lost import NAN, fieller
+
+ACCURACY, MARGIN, KL = "accuracy", "margin", "kl"
+UNITS = {ACCURACY: "pp", MARGIN: "nats", KL: "nats/token"}
+NOT_DROPPED = "the drop does not exclude 0"
+NO_MARGIN = "no margins: the right choice is not known"
+TOO_FEW = f"fewer than {FEWEST} documents"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval; bounds are nan where they are undefined."""
+
+    value: float
+    low: float
+    high: float
+
+
+UNDEFINED = Estimate(NAN, NAN, NAN)
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """What each document lost by a measure, in one order: `baseline` less what it has with a patch, by the patch's key.
+
+    Of accuracy they are -1, 0 or 1; of the margin nats; of KL nats per scored token. Documents without a value are nan.
+    """
+
+    measure: str
+    baseline: np.ndarray
+    of: Mapping[str, np.ndarray]
+
+    def restricted(self, chosen: np.ndarray) -> Losses:
+        """Some documents, of which those with a value."""
+        keep = chosen & np.all([~np.isnan(loss) for loss in self.of.values()], axis=0)
+        return Losses(self.measure, self.baseline[keep], {key: loss[keep] for key, loss in self.of.items()})
+
+    def drop(self, key: str, level: float) -> Estimate:
+        """Mean loss: of accuracy in pp with Tango's interval, else with Student's."""
+        loss = self.of[key]
+        if not len(loss):
+            return UNDEFINED
+        if self.measure == ACCURACY:
+            found = paired_drop(self.baseline, self.baseline - loss, level=level)
+            return Estimate(found.drop, found.low, found.high)
+        mean, low, high = mean_change([Stratum(1.0, np.zeros(len(loss)), loss)], level=level)
+        return Estimate(mean, low, high)
+
+    def share(self, numerator: np.ndarray, key: str, level: float) -> Estimate:
+        """Mean numerator / mean loss of `key`, with Fieller's interval.
+
+        As in Bonett and Price's interval of a drop in accuracy, one lost and one gained document are added: once with
+        the numerator of the same sign, once with none, half of each. The ratio stays as it is.
+        """
+        loss, n = self.of[key], len(numerator)
+        further, weight = np.zeros((0, 2)), 0.0
+        if self.measure == ACCURACY:
+            further, weight = np.array([[1, 1], [-1, -1], [0, 1], [0, -1]], dtype=float), 0.5
+        quantile = float(stats.t.ppf(0.5 + level / 2, n - 1))
+        low, high = fieller([(1.0, np.column_stack([numerator, loss]), further, weight)], quantile=quantile)
+        return Estimate(float(numerator.sum() / loss.sum()), low, high)
+
+
+def why_no_share(losses: Losses, whole: str, level: float) -> str | None:
+    """Why no share of the drop can be stated; None where it can: its interval lies above 0."""
+    if not len(losses.baseline):
+        return NO_MARGIN if losses.measure == MARGIN else TOO_FEW
+    if len(losses.baseline) < FEWEST:
+        return TOO_FEW
+    low = losses.drop(whole, level).low
+    return None if low > 0 else NOT_DROPPED
+
+
+def shares(
+    losses: Losses, whole: str, restored: Sequence[str], alone: Sequence[str], level: float
+) -> tuple[Estimate, Estimate]:
+    """The shares of the drop of `whole` that come back with the errors of classes put back, and that they make alone.
+
+    Of several classes each share is a sum of theirs, which is 1 where they do not interact.
+    """
+    nothing = np.zeros(len(losses.baseline))
+    back = sum((losses.of[whole] - losses.of[key] for key in restored), nothing)
+    left = sum((losses.of[key] for key in alone), nothing)
+    return losses.share(back, whole, level), losses.share(left, whole, level)

@@ -1,0 +1,127 @@
+"""What lm_eval asks of a run's tasks, and what its tasks make of answers: without its loop over models."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sae_lm_eval.attribution.segments import Asked, tails
+from sae_lm_eval.comparison.samples import margin_of, margins_of
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.runs.model_pool import Loaded
+
+CHOICES = "multiple_choice"
+SPOKEN = ("loglikelihood", CHOICES)  # lm_eval's output types of tasks whose answers are scored behind a prompt
+
+
+@dataclass(frozen=True, eq=False)
+class AskedTask:
+    """A task with its requests, by document: `documents` and `requests` have an entry for each."""
+
+    name: str
+    task: Any
+    documents: tuple[Asked, ...]
+    requests: tuple[tuple[Any, ...], ...]
+
+    def restricted(self, numbers: Sequence[int]) -> AskedTask:
+        """Some of the documents."""
+        return replace(
+            self,
+            documents=tuple(self.documents[at] for at in numbers),
+            requests=tuple(self.requests[at] for at in numbers),
+        )
+
+    def accuracy(self, answers: Sequence[Sequence[tuple[float, bool]]]) -> np.ndarray:
+        """1 where a document is answered right, else 0, by the first metric of the task that is right or wrong.
+
+        Raises `UserError` where there is none.
+        """
+        found = self._scores(answers)
+        for metric in sorted(found[0], key=lambda name: name != "acc"):
+            values = [of.get(metric) for of in found]
+            if all(isinstance(value, int | float | bool | np.number) and value in (0, 1) for value in values):
+                return np.array(values, dtype=float)
+        raise UserError(f"{self.name} has no metric that is right or wrong, only {', '.join(found[0])}: leave it out.")
+
+    def _scores(self, answers: Sequence[Sequence[tuple[float, bool]]]) -> list[Mapping[str, Any]]:
+        """The task's own metrics of each document, from (log-probability, greedy) of its requests."""
+        for requests, of in zip(self.requests, answers, strict=True):
+            for request, answer in zip(requests, of, strict=True):
+                request.resps, request.filtered_resps = [answer], {}
+        self.task.apply_filters()
+        first = next(iter(self.requests[0][0].filtered_resps))
+        return [self.task.process_results(of[0].doc, [one.filtered_resps[first] for one in of]) for of in self.requests]
+
+    def margins(self, answers: Sequence[Sequence[tuple[float, bool]]], right: Sequence[Any] | None) -> np.ndarray:
+        """Of each document, in nats; nan where the right choices are not known."""
+        if right is None:
+            return np.full(len(answers), np.nan)
+        return np.array(
+            [margin_of(np.array([a[0] for a in of]), set(own)) for of, own in zip(answers, right, strict=True)]
+        )
+
+    def right(self, answers: Sequence[Sequence[tuple[float, bool]]], accuracy: np.ndarray) -> Sequence[Any] | None:
+        """The right choices of each document, as the baseline's answers and its accuracy tell; None where unknown."""
+        if self.task.OUTPUT_TYPE != CHOICES or any(
+            len(of) != len(d.choices) for of, d in zip(answers, self.documents, strict=True)
+        ):
+            return None
+        frame = pd.DataFrame(
+            {
+                "filtered_resps": list(answers),
+                "target": [str(self.task.doc_to_target(of[0].doc)) for of in self.requests],
+                "continuations": [[one.args[1] for one in of] for of in self.requests],
+                "acc": [float(value) for value in accuracy],
+            }
+        )
+        return margins_of(frame)[2]
+
+
+def asked_tasks(loaded: Loaded, lm: Any) -> list[AskedTask]:
+    """The tasks of a run with the requests that lm_eval makes for `lm`: its few-shot examples, template and limits.
+
+    lm_eval's own loop makes them, which is given answers that say nothing. Raises `UserError` for tasks that ask
+    anything else than log-probabilities behind a prompt.
+    """
+    others = {name: task.OUTPUT_TYPE for name, task in loaded.tasks["tasks"].items() if task.OUTPUT_TYPE not in SPOKEN}
+    if others:
+        name, kind = next(iter(others.items()))
+        raise UserError(
+            f"where explains tasks that score answers behind a prompt, and {name} asks {kind}: leave out "
+            f"{', '.join(others)}."
+        )
+    silent = lm.answering_as(lm.spliced, loglikelihood=lambda requests, **_: [(-1.0, False)] * len(requests))
+    loaded.evaluate("baseline", silent, bootstrap_iters=0, log_samples=False, use_cache=None, evaluation_tracker=None)
+    return [_asked(name, task) for name, task in loaded.tasks["tasks"].items()]
+
+
+def _asked(name: str, task: Any) -> AskedTask:
+    by_document: dict[int, list[Any]] = defaultdict(list)
+    for instance in task.instances:
+        by_document[instance.doc_id].append(instance)
+    requests = [tuple(sorted(of, key=lambda one: one.idx)) for _, of in sorted(by_document.items())]
+    owns = [_own(task, of[0].doc) for of in requests]
+    tail = tails(owns)
+    documents = [
+        Asked(name, of[0].doc_id, own, _choices(task, of[0].doc), dict(of[0].doc), tail)
+        for of, own in zip(requests, owns, strict=True)
+    ]
+    return AskedTask(name, task, tuple(documents), tuple(requests))
+
+
+def _own(task: Any, doc: Any) -> str:
+    """A document's own part of the prompt; "" where it is no one text."""
+    text = task.doc_to_text(doc)
+    return text if isinstance(text, str) else ""
+
+
+def _choices(task: Any, doc: Any) -> tuple[str, ...]:
+    if task.OUTPUT_TYPE != CHOICES:
+        return ()
+    choices = task.doc_to_choice(doc)
+    return tuple(map(str, choices)) if isinstance(choices, list | tuple) else ()

@@ -1,0 +1,205 @@
+"""Where a variant's errors cost what it lost: its tasks once more, with the error of each class of places put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_lm_eval import schema
+from sae_lm_eval.attribution.classes import DEFAULT, NORMS, SITES, Labels, division, whole_of
+from sae_lm_eval.attribution.patching import Patched, PlaceClass, classes_of, key_of
+from sae_lm_eval.attribution.token_kinds import Words
+from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, Losses
+from sae_lm_eval.comparison.subsets import leaves
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.escaping import for_spreadsheets
+from sae_lm_eval.runs.asked_tasks import AskedTask, asked_tasks
+from sae_lm_eval.runs.folder_names import BASELINE
+from sae_lm_eval.runs.model_pool import Loaded
+from sae_lm_eval.runs.sweep import Sweep
+from sae_lm_eval.runs.where_requests import labelled
+from sae_lm_eval.runs.where_rows import Cut, Explained
+from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.runtime.processes import several
+from sae_lm_eval.runtime.progress import Shown, quiet
+from sae_lm_eval.runtime.run_folder import LOG, held, journal_of, write_json
+from sae_lm_eval.splicing.splice import Variant
+
+FOLDER = "where"
+WHOLE = "reconstruction"
+
+
+@dataclass(frozen=True)
+class Question:
+    """`by` names divisions; with `held_out` half of the documents serve what is fitted, and the others are scored."""
+
+    by: tuple[str, ...] = DEFAULT
+    held_out: bool = False
+    level: float = 0.95
+
+    def __post_init__(self) -> None:
+        Labels([division(text, Words(())) for text in self.of_tokens])
+        _ = self.parts
+
+    @property
+    def of_tokens(self) -> list[str]:
+        """The divisions that tokens tell."""
+        return [text for text in self.by if text.partition(":")[0] not in (NORMS, SITES)]
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts the norm of the error divides the positions; 0 where it is not asked for."""
+        of_norms = [text for text in self.by if text.partition(":")[0] == NORMS]
+        return whole_of(of_norms[0].partition(":")[2] or "4", f"--by {of_norms[0]}") if of_norms else 0
+
+
+def where(sweep: Sweep, settings: Any, output_path: Path, question: Question) -> list[Explained]:
+    """Explain each variant of a sweep; its record and its documents are written to `output_path`/where.
+
+    Answers are kept there, so that the same command again continues. Raises `UserError` for what cannot be explained.
+    """
+    if several() or sweep.ray is not None:
+        raise UserError("where runs in one process: leave out accelerate launch and --ray.")
+    folder, out = output_path / FOLDER, []
+    with (
+        held(folder),
+        quiet(folder / LOG) as console,
+        Shown(console, len(sweep.variants)) as shown,
+        closing(Journal(folder / journal_of())) as journal,
+    ):
+        loaded = Loaded(sweep, settings, shown.at)
+        for asked in sweep.variants:
+            shown.at(f"loading {asked.name}")
+            bos = loaded.look(asked.name).wants_bos
+            models = loaded.joined({asked.name: loaded.variant(asked.name)}, journal, bos)
+            shown.at("reading the tasks")
+            tasks = asked_tasks(loaded, models[BASELINE])
+
+            def tell(done: int, of: int, name: str = asked.name) -> None:
+                shown.at(f"{name}: {done:,} of {of:,} answers")
+
+            found = _explained(asked.name, models[asked.name].spliced, tasks, question, journal, tell)
+            found = found.with_rows(_cuts(loaded, tasks), question.level)
+            write_json(folder / f"{asked.name}.json", {schema.KEY: schema.VERSION, **found.record()})
+            for_spreadsheets(found.documents()).to_csv(folder / f"{asked.name}.documents.csv", index=False)
+            out.append(found)
+            loaded.forget()
+    return out
+
+
+def _cuts(loaded: Loaded, tasks: Sequence[AskedTask]) -> list[Cut]:
+    """Everything, each group of lm_eval's, and each task; in all of them documents count alike."""
+    names = [one.name for one in tasks]
+    groups = {str(name): [str(one) for one in inside] for name, inside in loaded.tasks["group_map"].items()}
+    of_groups = [Cut("group", name, [one for one in leaves(groups, name) if one in names]) for name in groups]
+    return [
+        Cut("overall", "overall", names),
+        *(cut for cut in of_groups if cut.tasks and len(cut.tasks) < len(names)),
+        *(Cut("task", name, [name]) for name in names if len(names) > 1),
+    ]
+
+
+def _explained(
+    name: str,
+    spliced: Any,
+    tasks: Sequence[AskedTask],
+    question: Question,
+    journal: Journal,
+    tell: Callable[[int, int], object],
+) -> Explained:
+    """What each document lost to the variant and to each of its patches."""
+    documents = [document for one in tasks for document in one.documents]
+    chosen = np.array([not question.held_out or document.doc_id % 2 == 1 for document in documents])
+    if not chosen.any():
+        raise UserError("--held_out leaves no document to score: give at least two of each task.")
+    words = Words(" ".join((document.own, *document.choices)) for document in documents)
+    requests = labelled(spliced, tasks, Labels([division(text, words) for text in question.of_tokens]), chosen)
+    meaning = repr([(one.name, one.classes) for one in requests.labels.divisions])
+    patched = Patched(spliced, meaning, journal, tell)
+    scored = chosen[requests.owner]
+    fitted = ~scored if question.held_out else scored
+    queries = np.array(requests.queries, dtype=object)
+    edges = patched.norm_edges(queries[fitted].tolist(), question.parts) if question.parts else None
+    places = classes_of(requests.labels, spliced.variant, edges)
+    variants, keys = _variants(places, spliced.variant)
+    own_tasks = [task for task, use in zip(requests.tasks, scored, strict=True) if use]
+    answers = patched.score(variants, queries[scored].tolist(), own_tasks)
+    whole = {key: np.full((len(requests.queries), 3), np.nan) for key in answers}
+    for key, of in answers.items():
+        whole[key][scored] = of
+    targets = np.array([len(query.targets) for query in requests.queries])
+    losses = _losses(tasks, chosen, requests.owner, whole, targets)
+    return Explained(
+        name,
+        tuple(documents[at] for at in np.flatnonzero(chosen)),
+        losses,
+        WHOLE,
+        tuple((place.division, place.name, keys[at]) for at, place in enumerate(places)),
+        facts={
+            "variant": name,
+            "by": list(question.by),
+            "held_out": question.held_out,
+            "level": question.level,
+            "requests": int(scored.sum()),
+            "passes": len(variants),
+            "aligned": float(requests.aligned[scored].mean()),
+            "norm_edges": edges,
+            "coverage": requests.coverage(chosen),
+            "provenance": spliced.provenance(),
+        },
+    )
+
+
+def _variants(places: Sequence[PlaceClass], variant: Variant) -> tuple[dict[str, Variant], list[dict[str, str]]]:
+    """What is to be scored by key, the variant itself first, and the keys of each class by kind; equal ones once."""
+    out, keys = {WHOLE: variant}, []
+    random = variant.in_mode("random_error")
+    for place in places:
+        of = {kind: (key_of(kind, one), one) for kind, one in place.variants(variant, random).items()}
+        out |= {key: one for key, one in of.values() if key not in out}
+        keys.append({kind: key for kind, (key, _) in of.items()})
+    return out, keys
+
+
+def _losses(
+    tasks: Sequence[AskedTask],
+    chosen: np.ndarray,
+    owner: np.ndarray,
+    answers: Mapping[str, np.ndarray],
+    targets: np.ndarray,
+) -> dict[str, Losses]:
+    """By measure what each chosen document lost, less than the baseline, by the answers (requests, 3) of each key."""
+    first = np.searchsorted(owner, np.arange(len(chosen) + 1))
+    measured: dict[str, dict[str, list[np.ndarray]]] = {
+        name: {key: [] for key in answers} for name in (ACCURACY, MARGIN)
+    }
+    number = 0
+    for one in tasks:
+        own = [at for at in range(number, number + len(one.documents)) if chosen[at]]
+        number += len(one.documents)
+        part = one.restricted([at - (number - len(one.documents)) for at in own])
+        if not own:
+            continue
+        pairs = {
+            key: [[(float(a), bool(b)) for a, b, _ in of[first[at] : first[at + 1]]] for at in own]
+            for key, of in answers.items()
+        }
+        accuracy = {key: part.accuracy(of) for key, of in pairs.items()}
+        right = part.right(pairs[BASELINE], accuracy[BASELINE])
+        for key, of in pairs.items():
+            measured[ACCURACY][key].append(accuracy[key])
+            measured[MARGIN][key].append(part.margins(of, right))
+    out = {}
+    for name, of_keys in measured.items():
+        values = {key: np.concatenate(parts) for key, parts in of_keys.items()}
+        of = {key: values[BASELINE] - value for key, value in values.items() if key != BASELINE}
+        out[name] = Losses(name, values[BASELINE], of)
+    tokens = np.bincount(owner, weights=targets, minlength=len(chosen))
+    kl = {key: np.bincount(owner, weights=of[:, 2], minlength=len(chosen)) / tokens for key, of in answers.items()}
+    out[KL] = Losses(KL, np.zeros(int(chosen.sum())), {key: of[chosen] for key, of in kl.items() if key != BASELINE})
+    return out

@@ -1,0 +1,108 @@
+"""What was found of a variant: rows by part of the tasks, measure and class, and the losses of each document."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from sae_lm_eval.attribution.patching import ONLY, RANDOM, RESTORED
+from sae_lm_eval.attribution.segments import Asked
+from sae_lm_eval.comparison.restored import UNITS, Estimate, Losses, shares, why_no_share
+
+SUM = "all classes together"
+
+
+class Cut(NamedTuple):
+    """A part of the tasks."""
+
+    section: str
+    name: str
+    tasks: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """A variant with what its documents lost, by measure and patch; `classes` are (division, class, keys by kind)."""
+
+    name: str
+    asked: tuple[Asked, ...]
+    losses: Mapping[str, Losses]
+    whole: str
+    classes: tuple[tuple[str, str, Mapping[str, str]], ...]
+    facts: Mapping[str, Any]
+    rows: tuple[Mapping[str, Any], ...] = field(default=())
+
+    def with_rows(self, cuts: Sequence[Cut], level: float) -> Explained:
+        """With the estimates for each part of the tasks."""
+        return replace(self, rows=tuple(row for cut in cuts for row in rows_of(self, cut, level)))
+
+    def record(self) -> dict[str, Any]:
+        """As plain values; undefined numbers are None."""
+        return {**self.facts, "documents": len(self.asked), "rows": [_plain(row) for row in self.rows]}
+
+    def documents(self) -> pd.DataFrame:
+        """A line for each document and patch: what was lost of accuracy, margin (nats) and KL (nats/token)."""
+        lines = {"task": [one.task for one in self.asked], "doc_id": [one.doc_id for one in self.asked]}
+        frames = []
+        patches = [("", "", "whole", self.whole)]
+        patches += [(*names, kind, key) for *names, keys in self.classes for kind, key in keys.items()]
+        for division, name, kind, key in patches:
+            lost = {f"{measure}_lost": of.of[key] for measure, of in self.losses.items()}
+            frames.append(pd.DataFrame({**lines, "division": division, "class": name, "patch": kind, **lost}))
+        return pd.concat(frames, ignore_index=True)
+
+
+def rows_of(found: Explained, cut: Cut, level: float) -> Iterator[dict[str, Any]]:
+    """A row for each measure and class: the drop, and the shares of it with their intervals.
+
+    A division of several classes has a row for all of them together: the sums of the shares, 1 where the classes do
+    not interact. Shares are undefined, with the reason, where the drop does not exclude 0.
+    """
+    chosen = np.isin([one.task for one in found.asked], cut.tasks)
+    divisions = dict.fromkeys(division for division, *_ in found.classes)
+    for measure, losses in found.losses.items():
+        part = losses.restricted(chosen)
+        why = why_no_share(part, found.whole, level)
+        drop = part.drop(found.whole, level)
+        head = {"section": cut.section, "name": cut.name, "measure": measure, "unit": UNITS[measure]}
+        head |= {"n": len(part.baseline), **_columns("drop", drop)}
+        for division in divisions:
+            own = [(name, keys) for of, name, keys in found.classes if of == division]
+            for name, group in [
+                *((name, [keys]) for name, keys in own),
+                *([(SUM, [k for _, k in own])] if len(own) > 1 else []),
+            ]:
+                row = {**head, "division": division, "class": name, "reason": why}
+                if why is None:
+                    back, left = shares(
+                        part, found.whole, [k[RESTORED] for k in group], [k[ONLY] for k in group], level
+                    )
+                    _, drawn = shares(part, found.whole, [], [k[RANDOM] for k in group], level)
+                    row |= {**_columns("restored", back), **_columns("alone", left), **_columns("random", drawn)}
+                if name != SUM and len(part.baseline):
+                    row |= _columns("drop_alone", part.drop(group[0][ONLY], level))
+                    row |= _columns("drop_random", part.drop(group[0][RANDOM], level))
+                yield row
+
+
+def _columns(name: str, of: Estimate) -> dict[str, float]:
+    return {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in {**dict.fromkeys(COLUMNS), **row}.items()
+    }
+
+
+ESTIMATES = ("drop", "restored", "alone", "random", "drop_alone", "drop_random")
+COLUMNS = (
+    *("section", "name", "measure", "unit", "n", "division", "class", "reason"),
+    *(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")),
+)

@@ -1,0 +1,289 @@
+"""Which positions' errors cost what a variant lost: the classes, the shares, and the command on the embedded world."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from sae_lm_eval import UserError
+from sae_lm_eval.attribution.classes import Labels, Reading, division
+from sae_lm_eval.attribution.segments import Asked, segments, tails
+from sae_lm_eval.attribution.token_kinds import KINDS, Words, token_kinds
+from sae_lm_eval.cli.main import app
+from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, Losses, shares, why_no_share
+from sae_lm_eval.runs.settings import lm_eval_config
+from sae_lm_eval.runs.sweep import sweep_of
+from sae_lm_eval.runs.where import Question, where
+
+K4 = "world#blocks.2.hook_resid_post.k4"
+MMLU = "The following are questions about art.\n\n{}Which is red?\nA. a rose\nB. the sky\nC. snow\nD. grass\nAnswer:"
+OWN = "Which is red?\nA. a rose\nB. the sky\nC. snow\nD. grass\nAnswer:"
+LETTERS = ("A", "B", "C", "D")
+
+
+def texts(context: str, continuation: str, asked: Asked) -> list[tuple[str, str]]:
+    found = segments(context, continuation, asked)
+    assert [start for start, *_ in found] == [0, *(end for _, end, _ in found)][: len(found)]
+    assert not found or found[-1][1] == len(context + continuation)
+    return [(name, (context + continuation)[start:end]) for start, end, name in found]
+
+
+class TestSegments:
+    def test_of_a_question_with_lettered_options(self):
+        asked = Asked("mmlu", 0, OWN, LETTERS, tail=len("\nAnswer:"))
+        found = texts(MMLU.format("Which is blue?\nA. mud\nB. sky\nAnswer: B\n\n"), " A", asked)
+        assert found == [
+            ("few-shot header", MMLU.format("Which is blue?\nA. mud\nB. sky\nAnswer: B\n\n").removesuffix(OWN)),
+            ("question", "Which is red?"),
+            ("options", "\nA. a rose\nB. the sky\nC. snow\nD. grass"),
+            ("answer prefix", "\nAnswer:"),
+            ("answer: same start", " "),
+            ("answer: difference", "A"),
+        ]
+
+    def test_of_a_question_whose_choices_are_not_in_it(self):
+        asked = Asked("arc", 0, "Question: What melts?\nAnswer:", ("ice", "iron ore"), tail=len("\nAnswer:"))
+        assert texts("Question: What melts?\nAnswer:", " iron ore", asked) == [
+            ("question", "Question: What melts?"),
+            ("answer prefix", "\nAnswer:"),
+            ("answer: same start", " "),
+            ("answer: difference", "iron ore"),
+        ]
+
+    def test_of_two_sentences_that_differ_in_a_word(self):
+        choices = ("The cats near me sleep.", "The cats near me sleeps.")
+        assert texts("", choices[0], Asked("blimp", 0, "", choices)) == [
+            ("answer: same start", "The cats near me "),
+            ("answer: difference", "sleep"),
+            ("answer: same end", "."),
+        ]
+
+    def test_a_prompt_without_the_document_is_not_aligned(self):
+        assert texts("something else", " A", Asked("t", 0, OWN, LETTERS))[0] == ("not aligned", "something else")
+
+    def test_what_a_chat_template_puts_behind_is_the_answer_prefix(self):
+        found = texts("<user>Where?<assistant>", "here", Asked("t", 0, "Where?", ("here", "there")))
+        assert found[:3] == [("few-shot header", "<user>"), ("question", "Where?"), ("answer prefix", "<assistant>")]
+
+    @pytest.mark.parametrize(
+        ("owns", "tail"),
+        [
+            (["Q: a?\nA:", "Q: bb?\nA:"], len("?\nA:")),
+            (["lives in", "comes from"], 0),
+            (["Ann lives in", "Bo dives in"], len(" in")),
+            (["only one"] * 3, 0),
+            ([""], 0),
+        ],
+    )
+    def test_the_answer_prefix_is_what_all_documents_end_with(self, owns, tail):
+        assert tails(owns) == tail
+
+
+def reading(text: str, *, letters: int | None = None, **asked) -> Reading:
+    """Tokens are words and single marks, behind a token without text."""
+    import re
+
+    spans = np.array([(0, 0), *(match.span() for match in re.finditer(r"\w+|\s?[^\w\s]|\n", text))])
+    letters = len(text) if letters is None else letters
+    document = Asked(**{"task": "t", "doc_id": 0, "own": text[:letters], "choices": (), **asked})
+    return Reading(document, text, letters, spans, spans[:, 1] <= spans[:, 0], int((spans[:, 0] < letters).sum()))
+
+
+class TestKinds:
+    def test_of_tokens(self):
+        text = "The river Aller, 42 times.\nunhappy the Aller the river is xylem"
+        spans = [(0, 0), (0, 3), (4, 9), (10, 15), (15, 16), (17, 19), (20, 25), (25, 26), (26, 27), (27, 29), (29, 34)]
+        spans += [(60, 65)]
+        special = np.array([True] + [False] * 11)
+        words = Words(["The river Aller, 42 times.\nunhappy the Aller the river is", "times of the river xylem"])
+        found = [KINDS[kind] for kind in token_kinds(text, np.array(spans), special, words)]
+        assert found == [
+            *("special", "word", "word", "name", "punctuation", "digit", "word", "punctuation", "newline"),
+            *("part of a word", "part of a word", "rare word"),
+        ]
+
+
+class TestClasses:
+    def test_each_token_has_one_class_of_each_division(self):
+        words = Words([])
+        labels = Labels(
+            [division(text, words) for text in ("segment", "kind", "first:2", "distance", "regex:n=[0-9]+")]
+        )
+        one = reading("There are 12 foxes. Where? here", letters=27)
+        found = labels.of(one)
+        labels.seen.update(found.tolist())
+        for number, each in enumerate(labels.divisions):
+            parts = [labels.of_class(number, index) for index in range(len(each.classes))]
+            assert frozenset().union(*parts) == labels.seen
+            assert sum(map(len, parts)) == len(labels.seen)
+            assert labels.counts(found, number).sum() == len(one.spans)
+
+    def test_distance_counts_back_from_the_answer(self):
+        one = reading("a b c d e f answer here", letters=11)
+        found = division("distance", Words([]))
+        names = [found.classes[index] for index in found.index(one)]
+        assert names == ["4 to 15 before"] * 3 + ["1 to 3 before"] * 3 + ["0 before"] + ["in the answer"] * 2
+
+    def test_a_field_names_texts_or_places(self):
+        for value in ("12 foxes", ["12 foxes"], [6, 14], [[6, 8], [9, 14]]):
+            one = reading("I saw 12 foxes", fields={"evidence": value})
+            assert division("field:evidence", Words([])).index(one).tolist() == [1, 1, 1, 0, 0]
+        assert division("field:evidence", Words([])).index(reading("I saw")).tolist() == [1, 1, 1]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("segments", "Did you mean 'segment'"),
+            ("first:none", "no whole number of at least 1"),
+            ("norm:0", "no whole number of at least 1"),
+            ("regex:[0-9]", "no pattern with a name"),
+            ("regex:n=[0-9", "no regular expression"),
+            ("field:", "names no field"),
+        ],
+    )
+    def test_what_divides_nothing_is_refused(self, text, message):
+        with pytest.raises(UserError, match=message.replace("[", r"\[")):
+            Question((text,))
+
+    def test_a_field_of_another_kind_is_refused(self):
+        with pytest.raises(UserError, match="neither a text nor a pair of places"):
+            division("field:evidence", Words([])).index(reading("I saw", fields={"evidence": [3]}))
+
+
+class TestShares:
+    def test_all_comes_back_where_a_patch_is_the_baseline(self):
+        rng = np.random.default_rng(0)
+        lost = rng.normal(1, 1, 200)
+        losses = Losses(MARGIN, rng.normal(3, 1, 200), {"whole": lost, "all": np.zeros(200), "half": lost / 2})
+        (back, left), (half, _) = (shares(losses, "whole", [key], [key], 0.95) for key in ("all", "half"))
+        assert (back.value, back.low, back.high) == pytest.approx((1, 1, 1))
+        assert left.value == 0
+        assert half.value == pytest.approx(0.5)
+
+    def test_intervals_hold_the_share_as_often_as_they_say(self):
+        rng, held, trials = np.random.default_rng(1), 0, 600
+        for _ in range(trials):
+            lost = rng.random(150) < 0.3
+            back = lost & (rng.random(150) < 0.4)
+            losses = Losses(
+                ACCURACY, np.ones(150), {"whole": lost.astype(float), "patch": (lost & ~back).astype(float)}
+            )
+            found, _ = shares(losses, "whole", ["patch"], [], 0.95)
+            held += found.low <= 0.4 <= found.high
+        assert 0.93 <= held / trials <= 0.99
+
+    def test_no_share_is_given_where_the_drop_may_be_zero(self):
+        rng = np.random.default_rng(2)
+        noise = Losses(KL, np.zeros(100), {"whole": rng.normal(0, 1, 100)})
+        assert why_no_share(noise, "whole", 0.95) == "the drop does not exclude 0"
+        few = Losses(ACCURACY, np.ones(3), {"whole": np.ones(3)})
+        assert why_no_share(few, "whole", 0.95) == "fewer than 5 documents"
+        none = Losses(MARGIN, np.full(9, np.nan), {"whole": np.full(9, np.nan)}).restricted(np.ones(9, dtype=bool))
+        assert why_no_share(none, "whole", 0.95) == "no margins: the right choice is not known"
+
+
+def explained(folder: Path, *by: str, tasks: str = "sae_world_villages", limit: int = 24, **other):
+    sweep = sweep_of(
+        {"model_args": {"pretrained": "world"}, "variants": [K4], "tasks": tasks, "limit": limit, "device": "cpu"}
+    )
+    return where(sweep, lm_eval_config(sweep), folder, Question(by or ("segment", "kind"), **other))[0]
+
+
+@pytest.fixture(scope="module")
+def villages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("where")
+    return folder, explained(folder, "segment", "kind", "norm:2")
+
+
+def shares_of(found, measure: str, division: str, kind: str) -> dict[str, float]:
+    rows = [
+        row for row in found.rows if (row["name"], row["measure"], row["division"]) == ("overall", measure, division)
+    ]
+    return {row["class"]: row[kind] for row in rows}
+
+
+class TestTheWorld:
+    def test_what_comes_back_and_what_is_lost_are_one_thing_of_two_classes(self, villages):
+        _, found = villages
+        for measure in (MARGIN, KL):
+            back, alone = (shares_of(found, measure, "norm", kind) for kind in ("restored", "alone"))
+            assert back["quantile 1 of 2"] == pytest.approx(1 - alone["quantile 2 of 2"])
+            assert back["quantile 2 of 2"] == pytest.approx(1 - alone["quantile 1 of 2"])
+
+    def test_the_whole_drop_is_what_lm_eval_gives(self, villages):
+        import lm_eval
+
+        from sae_lm_eval import SaeHFLM
+
+        _, found = villages
+        scores = []
+        for splice in ("none", "reconstruction"):
+            lm = SaeHFLM(pretrained="world", sae=K4, splice=splice, device="cpu")
+            results = lm_eval.simple_evaluate(model=lm, tasks=["sae_world_villages"], limit=24, bootstrap_iters=0)
+            scores.append(results["results"]["sae_world_villages"]["acc,none"])
+            told = lm.divergence.by_task()
+        drop = {row["measure"]: row["drop"] for row in found.rows if row["name"] == "overall"}
+        assert drop[ACCURACY] == pytest.approx(100 * (scores[0] - scores[1]))
+        assert drop[KL] == pytest.approx(told["sae_world_villages"]["kl"], rel=1e-4)
+
+    def test_the_record_has_every_number_and_none_for_what_is_undefined(self, villages):
+        folder, found = villages
+        record = json.loads((folder / "where" / f"{found.name}.json").read_text())
+        assert record["documents"] == 24
+        assert record["aligned"] == 1
+        assert {row["measure"] for row in record["rows"]} == {"accuracy", "margin", "kl"}
+        assert record["provenance"]["splices"][0]["hook_out"] == "blocks.2.hook_resid_post"
+        assert (folder / "where" / f"{found.name}.documents.csv").read_text().count("\n") > 24 * 10
+
+    def test_the_same_again_is_answered_from_the_journal(self, tmp_path, monkeypatch):
+        found = explained(tmp_path, "kind", limit=6)
+        monkeypatch.setattr("sae_lm_eval.scoring.shared_answers.Scorer.score", None)
+        again = explained(tmp_path, "kind", limit=6)
+        assert shares_of(again, KL, "kind", "restored") == shares_of(found, KL, "kind", "restored")
+        with pytest.raises(TypeError):
+            explained(tmp_path, "first:1", limit=6)  # which was not asked
+
+    def test_held_out_documents_are_the_others(self, tmp_path):
+        found = explained(tmp_path, "norm:2", limit=12, held_out=True)
+        assert {one.doc_id % 2 for one in found.asked} == {1}
+        assert len(found.asked) == 6
+
+    def test_several_dictionaries_are_divided_by_site(self, tmp_path):
+        both = "+".join(f"world#blocks.{layer}.hook_resid_post.k4" for layer in (1, 2))
+        sweep = sweep_of(
+            {
+                "model_args": {"pretrained": "world"},
+                "variants": [both],
+                "tasks": "sae_world_homes",
+                "limit": 12,
+                "device": "cpu",
+            }
+        )
+        (found,) = where(sweep, lm_eval_config(sweep), tmp_path, Question(("first:1",)))
+        assert list(shares_of(found, KL, "site", "restored")) == [
+            "blocks.1.hook_resid_post",
+            "blocks.2.hook_resid_post",
+            "all classes together",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--by", "segmnt"], "Did you mean 'segment'"),
+        (["--by", "kind", "--by", "kind"], "names 'kind' twice"),
+        (["--sae", f"{K4},splice=zero"], "no dictionary's error to put back"),
+        (["--tasks", "sae_world_text"], "leave out sae_world_text"),
+    ],
+)
+def test_bad_input_is_told_in_a_sentence(flags, message, tmp_path):
+    given = ["where", "--model_args", "pretrained=world", "--limit", "2", "--device", "cpu", "-o", str(tmp_path)]
+    given += [] if "--tasks" in flags else ["--tasks", "sae_world_homes"]
+    given += [] if "--sae" in flags else ["--sae", K4]
+    result = CliRunner().invoke(app, [*given, *flags])
+    assert isinstance(result.exception, UserError)
+    assert message in str(result.exception)
