@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sae_lm_eval import UserError
 from sae_lm_eval.attribution.classes import Labels, Reading, division
-from sae_lm_eval.attribution.segments import Asked, segments, tails
+from sae_lm_eval.attribution.segments import PromptDocument, segments, tails
 from sae_lm_eval.attribution.token_kinds import KINDS, Words, token_kinds
 from sae_lm_eval.cli.main import app
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, Losses, shares, why_no_share
@@ -25,7 +25,7 @@ OWN = "Which is red?\nA. a rose\nB. the sky\nC. snow\nD. grass\nAnswer:"
 LETTERS = ("A", "B", "C", "D")
 
 
-def texts(context: str, continuation: str, asked: Asked) -> list[tuple[str, str]]:
+def texts(context: str, continuation: str, asked: PromptDocument) -> list[tuple[str, str]]:
     found = segments(context, continuation, asked)
     assert [start for start, *_ in found] == [0, *(end for _, end, _ in found)][: len(found)]
     assert not found or found[-1][1] == len(context + continuation)
@@ -34,7 +34,7 @@ def texts(context: str, continuation: str, asked: Asked) -> list[tuple[str, str]
 
 class TestSegments:
     def test_of_a_question_with_lettered_options(self):
-        asked = Asked("mmlu", 0, OWN, LETTERS, tail=len("\nAnswer:"))
+        asked = PromptDocument("mmlu", 0, OWN, LETTERS, tail=len("\nAnswer:"))
         found = texts(MMLU.format("Which is blue?\nA. mud\nB. sky\nAnswer: B\n\n"), " A", asked)
         assert found == [
             ("few-shot header", MMLU.format("Which is blue?\nA. mud\nB. sky\nAnswer: B\n\n").removesuffix(OWN)),
@@ -46,7 +46,7 @@ class TestSegments:
         ]
 
     def test_of_a_question_whose_choices_are_not_in_it(self):
-        asked = Asked("arc", 0, "Question: What melts?\nAnswer:", ("ice", "iron ore"), tail=len("\nAnswer:"))
+        asked = PromptDocument("arc", 0, "Question: What melts?\nAnswer:", ("ice", "iron ore"), tail=len("\nAnswer:"))
         assert texts("Question: What melts?\nAnswer:", " iron ore", asked) == [
             ("question", "Question: What melts?"),
             ("answer prefix", "\nAnswer:"),
@@ -56,17 +56,20 @@ class TestSegments:
 
     def test_of_two_sentences_that_differ_in_a_word(self):
         choices = ("The cats near me sleep.", "The cats near me sleeps.")
-        assert texts("", choices[0], Asked("blimp", 0, "", choices)) == [
+        assert texts("", choices[0], PromptDocument("blimp", 0, "", choices)) == [
             ("answer: same start", "The cats near me "),
             ("answer: difference", "sleep"),
             ("answer: same end", "."),
         ]
 
     def test_a_prompt_without_the_document_is_not_aligned(self):
-        assert texts("something else", " A", Asked("t", 0, OWN, LETTERS))[0] == ("not aligned", "something else")
+        assert texts("something else", " A", PromptDocument("t", 0, OWN, LETTERS))[0] == (
+            "not aligned",
+            "something else",
+        )
 
     def test_what_a_chat_template_puts_behind_is_the_answer_prefix(self):
-        found = texts("<user>Where?<assistant>", "here", Asked("t", 0, "Where?", ("here", "there")))
+        found = texts("<user>Where?<assistant>", "here", PromptDocument("t", 0, "Where?", ("here", "there")))
         assert found[:3] == [("few-shot header", "<user>"), ("question", "Where?"), ("answer prefix", "<assistant>")]
 
     @pytest.mark.parametrize(
@@ -89,7 +92,7 @@ def reading(text: str, *, letters: int | None = None, **asked) -> Reading:
 
     spans = np.array([(0, 0), *(match.span() for match in re.finditer(r"\w+|\s?[^\w\s]|\n", text))])
     letters = len(text) if letters is None else letters
-    document = Asked(**{"task": "t", "doc_id": 0, "own": text[:letters], "choices": (), **asked})
+    document = PromptDocument(**{"task": "t", "doc_id": 0, "own": text[:letters], "choices": (), **asked})
     return Reading(document, text, letters, spans, spans[:, 1] <= spans[:, 0], int((spans[:, 0] < letters).sum()))
 
 

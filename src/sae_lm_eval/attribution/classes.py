@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from sae_lm_eval.attribution.segments import DIFFERENCE, LAST, OTHER, SEGMENTS, Asked, segments
+from sae_lm_eval.attribution.segments import DIFFERENCE, LAST, OTHER, SEGMENTS, PromptDocument, segments
 from sae_lm_eval.attribution.token_kinds import KINDS, Words, token_kinds
 from sae_lm_eval.errors import UserError, one_of
 
@@ -29,7 +29,7 @@ class Reading:
     `spans` of the tokens in the text are empty where a token has none; `context` is how many tokens are the context's.
     """
 
-    asked: Asked
+    asked: PromptDocument
     text: str
     letters: int  # of the context
     spans: Int[np.ndarray, "tokens 2"]

@@ -16,7 +16,7 @@ LONGEST_LABEL = 3  # letters of a choice that is no text of its own
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptDocument:
     """A document as a task asks it: its own part of the prompt, what the choices of its answer are, and its fields.
 
     `tail` is how many letters at the end of its own part all documents of the task have in common.
@@ -30,7 +30,7 @@ class Asked:
     tail: int = 0
 
 
-def segments(context: str, continuation: str, asked: Asked) -> list[tuple[int, int, str]]:
+def segments(context: str, continuation: str, asked: PromptDocument) -> list[tuple[int, int, str]]:
     """Spans (start, end, segment) of context + continuation, in order and without gaps.
 
     What is before the document's own text is the header; without that text in the context all of it is not aligned.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.attribution.segments import Asked, tails
+from sae_lm_eval.attribution.segments import PromptDocument, tails
 from sae_lm_eval.comparison.samples import margin_of, margins_of
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runs.model_pool import Loaded
@@ -25,7 +25,7 @@ class AskedTask:
 
     name: str
     task: Any
-    documents: tuple[Asked, ...]
+    documents: tuple[PromptDocument, ...]
     requests: tuple[tuple[Any, ...], ...]
 
     def restricted(self, numbers: Sequence[int]) -> AskedTask:
@@ -108,7 +108,7 @@ def _asked(name: str, task: Any) -> AskedTask:
     owns = [_own(task, of[0].doc) for of in requests]
     tail = tails(owns)
     documents = [
-        Asked(name, of[0].doc_id, own, _choices(task, of[0].doc), dict(of[0].doc), tail)
+        PromptDocument(name, of[0].doc_id, own, _choices(task, of[0].doc), dict(of[0].doc), tail)
         for of, own in zip(requests, owns, strict=True)
     ]
     return AskedTask(name, task, tuple(documents), tuple(requests))

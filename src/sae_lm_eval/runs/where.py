@@ -15,7 +15,7 @@ from sae_lm_eval.attribution.classes import DEFAULT, NORMS, SITES, Labels, divis
 from sae_lm_eval.attribution.patching import Patched, PlaceClass, classes_of, key_of
 from sae_lm_eval.attribution.token_kinds import Words
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, Losses
-from sae_lm_eval.comparison.subsets import leaves
+from sae_lm_eval.comparison.subsets import Cut, leaves
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets
 from sae_lm_eval.runs.asked_tasks import AskedTask, asked_tasks
@@ -23,7 +23,7 @@ from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.model_pool import Loaded
 from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runs.where_requests import labelled
-from sae_lm_eval.runs.where_rows import Cut, Explained
+from sae_lm_eval.runs.where_rows import Explained
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.processes import several
 from sae_lm_eval.runtime.progress import Shown, quiet
@@ -96,11 +96,13 @@ def _cuts(loaded: Loaded, tasks: Sequence[AskedTask]) -> list[Cut]:
     """Everything, each group of lm_eval's, and each task; in all of them documents count alike."""
     names = [one.name for one in tasks]
     groups = {str(name): [str(one) for one in inside] for name, inside in loaded.tasks["group_map"].items()}
-    of_groups = [Cut("group", name, [one for one in leaves(groups, name) if one in names]) for name in groups]
+    inside = {name: [one for one in leaves(groups, name) if one in names] for name in groups}
+    kept = {name: own for name, own in inside.items() if 0 < len(own) < len(names)}
+    kept_tasks = names if len(names) > 1 else []
     return [
-        Cut("overall", "overall", names),
-        *(cut for cut in of_groups if cut.tasks and len(cut.tasks) < len(names)),
-        *(Cut("task", name, [name]) for name in names if len(names) > 1),
+        Cut("overall", "overall", None, "overall", names),
+        *(Cut("group", name, None, name, own) for name, own in kept.items()),
+        *(Cut("task", name, None, name, [name]) for name in kept_tasks),
     ]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sae_lm_eval.attribution.classes import Labels, Reading
-from sae_lm_eval.attribution.segments import Asked
+from sae_lm_eval.attribution.segments import PromptDocument
 from sae_lm_eval.runs.asked_tasks import AskedTask
 from sae_lm_eval.scoring.request import Query
 
@@ -24,7 +24,7 @@ class Requests:
     requests' tokens could be found in their text.
     """
 
-    documents: tuple[Asked, ...]
+    documents: tuple[PromptDocument, ...]
     queries: tuple[Query, ...]
     owner: np.ndarray
     labels: Labels
@@ -83,11 +83,13 @@ def labelled(spliced: Any, tasks: Sequence[AskedTask], labels: Labels, chosen: n
     return Requests(documents, tuple(queries), owner, labels, tuple(map(np.array, counts)), np.array(aligned))
 
 
-def _documents(tasks: Sequence[AskedTask]) -> list[tuple[Asked, tuple[Any, ...]]]:
+def _documents(tasks: Sequence[AskedTask]) -> list[tuple[PromptDocument, tuple[Any, ...]]]:
     return [pair for one in tasks for pair in zip(one.documents, one.requests, strict=True)]
 
 
-def _reading(asked: Asked, pair: Sequence[str], spans: Sequence[tuple[int, int]] | None, query: Query) -> Reading:
+def _reading(
+    asked: PromptDocument, pair: Sequence[str], spans: Sequence[tuple[int, int]] | None, query: Query
+) -> Reading:
     """The tokens that the model reads and the last that it predicts; what a context is too short for is cut."""
     read = len(query.ids) + 1
     places = np.zeros((read, 2), dtype=int) if spans is None else np.array(spans, dtype=int)[-read:]

@@ -5,24 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sae_lm_eval.attribution.patching import ONLY, RANDOM, RESTORED
-from sae_lm_eval.attribution.segments import Asked
+from sae_lm_eval.attribution.segments import PromptDocument
 from sae_lm_eval.comparison.restored import UNITS, Estimate, Losses, shares, why_no_share
+from sae_lm_eval.comparison.subsets import Cut
 
 SUM = "all classes together"
-
-
-class Cut(NamedTuple):
-    """A part of the tasks."""
-
-    section: str
-    name: str
-    tasks: list[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +23,7 @@ class Explained:
     """A variant with what its documents lost, by measure and patch; `classes` are (division, class, keys by kind)."""
 
     name: str
-    asked: tuple[Asked, ...]
+    asked: tuple[PromptDocument, ...]
     losses: Mapping[str, Losses]
     whole: str
     classes: tuple[tuple[str, str, Mapping[str, str]], ...]
