@@ -6,7 +6,7 @@ or `flops`; optionally `revision`. `sae-lm-eval curve --tasks` writes one. Neith
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from sae_lm_eval.capability.inversion import EquivalentCompute, Scores, equivalent_compute
+from sae_lm_eval.capability.inversion import EquivalentCompute, Scores, equivalent_compute, knots
 from sae_lm_eval.comparison.compare import Comparison, documents_of
 from sae_lm_eval.comparison.subsets import Cut
 from sae_lm_eval.errors import UserError
@@ -24,6 +24,8 @@ from sae_lm_eval.scaling.family import row_name, training_compute
 
 NAME = "task_family.csv"  # beside the results of a run, it is the run's family without being named
 ERROR = 0.05  # of the test against guessing
+COLUMNS = ("variant", "section", "name", "alias", "measure", "drop", "fraction", "low", "high", "level", "bound")
+COLUMNS += ("reason", "flags", "models")
 MEASURES = {"margin": "margin of the right answer (nats)", "score": "score"}
 
 
@@ -59,17 +61,66 @@ def _results(row: Row, path: Path) -> Results:
 def equivalents(comparison: Comparison, family: TaskFamily, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
     """A row for each variant, section and name of a comparison, and measure: margins first, then the tasks' scores.
 
-    Columns: variant, section, name, alias, measure, drop, fraction, low, high, level, bound, reason, flags, models.
-    `drop` is in the measure's own unit. Raises `UserError` where the family lacks the original, or was asked other
-    tasks, documents, prompts or shots.
+    Columns: `COLUMNS`. `drop` is in the measure's own unit. Raises `UserError` where the family lacks the original, or
+    was asked other tasks, documents, prompts or shots.
     """
+    rows = []
+    for cut, variant, measure, scores, at_chance in _placed(comparison, family):
+        found = at_chance or equivalent_compute(scores, level=comparison.level, draws=draws, rng=seed)
+        told = {"variant": variant, "section": cut.section, "name": cut.name, "alias": cut.alias}
+        told |= {"measure": MEASURES[measure], "drop": _drop(scores), **asdict(found)}
+        told["flags"] = "; ".join(found.flags) or None
+        rows.append(told | {"level": comparison.level, "models": len(family.models)})
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+
+
+@dataclass(frozen=True)
+class CategoryCurve:
+    """Mean scores of a family on the documents of a task, group or category, by share of the original's compute.
+
+    `knots` are shares and scores between which fractions are read, by rising compute; `variants` are the spliced
+    models' scores.
+    """
+
+    section: str
+    name: str
+    alias: str
+    measure: str
+    share: tuple[float, ...]
+    score: tuple[float, ...]
+    knots: tuple[tuple[float, float], ...]
+    variants: Mapping[str, float]
+
+
+def category_curves(comparison: Comparison, family: TaskFamily) -> list[CategoryCurve]:
+    """Of each section and name by the first measure that it has. Raises `UserError` as `equivalents`."""
+    found: dict[tuple[str, str], CategoryCurve] = {}
+    for cut, variant, measure, scores, _ in _placed(comparison, family):
+        means = scores.members @ scores.weights
+        after = float(means[scores.own]) - _drop(scores)
+        known = found.get((cut.section, cut.name))
+        if known is None:
+            share = tuple(float(c) for c in scores.compute / scores.compute[scores.own])
+            rising = tuple((float(x), float(y)) for x, y in zip(*knots(scores), strict=True))
+            where = (cut.section, cut.name, cut.alias, MEASURES[measure], share, tuple(map(float, means)), rising)
+            found[cut.section, cut.name] = CategoryCurve(*where, {variant: after})
+        elif known.measure == MEASURES[measure]:
+            variants = {**known.variants, variant: after}
+            found[cut.section, cut.name] = replace(known, variants=variants)
+    return list(found.values())
+
+
+def _placed(
+    comparison: Comparison, family: TaskFamily
+) -> Iterator[tuple[Cut, str, str, Scores, EquivalentCompute | None]]:
+    """Cut, variant, measure, scores, and the refusal where the original is at chance."""
     own = _own(comparison.baseline, family)
     others = [one for place, one in enumerate(family.results) if place != own]
     try:
         of_family = documents_of(comparison.baseline, others)
     except UserError as error:
         raise UserError(f"The family '{family.source}' is none of this run. {error}") from error
-    documents, rows = comparison.documents(), []
+    documents, is_empty = comparison.documents(), True
     answers = {one.name: documents.loc[documents["variant"] == one.name] for one in comparison.variants}
     for cut in comparison.cuts:
         for variant in comparison.variants:
@@ -77,14 +128,10 @@ def equivalents(comparison: Comparison, family: TaskFamily, *, draws: int = 1000
                 made = _of_cut(cut, answers[variant.name], of_family, family, own, measure)
                 if made is None:
                     continue
-                scores, at_chance = made
-                found = at_chance or equivalent_compute(scores, level=comparison.level, draws=draws, rng=seed)
-                told = {"variant": variant.name, "section": cut.section, "name": cut.name, "alias": cut.alias}
-                told |= {"measure": MEASURES[measure], "drop": _drop(scores), **asdict(found)}
-                rows.append(told | {"level": comparison.level, "models": len(family.models)})
-    if not rows:
+                is_empty = False
+                yield cut, variant.name, measure, *made
+    if is_empty:
         raise UserError(f"None of the tasks of '{family.source}' has margins or scores that can be compared.")
-    return pd.DataFrame(rows, dtype=object)
 
 
 def _own(baseline: Results, family: TaskFamily) -> int:

@@ -74,8 +74,7 @@ def equivalent_compute(
     if np.quantile(rise, tail) <= 0:
         lowest, highest = np.quantile(rise, [tail, 1 - tail])
         return EquivalentCompute(
-            reason=f"the curve is flat: up to the original the score rises by {means[scores.own] - means[0]:.3g} "
-            f"({lowest:.3g} to {highest:.3g})"
+            reason=f"flat curve: the score rises by {means[scores.own] - means[0]:.3g} ({lowest:.3g} to {highest:.3g})"
         )
     found = _placed(scores, means, drop)
     if found.fraction is None:
@@ -132,6 +131,16 @@ def _resampled(scores: Scores, draws: int, rng: np.random.Generator) -> np.ndarr
             total[start : start + some] += counts @ table[places]
             start += some
     return total
+
+
+def knots(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """The curve that fractions are read from: shares of the original's compute, and scores; empty where none rises."""
+    means = scores.members @ scores.weights
+    try:
+        curve, log_own, _ = _curve(scores, means)
+    except UserError:
+        return np.empty(0), np.empty(0)
+    return np.exp(curve.log_compute - log_own), 1 + means.max() - curve.loss
 
 
 def _pooled(means: np.ndarray) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ import pandas as pd
 from sae_lm_eval.comparison.compare import COLUMNS, Comparison, compare
 from sae_lm_eval.errors import one_of
 from sae_lm_eval.report import figures
-from sae_lm_eval.report.capability_tables import Equivalents, equivalent_tables
+from sae_lm_eval.report.capability_figure import capability_pictures
+from sae_lm_eval.report.capability_tables import Equivalents, equivalent_tables, equivalents_of
 from sae_lm_eval.report.drop_tables import (
     Row,
     Shown,
@@ -58,6 +59,7 @@ class Report:
     worst: tuple[Worst, ...]
     drops: pd.DataFrame
     fidelity: pd.DataFrame
+    equivalents: pd.DataFrame | None = None
 
 
 def pair_up(
@@ -127,7 +129,7 @@ def shape(comparison: Comparison, sort: str = "task", metrics: str = "primary") 
         fidelity_of(variants),
         names,
         Told(comparison.level, comparison.family),
-        equivalent_tables(comparison),
+        equivalents_of(comparison),
     )
 
 
@@ -152,12 +154,14 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
             *fidelity_tables(fidelity),
             *(table for table in [released_table(variants)] if table.rows),
             *noise_table(variants),
-            *shaped.equivalents.tables,
+            *equivalent_tables(shaped.equivalents.found, [*rows], names),
             *detail_tables(rows, told, "group"),
             *detail_tables(rows, told),
         ),
         pictures=in_reading_order(
-            pictures(rows, shown, told, summary.controls), sweep_pictures(swept, told), len(summary.variants)
+            [*pictures(rows, shown, told, summary.controls), *capability_pictures(shaped.equivalents.curves, names)],
+            sweep_pictures(swept, told),
+            len(summary.variants),
         ),
         methods=text,
         works=tuple(cited(text)),
@@ -168,6 +172,7 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
         worst=worst_documents(comparison, rows, shown, names),
         drops=comparison.drops,
         fidelity=tidy(fidelity_of(comparison.variants)),
+        equivalents=shaped.equivalents.found,
     )
 
 

@@ -2,46 +2,88 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from sae_lm_eval.capability.family import beside, equivalents, read_task_family, told
+from sae_lm_eval.capability.family import (
+    MEASURES,
+    CategoryCurve,
+    beside,
+    category_curves,
+    equivalents,
+    read_task_family,
+    told,
+)
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.report.formatting import Column, Table, number_cell, text_cell
+from sae_lm_eval.report.drop_tables import Row
+from sae_lm_eval.report.formatting import NA, Cell, Column, Table, fixed, number_cell, significant, text_cell
+
+LONG = 24  # rows of a table that may need to span pages
 
 
 class Equivalents(NamedTuple):
-    """What `capability.family.equivalents` found, None without a family or where it is none of this run; its table; and
-    in place of that a note."""
+    """What `capability.family.equivalents` found, None without a family or where it is none of this run; the curves
+    that it was read from; and in place of both a note."""
 
     found: pd.DataFrame | None = None
-    tables: tuple[Table, ...] = ()
+    curves: tuple[CategoryCurve, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def equivalent_tables(comparison: Comparison) -> Equivalents:
+def equivalents_of(comparison: Comparison) -> Equivalents:
     """By the family that lies beside the run."""
     path = beside(comparison.baseline)
     if path is None or not comparison.cuts:
         return Equivalents()
     try:
-        found = equivalents(comparison, read_task_family(path))
+        family = read_task_family(path)
+        return Equivalents(equivalents(comparison, family), tuple(category_curves(comparison, family)))
     except UserError as error:
         return Equivalents(notes=(f"No equivalent compute is shown: {error}",))
-    rows = tuple(
-        (
-            *(text_cell(str(row[name])) for name in ("variant", "section", "alias", "measure")),
-            number_cell(row["fraction"], told(row)),
-        )
-        for row in found.to_dict("records")
-    )
+
+
+def equivalent_tables(found: pd.DataFrame | None, rows: list[Row], names: Mapping[str, str]) -> list[Table]:
+    """A row for each variant and section, its drop beside what is left of the compute by each measure.
+
+    `rows` are those of the drops under the names shown, to which `names` lead from those of the results.
+    """
+    if found is None or found.empty:
+        return []
+    drops = {(row.variant, row.section, row.name): row for row in rows if row.kind == "accuracy" and row.primary}
+    by_measure: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in found.to_dict("records"):
+        key = (names[row["variant"]], str(row["section"]), str(row["name"]))
+        by_measure.setdefault(key, {"alias": row["alias"]})[str(row["measure"])] = row
+    body = []
+    for (variant, section, name), of in by_measure.items():
+        drop = drops.get((variant, section, name))
+        where = section if section == "overall" else f"{section} {of['alias']}"
+        cells = [Cell(NA) if drop is None else number_cell(drop.drop, fixed(drop.drop))]
+        cells += [_cell(of.get(measure)) for measure in MEASURES.values()]
+        body.append((text_cell(variant), text_cell(where), *cells))
+    models = found["models"].iloc[0]
     caption = (
-        f"The share of the original's training compute after which {path.stem}, a curve of {found['models'].iloc[0]} "
-        "models on the same prompts, has the spliced model's score. Intervals resample documents, the same of every "
-        "model; they do not cover what another training would have given."
+        "Drop in accuracy in percentage points; beside it the share of the original's training compute after which a "
+        f"curve of {models} models on the same prompts has the spliced model's score: by the margin of the right "
+        "answer to the best wrong one, and by the task's score. Below, the interval, over documents, the same of every "
+        "model; it does not cover what another training would have given. What the loss says of the same splice is the "
+        "effective compute."
     )
-    heads = [Column(head, "left") for head in ("variant", "section", "name", "by")]
-    columns = (*heads, Column("equivalent compute"))
-    return Equivalents(found, (Table("equivalent-compute", "Equivalent compute", caption, columns, rows),))
+    columns = (
+        *(Column(head, "left") for head in ("variant", "name")),
+        *map(Column, ("drop", "equivalent compute, by margin", "equivalent compute, by score")),
+    )
+    extent = "short" if len(body) <= LONG else "long"
+    return [Table("equivalent-compute", "Equivalent compute", caption, columns, tuple(body), extent)]
+
+
+def _cell(row: Mapping[str, Any] | None) -> Cell:
+    """The fraction with its interval below; the bound, or n/a with the reason below."""
+    if row is None:
+        return Cell(NA)
+    if row["fraction"] is None:
+        return Cell(str(row["bound"]), None) if row["bound"] else Cell(NA, None, str(row["reason"]))
+    return number_cell(row["fraction"], significant(row["fraction"], 2), told(row).partition(" ")[2])
