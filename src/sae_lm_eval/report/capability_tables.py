@@ -80,7 +80,7 @@ def equivalent_tables(found: pd.DataFrame | None, rows: list[Row], names: Mappin
     return [Table("equivalent-compute", "Equivalent compute", caption, columns, tuple(body), extent)]
 
 
-def _cell(row: Mapping[str, Any] | None) -> Cell:
+def _cell(row: dict[str, Any] | None) -> Cell:
     """The fraction with its interval below; the bound, or n/a with the reason below."""
     if row is None:
         return Cell(NA)
