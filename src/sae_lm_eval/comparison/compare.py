@@ -14,6 +14,8 @@ from sae_lm_eval.comparison.between import between_variants
 from sae_lm_eval.comparison.floor import HOW, left_out
 from sae_lm_eval.comparison.multiplicity import adjust, sharpen
 from sae_lm_eval.comparison.pairs import Options, Pair, own_scores, pair_up, row_of
+from sae_lm_eval.comparison.prompt_lengths import SECTION as LENGTH
+from sae_lm_eval.comparison.prompt_lengths import length_cuts
 from sae_lm_eval.comparison.samples import check_documents, check_runs, read_answers
 from sae_lm_eval.comparison.subsets import Cut, categorise, check_field, group_weights, read_categories_file, structure
 from sae_lm_eval.comparison.task_metrics import measures_of
@@ -26,10 +28,11 @@ from sae_lm_eval.results.results import Results, read_results
 class Comparison:
     """A baseline and variants that answered the same questions.
 
-    `drops` has a row for each variant, section (overall, group, category, task), name, metric and filter. Accuracies
-    (`baseline`, `score`, `chance`) are fractions, as in lm_eval; `drop`, `low`, `high` are in `unit`: pp for
-    accuracies, nats for perplexities, else the metric's own, and positive where the variant is worse. `ratio` is that
-    of two perplexities. Bounds are nan where undefined; `caution` says why, and what else is to be known of them.
+    `drops` has a row for each variant, section (overall, group, category, task; length, of the prompt), name, metric
+    and filter. Accuracies (`baseline`, `score`, `chance`) are fractions, as in lm_eval; `drop`, `low`, `high` are in
+    `unit`: pp for accuracies, nats for perplexities, else the metric's own, and positive where the variant is worse.
+    `ratio` is that of two perplexities. Bounds are nan where undefined; `caution` says why, and what else is to be
+    known of them.
     `tasks_low` and `tasks_high` bound the drop over tasks like these, where there are ten or more; `detectable` is the
     drop that would have been seen with a power of 80%.
     `p_adjusted` is Holm's; `family` says over which tests. `above_chance_lost` is the share of the accuracy above
@@ -111,9 +114,11 @@ def compare(
         cuts[groups_end:groups_end] = categorise(categories, baseline, documents)
     if docs_by is not None:
         check_field(docs_by, documents)
+    by_length, more = length_cuts(baseline, others)
+    notes += more
     options, rows = Options(level, draws, seed, docs_by), []
     for run in others:
-        for cut in cuts:
+        for cut in (cut for cut in (*cuts, *by_length) if cut.variants is None or run.name in cut.variants):
             found, more = _rows(cut, runs, run, pairs[run.name], options)
             rows += found
             notes += more
@@ -245,22 +250,34 @@ def _rows(
         return [row_of(cut, run, runs[0], {task: pair}, [1.0], options) for task, pair in chosen], []
     if cut.section == "group":
         return _group_rows(cut, runs, run, chosen, options)
-    primary: dict[str, Pair] = {}
-    for task, pair in chosen:
-        if pair.measure.kind == "accuracy":
-            primary.setdefault(task, pair)
+    primary = _accuracies(chosen)
+    if not primary and cut.section == LENGTH:
+        return [], []
     if not primary:
         return [], [f"{cut.section.capitalize()} '{cut.name}' is left out: none of its tasks is right or wrong."]
     notes = []
-    if cut.section == "overall" and (gone := left_out(primary)):
+    of_everything = cut.section in ("overall", LENGTH)
+    gone = left_out(_accuracies([(task, pair) for task in pairs for pair in pairs[task]])) if of_everything else []
+    if gone and cut.section == "overall":
         few = f"{', '.join(gone[:5])}{f' and {len(gone) - 5} more' if len(gone) > 5 else ''}"
         notes.append(
             f"Overall leaves out {len(gone)} of {len(primary)} tasks at which the baseline is not above chance, by "
             f"{HOW}: {few}."
         )
-        primary = {task: pair for task, pair in primary.items() if task not in gone}
+    primary = {task: pair for task, pair in primary.items() if task not in gone}
+    if not primary:
+        return [], []
     sizes = np.array([len(pair.doc_ids) for pair in primary.values()])
     return [row_of(cut, run, runs[0], primary, sizes / sizes.sum(), options)], notes
+
+
+def _accuracies(chosen: Sequence[tuple[str, Pair]]) -> dict[str, Pair]:
+    """Of each task the first that is right or wrong."""
+    primary: dict[str, Pair] = {}
+    for task, pair in chosen:
+        if pair.measure.kind == "accuracy":
+            primary.setdefault(task, pair)
+    return primary
 
 
 def _group_rows(

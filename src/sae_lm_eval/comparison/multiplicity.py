@@ -13,7 +13,7 @@ from sae_lm_eval.comparison.pairs import AGAIN, Options
 
 # A permutation test that fewer draws exceeded has a p that more draws would tell better.
 FEW_EXCEEDED = 10
-SECTIONS = {"overall": "overall", "group": "groups", "category": "categories", "task": "tasks"}
+SECTIONS = {"overall": "overall", "group": "groups", "category": "categories", "task": "tasks", "length": "lengths"}
 
 
 def sharpen(rows: Sequence[dict[str, Any]], options: Options) -> list[str]:

@@ -20,7 +20,8 @@ CATEGORY_KEYS = ("field", "values", "tasks")
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """`weights` gives each task's share (None: every document counts alike); `chosen` the documents where not all."""
+    """`weights` gives each task's share (None: every document counts alike); `chosen` the documents where not all, and
+    `variants` the names of those that have such a row, where not all."""
 
     section: str
     name: str
@@ -29,6 +30,7 @@ class Cut:
     tasks: Sequence[str]
     weights: Sequence[float] | None = None
     chosen: Mapping[str, set[int]] | None = None
+    variants: frozenset[str] | None = None
 
 
 def leaves(groups: Mapping[str, Sequence[str]], name: str) -> list[str]:

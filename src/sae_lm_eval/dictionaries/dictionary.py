@@ -29,7 +29,7 @@ class Dictionary:
     declares special. `None` in any other field means that the release does not say, and of widths that they are found
     where it is placed; it never stands for a guess. `is_loaded` is whether a loader of this package has made it, `code`
     what of the user's own code decides its output besides, and `origin` what it was made from where that was an object
-    of the user's.
+    of the user's. `neuronpedia` is the path of its latents' pages on neuronpedia.org.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Dictionary:
     decode: Callable[[Tensor], Tensor] | None = None
     origin: Origin | None = None
     processing_source: str | None = None
+    neuronpedia: str | None = None
 
     @property
     def is_transcoder(self) -> bool:

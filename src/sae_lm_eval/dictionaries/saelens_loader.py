@@ -93,7 +93,8 @@ def _load_release(spec: SaeSpec, release: Any) -> Dictionary:
     rule = rule_of(spec.source, spec.id) or rule_of(release.repo_id, str(release.saes_map[spec.id]))
     first = dictionary.first_position if rule is None else rule.first
     remarks = (*remarks, *dictionary.remarks)
-    return replace(dictionary, revision=commit, remarks=remarks, stated=numbers, first_position=first)
+    of_release = {"stated": numbers, "neuronpedia": release.neuronpedia_id.get(spec.id) or dictionary.neuronpedia}
+    return replace(dictionary, revision=commit, remarks=remarks, first_position=first, **of_release)
 
 
 def _refuse_what_saelens_misreads(spec: SaeSpec, release: Any) -> None:

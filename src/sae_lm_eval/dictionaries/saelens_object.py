@@ -83,6 +83,7 @@ def from_sae(
         remarks=remarks,
         first_position=first_of_slice(metadata) if rule is None else rule.first,
         untrained_tokens=tokens_left_out(metadata),
+        neuronpedia=metadata.get("neuronpedia_id"),
     )
 
 

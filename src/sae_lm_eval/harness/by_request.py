@@ -25,3 +25,10 @@ class ByRequest(Generic[T]):
         found = dict(zip(asked, values, strict=True))  # several processes repeat some
         for (task, document, number), value in gathered(list(found.items())):
             self._of[str(task)][document, number] = value
+
+    def of_documents(self, task: str) -> dict[int | None, list[T]]:
+        """The values of a task's requests by document, in the order of the requests."""
+        out: dict[int | None, list[T]] = defaultdict(list)
+        for document, number in sorted(self._of.get(task, {}), key=lambda key: key[1]):
+            out[document].append(self._of[task][document, number])
+        return dict(out)

@@ -32,6 +32,7 @@ from sae_lm_eval.report.fidelity_tables import Fidelity, fidelity_of, fidelity_t
 from sae_lm_eval.report.figures import Picture
 from sae_lm_eval.report.formatting import Column, Table, text_cell, without_shared_start
 from sae_lm_eval.report.headline import headline
+from sae_lm_eval.report.length_table import length_tables
 from sae_lm_eval.report.prose import cited, cut_prompts, methods, parted_texts
 from sae_lm_eval.report.provenance import Source, dictionary_of, mode_of, model_name, packages, site_of, sources
 from sae_lm_eval.report.released_table import released_notes, released_table
@@ -105,6 +106,7 @@ def summary_tables(shaped: Shaped) -> list[Table]:
         summary_table(shaped.summary(), told),
         *overall_tables(rows, told),
         *between_tables(shaped.comparison.between, told),
+        *length_tables(rows, told),
     ]
 
 

@@ -123,7 +123,7 @@ def dictionary_of(results: Results) -> str:
 def site_of(results: Results) -> str:
     """The hooks that are written, with those that are read where they differ."""
     splices = results.provenance.get("splices") or []
-    ends = [(splice["hook_in"], splice["hook_out"]) for splice in splices]
+    ends = [(splice.get("hook_in") or NA, splice.get("hook_out") or NA) for splice in splices]
     return " + ".join(out if out == into else f"{into} to {out}" for into, out in ends) or NA
 
 

@@ -73,9 +73,12 @@ def tex(value: Any) -> Tex:
 
 
 def tex_name(text: str) -> Tex:
-    """Text for a column of names: it may break after whatever is no letter, and its first word may be hyphenated."""
-    parts = re.findall(r"[^\W_]+|.", one_line(text))
-    return Tex(r"\hspace{0pt}" + r"\allowbreak{}".join(map(tex, parts)) if len(text) > MOST_LETTERS else tex(text))
+    """Text for a column of names: its words may be hyphenated, and long ones break after whatever is no letter.
+
+    TeX hyphenates only what stands behind glue.
+    """
+    parts = re.findall(r"[^\W_]+|.", one_line(text)) if len(text) > MOST_LETTERS else [text]
+    return Tex("".join(rf"\hspace{{0pt}}{tex(part)}" for part in parts))
 
 
 def _tex_letter(character: str) -> str:
@@ -235,8 +238,10 @@ def _tex_headings(table: Table) -> Tex:
 def _heading_lines(table: Table) -> list[list[str]]:
     lines = []
     for column, width in zip(table.columns, _widths(table), strict=True):
-        longest = max(map(len, re.split(r"[\s-]", column.heading)))
-        lines.append(textwrap.wrap(one_line(column.heading), max(width, min(longest, 12), 1)))
+        words = re.sub(r"(?<=[_/])(?=\w)", " ", one_line(column.heading))  # names break there too
+        longest = max(map(len, re.split(r"[\s-]", words)))
+        wrapped = textwrap.wrap(words, max(width, min(longest, 12), 1))
+        lines.append([re.sub(r"(?<=[_/]) ", "", line) for line in wrapped])
     return lines
 
 
@@ -284,6 +289,7 @@ def markdown_report(report: Report) -> str:
         "grid": lambda table: Verbatim(table_markdown(table)),
         "block": lambda parts: Verbatim("    " + _indented(_with_remarks(parts))),
         "code": lambda text: Verbatim(_indented(text)),
+        "linked": lambda latent: Verbatim(f"[{markdown(latent.name)}]({latent.link})"),
     }
     return environment.get_template("report.md").render(
         report=report, references=references, worst_caption=CAPTION, bold=Verbatim("**")

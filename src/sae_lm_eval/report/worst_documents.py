@@ -15,6 +15,8 @@ from sae_lm_eval.comparison.subsets import Cut, alias_of
 from sae_lm_eval.files.escaping import printable
 from sae_lm_eval.report.drop_tables import Row, Shown, in_order, section_of
 from sae_lm_eval.report.formatting import NA, abridged, fixed
+from sae_lm_eval.report.unusual_latents import Unusual, unusual_latents
+from sae_lm_eval.results.find import is_control
 from sae_lm_eval.results.results import Results
 
 DOCUMENTS = 3
@@ -26,7 +28,9 @@ CAPTION = (
     f"Up to {DOCUMENTS} documents a category and variant: those in which the log-probability of the right answer loses "
     "most on that of the best wrong one (the margin), or where there are no such choices, most of the score. Numbers "
     "are log-probabilities in nats; bold is each model's answer, of a single continuation where it is the likeliest. "
-    f"Of more than {MOST_VARIANTS} variants, those that cost least and most over all tasks."
+    f"Of more than {MOST_VARIANTS} variants, those that cost least and most over all tasks. Latents: those that are as "
+    "active in the fewest other documents, at the positions that predict the right answer; in brackets the activation "
+    "there and the number of these documents."
 )
 
 Sample = dict[str, Any]
@@ -66,6 +70,7 @@ class Document:
     target: str | None
     models: tuple[str, ...]
     lines: tuple[Line, ...]
+    unusual: tuple[Unusual, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,15 +82,18 @@ class Worst:
 def worst_documents(
     comparison: Comparison, rows: Sequence[Row], shown: Shown, names: Mapping[str, str]
 ) -> tuple[Worst, ...]:
-    """Of each category that is shown, the documents that lose most margin (nats) in each variant, the worst first.
+    """Of each category that is shown, the documents that lose most margin (nats) in each reconstruction, the worst
+    first; in each control where there are no reconstructions.
 
     Where a category has no margins, those that lose most of the primary metric. Documents that lose nothing are no
     one's worst. `names` leads from the names of the results to those of the report.
     """
     if not shown.rows:
         return ()
-    runs = {names[run.name]: run for run in comparison.variants}
+    chosen = [run for run in comparison.variants if not is_control(run)] or comparison.variants
+    runs = {names[run.name]: run for run in chosen}
     costs = [row.variant for row in sorted(section_of(rows, "overall"), key=lambda row: row.drop)]
+    costs = [variant for variant in costs if variant in runs]
     variants = list(runs) if len(runs) <= MOST_VARIANTS else list(dict.fromkeys([*costs[:1], *costs[-1:]]))
     documents: Any = comparison.documents().groupby(["variant", "task"], sort=False)
     frames = {(names[variant], task): frame for (variant, task), frame in documents}
@@ -129,6 +137,7 @@ class _Reader:
         keys = {key for of in chosen for key in of}
         runs = {"baseline": baseline, **variants}
         self.samples: dict[str, dict[Key, Sample]] = {name: {} for name in runs}
+        self.unusual = unusual_latents(variants, {(task, doc_id) for task, _, doc_id in keys})
         self.headers: dict[str, int] = {}
         for task in dict.fromkeys(sorted(task for task, *_ in keys)):
             wanted = {doc_id for of, _, doc_id in keys if of == task}
@@ -160,6 +169,7 @@ class _Reader:
             target=abridged(printable(samples[0]["target"]), LONGEST_ANSWER) if right is None else None,
             models=models,
             lines=(*_lines(samples, right or ()), *_margin_line(margins)),
+            unusual=tuple(found for of in losers if (found := self.unusual.get((of, (task, doc_id))))),
         )
 
     @staticmethod

@@ -15,6 +15,7 @@ from sae_lm_eval.errors import UserError, did_you_mean, explained
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runs.additions import with_earlier
 from sae_lm_eval.runs.checks import check
+from sae_lm_eval.runs.documents import keep_documents
 from sae_lm_eval.runs.finished import set_damaged_aside
 from sae_lm_eval.runs.folder_names import AGAIN, BASELINE
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
@@ -338,6 +339,8 @@ class _Evaluation:
         for task in results["configs"]:
             tracker.save_results_samples(task_name=task, samples=samples[task])
         check_written(unfinished, {task: len(samples[task]) for task in results["configs"]})
+        self.shown.at(f"{name}: its documents")
+        keep_documents(unfinished, lm, None if name == BASELINE else self.output_path / BASELINE)
         os.replace(unfinished, self.output_path / name)
 
 

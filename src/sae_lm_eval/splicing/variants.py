@@ -261,6 +261,7 @@ def provenance_of(variant: Variant, weights: Sequence[str] | None = None) -> lis
             "first_position": splice.first_position,
             "mode": splice.mode,
             "stated": dict(splice.dictionary.stated),
+            "neuronpedia": splice.dictionary.neuronpedia,
             "remarks": list(splice.dictionary.remarks),
         }
         for splice, checksum in zip(variant.splices, weights, strict=True)

@@ -1,0 +1,69 @@
+"""The latents that fire most unusually at the answers of the documents that lose most, with their pages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.report.formatting import fixed, is_number, significant
+from sae_lm_eval.results.documents import KEY, read_documents
+from sae_lm_eval.results.results import Results
+
+SITE = "https://www.neuronpedia.org"
+PAGE = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+# (task, doc_id)
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Latent:
+    """`name` is its number, behind the site where a variant has several dictionaries; `link` is its page, if any."""
+
+    name: str
+    told: str
+    link: str | None
+
+
+@dataclass(frozen=True)
+class Unusual:
+    """Of a document and variant: `told` is what all the latents share."""
+
+    variant: str
+    told: str
+    latents: tuple[Latent, ...]
+
+
+def unusual_latents(runs: Mapping[str, Results], places: Collection[Place]) -> dict[tuple[str, Place], Unusual]:
+    """By variant and document, as far as the runs' tables of documents say. Damaged tables say nothing."""
+    found = {}
+    for variant, run in runs.items():
+        try:
+            documents = read_documents(run, [*KEY, "l0", "latents", "others"])
+        except UserError:
+            continue  # the comparison has told of it
+        if documents is None:
+            continue
+        documents = documents[documents["latents"].notna()]
+        for row in documents.to_dict("records"):
+            place = (str(row["task"]), int(row["doc_id"]))
+            if place in places and len(row["latents"]):
+                found[variant, place] = _unusual(variant, run, row)
+    return found
+
+
+def _unusual(variant: str, run: Results, row: Mapping[str, object]) -> Unusual:
+    splices = run.provenance.get("splices") or []
+    latents: Sequence[Mapping[str, float]] = row["latents"]  # type: ignore[assignment]
+    l0 = f" {fixed(row['l0'])} latents are active a position of the right answer." if is_number(row["l0"]) else ""
+    told = f"Latents that are as active in the fewest of {int(float(str(row['others'])))} other documents.{l0}"
+    return Unusual(variant, told, tuple(_latent(of, splices) for of in latents))
+
+
+def _latent(of: Mapping[str, float], splices: Sequence[Mapping[str, object]]) -> Latent:
+    splice = splices[int(of["splice"])] if of["splice"] < len(splices) else {}
+    number, page = int(of["latent"]), splice.get("neuronpedia")
+    name = f"{splice.get('hook_out')}, {number}" if len(splices) > 1 else str(number)
+    link = f"{SITE}/{page}/{number}" if isinstance(page, str) and PAGE.fullmatch(page) else None
+    return Latent(name, f"{significant(of['activation'])}, {int(of['as_active'])}", link)

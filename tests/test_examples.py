@@ -1,0 +1,90 @@
+"""What lies in examples/ runs as it stands."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from terminals import terminal
+from typer.testing import CliRunner
+
+from sae_lm_eval.cli.main import app
+from sae_lm_eval.report import assemble, writer
+from sae_lm_eval.results.find import find
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic") / "out"
+    made = [sys.executable, str(EXAMPLES / "mmlu_shaped_results.py"), str(folder), "--share", "0.1"]
+    said = subprocess.run(made, capture_output=True, text=True, check=True).stdout
+    assert said == f"Written, and made up: {folder}\n"
+    return folder
+
+
+def test_made_up_results_have_the_shape_of_mmlu(synthetic):
+    baseline, variants = find(synthetic)
+    assert len(baseline.tasks) == 57
+    assert list(baseline.groups) == ["mmlu", "mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities"]
+    assert len(variants) == 3
+    assert all("synthetic" in str(run.model_args["pretrained"]) for run in (baseline, *variants))
+
+
+def test_their_table_has_the_four_groups_and_says_what_was_put_in(synthetic, tmp_path):
+    done = CliRunner().invoke(app, ["table", str(synthetic), "--by", "group", "--format", "csv"])
+    (tmp_path / "table.csv").write_text(done.stdout)
+    table = pd.read_csv(tmp_path / "table.csv").set_index("variant")
+    columns = ["stem", "other", "social_sciences", "humanities"]
+    assert [name for name in table if " " not in name][:4] == columns
+    assert (table.loc["synthetic_16k", columns] > table.loc["synthetic_131k", columns]).all()
+    baseline = table.loc["baseline", "overall"]
+    assert 65 < baseline < 80
+    assert baseline - table.loc["synthetic_16k,zero", "overall"] == pytest.approx(25, abs=5), "chance"
+
+
+def test_their_table_fits_a_narrow_terminal(synthetic):
+    made = [sys.executable, "-m", "sae_lm_eval", "table", str(synthetic), "--by", "group"]
+    said = subprocess.run(made, capture_output=True, text=True, check=True, env={**os.environ, **terminal(80)}).stdout
+    assert max(map(len, said.splitlines())) <= 80
+    assert "humanities" in said
+
+
+def test_the_same_seed_makes_the_same(synthetic, tmp_path):
+    made = [sys.executable, str(EXAMPLES / "mmlu_shaped_results.py"), str(tmp_path), "--share", "0.1"]
+    subprocess.run(made, capture_output=True, check=True)
+    for one in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
+        assert one.read_bytes() == (synthetic / one.relative_to(tmp_path)).read_bytes(), one
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no TeX")
+def test_their_appendix_has_its_tables_in_order_and_nothing_that_sticks_out(synthetic, tmp_path):
+    report = assemble.build(assemble.pair_up(*find(synthetic)))
+    writer.write(report, tmp_path)
+    for _ in range(2):
+        made = ["pdflatex", "-interaction=nonstopmode", "appendix"]
+        subprocess.run(made, cwd=tmp_path, capture_output=True, check=True)
+    assert "Overfull" not in (tmp_path / "appendix.log").read_text(errors="replace")
+    labels = [line for line in (tmp_path / "appendix.aux").read_text().splitlines() if "newlabel{tab:sae-" in line]
+    order = [line.split("tab:sae-")[1].split("}")[0] for line in labels]
+    assert order == [table.name for table in report.tables]
+
+
+@pytest.mark.parametrize("notebook", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
+def test_the_cells_of_a_notebook_run_in_their_order(notebook, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    held = json.loads(notebook.read_text(encoding="utf-8"))
+    assert held["nbformat"] == 4
+    scope: dict[str, object] = {"__name__": "__main__"}
+    cells = [cell for cell in held["cells"] if cell["cell_type"] == "code"]
+    for cell in cells:
+        assert cell["outputs"] == [], "a notebook is kept without what it showed"
+        exec(compile("".join(cell["source"]), notebook.name, "exec"), scope)
+    assert cells
