@@ -224,7 +224,7 @@ def test_latents_stand_by_the_worst_documents_with_their_pages(tmp_path, page, l
 
 
 def test_latents_of_a_splice_that_the_results_do_not_have(tmp_path):
-    latents = [{"splice": 7, "latent": 1, "activation": 1.0, "as_active": 0}]
+    latents = [{"splice": 7, "latent": 1, "activation": 1.0, "as_active": 0}, {"splice": 0, "latent": None}]
     folder = written(tmp_path / "k4", [1.0] * 3, [9] * 3, context=64, latents=latents)
     ((_, unusual),) = unusual_latents({"k4": read_results(folder)}, {("one", 0)}).items()
     assert unusual.latents[0].link is None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import pandas as pd
+from typing import Any
 
 from sae_lm_eval.comparison.subsets import Cut
 from sae_lm_eval.errors import UserError
@@ -28,7 +27,7 @@ def length_cuts(baseline: Results, variants: Sequence[Results]) -> tuple[list[Cu
     """
     try:
         found = (read_documents(run, [*KEY, "tokens", "tokens_cut"]) for run in (baseline, *variants))
-        lengths = next((one for one in found if one is not None), None)
+        lengths: Any = next((one for one in found if one is not None), None)
     except UserError as error:
         return [], [f"{error} Drops by the length of the prompt are left out."]
     if lengths is None:
@@ -42,15 +41,13 @@ def length_cuts(baseline: Results, variants: Sequence[Results]) -> tuple[list[Cu
     return cuts + _both(lengths, lengths["tokens_cut"] > 0, "whole prompts", "cut prompts", None), []
 
 
-def _both(
-    lengths: pd.DataFrame, chosen: pd.Series, other: str, name: str, variants: frozenset[str] | None
-) -> list[Cut]:
+def _both(lengths: Any, chosen: Any, other: str, name: str, variants: frozenset[str] | None) -> list[Cut]:
     if not chosen.any():
         return []
     parts = [(other, lengths[~chosen]), (name, lengths[chosen])]
     return [_cut(named, part, variants) for named, part in parts if len(part)]
 
 
-def _cut(name: str, part: pd.DataFrame, variants: frozenset[str] | None) -> Cut:
+def _cut(name: str, part: Any, variants: frozenset[str] | None) -> Cut:
     documents = {str(task): set(of["doc_id"]) for task, of in part.groupby("task", sort=False)}
     return Cut(SECTION, name, None, name, list(documents), None, documents, variants)

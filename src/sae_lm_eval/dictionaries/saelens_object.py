@@ -49,8 +49,8 @@ def from_sae(
 
     hook_in = metadata.get("hook_name")
     hook_out = metadata.get("hook_name_out") or hook_in
-    names = [name for name in (metadata.get("model_name"), model_name) if name]
-    if conflict := len(distinct_models(names)) > 1:
+    names, conflict = _model_names(metadata, model_name)
+    if conflict:
         remarks = (*remarks, f"its metadata says its model is {names[0]}, the release {names[1]}")
     d_in, d_out = config.d_in, getattr(config, "d_out", config.d_in)
     rule, sequential = rule_by_metadata(metadata), attends_over_positions(sae)
@@ -70,7 +70,7 @@ def from_sae(
         module_hook_in=metadata.get("hf_hook_name"),
         module_hook_out=metadata.get("hf_hook_name_out")
         or (None if hook_out != hook_in else metadata.get("hf_hook_name")),
-        model_names=tuple(names if conflict else names[:1]),
+        model_names=names,
         context_size=metadata.get("context_size"),
         prepend_bos=_prepend_bos(metadata, said),
         processing=processing,
@@ -85,6 +85,13 @@ def from_sae(
         untrained_tokens=tokens_left_out(metadata),
         neuronpedia=metadata.get("neuronpedia_id"),
     )
+
+
+def _model_names(metadata: Mapping[str, Any], of_release: str | None) -> tuple[tuple[str, ...], bool]:
+    """The models that it is said to be trained on, and whether these are several."""
+    names = tuple(name for name in (metadata.get("model_name"), of_release) if name)
+    conflict = len(distinct_models(names)) > 1
+    return (names if conflict else names[:1]), conflict
 
 
 def _formula(sae: Any) -> Callable[[Tensor], Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.formatting import fixed, is_number, significant
@@ -40,29 +41,29 @@ def unusual_latents(runs: Mapping[str, Results], places: Collection[Place]) -> d
     found = {}
     for variant, run in runs.items():
         try:
-            documents = read_documents(run, [*KEY, "l0", "latents", "others"])
+            documents: Any = read_documents(run, [*KEY, "l0", "latents", "others"])
         except UserError:
             continue  # the comparison has told of it
         if documents is None:
             continue
-        documents = documents[documents["latents"].notna()]
+        documents = documents.dropna(subset=["latents", "others"])
         for row in documents.to_dict("records"):
             place = (str(row["task"]), int(row["doc_id"]))
-            if place in places and len(row["latents"]):
+            row["latents"] = [of for of in row["latents"] if of is not None and None not in of.values()]
+            if place in places and row["latents"]:
                 found[variant, place] = _unusual(variant, run, row)
     return found
 
 
-def _unusual(variant: str, run: Results, row: Mapping[str, object]) -> Unusual:
+def _unusual(variant: str, run: Results, row: Mapping[str, Any]) -> Unusual:
     splices = run.provenance.get("splices") or []
-    latents: Sequence[Mapping[str, float]] = row["latents"]  # type: ignore[assignment]
     l0 = f" {fixed(row['l0'])} latents are active a position of the right answer." if is_number(row["l0"]) else ""
-    told = f"Latents that are as active in the fewest of {int(float(str(row['others'])))} other documents.{l0}"
-    return Unusual(variant, told, tuple(_latent(of, splices) for of in latents))
+    told = f"Latents that are as active in the fewest of {int(row['others'])} other documents.{l0}"
+    return Unusual(variant, told, tuple(_latent(of, splices) for of in row["latents"]))
 
 
 def _latent(of: Mapping[str, float], splices: Sequence[Mapping[str, object]]) -> Latent:
-    splice = splices[int(of["splice"])] if of["splice"] < len(splices) else {}
+    splice = splices[int(of["splice"])] if 0 <= of["splice"] < len(splices) else {}
     number, page = int(of["latent"]), splice.get("neuronpedia")
     name = f"{splice.get('hook_out')}, {number}" if len(splices) > 1 else str(number)
     link = f"{SITE}/{page}/{number}" if isinstance(page, str) and PAGE.fullmatch(page) else None

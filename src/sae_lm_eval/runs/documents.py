@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sae_lm_eval.comparison.samples import margins_of
+from sae_lm_eval.errors import UserError
 from sae_lm_eval.fidelity.latents_at_answers import ByQuery, latents_at_answers
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.results.documents import KEY, read_documents, write_documents
@@ -34,10 +35,18 @@ def keep_documents(folder: Path, lm: Any, baseline: Path | None) -> None:
     if not asked:
         return
     documents = _table(asked, lm)
-    untouched = None if baseline is None else read_documents(read_results(baseline))
+    untouched = None if baseline is None else _of_baseline(baseline)
     if untouched is not None and lm.spliced.choices.splice == "reconstruction" and lm.spliced.is_scored:
         documents = _with_latents(documents, _losses(documents, untouched), asked, lm.spliced)
     write_documents(results, documents)
+
+
+def _of_baseline(folder: Path) -> pd.DataFrame | None:
+    try:
+        return read_documents(read_results(folder))
+    except UserError as error:
+        logger.warning("%s Which latents are active at the answers is not measured.", error)
+        return None
 
 
 class Asked(NamedTuple):
@@ -100,8 +109,9 @@ def _table(asked: Sequence[Asked], lm: Any) -> pd.DataFrame:
         texts = [f"{context[len(prompt) :]}{text}" for context, text in one.requests if text is not None]
         document = one.sample["doc_id"]
         measured = [length for length in lengths[one.task].get(document, ()) if length is not None]
-        kl = divergences[one.task].get(document, ())
-        nats, positions = map(sum, zip(*kl, strict=True)) if kl and None not in kl else (None, None)
+        kl = divergences[one.task].get(document, [])
+        nats, positions = np.sum([of for of in kl if of is not None] or [(0.0, 0)], axis=0).tolist()
+        known = positions > 0 and None not in kl
         rows.append(
             {
                 "task": one.task,
@@ -116,8 +126,8 @@ def _table(asked: Sequence[Asked], lm: Any) -> pd.DataFrame:
                 "margin": one.margin,
                 "tokens": max((length.tokens for length in measured), default=None),
                 "tokens_cut": max((length.lost for length in measured), default=None),
-                "kl": nats / positions if positions else None,
-                "positions": positions,
+                "kl": nats / positions if known else None,
+                "positions": int(positions) if known else None,
             }
         )
     return pd.DataFrame(rows)
@@ -127,14 +137,14 @@ def _losses(documents: pd.DataFrame, untouched: pd.DataFrame) -> np.ndarray:
     """What each document loses of its margin, or else of its one continuation's log-probability, in nats."""
     before = documents[KEY].merge(untouched, how="left", on=KEY)
 
-    def score(of: pd.DataFrame) -> np.ndarray:
+    def score(of: Any) -> np.ndarray:
         alone = [float("nan") if one is None or len(one) != 1 else one[0] for one in _listed(of["logprobs"])]
         return of["margin"].astype(float).fillna(pd.Series(alone, of.index)).to_numpy()
 
     return score(before) - score(documents)
 
 
-def _listed(column: pd.Series) -> list[list[Any] | None]:
+def _listed(column: Any) -> list[list[Any] | None]:
     """Lists as they were written; a table that was read has arrays."""
     return [None if of is None or of is pd.NA or isinstance(of, float) else list(of) for of in column]
 
