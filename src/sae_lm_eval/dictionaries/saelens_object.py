@@ -50,8 +50,6 @@ def from_sae(
     hook_in = metadata.get("hook_name")
     hook_out = metadata.get("hook_name_out") or hook_in
     names, conflict = _model_names(metadata, model_name)
-    if conflict:
-        remarks = (*remarks, f"its metadata says its model is {names[0]}, the release {names[1]}")
     d_in, d_out = config.d_in, getattr(config, "d_out", config.d_in)
     rule, sequential = rule_by_metadata(metadata), attends_over_positions(sae)
     processing, processing_source = _processing(metadata, said)
@@ -80,18 +78,19 @@ def from_sae(
         latent_module=sae.hook_sae_acts_post,
         formula=None if sequential else _formula(sae),
         stated=stated.of_config({"k": getattr(config, "k", None), **metadata}, d_in, d_out),
-        remarks=remarks,
+        remarks=(*remarks, *conflict),
         first_position=first_of_slice(metadata) if rule is None else rule.first,
         untrained_tokens=tokens_left_out(metadata),
         neuronpedia=metadata.get("neuronpedia_id"),
     )
 
 
-def _model_names(metadata: Mapping[str, Any], of_release: str | None) -> tuple[tuple[str, ...], bool]:
-    """The models that it is said to be trained on, and whether these are several."""
+def _model_names(metadata: Mapping[str, Any], of_release: str | None) -> tuple[tuple[str, ...], list[str]]:
+    """The models that it is said to be trained on, and a remark where its metadata and the release differ."""
     names = tuple(name for name in (metadata.get("model_name"), of_release) if name)
-    conflict = len(distinct_models(names)) > 1
-    return (names if conflict else names[:1]), conflict
+    if len(distinct_models(names)) < 2:
+        return names[:1], []
+    return names, [f"its metadata says its model is {names[0]}, the release {names[1]}"]
 
 
 def _formula(sae: Any) -> Callable[[Tensor], Tensor]:
