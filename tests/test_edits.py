@@ -144,7 +144,7 @@ def test_a_skipped_layer_is_one_that_is_not_there(name):
         torch.testing.assert_close(model(ids, use_cache=False).logits, skipped, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("edit", ["prune?share=0", "lowrank?rank=1000", "noise?std=0"])
+@pytest.mark.parametrize("edit", ["prune?share=0", "lowrank?rank=1000", "lowrank?share=1", "noise?std=0"])
 def test_what_changes_nothing_changes_no_bit(edit):
     model, ids = random_model("llama"), random_ids()
     lm = adapter(model, edit=edit)
@@ -331,6 +331,8 @@ def test_what_a_function_gives_is_looked_at_first(edit, message):
         ("prune?share=0.1&weights=mpl", "'mpl' is unknown. Did you mean 'mlp'"),
         ("quantize?bits=16", "bits=16 must be a whole number from 2 to 8"),
         ("quantize?bits=4.5", "must be a whole number from 2 to 8"),
+        ("lowrank", r"edit=lowrank needs rank or share, one of the two"),
+        ("lowrank?rank=4&share=0.5", r"edit=lowrank needs rank or share, one of the two"),
         ("lowrank?rank=0", "must be a whole number of at least 1"),
         ("skip?layers=1+1", "must be numbers of layers, each once"),
         ("skip?layers=7", "skips layer 7: layers of .* run from 0 to 2"),

@@ -122,9 +122,16 @@ def _log_fraction(scores: Scores, means: np.ndarray, drop: float) -> float:
 def _resampled(scores: Scores, draws: int, rng: np.random.Generator) -> np.ndarray:
     """(draws, models + 1): each model's mean over resampled documents, and in the last column the drop."""
     lost = scores.members[scores.own] - scores.spliced
-    table = (np.vstack([scores.members, lost]) * scores.weights).T
+    return resampled_means(np.vstack([scores.members, lost]) * scores.weights, scores.strata, draws, rng)
+
+
+def resampled_means(
+    weighted: np.ndarray, strata: Sequence[np.ndarray], draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """(draws, rows): sums of `weighted` (rows, documents) over documents drawn with replacement within each stratum."""
+    table = weighted.T
     total = np.zeros((draws, table.shape[1]))
-    for places in scores.strata:
+    for places in strata:
         start = 0
         for some in chunks(draws, len(places)):
             counts = rng.multinomial(len(places), np.full(len(places), 1 / len(places)), size=some)

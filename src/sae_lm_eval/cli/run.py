@@ -32,8 +32,8 @@ Edits = Annotated[
 Controls = Annotated[
     list[str] | None,
     typer.Option(
-        help="none, zero, mean or random_error, at the sites of each variant; or baseline_again, for the noise floor. "
-        "Repeatable."
+        help="none, zero, mean or random_error, at the sites of each variant; prune, lowrank, quantize or noise of the "
+        "model's weights, as a ruler; or baseline_again, for the noise floor. Repeatable."
     ),
 ]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from sae_lm_eval.capability.ruler import ruler
 from sae_lm_eval.comparison.compare import COLUMNS, Comparison, compare
 from sae_lm_eval.errors import one_of
 from sae_lm_eval.report import figures
@@ -36,6 +37,7 @@ from sae_lm_eval.report.length_table import length_tables
 from sae_lm_eval.report.prose import cited, cut_prompts, methods, parted_texts
 from sae_lm_eval.report.provenance import Source, dictionary_of, mode_of, model_name, packages, site_of, sources
 from sae_lm_eval.report.released_table import released_notes, released_table
+from sae_lm_eval.report.ruler_tables import ruler_sentences, ruler_table
 from sae_lm_eval.report.summary_table import Summary, costs_of, summarise, summary_table
 from sae_lm_eval.report.sweep_figures import sweep_pictures
 from sae_lm_eval.report.sweep_tables import notes, settings, sweep_tables
@@ -142,12 +144,12 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
         *(shaped.comparison, shaped.rows, shaped.fidelity, shaped.names, shaped.told),
     )
     variants, shown, summary = named.variants, categories(rows), shaped.summary()
-    text = methods(named, rows, fidelity)
+    text, ruled = methods(named, rows, fidelity), ruler(comparison)
     swept = settings(variants, rows, fidelity)
     common, own = sources((comparison.baseline, *variants))
     return Report(
         title=f"What a splice costs {model_name(comparison.baseline)}",
-        headline=tuple(headline(named, summary)),
+        headline=(*headline(named, summary), *ruler_sentences(ruled, names)),
         tables=(
             *summary_tables(shaped),
             variants_table(named, names),
@@ -156,6 +158,7 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
             *fidelity_tables(fidelity),
             *(table for table in [released_table(variants)] if table.rows),
             *noise_table(variants),
+            *ruler_table(ruled, names),
             *equivalent_tables(shaped.equivalents.found, [*rows], names),
             *detail_tables(rows, told, "group"),
             *detail_tables(rows, told),

@@ -26,6 +26,13 @@ from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 logger = logger_of(__name__)
 
 CONTROLS = ("none", "zero", "mean", "random_error")
+# Controls of the run as a whole: edits of the model as a ruler, from weak to strong.
+LADDERS = {
+    "prune": [f"prune?share={share}" for share in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)],
+    "lowrank": [f"lowrank?share={share}" for share in (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)],
+    "quantize": [f"quantize?bits={bits}&group=64" for bits in (8, 6, 5, 4, 3, 2)],
+    "noise": [f"noise?std={std}&seed={seed}" for std in (0.03, 0.1, 0.2, 0.4) for seed in range(3)],
+}
 OF_SITES = ("none", "zero", "mean")  # controls that depend on the sites alone
 FILTERS = ("width", "l0", "layer")
 TOGETHER = ("each", "all")
@@ -141,7 +148,7 @@ def variants_of(entries: Any, controls: Sequence[str] = (), common: Mapping[str,
     that has dictionaries.
     """
     for control in controls:
-        one_of(control, (*CONTROLS, AGAIN), "controls:")
+        one_of(control, (*CONTROLS, *LADDERS, AGAIN), "controls:")
     entries = several(entries)
     if not isinstance(entries, list | tuple) or not entries:
         raise UserError("variants: there are none: give a list of entries such as {sae: RELEASE#ID}.")
@@ -149,7 +156,10 @@ def variants_of(entries: Any, controls: Sequence[str] = (), common: Mapping[str,
     for number, entry in enumerate(entries, start=1):
         made += _of_entry(entry, f"variants, entry {number}", common or {})
     refuse_twice(one.name for one in made)
-    return _with_controls(made, controls, common or {})
+    given = [one.arguments["edit"] for one in made if "edit" in one.arguments]
+    rungs = [edit for control in dict.fromkeys(controls) for edit in LADDERS.get(control, ()) if edit not in given]
+    ladder = [_of_edit({"edit": edit}, "controls") for edit in rungs]
+    return _with_controls([*made, *ladder], [one for one in controls if one not in LADDERS], common or {})
 
 
 def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Asked]:

@@ -54,7 +54,7 @@ def _weights(where: str, value: Any) -> str:
 KINDS: Mapping[str, Mapping[str, tuple[Any, Callable[[str, Any], Any]]]] = {
     "quantize": {"bits": (REQUIRED, _whole(2, 8)), "group": (0, _whole(0)), "weights": ("all", _weights)},
     "prune": {"share": (REQUIRED, _real(0, 1)), "weights": ("mlp", _weights)},
-    "lowrank": {"rank": (REQUIRED, _whole(1)), "weights": ("mlp", _weights)},
+    "lowrank": {"rank": (0, _whole(1)), "share": (0, _real(0, 1)), "weights": ("mlp", _weights)},
     "skip": {"layers": (REQUIRED, _layers)},
     "noise": {"std": (REQUIRED, _real(0)), "seed": (0, _whole(0)), "weights": ("all", _weights)},
 }
@@ -100,7 +100,10 @@ def edit_of(given: Any) -> Edit | None:
         values[name] = known[name][1](f"edit={kind}: {name}", value)
     if missing := [name for name, (default, _) in known.items() if default is REQUIRED and name not in values]:
         raise UserError(f"edit={kind} needs {missing[0]}, as in edit={kind}?{missing[0]}={EXAMPLES[kind]}.")
-    defaults = {name: default for name, (default, _) in known.items() if default is not REQUIRED}
+    if kind == "lowrank" and len({"rank", "share"} & values.keys()) != 1:
+        raise UserError("edit=lowrank needs rank or share, one of the two, as in edit=lowrank?rank=64.")
+    left_out = ("rank", "share") if kind == "lowrank" else ()  # of which one is given
+    defaults = {name: of for name, (of, _) in known.items() if of is not REQUIRED and name not in left_out}
     return Edit(kind, text, {**defaults, **values})
 
 

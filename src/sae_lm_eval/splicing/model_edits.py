@@ -113,7 +113,7 @@ def module_edits(model: nn.Module, edit: Edit) -> tuple[ModuleEdit, ...]:
 MATRICES: Mapping[str, Callable[[Tensor, Mapping[str, Any], str], Tensor]] = {
     "quantize": lambda weight, of, _path: quantized(weight, of["bits"], of["group"]),
     "prune": lambda weight, of, _path: pruned(weight, of["share"]),
-    "lowrank": lambda weight, of, _path: low_rank(weight, of["rank"]),
+    "lowrank": lambda weight, of, _path: low_rank(weight, of.get("rank") or round(of["share"] * min(weight.shape))),
     "noise": lambda weight, of, path: noised(weight, of["std"], of["seed"], path),
 }
 

@@ -1,0 +1,217 @@
+"""Other degraders as a ruler: how far a ladder of edits of the model has to go to cost as much as a variant.
+
+A ladder is edits of one kind in one run, such as 10% to 80% of the MLP weights pruned. Its costs are made monotone in
+strength (isotonic regression), and the variant's cost is looked up on a monotone cubic through the rungs. Each draw
+takes documents with replacement, the same ones of the variant and of every rung, and where a rung has several seeds one
+of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import isotonic_regression
+
+from sae_lm_eval.capability.inversion import FEWEST_DOCUMENTS, resampled_means
+from sae_lm_eval.comparison.compare import Comparison
+from sae_lm_eval.results.results import Results
+from sae_lm_eval.results.variant_names import EDIT
+
+FEWEST_RUNGS = 2
+DRAWS = 1000
+FINE = 65  # points between two rungs at which the cubic is looked up
+COLUMNS = ("variant", "kind", "ladder", "cost", "value", "strength", "low", "high", "level", "bound", "reason", "rungs")
+COSTS = {"drop": "drop", "ce_delta": "delta CE", "kl": "KL"}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How strong an edit of a kind is: its argument, whether a greater one is stronger, and what leaves the model."""
+
+    argument: str
+    is_rising: bool
+    nothing: float | None
+
+
+SCALES = {
+    "prune": (Scale("share", True, 0.0),),
+    "lowrank": (Scale("share", False, 1.0), Scale("rank", False, None)),
+    "quantize": (Scale("bits", False, None),),
+    "noise": (Scale("std", True, 0.0),),
+}
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rungs of one kind by rising strength: for each the value of the scale's argument, and results by seed."""
+
+    kind: str
+    told: Mapping[str, Any]
+    scale: Scale
+    rungs: Mapping[float, tuple[Results, ...]]
+
+    @property
+    def name(self) -> str:
+        """The edit without its strength."""
+        given = [f"{name}={value}" for name, value in self.told.items()]
+        return "?".join([self.kind, *(["&".join(given)] if given else [])])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ruled:
+    """The strength that costs as much, None for the `reason` or where only `bound` can be said; ends are None where
+    the interval leaves the ladder.
+    """
+
+    strength: float | None = None
+    low: float | None = None
+    high: float | None = None
+    bound: str | None = None
+    reason: str | None = None
+
+
+def ladders_of(variants: Sequence[Results]) -> list[Ladder]:
+    """The ladders among variants: edits that differ in strength, or in strength and seed, alone."""
+    found: dict[tuple[str, Scale, tuple[tuple[str, Any], ...]], dict[float, list[Results]]] = {}
+    for results in variants:
+        edit = results.provenance.get("edit") if results.provenance.get("splice") == EDIT else None
+        for scale in SCALES.get(str((edit or {}).get("kind")), ()):
+            if edit and isinstance(value := edit.get(scale.argument), int | float):
+                told = tuple((name, edit[name]) for name in ("group", "weights") if edit.get(name))
+                rungs = found.setdefault((edit["kind"], scale, told), {})
+                rungs.setdefault(float(value), []).append(results)
+                break
+    out = []
+    for (kind, scale, told), rungs in found.items():
+        rungs = {value: tuple(of) for value, of in rungs.items() if value != scale.nothing}
+        if len(rungs) >= FEWEST_RUNGS:
+            ordered = sorted(rungs, reverse=not scale.is_rising)
+            out.append(Ladder(kind, dict(told), scale, {value: rungs[value] for value in ordered}))
+    return out
+
+
+def ruler(comparison: Comparison, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+    """A row for each variant that is no edit, ladder and cost, with `COLUMNS`.
+
+    Costs are the drop (a share of the score), delta CE and KL (nats/token) on the first text of fidelity. Of the last
+    two there are none where the results do not say them by document.
+    """
+    ladders, rows = ladders_of(comparison.variants), []
+    if not ladders:
+        return pd.DataFrame(columns=list(COLUMNS), dtype=object)
+    others = [results for results in comparison.variants if results.provenance.get("splice") != EDIT]
+    for cost, told in COSTS.items():
+        values, strata = _by_document(comparison, cost)
+        for results in others:
+            for ladder in ladders:
+                names = [results.name, *(one.name for of in ladder.rungs.values() for one in of)]
+                if any(name not in values for name in names):
+                    continue
+                own = values[results.name]
+                costs = [np.array([values[one.name] for one in of]) for of in ladder.rungs.values()]
+                found = ruled(ladder, costs, own, strata, level=comparison.level, draws=draws, rng=seed)
+                row = {"variant": results.name, "kind": ladder.kind, "ladder": ladder.name, "cost": told}
+                row |= {"value": float(own.sum()), **vars(found), "level": comparison.level, "rungs": len(costs)}
+                rows.append(row)
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+
+
+def ruled(
+    ladder: Ladder,
+    costs: Sequence[np.ndarray],
+    own: np.ndarray,
+    strata: Sequence[np.ndarray],
+    *,
+    level: float = 0.95,
+    draws: int = DRAWS,
+    rng: np.random.Generator | int = 0,
+) -> Ruled:
+    """Where the ladder costs as much as `own` (documents), of which the sum is the cost; `costs` are (seeds, documents)
+    of each rung.
+
+    Refused where too few documents are known, and where the strongest rung's cost is not clearly above 0.
+    """
+    if len(own) < FEWEST_DOCUMENTS:
+        return Ruled(reason=f"{len(own)} documents are too few to be resampled")
+    generator, tail = np.random.default_rng(rng), (1 - level) / 2
+    drawn = resampled_means(np.vstack([own, *costs]), strata, draws, generator)
+    ends = np.cumsum([1, *map(len, costs)])
+    picked = [drawn[np.arange(draws), generator.integers(start, end, draws)] for start, end in pairwise(ends)]
+    if np.quantile(picked[-1], tail) <= 0:
+        return Ruled(reason="the strongest rung costs nothing that can be told from 0")
+    strengths = [value if ladder.scale.is_rising else -value for value in ladder.rungs]
+    nothing = ladder.scale.nothing
+    start = None if nothing is None else nothing if ladder.scale.is_rising else -nothing
+    look_up = partial(_strength, strengths, start)
+    at = look_up([float(of.sum(1).mean()) for of in costs], float(own.sum()))
+    if math.isinf(at):
+        return Ruled(bound=f"{'less' if at < 0 else 'more'} than {[*ladder.rungs][0 if at < 0 else -1]:g}")
+    places = np.array([look_up([float(one[i]) for one in picked], float(drawn[i, 0])) for i in range(draws)])
+    low, high = np.quantile(places, [tail, 1 - tail], method="inverted_cdf")
+    sign = 1 if ladder.scale.is_rising else -1
+    bounds = [None if math.isinf(end) else sign * float(end) for end in (low, high)]
+    return Ruled(strength=sign * at, low=bounds[0], high=bounds[1])
+
+
+def _strength(strengths: Sequence[float], start: float | None, costs: Sequence[float], cost: float) -> float:
+    """Between the rungs, where the monotone cubic through them has the cost (Fritsch & Butland 1984).
+
+    -inf below them where nothing is known to cost nothing, inf above them.
+    """
+    pooled = isotonic_regression(np.array(costs))
+    blocks = np.asarray(pooled.blocks)
+    x = np.add.reduceat(np.array(strengths), blocks[:-1]) / np.diff(blocks)
+    y = pooled.x[blocks[:-1]]
+    if start is not None:
+        above = y > 0
+        x, y = np.concatenate([[start], x[above]]), np.concatenate([[0.0], y[above]])
+        cost = max(cost, 0.0)
+    if not y[0] <= cost <= y[-1] or len(y) < 2:
+        return -math.inf if cost < y[0] else math.inf if cost > y[-1] else float(x[0])
+    at = int(np.searchsorted(y, cost).clip(1, len(y) - 1))
+    fine = np.linspace(x[at - 1], x[at], FINE)
+    return float(np.interp(cost, PchipInterpolator(x, y)(fine), fine))
+
+
+def _by_document(comparison: Comparison, cost: str) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """Costs of each variant by document, which add up to the cost, and the places of the documents of each task."""
+    if cost == "drop":
+        if not comparison.cuts:
+            return {}, []
+        documents = comparison.documents()
+        keys = documents.loc[documents["variant"] == comparison.variants[0].name, ["task", "doc_id"]]
+        index = pd.MultiIndex.from_frame(keys)
+        found = {}
+        for name, part in documents.groupby("variant"):
+            lost = part.set_index(["task", "doc_id"])["score_lost"].reindex(index).to_numpy(dtype=float)
+            if np.isfinite(lost).all():
+                found[str(name)] = lost / len(lost)
+        tasks = index.get_level_values("task")
+        return found, [np.flatnonzero(tasks == task) for task in tasks.unique()]
+    texts = [task for results in comparison.variants for task in results.fidelity_tasks]
+    if not texts:
+        return {}, []
+    read = {results.name: _of_text(results, texts[0], cost) for results in comparison.variants}
+    found = {name: of for name, of in read.items() if of is not None}
+    documents = max((len(of) for of in found.values()), default=0)
+    return {name: of for name, of in found.items() if len(of) == documents}, [np.arange(documents)]
+
+
+def _of_text(results: Results, task: str, cost: str) -> np.ndarray | None:
+    """By document, over the tokens of all; None where the results do not say it so."""
+    if task not in results.fidelity_tasks:
+        return None
+    samples = results.samples(task)
+    if cost not in samples or not all(isinstance(of, list) and len(of) > 2 for of in samples[cost]):
+        return None
+    table = np.array(sorted(samples[cost]), dtype=float)  # document, sums, tokens
+    total = table[:, 1] - table[:, 2] if cost == "ce_delta" else table[:, 1]
+    return total / table[:, -1].sum()

@@ -1,0 +1,92 @@
+"""What else costs as much as a dictionary: its table, and a sentence of each variant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from sae_lm_eval.capability.ruler import COSTS
+from sae_lm_eval.report.formatting import NA, Cell, Column, Table, number_cell, text_cell
+
+MOST_TOLD, MOST_EDITS = 3, 2  # variants, and edits of each, in the sentences; the table has all
+TOLD = ("drop", "KL")
+OF_KIND = {
+    "prune": "pruning {} of {}",
+    "quantize": "rounding {1} to {0} bits",
+    "lowrank": "leaving {} of the rank of {}",
+    "noise": "noise of {} of the size of {}",
+}
+KINDS = (*OF_KIND,)
+WEIGHTS = {"mlp": "the MLP weights", "attention": "the attention weights", "all": "all weights"}
+
+
+def ruler_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[Table]:
+    """A row for each variant and ladder, a column for each cost; `names` lead to those shown."""
+    if found.empty:
+        return []
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in found.to_dict("records"):
+        rows.setdefault((names[str(row["variant"])], str(row["ladder"])), {})[str(row["cost"])] = row
+    costs = [cost for cost in COSTS.values() if any(cost in of for of in rows.values())]
+    body = [
+        (text_cell(variant), text_cell(ladder), *(_cell(of.get(cost)) for cost in costs))
+        for (variant, ladder), of in rows.items()
+    ]
+    level = float(found["level"].iloc[0])
+    caption = (
+        "How strong an edit of the model costs as much as each variant, by its drop in accuracy and by delta CE and KL "
+        "on text: read between the rungs of a ladder of edits, made monotone. prune: share of the weights that become "
+        "0; lowrank: share of the rank that is left; quantize: bits; noise: its size as a share of the weights'. "
+        f"Below, the {level:.0%} interval, over documents (the same of the variant and the edits) and over seeds; an "
+        "open end lies beyond the ladder."
+    )
+    columns = (Column("variant", "left"), Column("ladder", "left"), *(Column(f"as much {cost}") for cost in costs))
+    return [Table("ruler", "What else costs as much", caption, columns, tuple(body))]
+
+
+def ruler_sentences(found: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
+    """Of the first variants: `By its drop k4 costs as much as pruning 35% (31% to 40%) of the MLP weights.`"""
+    told = []
+    for variant in list(dict.fromkeys(found["variant"]))[:MOST_TOLD]:
+        parts: list[str] = []
+        for cost in TOLD:
+            rows = found[(found["variant"] == variant) & (found["cost"] == cost)].to_dict("records")
+            known = [row for row in rows if row["strength"] is not None]
+            known.sort(key=lambda row: KINDS.index(row["kind"]))
+            if known:
+                edits = " or ".join(map(_edit, known[:MOST_EDITS]))
+                first = f"By its {cost} {names[str(variant)]} costs as much as {edits}"
+                parts.append(f"by its {cost}, as {edits}" if parts else first)
+        if parts:
+            told.append(f"{'; '.join(parts)}.")
+    return told
+
+
+def _edit(row: Mapping[str, Any]) -> str:
+    kind, (_, _, given) = str(row["kind"]), str(row["ladder"]).partition("?")
+    weights = dict(pair.split("=") for pair in given.split("&") if pair).get("weights", "all")
+    return OF_KIND[kind].format(f"{_strength(kind, row['strength'])} ({_bounds(row)})", WEIGHTS[weights])
+
+
+def _bounds(row: Mapping[str, Any]) -> str:
+    kind = str(row["kind"])
+    ends = [NA if row[end] is None else _strength(kind, row[end]) for end in ("low", "high")]
+    if row["low"] is not None and row["high"] is not None and row["low"] > row["high"]:
+        ends.reverse()
+    return f"{ends[0]} to {ends[1]}".replace(f"{NA} to", "up to").replace(f"to {NA}", "or more")
+
+
+def _strength(kind: str, value: float) -> str:
+    if kind == "quantize":
+        return f"{value:.1f}"
+    return f"{value:.0%}" if kind != "lowrank" or value <= 1 else f"{value:.0f}"
+
+
+def _cell(row: Mapping[str, Any] | None) -> Cell:
+    if row is None:
+        return Cell(NA)
+    if row["strength"] is None:
+        return Cell(str(row["bound"])) if row["bound"] else Cell(NA, None, str(row["reason"]))
+    return number_cell(row["strength"], _strength(str(row["kind"]), row["strength"]), _bounds(row))

@@ -1,0 +1,139 @@
+"""Edits as a ruler: the look-up where the ladder is known, its refusals and bounds, and the report's sentence."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from runs import answers, write_run
+
+from sae_lm_eval.capability.ruler import SCALES, Ladder, ladders_of, ruled, ruler
+from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.report import assemble, writer
+from sae_lm_eval.runs.sweep import LADDERS, variants_of
+from sae_lm_eval.splicing.edit_spec import edit_of
+
+SHARES = tuple(round(0.05 * number, 2) for number in range(1, 17))
+COUNT = 200
+
+
+def ladder(kind, values):
+    return Ladder(kind, {}, SCALES[kind][0], dict.fromkeys(values, ()))
+
+
+def costs(strengths, rng, *, seeds=1, spread=0.0):
+    """(seeds, documents) of edits of these strengths, whose cost in nats/token is 2 strength^2.
+
+    A document matters as much to each of them; what a seed has drawn moves all documents.
+    """
+    matters = rng.gamma(4, 0.25, COUNT)
+    moved = [np.exp(spread * rng.normal(size=(seeds, 1))) for _ in strengths]
+    noise = [rng.gamma(20, 1 / 20, (seeds, COUNT)) for _ in strengths]
+    return [2 * s**2 * m * matters * n / COUNT for s, m, n in zip(strengths, moved, noise, strict=True)]
+
+
+def of(strengths, own, kind="prune", **kwargs):
+    rungs = costs((*strengths, own), np.random.default_rng(0), **kwargs)
+    return ruled(ladder(kind, strengths), rungs[:-1], rungs[-1][0], [np.arange(COUNT)])
+
+
+def test_what_is_a_rung_costs_what_the_rung_does():
+    rungs = costs(SHARES, np.random.default_rng(0))
+    found = ruled(ladder("prune", SHARES), rungs, rungs[7][0], [np.arange(COUNT)])
+    assert (found.strength, found.low, found.high) == pytest.approx((0.4, 0.4, 0.4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strength", "seeds", "spread"), [(0.17, 1, 0), (0.33, 1, 0), (0.58, 1, 0), (0.33, 3, 0.05)])
+def test_intervals_hold_the_known_strength(strength, seeds, spread):
+    rng, found = np.random.default_rng([3, seeds, round(100 * strength)]), []
+    for _ in range(200):
+        *rungs, own = costs((*SHARES, strength), rng, seeds=seeds, spread=spread)
+        # A dictionary has no seed of its own.
+        own = own[0] / np.exp(0) if not spread else costs((strength,), np.random.default_rng(rng.integers(2**32)))[0][0]
+        found.append(ruled(ladder("prune", SHARES), rungs, own, [np.arange(COUNT)], draws=200, rng=rng))
+    held = np.mean([one.low <= strength <= one.high for one in found])
+    assert held >= 0.90, held
+    assert abs(np.median([one.strength / strength - 1 for one in found])) < 0.02
+
+
+def test_what_costs_nothing_is_no_edit_and_what_costs_more_has_a_bound():
+    assert of(SHARES, 0.0).strength == 0
+    assert of(SHARES, 1.2).bound == "more than 0.8"
+    rungs = costs((0.1, 0.5, 0.8), np.random.default_rng(1))
+    bits = ladder("quantize", (8.0, 4.0, 3.0))
+    assert ruled(bits, rungs, rungs[0][0] / 10, [np.arange(COUNT)]).bound == "less than 8"
+    between = ruled(bits, rungs, (rungs[1][0] + rungs[2][0]) / 2, [np.arange(COUNT)])
+    assert between.strength == pytest.approx(3.5, abs=0.1)
+    assert 3 <= between.high <= between.low <= 4  # a cost that is greater is one of fewer bits
+
+
+def test_costs_that_fall_on_the_way_are_pooled():
+    rungs = costs((0.1, 0.3, 0.2, 0.6), np.random.default_rng(2))
+    own = costs((0.25,), np.random.default_rng(2))[0][0]
+    found = ruled(ladder("prune", (0.1, 0.2, 0.3, 0.6)), rungs, own, [np.arange(COUNT)])
+    assert 0.1 < found.low <= found.strength <= found.high < 0.6
+
+
+def test_a_ladder_without_cost_and_few_documents_are_refused():
+    nothing = [np.random.default_rng(i).normal(0, 1, (1, COUNT)) / COUNT for i in range(3)]
+    found = ruled(ladder("noise", (0.1, 0.2, 0.4)), nothing, nothing[0][0], [np.arange(COUNT)])
+    assert found.reason == "the strongest rung costs nothing that can be told from 0"
+    few = [one[:, :9] for one in costs(SHARES, np.random.default_rng(0))]
+    assert "9 documents are too few" in ruled(ladder("prune", SHARES), few, few[0][0], [np.arange(9)]).reason
+
+
+# -- in runs ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run of 200 questions: each tenth that is pruned loses a tenth of them, and a dictionary 50."""
+
+    def put(name, wrong, told):
+        right = answers({"task": [0.0] * wrong + [1.0] * (200 - wrong)})
+        write_run(tmp_path / name, right, config={"sae_lm_eval": told}, model=name)
+
+    put("baseline", 0, {"splice": "none"})
+    put("k4", 50, {"splice": "reconstruction"})
+    for tenths in (1, 2, 3, 4):
+        edit = {"name": f"prune?share=0.{tenths}", "kind": "prune", "share": tenths / 10, "weights": "mlp"}
+        put(f"pruned_{tenths}", 20 * tenths, {"splice": "edit", "edit": edit})
+    return tmp_path
+
+
+def comparison_of(folder):
+    return compare(folder / "baseline", [path for path in sorted(folder.iterdir()) if path.name != "baseline"])
+
+
+def test_the_report_says_what_else_costs_as_much(folder):
+    comparison = comparison_of(folder)
+    (found,) = ladders_of(comparison.variants)
+    assert (found.name, list(found.rungs)) == ("prune?weights=mlp", [0.1, 0.2, 0.3, 0.4])
+    (row,) = ruler(comparison).to_dict("records")
+    assert (row["cost"], row["strength"]) == ("drop", pytest.approx(0.25))
+    assert row["low"] <= 0.25 <= row["high"]
+    made = writer.files(assemble.build(comparison))
+    sentence = next(s for s in assemble.build(comparison).headline if "costs as much" in s)
+    assert sentence.startswith("By its drop k4 costs as much as pruning 25% (")
+    assert sentence.endswith(") of the MLP weights.")
+    for name in ("report.html", "report.md", "appendix.tex"):
+        assert "What else costs as much" in made[name].decode()
+
+
+def test_a_run_without_a_ladder_has_no_ruler(folder):
+    assert ruler(compare(folder / "baseline", [folder / "k4", folder / "pruned_1"])).empty
+
+
+def test_controls_are_ladders_of_the_run_as_a_whole():
+    specs = ["world#blocks.2.hook_resid_post.k4", "world#blocks.2.hook_resid_post.k32", {"edit": "prune?share=0.3"}]
+    found = variants_of(specs, ["prune", "zero", "noise"])
+    edits = [one.arguments["edit"] for one in found if "edit" in one.arguments]
+    assert sorted(edits) == sorted([*LADDERS["prune"], *LADDERS["noise"]])
+    assert all(edit_of(edit) is not None for of_kind in LADDERS.values() for edit in of_kind)
+    assert [one.arguments["splice"] for one in found if "splice" in one.arguments] == ["zero"]
+    with pytest.raises(UserError, match="controls: 'prun' is unknown"):
+        variants_of(specs, ["prun"])
+    json.dumps([one.record for one in found])
