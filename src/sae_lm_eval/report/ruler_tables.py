@@ -48,12 +48,12 @@ def ruler_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[Table]:
 
 def ruler_sentences(found: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
     """Of the first variants: `By its drop k4 costs as much as pruning 35% (31% to 40%) of the MLP weights.`"""
-    told = []
+    told, every = [], found.to_dict("records")
     for variant in list(dict.fromkeys(found["variant"]))[:MOST_TOLD]:
         parts: list[str] = []
         for cost in TOLD:
-            rows = found[(found["variant"] == variant) & (found["cost"] == cost)].to_dict("records")
-            known = [row for row in rows if row["strength"] is not None]
+            own = (row for row in every if (row["variant"], row["cost"]) == (variant, cost))
+            known = [row for row in own if row["strength"] is not None]
             known.sort(key=lambda row: KINDS.index(row["kind"]))
             if known:
                 edits = " or ".join(map(_edit, known[:MOST_EDITS]))
