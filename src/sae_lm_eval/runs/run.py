@@ -70,8 +70,7 @@ def run(
         tasks: names of tasks, groups or tags of lm_eval's.
         output_path: where the results folders go, one for each; the same call again continues what was cut short.
         controls: `none`, `zero`, `mean` or `random_error`, at the sites of each variant; `prune`, `lowrank`, `quantize`
-            or `noise` of the model's weights, a ladder each, as a ruler; and `baseline_again`, the baseline once more
-            in another layout, for the noise floor.
+            or `noise` of the model's weights as a ruler; and `baseline_again`, for the noise floor.
         categories: of tasks or documents, as for the command `compare`: a file or a mapping.
         memory: gigabytes for the dictionaries of one forked pass.
         mean_text: the text whose activations the mode `mean` averages.
