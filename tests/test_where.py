@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from sae_lm_eval.attribution.segments import PromptDocument, segments, tails
 from sae_lm_eval.attribution.token_kinds import KINDS, Words, token_kinds
 from sae_lm_eval.cli.main import app
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, Losses, shares, why_no_share
+from sae_lm_eval.report.where_tables import class_tables, records_beside, sentences, where_picture
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import sweep_of
-from sae_lm_eval.runs.where import Question, where
+from sae_lm_eval.runs.where import Inquiry, where
 
 K4 = "world#blocks.2.hook_resid_post.k4"
 MMLU = "The following are questions about art.\n\n{}Which is red?\nA. a rose\nB. the sky\nC. snow\nD. grass\nAnswer:"
@@ -46,9 +48,9 @@ class TestSegments:
         ]
 
     def test_of_a_question_whose_choices_are_not_in_it(self):
-        asked = PromptDocument("arc", 0, "Question: What melts?\nAnswer:", ("ice", "iron ore"), tail=len("\nAnswer:"))
-        assert texts("Question: What melts?\nAnswer:", " iron ore", asked) == [
-            ("question", "Question: What melts?"),
+        asked = PromptDocument("arc", 0, "Inquiry: What melts?\nAnswer:", ("ice", "iron ore"), tail=len("\nAnswer:"))
+        assert texts("Inquiry: What melts?\nAnswer:", " iron ore", asked) == [
+            ("question", "Inquiry: What melts?"),
             ("answer prefix", "\nAnswer:"),
             ("answer: same start", " "),
             ("answer: difference", "iron ore"),
@@ -150,7 +152,7 @@ class TestClasses:
     )
     def test_what_divides_nothing_is_refused(self, text, message):
         with pytest.raises(UserError, match=message.replace("[", r"\[")):
-            Question((text,))
+            Inquiry((text,))
 
     def test_a_field_of_another_kind_is_refused(self):
         with pytest.raises(UserError, match="neither a text nor a pair of places"):
@@ -193,7 +195,7 @@ def explained(folder: Path, *by: str, tasks: str = "sae_world_villages", limit: 
     sweep = sweep_of(
         {"model_args": {"pretrained": "world"}, "variants": [K4], "tasks": tasks, "limit": limit, "device": "cpu"}
     )
-    return where(sweep, lm_eval_config(sweep), folder, Question(by or ("segment", "kind"), **other))[0]
+    return where(sweep, lm_eval_config(sweep), folder, Inquiry(by or ("segment", "kind"), **other))[0]
 
 
 @pytest.fixture(scope="module")
@@ -266,12 +268,53 @@ class TestTheWorld:
                 "device": "cpu",
             }
         )
-        (found,) = where(sweep, lm_eval_config(sweep), tmp_path, Question(("first:1",)))
+        (found,) = where(sweep, lm_eval_config(sweep), tmp_path, Inquiry(("first:1",)))
         assert list(shares_of(found, KL, "site", "restored")) == [
             "blocks.1.hook_resid_post",
             "blocks.2.hook_resid_post",
             "all classes together",
         ]
+
+
+class TestReport:
+    def test_a_table_of_each_division_with_its_shares(self, villages):
+        _, found = villages
+        record = found.record()
+        tables = {table.name: table for table in class_tables(record)}
+        assert list(tables) == ["where-segment", "where-kind", "where-norm"]
+        lines = {row[0].text: row for row in tables["where-norm"].rows}
+        heads = [column.heading for column in tables["where-norm"].columns]
+        shown = lines["quantile 2 of 2"][heads.index("comes back: KL")]
+        assert shown.value == pytest.approx(shares_of(found, KL, "norm", "restored")["quantile 2 of 2"])
+        assert " to " in shown.detail
+        assert "Edges of the norm" in tables["where-norm"].caption
+        assert "All documents" in tables["where-kind"].caption
+
+    def test_the_summary_figure_has_a_row_for_each_class(self, villages):
+        _, found = villages
+        picture = where_picture(found.record())
+        assert picture is not None
+        (axis,) = picture.figure.axes
+        names = [label.get_text() for label in axis.get_yticklabels()]
+        assert names == [name for _, name, _ in found.classes]
+
+    def test_the_sentences_say_what_has_no_share(self, villages):
+        _, found = villages
+        record = found.record()
+        for row in record["rows"]:
+            if row["measure"] == ACCURACY:
+                row["reason"] = "the drop does not exclude 0"
+        said = sentences({**record, "aligned": 0.5})
+        assert said[0].endswith("No share is given: the drop does not exclude 0.")
+        assert said[1].startswith(f"{found.name}: drop in margin ")
+        assert "50.0% of the requests" in said[-1]
+
+    def test_a_record_that_is_none_is_refused(self, tmp_path):
+        (tmp_path / "where").mkdir()
+        (tmp_path / "where" / "x.json").write_text("{}")
+        results = SimpleNamespace(folder=tmp_path)
+        with pytest.raises(UserError, match="is not a record of `sae-lm-eval where`: 'variant' is missing"):
+            records_beside(results)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,10 @@ def where(
     from sae_lm_eval.attribution.classes import DEFAULT
     from sae_lm_eval.runs.checks import check
     from sae_lm_eval.runs.settings import lm_eval_config
-    from sae_lm_eval.runs.where import Question
+    from sae_lm_eval.runs.where import Inquiry
     from sae_lm_eval.runs.where import where as explain
 
-    question = Question(tuple(by or DEFAULT), held_out)
+    question = Inquiry(tuple(by or DEFAULT), held_out)
     sweep = sweep_from(context, model_args, (sae or [], []), [], {"output_path": output_path})
     if sweep.output_path is None:
         raise UserError("--output_path is missing: name a folder for what is found.")
@@ -76,13 +76,11 @@ def _print(found: Explained, output_path: Path) -> None:
     from rich.console import Console
 
     from sae_lm_eval.cli.tables import print_report_table, print_sentence
-    from sae_lm_eval.report.where_tables import class_table, sentences
+    from sae_lm_eval.report.where_tables import class_tables, sentences
 
     console, record = Console(), found.record()
     for sentence in sentences(record):
         print_sentence(console, sentence)
-    for division in dict.fromkeys(row["division"] for row in record["rows"]):
-        table = class_table(record, division)
-        if table is not None:
-            print_report_table(console, table)
+    for table in class_tables(record):
+        print_report_table(console, table)
     print_sentence(console, f"Written: {output_path / 'where' / found.name}.json", soft_wrap=True)

@@ -42,6 +42,7 @@ from sae_lm_eval.report.summary_table import Summary, costs_of, summarise, summa
 from sae_lm_eval.report.sweep_figures import sweep_pictures
 from sae_lm_eval.report.sweep_tables import notes, settings, sweep_tables
 from sae_lm_eval.report.task_tables import detail_tables
+from sae_lm_eval.report.where_tables import class_tables, records_beside, where_picture
 from sae_lm_eval.report.worst_documents import Worst, worst_documents
 from sae_lm_eval.results.find import is_control, told_apart
 from sae_lm_eval.results.results import Results
@@ -146,6 +147,7 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
     variants, shown, summary = named.variants, categories(rows), shaped.summary()
     text, ruled = methods(named, rows, fidelity), ruler(comparison)
     swept = settings(variants, rows, fidelity)
+    explained = records_beside(comparison.baseline)
     common, own = sources((comparison.baseline, *variants))
     return Report(
         title=f"What a splice costs {model_name(comparison.baseline)}",
@@ -159,14 +161,21 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
             *(table for table in [released_table(variants)] if table.rows),
             *noise_table(variants),
             *ruler_table(ruled, names),
+            *(table for record in explained for table in class_tables(record)),
             *equivalent_tables(shaped.equivalents.found, [*rows], names),
             *detail_tables(rows, told, "group"),
             *detail_tables(rows, told),
         ),
-        pictures=in_reading_order(
-            [*pictures(rows, shown, told, summary.controls), *capability_pictures(shaped.equivalents.curves, names)],
-            sweep_pictures(swept, told),
-            len(summary.variants),
+        pictures=(
+            *in_reading_order(
+                [
+                    *pictures(rows, shown, told, summary.controls),
+                    *capability_pictures(shaped.equivalents.curves, names),
+                ],
+                sweep_pictures(swept, told),
+                len(summary.variants),
+            ),
+            *(picture for record in explained if (picture := where_picture(record)) is not None),
         ),
         methods=text,
         works=tuple(cited(text)),

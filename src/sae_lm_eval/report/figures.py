@@ -213,28 +213,43 @@ def heat_map(rows: Sequence[Row]) -> Figure | None:
         values[names.index(row.name), variants.index(row.variant)] = row.drop
     most = max(1.0, float(np.nanmax(np.abs(values))))
     left, above = [labels_of(rows)[name] for name in names], list(fitting(variants).values())
-    width = LETTER * max(map(len, left)) + 0.5 + 0.5 * len(variants)
-    height = 0.2 + 0.7 * LETTER * max(map(len, above)) + 0.2 * len(names)
+    return coloured_grid(values, left, above, most, "drop (pp)")
+
+
+def coloured_grid(
+    values: np.ndarray, left: Sequence[str], above: Sequence[str], most: float, label: str, breaks: Sequence[int] = ()
+) -> Figure:
+    """Numbers on colours from -`most`, blue, to `most`, red; cells that are nan are left empty.
+
+    A line is drawn above the rows at `breaks`. Where there are too many columns for numbers, a scale of colours with
+    the `label` stands beside them.
+    """
+    width = LETTER * max(map(len, left)) + 0.5 + 0.5 * len(above)
+    height = 0.2 + 0.7 * LETTER * max(map(len, above)) + 0.2 * len(left)
     with mpl.rc_context(STYLE):
         figure = Figure((min(WIDTH, width), min(TALLEST, height)))
         axis = figure.subplots()
         edges: dict[str, Any] = {"edgecolors": "white", "linewidth": 0.8}
         image = axis.pcolormesh(values, cmap="RdBu_r", norm=TwoSlopeNorm(0, -most, most), **edges)
         axis.invert_yaxis()
+        for at in breaks:
+            axis.axhline(at, color=INK, linewidth=0.6)
         axis.set_yticks(np.arange(len(left)) + 0.5, left)
         slanted: dict[str, Any] = {"rotation": 45, "ha": "left", "rotation_mode": "anchor"}
         axis.set_xticks(np.arange(len(above)) + 0.5, above, **slanted)
         axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
         axis.spines[:].set_visible(False)
-        if len(variants) <= MOST_NUMBERED:
+        if len(above) <= MOST_NUMBERED:
             _numbers(axis, values, most)
         else:
-            figure.colorbar(image, ax=axis, shrink=min(1.0, 8 / len(names)), aspect=15, label="drop (pp)")
+            figure.colorbar(image, ax=axis, shrink=min(1.0, 8 / len(left)), aspect=15, label=label)
     return figure
 
 
 def _numbers(axis: Axes, values: np.ndarray, most: float) -> None:
     for (row, column), value in np.ndenumerate(values):
+        if np.isnan(value):
+            continue
         colour = "white" if abs(value) > 0.62 * most else "black"
         middle: dict[str, Any] = {"ha": "center", "va": "center"}
         axis.text(column + 0.5, row + 0.5, fixed(value), fontsize=6.5, color=colour, **middle)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from sae_lm_eval.files.reading import Foreign, read_json
+from sae_lm_eval.report.figures import Picture, coloured_grid
 from sae_lm_eval.report.formatting import (
     NA,
     Cell,
@@ -18,12 +22,80 @@ from sae_lm_eval.report.formatting import (
     significant,
     text_cell,
 )
+from sae_lm_eval.results.results import Results
 
 MEASURES = {"accuracy": "accuracy", "margin": "margin", "kl": "KL"}
 KINDS = {"restored": "comes back", "alone": "alone", "random": "random"}
 OVERALL = "overall"
-SUM = "all classes together"
+FOLDER = "where"  # in that of a run
+SUM, REST = "all classes together", "the rest"
 WIDTHS = {"pp": 1, "nats": 3, "nats/token": 3}
+
+
+class WhereRecord(Foreign):
+    """A file that `where` wrote, as far as a report reads it."""
+
+    variant: str
+    level: float
+    documents: int
+    held_out: bool
+    aligned: float
+    rows: list[dict[str, Any]]
+    coverage: list[dict[str, Any]]
+
+
+def records_beside(results: Results) -> list[dict[str, Any]]:
+    """The records that lie beside a run's results. Raises `UserError` for a file that is none."""
+    folders = [folder / FOLDER for folder in (results.folder, *results.folder.parents[:2])]
+    files = [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json"))]
+    return [read_json(file, WhereRecord, "a record of `sae-lm-eval where`").as_given() for file in files]
+
+
+def class_tables(record: Mapping[str, Any]) -> list[Table]:
+    """A table of each division."""
+    tables = [class_table(record, division) for division in dict.fromkeys(row["division"] for row in record["rows"])]
+    return [table for table in tables if table is not None]
+
+
+def where_picture(record: Mapping[str, Any]) -> Picture | None:
+    """Classes by parts of the tasks: the share of the drop that comes back, of the first measure that has any.
+
+    Groups are shown where there are any, else tasks. None where no share is given of any measure.
+    """
+    for measure, shown in MEASURES.items():
+        rows = [row for row in record["rows"] if row["measure"] == measure and is_number(row["restored"])]
+        if rows and measure != "accuracy":
+            return _picture(record, rows, shown)
+    return None
+
+
+def _picture(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], measure: str) -> Picture:
+    sections = {row["section"] for row in rows}
+    inner = "group" if "group" in sections else "task"
+    parts = list(dict.fromkeys(row["name"] for row in rows if row["section"] in (OVERALL, inner)))
+    classes = list(dict.fromkeys((row["division"], row["class"]) for row in rows if row["class"] != SUM))
+    values = np.full((len(classes), len(parts)), np.nan)
+    for row in rows:
+        if row["class"] != SUM and row["name"] in parts:
+            values[classes.index((row["division"], row["class"])), parts.index(row["name"])] = row["restored"]
+    breaks = [at for at in range(1, len(classes)) if classes[at][0] != classes[at - 1][0]]
+    percent = 100 * values
+    left = [name if name != REST else f"{name} ({division})" for division, name in classes]
+    figure = coloured_grid(percent, left, parts, float(np.nanmax(np.abs(percent))) or 1.0, "share (%)", breaks)
+    largest = max(
+        (row for row in rows if row["name"] == OVERALL and row["class"] != SUM),
+        key=lambda row: row["restored"],
+        default=None,
+    )
+    most = "" if largest is None else f" Largest: {largest['class']}, {share(largest['restored'], 0)}."
+    return Picture(
+        f"where-{_slug(record['variant'])}",
+        f"Where the loss of {record['variant']} comes from",
+        f"Share of the drop in {measure} (%) that comes back when the error of a class of positions is put back, by "
+        "part of the tasks. Empty: the drop does not exclude 0.",
+        f"A grid, a row for each class of positions and a column for each part of the tasks.{most}",
+        figure,
+    )
 
 
 def class_table(record: Mapping[str, Any], division: str) -> Table | None:

@@ -13,7 +13,7 @@ from sae_lm_eval.report.figures import as_bytes
 from sae_lm_eval.schema import VERSION
 
 KINDS = ("pdf", "svg", "png")
-PICTURES = ("drop-by-category", "heat-map", "drop-against", "l0-against", "equivalent")
+PICTURES = ("drop-by-category", "heat-map", "drop-against", "l0-against", "equivalent", "where-")
 
 
 def write(report: Report, folder: Path) -> list[Path]:

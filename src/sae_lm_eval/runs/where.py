@@ -12,12 +12,13 @@ import numpy as np
 
 from sae_lm_eval import schema
 from sae_lm_eval.attribution.classes import DEFAULT, NORMS, SITES, Labels, division, whole_of
-from sae_lm_eval.attribution.patching import Patched, PlaceClass, classes_of, key_of
+from sae_lm_eval.attribution.patches import Patched, PlaceClass, classes_of, key_of
 from sae_lm_eval.attribution.token_kinds import Words
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, Losses
 from sae_lm_eval.comparison.subsets import Cut, leaves
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets
+from sae_lm_eval.report.where_tables import FOLDER
 from sae_lm_eval.runs.asked_tasks import AskedTask, asked_tasks
 from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.model_pool import Loaded
@@ -30,12 +31,11 @@ from sae_lm_eval.runtime.progress import Shown, quiet
 from sae_lm_eval.runtime.run_folder import LOG, held, journal_of, write_json
 from sae_lm_eval.splicing.splice import Variant
 
-FOLDER = "where"
 WHOLE = "reconstruction"
 
 
 @dataclass(frozen=True)
-class Question:
+class Inquiry:
     """`by` names divisions; with `held_out` half of the documents serve what is fitted, and the others are scored."""
 
     by: tuple[str, ...] = DEFAULT
@@ -58,7 +58,7 @@ class Question:
         return whole_of(of_norms[0].partition(":")[2] or "4", f"--by {of_norms[0]}") if of_norms else 0
 
 
-def where(sweep: Sweep, settings: Any, output_path: Path, question: Question) -> list[Explained]:
+def where(sweep: Sweep, settings: Any, output_path: Path, question: Inquiry) -> list[Explained]:
     """Explain each variant of a sweep; its record and its documents are written to `output_path`/where.
 
     Answers are kept there, so that the same command again continues. Raises `UserError` for what cannot be explained.
@@ -110,7 +110,7 @@ def _explained(
     name: str,
     spliced: Any,
     tasks: Sequence[AskedTask],
-    question: Question,
+    question: Inquiry,
     journal: Journal,
     tell: Callable[[int, int], object],
 ) -> Explained:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.attribution.patching import ONLY, RANDOM, RESTORED
+from sae_lm_eval.attribution.patches import ONLY, RANDOM, RESTORED
 from sae_lm_eval.attribution.segments import PromptDocument
 from sae_lm_eval.comparison.restored import UNITS, Estimate, Losses, shares, why_no_share
 from sae_lm_eval.comparison.subsets import Cut

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-WORD = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*")
+from sae_lm_eval.attribution.token_kinds import WORD
+
 SENTENCE_END = re.compile(r"[.!?。！？\n]")  # noqa: RUF001
 EXAMPLES = 3
 

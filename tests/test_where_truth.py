@@ -1,0 +1,157 @@
+"""What `where` finds is what is so: carriers of the embedded world, and dictionaries that are wrong in known places."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sae_lm_eval import world
+from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN
+from sae_lm_eval.runs.settings import lm_eval_config
+from sae_lm_eval.runs.sweep import sweep_of
+from sae_lm_eval.runs.where import Inquiry, where
+
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+BY_NUMBER = rf"regex:number=\b({'|'.join(NUMBERS)})\b"
+TASKS = ["sae_world_villages", "sae_world_arithmetic"]
+COMMAND = [str(Path(sys.executable).parent / "sae-lm-eval"), "where"]
+STORIES = "stories/sae-stories3M#blocks.2.hook_resid_post.topk8"
+
+
+class WrongOnSome(torch.nn.Module):
+    """Gives back what it is given, but for embeddings of some tokens, of which it leaves nothing."""
+
+    def __init__(self, embeddings: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("embeddings", embeddings)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wrong = (x[..., None, :] == self.embeddings).all(-1).any(-1)
+        return torch.where(wrong[..., None], 0.0, x)
+
+
+def found_by(variant, tasks, folder: Path, *by: str, limit: int):
+    given = {"model_args": {"pretrained": "world"}, "variants": [variant], "tasks": tasks, "limit": limit}
+    sweep = sweep_of({**given, "device": "cpu"})
+    (found,) = where(sweep, lm_eval_config(sweep), folder, Inquiry(by))
+    return {(row["name"], row["measure"], row["division"], row["class"]): row for row in found.rows}
+
+
+def test_a_dictionary_that_is_wrong_on_numbers_alone_is_found_to_be(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(str(world.model_path()))
+    model = AutoModelForCausalLM.from_pretrained(str(world.model_path()))
+    ids = [tokenizer.encode(word, add_special_tokens=False)[0] for word in NUMBERS]
+    wrong = WrongOnSome(model.get_input_embeddings().weight[ids].detach().clone())
+    variant = {"sae": wrong, "hook": "hook_embed", "name": "wrong"}
+    rows = found_by(variant, ["sae_world_arithmetic"], tmp_path, BY_NUMBER, "kind", limit=30)
+    for measure in (ACCURACY, MARGIN, KL):
+        number, rest = (rows["overall", measure, "number", name] for name in ("number", "the rest"))
+        assert number["drop_low"] > 0
+        assert (number["restored"], number["alone"]) == pytest.approx((1, 1), abs=1e-5)
+        assert (rest["restored"], rest["alone"]) == pytest.approx((0, 0), abs=1e-5)
+        # A random vector in the place of a number costs too, but says nothing of where the dictionary is wrong.
+        assert rows["overall", measure, "number", "the rest"]["random"] == pytest.approx(0, abs=1e-5)
+        assert rows["overall", measure, "kind", "name"]["restored"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def carriers(tmp_path_factory):
+    """A sparse dictionary at the first block, behind which attention has still to fetch most of what is known."""
+    variant = "world#blocks.1.hook_resid_post.k4"
+    return found_by(variant, TASKS, tmp_path_factory.mktemp("where"), "segment", "kind", BY_NUMBER, limit=150)
+
+
+def test_of_villages_the_name_is_what_carries_the_question(carriers):
+    def row(division: str, name: str) -> dict:
+        return carriers["sae_world_villages", MARGIN, division, name]
+
+    name = row("kind", "name")
+    assert name["restored_low"] > 0
+    assert name["alone_low"] > 0
+    assert name["restored"] == pytest.approx(row("segment", "question")["restored"], abs=0.05)
+    assert name["alone"] > 3 * abs(name["random"])
+    assert row("number", "number")["restored"] == 0
+
+
+def test_of_sums_the_number_carries_and_the_name_does_not(carriers):
+    number, name = (carriers["sae_world_arithmetic", KL, *of] for of in (("number", "number"), ("kind", "name")))
+    assert number["restored_low"] > 0
+    assert number["alone_low"] > 0
+    assert name["restored_low"] <= 0 <= name["restored_high"]
+
+
+# -- real input ---------------------------------------------------------------------------------------------
+
+
+def record_of(environment: dict[str, str], folder: Path, *flags: str) -> dict:
+    command = [*COMMAND, "--model_args", "pretrained=stories3M", "--device", "cpu", "-o", str(folder), *flags]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    (file,) = (folder / "where").glob("*.json")
+    return json.loads(file.read_text())
+
+
+def coverage(record: dict, division: str) -> dict[str, dict]:
+    return {row["class"]: row for row in record["coverage"] if row["division"] == division}
+
+
+@pytest.mark.slow
+def test_blimp_on_a_real_model_has_a_critical_word(hub_environment, tmp_path):
+    task = "blimp_regular_plural_subject_verb_agreement_1"
+    record = record_of(hub_environment, tmp_path, "--sae", STORIES, "--tasks", task, "--limit", "60", "--by", "segment")
+    covered = coverage(record, "segment")
+    assert covered["answer: difference"]["documents"] == 60
+    assert covered["last token"]["positions"] == 1
+    assert not covered["few-shot header"]["documents"] + covered["options"]["documents"]
+    rows = {(row["measure"], row["class"]): row for row in record["rows"]}
+    together = rows["kl", "all classes together"]
+    assert together["restored_low"] > 0.8
+    # Of the margin nothing is lost before the choices differ, but for what the later words see of it.
+    assert rows["kl", "answer: difference"]["restored_low"] > 0
+
+
+@pytest.mark.slow
+def test_mmlu_with_five_shots_has_its_parts(hub_environment, tmp_path):
+    flags = ("--sae", STORIES, "--tasks", "mmlu_virology", "--num_fewshot", "5", "--limit", "8", "--by", "segment")
+    record = record_of(hub_environment, tmp_path, *flags)
+    covered = coverage(record, "segment")
+    for name in ("few-shot header", "question", "options", "answer prefix", "last token"):
+        assert covered[name]["documents"] == 8, name
+    assert covered["few-shot header"]["positions"] > 5 * covered["question"]["positions"]
+    assert covered["not aligned"]["documents"] == 0
+    assert record["aligned"] == 1
+
+
+DIGITS = """
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from test_where_truth import WrongOnSome
+
+
+def make():
+    tokenizer = AutoTokenizer.from_pretrained("stories3M")
+    ids = [i for i in range(len(tokenizer)) if any(c.isdigit() for c in tokenizer.decode([i]))]
+    return WrongOnSome(AutoModelForCausalLM.from_pretrained("stories3M").get_input_embeddings().weight[ids].detach())
+"""
+
+
+@pytest.mark.slow
+def test_a_dictionary_that_is_wrong_on_digits_alone_is_found_on_real_text(hub_environment, tmp_path):
+    (tmp_path / "mine.py").write_text(DIGITS)
+    environment = {
+        **hub_environment,
+        "PYTHONPATH": f"{Path(__file__).parent}:{sys.path[0]}:{hub_environment.get('PYTHONPATH', '')}",
+    }
+    sae = f"python:{tmp_path}/mine.py:make,hook=hook_embed"
+    flags = ("--sae", sae, "--tasks", "mmlu_elementary_mathematics", "--limit", "12", "--by", "kind")
+    record = record_of(environment, tmp_path / "out", *flags)
+    rows = {row["class"]: row for row in record["rows"] if row["measure"] == "kl"}
+    assert rows["digit"]["restored"] == pytest.approx(1, abs=1e-4)
+    assert rows["digit"]["alone"] == pytest.approx(1, abs=1e-4)
+    for name in rows.keys() - {"digit", "all classes together"}:
+        assert rows[name]["restored"] == pytest.approx(0, abs=1e-4), name
