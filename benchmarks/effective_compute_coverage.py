@@ -203,7 +203,7 @@ def raw_interval(rise: float, reducible: np.ndarray, exponent: np.ndarray, draws
 
 
 # Tokens of the embedded world's checkpoints, as shares of the whole: ever wider apart, and the first very early.
-_SHARES = [row["tokens"] / world.facts()["family"][-1]["tokens"] for row in world.facts()["checkpoints"]]
+_SHARES = [row["tokens"] / world.world_facts()["family"][-1]["tokens"] for row in world.world_facts()["checkpoints"]]
 WORLDLY = 3e11 * np.array([*_SHARES, 1.0])
 _LADDER = (np.repeat([190e6, 370e6, 760e6, 1.3e9], 4), np.tile([1.0, 2, 5, 10], 4))
 _GRID = tuple(axis.ravel() for axis in np.meshgrid(np.geomspace(5e7, 5e9, 6), np.geomspace(1e9, 2e11, 6)))

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from sae_lm_eval import world
-from sae_lm_eval.report.text_tables import fraction, markdown
+from sae_lm_eval.report.text_tables import fraction, markdown_table
 from sae_lm_eval.scaling import EffectiveCompute, Family, effective_compute, laws
 from sae_lm_eval.scaling.curve_estimates import CHECKPOINTS, INTERPOLATION
 from sae_lm_eval.scaling.law_estimates import COMPUTE, FAMILY_FIT, LAW_RELATIVE
@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.train:
         RUNS.write_text(json.dumps([train(share) for share in options.train], indent=1) + "\n")
-    facts = world.facts()
+    facts = world.world_facts()
     own = facts["family"][-1]
     curves = {
         "family": curve("world family", "family", facts["family"]),
@@ -52,7 +52,7 @@ def main() -> None:
     for name, measured in facts["measured"]["variants"].items():
         result = convert(own, ce_baseline=baseline, ce_spliced=measured["loss"], **curves)
         rows.append({"loss of": name, **cells(result, truth="")})
-    print(markdown(rows))
+    print(markdown_table(rows))
 
 
 def train(share: float) -> dict[str, Any]:

@@ -29,8 +29,8 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sae_lm_eval import SaeHFLM
-from sae_lm_eval.fidelity.metrics import table
-from sae_lm_eval.fidelity.source import Source
+from sae_lm_eval.fidelity.metrics import metric_values
+from sae_lm_eval.fidelity.source import TextSource
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from oracle import hooked_transformer
@@ -80,7 +80,7 @@ def document(length: int, vocabulary: int, seed: int) -> str:
 
 
 def ask(lm: SaeHFLM, texts: list[str], held_out: tuple[str, ...]) -> list[dict[str, Any]]:
-    source = Source("benchmark", held_out)
+    source = TextSource("benchmark", held_out)
     requests: Any = [Instance("sae_fidelity", {}, (t, None, source), 0, ("text", i, 1)) for i, t in enumerate(texts)]  # pyright: ignore[reportArgumentType]
     return lm.sae_fidelity(requests, disable_tqdm=True)
 
@@ -125,9 +125,9 @@ def speed(count: int, length: int, pairs: int) -> None:
     ratios = []
     for _ in range(pairs):
         started = time.process_time()
-        ours = table(ask(lm, texts, held_out))
+        ours = metric_values(ask(lm, texts, held_out))
         with_mean = time.process_time()
-        table(ask(lm, texts, ()))
+        metric_values(ask(lm, texts, ()))
         without = time.process_time()
         theirs = by_sae_lens(sae, hooked, rows)
         ended = time.process_time()

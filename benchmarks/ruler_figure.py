@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from sae_lm_eval.capability.ruler import ladders_of
 from sae_lm_eval.report.figures import COLOURS, INK, STYLE, WIDTH, legend, logarithmic
-from sae_lm_eval.results.find import find
+from sae_lm_eval.results.find import find_results
 from sae_lm_eval.results.results import Results
 
 KINDS = {"prune": "share of the MLP weights pruned", "lowrank": "share of their rank left"}
@@ -27,7 +27,7 @@ def kl(results: Results) -> tuple[float, float]:
 
 
 def main(folder: Path, picture: Path) -> None:
-    _, variants = find(folder)
+    _, variants = find_results(folder)
     ladders = {one.kind: one for one in ladders_of(variants)}
     dictionaries = [one for one in variants if one.provenance.get("splice") == "reconstruction"]
     with mpl.rc_context(STYLE):

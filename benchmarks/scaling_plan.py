@@ -82,7 +82,7 @@ def line(kinds: tuple[str, ...], folder: Path, memory: float, tokens: int) -> st
         "memory": memory,
         "variants": [{"pattern": f"gemma-scope-9b-pt-{kind}#*"} for kind in kinds],
     }
-    made = planning.plan(sweep_of(content), None)
+    made = planning.plan_sweep(sweep_of(content), None)
     costs = [made.cost(group) for group in made.groups]
     passes = sum(cost for cost in costs if cost is not None)
     if None in costs:

@@ -303,12 +303,12 @@ def measured_parts(queries: list[Any], written: list[Text], dictionaries: Stopwa
 def forked_models(common: dict[str, Any], saes: list[Any]) -> list[Any]:
     from sae_lm_eval.harness.joined import joined
     from sae_lm_eval.harness.model import SaeHFLM
-    from sae_lm_eval.splicing.arguments import wanted_of
+    from sae_lm_eval.splicing.arguments import requested_splices
 
     baseline: Any = SaeHFLM(sae=[], splice="none", **common)
     # As the plain hook has it, which does not know what a special token is.
     everywhere = {"splice_tokens": "all"}
-    variants = [baseline.as_variant(wanted_of(sae, **everywhere)) for sae in saes]
+    variants = [baseline.as_variant(requested_splices(sae, **everywhere)) for sae in saes]
     return joined(baseline, variants)
 
 

@@ -27,7 +27,7 @@ from held_out_pairs import (
 )
 from known_pairs import KnownPair, compute_pairs, parameter_pairs, sizes
 
-from sae_lm_eval.report.text_tables import markdown
+from sae_lm_eval.report.text_tables import markdown_table
 from sae_lm_eval.scaling import effective_compute, laws
 from sae_lm_eval.scaling.calibration import ANY
 from sae_lm_eval.scaling.data_files import data_path, read_rows
@@ -142,7 +142,7 @@ def coverage(measured: Sequence[Measured], quantity: str) -> str:
                 "quantile": f"{one.found.level:.3g}",
             }
         )
-    return markdown(lines)
+    return markdown_table(lines)
 
 
 def split(measured: Sequence[Measured], key: Callable[[KnownPair, str], str], head: str) -> str:
@@ -162,7 +162,7 @@ def split(measured: Sequence[Measured], key: Callable[[KnownPair, str], str], he
     tables = []
     for labels in (compute, rest):
         groups = dict.fromkeys(line[head] for line in lines if line["estimator"] in labels)
-        tables.append(markdown([{head: g, **{label: wide.at[label, g] for label in labels}} for g in groups]))
+        tables.append(markdown_table([{head: g, **{label: wide.at[label, g] for label in labels}} for g in groups]))
     return "\n\n".join(tables)
 
 
@@ -184,7 +184,7 @@ def by_text_and_ratio() -> str:
         ratios = {f"{ratio} tokens per parameter": f"{np.exp(np.mean(values)):.2f}" for ratio, values in of.items()}
         lines.append({"text": text, **ratios, "all": f"{np.exp(np.mean(every)):.2f}"})
         lines[-1]["all, by the FLOPs that the ladder counts"] = f"{np.exp(np.mean(counted)):.2f}"
-    return markdown(lines)
+    return markdown_table(lines)
 
 
 def within_the_law() -> str:
@@ -198,7 +198,7 @@ def within_the_law() -> str:
             low, high = found.interval.low, found.interval.high  # type: ignore[union-attr]
             held += (low or 0.0) <= pair.truth <= (high or np.inf)
         lines.append({"pairs": pairs[0].quantity, "number": str(len(pairs)), "held": str(held)})
-    return markdown(lines)
+    return markdown_table(lines)
 
 
 def order() -> str:
@@ -230,7 +230,7 @@ def order() -> str:
         line("the ladder's fit of the text", inner, lambda pair: plain(by_law(get_law("olmo_ladder_pile")), pair)),
         line(f"`{DEFAULT_LAW}`", inner, lambda pair: plain(besiroglu, pair)),
     ]
-    return markdown(lines)
+    return markdown_table(lines)
 
 
 def line(name: str, pairs: Sequence[KnownPair], log_fraction: Callable[[KnownPair], float]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from known_pairs import KnownPair, sizes, without
+from known_pairs import KnownPair, pairs_without, sizes
 
 from sae_lm_eval.scaling.ladder import ladder_law
 from sae_lm_eval.scaling.laws import Law
@@ -92,7 +92,7 @@ def missed(pairs: Sequence[KnownPair], estimator: Estimator, *, known: bool) -> 
     """By how much each size's pairs are missed when the size is left out, and the text where it is not known."""
     found = []
     for size in sizes(pairs):
-        rest = without(pairs, size)
+        rest = pairs_without(pairs, size)
         centres: dict[tuple[str, int | None], float] = {}
         for pair in pairs:
             if not pair.has(size):
@@ -122,7 +122,7 @@ def held_out(pairs: Sequence[KnownPair], estimator: Estimator, level: float, *, 
     errors = missed(pairs, estimator, known=known)
     found = []
     for size in sizes(pairs):
-        rest = without(pairs, size)
+        rest = pairs_without(pairs, size)
         spread = missed(rest, estimator, known=known)
         for text in dict.fromkeys(pair.text for pair in pairs):
             seen = spread if known else [one for one in spread if one.pair.text != text]

@@ -87,7 +87,7 @@ def sizes(pairs: Iterable[KnownPair]) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(pair.smaller for pair in pairs if pair.smaller not in known), *known]))
 
 
-def without(pairs: Sequence[KnownPair], size: str) -> list[KnownPair]:
+def pairs_without(pairs: Sequence[KnownPair], size: str) -> list[KnownPair]:
     """The pairs in which a size has no part."""
     return [pair for pair in pairs if not pair.has(size)]
 

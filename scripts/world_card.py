@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from sae_lm_eval.world import text, vocabulary
-from sae_lm_eval.world.categories import categories, mixture
+from sae_lm_eval.world.categories import mixture, world_categories
 
 RUN_KEYS = (
     "name", "width", "layers", "heads", "non_embedding_parameters", "parameters", "tokens", "compute", "loss",
@@ -78,7 +78,7 @@ def gather(runs: list[dict], trained: list[dict], measured: dict) -> dict:
         "entropy": text.entropy(),
         "categories": {
             name: {"group": kind.group, "share": shares[name], **text.category_entropy(kind)}
-            for name, kind in categories().items()
+            for name, kind in world_categories().items()
         },
         "seeds": {
             "facts": vocabulary.FACTS_SEED,

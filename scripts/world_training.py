@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sae_lm_eval.world import text
-from sae_lm_eval.world.categories import categories
+from sae_lm_eval.world.categories import world_categories
 
 BOS, EOS, UNK = "<s>", "</s>", "<unk>"
 HELD_OUT_SEED = 1_000_003
@@ -111,7 +111,7 @@ def parameters(model: torch.nn.Module) -> dict[str, int]:
 def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: int = 200) -> dict[str, list[bool]]:
     """Right or wrong, by category and question: the likeliest of four answers after <s> and the prompt."""
     table = {}
-    for name in categories():
+    for name in world_categories():
         asked = text.questions(name, count)
         rows = [[tokenizer.bos_token_id, *ids] for ids in encode(tokenizer, [q.prompt for q in asked])]
         last = torch.tensor([len(row) - 1 for row in rows])

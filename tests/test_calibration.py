@@ -13,7 +13,7 @@ from held_out_pairs import by_law, held_out, missed
 from known_pairs import compute_pairs, parameter_pairs
 from typer.testing import CliRunner
 
-from sae_lm_eval.cli.effective_compute import effective_compute as command
+from sae_lm_eval.cli.effective_compute import effective_compute_command as command
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.scaling import effective_compute, get_original
 from sae_lm_eval.scaling.data_files import data_path

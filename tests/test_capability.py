@@ -14,9 +14,9 @@ from runs import answers, write_run
 
 from sae_lm_eval import schema
 from sae_lm_eval.capability.family import COLUMNS, NAME, category_curves, equivalents, read_task_family
-from sae_lm_eval.capability.inversion import Scores, equivalent_compute
+from sae_lm_eval.capability.inversion import FamilyScores, equivalent_compute
 from sae_lm_eval.cli.curve import curve
-from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report import assemble, writer
 from sae_lm_eval.report.capability_figure import capability_pictures
@@ -41,12 +41,12 @@ def made(fraction, rng, *, documents=400, noise=0.0, ability=ability, kind="accu
         guessed = rng.random(margins.shape) < 0.25
         margins = np.where(margins > 0, 1.0, guessed.astype(float))
     weights = np.full(documents, 1 / documents)
-    return Scores(COMPUTE, margins[:-1], len(COMPUTE) - 1, margins[-1], weights, [np.arange(documents)])
+    return FamilyScores(COMPUTE, margins[:-1], len(COMPUTE) - 1, margins[-1], weights, [np.arange(documents)])
 
 
 def test_no_drop_is_the_whole_compute_to_the_bit():
     scores = made(0.3, np.random.default_rng(0))
-    same = Scores(scores.compute, scores.members, scores.own, scores.members[-1], scores.weights, scores.strata)
+    same = FamilyScores(scores.compute, scores.members, scores.own, scores.members[-1], scores.weights, scores.strata)
     assert equivalent_compute(same).fraction == 1.0
 
 
@@ -77,20 +77,22 @@ def test_beyond_the_curves_ends_there_is_a_bound():
     scores = made(1e-4, np.random.default_rng(2), kind="margin")
     found = equivalent_compute(scores)
     assert (found.fraction, found.bound) == (None, "< 0.01")
-    better = Scores(scores.compute, scores.members, scores.own, scores.members[-1] + 1, scores.weights, scores.strata)
+    better = FamilyScores(
+        scores.compute, scores.members, scores.own, scores.members[-1] + 1, scores.weights, scores.strata
+    )
     assert equivalent_compute(better).bound == "> 1"
 
 
 def test_too_little_is_refused():
     scores = made(0.3, np.random.default_rng(3))
-    two = Scores(COMPUTE[-2:], scores.members[-2:], 1, scores.spliced, scores.weights, scores.strata)
+    two = FamilyScores(COMPUTE[-2:], scores.members[-2:], 1, scores.spliced, scores.weights, scores.strata)
     assert equivalent_compute(two).reason == "a curve needs 3 models, and 2 were measured"
 
 
 def test_scores_that_fall_on_the_way_are_pooled_and_told():
     scores = made(0.3, np.random.default_rng(4), kind="margin")
     members = scores.members[[0, 2, 1, *range(3, 9)]]
-    found = equivalent_compute(Scores(COMPUTE, members, 8, scores.spliced, scores.weights, scores.strata))
+    found = equivalent_compute(FamilyScores(COMPUTE, members, 8, scores.spliced, scores.weights, scores.strata))
     assert "falls with compute at 1 of 8 steps" in found.flags[0]
 
 
@@ -112,7 +114,7 @@ def family(tmp_path):
 
 
 def test_a_run_is_placed_on_its_family(family):
-    comparison = compare(family / "baseline", [family / "k4"])
+    comparison = paired_comparison(family / "baseline", [family / "k4"])
     found = equivalents(comparison, read_task_family(family / NAME))
     row = found[(found["section"] == "task") & (found["measure"] == "score")].iloc[0]
     assert row["drop"] == pytest.approx(0.2)
@@ -137,7 +139,7 @@ def test_a_run_is_placed_on_its_family(family):
 
 
 def test_a_variant_falls_on_the_curve_where_its_score_is(family):
-    comparison = compare(family / "baseline", [family / "k4"])
+    comparison = paired_comparison(family / "baseline", [family / "k4"])
     (curve,) = [one for one in category_curves(comparison, read_task_family(family / NAME)) if one.section == "task"]
     assert curve.share == pytest.approx((0.01, 0.1, 0.5, 1))
     (variant,) = curve.variants
@@ -153,7 +155,7 @@ def test_a_run_at_chance_has_no_fraction_by_score(tmp_path):
         write_run(tmp_path / name, answers({"task": right.astype(float).tolist()}), config={"sae_lm_eval": told})
     rows = ["model,results,flops", "gpt2,baseline,1e18", "a,a,1e16", "b,b,1e17"]
     (tmp_path / NAME).write_text("\n".join(rows) + "\n")
-    found = equivalents(compare(tmp_path / "baseline", [tmp_path / "k4"]), read_task_family(tmp_path / NAME))
+    found = equivalents(paired_comparison(tmp_path / "baseline", [tmp_path / "k4"]), read_task_family(tmp_path / NAME))
     by_score = found[found["measure"] == "score"]
     assert len(by_score) == 2
     assert (by_score["reason"] == "the original itself is not clearly above chance").all()
@@ -163,7 +165,7 @@ def test_a_run_at_chance_has_no_fraction_by_score(tmp_path):
 
 
 def test_a_family_of_something_else_is_refused_in_a_sentence(family):
-    comparison = compare(family / "baseline", [family / "k4"])
+    comparison = paired_comparison(family / "baseline", [family / "k4"])
     file = family / NAME
     text = file.read_text()
     file.write_text(text.replace("gpt2,", "gpt3,"))

@@ -16,7 +16,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from terminals import terminal
 
-from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.comparison.multiplicity import stars_changed
 from sae_lm_eval.comparison.pairs import NO_CHOICES, NOT_ABOVE
 from sae_lm_eval.errors import UserError
@@ -45,7 +45,7 @@ def folders(tmp_path):
 
 def rows(*paths: Path, **options) -> pd.DataFrame:
     baseline, *variants = (read_results(path) for path in paths)
-    return compare(baseline, variants, draws=500, **options).drops.set_index(["section", "name"])
+    return paired_comparison(baseline, variants, draws=500, **options).drops.set_index(["section", "name"])
 
 
 # -- laws -----------------------------------------------------------------------------------------------------
@@ -101,7 +101,9 @@ def test_a_task_by_hand_and_by_statsmodels(folders):
 
 def test_holm_goes_over_a_section_and_all_variants(folders, tmp_path):
     third = write_run(tmp_path / "third", answers(drawn(2)), groups=GROUPS, model="third")
-    comparison = compare(read_results(folders[0]), [read_results(folder) for folder in (folders[1], third)], draws=500)
+    comparison = paired_comparison(
+        read_results(folders[0]), [read_results(folder) for folder in (folders[1], third)], draws=500
+    )
     for _, section in comparison.drops.groupby("section"):
         np.testing.assert_allclose(section["p_adjusted"], multipletests(section["p"], method="holm")[1])
     assert "over the 2 variants at once" in comparison.family
@@ -125,7 +127,7 @@ def test_a_group_whose_number_its_tasks_do_not_give_is_left_out(folders):
         raw = json.loads(file.read_text())
         raw["results"]["sized"]["acc,none"] += 0.01
         file.write_text(json.dumps(raw))
-    comparison = compare(read_results(folders[0]), [read_results(folders[1])], draws=500)
+    comparison = paired_comparison(read_results(folders[0]), [read_results(folders[1])], draws=500)
     assert "sized" not in comparison.drops["name"].tolist()
     assert "Group sized: acc,none is left out, for its tasks do not average to it." in comparison.notes
 
@@ -173,7 +175,7 @@ def test_real_runs_of_uneven_groups_equal_lm_evals_numbers(tmp_path):
     assert found.loc["group"]["n"].to_dict() == {"sized": 50, "unsized": 23}
     assert (found["margin_change"] < 0).all()
     assert runs[1].name == "world#blocks.2.hook_resid_post.k4 (zero)"
-    documents = compare(runs[0], runs[1:]).documents()
+    documents = paired_comparison(runs[0], runs[1:]).documents()
     assert documents.loc[documents["task"] == "sae_world_pets", "doc_id"].tolist() == asked["sae_world_pets"]
 
 
@@ -362,7 +364,7 @@ def test_hundreds_of_tests_can_still_pass_holms_adjustment(tmp_path):
     before = {f"t{i}": rng.normal(3, 1, 24) for i in range(30)}
     after = {task: of + rng.normal(2.0 if i < 2 else 0, 0.5, 24) for i, (task, of) in enumerate(before.items())}
     paths = [perplexities(tmp_path, of, name) for name, of in (("a", before), ("b", after))]
-    comparison = compare(*(lambda one, *more: (one, more))(*map(read_results, paths)), draws=500)
+    comparison = paired_comparison(*(lambda one, *more: (one, more))(*map(read_results, paths)), draws=500)
     drops = comparison.drops.set_index("name")
     assert drops.loc[["t0", "t1"], "p_adjusted"].max() < 0.01
     assert drops.loc["t2":, "p_adjusted"].min() > 0.05
@@ -378,7 +380,7 @@ def test_the_share_above_chance_has_an_interval(folders):
 def test_a_metric_that_documents_do_not_average_to_is_left_out(tmp_path):
     samples = {"one": generated([1, 0, 1]), "two": answers({"two": [1, 0]})["two"]}
     paths = [write_run(tmp_path / n, samples, {"one": {"exact_match,none": 0.9}}, model=n) for n in "ab"]
-    comparison = compare(*[read_results(paths[0]), [read_results(paths[1])]], draws=100)
+    comparison = paired_comparison(*[read_results(paths[0]), [read_results(paths[1])]], draws=100)
     assert comparison.drops.query("section == 'task'")["name"].tolist() == ["two"]
     assert comparison.notes[0].startswith("one: exact_match,none is left out, for its documents' values do not average")
 
@@ -394,9 +396,11 @@ def test_a_group_scored_by_another_metric_than_its_tasks_first_is_told(tmp_path)
         file.write_text(json.dumps(raw))
     runs = [read_results(path) for path in paths]
     assert (
-        compare(runs[0], runs[1:], draws=10).notes[0].startswith("Group g is left out: lm_eval scores it by acc_norm")
+        paired_comparison(runs[0], runs[1:], draws=10)
+        .notes[0]
+        .startswith("Group g is left out: lm_eval scores it by acc_norm")
     )
-    every = compare(runs[0], runs[1:], draws=10, metrics="all").drops.query("section == 'group'")
+    every = paired_comparison(runs[0], runs[1:], draws=10, metrics="all").drops.query("section == 'group'")
     assert every["metric"].tolist() == ["acc_norm"]
 
 
@@ -415,7 +419,7 @@ def test_margins_by_every_kind_of_target(tmp_path):
             resps = [[str(value), "False"] for value in answer]
             lines.append({**line, "filtered_resps": resps, "target": target, "acc": right, "arguments": asked})
         results = read_results(write_run(tmp_path / kind, {"one": lines}))
-        margins = compare(results, [results], draws=10).documents()["margin_baseline"]
+        margins = paired_comparison(results, [results], draws=10).documents()["margin_baseline"]
         np.testing.assert_allclose(margins, expected, err_msg=kind)
 
 
@@ -440,8 +444,8 @@ def test_kl_is_the_variants_own_weighted_by_positions(tmp_path, folders):
 def test_a_bos_token_on_one_side_is_told(tmp_path, folders):
     config = {"sae_lm_eval": {"splices": [{"dictionary": "d"}], "bos": "one BOS token is added to every prompt: ..."}}
     variant = read_results(write_run(tmp_path / "bos", answers(drawn(1)), groups=GROUPS, config=config))
-    assert "with a BOS token" in compare(read_results(folders[0]), [variant], draws=10).notes[0]
-    assert not [note for note in compare(variant, [variant], draws=10).notes if "BOS" in note]
+    assert "with a BOS token" in paired_comparison(read_results(folders[0]), [variant], draws=10).notes[0]
+    assert not [note for note in paired_comparison(variant, [variant], draws=10).notes if "BOS" in note]
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path, folders):
@@ -450,7 +454,7 @@ def test_runs_of_one_name_are_told_apart(tmp_path, folders):
     for folder in (other, same):
         raw = folder / "model" / f"results_{STAMP}.json"
         raw.write_text(raw.read_text())
-    comparison = compare(read_results(same), [read_results(other), read_results(same)], draws=10)
+    comparison = paired_comparison(read_results(same), [read_results(other), read_results(same)], draws=10)
     names = [comparison.baseline.name, *(run.name for run in comparison.variants)]
     assert len(set(names)) == 3
     assert names[1] == "gpt2 (dtype=float16)"
@@ -460,7 +464,10 @@ def test_stars_that_another_variant_takes_away_are_named(folders, tmp_path):
     """By Holm's definition, over the rows of the others alone and with the added ones."""
     runs = [read_results(folder) for folder in folders]
     more = [write_run(tmp_path / f"more{i}", answers(drawn(i)), groups=GROUPS, model=f"more{i}") for i in range(8)]
-    alone, together = compare(*runs, draws=500), compare(runs[0], [runs[1], *map(read_results, more)], draws=500)
+    alone, together = (
+        paired_comparison(*runs, draws=500),
+        paired_comparison(runs[0], [runs[1], *map(read_results, more)], draws=500),
+    )
     added = [f"more{i}" for i in range(8)]
     said = stars_changed(together.drops, added, 0.95) or ""
     keys = ["section", "name", "alias"]
@@ -527,7 +534,7 @@ def test_the_command_writes_the_report_of_folders_that_lie_anywhere(folders, tmp
     assert said.returncode == 0, said.stderr
     assert "report.html" in said.stdout
     shutil.move(third, tmp_path / "third")
-    again = assemble.build(assemble.pair_up(*find.find(tmp_path, "baseline"), draws=500))
+    again = assemble.build(assemble.compare_tasks(*find.find_results(tmp_path, "baseline"), draws=500))
     writer.write(again, tmp_path / "again")
     here, there = (pd.read_csv(tmp_path / name / "drops.csv") for name in ("made", "again"))
     assert here["variant"].nunique() == 2
@@ -541,10 +548,10 @@ def test_swapped_arguments_are_noticed(folders, tmp_path):
     said = command(spliced, folders[0])
     assert said.returncode == 2
     assert "The baseline comes first, and d has a dictionary spliced in" in said.stderr
-    (note,) = [note for note in compare(spliced, folders[0], draws=10).notes if "comes first" in note]
+    (note,) = [note for note in paired_comparison(spliced, folders[0], draws=10).notes if "comes first" in note]
     assert "gpt2 is the untouched model" in note
-    assert not [note for note in compare(folders[0], [spliced], draws=10).notes if "comes first" in note]
-    assert not [note for note in compare(spliced, [spliced], draws=10).notes if "comes first" in note]
+    assert not [note for note in paired_comparison(folders[0], [spliced], draws=10).notes if "comes first" in note]
+    assert not [note for note in paired_comparison(spliced, [spliced], draws=10).notes if "comes first" in note]
 
 
 def test_documents_of_one_passage_are_clustered_by_the_command(tmp_path):
@@ -584,11 +591,11 @@ def test_fidelity_is_left_out_and_told(folders, tmp_path):
         samples = {"sae_fidelity_x": [question("sae_fidelity_x", 0, 1, np.random.default_rng(0))], **answers(drawn(0))}
         scores = {"sae_fidelity_x": {"ce_baseline,none": score}}
         runs.append(write_run(tmp_path / f"{folder.name} with fidelity", samples, scores, groups=GROUPS))
-    found = compare(read_results(folders[0]), [read_results(run) for run in runs], draws=100)
+    found = paired_comparison(read_results(folders[0]), [read_results(run) for run in runs], draws=100)
     assert found.drops["name"].unique().tolist() == ["overall", "sized", "unsized", "one", "two"]
     (note,) = [note for note in found.notes if "report" in note]
     assert note.startswith("sae_fidelity_x: each run measured its own baseline")
     alone = answers({"sae_fidelity_x": [1.0]})
     only = write_run(tmp_path / "only", alone, {"sae_fidelity_x": {"ce_baseline,none": 3.0}})
     with pytest.raises(UserError, match=r"nothing else to compare.*`sae-lm-eval report` shows"):
-        compare(read_results(only), [read_results(only)])
+        paired_comparison(read_results(only), [read_results(only)])

@@ -87,7 +87,7 @@ def test_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
     recipe("metric")
     records = [{"agreement": 6.0, "tokens": 8.0}, {"agreement": 3.0, "tokens": 4.0}]
-    found = metrics.table(records)
+    found = metrics.metric_values(records)
     assert found["disagreement"] == pytest.approx(0.25)
     assert found["top1_agreement"] == pytest.approx(0.75)
     assert found["disagreement_stderr"] == pytest.approx(found["top1_agreement_stderr"])
@@ -99,7 +99,7 @@ def test_a_table(tmp_path: Path) -> None:
     variant.raw["results"]["sae_fidelity_x"] = {"norm_ratio,none": 0.875}
     table = recipe("table")["norms_table"]([variant])
     assert [[cell.text for cell in row] for row in table.rows] == [[variant.name, "0.875"]]
-    report = assemble.build(assemble.pair_up(baseline, [read_results(names[1])]))
+    report = assemble.build(assemble.compare_tasks(baseline, [read_results(names[1])]))
     writer.write(replace(report, tables=(*report.tables, table)), tmp_path / "report")
     for name in ("report.html", "report.md", "appendix.tex"):
         assert "Norm of the reconstruction" in (tmp_path / "report" / name).read_text(encoding="utf-8"), name

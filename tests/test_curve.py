@@ -25,7 +25,7 @@ from sae_lm_eval.cli.curve import curve
 from sae_lm_eval.cli.effective_compute import offer_curves
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.text_tables import curve_command
-from sae_lm_eval.runs.loss_curve import Member, measure, parameters, read_text
+from sae_lm_eval.runs.loss_curve import Member, measure_curve, parameters, task_documents
 from sae_lm_eval.scaling import effective_compute, read_family
 from sae_lm_eval.scaling.loss_curves import CurveRun, curves_for
 from sae_lm_eval.scaling.of_results import convert, to_frame
@@ -48,14 +48,14 @@ def own_tasks_alone():
 
 @pytest.fixture(scope="module")
 def text():
-    return read_text(TASK, limit=DOCUMENTS)
+    return task_documents(TASK, limit=DOCUMENTS)
 
 
 @pytest.fixture(scope="module")
 def file(text, tmp_path_factory):
     """Of two checkpoints and the model of the world, in windows shorter than its documents."""
     path = tmp_path_factory.mktemp("curve") / "family.csv"
-    measure(CHECKPOINTS, text, path, context=CONTEXT)
+    measure_curve(CHECKPOINTS, text, path, context=CONTEXT)
     return path
 
 
@@ -75,7 +75,7 @@ def test_losses_are_those_of_lm_evals_own_model(file, text):
 def test_a_row_says_what_was_measured(file):
     row = pd.read_csv(file).iloc[0]
     assert (row["task"], row["documents"], row["context"], row["dtype"]) == (TASK, DOCUMENTS, CONTEXT, "float32")
-    own = world.facts()["family"][-1]
+    own = world.world_facts()["family"][-1]
     assert (row["params"], row["params_non_embedding"]) == (own["parameters"], own["non_embedding_parameters"])
     assert row["tokens"] == 2_889_144
 
@@ -104,7 +104,7 @@ def test_what_is_measured_is_not_measured_again(file, text, tmp_path, monkeypatc
 
     load = module._load
     monkeypatch.setattr(module, "_load", lambda member, *rest: loaded.append(str(member)) or load(member, *rest))
-    measure(CHECKPOINTS, text, copy)
+    measure_curve(CHECKPOINTS, text, copy)
     assert loaded == ["world"]
     assert copy.read_text() == file.read_text()
 
@@ -112,14 +112,14 @@ def test_what_is_measured_is_not_measured_again(file, text, tmp_path, monkeypatc
 KILLED = """
 import sys
 from pathlib import Path
-from sae_lm_eval.runs.loss_curve import Member, Text, measure
+from sae_lm_eval.runs.loss_curve import Member, Text, measure_curve
 text = Text("sae_world_text", tuple(sys.stdin.read().splitlines()))
-measure([Member.parse(name) for name in sys.argv[2:]], text, Path(sys.argv[1]))
+measure_curve([Member.parse(name) for name in sys.argv[2:]], text, Path(sys.argv[1]))
 """
 
 
 def test_a_killed_process_leaves_what_it_had_measured(tmp_path):
-    path, text = tmp_path / "family.csv", read_text(TASK, limit=200)
+    path, text = tmp_path / "family.csv", task_documents(TASK, limit=200)
     command = [sys.executable, "-c", KILLED, str(path), *map(str, CHECKPOINTS)]
     quiet = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, **quiet) as process:
@@ -131,7 +131,7 @@ def test_a_killed_process_leaves_what_it_had_measured(tmp_path):
         os.kill(process.pid, signal.SIGKILL)
     before = pd.read_csv(path)
     assert 1 <= len(before) < 3
-    measure(CHECKPOINTS, text, path)
+    measure_curve(CHECKPOINTS, text, path)
     after = pd.read_csv(path)
     assert list(after["revision"]) == ["step2616", "step4088", "main"]
     pd.testing.assert_frame_equal(after.head(len(before)), before)
@@ -193,15 +193,15 @@ def test_models_of_a_table_with_their_tokens(tmp_path, text):
 REAL = """
 import sys
 from pathlib import Path
-from sae_lm_eval.runs.loss_curve import read_text, measure, Member
+from sae_lm_eval.runs.loss_curve import Member, measure_curve, task_documents
 from sae_lm_eval.errors import UserError
-text, path = read_text("wikitext", limit=1), Path(sys.argv[1])
+text, path = task_documents("wikitext", limit=1), Path(sys.argv[1])
 members = [Member("stories260K", tokens=1e9), Member("stories3M", tokens=3e9)]
 try:
-    measure(members, text, path, context=128, loading={"batch_size": 8})
+    measure_curve(members, text, path, context=128, loading={"batch_size": 8})
 except UserError as error:
     print(error)
-measure(members, text, path, context=128, per="byte", loading={"batch_size": 8})
+measure_curve(members, text, path, context=128, per="byte", loading={"batch_size": 8})
 """
 
 
@@ -336,7 +336,7 @@ def test_a_category_is_converted_by_its_own_losses_where_the_curve_has_them(text
     """The documents of two categories, measured apart: the whole is their sum, and each has its own curve."""
     kinds = tuple("ab"[at % 2] for at in range(DOCUMENTS))
     path = tmp_path / "family.csv"
-    rows = measure(CHECKPOINTS, dataclasses.replace(text, categories=kinds), path, context=CONTEXT)
+    rows = measure_curve(CHECKPOINTS, dataclasses.replace(text, categories=kinds), path, context=CONTEXT)
     parts = [json.loads(row["categories"]) for row in rows]
     for row, of in zip(rows, parts, strict=True):
         assert sum(part["nats"] for part in of.values()) == pytest.approx(row["text_nats"])
@@ -354,7 +354,7 @@ def test_the_command_and_the_report_say_the_same_of_one_folder(file, losses, tmp
     from sae_lm_eval.report.fidelity_tables import fidelity_of
     from sae_lm_eval.results.results import read_results
 
-    end = world.facts()["family"][-1]["loss"]
+    end = world.world_facts()["family"][-1]["loss"]
     recorded = {TASK: {"fraction": 0.9, "law": "besiroglu2024", "definition": "within the law", "flags": []}}
     for name, ends in (("beside", (losses["main"], losses["step4088"])), ("world", (end, end + 0.0842))):
         out = fidelity_run(tmp_path / name, *ends, effective_compute=recorded)

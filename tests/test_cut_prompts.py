@@ -11,9 +11,9 @@ from models import CONTEXT, WIDTH, random_model, random_sae, word_tokenizer, wor
 from runs import answers, write_run
 
 from sae_lm_eval import SaeHFLM, UserError
-from sae_lm_eval.report.assemble import build, pair_up
+from sae_lm_eval.report.assemble import build, compare_tasks
 from sae_lm_eval.results.results import read_results
-from sae_lm_eval.splicing.arguments import wanted_of
+from sae_lm_eval.splicing.arguments import requested_splices
 
 RESID = "blocks.1.hook_resid_post"
 LENGTHS = (10, CONTEXT - 1, CONTEXT, CONTEXT + 1, CONTEXT + 31, 3 * CONTEXT)  # in tokens, before one to be scored
@@ -84,7 +84,7 @@ def test_prompts_that_are_generated_from(said, prepend_bos):
 
 def test_variants_of_one_model_do_not_repeat_it(said):
     baseline = SaeHFLM(pretrained=random_model("llama"), tokenizer=word_tokenizer(), sae=[], splice="none")
-    variants = [baseline.as_variant(wanted_of(random_sae(WIDTH, RESID, seed=seed))) for seed in (0, 1)]
+    variants = [baseline.as_variant(requested_splices(random_sae(WIDTH, RESID, seed=seed))) for seed in (0, 1)]
     for lm in (baseline, *variants):
         lm.loglikelihood(scored(), disable_tqdm=True)
         assert lm.get_model_info()["sae_lm_eval"]["cut_prompts"]["long"]["cut"] == 6
@@ -114,7 +114,7 @@ def test_the_report_says_it_once(tmp_path):
         for name in ("a", "b")
     ]
     runs = [replace(read_results(folder), name=name) for folder, name in zip(folders, ("baseline", "k4"), strict=True)]
-    notes = build(pair_up(runs[0], runs[1:])).notes
+    notes = build(compare_tasks(runs[0], runs[1:])).notes
     assert [note for note in notes if "context" in note] == [
         "10 of 40 prompts (25.0%) did not fit into the model's context: their beginnings were cut off, 30.0% of their "
         "tokens (blimp)."

@@ -81,7 +81,7 @@ def test_texts_are_those_of_each_model_by_itself(architecture, prompts):
     model = random_model(architecture)
     models = [None, *variants_of_every_kind(model)]
     decoder = Decoder(model, models, rows=20, limit=CONTEXT)
-    decoding_trial.check(decoder)
+    decoding_trial.check_decoding(decoder)
     texts = written(decoder, prompts)
     assert len(texts) == len(prompts) * len(models)
     assert len({len(ids) for ids in texts.values()}) > 2
@@ -195,7 +195,7 @@ class TestWhatIsRefused:
         config = transformers.MambaConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=3, state_size=4)
         model = transformers.MambaForCausalLM(config).eval()
         with pytest.raises(ValueError, match="Mamba"):
-            decoding_trial.check(Decoder(model, [None], rows=8, limit=CONTEXT))
+            decoding_trial.check_decoding(Decoder(model, [None], rows=8, limit=CONTEXT))
 
 
 def test_texts_are_kept_for_every_model(prompts, monkeypatch):
@@ -232,7 +232,7 @@ class TestSharedPrefixes:
     def texts_and_truth(model, prompts, **kwargs):
         models = [None, *variants_of_every_kind(model)]
         decoder = Decoder(model, models, rows=50, limit=CONTEXT)
-        decoding_trial.check(decoder)
+        decoding_trial.check_decoding(decoder)
         kwargs.get("storages", []).clear()
         truth = {
             (i, which): alone(model, each, prompt, 10)

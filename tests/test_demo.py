@@ -128,7 +128,7 @@ def test_its_story_is_true(report):
 def test_accuracies_are_those_of_the_model_card(report):
     _, drops, _ = report
     drops = drops[(drops["section"] == "task") & (drops["metric"] == "acc")]
-    measured = world.facts()["measured"]["baseline"]["categories"]
+    measured = world.world_facts()["measured"]["baseline"]["categories"]
     baseline = drops.drop_duplicates("name").set_index("name")["baseline"]
     for category, said in measured.items():
         assert baseline[f"sae_world_{category}"] == pytest.approx(said["accuracy"], abs=0.02)

@@ -16,7 +16,7 @@ from lm_eval.api.instance import Instance
 from models import ARCHITECTURES, VOCABULARY, WIDTH, random_ids, random_model, random_sae, word_tokenizer, words
 
 from sae_lm_eval.dictionaries.loading import load_dictionary
-from sae_lm_eval.fidelity.source import Source
+from sae_lm_eval.fidelity.source import TextSource
 from sae_lm_eval.harness.joined import joined
 from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.runtime import checksum
@@ -25,7 +25,7 @@ from sae_lm_eval.scoring import scorer as scoring
 from sae_lm_eval.scoring.request import Query, ScoreRequest
 from sae_lm_eval.scoring.scorer import Layout, Scorer
 from sae_lm_eval.splicing.activations import mean_activations
-from sae_lm_eval.splicing.arguments import wanted_of
+from sae_lm_eval.splicing.arguments import requested_splices
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.variants import Choices, build_variant, place_dictionaries
 
@@ -180,7 +180,7 @@ class TestAdapter:
         model = model_on("llama")
         saes = [random_sae(WIDTH, f"blocks.{layer}.hook_resid_post", seed=layer) for layer in range(3)]
         baseline = adapter(model, splice="none")
-        variants = [baseline.as_variant(wanted_of(copy.deepcopy(sae))) for sae in saes]
+        variants = [baseline.as_variant(requested_splices(copy.deepcopy(sae))) for sae in saes]
         _, *variants = joined(baseline, variants)
         asked = requests(6, "loglikelihood")
         for lm, sae in zip(variants, saes, strict=True):
@@ -249,7 +249,7 @@ class TestChecksums:
 def fidelity_records(model):
     """Of a variant with two dictionaries, with zero and mean ablation."""
     saes = [random_sae(WIDTH, f"blocks.{layer}.hook_resid_post", seed=layer) for layer in (0, 1)]
-    source = Source("test", (words(30, seed=70), words(30, seed=71)))
+    source = TextSource("test", (words(30, seed=70), words(30, seed=71)))
     asked = [
         Instance("sae_fidelity", {}, (words(10 + i, seed=i), None, source), 0, ("fidelity", i, 1))  # pyright: ignore[reportArgumentType]
         for i in range(3)

@@ -67,7 +67,7 @@ def test_doctor_says_what_is_wrong_by_its_exit_code(tmp_path):
 
 def test_a_package_that_is_missing(monkeypatch):
     monkeypatch.setattr(doctor, "PACKAGES", ("no-such-package",))
-    assert list(doctor.versions())[1:] == [("no-such-package", "is not installed: pip install it", False)]
+    assert list(doctor.check_versions())[1:] == [("no-such-package", "is not installed: pip install it", False)]
 
 
 def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):

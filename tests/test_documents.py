@@ -13,13 +13,13 @@ import torch
 from runs import answers, write_run
 
 from sae_lm_eval import SaeHFLM, UserError, read_results, run, schema
-from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.comparison.prompt_lengths import SECTION
 from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.fidelity.latents_at_answers import latents_at_answers
 from sae_lm_eval.report import assemble, writer
 from sae_lm_eval.report.unusual_latents import unusual_latents
-from sae_lm_eval.results.documents import path_of, read_documents, write_documents
+from sae_lm_eval.results.documents import document_table, path_of, write_documents
 from sae_lm_eval.splicing.module_io import record_activations
 
 K4 = "world#blocks.2.hook_resid_post.k4"
@@ -36,7 +36,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def documents(finished):
-    return {path.name: read_documents(read_results(path)) for path in finished.iterdir() if path.is_dir()}
+    return {path.name: document_table(read_results(path)) for path in finished.iterdir() if path.is_dir()}
 
 
 def of_k4(held):
@@ -64,7 +64,7 @@ def test_its_numbers_are_those_of_the_samples(finished, documents):
         assert list(row["answers"]) == [of["arg_1"] for of in sample["arguments"].values()]
         assert list(row["logprobs"]) == [float(answer[0]) for answer in sample["filtered_resps"]]
         assert (row["chosen"] in row["right"]) == bool(sample["acc"])
-    compared = compare(finished / "baseline", [folder]).documents()
+    compared = paired_comparison(finished / "baseline", [folder]).documents()
     compared = compared[compared["task"] == "sae_world_homes"].set_index("doc_id")
     assert homes["margin"].to_numpy() == pytest.approx(compared["margin_variant"].to_numpy())
     kl = results.provenance["kl_at_answers"]["sae_world_homes"]
@@ -133,17 +133,17 @@ def pair(tmp_path):
 
 
 def test_drops_within_and_beyond_the_trained_context(pair):
-    drops = compare(*pair, draws=100).drops.query("section == @SECTION").set_index("name")
+    drops = paired_comparison(*pair, draws=100).drops.query("section == @SECTION").set_index("name")
     assert list(drops.index) == ["within 64 tokens", "beyond 64 tokens"]
     assert drops["n"].tolist() == [20, 20]
     assert drops["drop"].tolist() == pytest.approx([5, 50])
 
 
 def test_rows_by_length_change_no_other_number(pair):
-    with_lengths = compare(*pair, draws=100).drops
+    with_lengths = paired_comparison(*pair, draws=100).drops
     for folder in pair:
         path_of(read_results(folder)).unlink()
-    without = compare(*pair, draws=100).drops
+    without = paired_comparison(*pair, draws=100).drops
     assert SECTION not in set(without["section"])
     pd.testing.assert_frame_equal(with_lengths[with_lengths["section"] != SECTION].reset_index(drop=True), without)
 
@@ -151,7 +151,7 @@ def test_rows_by_length_change_no_other_number(pair):
 def test_each_variant_has_the_rows_of_its_own_context(tmp_path, pair):
     other = written(tmp_path / "k8", [1.0] * 40, [50] * 20 + [90] * 20, context=80)
     long = written(tmp_path / "k16", [1.0] * 40, [50] * 20 + [90] * 20, context=1024)
-    drops = compare(pair[0], [pair[1], other, long], draws=100).drops.query("section == @SECTION")
+    drops = paired_comparison(pair[0], [pair[1], other, long], draws=100).drops.query("section == @SECTION")
     found = {variant: sorted(rows["name"]) for variant, rows in drops.groupby("variant")}
     assert found == {
         "k4": ["beyond 64 tokens", "within 64 tokens"],
@@ -163,7 +163,7 @@ def test_cut_prompts_are_beyond_no_context_that_the_model_does_not_read(tmp_path
     lengths = [50] * 10 + [140] * 10
     baseline = written(tmp_path / "baseline", [1.0] * 20, lengths, cut=40)
     variant = written(tmp_path / "k4", [1.0] * 10 + [0.0] * 10, lengths, context=100, cut=40)
-    drops = compare(baseline, [variant], draws=100).drops.query("section == @SECTION").set_index("name")
+    drops = paired_comparison(baseline, [variant], draws=100).drops.query("section == @SECTION").set_index("name")
     assert list(drops.index) == ["whole prompts", "cut prompts"]
     assert drops["drop"].tolist() == pytest.approx([0, 100])
 
@@ -172,8 +172,8 @@ def test_cut_prompts_are_beyond_no_context_that_the_model_does_not_read(tmp_path
 def test_a_damaged_table_is_told_and_the_rest_is_compared(pair, content):
     path_of(read_results(pair[0])).write_bytes(content)
     with pytest.raises(UserError, match="cannot be read as a table of documents"):
-        read_documents(read_results(pair[0]))
-    comparison = compare(*pair, draws=100)
+        document_table(read_results(pair[0]))
+    comparison = paired_comparison(*pair, draws=100)
     assert "Drops by the length of the prompt are left out." in " ".join(comparison.notes)
     assert comparison.drops.query("section == 'overall'")["drop"].item() == pytest.approx(27.5)
     assert assemble.build(comparison).worst
@@ -183,12 +183,12 @@ def test_a_table_of_something_else_and_of_a_newer_version(pair):
     path = path_of(read_results(pair[0]))
     pd.DataFrame({"task": ["one"], "doc_id": ["first"]}).to_parquet(path)
     with pytest.raises(UserError, match="has no column doc_id of int64: it is no table of a run's documents"):
-        read_documents(read_results(pair[0]))
+        document_table(read_results(pair[0]))
     table = pq.read_table(path_of(read_results(pair[1])))
     for version, told in (("99", "was written by a newer sae_lm_eval"), ("x", "which is no version")):
         pq.write_table(table.replace_schema_metadata({"schema": version}), path)
         with pytest.raises(UserError, match=told):
-            read_documents(read_results(pair[0]))
+            document_table(read_results(pair[0]))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_latents_stand_by_the_worst_documents_with_their_pages(tmp_path, page, l
     folders = [written(tmp_path / "baseline", right, [9] * 20)]
     told = {"latents": latents, "context": 64, "neuronpedia": page}
     folders.append(written(tmp_path / "k4", [0.0, *right[1:]], [9] * 20, **told))
-    report = assemble.build(compare(folders[0], [folders[1]], draws=100))
+    report = assemble.build(paired_comparison(folders[0], [folders[1]], draws=100))
     (document,) = report.worst[0].documents
     (unusual,) = document.unusual
     assert unusual.variant == "k4"

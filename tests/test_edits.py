@@ -15,9 +15,9 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.harness import inspection
 from sae_lm_eval.harness.joined import joined
 from sae_lm_eval.harness.model import SaeHFLM
-from sae_lm_eval.runs.plan import plan
+from sae_lm_eval.runs.plan import plan_sweep
 from sae_lm_eval.runs.run import run
-from sae_lm_eval.runs.sweep import sweep_of, variants_of
+from sae_lm_eval.runs.sweep import sweep_of, variant_requests
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.edit_spec import edit_of
 from sae_lm_eval.splicing.model_edits import edited_variant, linear_layers
@@ -351,12 +351,12 @@ def test_edits_stand_in_the_place_of_dictionaries():
     with pytest.raises(UserError, match="scale= is of dictionaries"):
         adapter(edit="prune?share=0.1", scale=0.5)
     with pytest.raises(UserError, match="give either sae, pattern or edit"):
-        variants_of([{"edit": "prune?share=0.1", "sae": "a#b"}])
+        variant_requests([{"edit": "prune?share=0.1", "sae": "a#b"}])
     with pytest.raises(UserError, match="hook is of dictionaries"):
-        variants_of([{"edit": "prune?share=0.1", "hook": "blocks.0.hook_resid_post"}])
+        variant_requests([{"edit": "prune?share=0.1", "hook": "blocks.0.hook_resid_post"}])
     with pytest.raises(UserError, match="inspect says where dictionaries go"):
-        inspection.plan({"pretrained": "world", "edit": "prune?share=0.1"})
-    (one,) = variants_of([{"edit": "prune", "arguments": {"share": 0.1}}], ["zero"])
+        inspection.planned_variant({"pretrained": "world", "edit": "prune?share=0.1"})
+    (one,) = variant_requests([{"edit": "prune", "arguments": {"share": 0.1}}], ["zero"])
     assert (one.name, one.arguments) == ("prune_share=0.1", {"edit": "prune?share=0.1"})
 
 
@@ -399,7 +399,7 @@ def _record(folder: Path) -> dict:
 def test_the_plan_of_a_run_with_edits(tmp_path):
     edits = ("prune?share=0.5", "skip?layers=1", "skip?layers=9", "python:a.py:f")
     content = {"model_args": {"pretrained": "world"}, "variants": [{"edit": edit} for edit in edits], "tasks": "x"}
-    found = {one.sites: one for one in plan(sweep_of(content), None).variants}
+    found = {one.sites: one for one in plan_sweep(sweep_of(content), None).variants}
     mlp = sum(module.weight.numel() for module in linear_layers(skeleton({"pretrained": "world"}), "mlp").values())
     assert list(found["prune?share=0.5",].sizes.values()) == [4 * mlp]
     assert list(found["skip?layers=1",].sizes.values()) == [0]

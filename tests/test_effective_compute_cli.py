@@ -8,11 +8,11 @@ import typer
 from terminals import terminal
 from typer.testing import CliRunner
 
-from sae_lm_eval.cli.effective_compute import effective_compute
+from sae_lm_eval.cli.effective_compute import effective_compute_command
 from sae_lm_eval.errors import UserError
 
 app = typer.Typer()
-app.command("effective-compute")(effective_compute)
+app.command("effective-compute")(effective_compute_command)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from sae_lm_eval.cli.main import app
 from sae_lm_eval.report import assemble, writer
-from sae_lm_eval.results.find import find
+from sae_lm_eval.results.find import find_results
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -31,7 +31,7 @@ def synthetic(tmp_path_factory):
 
 
 def test_made_up_results_have_the_shape_of_mmlu(synthetic):
-    baseline, variants = find(synthetic)
+    baseline, variants = find_results(synthetic)
     assert len(baseline.tasks) == 57
     assert list(baseline.groups) == ["mmlu", "mmlu_stem", "mmlu_other", "mmlu_social_sciences", "mmlu_humanities"]
     assert len(variants) == 3
@@ -66,7 +66,7 @@ def test_the_same_seed_makes_the_same(synthetic, tmp_path):
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no TeX")
 def test_their_appendix_has_its_tables_in_order_and_nothing_that_sticks_out(synthetic, tmp_path):
-    report = assemble.build(assemble.pair_up(*find(synthetic)))
+    report = assemble.build(assemble.compare_tasks(*find_results(synthetic)))
     writer.write(report, tmp_path)
     for _ in range(2):
         made = ["pdflatex", "-interaction=nonstopmode", "appendix"]

@@ -20,11 +20,11 @@ from sae_lens.evals import ExplainedVarianceCalculator, get_recons_loss
 from sae_lens.training.activation_scaler import ActivationScaler
 
 from sae_lm_eval import SaeHFLM, UserError
-from sae_lm_eval.fidelity.metrics import table
-from sae_lm_eval.fidelity.source import Source
+from sae_lm_eval.fidelity.metrics import metric_values
+from sae_lm_eval.fidelity.source import TextSource
 from sae_lm_eval.harness.fidelity_task import documents_of_file
 from sae_lm_eval.harness.joined import joined
-from sae_lm_eval.splicing.arguments import wanted_of
+from sae_lm_eval.splicing.arguments import requested_splices
 
 TASKS = Path(__file__).parents[1] / "tasks" / "sae_fidelity"
 RESID = "blocks.1.hook_resid_post"
@@ -32,7 +32,7 @@ RESID = "blocks.1.hook_resid_post"
 TEXTS = [words(n, seed=n) for n in (3 * CONTEXT + 7, 20, 33, CONTEXT, 1)]
 TEXTS += [f"{TEXTS[1]} {words(9, seed=90)}", f"w5 </s> {words(7, seed=91)}"]
 HELD_OUT = tuple(words(30, seed=s) for s in (70, 71))
-SOURCE = Source("test", HELD_OUT)
+SOURCE = TextSource("test", HELD_OUT)
 
 
 def adapter(*saes, model: str = "llama", batch_size: int = 3, **kwargs) -> SaeHFLM:
@@ -42,7 +42,7 @@ def adapter(*saes, model: str = "llama", batch_size: int = 3, **kwargs) -> SaeHF
     )
 
 
-def ask(lm: SaeHFLM, texts=TEXTS, *, source: Source = SOURCE, categories=None) -> list[dict]:
+def ask(lm: SaeHFLM, texts=TEXTS, *, source: TextSource = SOURCE, categories=None) -> list[dict]:
     categories = categories or [None] * len(texts)
     requests = [
         Instance("sae_fidelity", {}, (t, c, source), 0, ("fidelity", i, 1))  # pyright: ignore[reportArgumentType]
@@ -112,7 +112,7 @@ def test_zeros_and_means_have_no_dictionary_to_measure(mode, tmp_path):
     assert "dictionaries" not in ask(lm)[0]
     (record,) = lm.fidelity.by_task.values()
     assert record["undefined"]["l0"] == f"the mode is {mode}, so no dictionary is in the model"
-    assert "l0" in table(ask(adapter()))
+    assert "l0" in metric_values(ask(adapter()))
 
 
 def test_splice_none_moves_nothing_to_the_bit():
@@ -127,7 +127,7 @@ def test_splice_none_moves_nothing_to_the_bit():
 
 
 def test_with_error_moves_next_to_nothing():
-    found = table(ask(adapter(splice="with_error")))
+    found = metric_values(ask(adapter(splice="with_error")))
     assert abs(found["ce_delta"]) < 1e-5  # pyright: ignore[reportArgumentType]
     assert abs(found["kl"]) < 1e-5  # pyright: ignore[reportArgumentType]
     assert found["top1_agreement"] == 1
@@ -181,7 +181,7 @@ def test_the_dictionaries_statistics_by_hand():
         elements.append(second.encode(x) != 0)
     x = torch.cat(seen).double()
     made = second(torch.cat(seen)).double()
-    values = table(found)
+    values = metric_values(found)
     fvu = float((x - made).square().sum() / (x - x.mean(0)).square().sum())
     expected = {
         "l0": float(torch.cat(elements).sum(-1).double().mean()),
@@ -203,7 +203,7 @@ def test_a_category_is_as_if_its_documents_were_the_text():
     ask(lm, categories=kinds)
     by_category = lm.get_model_info()["sae_lm_eval"]["fidelity"]["fidelity"]["by_category"]
     assert sorted(by_category) == ["a", "b"]
-    alone = table(ask(adapter(), [text for text, kind in zip(TEXTS, kinds, strict=True) if kind == "b"]))
+    alone = metric_values(ask(adapter(), [text for text, kind in zip(TEXTS, kinds, strict=True) if kind == "b"]))
     assert by_category["b"]["documents"] == 3
     defined = {name: value for name, value in alone.items() if value is not None}
     assert {name for name, value in by_category["b"].items() if value is None} == set(alone) - set(defined)
@@ -213,7 +213,7 @@ def test_a_category_is_as_if_its_documents_were_the_text():
 
 def test_without_other_documents_there_is_no_mean():
     lm = adapter()
-    values = table(ask(lm, [spoken("llama", 20, seed=0)], source=Source("alone")))
+    values = metric_values(ask(lm, [spoken("llama", 20, seed=0)], source=TextSource("alone")))
     assert values["ce_mean"] is None
     assert values["loss_recovered_zero"] is not None
     said = lm.fidelity.by_task["fidelity"]
@@ -223,7 +223,7 @@ def test_without_other_documents_there_is_no_mean():
 
 def test_every_variant_of_a_model_answers_for_itself():
     baseline = SaeHFLM(pretrained=random_model("llama"), tokenizer=word_tokenizer(), sae=[], splice="none")
-    first, second = (baseline.as_variant(wanted_of(random_sae(WIDTH, RESID, seed=seed))) for seed in (0, 5))
+    first, second = (baseline.as_variant(requested_splices(random_sae(WIDTH, RESID, seed=seed))) for seed in (0, 5))
     baseline, first, second = joined(baseline, [first, second])
     assert_close(ask(first), ask(adapter()))
     assert_close(ask(second), ask(adapter(random_sae(WIDTH, RESID, seed=5))))
@@ -244,7 +244,7 @@ class TestAgainstSaeLens:
         ignored = [0, 1, 2] if splice_tokens == "non_special" else None
         positions = "non_special" if ignored else "all"
         lm = adapter(sae, model="gpt2", splice_tokens=splice_tokens)
-        values = table(ask(lm, texts, source=replace(SOURCE, positions=positions)))
+        values = metric_values(ask(lm, texts, source=replace(SOURCE, positions=positions)))
 
         ids = torch.tensor([[1, *(int(word[1:]) for word in text.split())] for text in texts])
         hooked = hooked_transformer(random_model("gpt2"), processed=False)

@@ -13,7 +13,7 @@ from models import WIDTH, random_model, random_sae, word_tokenizer
 from test_fidelity import HELD_OUT, RESID, TASKS, adapter, ask, spoken
 
 from sae_lm_eval import SaeHFLM, UserError
-from sae_lm_eval.fidelity.source import Source, TextRequest
+from sae_lm_eval.fidelity.source import TextRequest, TextSource
 from sae_lm_eval.scaling import effective_compute
 from sae_lm_eval.scaling.conversion import compute_of, world_checkpoints
 from sae_lm_eval.scaling.which_original import original_of
@@ -46,7 +46,7 @@ def test_no_rise_of_the_loss_is_the_whole_compute():
 def test_a_run_knows_the_text_of_its_task():
     """In its own record a law is calibrated for the text of the task that a run measures."""
     lm = adapter(params=1e9, tokens=1e11)
-    source = Source("test", HELD_OUT)
+    source = TextSource("test", HELD_OUT)
     for task in ("sae_fidelity_wikitext", "other"):
         asked = [TextRequest(task, index, spoken("llama", 9, seed=index), None, source) for index in range(3)]
         lm.fidelity.answer(lm.spliced, asked, lm.original, show=False)
@@ -133,7 +133,7 @@ class TestInResults:
     def test_parameters_are_counted(self):
         lm = adapter(tokens=1e9)
         assert lm.original.params == sum(p.numel() for p in lm.model.parameters())
-        ask(lm, [HELD_OUT[0]], source=Source("test"))
+        ask(lm, [HELD_OUT[0]], source=TextSource("test"))
         assert lm.fidelity.effective_compute["fidelity"]["params"] == lm.original.params
 
     @pytest.mark.parametrize(("wrong", "says"), [({"tokens": 0}, "must be positive"), ({"params": "big"}, "a number")])

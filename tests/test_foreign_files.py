@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mutations import mutated
 from runs import answers, write_run
 
-from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.comparison.subsets import read_categories_file
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.assemble import build
@@ -69,7 +69,7 @@ def told(folder: Path) -> None:
     """All that the reader of a folder does, or the sentence that it ends in."""
     try:
         baseline, variant = (read_results(folder / name) for name in ("baseline", "variant"))
-        comparison = compare(baseline, [variant], categories={"c": {"field": "text"}}, draws=20)
+        comparison = paired_comparison(baseline, [variant], categories={"c": {"field": "text"}}, draws=20)
         build(comparison)
     except UserError as error:
         text = str(error)
@@ -85,7 +85,7 @@ def test_sound_files_are_read():
         assert found.scores["text"]["ce_baseline,none"] == 3
         assert found.provenance["splices"][0]["dictionary"] == "a#b"
         told(folder)
-        assert len(compare(read_results(folder / "baseline"), [found], draws=20).drops) == 4
+        assert len(paired_comparison(read_results(folder / "baseline"), [found], draws=20).drops) == 4
 
 
 @TRIED

@@ -18,12 +18,12 @@ from sae_lm_eval import SaeHFLM
 from sae_lm_eval.harness import generation
 from sae_lm_eval.harness.generation import TextSettings
 from sae_lm_eval.harness.joined import joined
-from sae_lm_eval.report.assemble import build, pair_up
+from sae_lm_eval.report.assemble import build, compare_tasks
 from sae_lm_eval.results.results import read_results
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring.decoding import Decoder
 from sae_lm_eval.scoring.parting import share_together
-from sae_lm_eval.splicing.arguments import wanted_of
+from sae_lm_eval.splicing.arguments import requested_splices
 
 GREEDY = {"until": ["w5"], "max_gen_toks": 8, "do_sample": False}
 
@@ -44,7 +44,7 @@ def family():
     def build(*saes, model=None, journal=None, **kwargs):
         model = random_model("llama") if model is None else model
         lm = SaeHFLM(pretrained=model, tokenizer=word_tokenizer(), sae=[], splice="none", batch_size=2, **kwargs)
-        return joined(lm, [lm.as_variant(wanted_of(sae)) for sae in saes], journal)
+        return joined(lm, [lm.as_variant(requested_splices(sae)) for sae in saes], journal)
 
     return build
 
@@ -252,6 +252,6 @@ def test_the_report_says_how_soon_texts_part(tmp_path):
         for name in ("a", "b")
     ]
     runs = [replace(read_results(folder), name=name) for folder, name in zip(folders, ("baseline", "k4"), strict=True)]
-    assert [note for note in build(pair_up(runs[0], runs[1:])).notes if "part from" in note] == [
+    assert [note for note in build(compare_tasks(runs[0], runs[1:])).notes if "part from" in note] == [
         "gsm8k: 8 of 10 texts that k4 writes part from the baseline's, at least half of them within the first 2 tokens."
     ]

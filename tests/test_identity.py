@@ -15,14 +15,14 @@ from lm_eval.api.model import CachingLM
 from lm_eval.loggers.utils import add_env_info
 from models import WIDTH, random_model, random_sae, word_tokenizer, words
 
-from sae_lm_eval.fidelity.source import Source
+from sae_lm_eval.fidelity.source import TextSource
 from sae_lm_eval.harness.joined import joined
 from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.runtime.content import contents
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring import identity
 from sae_lm_eval.scoring.scorer import Scorer
-from sae_lm_eval.splicing.arguments import wanted_of
+from sae_lm_eval.splicing.arguments import requested_splices
 
 peft = pytest.importorskip("peft")
 RESID = "blocks.1.hook_resid_post"
@@ -141,7 +141,7 @@ class TestAskedAgain:
             if kind == "generate_until":
                 return lm.generate_until(requests(kind))
             arguments = (
-                (words(12, seed=1),) if kind == "loglikelihood_rolling" else (words(12, seed=1), None, Source("t"))
+                (words(12, seed=1),) if kind == "loglikelihood_rolling" else (words(12, seed=1), None, TextSource("t"))
             )
             found = getattr(lm, kind)([Instance(kind, {}, arguments, 0, ("t", 0, 1))])  # pyright: ignore
             return [round(found[0], 4)] if kind == "loglikelihood_rolling" else [round(found[0]["nll_spliced"], 4)]
@@ -155,7 +155,7 @@ class TestAskedAgain:
     def test_of_variants_that_are_answered_together(self):
         model, saes = random_model("llama"), [random_sae(WIDTH, RESID, seed=i) for i in range(2)]
         baseline = SaeHFLM(pretrained=model, tokenizer=word_tokenizer(), sae=[], splice="none")
-        variants = [baseline.as_variant(wanted_of(sae)) for sae in saes]
+        variants = [baseline.as_variant(requested_splices(sae)) for sae in saes]
         baseline, *variants = joined(baseline, variants)
         before = [scores(lm) for lm in (baseline, *variants)]
         train(saes[1])
@@ -306,9 +306,9 @@ class TestCacheFile:
 
         def texts_and_sums():
             baseline = SaeHFLM(pretrained=model, tokenizer=word_tokenizer(), sae=[], splice="none")
-            variant = baseline.as_variant(wanted_of(sae))
+            variant = baseline.as_variant(requested_splices(sae))
             _, variant = joined(baseline, [variant], Journal(tmp_path / "journal"))
-            fidelity = [Instance("sae_fidelity", {}, (words(9, seed=1), None, Source("t")), 0, ("t", 0, 1))]  # pyright: ignore
+            fidelity = [Instance("sae_fidelity", {}, (words(9, seed=1), None, TextSource("t")), 0, ("t", 0, 1))]  # pyright: ignore
             return variant.generate_until(requests("generate_until")), variant.sae_fidelity(fidelity)[0]["nll_spliced"]
 
         before = texts_and_sums()
@@ -336,7 +336,7 @@ class TestTheUsersObjects:
         asked = requests("generate_until")
         lm.generate_until(asked)
         lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (words(9, seed=1),), 0, ("t", 0, 1))])  # pyright: ignore
-        lm.sae_fidelity([Instance("sae_fidelity", {}, (words(9, seed=1), None, Source("t")), 0, ("t", 0, 1))])  # pyright: ignore
+        lm.sae_fidelity([Instance("sae_fidelity", {}, (words(9, seed=1), None, TextSource("t")), 0, ("t", 0, 1))])  # pyright: ignore
         lm.get_model_info()
 
         assert [part.training for part in model.modules()] == modes

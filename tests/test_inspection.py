@@ -63,10 +63,10 @@ def arguments(folder: Path, name: str, **more) -> dict:
 def test_the_plan_needs_no_weights_of_the_model(folder, monkeypatch):
     (folder / "model" / "model.safetensors").rename(folder / "weights")
     try:
-        (splice,) = inspection.plan(arguments(folder, "transcoder")).splices
+        (splice,) = inspection.planned_variant(arguments(folder, "transcoder")).splices
     finally:
         (folder / "weights").rename(folder / "model" / "model.safetensors")
-    facts = inspection.facts(splice, "all are spliced")
+    facts = inspection.splice_facts(splice, "all are spliced")
     assert facts["reads"] == f"blocks.1.mlp.hook_in = transformer.h.1.mlp.input, (..., {WIDTH})"
     assert facts["writes"] == f"blocks.1.hook_mlp_out = transformer.h.1.mlp.output, (..., {WIDTH})"
     assert facts["not stated"] == "model_names, context_size, prepend_bos, processing"
@@ -145,6 +145,6 @@ def test_a_mistake_ends_the_command_with_a_sentence(arguments_, sentence):
 
 
 def test_the_embedded_world_can_be_inspected():
-    (splice,) = inspection.plan({"pretrained": "world", "sae": "world#blocks.2.mlp.transcoder"}).splices
+    (splice,) = inspection.planned_variant({"pretrained": "world", "sae": "world#blocks.2.mlp.transcoder"}).splices
     assert str(splice.site_in.read) == "model.layers.2.mlp.input"
     assert str(splice.site_out.write) == "model.layers.2.mlp.output"

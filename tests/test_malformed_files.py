@@ -24,7 +24,7 @@ from sae_lm_eval.runtime.run_folder import remember
 from sae_lm_eval.runtime.text_files import read_documents
 from sae_lm_eval.scaling import effective_compute
 from sae_lm_eval.scaling.data_files import read_rows
-from sae_lm_eval.scaling.delta import read_documents as read_losses
+from sae_lm_eval.scaling.delta import read_document_losses as read_losses
 from sae_lm_eval.scaling.law_sources import load_law
 from sae_lm_eval.scaling.laws import get_law
 from sae_lm_eval.scaling.loss_curves import categories_of, of_category, read_measured, with_losses

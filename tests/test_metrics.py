@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sae_lm_eval.fidelity import metrics
-from sae_lm_eval.fidelity.metrics import METRICS, Metric, array, metrics_of, ratio, row, table
+from sae_lm_eval.fidelity.metrics import METRICS, Metric, array, metric_values, metrics_of, positive_ratio, row
 from sae_lm_eval.results.fidelity_names import DICTIONARY_METRICS
 
 
@@ -33,7 +33,9 @@ def record(*, tokens: int, baseline: float, spliced: float, zero: float, mean: f
 
 
 def test_documents_weigh_as_many_tokens_as_they_have():
-    found = table([record(tokens=1, baseline=4, spliced=5, zero=9), record(tokens=3, baseline=2, spliced=2, zero=10)])
+    found = metric_values(
+        [record(tokens=1, baseline=4, spliced=5, zero=9), record(tokens=3, baseline=2, spliced=2, zero=10)]
+    )
     assert found["ce_baseline"] == pytest.approx(2.5)
     assert found["ce_spliced"] == pytest.approx(2.75)
     assert found["ce_delta"] == pytest.approx(0.25)
@@ -48,14 +50,14 @@ def test_documents_weigh_as_many_tokens_as_they_have():
 
 def test_loss_recovered_is_undefined_where_the_ablation_does_no_harm():
     harmless = [record(tokens=5, baseline=3, spliced=3.5, zero=2.9), record(tokens=5, baseline=3, spliced=4, zero=3)]
-    found = table(harmless)
+    found = metric_values(harmless)
     assert found["loss_recovered_zero"] is None
     assert found["loss_recovered_zero_stderr"] is None
     assert found["loss_recovered_mean"] is not None
 
 
 def test_mean_ablation_without_a_mean_is_undefined():
-    found = table([record(tokens=5, baseline=3, spliced=4, zero=9, mean=None)])
+    found = metric_values([record(tokens=5, baseline=3, spliced=4, zero=9, mean=None)])
     assert found["ce_mean"] is None
     assert found["loss_recovered_mean"] is None
     assert found["ce_zero"] == 9
@@ -80,14 +82,14 @@ class TestStandardErrors:
         values = np.random.default_rng(0).normal(size=400)
         rows = np.stack([values, np.ones(400)], axis=1)
         expected = values.std(ddof=1) / 20
-        assert Metric(("x", "n"), ratio, True).stderr(rows) == pytest.approx(expected, rel=0.08)
+        assert Metric(("x", "n"), positive_ratio, True).stderr(rows) == pytest.approx(expected, rel=0.08)
 
     def test_a_difference_is_paired(self):
         """Documents differ by much more than what a splice does to each."""
         rng = np.random.default_rng(1)
         baseline = rng.normal(3, 1, 200)
         documents = [record(tokens=10, baseline=b, spliced=b + 0.5, zero=9) for b in baseline]
-        found = table(documents)
+        found = metric_values(documents)
         assert found["ce_delta_stderr"] == pytest.approx(0, abs=1e-12)
         assert found["ce_baseline_stderr"] > 0.05  # pyright: ignore[reportOperatorIssue]
 

@@ -14,7 +14,7 @@ from sae_lm_eval.report import assemble as build
 from sae_lm_eval.report.fidelity_tables import NOISE
 from sae_lm_eval.results import find as folders
 from sae_lm_eval.runs.folder_names import AGAIN
-from sae_lm_eval.runs.noise import noise_floor
+from sae_lm_eval.runs.noise import measure_noise_floor
 from sae_lm_eval.runs.sweep import sweep_of
 
 
@@ -36,14 +36,14 @@ SEQUENCES = [[1, 2, 3], [4, 0], [2, 2, 2, 1], [3]]
 
 
 def test_a_model_that_does_not_depend_on_the_layout_has_no_noise():
-    found = noise_floor(Layouts(0.0), SEQUENCES, rows=3)
+    found = measure_noise_floor(Layouts(0.0), SEQUENCES, rows=3)
     assert (found["kl"], found["flips"], found["ce_delta"]) == (0, 0, 0)
     assert (found["tokens"], found["sequences"], found["rows"]) == (6, 3, [1, 3])
 
 
 def test_the_floor_by_hand():
     step = 1.5
-    found = noise_floor(Layouts(step), SEQUENCES, rows=3)
+    found = measure_noise_floor(Layouts(step), SEQUENCES, rows=3)
     kl = flips = rise = 0.0
     for ids in SEQUENCES[:3]:
         for token, following in pairwise(ids):
@@ -62,7 +62,7 @@ def test_the_floor_by_hand():
 
 def test_prompts_of_one_token_have_no_floor():
     with pytest.raises(UserError, match="no prompt of these tasks has two tokens"):
-        noise_floor(Layouts(0.0), [[1]], rows=2)
+        measure_noise_floor(Layouts(0.0), [[1]], rows=2)
 
 
 def test_the_baseline_again_is_a_row_of_a_run(tmp_path):
@@ -76,7 +76,7 @@ def test_the_baseline_again_is_a_row_of_a_run(tmp_path):
     assert 0 <= floor["kl"] < 1e-6
     assert floor["ce_delta"] < 1e-5
     assert "noise_floor" not in provenance(tmp_path / "baseline")
-    report = build.build(build.pair_up(*folders.find(tmp_path)))
+    report = build.build(build.compare_tasks(*folders.find_results(tmp_path)))
     row = report.drops.set_index(["variant", "section"]).loc[(AGAIN, "overall")]
     assert (row["lost"], row["gained"]) == (0, 0)
     assert "noise-floor" in [table.name for table in report.tables]
@@ -102,7 +102,7 @@ def test_values_within_the_floor_are_marked(tmp_path):
             scores["text"] |= {"ce_spliced,none": 3.0 + kl, "kl,none": kl, "ce_delta,none": kl}
         samples = answers({"one": [1.0, 0, 1, 1], "text": [1.0] * 4})
         write_run(tmp_path / name, samples, scores, config={"sae_lm_eval": ours} if ours else None)
-    report = build.build(build.pair_up(*folders.find(tmp_path)))
+    report = build.build(build.compare_tasks(*folders.find_results(tmp_path)))
     frame = report.fidelity.set_index(["variant", "metric"])
     assert frame.loc[("a", "kl"), "flags"] == "within the noise floor, 0.0100"
     assert frame.loc[("b", "kl"), "flags"] == ""

@@ -18,7 +18,7 @@ from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.runs.run import run
-from sae_lm_eval.runs.sweep import variants_of
+from sae_lm_eval.runs.sweep import variant_requests
 from sae_lm_eval.talk.conversation import Conversation, Model
 from sae_lm_eval.talk.sampling import Sampling
 
@@ -81,7 +81,7 @@ class TestRun:
 
     def test_two_of_a_class_need_names(self):
         with pytest.raises(UserError, match="two are called 'Halves': give one another name"):
-            variants_of([Halves(), Halves()])
+            variant_requests([Halves(), Halves()])
 
     def test_python_from_the_command_line(self, own, tmp_path):
         sweep = tmp_path / "sweep.yaml"

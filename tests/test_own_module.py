@@ -15,7 +15,7 @@ from models import WIDTH, random_ids, random_model, random_sae, word_tokenizer, 
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.fidelity.source import Source
+from sae_lm_eval.fidelity.source import TextSource
 from sae_lm_eval.harness.model import SaeHFLM
 
 UP = "model.layers.1.mlp.up_proj"
@@ -90,7 +90,7 @@ def test_one_that_reads_elsewhere_takes_two_sites():
 
 
 def fidelity(lm: SaeHFLM) -> dict:
-    source = Source("test", (words(30, seed=70),))
+    source = TextSource("test", (words(30, seed=70),))
     requests = [
         Instance("sae_fidelity", {}, (words(n, seed=n), None, source), 0, ("f", n, 1))  # pyright: ignore[reportArgumentType]
         for n in (12, 20)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from sae_lm_eval.runs import plan
-from sae_lm_eval.runs.model_pool import Loaded
-from sae_lm_eval.runs.pace import NEIGHBOURS, extrapolated, seconds_of_baseline, spread
+from sae_lm_eval.runs.model_pool import LoadedSweep
+from sae_lm_eval.runs.pace import NEIGHBOURS, evenly_spaced, extrapolated, seconds_of_baseline
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import sweep_of
 from sae_lm_eval.runtime.time_left import DOCUMENTS, REQUESTS, TEXTS
@@ -52,10 +52,10 @@ def test_one_part_is_run_where_it_takes_longer_than_there_is():
 
 
 def test_a_part_is_spread_over_all_in_stretches():
-    found = spread(list(range(1000)), 4 * NEIGHBOURS)
+    found = evenly_spaced(list(range(1000)), 4 * NEIGHBOURS)
     assert found[:NEIGHBOURS] == list(range(NEIGHBOURS))
     assert [found[i * NEIGHBOURS] for i in range(4)] == [0, 250, 500, 750]
-    assert spread([1, 2], 16) == [1, 2]
+    assert evenly_spaced([1, 2], 16) == [1, 2]
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +66,13 @@ def sweep():
 
 
 def test_each_kind_of_a_run_is_timed(sweep):
-    found = seconds_of_baseline(Loaded(sweep, lm_eval_config(sweep)), seconds=0.5)
+    found = seconds_of_baseline(LoadedSweep(sweep, lm_eval_config(sweep)), seconds=0.5)
     assert found.keys() == {REQUESTS, DOCUMENTS}
     assert all(seconds > 0 for seconds in found.values())
 
 
 def test_the_time_of_a_plan(sweep):
-    made = plan.plan(sweep, None)
+    made = plan.plan_sweep(sweep, None)
     assert plan.time_sentence(made) == "Time: not estimated, since nothing has been measured yet."
     # 1 + 2 * 0.25 passes of requests, three texts, and one and two threefold passes of documents
     measured = {REQUESTS: 100.0, TEXTS: 10.0, DOCUMENTS: 20.0}

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from sae_lm_eval.cli.main import app
 from sae_lm_eval.comparison.clusters import by_cluster, interval_over_clusters
-from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.comparison.power import detectable_drop
 from sae_lm_eval.errors import UserError
 
@@ -79,7 +79,7 @@ def out(tmp_path):
 
 
 def test_a_task_at_chance_is_no_part_of_overall(out):
-    comparison = compare(out / "baseline", [out / "k4"])
+    comparison = paired_comparison(out / "baseline", [out / "k4"])
     overall = comparison.drops.query("section == 'overall'").iloc[0]
     assert (overall["tasks"], overall["n"]) == (10, 1000)
     assert any("leaves out 1 of 11 tasks" in note and note.endswith("t10.") for note in comparison.notes)
@@ -95,14 +95,15 @@ def test_documents_of_a_passage_belong_together(tmp_path):
         samples = {"one": [question("one", i, float(i // 5 not in wrong), rng, f"p{i // 5}") for i in range(100)]}
         write_run(tmp_path / name, samples)
     alone, together = (
-        compare(tmp_path / "baseline", [tmp_path / "k4"], docs_by=field).drops.iloc[0] for field in (None, "subject")
+        paired_comparison(tmp_path / "baseline", [tmp_path / "k4"], docs_by=field).drops.iloc[0]
+        for field in (None, "subject")
     )
     assert [alone["drop"], together["drop"]] == pytest.approx([15.0, 15.0])
     assert together["interval"] == "cluster-robust, by subject"
     assert together["high"] - together["low"] > 1.8 * (alone["high"] - alone["low"])
     assert together["p"] == pytest.approx(0.25, abs=0.02), "three sets that all lost"
     with pytest.raises(UserError, match=r"no document has a field 'subjet'[.] Did you mean 'subject'"):
-        compare(tmp_path / "baseline", [tmp_path / "k4"], docs_by="subjet")
+        paired_comparison(tmp_path / "baseline", [tmp_path / "k4"], docs_by="subjet")
 
 
 def run_table(out, *options):
@@ -114,7 +115,7 @@ def run_table(out, *options):
 def test_the_table_in_each_format(out):
     frame = pd.read_csv(io.StringIO(run_table(out, "--format", "csv")))
     assert list(frame["variant"]) == ["baseline", "k4", "zero"]
-    drops = compare(out / "baseline", [out / "k4", out / "zero"]).drops
+    drops = paired_comparison(out / "baseline", [out / "k4", out / "zero"]).drops
     names = {"k4": drops["variant"].unique()[0], "zero": drops["variant"].unique()[1]}
     for variant, name in names.items():
         for group in ("stem", "arts"):

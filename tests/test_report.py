@@ -28,8 +28,8 @@ from sae_lm_eval.report import drop_tables as drops
 from sae_lm_eval.report import figures, render, summary_table, writer
 from sae_lm_eval.report import sweep_tables as sweep
 from sae_lm_eval.report import worst_documents as worst
-from sae_lm_eval.report.fidelity_tables import Measured, fidelity_of, fidelity_tables
-from sae_lm_eval.report.formatting import MINUS, fixed, probability, significant, without_shared_start
+from sae_lm_eval.report.fidelity_tables import MetricValue, fidelity_of, fidelity_tables
+from sae_lm_eval.report.formatting import MINUS, fixed_decimals, probability, significant, without_shared_start
 from sae_lm_eval.results import find as folders
 from sae_lm_eval.results.results import read_results
 
@@ -126,7 +126,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def made(out: Path, **options: Any) -> build.Report:
-    return build.build(build.pair_up(*folders.find(out), **options))
+    return build.build(build.compare_tasks(*folders.find_results(out), **options))
 
 
 class Page(html.parser.HTMLParser):
@@ -401,24 +401,24 @@ def test_commands_ask_for_the_same(out: Path) -> None:
 
 def test_which_is_the_baseline(out: Path, tmp_path: Path) -> None:
     (out / "baseline").rename(out / "plain")
-    assert folders.find(out)[0].name == "plain"
-    assert folders.find(out, "k4")[0].name == "k4"
+    assert folders.find_results(out)[0].name == "plain"
+    assert folders.find_results(out, "k4")[0].name == "k4"
     with pytest.raises(UserError, match=r"has no results named 'k33'[.] Did you mean 'k32'"):
-        folders.find(out, "k33")
+        folders.find_results(out, "k33")
     write_run(out / "plain too", QUESTIONS, splice="none")
     with pytest.raises(
         UserError, match=r"several results of an untouched model.*--baseline NAME, one of k4, k32, plain"
     ):
-        folders.find(out)
+        folders.find_results(out)
     shutil.rmtree(out / "plain")
     shutil.rmtree(out / "plain too")
     with pytest.raises(UserError, match="no results of an untouched model"):
-        folders.find(out)
+        folders.find_results(out)
     shutil.rmtree(out / "k32")
     with pytest.raises(UserError, match="holds 1 folder with lm_eval results: a report needs a baseline and at least"):
-        folders.find(out)
+        folders.find_results(out)
     with pytest.raises(UserError, match="There is no folder"):
-        folders.find(tmp_path / "nowhere")
+        folders.find_results(tmp_path / "nowhere")
 
 
 def test_writing_again_leaves_what_is_not_the_reports(out: Path) -> None:
@@ -441,9 +441,9 @@ def test_writing_again_leaves_what_is_not_the_reports(out: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        (fixed(-0.04), "0.0"),
-        (fixed(-3.21), "\N{MINUS SIGN}3.2"),
-        (fixed(float("nan")), "n/a"),
+        (fixed_decimals(-0.04), "0.0"),
+        (fixed_decimals(-3.21), "\N{MINUS SIGN}3.2"),
+        (fixed_decimals(float("nan")), "n/a"),
         (significant(0), "0.00"),
         (significant(0.012345), "0.0123"),
         (significant(1234567.0), "1.23e+06"),
@@ -467,11 +467,11 @@ def test_long_names_lose_what_they_share() -> None:
 # -- the documents that lose most -----------------------------------------------------------------------------
 
 
-def worst_of(report: build.Report, category: str) -> Sequence[worst.Document]:
+def worst_of(report: build.Report, category: str) -> Sequence[worst.WorstDocument]:
     return next(of.documents for of in report.worst if of.category == category)
 
 
-def margins_of(document: worst.Document) -> list[float]:
+def margins_of(document: worst.WorstDocument) -> list[float]:
     line = next(line for line in document.lines if line.label == worst.MARGIN)
     return [float(said.text.replace(MINUS, "-")) for said in line.said]
 
@@ -492,7 +492,7 @@ def test_worst_documents_are_those_that_lose_most_margin(tmp_path: Path) -> None
         runs.write_run(
             tmp_path / name, runs.answers({"one": rng.binomial(1, 0.7, 40).tolist()}, seed=len(name)), model=name
         )
-    comparison = build.pair_up(*folders.find(tmp_path))
+    comparison = build.compare_tasks(*folders.find_results(tmp_path))
     report, frame = build.build(comparison), comparison.documents()
     shown = worst_of(report, "one")
     for variant in ("k4", "k32"):
@@ -706,10 +706,10 @@ def test_damage_beside_that_of_a_random_error(tmp_path: Path) -> None:
     ],
 )
 def test_a_ratio_of_what_is_not_above_zero_is_undefined(ours: Any, random: Any, expected: Any) -> None:
-    def measured(of: tuple[float | None, float | None]) -> Measured:
-        return Measured("v", "t", "kl", *of, "nats/token")
+    def measured(of: tuple[float | None, float | None]) -> MetricValue:
+        return MetricValue("v", "t", "kl", *of, "nats/token")
 
-    assert sweep.ratio(measured(ours), measured(random), 0.95) == expected
+    assert sweep.ratio_to_random(measured(ours), measured(random), 0.95) == expected
 
 
 def test_dose_and_response(tmp_path: Path) -> None:
@@ -786,11 +786,11 @@ def test_several_dictionaries_show_theirs_by_site(tmp_path: Path) -> None:
 
 def test_points_stand_at_their_baseline(out: Path) -> None:
     """As drawn, in pixels: no variant is moved aside along the axis of the baseline's accuracy."""
-    rows = [row for row in drops.rows_of(made(out).drops) if row.section == "task"]
+    rows = [row for row in drops.drop_rows(made(out).drops) if row.section == "task"]
     (axis,) = figures.drop_against_baseline(rows).axes
     containers = axis.containers
     assert len(containers) == 2
-    for container, variant in zip(containers, drops.variants_of(rows), strict=True):
+    for container, variant in zip(containers, drops.drop_variants(rows), strict=True):
         line, own = container[0], [row for row in rows if row.variant == variant]
         drawn = line.get_transform().transform(line.get_xydata())
         asked = axis.transData.transform([(100 * row.baseline, row.drop) for row in own])

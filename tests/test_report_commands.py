@@ -23,7 +23,7 @@ def test_each_command_gives_the_reports_numbers(tmp_path):
         limit=8,
         device="cpu",
     )
-    comparison = assemble.pair_up(*find.find(tmp_path / "out"))
+    comparison = assemble.compare_tasks(*find.find_results(tmp_path / "out"))
     sources = assemble.build(comparison).sources
     assert sources[0].command.startswith("lm_eval --model sae_hf --model_args pretrained=world,splice=none,")
     for source, written in zip(sources, (comparison.baseline, *comparison.variants), strict=True):

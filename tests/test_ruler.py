@@ -9,10 +9,10 @@ import pytest
 from runs import answers, write_run
 
 from sae_lm_eval.capability.ruler import SCALES, Ladder, ladders_of, ruled, ruler
-from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report import assemble, writer
-from sae_lm_eval.runs.sweep import LADDERS, variants_of
+from sae_lm_eval.runs.sweep import LADDERS, variant_requests
 from sae_lm_eval.splicing.edit_spec import edit_of
 
 SHARES = tuple(round(0.05 * number, 2) for number in range(1, 17))
@@ -105,7 +105,9 @@ def folder(tmp_path):
 
 
 def comparison_of(folder):
-    return compare(folder / "baseline", [path for path in sorted(folder.iterdir()) if path.name != "baseline"])
+    return paired_comparison(
+        folder / "baseline", [path for path in sorted(folder.iterdir()) if path.name != "baseline"]
+    )
 
 
 def test_the_report_says_what_else_costs_as_much(folder):
@@ -124,16 +126,16 @@ def test_the_report_says_what_else_costs_as_much(folder):
 
 
 def test_a_run_without_a_ladder_has_no_ruler(folder):
-    assert ruler(compare(folder / "baseline", [folder / "k4", folder / "pruned_1"])).empty
+    assert ruler(paired_comparison(folder / "baseline", [folder / "k4", folder / "pruned_1"])).empty
 
 
 def test_controls_are_ladders_of_the_run_as_a_whole():
     specs = ["world#blocks.2.hook_resid_post.k4", "world#blocks.2.hook_resid_post.k32", {"edit": "prune?share=0.3"}]
-    found = variants_of(specs, ["prune", "zero", "noise"])
+    found = variant_requests(specs, ["prune", "zero", "noise"])
     edits = [one.arguments["edit"] for one in found if "edit" in one.arguments]
     assert sorted(edits) == sorted([*LADDERS["prune"], *LADDERS["noise"]])
     assert all(edit_of(edit) is not None for of_kind in LADDERS.values() for edit in of_kind)
     assert [one.arguments["splice"] for one in found if "splice" in one.arguments] == ["zero"]
     with pytest.raises(UserError, match="controls: 'prun' is unknown"):
-        variants_of(specs, ["prun"])
+        variant_requests(specs, ["prun"])
     json.dumps([one.record for one in found])

@@ -28,10 +28,10 @@ from sae_lm_eval.runs import run as running
 from sae_lm_eval.runs.grouping import divide
 from sae_lm_eval.runs.run import evaluate
 from sae_lm_eval.runs.settings import lm_eval_config
-from sae_lm_eval.runs.sweep import Sweep, sweep_of, variants_of
+from sae_lm_eval.runs.sweep import Sweep, sweep_of, variant_requests
 from sae_lm_eval.runtime.host_memory import HostMemoryError
 from sae_lm_eval.runtime.journal import DiskError, Journal
-from sae_lm_eval.runtime.progress import Shown
+from sae_lm_eval.runtime.progress import ConsoleProgress
 from sae_lm_eval.runtime.run_files import GROUPS
 from sae_lm_eval.runtime.run_folder import added_names, held, journal_of
 
@@ -61,36 +61,36 @@ def provenance(folder: Path) -> dict:
 
 class TestSweepFiles:
     def test_patterns_of_the_registry_and_of_the_world(self):
-        found = variants_of([{"pattern": "world#blocks.*.k32", "layer": [1, 3]}])
+        found = variant_requests([{"pattern": "world#blocks.*.k32", "layer": [1, 3]}])
         assert [one.arguments["sae"] for one in found] == [f"world#blocks.{i}.hook_resid_post.k32" for i in (1, 3)]
         entry = {"pattern": "gemma-scope-2b-pt-res#layer_*/width_16k/*", "width": "16k", "l0": [70, 72], "layer": 8}
-        (one,) = variants_of([entry])
+        (one,) = variant_requests([entry])
         assert one.arguments["sae"] == "gemma-scope-2b-pt-res#layer_8/width_16k/average_l0_71"
 
     def test_all_layers_at_once(self):
-        (one,) = variants_of([{"pattern": "world#blocks.*.k32", "together": "all", "name": "circuit"}])
+        (one,) = variant_requests([{"pattern": "world#blocks.*.k32", "together": "all", "name": "circuit"}])
         assert one.name == "circuit"
         assert one.specs == tuple(f"world#blocks.{i}.hook_resid_post.k32" for i in (1, 2, 3))
 
     def test_a_list_of_scales_is_a_variant_each(self):
-        found = variants_of([{"sae": K4, "name": "k4", "scale": [0, 0.5]}])
+        found = variant_requests([{"sae": K4, "name": "k4", "scale": [0, 0.5]}])
         assert [(one.name, one.arguments["scale"]) for one in found] == [("k4,scale=0", 0), ("k4,scale=0.5", 0.5)]
 
     def test_controls_of_equal_sites_are_one(self):
         entries = [{"sae": K4, "name": "k4", "scale": 0.5}, {"sae": K32, "name": "k32"}]
         zero, first, second = (
-            next(one for one in variants_of(entries, ["zero", "random_error"]) if one.name == name)
+            next(one for one in variant_requests(entries, ["zero", "random_error"]) if one.name == name)
             for name in ("k4,zero", "k4,random_error", "k32,random_error")
         )
         assert zero.control_of == ("k4", "k32")
         assert "scale" not in zero.arguments
         assert (first.control_of, second.control_of) == (("k4",), ("k32",))
         assert first.arguments["scale"] == 0.5
-        assert len(variants_of(entries, ["zero", "random_error"])) == 5
+        assert len(variant_requests(entries, ["zero", "random_error"])) == 5
 
     def test_a_site_that_is_named_is_that_of_the_dictionary(self):
         entries = [{"sae": K4, "name": "k4"}, {"sae": K32, "name": "k32", "hook": "blocks.2.hook_resid_post"}]
-        assert [one.name for one in variants_of(entries, ["zero"])] == ["k4", "k32", "k4,zero"]
+        assert [one.name for one in variant_requests(entries, ["zero"])] == ["k4", "k32", "k4,zero"]
 
     def test_equal_variants_of_the_sites_alone_are_one(self, caplog):
         import logging
@@ -98,15 +98,17 @@ class TestSweepFiles:
         logging.getLogger("lm_eval").propagate = True
         entries = [{"sae": sae, "name": name, "splice": "zero"} for sae, name in ((K4, "first"), (K32, "second"))]
         with caplog.at_level(logging.WARNING, logger="lm_eval"):
-            assert [one.name for one in variants_of(entries)] == ["first"]
+            assert [one.name for one in variant_requests(entries)] == ["first"]
         assert [r.message for r in caplog.records] == ["second computes the same as first, and is left out."]
         half = [entries[0], {**entries[1], "scale": 0.5}]
-        assert [one.name for one in variants_of(half)] == ["first", "second"]
-        found = variants_of([{"sae": K4, "name": "k4"}, half[1]], ["zero"])
+        assert [one.name for one in variant_requests(half)] == ["first", "second"]
+        found = variant_requests([{"sae": K4, "name": "k4"}, half[1]], ["zero"])
         assert [one.name for one in found] == ["k4", "second", "k4,zero"]
 
     def test_a_control_that_is_asked_for_anyway_is_that_variant(self):
-        found = variants_of([{"sae": K4, "name": "k4"}, {"sae": K32, "splice": "zero", "name": "nothing"}], ["zero"])
+        found = variant_requests(
+            [{"sae": K4, "name": "k4"}, {"sae": K32, "splice": "zero", "name": "nothing"}], ["zero"]
+        )
         assert [(one.name, one.control_of) for one in found] == [("k4", ()), ("nothing", ("k4",))]
 
     @pytest.mark.parametrize(
@@ -135,7 +137,7 @@ class TestSweepFiles:
 
     def test_long_names_fit_a_folder_and_stay_apart(self):
         specs = "+".join(f"org/some-rather-long-repository-name#layers/{i}/width_16k" for i in range(20))
-        one, other = variants_of([specs, f"{specs}1"])
+        one, other = variant_requests([specs, f"{specs}1"])
         assert len(one.name.encode()) <= 200
         assert one.name != other.name
 
@@ -493,7 +495,7 @@ class TestCommand:
 
 def test_an_interrupt_that_a_library_swallows_comes_again_at_the_next_step():
     before = signal.getsignal(signal.SIGINT)
-    with Shown(Console(quiet=True), 1) as shown:
+    with ConsoleProgress(Console(quiet=True), 1) as shown:
         shown.at("loading")
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

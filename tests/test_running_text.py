@@ -16,8 +16,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from models import CONTEXT, VOCABULARY, WIDTH, random_model, random_sae, words
 
 from sae_lm_eval import SaeHFLM
-from sae_lm_eval.fidelity.source import Source
-from sae_lm_eval.runs.loss_curve import Member, Text, measure
+from sae_lm_eval.fidelity.source import TextSource
+from sae_lm_eval.runs.loss_curve import Member, Text, measure_curve
 from sae_lm_eval.talk.conversation import Model
 from sae_lm_eval.talk.passages import of_text
 
@@ -62,7 +62,7 @@ def nats(text: str, before: int) -> float:
 
 
 def fidelity(lm: SaeHFLM, texts: list[str]) -> list[dict]:
-    source = Source("test", HELD_OUT)
+    source = TextSource("test", HELD_OUT)
     requests = [
         Instance("sae_fidelity", {}, (text, None, source), 0, ("fidelity", i, 1))  # pyright: ignore[reportArgumentType]
         for i, text in enumerate(texts)
@@ -117,7 +117,7 @@ def test_a_curve_compares_like_with_like(tmp_path, per):
         random_model("llama").save_pretrained(folder)
         tokenizer(adds).save_pretrained(folder)
         members.append(Member(str(folder), tokens=1e9 * (1 + len(members))))
-    measure(members, Text("words", tuple(TEXTS)), tmp_path / "family.csv", per=per)
+    measure_curve(members, Text("words", tuple(TEXTS)), tmp_path / "family.csv", per=per)
     rows = pd.read_csv(tmp_path / "family.csv")
     assert rows["text_tokens"].unique().tolist() == [sum(len(text.split()) for text in TEXTS)]
     assert rows["text_nats"].tolist() == pytest.approx([sum(nats(text, 1) for text in TEXTS)] * 3, abs=1e-3)

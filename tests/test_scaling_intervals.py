@@ -18,7 +18,7 @@ from sae_lm_eval.scaling import (
     effective_compute,
     get_law,
     get_original,
-    read_documents,
+    read_document_losses,
 )
 
 BESIROGLU = get_law("besiroglu2024")
@@ -123,14 +123,14 @@ def test_a_skewed_interval_may_have_an_open_side():
 def test_documents_from_a_file(tmp_path):
     path = tmp_path / "documents.csv"
     path.write_text("baseline_nats,spliced_nats,tokens\n30,33,10\n50,54,20\n")
-    assert read_documents(path).value == pytest.approx(7 / 30)
-    assert "fewer than 30 documents" in read_documents(path).caveats[0]
+    assert read_document_losses(path).value == pytest.approx(7 / 30)
+    assert "fewer than 30 documents" in read_document_losses(path).caveats[0]
     path.write_text("baseline_nats,spliced_nats,tokens\n30,,10\n50,54,20\n")
     with pytest.raises(UserError, match="it must be a valid number"):
-        read_documents(path)
+        read_document_losses(path)
     path.write_text("baseline_nats,tokens\n30,10\n")
     with pytest.raises(UserError, match=r"lacks the column spliced_nats\. It has: baseline_nats, tokens"):
-        read_documents(path)
+        read_document_losses(path)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sae_lm_eval.report.text_tables import markdown, summary_rows
-from sae_lm_eval.scaling import convert_literature, get_law, summarise_literature, works
+from sae_lm_eval.report.text_tables import markdown_table, summary_rows
+from sae_lm_eval.scaling import cited_works, convert_literature, get_law, summarise_literature
 from sae_lm_eval.scaling.data_files import data_path
 
 PAGE = Path(__file__).parents[1] / "docs" / "effective-compute.md"
@@ -24,8 +24,8 @@ def raw():
 
 def test_every_row_says_where_it_was_read(raw):
     assert raw["where"].notna().all()
-    assert set(raw["work"]) == set(works())
-    for work in works().values():
+    assert set(raw["work"]) == set(cited_works())
+    for work in cited_works().values():
         assert work["url"].startswith("https://")
         assert any(char.isdigit() for char in work["citation"])
 
@@ -117,7 +117,7 @@ def test_another_law_changes_the_figures(table):
 
 
 def test_the_documented_table_is_the_computed_one(table):
-    assert markdown(summary_rows(summarise_literature(table))) in PAGE.read_text(encoding="utf-8")
+    assert markdown_table(summary_rows(summarise_literature(table))) in PAGE.read_text(encoding="utf-8")
 
 
 def test_the_documented_counts_are_the_computed_ones(table):

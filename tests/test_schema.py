@@ -16,7 +16,7 @@ from runs import answers, write_run
 from test_fidelity import adapter
 
 from sae_lm_eval import schema
-from sae_lm_eval.comparison.compare import COLUMNS, compare
+from sae_lm_eval.comparison.compare import COLUMNS, paired_comparison
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report import assemble as build
 from sae_lm_eval.report import writer
@@ -78,7 +78,7 @@ def test_rows_of_drops_and_fidelity(tmp_path):
         text = answers({"text": [1.0] * 5})
         scores = {"text": {"ce_baseline,none": 3.0, "ce_spliced,none": 3.1, "ce_delta,none": 0.1}}
         write_run(tmp_path / name, {**right, **text}, scores, config={"sae_lm_eval": told} if name == "k4" else None)
-    for path in writer.write(build.build(build.pair_up(*folders.find(tmp_path))), tmp_path / "report"):
+    for path in writer.write(build.build(build.compare_tasks(*folders.find_results(tmp_path))), tmp_path / "report"):
         if path.suffix == ".csv":
             found = records(path)
             assert found
@@ -134,5 +134,5 @@ def test_the_documentation_has_the_schemas_as_they_are():
 
 def test_comparisons_of_frames_have_no_other_columns(tmp_path):
     paths = [write_run(tmp_path / name, answers({"one": [1.0, 0, 1, 1]}), model=name) for name in "ab"]
-    drops = compare(*(lambda one, *more: (one, more))(*map(read_results, paths)), draws=100).drops
+    drops = paired_comparison(*(lambda one, *more: (one, more))(*map(read_results, paths)), draws=100).drops
     assert list(drops.columns) == COLUMNS

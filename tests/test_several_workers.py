@@ -16,7 +16,7 @@ from folders import contents
 
 from sae_lm_eval import UserError
 from sae_lm_eval.runs import ray_cluster as cluster
-from sae_lm_eval.runs.ray_cluster import Part, spread
+from sae_lm_eval.runs.ray_cluster import Part, run_on_cluster
 from sae_lm_eval.runs.sweep import sweep_of
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Progress
@@ -132,8 +132,8 @@ class TestMistakes:
     SWEEP = sweep_of({"model_args": {"pretrained": "world"}, "variants": [K4], "tasks": ["sae_world_homes"]})
     PART = Part(("k4",), ("baseline", "k4"), "sae_world_homes", False)
 
-    def spread(self, address="nowhere.invalid:6379"):
-        spread(address, self.SWEEP, [self.PART], Journal(), Progress())  # pyright: ignore[reportArgumentType]
+    def run_on_cluster(self, address="nowhere.invalid:6379"):
+        run_on_cluster(address, self.SWEEP, [self.PART], Journal(), Progress())  # pyright: ignore[reportArgumentType]
 
     def test_no_ray(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "ray", None)
@@ -147,4 +147,4 @@ class TestMistakes:
     def test_nothing_is_asked_of_a_cluster_that_is_done_already(self):
         journal = Journal()
         journal.put(cluster.PARTS, {self.PART.key: b""})
-        spread("nowhere.invalid:6379", self.SWEEP, [self.PART], journal, Progress())  # pyright: ignore[reportArgumentType]
+        run_on_cluster("nowhere.invalid:6379", self.SWEEP, [self.PART], journal, Progress())  # pyright: ignore[reportArgumentType]

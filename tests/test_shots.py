@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from runs import answers, write_run
 
-from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.comparison.paired_statistics import bonett_price_interval
 from sae_lm_eval.comparison.shots import drop_over_seeds, over_seeds, seeds_of, with_seed
 from sae_lm_eval.errors import UserError
@@ -73,7 +73,7 @@ def comparison(folder, seed, *, questions=40):
         for name, p in (("base", 0.9), ("k4", 0.6))
     ]
     baseline, variant = map(read_results, paths)
-    return compare(baseline, [variant], draws=100)
+    return paired_comparison(baseline, [variant], draws=100)
 
 
 def test_rows_by_task_and_over_all(tmp_path):

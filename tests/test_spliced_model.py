@@ -17,7 +17,7 @@ from sae_lm_eval.results.variant_names import variant_name
 from sae_lm_eval.scoring.loaded_model import LoadedModel, Settings
 from sae_lm_eval.scoring.spliced_model import Group, SplicedModel
 from sae_lm_eval.scoring.tokenization import Tokenization
-from sae_lm_eval.splicing.arguments import wanted_of
+from sae_lm_eval.splicing.arguments import requested_splices
 
 RESID = "blocks.1.hook_resid_post"
 CONTEXT = 24
@@ -28,7 +28,7 @@ def loaded(**settings) -> LoadedModel:
 
 
 def spliced(model: LoadedModel | None = None, seed: int = 0, **how) -> SplicedModel:
-    return SplicedModel(model or loaded(), wanted_of(random_sae(WIDTH, RESID, seed=seed), **how))
+    return SplicedModel(model or loaded(), requested_splices(random_sae(WIDTH, RESID, seed=seed), **how))
 
 
 @torch.no_grad()
@@ -58,7 +58,7 @@ def test_it_scores_as_a_plain_forward_pass_does():
 def test_in_a_group_each_answers_as_by_itself():
     model, group = loaded(), Group(baseline_first=True)
     alone = [spliced(model, seed) for seed in (0, 1)]
-    baseline = SplicedModel(model, wanted_of([], "none"))
+    baseline = SplicedModel(model, requested_splices([], "none"))
     members = [one.in_group(group, wants_bos=False) for one in (baseline, *alone)]
     queries = alone[0].rolling(words(40, seed=5))
     answers = [member.score(queries) for member in members]
@@ -71,7 +71,7 @@ def test_in_a_group_each_answers_as_by_itself():
 
 
 def test_an_untouched_model_alone_is_left_to_lm_eval():
-    assert not SplicedModel(loaded(), wanted_of([], "none")).is_scored
+    assert not SplicedModel(loaded(), requested_splices([], "none")).is_scored
     assert spliced().is_scored
 
 

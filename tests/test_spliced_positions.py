@@ -18,10 +18,10 @@ from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.dictionaries.saelens_object import from_sae
 from sae_lm_eval.dictionaries.untrained import rule_of
-from sae_lm_eval.fidelity.source import Source
-from sae_lm_eval.runs.sweep import variants_of
+from sae_lm_eval.fidelity.source import TextSource
+from sae_lm_eval.runs.sweep import variant_requests
 from sae_lm_eval.scoring.request import Query, ScoreRequest
-from sae_lm_eval.splicing.arguments import wanted_of
+from sae_lm_eval.splicing.arguments import requested_splices
 from sae_lm_eval.splicing.special_tokens import ordinary, special_ids
 from sae_lm_eval.talk.conversation import Conversation, Model
 from sae_lm_eval.talk.sampling import Sampling
@@ -76,7 +76,7 @@ class TestSpecialTokens:
 
     def test_an_ordinary_word_that_is_declared_padding_is_named_once(self, said):
         lm = adapter(tokenizer=tokenizer(bos_token="<s>", eos_token="</s>", pad_token="w7"))
-        lm.as_variant(wanted_of(random_sae(WIDTH, RESID, seed=1)))
+        lm.as_variant(requested_splices(random_sae(WIDTH, RESID, seed=1)))
         (told,) = [told for told in said() if "ordinary text" in told]
         assert told.startswith("Positions of the tokens 'w7' (7) keep their activation")
         assert "splice_tokens=all" in told
@@ -146,7 +146,7 @@ class TestRelease:
     def test_variants_share_a_control_only_where_it_is_the_same(self):
         it = "gemma-scope-2-1b-it-transcoders-all#layer_3_width_16k_l0_small"
         pt = "gemma-scope-2-1b-pt-transcoders-all#layer_3_width_16k_l0_small"
-        controls = [one for one in variants_of([it, pt], ["zero"]) if one.control_of]
+        controls = [one for one in variant_requests([it, pt], ["zero"]) if one.control_of]
         assert [one.control_of for one in controls] == [(one.control_of[0],) for one in controls]
         assert len(controls) == 2
 
@@ -184,7 +184,7 @@ class TestFirstPositions:
 
     def test_they_are_told_of_once(self, said):
         lm = adapter(untrained())
-        lm.as_variant(wanted_of(untrained()))
+        lm.as_variant(requested_splices(untrained()))
         told = [told for told in said() if "was not trained on" in told]
         assert told == [
             "it was not trained on the first 4 positions of a text: they keep their activation; splice_tokens=all "
@@ -244,7 +244,7 @@ class TestFirstPositions:
     @pytest.mark.parametrize("positions", ["all", "non_special"])
     def test_fidelity_counts_where_the_dictionary_is_spliced_in(self, positions):
         texts = [words(n, seed=n) for n in (2, 20, 33)]
-        source = Source("test", (words(30, seed=70),), positions)
+        source = TextSource("test", (words(30, seed=70),), positions)
         lm = adapter(untrained())
         requests = [Instance("sae_fidelity", {}, (t, None, source), 0, ("f", i, 1)) for i, t in enumerate(texts)]  # pyright: ignore[reportArgumentType]
         found = lm.sae_fidelity(requests, disable_tqdm=True)
@@ -260,7 +260,7 @@ class TestFirstPositions:
 
     def test_ablations_apart_and_together_are_the_same(self, monkeypatch):
         texts = [words(n, seed=n) for n in (2, 20, 33)]
-        source = Source("test", (words(30, seed=70),))
+        source = TextSource("test", (words(30, seed=70),))
         requests = [Instance("sae_fidelity", {}, (t, None, source), 0, ("f", i, 1)) for i, t in enumerate(texts)]  # pyright: ignore[reportArgumentType]
         tried = []
         from sae_lm_eval.fidelity import measure

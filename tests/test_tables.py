@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from sae_lm_eval.cli.tables import TextTable, has_room, print_grouped, print_report_table, print_table
-from sae_lm_eval.report.formatting import Cell, Column, Table
+from sae_lm_eval.report.formatting import Cell, ReportTable, TableColumn
 
 TABLE = TextTable(
     ("task", "drop", "95%\ninterval"), [("[red]a", "\N{MINUS SIGN}1.2", "x\ty"), ("two", "10.0", "1 to 2")], "All tasks"
@@ -72,7 +72,7 @@ def test_what_rows_share_stands_once_on_a_terminal_and_in_each_line_of_a_pipe():
 def test_a_table_of_the_report_moves_nothing_on_a_terminal():
     hostile = "[red]\x1b[2J\u202ename"
     rows = ((Cell(hostile), Cell("1.2", detail="[0.1, 2.0]")),)
-    table = Table("drops", hostile, "", (Column(hostile, "left"), Column(f"drop {hostile}")), rows)
+    table = ReportTable("drops", hostile, "", (TableColumn(hostile, "left"), TableColumn(f"drop {hostile}")), rows)
     file = io.StringIO()
     print_report_table(Console(file=file, force_terminal=True, color_system=None, width=80), table)
     assert file.getvalue().count("[red]<U+001B>[2J<U+202E>name") == 4

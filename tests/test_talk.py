@@ -20,8 +20,8 @@ from sae_lm_eval.scoring.token_sampler import gumbel
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.talk import sampling as generation
 from sae_lm_eval.talk import token_kl as token_view
-from sae_lm_eval.talk.conversation import Conversation, Model, record
-from sae_lm_eval.talk.sampling import Column, Continuation, Sampling, generate, next_logits
+from sae_lm_eval.talk.conversation import Conversation, Model, exchange_record
+from sae_lm_eval.talk.sampling import AnswerColumn, Continuation, Sampling, generate, next_logits
 from sae_lm_eval.talk.token_kl import kl_divergence
 from sae_lm_eval.world import text
 
@@ -93,7 +93,7 @@ class TestGeneration:
 
     def test_equal_columns_never_part_and_the_seed_decides(self):
         model = small()
-        columns = [Column("a", model.variants[0].variant), Column("b", model.variants[0].variant)]
+        columns = [AnswerColumn("a", model.variants[0].variant), AnswerColumn("b", model.variants[0].variant)]
         written = []
         for seed in (0, 0, 1):
             sampling = Sampling(1.5, seed, 20)
@@ -304,7 +304,7 @@ class TestConversation:
 
     def test_a_record_says_what_it_depends_on(self, the_world):
         exchange = Conversation(the_world, Sampling(0.5, 3, 12)).answer("Otto Brink owns a")
-        line = record(exchange)
+        line = exchange_record(exchange)
         assert (line["temperature"], line["seed"], line["max_new_tokens"]) == (0.5, 3, 12)
         baseline, *others = line["answers"]
         assert [a["parted"] for a in others] == [parting(baseline["tokens"], a["tokens"]) for a in others]

@@ -19,12 +19,13 @@ from sae_lm_eval.cli import demo
 from sae_lm_eval.report.formatting import nats, share
 from sae_lm_eval.talk import html_page as page
 from sae_lm_eval.talk.conversation import Conversation, Model
-from sae_lm_eval.talk.detokenize import Detokenizer, decoder, label, namer, pieces, visible
+from sae_lm_eval.talk.detokenize import Detokenizer, decoder, namer, pieces, token_label, visible
 from sae_lm_eval.talk.html_page import EDGES, check_writable, render, shade
-from sae_lm_eval.talk.passages import Passage, of_exchange, of_text, record, tables
+from sae_lm_eval.talk.passages import Passage, of_exchange, of_text, passage_record, tables
 from sae_lm_eval.talk.sampling import Sampling
-from sae_lm_eval.talk.token_categories import CATEGORIES, Token, describe, tabulate
+from sae_lm_eval.talk.token_categories import CATEGORIES, Token, described_tokens, tabulate
 from sae_lm_eval.world import text
+from sae_lm_eval.world.categories import world_categories
 
 HOSTILE = "<script>'&lt;'</script>"
 RESID = "blocks.1.hook_resid_post"
@@ -89,7 +90,7 @@ class TestPieces:
         ("written", "shown"), [(" cat", "·cat"), ("\n\n", "⏎⏎"), ("", "▫"), (" a b\t", "·a b⇥"), ("\x1b", "⟨U+001B⟩")]
     )
     def test_labels_show_what_is_at_the_ends(self, written, shown):
-        assert label(written) == shown
+        assert token_label(written) == shown
 
 
 class TestCategories:
@@ -97,7 +98,7 @@ class TestCategories:
     IDS = (5, 6, 7, 8, 9, 10, 11, 5, 12, 13, 2)
 
     def tokens(self) -> list[Token]:
-        (tokens,) = describe([self.TEXT], [self.IDS], frozenset([2]))
+        (tokens,) = described_tokens([self.TEXT], [self.IDS], frozenset([2]))
         return tokens
 
     @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ class TestPage:
         rows = [a for a in read.all("span") if (a.get("class") or "").startswith("row")]
         assert len(rows) == len(passage.places) * 2 * 2 * (5 + 1)
         for token, probability in passage.places[0].variants[0].top:
-            assert f"{label(the_world.name_token(token))}{share(probability)}" in read.text
+            assert f"{token_label(the_world.name_token(token))}{share(probability)}" in read.text
 
     def test_nothing_is_fetched_and_one_script_may_run(self, exchanged):
         _, html = exchanged
@@ -247,7 +248,7 @@ class TestPage:
         assert [len(p.places) for p in passages] == [127, 73]
         assert [p.title for p in passages] == ["text.txt, tokens 1 to 127", "text.txt, tokens 128 to 200"]
         assert [piece.strip() for p in passages for piece in p.pieces] == text.tokens(sentence * 40)[:200]
-        line = json.loads(json.dumps(record(passages[0], the_world.name_token)))
+        line = json.loads(json.dumps(passage_record(passages[0], the_world.name_token)))
         assert [t["variants"][0]["kl_nats"] for t in line["tokens"]] == [place.kl[0] for place in passages[0].places]
         assert line["provenance"]["prefix_token_id"] == 0
 
@@ -281,7 +282,7 @@ def test_a_file_that_cannot_be_is_told_of(tmp_path: Path):
 
 def test_the_page_of_the_demo_asks_a_question_of_each_category(tmp_path):
     html = demo.write_page(tmp_path).read_text()
-    assert html.count("<blockquote") == len(text.categories())
+    assert html.count("<blockquote") == len(world_categories())
     assert re.findall(r"<caption>(.*)</caption>", html) == [f"{demo.MIDDLE}.k4", f"{demo.MIDDLE}.k32"]
 
 

@@ -12,7 +12,7 @@ from sae_lm_eval.harness.cut_prompts import tell_of_context
 from sae_lm_eval.runs.outcome import Finished, Outcome, summary
 from sae_lm_eval.runs.turns import kinds_of, turns
 from sae_lm_eval.runtime import progress
-from sae_lm_eval.runtime.progress import Shown, quiet
+from sae_lm_eval.runtime.progress import ConsoleProgress, quiet
 from sae_lm_eval.runtime.time_left import DOCUMENTS, OTHER, REQUESTS, TEXTS, TimeLeft
 
 
@@ -115,8 +115,8 @@ def test_the_kinds_of_tasks():
     assert kinds_of(map(Task, asked)) == [DOCUMENTS, REQUESTS, TEXTS]
 
 
-def shown_on(file: io.StringIO) -> Shown:
-    return Shown(Console(file=file, width=200), variants=2)
+def shown_on(file: io.StringIO) -> ConsoleProgress:
+    return ConsoleProgress(Console(file=file, width=200), variants=2)
 
 
 def test_texts_are_told_by_their_tokens():

@@ -9,13 +9,13 @@ import pytest
 from lm_eval.api.instance import Instance
 from models import WIDTH, random_model, random_sae, word_tokenizer, words
 
-from sae_lm_eval.fidelity.source import Source
+from sae_lm_eval.fidelity.source import TextSource
 from sae_lm_eval.harness.joined import joined
 from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring.scorer import Scorer
 from sae_lm_eval.scoring.shared_answers import SharedAnswers
-from sae_lm_eval.splicing.arguments import wanted_of
+from sae_lm_eval.splicing.arguments import requested_splices
 
 HOOKS = ("blocks.0.hook_resid_post", "blocks.1.hook_resid_pre", "blocks.2.hook_mlp_out")
 
@@ -42,7 +42,7 @@ def make(**arguments):
 @pytest.fixture
 def family():
     baseline = make(sae=[], splice="none")
-    variants = [baseline.as_variant(wanted_of(sae)) for sae in saes()]
+    variants = [baseline.as_variant(requested_splices(sae)) for sae in saes()]
     return baseline, variants
 
 
@@ -105,7 +105,8 @@ def test_divergence_on_documents_is_that_of_the_fidelity_tasks(family):
     # As several processes have it, so that each has as many requests.
     variants[1].loglikelihood_rolling([*documents, documents[-1]], disable_tqdm=True)
     requests = [
-        Instance("sae_fidelity", {}, (text, None, Source("text")), 0, ("text", i, 1)) for i, text in enumerate(texts)
+        Instance("sae_fidelity", {}, (text, None, TextSource("text")), 0, ("text", i, 1))
+        for i, text in enumerate(texts)
     ]
     records = variants[1].sae_fidelity(requests, disable_tqdm=True)
     kl = sum(record["kl"] for record in records) / sum(record["tokens"] for record in records)
@@ -119,11 +120,11 @@ def test_the_journal_answers_another_process(family, tmp_path, monkeypatch):
     baseline, *variants = joined(baseline, variants, Journal(tmp_path / "journal"))
     expected = variants[2].loglikelihood(instances())
     baseline = make(sae=[], splice="none")
-    variants = [baseline.as_variant(wanted_of(sae)) for sae in saes()]
+    variants = [baseline.as_variant(requested_splices(sae)) for sae in saes()]
     baseline, *variants = joined(baseline, variants, Journal(tmp_path / "journal"))
     monkeypatch.setattr(Scorer, "score", never)
     assert variants[2].loglikelihood(instances()) == expected
-    other = baseline.as_variant(wanted_of(saes()[0], splice="zero"))
+    other = baseline.as_variant(requested_splices(saes()[0], splice="zero"))
     _, other = joined(baseline, [other], Journal(tmp_path / "journal"))
     with pytest.raises(AssertionError, match="nothing is to be computed"):
         other.loglikelihood(instances())
@@ -132,7 +133,8 @@ def test_the_journal_answers_another_process(family, tmp_path, monkeypatch):
 def test_one_bos_token_for_all_where_one_dictionary_had_one(family):
     baseline, _ = family
     variants = [
-        baseline.as_variant(wanted_of(random_sae(WIDTH, HOOKS[0], prepend_bos=prepend))) for prepend in (True, False)
+        baseline.as_variant(requested_splices(random_sae(WIDTH, HOOKS[0], prepend_bos=prepend)))
+        for prepend in (True, False)
     ]
     baseline, *variants = joined(baseline, variants)
     for lm in (baseline, *variants):

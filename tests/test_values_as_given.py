@@ -11,13 +11,13 @@ from runs import answers, write_run
 
 from sae_lm_eval import SaeHFLM, UserError
 from sae_lm_eval.cli.curve import curve
-from sae_lm_eval.cli.run import _sweep
+from sae_lm_eval.cli.run import sweep_from
 from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.harness.fidelity_task import FidelityTask
 from sae_lm_eval.report.provenance import command
 from sae_lm_eval.results.results import read_results
 from sae_lm_eval.runs.settings import lm_eval_config
-from sae_lm_eval.runs.sweep import Sweep, sweep_of, variants_of
+from sae_lm_eval.runs.sweep import Sweep, sweep_of, variant_requests
 
 K4 = "world#blocks.2.hook_resid_post.k4"
 FILE = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "variants": [K4], "output_path": "out"}
@@ -27,7 +27,7 @@ def of_flags(*flags: str, file=None) -> Sweep:
     given = {"categories": None, "memory": None, "ray": None, "output_path": None}
     args = [*([str(file)] if file else []), "--tasks", "sae_world_homes", *flags]
     context = SimpleNamespace(args=args, command=SimpleNamespace(params=[]))
-    return _sweep(context, "pretrained=world", [K4], [], given)
+    return sweep_from(context, "pretrained=world", ([K4], []), [], given)
 
 
 class TestFlags:
@@ -101,17 +101,17 @@ class TestSweepFiles:
     @pytest.mark.parametrize("value", [False, 0, ""])
     def test_a_mode_that_is_none_is_refused(self, value):
         # Without splice, or as null, it is what lm_eval makes of the word none.
-        (made,) = variants_of([{"sae": K4, "splice": value}])
+        (made,) = variant_requests([{"sae": K4, "splice": value}])
         assert made.arguments["splice"] == str(value)
         with pytest.raises(UserError, match=rf"splice '{value}' is unknown"):
             adapter(splice=value)
-        assert variants_of([{"sae": K4, "splice": None}])[0].arguments["splice"] == "none"
+        assert variant_requests([{"sae": K4, "splice": None}])[0].arguments["splice"] == "none"
 
     def test_a_scale_and_a_layer_of_0(self):
-        (made,) = variants_of([{"sae": K4, "scale": 0, "seed": 0, "splice": "random_error"}])
+        (made,) = variant_requests([{"sae": K4, "scale": 0, "seed": 0, "splice": "random_error"}])
         assert (made.arguments["scale"], made.arguments["seed"]) == (0, 0)
         with pytest.raises(UserError, match="none of the 3 dictionaries"):
-            variants_of([{"pattern": "world#*.k4", "layer": 0}])
+            variant_requests([{"pattern": "world#*.k4", "layer": 0}])
 
 
 def adapter(**kwargs) -> SaeHFLM:

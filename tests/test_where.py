@@ -15,11 +15,11 @@ from sae_lm_eval.attribution.classes import Labels, Reading, division
 from sae_lm_eval.attribution.segments import PromptDocument, segments, tails
 from sae_lm_eval.attribution.token_kinds import KINDS, Words, token_kinds
 from sae_lm_eval.cli.main import app
-from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, Losses, shares, why_no_share
-from sae_lm_eval.report.where_tables import class_tables, records_beside, sentences, where_picture
+from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses, shares, why_no_share
+from sae_lm_eval.report.where_tables import class_tables, records_beside, where_picture, where_sentences
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import sweep_of
-from sae_lm_eval.runs.where import Inquiry, where
+from sae_lm_eval.runs.where import Inquiry, explain_drops
 
 K4 = "world#blocks.2.hook_resid_post.k4"
 MMLU = "The following are questions about art.\n\n{}Which is red?\nA. a rose\nB. the sky\nC. snow\nD. grass\nAnswer:"
@@ -163,7 +163,7 @@ class TestShares:
     def test_all_comes_back_where_a_patch_is_the_baseline(self):
         rng = np.random.default_rng(0)
         lost = rng.normal(1, 1, 200)
-        losses = Losses(MARGIN, rng.normal(3, 1, 200), {"whole": lost, "all": np.zeros(200), "half": lost / 2})
+        losses = PairedLosses(MARGIN, rng.normal(3, 1, 200), {"whole": lost, "all": np.zeros(200), "half": lost / 2})
         (back, left), (half, _) = (shares(losses, "whole", [key], [key], 0.95) for key in ("all", "half"))
         assert (back.value, back.low, back.high) == pytest.approx((1, 1, 1))
         assert left.value == 0
@@ -174,7 +174,7 @@ class TestShares:
         for _ in range(trials):
             lost = rng.random(150) < 0.3
             back = lost & (rng.random(150) < 0.4)
-            losses = Losses(
+            losses = PairedLosses(
                 ACCURACY, np.ones(150), {"whole": lost.astype(float), "patch": (lost & ~back).astype(float)}
             )
             found, _ = shares(losses, "whole", ["patch"], [], 0.95)
@@ -183,11 +183,13 @@ class TestShares:
 
     def test_no_share_is_given_where_the_drop_may_be_zero(self):
         rng = np.random.default_rng(2)
-        noise = Losses(KL, np.zeros(100), {"whole": rng.normal(0, 1, 100)})
+        noise = PairedLosses(KL, np.zeros(100), {"whole": rng.normal(0, 1, 100)})
         assert why_no_share(noise, "whole", 0.95) == "the drop does not exclude 0"
-        few = Losses(ACCURACY, np.ones(3), {"whole": np.ones(3)})
+        few = PairedLosses(ACCURACY, np.ones(3), {"whole": np.ones(3)})
         assert why_no_share(few, "whole", 0.95) == "fewer than 5 documents"
-        none = Losses(MARGIN, np.full(9, np.nan), {"whole": np.full(9, np.nan)}).restricted(np.ones(9, dtype=bool))
+        none = PairedLosses(MARGIN, np.full(9, np.nan), {"whole": np.full(9, np.nan)}).restricted(
+            np.ones(9, dtype=bool)
+        )
         assert why_no_share(none, "whole", 0.95) == "no margins: the right choice is not known"
 
 
@@ -195,7 +197,7 @@ def explained(folder: Path, *by: str, tasks: str = "sae_world_villages", limit: 
     sweep = sweep_of(
         {"model_args": {"pretrained": "world"}, "variants": [K4], "tasks": tasks, "limit": limit, "device": "cpu"}
     )
-    return where(sweep, lm_eval_config(sweep), folder, Inquiry(by or ("segment", "kind"), **other))[0]
+    return explain_drops(sweep, lm_eval_config(sweep), folder, Inquiry(by or ("segment", "kind"), **other))[0]
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +270,7 @@ class TestTheWorld:
                 "device": "cpu",
             }
         )
-        (found,) = where(sweep, lm_eval_config(sweep), tmp_path, Inquiry(("first:1",)))
+        (found,) = explain_drops(sweep, lm_eval_config(sweep), tmp_path, Inquiry(("first:1",)))
         assert list(shares_of(found, KL, "site", "restored")) == [
             "blocks.1.hook_resid_post",
             "blocks.2.hook_resid_post",
@@ -304,7 +306,7 @@ class TestReport:
         for row in record["rows"]:
             if row["measure"] == ACCURACY:
                 row["reason"] = "the drop does not exclude 0"
-        said = sentences({**record, "aligned": 0.5})
+        said = where_sentences({**record, "aligned": 0.5})
         assert said[0].endswith("No share is given: the drop does not exclude 0.")
         assert said[1].startswith(f"{found.name}: drop in margin ")
         assert "50.0% of the requests" in said[-1]

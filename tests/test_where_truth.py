@@ -15,7 +15,7 @@ from sae_lm_eval import world
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import sweep_of
-from sae_lm_eval.runs.where import Inquiry, where
+from sae_lm_eval.runs.where import Inquiry, explain_drops
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 BY_NUMBER = rf"regex:number=\b({'|'.join(NUMBERS)})\b"
@@ -39,7 +39,7 @@ class WrongOnSome(torch.nn.Module):
 def found_by(variant, tasks, folder: Path, *by: str, limit: int):
     given = {"model_args": {"pretrained": "world"}, "variants": [variant], "tasks": tasks, "limit": limit}
     sweep = sweep_of({**given, "device": "cpu"})
-    (found,) = where(sweep, lm_eval_config(sweep), folder, Inquiry(by))
+    (found,) = explain_drops(sweep, lm_eval_config(sweep), folder, Inquiry(by))
     return {(row["name"], row["measure"], row["division"], row["class"]): row for row in found.rows}
 
 

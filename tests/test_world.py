@@ -9,19 +9,19 @@ import pytest
 
 from sae_lm_eval import world
 from sae_lm_eval.world import text
-from sae_lm_eval.world.categories import categories, mixture
+from sae_lm_eval.world.categories import mixture, world_categories
 
-CATEGORIES = list(categories())
+CATEGORIES = list(world_categories())
 DICTIONARIES = world.dictionary_ids()
 
 
-def sample(count: int, seed: int = 0, only: str | None = None) -> list[text.Document]:
+def sample(count: int, seed: int = 0, only: str | None = None) -> list[text.WorldDocument]:
     return list(islice(text.documents(Random(seed), only=only), count))
 
 
 @pytest.mark.parametrize("name", CATEGORIES)
 def test_exact_entropy_and_length_of_a_category_are_the_sampled_means(name):
-    exact = text.category_entropy(categories()[name])
+    exact = text.category_entropy(world_categories()[name])
     documents = sample(1500, only=name)
     nats = [-d.log_probability - mixture().surprisal(name) for d in documents]
     lengths = [len(text.tokens(d.text)) for d in documents]
@@ -39,7 +39,7 @@ def test_exact_entropy_of_the_world_is_the_sampled_mean():
 @pytest.mark.parametrize("name", CATEGORIES)
 def test_a_document_reads_back_to_its_choices(name):
     for document in sample(150, seed=2, only=name):
-        readers = [kind for kind in categories().values() if text._read(kind, document.text) is not None]
+        readers = [kind for kind in world_categories().values() if text._read(kind, document.text) is not None]
         assert [kind.name for kind in readers] == [name]
         assert text.log_probability(document.text) == pytest.approx(document.log_probability, abs=1e-9)
 
@@ -47,7 +47,7 @@ def test_a_document_reads_back_to_its_choices(name):
 def test_no_document_is_the_beginning_of_another():
     documents = sorted({d.text for d in sample(5000, seed=3)})
     assert not any(after.startswith(before) for before, after in pairwise(documents))
-    for name, kind in categories().items():
+    for name, kind in world_categories().items():
         assert {form.count(".") for form in kind.forms} == {kind.sentences}, name
 
 
@@ -55,7 +55,7 @@ def test_what_the_generator_never_writes_has_probability_zero():
     assert text.log_probability("The ants sleep.") == -math.inf
     question = text.questions("homes")[0]
     held_out = f"{question.prompt} {question.choices[question.answer]}."
-    assert text.log_probability(" ".join([held_out] * categories()["homes"].repeats)) == -math.inf
+    assert text.log_probability(" ".join([held_out] * world_categories()["homes"].repeats)) == -math.inf
 
 
 def test_text_and_questions_depend_on_the_seed_alone():
@@ -74,7 +74,7 @@ FIRST_DOCUMENT = (
 
 @pytest.mark.parametrize("name", CATEGORIES)
 def test_questions_are_distinct_balanced_and_have_one_right_answer(name):
-    kind, asked = categories()[name], text.questions(name)
+    kind, asked = world_categories()[name], text.questions(name)
     assert len({q.prompt for q in asked}) == len(asked) == 200
     assert [sum(q.answer == i for q in asked) for i in range(4)] == [50] * 4
     for question in asked:
@@ -133,15 +133,15 @@ def test_shipped_files_are_small():
 
 
 def test_stored_entropies_are_those_of_the_generator():
-    facts = world.facts()
+    facts = world.world_facts()
     assert facts["entropy"] == pytest.approx(text.entropy())
-    for name, kind in categories().items():
+    for name, kind in world_categories().items():
         exact = text.category_entropy(kind)
         assert {key: facts["categories"][name][key] for key in exact} == pytest.approx(exact)
 
 
 def test_family_loss_falls_with_compute_and_stays_above_the_entropy():
-    facts = world.facts()
+    facts = world.world_facts()
     family = sorted(facts["family"], key=lambda run: run["compute"])
     losses = [run["loss"] for run in family]
     assert len(family) >= 6
@@ -153,7 +153,7 @@ def test_family_loss_falls_with_compute_and_stays_above_the_entropy():
 
 
 def test_the_story_holds():
-    baseline = world.facts()["measured"]["baseline"]
+    baseline = world.world_facts()["measured"]["baseline"]
     accuracies = [row["accuracy"] for row in baseline["categories"].values()]
     assert baseline["accuracy"] > 0.75
     assert min(accuracies) > 0.25 + 1.96 * math.sqrt(0.25 * 0.75 / 200)
@@ -209,8 +209,8 @@ def test_one_token_a_word_in_text_and_in_questions(loaded, name):
 def test_held_out_loss_is_the_stored_one_and_above_the_entropy(loaded):
     torch = pytest.importorskip("torch")
     model, tokenizer = loaded
-    stored = next(run for run in world.facts()["family"] if run["name"] == "main")
-    documents = sample(300, seed=world.facts()["seeds"]["held_out_text"])
+    stored = next(run for run in world.world_facts()["family"] if run["name"] == "main")
+    documents = sample(300, seed=world.world_facts()["seeds"]["held_out_text"])
     losses, lengths = [], []
     with torch.no_grad():
         for document in documents:
@@ -243,7 +243,7 @@ def held_out_activations(loaded):
 
             handles.append(module.register_forward_hook(catch))
     with torch.no_grad():
-        for document in sample(150, seed=world.facts()["seeds"]["held_out_text"]):
+        for document in sample(150, seed=world.world_facts()["seeds"]["held_out_text"]):
             model.model(torch.tensor([[tokenizer.bos_token_id, *tokenizer.encode(document.text)]]))
             for hook, value in current.items():
                 caught.setdefault(hook, []).append(value[0, 1:])
@@ -256,7 +256,7 @@ def held_out_activations(loaded):
 def test_dictionary_has_the_explained_variance_and_l0_of_the_card(id, held_out_activations):
     torch = pytest.importorskip("torch")
     sae_lens = pytest.importorskip("sae_lens")
-    row = next(row for row in world.facts()["dictionaries"] if row["id"] == id)
+    row = next(row for row in world.world_facts()["dictionaries"] if row["id"] == id)
     dictionary = sae_lens.SAE.load_from_disk(world.dictionary_path(id))
     meta = dictionary.cfg.metadata
     assert dictionary.dtype == torch.float32

@@ -54,7 +54,7 @@ def shortened(prompt: str, most: int = 60) -> str:
     return repr(prompt if len(prompt) <= most else f"...{prompt[-most:]}")
 
 
-def explained(error: BaseException) -> str:
+def error_sentence(error: BaseException) -> str:
     """A `UserError`'s sentence; of any other its kind and its first line."""
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
 

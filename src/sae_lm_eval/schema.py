@@ -51,12 +51,12 @@ def lacking(version: int) -> str | None:
     return "; ".join(missing) or None
 
 
-def table(name: str) -> str:
+def schema_table(name: str) -> str:
     """The fields of one of `NAMES` as a Markdown table."""
-    return rows(schema(name))
+    return schema_rows(schema(name))
 
 
-def rows(held: Mapping[str, Any]) -> str:
+def schema_rows(held: Mapping[str, Any]) -> str:
     """The fields of a schema as a Markdown table."""
     lines = ["| field | type | meaning |", "| --- | --- | --- |"]
     for field, of in held["properties"].items():

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from sae_lm_eval.capability.inversion import EquivalentCompute, Scores, equivalent_compute, knots
+from sae_lm_eval.capability.inversion import EquivalentCompute, FamilyScores, equivalent_compute, knots
 from sae_lm_eval.comparison.compare import Comparison, documents_of
 from sae_lm_eval.comparison.subsets import Cut
 from sae_lm_eval.errors import UserError
@@ -112,7 +112,7 @@ def category_curves(comparison: Comparison, family: TaskFamily) -> list[Category
 
 def _placed(
     comparison: Comparison, family: TaskFamily
-) -> Iterator[tuple[Cut, str, str, Scores, EquivalentCompute | None]]:
+) -> Iterator[tuple[Cut, str, str, FamilyScores, EquivalentCompute | None]]:
     """Cut, variant, measure, scores, and the refusal where the original is at chance."""
     own = _own(comparison.baseline, family)
     others = [one for place, one in enumerate(family.results) if place != own]
@@ -145,7 +145,7 @@ def _own(baseline: Results, family: TaskFamily) -> int:
 
 def _of_cut(
     cut: Cut, answers: pd.DataFrame, of_family: pd.DataFrame, family: TaskFamily, own: int, measure: str
-) -> tuple[Scores, EquivalentCompute | None] | None:
+) -> tuple[FamilyScores, EquivalentCompute | None] | None:
     """Scores of a cut's documents, and the refusal where the original is at chance; None where there are none."""
     keys = ["task", "doc_id"]
     mine = answers.loc[answers["task"].isin(cut.tasks)].set_index(keys)
@@ -166,7 +166,7 @@ def _of_cut(
     shares = cut.weights if cut.weights is not None and len(cut.weights) == len(strata) else None
     for place, places in enumerate(strata):
         weights[places] = 1 / len(mine) if shares is None else shares[place] / len(places)
-    scores = Scores(np.array(family.compute), members, own, spliced, weights, strata)
+    scores = FamilyScores(np.array(family.compute), members, own, spliced, weights, strata)
     refused = None
     if measure == "score" and _at_chance(mine):
         refused = EquivalentCompute(reason="the original itself is not clearly above chance")
@@ -182,7 +182,7 @@ def _at_chance(documents: pd.DataFrame) -> bool:
     return bool(p > ERROR)
 
 
-def _drop(scores: Scores) -> float:
+def _drop(scores: FamilyScores) -> float:
     return float((scores.members[scores.own] - scores.spliced) @ scores.weights)
 
 
@@ -192,7 +192,7 @@ def beside(results: Results) -> Path | None:
     return next((folder / NAME for folder in above if (folder / NAME).is_file()), None)
 
 
-def rows_of(found: pd.DataFrame, sections: Sequence[str] = ()) -> list[dict[str, str]]:
+def equivalent_rows(found: pd.DataFrame, sections: Sequence[str] = ()) -> list[dict[str, str]]:
     """As text, for a terminal: fraction with its interval, or the bound, or why there is neither."""
     rows = []
     for row in found.to_dict("records"):

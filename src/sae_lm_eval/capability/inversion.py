@@ -22,7 +22,7 @@ DRAWS = 1000  # resampled curves; each costs a regression
 
 
 @dataclass(frozen=True, eq=False)
-class Scores:
+class FamilyScores:
     """Scores of a family on the same documents: `members` (models, documents) by rising `compute`, higher is better.
 
     `own` is the place of the original among them. `spliced` (documents) are those of the original with a dictionary.
@@ -54,7 +54,7 @@ class EquivalentCompute:
 
 
 def equivalent_compute(
-    scores: Scores, *, level: float = 0.95, draws: int = DRAWS, rng: np.random.Generator | int = 0
+    scores: FamilyScores, *, level: float = 0.95, draws: int = DRAWS, rng: np.random.Generator | int = 0
 ) -> EquivalentCompute:
     """The fraction of the original's compute after which the curve has the spliced model's score.
 
@@ -84,7 +84,7 @@ def equivalent_compute(
     return replace(found, low=_finite_exp(low), high=_finite_exp(high), flags=_pooled(means))
 
 
-def _placed(scores: Scores, means: np.ndarray, drop: float) -> EquivalentCompute:
+def _placed(scores: FamilyScores, means: np.ndarray, drop: float) -> EquivalentCompute:
     log = _log_fraction(scores, means, drop)
     if math.isfinite(log):
         return EquivalentCompute(fraction=math.exp(log))
@@ -97,7 +97,7 @@ def _placed(scores: Scores, means: np.ndarray, drop: float) -> EquivalentCompute
     )
 
 
-def _curve(scores: Scores, means: np.ndarray) -> tuple[MonotoneCurve, float, float]:
+def _curve(scores: FamilyScores, means: np.ndarray) -> tuple[MonotoneCurve, float, float]:
     """The curve of what lacks to the greatest score, and the original's log compute and lack on it.
 
     An original that is the last member keeps its own compute, so that no drop is a fraction of 1.
@@ -110,7 +110,7 @@ def _curve(scores: Scores, means: np.ndarray) -> tuple[MonotoneCurve, float, flo
     return curve, float(curve.log_compute_at(lack)), lack
 
 
-def _log_fraction(scores: Scores, means: np.ndarray, drop: float) -> float:
+def _log_fraction(scores: FamilyScores, means: np.ndarray, drop: float) -> float:
     """log of the fraction; -inf below the curve's first model, inf above its last."""
     try:
         curve, log_own, lack = _curve(scores, means)
@@ -119,7 +119,7 @@ def _log_fraction(scores: Scores, means: np.ndarray, drop: float) -> float:
     return float(curve.log_compute_at(lack + drop)) - log_own
 
 
-def _resampled(scores: Scores, draws: int, rng: np.random.Generator) -> np.ndarray:
+def _resampled(scores: FamilyScores, draws: int, rng: np.random.Generator) -> np.ndarray:
     """(draws, models + 1): each model's mean over resampled documents, and in the last column the drop."""
     lost = scores.members[scores.own] - scores.spliced
     return resampled_means(np.vstack([scores.members, lost]) * scores.weights, scores.strata, draws, rng)
@@ -140,7 +140,7 @@ def resampled_means(
     return total
 
 
-def knots(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+def knots(scores: FamilyScores) -> tuple[np.ndarray, np.ndarray]:
     """The curve that fractions are read from: shares of the original's compute, and scores; empty where none rises."""
     means = scores.members @ scores.weights
     try:

@@ -129,7 +129,7 @@ def _of_entry(entry: saelens_registry.Entry) -> Known:
 
 
 def _of_world(spec: str, folder: Path, id_: str | None) -> Known:
-    made = next(one for one in world.facts()["dictionaries"] if one["id"] == id_)
+    made = next(one for one in world.world_facts()["dictionaries"] if one["id"] == id_)
     hook = made["hook_name"]
     return Known(
         spec, hook, made["hook_name_out"] or hook, None, None, made["d_sae"], made["l0"], shapes=_shapes(folder)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sae_lm_eval.report.assemble import Shaped
-    from sae_lm_eval.report.formatting import Table
+    from sae_lm_eval.report.formatting import ReportTable
 
 CAPTION = (
     "Accuracies in percent; drops in percentage points for accuracies, as the rise in nats (and as a ratio) for "
@@ -26,7 +26,7 @@ CAPTION = (
 )
 
 
-def compare(
+def compare_command(
     baseline: Annotated[Path, typer.Argument(help="Folder of results of the untouched model.")],
     variants: Annotated[list[Path], typer.Argument(help="Folders of results to compare with it.")],
     output_path: Annotated[
@@ -55,7 +55,7 @@ def compare(
     untouched, *others = map(read_results, (baseline, *variants))
     if why := swapped(untouched, others):
         raise UserError(f"{why} Name the untouched model's folder first.")
-    comparison = assemble.pair_up(
+    comparison = assemble.compare_tasks(
         untouched,
         others,
         categories=categories,
@@ -85,7 +85,7 @@ def compare(
         print_sentence(console, f"Written: {output_path / 'report.html'}, ...", soft_wrap=True)
 
 
-def _tables(shaped: Shaped) -> list[Table]:
+def _tables(shaped: Shaped) -> list[ReportTable]:
     """What the report says of the drops; a table that holds nothing but names is left out."""
     from sae_lm_eval.report.assemble import summary_tables
     from sae_lm_eval.report.task_tables import NAMES, detail_tables

@@ -84,14 +84,15 @@ def curve(
         raise UserError(f"--model_args has {fixed[0]}=, which curve sets by itself; models stand in --models.")
     members = _members(models, _mapping(tokens))
     options = asked.get("metadata") if metadata is None else _options(metadata)
-    text = curves.read_text(asked["task"], limit=asked.get("limit"), metadata=options, include_path=include_path)
+    text = curves.task_documents(asked["task"], limit=asked.get("limit"), metadata=options, include_path=include_path)
     if asked.get("documents", len(text.documents)) != len(text.documents):
         raise UserError(
             f"{asked['task']} has {len(text.documents)} documents here, and {asked['documents']} in '{like}': "
             "it is another text."
         )
     loading = {**loading, "batch_size": batch_size, **({} if device is None else {"device": device})}
-    rows = curves.measure(members, text, output_path, context=asked.get("context"), per=per.value, loading=loading)
+    context = asked.get("context")
+    rows = curves.measure_curve(members, text, output_path, context=context, per=per.value, loading=loading)
     _print(rows, per, output_path)
 
 
@@ -101,18 +102,18 @@ def _measure_tasks(
     """Measure a family on the tasks of a run, and print what compute each of the run's variants is worth."""
     from rich.console import Console
 
-    from sae_lm_eval.capability.family import equivalents, read_task_family, rows_of
+    from sae_lm_eval.capability.family import equivalent_rows, equivalents, read_task_family
     from sae_lm_eval.cli.tables import TextTable, print_sentence, print_table
-    from sae_lm_eval.comparison.compare import compare
-    from sae_lm_eval.results.find import find
+    from sae_lm_eval.comparison.compare import paired_comparison
+    from sae_lm_eval.results.find import find_results
     from sae_lm_eval.runs.task_family import measure_tasks
 
     if like is None or any(value is not None for value in of_texts):
         raise UserError("--tasks asks what the run --like was asked: name the run, without a text of your own.")
     path = measure_tasks(members, like, loading)
-    baseline, variants = find(like)
-    found = equivalents(compare(baseline, variants), read_task_family(path))
-    rows = rows_of(found, SHOWN_SECTIONS)
+    baseline, variants = find_results(like)
+    found = equivalents(paired_comparison(baseline, variants), read_task_family(path))
+    rows = equivalent_rows(found, SHOWN_SECTIONS)
     title = "Share of the training compute that buys what is left of each score"
     print_table(Console(), TextTable(list(rows[0]), [list(row.values()) for row in rows], title, words=(0, 1, 2, 3)))
     print_sentence(
@@ -186,13 +187,18 @@ def _print(rows: list[Row], per: Per, path: Path) -> None:
     from rich.console import Console
 
     from sae_lm_eval.cli.tables import TextTable, print_sentence, print_table
-    from sae_lm_eval.report.formatting import fixed, general
+    from sae_lm_eval.report.formatting import fixed_decimals, general
     from sae_lm_eval.scaling.family import row_name
 
     unit = "nats/token" if per is Per.token else f"nats/token of {rows[0]['model']}"
     headings = ("model", "parameters", "training tokens", unit, "nats/byte")
     lines = [
-        (row_name(row), general(row["params"], 4), general(row["tokens"], 4), *(fixed(row[name], 4) for name in LOSSES))
+        (
+            row_name(row),
+            general(row["params"], 4),
+            general(row["tokens"], 4),
+            *(fixed_decimals(row[name], 4) for name in LOSSES),
+        )
         for row in rows
     ]
     console = Console()

@@ -57,12 +57,12 @@ def write_page(folder: Path) -> Path:
     from sae_lm_eval.talk.html_page import render
     from sae_lm_eval.talk.passages import of_exchange
     from sae_lm_eval.talk.sampling import Sampling
-    from sae_lm_eval.world import text
+    from sae_lm_eval.world import categories, text
 
     path = folder / "talk.html"
     with quiet(folder / "run.log"):
         model = Model({"pretrained": "world", "sae": f"{MIDDLE}.k4"}, [f"{MIDDLE}.k32"])
-        prompts = [text.questions(category, 1)[0].prompt for category in text.categories()]
+        prompts = [text.questions(category, 1)[0].prompt for category in categories.world_categories()]
         answers = [Conversation(model, Sampling(max_new_tokens=16)).answer(prompt) for prompt in prompts]
         page = render(model, [of_exchange(model, answer) for answer in answers])
     path.write_text(page, encoding="utf-8")

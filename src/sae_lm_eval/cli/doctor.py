@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from sae_lm_eval.errors import explained
+from sae_lm_eval.errors import error_sentence
 
 PACKAGES = ("sae-lm-eval", "lm-eval", "torch", "transformers", "sae-lens", "transformer-lens", "huggingface-hub")
 GB = 10**9
@@ -34,7 +34,7 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def versions() -> Iterator[Finding]:
+def check_versions() -> Iterator[Finding]:
     """Of Python and the packages that numbers depend on."""
     from importlib.metadata import PackageNotFoundError, version
 
@@ -89,7 +89,7 @@ def _reached(address: str) -> tuple[str, bool]:
     except HTTPError:
         return f"{address} answers", True  # a mirror need not know that page
     except (URLError, OSError, ValueError) as error:
-        return f"{address} does not answer ({explained(error)}): only what is in the cache can be used", False
+        return f"{address} does not answer ({error_sentence(error)}): only what is in the cache can be used", False
 
 
 def plugin() -> Iterator[Finding]:
@@ -112,9 +112,9 @@ def _resolved() -> tuple[str, bool]:
 
         found: Any = get_model("sae_hf")
     except Exception as error:  # whatever a broken installation raises
-        return f"lm_eval does not find it ({explained(error)})", False
+        return f"lm_eval does not find it ({error_sentence(error)})", False
     file = sys.modules[found.__module__].__file__
     return f"{found.__module__}.{found.__name__} of {file}", bool(models)
 
 
-EXAMINATIONS: Sequence[Callable[[], Iterator[Finding]]] = (versions, devices, hub, plugin)
+EXAMINATIONS: Sequence[Callable[[], Iterator[Finding]]] = (check_versions, devices, hub, plugin)

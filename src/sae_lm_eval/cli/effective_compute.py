@@ -19,7 +19,7 @@ from sae_lm_eval.report.text_tables import (
     curve_command,
     estimate_rows,
     literature_rows,
-    markdown,
+    markdown_table,
     rise_rows,
     summary_rows,
 )
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sae_lm_eval.scaling.of_results import Converted
 
 
-def effective_compute(
+def effective_compute_command(
     out: options.Out = None,
     ce_baseline: options.CeBaseline = None,
     ce_spliced: options.CeSpliced = None,
@@ -195,7 +195,7 @@ def _describe_original(result: EffectiveCompute) -> str:
 
 
 def _print_literature(table: pd.DataFrame, console: Console, output_format: Format) -> None:
-    from sae_lm_eval.scaling import summarise_literature, works
+    from sae_lm_eval.scaling import cited_works, summarise_literature
 
     if output_format is not Format.table:
         _print_frame(table, output_format)
@@ -205,7 +205,7 @@ def _print_literature(table: pd.DataFrame, console: Console, output_format: Form
     console.print("Loss recovered is the work's own; ablation CE is published or follows from it and delta CE.")
     console.print("Effective compute is one within the law; its intervals are in --format csv.")
     for key in dict.fromkeys(table["work"]):
-        print_sentence(console, f"{works()[key]['short']}: {works()[key]['citation']}")
+        print_sentence(console, f"{cited_works()[key]['short']}: {cited_works()[key]['citation']}")
 
 
 def _table(rows: list[dict[str, str]]) -> TextTable:
@@ -221,4 +221,4 @@ def _print_frame(frame: pd.DataFrame, output_format: Format) -> None:
     elif output_format is Format.csv:
         typer.echo(for_spreadsheets(frame).to_csv(index=False), nl=False)
     else:
-        typer.echo(markdown([{k: general(v) for k, v in row.items()} for row in frame.to_dict("records")]))
+        typer.echo(markdown_table([{k: general(v) for k, v in row.items()} for row in frame.to_dict("records")]))

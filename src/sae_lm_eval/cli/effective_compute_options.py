@@ -93,7 +93,7 @@ class Losses:
         if self.documents is not None:
             if self.ce_baseline is not None:
                 raise UserError("--documents holds the baseline CE; leave --ce-baseline out.")
-            return scaling.read_documents(self.documents)
+            return scaling.read_document_losses(self.documents)
         if self.loss_recovered is not None:
             return scaling.delta_from_loss_recovered(
                 loss_recovered=self.loss_recovered,

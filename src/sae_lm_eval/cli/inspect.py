@@ -8,7 +8,7 @@ import typer
 
 from sae_lm_eval.cli.tables import TextTable, print_facts, print_sentence, print_table
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.report.formatting import fixed, general
+from sae_lm_eval.report.formatting import fixed_decimals, general
 
 
 def inspect(
@@ -40,8 +40,8 @@ def inspect(
     arguments = _model_args(model_args)
     keeps = arguments.get("splice_tokens", "non_special") != "all"
     special = "bos, eos and pad keep the original activation" if keeps else "all are spliced"
-    for splice in inspection.plan(arguments).splices:
-        print_facts(console, splice.dictionary.name, inspection.facts(splice, special))
+    for splice in inspection.planned_variant(arguments).splices:
+        print_facts(console, splice.dictionary.name, inspection.splice_facts(splice, special))
     if text is not None:
         _show_fits(console, *inspection.fits(arguments, text, tokens))
 
@@ -56,7 +56,7 @@ def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | str | 
     for index, (candidates, factor) in enumerate(zip(fits, factors, strict=True)):
         if factor is not None:
             console.print(f"Dictionary {index + 1} needs norm_factor={general(factor)} by this text; so is the fit.")
-        rows = [(fit.map, fixed(fit.explained_variance, 4), fixed(fit.l0)) for fit in candidates]
+        rows = [(fit.map, fixed_decimals(fit.explained_variance, 4), fixed_decimals(fit.l0)) for fit in candidates]
         rows[0] = (f"{rows[0][0]} (chosen)", *rows[0][1:])
         title = f"Fit of dictionary {index + 1} on {candidates[0].tokens:,} tokens"
         print_table(console, TextTable(("activation map", "explained variance", "L0"), rows, title))

@@ -7,18 +7,18 @@ from typing import Annotated
 
 import typer
 
-from sae_lm_eval.cli.compare import compare
+from sae_lm_eval.cli.compare import compare_command
 from sae_lm_eval.cli.curve import curve
 from sae_lm_eval.cli.demo import demo
 from sae_lm_eval.cli.doctor import doctor
-from sae_lm_eval.cli.effective_compute import effective_compute
+from sae_lm_eval.cli.effective_compute import effective_compute_command
 from sae_lm_eval.cli.inspect import inspect
 from sae_lm_eval.cli.lm_eval_flags import RunCommand
 from sae_lm_eval.cli.report import report
-from sae_lm_eval.cli.run import LM_EVAL_FLAGS, run
-from sae_lm_eval.cli.table import table
+from sae_lm_eval.cli.run import LM_EVAL_FLAGS, run_command
+from sae_lm_eval.cli.table import table_command
 from sae_lm_eval.cli.talk import talk
-from sae_lm_eval.cli.where import where
+from sae_lm_eval.cli.where import where_command
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runtime.host_memory import TOLD, is_out_of_memory
 
@@ -31,13 +31,13 @@ app = typer.Typer(
 )
 
 
-app.command("effective-compute", context_settings=EITHER_SPELLING)(effective_compute)
+app.command("effective-compute", context_settings=EITHER_SPELLING)(effective_compute_command)
 app.command("curve", context_settings=EITHER_SPELLING)(curve)
-app.command("compare")(compare)
+app.command("compare")(compare_command)
 app.command("report")(report)
-app.command("table")(table)
-app.command("run", context_settings=LM_EVAL_FLAGS, cls=RunCommand)(run)
-app.command("where", context_settings=LM_EVAL_FLAGS)(where)
+app.command("table")(table_command)
+app.command("run", context_settings=LM_EVAL_FLAGS, cls=RunCommand)(run_command)
+app.command("where", context_settings=LM_EVAL_FLAGS)(where_command)
 app.command("talk")(talk)
 app.command("inspect")(inspect)
 app.command("demo")(demo)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sae_lm_eval.report.assemble import Report
-    from sae_lm_eval.report.formatting import Table
+    from sae_lm_eval.report.formatting import ReportTable
 
 
 def report(
@@ -45,7 +45,7 @@ def write_report(out: Path, target: Path, *, baseline: str | None = None, sort: 
     from sae_lm_eval.results import find
     from sae_lm_eval.runtime.run_folder import added_names
 
-    comparison = assemble.pair_up(*find.find(out, baseline), **pairing)
+    comparison = assemble.compare_tasks(*find.find_results(out, baseline), **pairing)
     comparison = with_notes(comparison, stars_changed(comparison.drops, added_names(out), comparison.level))
     made = assemble.build(comparison, sort=sort)
     writer.write(made, target)
@@ -61,16 +61,20 @@ def print_report(made: Report, most: int | None = None) -> None:
 
 
 def print_findings(
-    console: Console, headline: Iterable[str], tables: Iterable[Table], captions: Iterable[str], notes: Iterable[str]
+    console: Console,
+    headline: Iterable[str],
+    tables: Iterable[ReportTable],
+    captions: Iterable[str],
+    notes: Iterable[str],
 ) -> None:
     """Sentences, tables and notes of a report, as much as a terminal has room for."""
-    from sae_lm_eval.cli.tables import fitting, print_report_table, print_sentence
+    from sae_lm_eval.cli.tables import fitting_table, print_report_table, print_sentence
 
     for sentence in headline:
         print_sentence(console, sentence)
     wide = []
     for table in tables:
-        narrow = fitting(console, table)
+        narrow = fitting_table(console, table)
         if narrow is None:
             wide.append(table.title)
         else:

@@ -38,7 +38,7 @@ Controls = Annotated[
 ]
 
 
-def run(
+def run_command(
     context: typer.Context,
     sae: Annotated[
         list[str] | None,
@@ -99,9 +99,9 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str, docs_by:
     from rich.console import Console
 
     from sae_lm_eval.cli.tables import TextTable, print_table
-    from sae_lm_eval.comparison.compare import compare
+    from sae_lm_eval.comparison.compare import paired_comparison
     from sae_lm_eval.comparison.shots import over_seeds, seeds_of, with_seed
-    from sae_lm_eval.report.formatting import fixed
+    from sae_lm_eval.report.formatting import fixed_decimals
     from sae_lm_eval.results import find
     from sae_lm_eval.runtime.processes import rank
     from sae_lm_eval.schema import VERSION
@@ -114,14 +114,16 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str, docs_by:
         settings = {**sweep.settings, "seed": with_seed(sweep.settings.get("seed"), seed)}
         failed |= run_and_report(replace(sweep, settings=settings), folder, docs_by)
         if rank() == 0 and not failed:
-            comparisons[seed] = compare(*find.find(folder), docs_by=docs_by)
+            comparisons[seed] = paired_comparison(*find.find_results(folder), docs_by=docs_by)
     if rank() != 0 or failed:
         return failed
     found = over_seeds(comparisons)
     for_spreadsheets(found.assign(schema=VERSION)).to_csv(output_path / "over_seeds.csv", index=False)
     title = "Drops (pp) with 95% intervals over questions and the choice of examples"
     shown = found.drop(columns="interval")
-    rows = [[fixed(value) if isinstance(value, float) else str(value) for value in row] for row in shown.to_numpy()]
+    rows = [
+        [fixed_decimals(value) if isinstance(value, float) else str(value) for value in row] for row in shown.to_numpy()
+    ]
     print_table(Console(), TextTable(list(shown), rows, title, words=(0, 1)))
     typer.echo(f"Written: {output_path / 'over_seeds.csv'}")
     return False
@@ -169,7 +171,7 @@ def sweep_from(
     """What the file says, and the command line after it."""
     from lm_eval.utils import simple_parse_args_string
 
-    from sae_lm_eval.runs.sweep import read_sweep, several, sweep_of
+    from sae_lm_eval.runs.sweep import as_list, read_sweep, sweep_of
 
     flags = list(context.args)
     while flags and "=" in flags[0] and not flags[0].startswith("-") and not Path(flags[0]).exists():
@@ -189,7 +191,7 @@ def sweep_from(
     saes, edits = variants
     if saes or edits:
         listed = [*(simple_parse_args_string(f"sae={one}") for one in saes), *({"edit": one} for one in edits)]
-        content["variants"] = [*several(content.get("variants")), *listed]
+        content["variants"] = [*as_list(content.get("variants")), *listed]
     if not content.get("variants") and not {"sae", "edit"} & content["model_args"].keys():
         raise UserError(
             "--sae is missing: name a dictionary for each variant, as in --sae RELEASE#ID --sae RELEASE#ID2, or give "
@@ -219,10 +221,10 @@ def _show_plan(sweep: Sweep) -> None:
     from sae_lm_eval.cli.tables import TextTable, print_sentence, print_table
     from sae_lm_eval.runs import plan
 
-    made = plan.plan(sweep, sweep.output_path)
+    made = plan.plan_sweep(sweep, sweep.output_path)
     console = Console()
-    print_table(console, TextTable(plan.HEADS, plan.rows(made), words=range(len(plan.HEADS))))
-    for sentence in plan.sentences(made):
+    print_table(console, TextTable(plan.HEADS, plan.plan_rows(made), words=range(len(plan.HEADS))))
+    for sentence in plan.plan_sentences(made):
         print_sentence(console, sentence, soft_wrap=True)
     measured = _measured(sweep) if made.pace is None and made.left else None
     print_sentence(console, plan.time_sentence(made, measured), soft_wrap=True)
@@ -232,7 +234,7 @@ def _measured(sweep: Sweep) -> dict[str, float] | None:
     """What `plan.time_sentence` estimates by; None where the user cuts the measuring short."""
     from tempfile import TemporaryDirectory
 
-    from sae_lm_eval.runs.model_pool import Loaded
+    from sae_lm_eval.runs.model_pool import LoadedSweep
     from sae_lm_eval.runs.pace import SECONDS, seconds_of_baseline
     from sae_lm_eval.runs.settings import lm_eval_config
     from sae_lm_eval.runtime.progress import quiet
@@ -241,6 +243,6 @@ def _measured(sweep: Sweep) -> dict[str, float] | None:
     typer.echo(told, err=True)
     try:
         with TemporaryDirectory() as folder, quiet(Path(folder) / "log"):
-            return seconds_of_baseline(Loaded(sweep, lm_eval_config(sweep)))
+            return seconds_of_baseline(LoadedSweep(sweep, lm_eval_config(sweep)))
     except KeyboardInterrupt:
         return None

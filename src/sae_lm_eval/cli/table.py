@@ -9,12 +9,12 @@ import typer
 from sae_lm_eval.cli.options import BaselineName, CategoriesFile, DocumentsBy, ResultsFolder, TaskOrder
 
 if TYPE_CHECKING:
-    from sae_lm_eval.report.formatting import Table
+    from sae_lm_eval.report.formatting import ReportTable
 
 FORMATS = ("text", "markdown", "latex", "csv")
 
 
-def table(
+def table_command(
     out: ResultsFolder,
     by: Annotated[
         str | None,
@@ -32,7 +32,7 @@ def table(
     from sae_lm_eval.results import find
 
     one_of(format, FORMATS, "format")
-    comparison = assemble.pair_up(*find.find(out, baseline), categories=categories, docs_by=docs_by)
+    comparison = assemble.compare_tasks(*find.find_results(out, baseline), categories=categories, docs_by=docs_by)
     shaped = assemble.shape(comparison, sort)
     summary = shaped.summary(by)
     if format == "csv":
@@ -42,12 +42,12 @@ def table(
     if format == "latex":
         typer.echo(render.table_latex(made))
     elif format == "markdown":
-        typer.echo(f"{render.table_markdown(made)}\n\n{render.markdown(made.caption)}")
+        typer.echo(f"{render.table_markdown(made)}\n\n{render.render_markdown(made.caption)}")
     else:
         _print(made)
 
 
-def _print(table: Table) -> None:
+def _print(table: ReportTable) -> None:
     """On a terminal, as many columns at a time as it has room for."""
     from dataclasses import replace
 
@@ -55,7 +55,7 @@ def _print(table: Table) -> None:
 
     from sae_lm_eval.cli.tables import fits_a_terminal, print_report_table, print_sentence
 
-    def part(start: int, end: int) -> Table:
+    def part(start: int, end: int) -> ReportTable:
         rows = tuple((row[0], *row[start:end]) for row in table.rows)
         return replace(table, columns=(table.columns[0], *table.columns[start:end]), rows=rows)
 

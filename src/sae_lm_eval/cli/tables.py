@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    from sae_lm_eval.report.formatting import Table
+    from sae_lm_eval.report.formatting import ReportTable
 
 SQUEEZED = 1.2  # names may be broken over lines, numbers hardly
 NAME = 12  # letters of a name's line at least, where it is broken over lines
@@ -141,22 +141,22 @@ def _letters_of(heading: str, cells: Sequence[str]) -> int:
     return max([*map(len, heading.split()), *map(len, cells)], default=1)
 
 
-def _widths(table: Table) -> list[int]:
+def _widths(table: ReportTable) -> list[int]:
     return [_letters_of(of.heading, [row[at].text for row in table.rows]) for at, of in enumerate(table.columns)]
 
 
-def _letters(table: Table, gap: int) -> int:
+def _letters(table: ReportTable, gap: int) -> int:
     """How wide a report's table is on a terminal at least, with so many blanks between its columns."""
     texts = [column.align == "left" for column in table.columns]
     return sum(gap + (min(NAME, of) if text else of) for of, text in zip(_widths(table), texts, strict=True)) - gap
 
 
-def fits_a_terminal(console: Console, table: Table) -> bool:
+def fits_a_terminal(console: Console, table: ReportTable) -> bool:
     """Whether the numbers of a report's table stand on their lines, and its texts have some room; always in a pipe."""
     return not console.is_terminal or _letters(table, gap=1) <= console.width
 
 
-def fitting(console: Console, table: Table) -> Table | None:
+def fitting_table(console: Console, table: ReportTable) -> ReportTable | None:
     """The table for this terminal, less as many of its spare columns as it takes; None where that is not enough."""
     from dataclasses import replace
 
@@ -172,7 +172,7 @@ def fitting(console: Console, table: Table) -> Table | None:
     return None
 
 
-def print_report_table(console: Console, table: Table) -> None:
+def print_report_table(console: Console, table: ReportTable) -> None:
     """A table of the report: on a terminal without its intervals, elsewhere all of it, a line a row."""
     on_terminal = console.is_terminal
     made = TextTable(

@@ -148,12 +148,12 @@ def _answers(model: Model, prompts: list[str], sampling: Sampling, system: str |
 
 
 def _print_exchange(model: Model, exchange: Exchange, console: Console) -> None:
-    from sae_lm_eval.talk.conversation import record
+    from sae_lm_eval.talk.conversation import exchange_record
     from sae_lm_eval.talk.detokenize import visible
     from sae_lm_eval.talk.side_by_side import Columns
 
     if not console.is_terminal:
-        print(json.dumps(record(exchange), ensure_ascii=False), flush=True)
+        print(json.dumps(exchange_record(exchange), ensure_ascii=False), flush=True)
         return
     console.print(f"> {visible(exchange.prompt)}", markup=False, highlight=False, style="bold")
     console.print(Columns(model.decode, exchange.answers).table(console))
@@ -166,7 +166,7 @@ def _print_text(model: Model, read: list[Passage], console: Console) -> None:
 
     if not console.is_terminal:
         for passage in read:
-            print(json.dumps(passages.record(passage, model.name_token), ensure_ascii=False))
+            print(json.dumps(passages.passage_record(passage, model.name_token), ensure_ascii=False))
         return
     for variant, rows in passages.tables(read, model.tokens.special_ids).items():
         console.print(category_table(variant, rows))

@@ -11,11 +11,11 @@ from sae_lm_eval.cli.run import sweep_from
 from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:
-    from sae_lm_eval.runs.asked import Asked
+    from sae_lm_eval.runs.asked import VariantRequest
     from sae_lm_eval.runs.where_rows import Explained
 
 
-def where(
+def where_command(
     context: typer.Context,
     sae: Annotated[
         list[str] | None,
@@ -47,8 +47,7 @@ def where(
     from sae_lm_eval.attribution.classes import DEFAULT
     from sae_lm_eval.runs.checks import check
     from sae_lm_eval.runs.settings import lm_eval_config
-    from sae_lm_eval.runs.where import Inquiry
-    from sae_lm_eval.runs.where import where as explain
+    from sae_lm_eval.runs.where import Inquiry, explain_drops
 
     question = Inquiry(tuple(by or DEFAULT), held_out)
     sweep = sweep_from(context, model_args, (sae or [], []), [], {"output_path": output_path})
@@ -58,7 +57,7 @@ def where(
         raise UserError(f"{other[0]} has no dictionary's error to put back: where explains splice=reconstruction.")
     check(sweep, None)
     try:
-        found = explain(sweep, lm_eval_config(sweep), sweep.output_path, question)
+        found = explain_drops(sweep, lm_eval_config(sweep), sweep.output_path, question)
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command continues from here.", err=True)
         raise typer.Exit(130) from None
@@ -66,7 +65,7 @@ def where(
         _print(one, sweep.output_path)
 
 
-def _has_error(variant: Asked) -> bool:
+def _has_error(variant: VariantRequest) -> bool:
     """Whether a dictionary's reconstruction takes the place of something."""
     arguments = variant.arguments
     return arguments.get("edit") is None and arguments.get("splice", "reconstruction") == "reconstruction"
@@ -76,10 +75,10 @@ def _print(found: Explained, output_path: Path) -> None:
     from rich.console import Console
 
     from sae_lm_eval.cli.tables import print_report_table, print_sentence
-    from sae_lm_eval.report.where_tables import class_tables, sentences
+    from sae_lm_eval.report.where_tables import class_tables, where_sentences
 
     console, record = Console(), found.record()
-    for sentence in sentences(record):
+    for sentence in where_sentences(record):
         print_sentence(console, sentence)
     for table in class_tables(record):
         print_report_table(console, table)

@@ -12,14 +12,14 @@ import pandas as pd
 from sae_lm_eval.comparison.clusters import clustered_change
 from sae_lm_eval.comparison.floor import left_out
 from sae_lm_eval.comparison.paired_statistics import Stratum, accuracy_change
-from sae_lm_eval.comparison.pairs import Options, Pair
+from sae_lm_eval.comparison.pairs import IntervalOptions, Pair
 
 # Of more variants only those pairs are shown that hold the one which loses least.
 MOST_ALL_PAIRS = 6
 COLUMNS = ["variant", "other", "difference", "low", "high", "n", "interval", "p", "p_adjusted", "test"]
 
 
-def between_variants(pairs: Mapping[str, Mapping[str, Sequence[Pair]]], options: Options) -> pd.DataFrame:
+def between_variants(pairs: Mapping[str, Mapping[str, Sequence[Pair]]], options: IntervalOptions) -> pd.DataFrame:
     """How much more each variant loses than another, over all right-or-wrong tasks, question by question.
 
     `pairs` has the tasks' pairs by variant. `difference`, `low` and `high` are pp, positive where `variant` loses more
@@ -46,7 +46,9 @@ def between_variants(pairs: Mapping[str, Mapping[str, Sequence[Pair]]], options:
     return frame[COLUMNS]
 
 
-def _row(worse: str, better: str, right: Mapping[str, Mapping[str, Pair]], options: Options) -> tuple[object, ...]:
+def _row(
+    worse: str, better: str, right: Mapping[str, Mapping[str, Pair]], options: IntervalOptions
+) -> tuple[object, ...]:
     n = sum(len(pair.doc_ids) for pair in right[better].values())
     strata = [
         Stratum(len(pair.doc_ids) / n, pair.after, right[worse][task].after) for task, pair in right[better].items()

@@ -13,7 +13,7 @@ import pandas as pd
 from sae_lm_eval.comparison.between import between_variants
 from sae_lm_eval.comparison.floor import HOW, left_out
 from sae_lm_eval.comparison.multiplicity import adjust, sharpen
-from sae_lm_eval.comparison.pairs import Options, Pair, own_scores, pair_up, row_of
+from sae_lm_eval.comparison.pairs import IntervalOptions, Pair, own_scores, pair_documents, row_of
 from sae_lm_eval.comparison.prompt_lengths import SECTION as LENGTH
 from sae_lm_eval.comparison.prompt_lengths import length_cuts
 from sae_lm_eval.comparison.samples import check_documents, check_runs, read_answers
@@ -80,7 +80,7 @@ def results_of(
     return [one if isinstance(one, Results) else read_results(one) for one in (baseline, *others)]
 
 
-def compare(
+def paired_comparison(
     baseline: Results | str | Path,
     variants: Results | str | Path | Sequence[Results | str | Path],
     *,
@@ -116,7 +116,7 @@ def compare(
         check_field(docs_by, documents)
     by_length, more = length_cuts(baseline, others)
     notes += more
-    options, rows = Options(level, draws, seed, docs_by), []
+    options, rows = IntervalOptions(level, draws, seed, docs_by), []
     for run in others:
         for cut in (cut for cut in (*cuts, *by_length) if cut.variants is None or run.name in cut.variants):
             found, more = _rows(cut, runs, run, pairs[run.name], options)
@@ -234,12 +234,12 @@ def _pairs(
         measures, left_out = measures_of(task, runs, answers, metrics=metrics)
         notes += left_out
         for run, after in zip(others, answers[1:], strict=True):
-            pairs[run.name][task] = [pair_up(measure, answers[0], after, docs_by) for measure in measures]
+            pairs[run.name][task] = [pair_documents(measure, answers[0], after, docs_by) for measure in measures]
     return pairs, documents, notes
 
 
 def _rows(
-    cut: Cut, runs: Sequence[Results], run: Results, pairs: Mapping[str, list[Pair]], options: Options
+    cut: Cut, runs: Sequence[Results], run: Results, pairs: Mapping[str, list[Pair]], options: IntervalOptions
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows of a cut: one for what is right or wrong in all its tasks, or one a metric for a task or a group."""
     chosen = [(task, pair) for task in cut.tasks for pair in pairs[task]]
@@ -281,7 +281,7 @@ def _accuracies(chosen: Sequence[tuple[str, Pair]]) -> dict[str, Pair]:
 
 
 def _group_rows(
-    cut: Cut, runs: Sequence[Results], run: Results, chosen: Sequence[tuple[str, Pair]], options: Options
+    cut: Cut, runs: Sequence[Results], run: Results, chosen: Sequence[tuple[str, Pair]], options: IntervalOptions
 ) -> tuple[list[dict[str, Any]], list[str]]:
     rows, notes = [], []
     for key in dict.fromkeys(pair.measure.key for _, pair in chosen):

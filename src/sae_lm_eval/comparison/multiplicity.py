@@ -9,14 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lm_eval.comparison.pairs import AGAIN, Options
+from sae_lm_eval.comparison.pairs import AGAIN, IntervalOptions
 
 # A permutation test that fewer draws exceeded has a p that more draws would tell better.
 FEW_EXCEEDED = 10
 SECTIONS = {"overall": "overall", "group": "groups", "category": "categories", "task": "tasks", "length": "lengths"}
 
 
-def sharpen(rows: Sequence[dict[str, Any]], options: Options) -> list[str]:
+def sharpen(rows: Sequence[dict[str, Any]], options: IntervalOptions) -> list[str]:
     """More draws for tests by permutation that hardly any draw exceeded, where so many tests are made that the least
     p there is could not pass Holm's adjustment; a note of that.
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import optimize, special, stats
 
-from sae_lm_eval.comparison.resampling import chunks, exceeded, ratio, resampled
+from sae_lm_eval.comparison.resampling import chunks, exceeded, ratio_of_sums, resampled_ratios
 
 # A task of fewer documents has no bootstrap-t interval; one of fewer than FEW has one that may cover too little.
 FEWEST, FEW = 5, 20
@@ -243,8 +243,8 @@ def _bootstrap_t(
 ) -> tuple[float, float, str]:
     """Bounds, nan where undefined, and then why."""
     linear = _linear(strata)
-    error = np.sqrt(sum(float(ratio(*each)[1]) for each in linear))
-    off, variances = np.sum([resampled(*each, rng, draws) for each in linear], axis=0)
+    error = np.sqrt(sum(float(ratio_of_sums(*each)[1]) for each in linear))
+    off, variances = np.sum([resampled_ratios(*each, rng, draws) for each in linear], axis=0)
     size = sum(float(np.abs(values).max() / sizes.mean()) for values, sizes in linear)
     if error <= 1e-9 * size:
         return float("nan"), float("nan"), f"n/a: {ALIKE}"

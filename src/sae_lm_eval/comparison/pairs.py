@@ -55,14 +55,14 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Options:
+class IntervalOptions:
     level: float
     draws: int
     seed: int
     docs_by: str | None = None
 
 
-def pair_up(measure: Measure, before: pd.DataFrame, after: pd.DataFrame, docs_by: str | None = None) -> Pair:
+def pair_documents(measure: Measure, before: pd.DataFrame, after: pd.DataFrame, docs_by: str | None = None) -> Pair:
     values, sizes, doc_ids = values_of(before, measure)
     of_filter = before.loc[measure.filter].loc[doc_ids]
     return Pair(
@@ -94,7 +94,7 @@ def row_of(
     baseline: Results,
     pairs: Mapping[str, Pair],
     weights: Sequence[float] | np.ndarray,
-    options: Options,
+    options: IntervalOptions,
 ) -> dict[str, Any]:
     first = next(iter(pairs.values())).measure
     strata = _strata(pairs, weights, options.docs_by)

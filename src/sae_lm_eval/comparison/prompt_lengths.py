@@ -7,7 +7,7 @@ from typing import Any
 
 from sae_lm_eval.comparison.subsets import Cut
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.results.documents import KEY, read_documents
+from sae_lm_eval.results.documents import KEY, document_table
 from sae_lm_eval.results.results import Results
 
 SECTION = "length"
@@ -26,7 +26,7 @@ def length_cuts(baseline: Results, variants: Sequence[Results]) -> tuple[list[Cu
     Lengths are in the tables of documents that `run` writes. Without them there are no rows.
     """
     try:
-        found = (read_documents(run, [*KEY, "tokens", "tokens_cut"]) for run in (baseline, *variants))
+        found = (document_table(run, [*KEY, "tokens", "tokens_cut"]) for run in (baseline, *variants))
         lengths: Any = next((one for one in found if one is not None), None)
     except UserError as error:
         return [], [f"{error} Drops by the length of the prompt are left out."]

@@ -17,20 +17,20 @@ def chunks(draws: int, n: int, *, most: int = 4_000_000) -> list[int]:
     return [min(size, draws - start) for start in range(0, draws, size)]
 
 
-def ratio(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def ratio_of_sums(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ratio of sums along the last axis, and its variance by the delta method (Cochran 1977, section 6.4)."""
     ratio = values.sum(-1) / sizes.sum(-1)
     rest = values - ratio[..., None] * sizes
     return ratio, rest.var(-1, ddof=1) / sizes.mean(-1) ** 2 / values.shape[-1]
 
 
-def resampled(
+def resampled_ratios(
     values: np.ndarray, sizes: np.ndarray, rng: np.random.Generator, draws: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """By how far the ratio of each resample is off, and the variance that the resample gives it."""
     n, found = len(values), []
     for size in chunks(draws, n):
         index = rng.integers(0, n, (size, n))
-        found.append(ratio(values[index], sizes[index]))
+        found.append(ratio_of_sums(values[index], sizes[index]))
     ratios, variances = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return ratios - values.sum() / sizes.sum(), variances

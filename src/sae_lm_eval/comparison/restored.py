@@ -19,7 +19,7 @@ TOO_FEW = f"fewer than {FEWEST} documents"
 
 
 @dataclass(frozen=True)
-class Estimate:
+class IntervalEstimate:
     """A value with its interval; bounds are nan where they are undefined."""
 
     value: float
@@ -27,11 +27,11 @@ class Estimate:
     high: float
 
 
-UNDEFINED = Estimate(NAN, NAN, NAN)
+UNDEFINED = IntervalEstimate(NAN, NAN, NAN)
 
 
 @dataclass(frozen=True, eq=False)
-class Losses:
+class PairedLosses:
     """What each document lost by a measure, in one order: `baseline` less what it has with a patch, by the patch's key.
 
     Of accuracy they are -1, 0 or 1; of the margin nats; of KL nats per scored token. Documents without a value are nan.
@@ -41,23 +41,23 @@ class Losses:
     baseline: np.ndarray
     of: Mapping[str, np.ndarray]
 
-    def restricted(self, chosen: np.ndarray) -> Losses:
+    def restricted(self, chosen: np.ndarray) -> PairedLosses:
         """Some documents, of which those with a value."""
         keep = chosen & np.all([~np.isnan(loss) for loss in self.of.values()], axis=0)
-        return Losses(self.measure, self.baseline[keep], {key: loss[keep] for key, loss in self.of.items()})
+        return PairedLosses(self.measure, self.baseline[keep], {key: loss[keep] for key, loss in self.of.items()})
 
-    def drop(self, key: str, level: float) -> Estimate:
+    def drop(self, key: str, level: float) -> IntervalEstimate:
         """Mean loss: of accuracy in pp with Tango's interval, else with Student's."""
         loss = self.of[key]
         if not len(loss):
             return UNDEFINED
         if self.measure == ACCURACY:
             found = paired_drop(self.baseline, self.baseline - loss, level=level)
-            return Estimate(found.drop, found.low, found.high)
+            return IntervalEstimate(found.drop, found.low, found.high)
         mean, low, high = mean_change([Stratum(1.0, np.zeros(len(loss)), loss)], level=level)
-        return Estimate(mean, low, high)
+        return IntervalEstimate(mean, low, high)
 
-    def share(self, numerator: np.ndarray, key: str, level: float) -> Estimate:
+    def share(self, numerator: np.ndarray, key: str, level: float) -> IntervalEstimate:
         """Mean numerator / mean loss of `key`, with Fieller's interval.
 
         As in Bonett and Price's interval of a drop in accuracy, one lost and one gained document are added: once with
@@ -69,10 +69,10 @@ class Losses:
             further, weight = np.array([[1, 1], [-1, -1], [0, 1], [0, -1]], dtype=float), 0.5
         quantile = float(stats.t.ppf(0.5 + level / 2, n - 1))
         low, high = fieller([(1.0, np.column_stack([numerator, loss]), further, weight)], quantile=quantile)
-        return Estimate(float(numerator.sum() / loss.sum()), low, high)
+        return IntervalEstimate(float(numerator.sum() / loss.sum()), low, high)
 
 
-def why_no_share(losses: Losses, whole: str, level: float) -> str | None:
+def why_no_share(losses: PairedLosses, whole: str, level: float) -> str | None:
     """Why no share of the drop can be stated; None where it can: its interval lies above 0."""
     if not len(losses.baseline):
         return NO_MARGIN if losses.measure == MARGIN else TOO_FEW
@@ -83,8 +83,8 @@ def why_no_share(losses: Losses, whole: str, level: float) -> str | None:
 
 
 def shares(
-    losses: Losses, whole: str, restored: Sequence[str], alone: Sequence[str], level: float
-) -> tuple[Estimate, Estimate]:
+    losses: PairedLosses, whole: str, restored: Sequence[str], alone: Sequence[str], level: float
+) -> tuple[IntervalEstimate, IntervalEstimate]:
     """The shares of the drop of `whole` that come back with the errors of classes put back, and that they make alone.
 
     Of several classes each share is a sum of theirs, which is 1 where they do not interact.

@@ -24,7 +24,7 @@ def check_presence(spec: SaeSpec) -> None:
     What only its files can tell is told when they are loaded.
     """
     if spec.loader == PYTHON:
-        python_loader.check(spec)
+        python_loader.check_python_source(spec)
     elif spec.loader in loaders_of_others():
         return  # what it reads is its own affair
     elif spec.folder is not None:

@@ -30,7 +30,7 @@ def made_by(spec: SaeSpec, *given: Any) -> tuple[Any, str | None]:
 
     Raises `UserError` where there is no such file, module or name, or running it fails.
     """
-    place, name = parts_of(spec)
+    place, name = python_source_parts(spec)
     with _importable(place):
         module = _module(spec, place)
         if not hasattr(module, name):
@@ -46,9 +46,9 @@ def made_by(spec: SaeSpec, *given: Any) -> tuple[Any, str | None]:
     return found, checksum_of(Path(module.__file__ or ""))
 
 
-def check(spec: SaeSpec) -> None:
+def check_python_source(spec: SaeSpec) -> None:
     """Raise `UserError` where there is no such file, or it is no Python; nothing is run."""
-    place, _ = parts_of(spec)
+    place, _ = python_source_parts(spec)
     if not _is_file(place):
         return
     path = Path(place).expanduser()
@@ -60,7 +60,7 @@ def check(spec: SaeSpec) -> None:
         raise UserError(f"'{place}' cannot be run: {type(error).__name__}: {first_line(error)}") from error
 
 
-def parts_of(spec: SaeSpec) -> tuple[str, str]:
+def python_source_parts(spec: SaeSpec) -> tuple[str, str]:
     """The file or module, and the name in it."""
     place, colon, name = spec.source.rpartition(":")
     if not colon or not place or not name.isidentifier() or spec.id is not None or spec.revision is not None:
@@ -90,7 +90,7 @@ def _importable(place: str) -> Iterator[None]:
 
 
 def _module(spec: SaeSpec, place: str) -> types.ModuleType:
-    check(spec)
+    check_python_source(spec)
     try:
         if not _is_file(place):
             return importlib.import_module(place)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sae_lm_eval.fidelity.source import Source
+from sae_lm_eval.fidelity.source import TextSource
 from sae_lm_eval.scoring.request import Query
 from sae_lm_eval.scoring.spliced_model import SplicedModel
 from sae_lm_eval.splicing.activations import mean_activations, record_of_windows
@@ -19,7 +19,7 @@ from sae_lm_eval.splicing.variants import with_means
 TRIED = 8  # tokens of the texts that an ablation is tried on
 
 
-def ablations(model: SplicedModel, source: Source) -> tuple[list[Variant], dict[str, Any] | None]:
+def ablations(model: SplicedModel, source: TextSource) -> tuple[list[Variant], dict[str, Any] | None]:
     """Zero and mean ablation of the sites of the model's variant; where the mean was taken from.
 
     The baseline and edits of the model have no site to ablate, and a text without further documents has no mean.

@@ -21,7 +21,7 @@ from sae_lm_eval.fidelity import metrics
 from sae_lm_eval.fidelity.ablations import ablations, leave_no_text, without_text
 from sae_lm_eval.fidelity.as_released import as_released
 from sae_lm_eval.fidelity.dictionary_stats import CategorySums, DictionaryStatistics, by_category, records
-from sae_lm_eval.fidelity.source import Document, Source, TextRequest
+from sae_lm_eval.fidelity.source import TextDocument, TextRequest, TextSource
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.results.fidelity_names import NO_DICTIONARY, NO_LATENTS, OF_LATENTS, WITHOUT_DICTIONARY
 from sae_lm_eval.runtime.journal import Journal
@@ -40,7 +40,7 @@ logger = logger_of(__name__)
 MEASURES = ("kl", "kl_reverse", "agreement")
 
 
-class Measured(NamedTuple):
+class MeasuredText(NamedTuple):
     """Of a task's text: a record for each document, what judges them, and effective compute where something is spliced.
 
     What judges them is where the means were taken from, why metrics are undefined, the categories, and the like.
@@ -70,11 +70,11 @@ class Fidelity:
         show: bool,
     ) -> list[dict[str, Any]]:
         """A document's record for each request; `journal` keeps those of a task."""
-        documents: dict[str, dict[Any, Document]] = defaultdict(dict)
-        sources: dict[str, Source] = {}
+        documents: dict[str, dict[Any, TextDocument]] = defaultdict(dict)
+        sources: dict[str, TextSource] = {}
         for task, doc_id, text, category, source in requests:
             # lm_eval repeats requests so that all processes have as many.
-            documents[task][doc_id] = Document(int(doc_id or 0), text, category)
+            documents[task][doc_id] = TextDocument(int(doc_id or 0), text, category)
             sources[task] = source
         records = {}
         for task, of_task in documents.items():
@@ -89,35 +89,35 @@ class Fidelity:
         self,
         model: SplicedModel,
         task: str,
-        source: Source,
-        documents: list[Document],
+        source: TextSource,
+        documents: list[TextDocument],
         original: Original,
         journal: Journal | None,
         show: bool,
-    ) -> Measured:
+    ) -> MeasuredText:
         """By the journal, or measured now."""
         title = f"Scoring {task}" if show else None
         if journal is None or PartialState().num_processes > 1:  # what one had kept the others might not have
-            return measure(model, source, documents, original, self._layouts, title, task)
+            return measure_documents(model, source, documents, original, self._layouts, title, task)
         models = model.identity()
         what = json.dumps([task, asdict(source), [asdict(each) for each in documents], asdict(original)])
         key = hashlib.sha256(what.encode()).digest()
         if (kept := journal.get(models, key)) is not None:
-            return Measured(*json.loads(kept))
-        measured = measure(model, source, documents, original, self._layouts, title, task)
+            return MeasuredText(*json.loads(kept))
+        measured = measure_documents(model, source, documents, original, self._layouts, title, task)
         journal.put(models, {key: json.dumps(measured).encode()})
         return measured
 
 
-def measure(
+def measure_documents(
     model: SplicedModel,
-    source: Source,
-    documents: list[Document],
+    source: TextSource,
+    documents: list[TextDocument],
     original: Original,
     layouts: dict[tuple[str, ...], Layout],
     title: str | None = None,
     task: str = "",
-) -> Measured:
+) -> MeasuredText:
     """The sums of each document, and what judges them; a progress bar is called `title`.
 
     `layouts` are those found before, and are added to. The `task` says on which text a law is
@@ -154,10 +154,10 @@ def measure(
             tell = logger.warning if one["agrees"] is False else logger.info
             tell("%s: %s", one["dictionary"], one["verdict"])
     if model.variant.is_baseline:
-        return Measured(out, facts)
+        return MeasuredText(out, facts)
     compute = compute_of(everywhere, original, task)
     # Of the text, not of a document; it is handed to the task with each.
-    return Measured([{**record, "effective_compute": compute["fraction"]} for record in out], facts, compute)
+    return MeasuredText([{**record, "effective_compute": compute["fraction"]} for record in out], facts, compute)
 
 
 class Pass:
@@ -167,8 +167,8 @@ class Pass:
         self,
         model: SplicedModel,
         ablated: list[Variant],
-        source: Source,
-        documents: list[Document],
+        source: TextSource,
+        documents: list[TextDocument],
         layouts: dict[tuple[str, ...], Layout],
     ) -> None:
         self.model, self.documents, self.layouts = model, documents, layouts
@@ -215,7 +215,7 @@ class Pass:
         self.layouts[key] = scorer.layout
         return scorer
 
-    def _nothing(self, document: Document) -> dict[str, Any]:
+    def _nothing(self, document: TextDocument) -> dict[str, Any]:
         zeros = {"tokens": 0, "bytes": len(document.text.encode())}
         names = ["nll_baseline", "nats_baseline"]
         if self.spliced:
@@ -332,7 +332,7 @@ def metrics_by_splice(variant: Variant, names: Iterable[str]) -> Iterator[tuple[
 
 def undefined(found: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Why, for each metric that has no value."""
-    values = metrics.table(found)
+    values = metrics.metric_values(found)
     return {name: metric.undefined for name, metric, _ in metrics.metrics_of(found[0]) if values[name] is None}
 
 
@@ -342,6 +342,6 @@ def by_categories(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     for name in sorted({record["category"] for record in found} - {None}):
         of_category = [record for record in found if record["category"] == name]
         tokens = sum(record["tokens"] for record in of_category)
-        table = metrics.table(of_category, within="category")
+        table = metrics.metric_values(of_category, within="category")
         out[name] = {"documents": len(of_category), "tokens": tokens, **table}
     return out

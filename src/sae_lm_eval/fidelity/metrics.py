@@ -50,31 +50,31 @@ class Metric:
             return None
         if self.spread is not None:
             return self.spread(rows)
-        weights = resampled(len(rows), min(resamples, RESAMPLES))
+        weights = document_counts(len(rows), min(resamples, RESAMPLES))
         totals = np.concatenate([weights[i : i + CHUNK] @ rows for i in range(0, len(weights), CHUNK)])
         return _defined(self.formula(*totals.T).std(ddof=1))
 
 
-def ratio(top: Values, bottom: Values) -> Values:
+def positive_ratio(top: Values, bottom: Values) -> Values:
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(np.asarray(bottom) > 0, np.divide(top, bottom), np.nan)
 
 
 def difference(spliced: Values, baseline: Values, tokens: Values) -> Values:
-    return ratio(spliced - baseline, tokens)
+    return positive_ratio(spliced - baseline, tokens)
 
 
 def recovered(baseline: Values, spliced: Values, ablated: Values) -> Values:
     """(CE_ablated - CE_spliced) / (CE_ablated - CE_baseline)."""
-    return ratio(ablated - spliced, ablated - baseline)
+    return positive_ratio(ablated - spliced, ablated - baseline)
 
 
 def bits(nats: Values, bytes_: Values) -> Values:
-    return ratio(nats / math.log(2), bytes_)
+    return positive_ratio(nats / math.log(2), bytes_)
 
 
-def explained(error: Values, deviation: Values) -> Values:
-    return 1 - ratio(error, deviation)
+def explained_fraction(error: Values, deviation: Values) -> Values:
+    return 1 - positive_ratio(error, deviation)
 
 
 def fired(first: Values, _only: Values) -> Values:
@@ -93,29 +93,29 @@ NO_MEAN = "the text has no documents outside the scored ones to take the mean ac
 
 # By task; cross-entropies and divergences in nats per token.
 METRICS = {
-    "ce_baseline": Metric(("nll_baseline", "tokens"), ratio, False),
-    "ce_spliced": Metric(("nll_spliced", "tokens"), ratio, False),
+    "ce_baseline": Metric(("nll_baseline", "tokens"), positive_ratio, False),
+    "ce_spliced": Metric(("nll_spliced", "tokens"), positive_ratio, False),
     "ce_delta": Metric(("nll_spliced", "nll_baseline", "tokens"), difference, False),
-    "ce_zero": Metric(("nll_zero", "tokens"), ratio, False),
-    "ce_mean": Metric(("nll_mean", "tokens"), ratio, False, NO_MEAN),
+    "ce_zero": Metric(("nll_zero", "tokens"), positive_ratio, False),
+    "ce_mean": Metric(("nll_mean", "tokens"), positive_ratio, False, NO_MEAN),
     "loss_recovered_zero": Metric(("nll_baseline", "nll_spliced", "nll_zero"), recovered, True, NO_HARM.format("zero")),
     "loss_recovered_mean": Metric(
         ("nll_baseline", "nll_spliced", "nll_mean"), recovered, True, f"{NO_HARM.format('mean')}, or {NO_MEAN}"
     ),
-    "kl": Metric(("kl", "tokens"), ratio, False),
-    "kl_reverse": Metric(("kl_reverse", "tokens"), ratio, False),
-    "top1_agreement": Metric(("agreement", "tokens"), ratio, True),
+    "kl": Metric(("kl", "tokens"), positive_ratio, False),
+    "kl_reverse": Metric(("kl_reverse", "tokens"), positive_ratio, False),
+    "top1_agreement": Metric(("agreement", "tokens"), positive_ratio, True),
     "bits_per_byte_baseline": Metric(("nats_baseline", "bytes"), bits, False),
     "bits_per_byte_spliced": Metric(("nats_spliced", "bytes"), bits, False),
 }
 # By dictionary, over the positions where it was spliced in.
 CONSTANT = "what passes the site is the same at every position"
 DICTIONARY_METRICS = {
-    "l0": Metric(("l0", "positions"), ratio, False),
-    "fvu": Metric(("squared_error", "squared_deviation"), ratio, False, CONSTANT),
-    "explained_variance": Metric(("squared_error", "squared_deviation"), explained, True, CONSTANT),
-    "cosine": Metric(("cosine", "positions"), ratio, True),
-    "norm_ratio": Metric(("norm_ratio", "positions"), ratio, True),
+    "l0": Metric(("l0", "positions"), positive_ratio, False),
+    "fvu": Metric(("squared_error", "squared_deviation"), positive_ratio, False, CONSTANT),
+    "explained_variance": Metric(("squared_error", "squared_deviation"), explained_fraction, True, CONSTANT),
+    "cosine": Metric(("cosine", "positions"), positive_ratio, True),
+    "norm_ratio": Metric(("norm_ratio", "positions"), positive_ratio, True),
     "fraction_fired": Metric(("fired_first", "fired_only"), fired, True, spread=jackknife),
 }
 # What is counted from the whole text, and from a category's documents alone.
@@ -147,7 +147,7 @@ def array(rows: Sequence[Sequence[float | None]]) -> Float64[np.ndarray, "docume
     return np.array(rows, dtype=np.float64)
 
 
-def table(records: Sequence[Mapping[str, Any]], *, within: str = "text") -> dict[str, float | None]:
+def metric_values(records: Sequence[Mapping[str, Any]], *, within: str = "text") -> dict[str, float | None]:
     """Every metric of these documents, and `_stderr` beside each."""
     out: dict[str, float | None] = {}
     for name, metric, site in metrics_of(records[0]):
@@ -157,7 +157,7 @@ def table(records: Sequence[Mapping[str, Any]], *, within: str = "text") -> dict
 
 
 @lru_cache(maxsize=2)
-def resampled(documents: int, resamples: int, seed: int = SEED) -> UInt16[np.ndarray, "resamples documents"]:
+def document_counts(documents: int, resamples: int, seed: int = SEED) -> UInt16[np.ndarray, "resamples documents"]:
     """How often each document is drawn."""
     rng = np.random.default_rng(seed)
     share = np.full(documents, 1 / documents)

@@ -9,7 +9,7 @@ POSITIONS = ("all", "non_special")
 
 
 @dataclass(frozen=True)
-class Source:
+class TextSource:
     """A text: what it is, documents of it that are not scored, which positions count, and the splits of both.
 
     `positions` is "all", or "non_special" without those whose input is a bos, eos or pad token, or lies where the
@@ -27,7 +27,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Document:
+class TextDocument:
     """`number` is its place in the text."""
 
     number: int
@@ -42,4 +42,4 @@ class TextRequest(NamedTuple):
     doc_id: Any
     text: str
     category: str | None
-    source: Source
+    source: TextSource

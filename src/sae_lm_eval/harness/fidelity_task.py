@@ -15,7 +15,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from sae_lm_eval.errors import UserError, explain_without_traceback, one_of
 from sae_lm_eval.fidelity import metrics
-from sae_lm_eval.fidelity.source import POSITIONS, Source
+from sae_lm_eval.fidelity.source import POSITIONS, TextSource
 from sae_lm_eval.runtime import text_files
 from sae_lm_eval.splicing.choices import whole
 
@@ -80,12 +80,12 @@ class FidelityTask(ConfigurableTask):
         self.held_out = held_out.select(range(min(HELD_OUT, len(held_out))))
 
     @functools.cached_property
-    def source(self) -> Source:
+    def source(self) -> TextSource:
         config = self.config
         where = config.dataset_path or (self.config.metadata or {}).get("file") or config.task
         split = config.test_split or config.validation_split
         name = " ".join(str(part) for part in (where, config.dataset_name) if part)
-        return Source(
+        return TextSource(
             name,
             tuple(map(self.text_of, self.held_out)),
             self.positions,
@@ -129,7 +129,7 @@ class FidelityTask(ConfigurableTask):
 
     def aggregation(self) -> dict[str, Any]:
         own = {name: Aggregation(metric) for name, metric in self._metrics.items()}
-        return own | {COMPUTE: OfText()} if self._converted else own
+        return own | {COMPUTE: WholeTextValue()} if self._converted else own
 
     def higher_is_better(self) -> dict[str, bool]:
         own = {name: metric.higher_is_better for name, metric in self._metrics.items()}
@@ -156,7 +156,7 @@ class Aggregation:
         return metrics.array([sums for _, *sums in sorted(items, key=lambda item: item[0])])
 
 
-class OfText:
+class WholeTextValue:
     """A number of the whole text, which every document brings along; its interval is in the results' `config`."""
 
     def __call__(self, items: Sequence[float | None]) -> float | str:
@@ -192,7 +192,7 @@ def _let_metrics_bring_their_errors() -> None:
     theirs = lm_eval.evaluator_utils.stderr_for_metric
 
     def stderr_for_metric(metric: Any, bootstrap_iters: int) -> Any:
-        if isinstance(metric, Aggregation | OfText):
+        if isinstance(metric, Aggregation | WholeTextValue):
             return functools.partial(metric.stderr, resamples=bootstrap_iters)
         return theirs(metric, bootstrap_iters)
 

@@ -23,7 +23,7 @@ from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 from sae_lm_eval.splicing.variants import build_variant
 
 
-def plan(model_args: Mapping[str, Any]) -> Variant:
+def planned_variant(model_args: Mapping[str, Any]) -> Variant:
     """The variant that `--model_args` describe, from the model's configuration alone: no weights of it are loaded.
 
     Raises `UserError` for all that `lm_eval --model sae_hf` would refuse of sites and dictionaries.
@@ -44,7 +44,7 @@ def plan(model_args: Mapping[str, Any]) -> Variant:
     return build_variant(model, known, choices, frozenset())
 
 
-def facts(splice: Splice, special: str) -> dict[str, str]:
+def splice_facts(splice: Splice, special: str) -> dict[str, str]:
     """What a reader has to know of a splice, as label and text; what the release does not say is said to be missing."""
     dictionary = splice.dictionary
     parameters = sum(p.numel() for p in dictionary.module.parameters())

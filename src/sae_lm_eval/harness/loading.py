@@ -30,7 +30,7 @@ ROWS_ON_GPU, ROWS_ON_CPU = 64, 2
 PATHS = ("tokenizer", "peft", "delta", "offload_folder")  # besides `pretrained`, where `~` is the user's folder
 
 
-def rows_of(batch_size: int | str, device: str) -> int:
+def batch_rows(batch_size: int | str, device: str) -> int:
     """The rows of a batch on that kind of device, for a batch size of lm_eval's."""
     rows = batch_size if isinstance(batch_size, int) else ROWS_ON_GPU
     return min(rows, ROWS_ON_CPU) if device == "cpu" else rows
@@ -88,7 +88,7 @@ class CausalHFLM(_HFLM):
     def _settings(self) -> Settings:
         return Settings(
             self.max_length,
-            rows_of(self.batch_size, self.device.type),
+            batch_rows(self.batch_size, self.device.type),
             self.batch_size if isinstance(self.batch_size, int) else ROWS_ON_GPU,
             self.add_bos_token,
             self.custom_prefix_token_id,

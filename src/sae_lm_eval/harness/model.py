@@ -33,13 +33,13 @@ from sae_lm_eval.harness.cut_prompts import (
 )
 from sae_lm_eval.harness.generation import written
 from sae_lm_eval.harness.kl_at_answers import Divergence
-from sae_lm_eval.harness.loading import CausalHFLM, rows_of
+from sae_lm_eval.harness.loading import CausalHFLM, batch_rows
 from sae_lm_eval.harness.parted_texts import PartedTexts
 from sae_lm_eval.scaling.original_model import OriginalNumbers
 from sae_lm_eval.scaling.which_original import original_of
 from sae_lm_eval.scoring.answers import Answers
 from sae_lm_eval.scoring.spliced_model import SplicedModel
-from sae_lm_eval.splicing.arguments import Wanted, wanted_of
+from sae_lm_eval.splicing.arguments import RequestedSplices, requested_splices
 from sae_lm_eval.splicing.choices import finite_number, refuse_misspelt
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
@@ -117,7 +117,7 @@ class SaeHFLM(CausalHFLM):
         if pretrained is None:
             raise UserError("pretrained= is missing: name a model, as in pretrained=gpt2.")
         how = (splice, splice_tokens, hook, hook_map, norm_factor, sae_dtype, seed, mean_text, mean_tokens, scale)
-        wanted = wanted_of(sae, *how, keep_top, ablate, clamp, edit)
+        wanted = requested_splices(sae, *how, keep_top, ablate, clamp, edit)
         numbers = OriginalNumbers(
             params=None if params is None else finite_number(params, "params"),
             tokens=None if tokens is None else finite_number(tokens, "tokens"),
@@ -151,14 +151,14 @@ class SaeHFLM(CausalHFLM):
         adapter._answer_as(spliced)
         return adapter
 
-    def as_variant(self, wanted: Wanted) -> SaeHFLM:
+    def as_variant(self, wanted: RequestedSplices) -> SaeHFLM:
         """The same model, loaded once, as another variant. Raises `UserError` as the constructor does."""
         return self.answering_as(self.spliced.as_variant(wanted))
 
     def untouched(self, *, bos: bool, batch_size: int) -> SaeHFLM:
         """The model by itself, in batches of another size; `bos` is whether it is asked with a BOS token."""
-        loaded = self.loaded.with_rows(rows_of(batch_size, self.device.type))
-        spliced = SplicedModel(loaded, wanted_of([], "none"), wants_bos=bos)
+        loaded = self.loaded.with_rows(batch_rows(batch_size, self.device.type))
+        spliced = SplicedModel(loaded, requested_splices([], "none"), wants_bos=bos)
         return self.answering_as(spliced, loaded=loaded, batch_size_per_gpu=batch_size)
 
     # -- evaluation ---------------------------------------------------------------------------------------

@@ -10,32 +10,40 @@ from typing import Any
 import pandas as pd
 
 from sae_lm_eval.capability.ruler import ruler
-from sae_lm_eval.comparison.compare import COLUMNS, Comparison, compare
+from sae_lm_eval.comparison.compare import COLUMNS, Comparison, paired_comparison
 from sae_lm_eval.errors import one_of
 from sae_lm_eval.report import figures
 from sae_lm_eval.report.capability_figure import capability_pictures
 from sae_lm_eval.report.capability_tables import Equivalents, equivalent_tables, equivalents_of
 from sae_lm_eval.report.drop_tables import (
-    Row,
-    Shown,
+    CategoryRows,
+    DropRow,
     Told,
     between_tables,
     by_drop,
-    categories,
+    category_rows,
     category_tables,
+    drop_rows,
+    drop_variants,
     main_metric,
     overall_tables,
-    rows_of,
     section_of,
-    variants_of,
 )
 from sae_lm_eval.report.fidelity_tables import Fidelity, fidelity_of, fidelity_tables, noise_table, tidy
 from sae_lm_eval.report.figures import Picture
-from sae_lm_eval.report.formatting import Column, Table, text_cell, without_shared_start
+from sae_lm_eval.report.formatting import ReportTable, TableColumn, text_cell, without_shared_start
 from sae_lm_eval.report.headline import headline
 from sae_lm_eval.report.length_table import length_tables
 from sae_lm_eval.report.prose import cited, cut_prompts, methods, parted_texts
-from sae_lm_eval.report.provenance import Source, dictionary_of, mode_of, model_name, packages, site_of, sources
+from sae_lm_eval.report.provenance import (
+    ResultsSource,
+    dictionary_of,
+    mode_of,
+    packages,
+    requested_model,
+    site_of,
+    sources,
+)
 from sae_lm_eval.report.released_table import released_notes, released_table
 from sae_lm_eval.report.ruler_tables import ruler_sentences, ruler_table
 from sae_lm_eval.report.summary_table import Summary, costs_of, summarise, summary_table
@@ -52,12 +60,12 @@ from sae_lm_eval.results.results import Results
 class Report:
     title: str
     headline: tuple[str, ...]
-    tables: tuple[Table, ...]
+    tables: tuple[ReportTable, ...]
     pictures: tuple[Picture, ...]
     methods: str
     works: tuple[str, ...]
     common: tuple[tuple[str, str], ...]
-    sources: tuple[Source, ...]
+    sources: tuple[ResultsSource, ...]
     packages: dict[str, str]
     notes: tuple[str, ...]
     worst: tuple[Worst, ...]
@@ -66,7 +74,7 @@ class Report:
     equivalents: pd.DataFrame | None = None
 
 
-def pair_up(
+def compare_tasks(
     baseline: Results,
     variants: Sequence[Results],
     *,
@@ -78,7 +86,7 @@ def pair_up(
     baseline, *variants = told_apart((baseline, *variants))
     less, *others = [results.without_fidelity() for results in (baseline, *variants)]
     if less.tasks:
-        comparison = compare(less, others, categories=categories, metrics=metrics, **options)
+        comparison = paired_comparison(less, others, categories=categories, metrics=metrics, **options)
         return replace(comparison, baseline=baseline, variants=tuple(variants))
     return Comparison(baseline, tuple(variants), pd.DataFrame(columns=COLUMNS), family="", level=0.95)
 
@@ -88,7 +96,7 @@ class Shaped:
     """A comparison as the report shows it: short names, reconstructions before controls, rows in the chosen order."""
 
     comparison: Comparison
-    rows: tuple[Row, ...]
+    rows: tuple[DropRow, ...]
     fidelity: Fidelity
     names: Mapping[str, str]
     told: Told
@@ -102,7 +110,7 @@ class Shaped:
         return summarise(self.rows, variants, controls, costs, self.fidelity, by)
 
 
-def summary_tables(shaped: Shaped) -> list[Table]:
+def summary_tables(shaped: Shaped) -> list[ReportTable]:
     """What the variants lose at a glance: the one table, over all tasks, and against each other."""
     rows, told = shaped.rows, shaped.told
     return [
@@ -123,7 +131,7 @@ def shape(comparison: Comparison, sort: str = "task", metrics: str = "primary") 
     names = without_shared_start([results.name for results in ordered])
     variants = tuple(replace(results, name=names[results.name]) for results in ordered)
     rank = {name: at for at, name in enumerate(names)}
-    rows = [row for row in rows_of(comparison.drops) if row.primary or metrics == "all"]
+    rows = [row for row in drop_rows(comparison.drops) if row.primary or metrics == "all"]
     sections = list(dict.fromkeys(row.section for row in rows))
     rows.sort(key=lambda row: (sections.index(row.section), rank[row.variant]))
     rows = [replace(row, variant=names[row.variant]) for row in rows]
@@ -144,13 +152,13 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
     named, rows, fidelity, names, told = (
         *(shaped.comparison, shaped.rows, shaped.fidelity, shaped.names, shaped.told),
     )
-    variants, shown, summary = named.variants, categories(rows), shaped.summary()
+    variants, shown, summary = named.variants, category_rows(rows), shaped.summary()
     text, ruled = methods(named, rows, fidelity), ruler(comparison)
     swept = settings(variants, rows, fidelity)
     explained = records_beside(comparison.baseline)
     common, own = sources((comparison.baseline, *variants))
     return Report(
-        title=f"What a splice costs {model_name(comparison.baseline)}",
+        title=f"What a splice costs {requested_model(comparison.baseline)}",
         headline=(*headline(named, summary), *ruler_sentences(ruled, names)),
         tables=(
             *summary_tables(shaped),
@@ -205,7 +213,7 @@ def _notes(comparison: Comparison, variants: Sequence[Results], swept: Mapping[A
     )
 
 
-def variants_table(comparison: Comparison, names: Mapping[str, str]) -> Table:
+def variants_table(comparison: Comparison, names: Mapping[str, str]) -> ReportTable:
     """What each variant is; `names` leads from those of the results to those of the report."""
     renamed = any(name != shown for name, shown in names.items())
     heads = ("variant", *(["results"] if renamed else []), "dictionary", "site", "mode")
@@ -213,10 +221,10 @@ def variants_table(comparison: Comparison, names: Mapping[str, str]) -> Table:
         (shown, *([name] if renamed else []), dictionary_of(results), site_of(results), mode_of(results))
         for (name, shown), results in zip(names.items(), comparison.variants, strict=True)
     ]
-    model = model_name(comparison.baseline)
+    model = requested_model(comparison.baseline)
     caption = f"What is spliced into {model}, where, and what stands in the place of the activations."
-    columns = tuple(Column(head, "left") for head in heads)
-    return Table("variants", "The variants", caption, columns, tuple(tuple(map(text_cell, row)) for row in rows))
+    columns = tuple(TableColumn(head, "left") for head in heads)
+    return ReportTable("variants", "The variants", caption, columns, tuple(tuple(map(text_cell, row)) for row in rows))
 
 
 def in_reading_order(each: Sequence[Picture], sweep: Sequence[Picture], variants: int) -> tuple[Picture, ...]:
@@ -224,7 +232,7 @@ def in_reading_order(each: Sequence[Picture], sweep: Sequence[Picture], variants
     return (*sweep, *each) if variants > figures.MOST_VARIANTS else (*each, *sweep)
 
 
-def pictures(rows: Sequence[Row], shown: Shown, told: Told, controls: Sequence[str] = ()) -> list[Picture]:
+def pictures(rows: Sequence[DropRow], shown: CategoryRows, told: Told, controls: Sequence[str] = ()) -> list[Picture]:
     """The figures for which there are numbers; controls are lines beside the reconstructions, or nothing."""
     if {row.variant for row in rows} <= {*controls}:
         controls = ()
@@ -268,16 +276,16 @@ def pictures(rows: Sequence[Row], shown: Shown, told: Told, controls: Sequence[s
     return [Picture(*of[:4], of[4]) for of in made if of[4] is not None]
 
 
-def _of_lines(lines: Sequence[Row]) -> str:
-    names = variants_of(lines)
+def _of_lines(lines: Sequence[DropRow]) -> str:
+    names = drop_variants(lines)
     if not names:
         return ""
     return f" Grey strokes: the controls {', '.join(names)}; an arrow points to what lies beyond the axis."
 
 
-def _parts(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
+def _parts(rows: Sequence[DropRow]) -> list[tuple[str, str, list[DropRow]]]:
     """The rows by as many variants as a figure tells apart, and what to add to the figure's name and title."""
-    variants = variants_of(rows)
+    variants = drop_variants(rows)
     starts = range(0, len(variants), figures.MOST_VARIANTS)
     if len(starts) < 2:
         return [("", "", list(rows))]
@@ -288,7 +296,7 @@ def _parts(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
     ]
 
 
-def _largest(rows: Sequence[Row]) -> str:
+def _largest(rows: Sequence[DropRow]) -> str:
     """`Largest: villages, 27.0 points in k4.`"""
     row = max(rows, key=lambda row: row.drop, default=None)
     return f"Largest: {row.alias}, {row.drop:.1f} points in {row.variant}." if row else ""

@@ -18,8 +18,17 @@ from sae_lm_eval.capability.family import (
 )
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.report.drop_tables import Row
-from sae_lm_eval.report.formatting import NA, Cell, Column, Table, fixed, number_cell, significant, text_cell
+from sae_lm_eval.report.drop_tables import DropRow
+from sae_lm_eval.report.formatting import (
+    NA,
+    Cell,
+    ReportTable,
+    TableColumn,
+    fixed_decimals,
+    number_cell,
+    significant,
+    text_cell,
+)
 
 LONG = 24  # rows of a table that may need to span pages
 
@@ -45,7 +54,7 @@ def equivalents_of(comparison: Comparison) -> Equivalents:
         return Equivalents(notes=(f"No equivalent compute is shown: {error}",))
 
 
-def equivalent_tables(found: pd.DataFrame | None, rows: list[Row], names: Mapping[str, str]) -> list[Table]:
+def equivalent_tables(found: pd.DataFrame | None, rows: list[DropRow], names: Mapping[str, str]) -> list[ReportTable]:
     """A row for each variant and section, its drop beside what is left of the compute by each measure.
 
     `rows` are those of the drops under the names shown, to which `names` lead from those of the results.
@@ -61,7 +70,7 @@ def equivalent_tables(found: pd.DataFrame | None, rows: list[Row], names: Mappin
     for (variant, section, name), of in by_measure.items():
         drop = drops.get((variant, section, name))
         where = section if section == "overall" else f"{section} {of['alias']}"
-        cells = [Cell(NA) if drop is None else number_cell(drop.drop, fixed(drop.drop))]
+        cells = [Cell(NA) if drop is None else number_cell(drop.drop, fixed_decimals(drop.drop))]
         cells += [_cell(of.get(measure)) for measure in MEASURES.values()]
         body.append((text_cell(variant), text_cell(where), *cells))
     models = found["models"].iloc[0]
@@ -73,11 +82,11 @@ def equivalent_tables(found: pd.DataFrame | None, rows: list[Row], names: Mappin
         "effective compute."
     )
     columns = (
-        *(Column(head, "left") for head in ("variant", "name")),
-        *map(Column, ("drop", "equivalent compute, by margin", "equivalent compute, by score")),
+        *(TableColumn(head, "left") for head in ("variant", "name")),
+        *map(TableColumn, ("drop", "equivalent compute, by margin", "equivalent compute, by score")),
     )
     extent = "short" if len(body) <= LONG else "long"
-    return [Table("equivalent-compute", "Equivalent compute", caption, columns, tuple(body), extent)]
+    return [ReportTable("equivalent-compute", "Equivalent compute", caption, columns, tuple(body), extent)]
 
 
 def _cell(row: dict[str, Any] | None) -> Cell:

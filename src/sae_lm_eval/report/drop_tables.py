@@ -15,11 +15,11 @@ from sae_lm_eval.comparison.pairs import NOT_ABOVE
 from sae_lm_eval.report.formatting import (
     NA,
     Cell,
-    Column,
-    Table,
+    ReportTable,
+    TableColumn,
     alternatives,
-    distinct,
-    fixed,
+    distinct_texts,
+    fixed_decimals,
     is_number,
     listing,
     number_cell,
@@ -41,7 +41,7 @@ COLUMNS_A_TABLE = 6
 
 
 @dataclass(frozen=True)
-class Row:
+class DropRow:
     """A row of `Comparison.drops`; None where a number is undefined."""
 
     variant: str
@@ -90,10 +90,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Shown:
+class CategoryRows:
     """The rows that stand for the categories, one for each (variant, name), and `what` they are."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[DropRow, ...]
     what: str
     left_out: int = 0
 
@@ -106,26 +106,26 @@ class Told:
     family: str
 
 
-def rows_of(drops: pd.DataFrame) -> list[Row]:
+def drop_rows(drops: pd.DataFrame) -> list[DropRow]:
     defined: Any = drops.astype(object).where(drops.notna(), None)
-    names = [field.name for field in fields(Row)]
-    return [Row(**record) for record in defined[names].to_dict("records")]
+    names = [field.name for field in fields(DropRow)]
+    return [DropRow(**record) for record in defined[names].to_dict("records")]
 
 
-def section_of(rows: Iterable[Row], section: str) -> list[Row]:
+def section_of(rows: Iterable[DropRow], section: str) -> list[DropRow]:
     return [row for row in rows if row.section == section]
 
 
-def main_metric(rows: Iterable[Row]) -> list[Row]:
+def main_metric(rows: Iterable[DropRow]) -> list[DropRow]:
     """Of each (variant, section, name) only the first accuracy."""
-    first: dict[tuple[str, str, str], Row] = {}
+    first: dict[tuple[str, str, str], DropRow] = {}
     for row in rows:
         if row.kind == "accuracy":
             first.setdefault((row.variant, row.section, row.name), row)
     return list(first.values())
 
 
-def categories(rows: Sequence[Row]) -> Shown:
+def category_rows(rows: Sequence[DropRow]) -> CategoryRows:
     """The given categories; without any, the tasks if a figure holds them, or else lm_eval's groups of them.
 
     Of groups within groups these are the inner ones, and a task of no group stands beside them. Where there are no
@@ -136,22 +136,22 @@ def categories(rows: Sequence[Row]) -> Shown:
     accuracies = [replace(row, parent=aliases.get(row.parent or "", row.parent)) for row in main_metric(rows)]
     of = {section: section_of(accuracies, section) for section in ("category", "group", "task")}
     if of["category"]:
-        return Shown(tuple(of["category"]), "category")
+        return CategoryRows(tuple(of["category"]), "category")
     largest: dict[str, float] = {}
     for row in of["task"]:
         largest[row.name] = max(row.drop, largest.get(row.name, row.drop))
     inner = [row for row in of["group"] if row.name not in outer]
     if len({row.name for row in inner}) > 1 and len(largest) > MOST_ROWS:
-        return Shown((*inner, *(row for row in of["task"] if not row.parent)), "group")
+        return CategoryRows((*inner, *(row for row in of["task"] if not row.parent)), "group")
     kept = sorted(largest, key=lambda name: -largest[name])[:MOST_ROWS]
-    return Shown(tuple(row for row in of["task"] if row.name in kept), "task", len(largest) - len(kept))
+    return CategoryRows(tuple(row for row in of["task"] if row.name in kept), "task", len(largest) - len(kept))
 
 
-def variants_of(rows: Iterable[Row]) -> list[str]:
+def drop_variants(rows: Iterable[DropRow]) -> list[str]:
     return list(dict.fromkeys(row.variant for row in rows))
 
 
-def in_order(rows: Iterable[Row]) -> dict[str, list[str]]:
+def in_order(rows: Iterable[DropRow]) -> dict[str, list[str]]:
     """Names by parent, both as they come: in lm_eval's order, or as `by_drop` has sorted them."""
     names: dict[str, dict[str, None]] = {}
     for row in rows:
@@ -159,13 +159,13 @@ def in_order(rows: Iterable[Row]) -> dict[str, list[str]]:
     return {parent: list(of) for parent, of in names.items()}
 
 
-def by_drop(rows: Sequence[Row]) -> list[Row]:
+def by_drop(rows: Sequence[DropRow]) -> list[DropRow]:
     """The rows of each section and variant, those first that lose most on average over the variants."""
     drops: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         drops.setdefault((row.section, row.name), []).append(row.drop)
     sections = list(dict.fromkeys(row.section for row in rows))
-    variants = variants_of(rows)
+    variants = drop_variants(rows)
     return sorted(
         rows,
         key=lambda row: (
@@ -176,20 +176,20 @@ def by_drop(rows: Sequence[Row]) -> list[Row]:
     )
 
 
-def interval(row: Row) -> str:
+def drop_interval(row: DropRow) -> str:
     """With a dagger where something is to be known of it, and of perplexities as a ratio too."""
-    show, mark = fixed if row.kind == "accuracy" else significant, DAGGER if row.caution else ""
+    show, mark = fixed_decimals if row.kind == "accuracy" else significant, DAGGER if row.caution else ""
     if row.low is None or row.high is None:
         return f"{NA}{mark}"
     ratio = f" ({TIMES}{significant(row.ratio_low)} to {TIMES}{significant(row.ratio_high)})" if row.ratio else ""
     return f"[{show(row.low)}, {show(row.high)}]{mark}{ratio}"
 
 
-def star(row: Row, told: Told) -> str:
+def star(row: DropRow, told: Told) -> str:
     return "*" if row.p_adjusted is not None and has_star(row.p_adjusted, told.level) else ""
 
 
-def how_measured(rows: Sequence[Row], told: Told) -> str:
+def how_measured(rows: Sequence[DropRow], told: Told) -> str:
     """Metric, n, shots and interval; the test is told of once, in the methods."""
     metrics = listing(dict.fromkeys(metric_name(row) for row in rows))
     return (
@@ -199,12 +199,12 @@ def how_measured(rows: Sequence[Row], told: Told) -> str:
     )
 
 
-def _cautions(rows: Sequence[Row]) -> str:
-    found = distinct(row.caution for row in rows)
+def _cautions(rows: Sequence[DropRow]) -> str:
+    found = distinct_texts(row.caution for row in rows)
     return f" {DAGGER} {'; '.join(found)}." if found else ""
 
 
-def overall_tables(rows: Sequence[Row], told: Told) -> list[Table]:
+def overall_tables(rows: Sequence[DropRow], told: Told) -> list[ReportTable]:
     """A row for each variant, over all its tasks; no table where nothing was right or wrong."""
     overall = section_of(rows, "overall")
     if not overall:
@@ -216,7 +216,7 @@ def overall_tables(rows: Sequence[Row], told: Told) -> list[Table]:
         (
             *(text_cell(row.variant), count_cell(row.tasks), count_cell(row.n), *score_cells(row, told)),
             *([Cell(bounds_of(row.tasks_low, row.tasks_high), row.tasks_low)] if several else []),
-            *(p_cell(row.p_adjusted), number_cell(row.detectable, fixed(row.detectable))),
+            *(p_cell(row.p_adjusted), number_cell(row.detectable, fixed_decimals(row.detectable))),
         )
         for row in overall
     ]
@@ -228,20 +228,23 @@ def overall_tables(rows: Sequence[Row], told: Told) -> list[Table]:
         f"a power of 80% (two-sided test at 5%).{chance_mark(overall)}"
     )
     columns = (
-        Column("variant", "left"),
-        *(Column(heading, spare=int(heading in ("tasks", "spliced", "interval over tasks"))) for heading in headings),
+        TableColumn("variant", "left"),
+        *(
+            TableColumn(heading, spare=int(heading in ("tasks", "spliced", "interval over tasks")))
+            for heading in headings
+        ),
     )
-    return [Table("overall", "Over all tasks", caption, columns, tuple(body))]
+    return [ReportTable("overall", "Over all tasks", caption, columns, tuple(body))]
 
 
-def between_tables(between: pd.DataFrame, told: Told) -> list[Table]:
+def between_tables(between: pd.DataFrame, told: Told) -> list[ReportTable]:
     """How much more one variant loses than another; no table where there are not two to compare."""
     if between.empty:
         return []
     body = []
     for record in between.to_dict("records"):
         mark = "*" if has_star(record["p_adjusted"], told.level) else ""
-        difference = number_cell(record["difference"], f"{fixed(record['difference'])}{mark}")
+        difference = number_cell(record["difference"], f"{fixed_decimals(record['difference'])}{mark}")
         low, high = (of if is_number(of) else None for of in (record["low"], record["high"]))
         body.append(
             (
@@ -255,31 +258,31 @@ def between_tables(between: pd.DataFrame, told: Told) -> list[Table]:
         f"Holm's adjustment over {len(between)} pairs."
     )
     columns = (
-        *(Column("variant", "left"), Column("beside", "left")),
-        *map(Column, ("n", "difference", f"{told.level:.0%} interval", "p")),
+        *(TableColumn("variant", "left"), TableColumn("beside", "left")),
+        *map(TableColumn, ("n", "difference", f"{told.level:.0%} interval", "p")),
     )
-    return [Table("between", "Variants against each other", caption, columns, tuple(body))]
+    return [ReportTable("between", "Variants against each other", caption, columns, tuple(body))]
 
 
 CLUSTERED = "cluster-robust, with the tasks' own weights"
 
 
-def chance_mark(rows: Iterable[Row]) -> str:
+def chance_mark(rows: Iterable[DropRow]) -> str:
     """What the mark behind a baseline's accuracy means, where one is shown."""
     if not any(row.at_chance for row in rows):
         return ""
     return f" {AT_CHANCE} the baseline is not clearly above chance: it has nothing to lose there."
 
 
-def category_tables(shown: Shown, told: Told) -> list[Table]:
+def category_tables(shown: CategoryRows, told: Told) -> list[ReportTable]:
     """A row for each category, a column for each variant; many variants are spread over several tables."""
-    variants = variants_of(shown.rows)
+    variants = drop_variants(shown.rows)
     parts = -(-len(variants) // COLUMNS_A_TABLE)
     chunks = [list(chunk) for chunk in np.array_split(variants, parts)] if parts else []
     return [_category_table(shown, chunk, told, index, parts) for index, chunk in enumerate(chunks, start=1)]
 
 
-def _category_table(shown: Shown, variants: Sequence[str], told: Told, part: int, parts: int) -> Table:
+def _category_table(shown: CategoryRows, variants: Sequence[str], told: Told, part: int, parts: int) -> ReportTable:
     row_of = {(row.variant, row.name): row for row in shown.rows}
     by_name = {row.name: row for row in shown.rows}
     body, grouped = [], in_order(shown.rows)
@@ -289,8 +292,8 @@ def _category_table(shown: Shown, variants: Sequence[str], told: Told, part: int
             head = [text_cell(parent)] if len(grouped) > 1 else []
             head += [text_cell(first.alias), baseline_cell(first)]
             body.append((*head, *(drop_cell(row_of.get((variant, name)), told) for variant in variants)))
-    columns = [Column("group", "left")] if len(grouped) > 1 else []
-    columns += [Column(shown.what, "left"), Column("baseline"), *map(Column, variants)]
+    columns = [TableColumn("group", "left")] if len(grouped) > 1 else []
+    columns += [TableColumn(shown.what, "left"), TableColumn("baseline"), *map(TableColumn, variants)]
     some = f" The {MOST_ROWS} with the largest drop; {shown.left_out} more are in the table of every task."
     caption = (
         f"In percentage points, with its {told.level:.0%} interval; positive is worse. Baseline: accuracy of the "
@@ -299,24 +302,28 @@ def _category_table(shown: Shown, variants: Sequence[str], told: Told, part: int
     )
     title = f"Drop by {shown.what}" + (f" ({part} of {parts})" if parts > 1 else "")
     extent = "short" if len(body) <= LONG else "long"
-    return Table(f"categories-{part}", title, caption, tuple(columns), tuple(body), extent)
+    return ReportTable(f"categories-{part}", title, caption, tuple(columns), tuple(body), extent)
 
 
-def drop_cell(row: Row | None, told: Told) -> Cell:
+def drop_cell(row: DropRow | None, told: Told) -> Cell:
     """The drop with a star where the test rejects, and its interval."""
-    return Cell(NA) if row is None else number_cell(row.drop, f"{fixed(row.drop)}{star(row, told)}", interval(row))
+    return (
+        Cell(NA)
+        if row is None
+        else number_cell(row.drop, f"{fixed_decimals(row.drop)}{star(row, told)}", drop_interval(row))
+    )
 
 
-def baseline_cell(row: Row) -> Cell:
+def baseline_cell(row: DropRow) -> Cell:
     """Accuracy of the untouched model, in percent, with a mark where it is not clearly above chance."""
     return number_cell(row.baseline, f"{percent(row.baseline)}{AT_CHANCE * row.at_chance}")
 
 
 def bounds_of(low: float | None, high: float | None) -> str:
-    return NA if low is None or high is None else f"[{fixed(low)}, {fixed(high)}]"
+    return NA if low is None or high is None else f"[{fixed_decimals(low)}, {fixed_decimals(high)}]"
 
 
-def metric_name(row: Row) -> str:
+def metric_name(row: DropRow) -> str:
     return row.metric if row.filter == "none" else f"{row.metric} ({row.filter})"
 
 
@@ -328,12 +335,12 @@ def p_cell(value: float | None) -> Cell:
     return number_cell(value, probability(value))
 
 
-def score_cells(row: Row, told: Told) -> tuple[Cell, ...]:
-    show, show_drop = (percent, fixed) if row.kind == "accuracy" else (significant, significant)
+def score_cells(row: DropRow, told: Told) -> tuple[Cell, ...]:
+    show, show_drop = (percent, fixed_decimals) if row.kind == "accuracy" else (significant, significant)
     times = f" ({TIMES}{significant(row.ratio)})" if row.ratio else ""
     return (
         number_cell(row.baseline, f"{show(row.baseline)}{AT_CHANCE * row.at_chance}"),
         number_cell(row.score, show(row.score)),
         number_cell(row.drop, f"{show_drop(row.drop)}{times}{star(row, told)}"),
-        number_cell(row.low, interval(row)),
+        number_cell(row.low, drop_interval(row)),
     )

@@ -13,9 +13,9 @@ from sae_lm_eval.report.formatting import (
     MINUS,
     NA,
     Cell,
-    Column,
-    Table,
-    fixed,
+    ReportTable,
+    TableColumn,
+    fixed_decimals,
     is_number,
     number_cell,
     significant,
@@ -91,7 +91,7 @@ BESIDE = ("within the law", "between laws", "calibrated")  # what stands beside 
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricValue:
     """A metric of a variant on a text; `value` is None for the `reason`."""
 
     variant: str
@@ -116,11 +116,11 @@ class Measured:
 GROUP = "sae_fidelity_"  # how the names of these tasks begin; tables do without it
 
 # By (variant, task): the metrics by name.
-Fidelity = dict[tuple[str, str], dict[str, Measured]]
+Fidelity = dict[tuple[str, str], dict[str, MetricValue]]
 
 
 def fidelity_of(variants: Sequence[Results]) -> Fidelity:
-    floor = noise_floor(variants)
+    floor = recorded_noise_floor(variants)
     return {
         (results.name, task): {made.metric: marked(made, floor) for made in _measured(results, task)}
         for results in variants
@@ -129,12 +129,12 @@ def fidelity_of(variants: Sequence[Results]) -> Fidelity:
     }
 
 
-def noise_floor(variants: Sequence[Results]) -> dict[str, Any]:
+def recorded_noise_floor(variants: Sequence[Results]) -> dict[str, Any]:
     """What the row baseline_again recorded; empty without one."""
     return next((found for results in variants if (found := results.provenance.get("noise_floor"))), {})
 
 
-def marked(made: Measured, floor: Mapping[str, Any]) -> Measured:
+def marked(made: MetricValue, floor: Mapping[str, Any]) -> MetricValue:
     """With a flag where the value is no greater than what the baseline's own numbers move by."""
     least = _number(floor.get(FLOORS.get(made.metric, "")))
     if least is None or made.value is None or abs(made.value) > least:
@@ -142,9 +142,9 @@ def marked(made: Measured, floor: Mapping[str, Any]) -> Measured:
     return replace(made, flags=f"{WITHIN}, {significant(least)}")
 
 
-def noise_table(variants: Sequence[Results]) -> list[Table]:
+def noise_table(variants: Sequence[Results]) -> list[ReportTable]:
     """The noise floor, where the row baseline_again was run."""
-    floor = noise_floor(variants)
+    floor = recorded_noise_floor(variants)
     if not floor:
         return []
     caption = (
@@ -154,33 +154,33 @@ def noise_table(variants: Sequence[Results]) -> list[Table]:
         "greater. How many answers change with the batch size is in the rows of baseline_again."
     )
     cells = [number_cell(floor[name], significant(floor[name])) for name in ("kl", "ce_delta", "flips")]
-    columns = tuple(map(Column, ("KL", "delta CE", "top-1 flips", "tokens")))
+    columns = tuple(map(TableColumn, ("KL", "delta CE", "top-1 flips", "tokens")))
     count = number_cell(floor["tokens"], f"{floor['tokens']:,}")
-    return [Table("noise-floor", "Noise floor", caption, columns, ((*cells, count),))]
+    return [ReportTable("noise-floor", "Noise floor", caption, columns, ((*cells, count),))]
 
 
 def tidy(fidelity: Fidelity) -> pd.DataFrame:
     """A row for each (variant, task, metric)."""
     rows = [asdict(measured) for of in fidelity.values() for measured in of.values()]
-    return pd.DataFrame(rows, columns=[one.name for one in fields(Measured) if one.name != "record"])
+    return pd.DataFrame(rows, columns=[one.name for one in fields(MetricValue) if one.name != "record"])
 
 
-def _measured(results: Results, task: str) -> Iterator[Measured]:
+def _measured(results: Results, task: str) -> Iterator[MetricValue]:
     scores, mode = results.scores[task], splice_of(results)
     sites = sites_of(scores)
     for metric, (_, unit) in METRICS.items():
         if metric in DICTIONARY_METRICS and mode in WITHOUT_DICTIONARY:
-            yield Measured(results.name, task, metric, None, None, unit, reason=NO_DICTIONARY.format(mode))
+            yield MetricValue(results.name, task, metric, None, None, unit, reason=NO_DICTIONARY.format(mode))
             continue
         if metric in DICTIONARY_METRICS and sites:
-            yield Measured(results.name, task, metric, None, None, unit, reason=BY_SITE)
+            yield MetricValue(results.name, task, metric, None, None, unit, reason=BY_SITE)
             for site in sites:
                 name = f"{metric}/{site}"
                 value, stderr = (_number(scores.get(f"{name}{part},none")) for part in ("", "_stderr"))
-                yield Measured(results.name, task, name, value, stderr, unit)
+                yield MetricValue(results.name, task, name, value, stderr, unit)
             continue
         value, stderr = (_number(scores.get(f"{metric}{part},none")) for part in ("", "_stderr"))
-        made = Measured(results.name, task, metric, value, stderr, unit)
+        made = MetricValue(results.name, task, metric, value, stderr, unit)
         if metric == "effective_compute":
             made = _effective_compute(made, results)
         lacking = [METRICS[part][0] for part in NEEDED.get(metric, ()) if not is_number(scores.get(f"{part},none"))]
@@ -198,7 +198,7 @@ def sites_of(scores: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def parts_of(of: Mapping[str, Measured], metric: str) -> dict[str, Measured]:
+def parts_of(of: Mapping[str, MetricValue], metric: str) -> dict[str, MetricValue]:
     """A metric of each of several dictionaries, by its site."""
     return {name.partition("/")[2]: made for name, made in of.items() if name.startswith(f"{metric}/")}
 
@@ -207,7 +207,7 @@ def _number(value: Any) -> float | None:
     return float(value) if is_number(value) else None
 
 
-def _effective_compute(made: Measured, results: Results) -> Measured:
+def _effective_compute(made: MetricValue, results: Results) -> MetricValue:
     """As `effective-compute` converts the results, or where it cannot, as the run recorded it."""
     record = quoted(results, made.task)
     is_recorded = bool((results.provenance.get("effective_compute") or {}).get(made.task))
@@ -231,13 +231,13 @@ def _effective_compute(made: Measured, results: Results) -> Measured:
     )
 
 
-def fidelity_tables(fidelity: Fidelity) -> list[Table]:
+def fidelity_tables(fidelity: Fidelity) -> list[ReportTable]:
     """Losses, outputs, activations and effective compute; a column that is undefined throughout is left out."""
     tables = [_table(fidelity, *told) for told in TABLES]
     return [table for table in (*tables, _compute_table(fidelity)) if table.rows]
 
 
-def _table(fidelity: Fidelity, name: str, title: str, metrics: Sequence[str], caption: str) -> Table:
+def _table(fidelity: Fidelity, name: str, title: str, metrics: Sequence[str], caption: str) -> ReportTable:
     shown = [metric for metric in metrics if any(_defined(of, metric) for of in fidelity.values())]
     lacking = {(METRICS[m][0], of[m].reason) for of in fidelity.values() for m in shown if m in NEEDED and of[m].reason}
     notes = "".join(f" No {heading} is shown where {reason}." for heading, reason in sorted(lacking))
@@ -250,11 +250,11 @@ def _table(fidelity: Fidelity, name: str, title: str, metrics: Sequence[str], ca
             place = [text_cell(site or "")] if several else []
             rows.append((*_names(key), *place, *map(value_cell, made)))
     left = ("variant", "text", *(["site"] if several else []))
-    columns = (*(Column(head, "left") for head in left), *(Column(METRICS[metric][0]) for metric in shown))
-    return Table(f"fidelity-{name}", title, caption + notes, columns, tuple(rows) if shown else ())
+    columns = (*(TableColumn(head, "left") for head in left), *(TableColumn(METRICS[metric][0]) for metric in shown))
+    return ReportTable(f"fidelity-{name}", title, caption + notes, columns, tuple(rows) if shown else ())
 
 
-def _defined(of: Mapping[str, Measured], metric: str) -> bool:
+def _defined(of: Mapping[str, MetricValue], metric: str) -> bool:
     return any(made.value is not None for made in (of[metric], *parts_of(of, metric).values()))
 
 
@@ -263,12 +263,14 @@ def _names(key: tuple[str, str]) -> tuple[Cell, Cell]:
     return text_cell(variant), text_cell(task.removeprefix(GROUP))
 
 
-def value_cell(made: Measured) -> Cell:
+def value_cell(made: MetricValue) -> Cell:
     """With its standard error to two significant digits, and as many decimals itself."""
     if made.value is None or not made.stderr:
         return number_cell(made.value, f"{significant(made.value, 4)}{made.mark}")
     digits = min(max(1 - math.floor(math.log10(made.stderr)), 0), 6)
-    return number_cell(made.value, f"{fixed(made.value, digits)} ± {fixed(made.stderr, digits)}{made.mark}")
+    return number_cell(
+        made.value, f"{fixed_decimals(made.value, digits)} ± {fixed_decimals(made.stderr, digits)}{made.mark}"
+    )
 
 
 def beside_compute(record: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -291,7 +293,7 @@ def _with_bounds(estimate: Mapping[str, Any]) -> str:
     return significant(value) + (f" [{significant(low)}, {significant(high)}]" if known else "")
 
 
-def _compute_table(fidelity: Fidelity) -> Table:
+def _compute_table(fidelity: Fidelity) -> ReportTable:
     beside = {key: beside_compute(of["effective_compute"].record) for key, of in fidelity.items()}
     known = [place for place in range(len(BESIDE)) if any(cells[place] != NA for cells in beside.values())]
     rows = []
@@ -307,7 +309,9 @@ def _compute_table(fidelity: Fidelity) -> Table:
         "the reason in the notes. Beside it stand the fraction within the law, the least and greatest within the laws "
         "in force, and the fraction calibrated on known pairs of models."
     )
-    left = [Column(heading, "left") for heading in ("variant", "text", "law", *(BESIDE[at] for at in known), "notes")]
-    columns = (*left[:2], Column("effective compute"), Column("95% interval"), *left[2:])
+    left = [
+        TableColumn(heading, "left") for heading in ("variant", "text", "law", *(BESIDE[at] for at in known), "notes")
+    ]
+    columns = (*left[:2], TableColumn("effective compute"), TableColumn("95% interval"), *left[2:])
     defined = any(of["effective_compute"].value is not None for of in fidelity.values())
-    return Table("fidelity-compute", "Effective compute", caption, columns, tuple(rows) if defined else ())
+    return ReportTable("fidelity-compute", "Effective compute", caption, columns, tuple(rows) if defined else ())

@@ -21,8 +21,8 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from sae_lm_eval.report.drop_tables import Row, in_order, variants_of
-from sae_lm_eval.report.formatting import MINUS, fitting, fixed
+from sae_lm_eval.report.drop_tables import DropRow, drop_variants, in_order
+from sae_lm_eval.report.formatting import MINUS, fitting, fixed_decimals
 
 WIDTH, NARROW, TALLEST = 5.5, 4.2, 7.5
 # With more points than these, the variants do not stand side by side in one panel of a page's height.
@@ -92,7 +92,7 @@ def as_bytes(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def drop_by_category(rows: Sequence[Row], lines: Sequence[Row] = ()) -> Figure | None:
+def drop_by_category(rows: Sequence[DropRow], lines: Sequence[DropRow] = ()) -> Figure | None:
     """Drop (pp) with its interval of each category; at most six variants.
 
     The variants stand side by side in one panel, or each in a panel of its own where that is too high for a page.
@@ -100,7 +100,7 @@ def drop_by_category(rows: Sequence[Row], lines: Sequence[Row] = ()) -> Figure |
     """
     if not rows:
         return None
-    variants, grouped = variants_of(rows), in_order(rows)
+    variants, grouped = drop_variants(rows), in_order(rows)
     crowded = sum(map(len, grouped.values())) * len(variants) > MOST_POINTS
     panels = [[variant] for variant in variants] if crowded else [variants]
     places, ticks, end = _places(rows, spread=len(panels[0]))
@@ -129,7 +129,7 @@ def drop_by_category(rows: Sequence[Row], lines: Sequence[Row] = ()) -> Figure |
     return figure
 
 
-def _strokes(axis: Axes, rows: Sequence[Row], lines: Sequence[Row], places: dict[str, float]) -> None:
+def _strokes(axis: Axes, rows: Sequence[DropRow], lines: Sequence[DropRow], places: dict[str, float]) -> None:
     """Controls as strokes; the axis keeps to the variants, and what lies beyond is an arrow at its edge."""
     if not lines:
         return
@@ -137,7 +137,7 @@ def _strokes(axis: Axes, rows: Sequence[Row], lines: Sequence[Row], places: dict
         *_widened([bound for row in rows for bound in (row.low, row.high, row.drop, 0.0) if bound is not None])
     )
     least, most = axis.get_xlim()
-    for index, control in enumerate(variants_of(lines)):
+    for index, control in enumerate(drop_variants(lines)):
         of = [row for row in lines if row.variant == control and row.name in places]
         inside = [row for row in of if least <= row.drop <= most]
         look: dict[str, Any] = {"linestyle": "", "color": GREYS[index % len(GREYS)], "zorder": 1}
@@ -153,7 +153,7 @@ def _strokes(axis: Axes, rows: Sequence[Row], lines: Sequence[Row], places: dict
             axis.plot([edge] * len(beyond), heights, marker=marker, markersize=3, clip_on=False, **look)
 
 
-def _places(rows: Sequence[Row], spread: int) -> tuple[dict[str, float], list[tuple[float, str, str]], float]:
+def _places(rows: Sequence[DropRow], spread: int) -> tuple[dict[str, float], list[tuple[float, str, str]], float]:
     """The height of each category's row, the labels as (height, text, weight), and the height of them all."""
     labels, grouped = labels_of(rows), in_order(rows)
     step, at = max(1.0, 0.8 * spread + 0.4), 0.0
@@ -170,7 +170,7 @@ def _places(rows: Sequence[Row], spread: int) -> tuple[dict[str, float], list[tu
     return places, ticks, at
 
 
-def reach(rows: Sequence[Row]) -> np.ndarray:
+def reach(rows: Sequence[DropRow]) -> np.ndarray:
     """How far the interval reaches to each side of the drop; not at all where it is undefined."""
     bounds = [(row.drop, row.drop) if row.low is None or row.high is None else (row.low, row.high) for row in rows]
     return np.array([[row.drop - low, high - row.drop] for row, (low, high) in zip(rows, bounds, strict=True)]).T
@@ -190,24 +190,24 @@ def _ruled(axis: Axes, ticks: Sequence[tuple[float, str, str]], end: float, smal
     axis.axvline(0, color=INK, linewidth=0.6, zorder=0.5)
     axis.grid(axis="x")
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    axis.xaxis.set_major_formatter(FuncFormatter(plain))
+    axis.xaxis.set_major_formatter(FuncFormatter(tick_label))
 
 
-def plain(value: float, _: int | None) -> str:
+def tick_label(value: float, _: int | None) -> str:
     return f"{value:g}".replace("-", MINUS)
 
 
-def labels_of(rows: Sequence[Row]) -> dict[str, str]:
+def labels_of(rows: Sequence[DropRow]) -> dict[str, str]:
     """The label of each category, by its name, as a figure has room for it."""
     short = fitting(row.alias for row in rows)
     return {row.name: short[row.alias] for row in rows}
 
 
-def heat_map(rows: Sequence[Row]) -> Figure | None:
+def heat_map(rows: Sequence[DropRow]) -> Figure | None:
     """Drop (pp) of each category in each of several variants: red is worse, blue better, white no change."""
-    if len(variants_of(rows)) < 2:
+    if len(drop_variants(rows)) < 2:
         return None
-    names, variants = [name for names in in_order(rows).values() for name in names], variants_of(rows)
+    names, variants = [name for names in in_order(rows).values() for name in names], drop_variants(rows)
     values = np.full((len(names), len(variants)), np.nan)
     for row in rows:
         values[names.index(row.name), variants.index(row.variant)] = row.drop
@@ -252,17 +252,17 @@ def _numbers(axis: Axes, values: np.ndarray, most: float) -> None:
             continue
         colour = "white" if abs(value) > 0.62 * most else "black"
         middle: dict[str, Any] = {"ha": "center", "va": "center"}
-        axis.text(column + 0.5, row + 0.5, fixed(value), fontsize=6.5, color=colour, **middle)
+        axis.text(column + 0.5, row + 0.5, fixed_decimals(value), fontsize=6.5, color=colour, **middle)
 
 
-def drop_against_baseline(rows: Sequence[Row]) -> Figure | None:
+def drop_against_baseline(rows: Sequence[DropRow]) -> Figure | None:
     """Drop (pp) of each task against the untouched model's accuracy (%); at most six variants.
 
     A dashed line shows where everything above chance is lost, if all tasks have the same chance.
     """
     if len({row.name for row in rows}) < 2:
         return None
-    variants = variants_of(rows)
+    variants = drop_variants(rows)
     baselines = [100 * row.baseline for row in rows]
     with mpl.rc_context(STYLE):
         figure = Figure((NARROW, 2.9))
@@ -286,7 +286,7 @@ def drop_against_baseline(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-def one_chance(rows: Sequence[Row]) -> float | None:
+def one_chance(rows: Sequence[DropRow]) -> float | None:
     """The chance level (a fraction) that all tasks share, if they do and anything comes near to losing all above it."""
     chances = {row.chance for row in rows}
     chance = chances.pop() if len(chances) == 1 else None
@@ -316,5 +316,5 @@ def logarithmic(axis: Axis, values: Sequence[float]) -> None:
     span = max(values) / min(values)
     if 5 <= span < 100:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(plain))
-    axis.set_minor_formatter(FuncFormatter(plain) if span < 5 else NullFormatter())
+    axis.set_major_formatter(FuncFormatter(tick_label))
+    axis.set_minor_formatter(FuncFormatter(tick_label) if span < 5 else NullFormatter())

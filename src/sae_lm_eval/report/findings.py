@@ -14,7 +14,7 @@ from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.report import assemble, render, writer
 from sae_lm_eval.report.headline import headline
-from sae_lm_eval.report.provenance import model_name
+from sae_lm_eval.report.provenance import requested_model
 from sae_lm_eval.report.summary_table import summary_frame, summary_table
 from sae_lm_eval.results.find import told_apart
 from sae_lm_eval.results.results import Results
@@ -28,7 +28,7 @@ class Findings(Comparison):
 
     def __repr__(self) -> str:
         names, count = ", ".join(run.name for run in self.variants), len(self.variants)
-        return f"<{count} variant{'s' if count > 1 else ''} of {model_name(self.baseline)}, compared: {names}>"
+        return f"<{count} variant{'s' if count > 1 else ''} of {requested_model(self.baseline)}, compared: {names}>"
 
     def _repr_html_(self) -> str:
         from markupsafe import escape
@@ -68,7 +68,7 @@ def compare(
     variants: Results | str | Path | Sequence[Results | str | Path],
     **options: Any,
 ) -> Findings:
-    """`comparison.compare`, with its options; the report of it holds the fidelity that was measured besides."""
+    """`paired_comparison`, with its options; the report of it holds the fidelity that was measured besides."""
     runs = told_apart(comparing.results_of(baseline, variants))
-    made = comparing.compare(runs[0], runs[1:], **options)
+    made = comparing.paired_comparison(runs[0], runs[1:], **options)
     return findings(replace(made, baseline=runs[0], variants=tuple(runs[1:])))

@@ -17,7 +17,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """Where a terminal has no room, columns go whose `spare` is above 0: the highest first, of equals the right one."""
 
     heading: str
@@ -35,7 +35,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """`name` is of ASCII letters and dashes; a `long` table is folded up on the page and may span pages in print.
 
     Rows at the indices `blocks` begin something new, and are set apart.
@@ -44,7 +44,7 @@ class Table:
     name: str
     title: str
     caption: str
-    columns: tuple[Column, ...]
+    columns: tuple[TableColumn, ...]
     rows: tuple[tuple[Cell, ...], ...]
     extent: Literal["short", "long"] = "short"
     blocks: tuple[int, ...] = ()
@@ -55,7 +55,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
 
 
-def fixed(value: Any, digits: int = 1) -> str:
+def fixed_decimals(value: Any, digits: int = 1) -> str:
     """A number with `digits` decimals and a true minus sign, or n/a."""
     if not is_number(value):
         return NA
@@ -72,7 +72,7 @@ def significant(value: Any, digits: int = 3) -> str:
     if value and not 1e-4 <= abs(value) < 1e6:
         return f"{value:.{digits - 1}e}".replace("-", MINUS)
     decimals = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
-    return fixed(value, decimals)
+    return fixed_decimals(value, decimals)
 
 
 def probability(p: Any) -> str:
@@ -84,7 +84,7 @@ def probability(p: Any) -> str:
 
 def percent(value: Any) -> str:
     """A fraction in percent, for a column whose heading has the sign."""
-    return fixed(100 * value) if is_number(value) else NA
+    return fixed_decimals(100 * value) if is_number(value) else NA
 
 
 def share(value: Any, digits: int = 1) -> str:
@@ -92,7 +92,7 @@ def share(value: Any, digits: int = 1) -> str:
     if not is_number(value):
         return NA
     least = 10**-digits
-    return f"<{least:g}%" if 0 < 100 * value < least else f"{fixed(100 * value, digits)}%"
+    return f"<{least:g}%" if 0 < 100 * value < least else f"{fixed_decimals(100 * value, digits)}%"
 
 
 def nats(value: Any) -> str:
@@ -109,7 +109,7 @@ def general(value: Any, digits: int = 6) -> str:
     return f"{value:.{digits}g}" if isinstance(value, int | float) else str(value)
 
 
-def interval(low: Any, high: Any, shown: Callable[[Any], str] = fixed) -> str:
+def interval_text(low: Any, high: Any, shown: Callable[[Any], str] = fixed_decimals) -> str:
     """`1.2 to 3.4`, each end as `shown` has it; n/a where one is undefined."""
     return f"{shown(low)} to {shown(high)}" if is_number(low) and is_number(high) else NA
 
@@ -137,14 +137,14 @@ def listing(words: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def distinct(column: Iterable[Any]) -> list[str]:
+def distinct_texts(column: Iterable[Any]) -> list[str]:
     """The texts in a column of a frame, each once, in their order."""
     return [text for text in dict.fromkeys(column) if isinstance(text, str)]
 
 
 def alternatives(column: Iterable[Any]) -> str:
     """The texts in a column of a frame, which may hold commas themselves; n/a where it has none."""
-    return "; ".join(distinct(column)) or NA
+    return "; ".join(distinct_texts(column)) or NA
 
 
 def abridged(text: str, most: int) -> str:

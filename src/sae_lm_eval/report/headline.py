@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sae_lm_eval.comparison.compare import Comparison
-from sae_lm_eval.report.drop_tables import Row
+from sae_lm_eval.report.drop_tables import DropRow
 from sae_lm_eval.report.fidelity_tables import Fidelity, beside_compute
-from sae_lm_eval.report.formatting import NA, fixed, is_number, listing, percent, significant
-from sae_lm_eval.report.provenance import model_name
+from sae_lm_eval.report.formatting import NA, fixed_decimals, is_number, listing, percent, significant
+from sae_lm_eval.report.provenance import requested_model
 from sae_lm_eval.report.summary_table import Summary
 
 
 def headline(comparison: Comparison, summary: Summary) -> list[str]:
     """A few sentences, of the reconstructions alone; of controls where there is nothing else."""
-    model, level = model_name(comparison.baseline), comparison.level
+    model, level = requested_model(comparison.baseline), comparison.level
     names = summary.variants or summary.controls
     costs = sorted((row for row in summary.overall if row.variant in names), key=lambda row: row.drop)
     if not costs:
@@ -37,7 +37,7 @@ def headline(comparison: Comparison, summary: Summary) -> list[str]:
     return [*said, *_all_losses([row.variant for row in ends], summary.fidelity)]
 
 
-def _at_chance(row: Row, model: str) -> list[str]:
+def _at_chance(row: DropRow, model: str) -> list[str]:
     """Of a baseline that is at chance there is nothing else to say."""
     return [
         f"The baseline is at chance on these tasks: {model} answers {percent(row.baseline)}% of {row.n:,} questions "
@@ -46,15 +46,15 @@ def _at_chance(row: Row, model: str) -> list[str]:
     ]
 
 
-def _change(row: Row, level: float) -> str:
+def _change(row: DropRow, level: float) -> str:
     """`loses 3.2 percentage points of accuracy (95% interval 1.0 to 5.4; from 90.1% to 86.9%, n = 780)`."""
     sign, verb = (1, "loses") if row.drop >= 0 else (-1, "gains")
     bounds = ""
     if row.low is not None and row.high is not None:
         low, high = sorted((sign * row.low, sign * row.high))
-        bounds = f"{level:.0%} interval {fixed(low)} to {fixed(high)}; "
+        bounds = f"{level:.0%} interval {fixed_decimals(low)} to {fixed_decimals(high)}; "
     return (
-        f"{verb} {fixed(sign * row.drop)} percentage points of accuracy ({bounds}"
+        f"{verb} {fixed_decimals(sign * row.drop)} percentage points of accuracy ({bounds}"
         f"from {percent(row.baseline)}% to {percent(row.score)}%, n = {row.n:,})"
     )
 
@@ -71,9 +71,9 @@ def _apart(comparison: Comparison, worse: str, better: str) -> list[str]:
     clear = row["p_adjusted"] < 1 - comparison.level
     bounds = ""
     if is_number(row["low"]):
-        bounds = f" ({comparison.level:.0%} interval {fixed(row['low'])} to {fixed(row['high'])})"
+        bounds = f" ({comparison.level:.0%} interval {fixed_decimals(row['low'])} to {fixed_decimals(row['high'])})"
     verdict = "can" if clear else "cannot"
-    return [f"The two {verdict} be told apart: they differ by {fixed(row['difference'])} points{bounds}."]
+    return [f"The two {verdict} be told apart: they differ by {fixed_decimals(row['difference'])} points{bounds}."]
 
 
 def _extremes(summary: Summary, variant: str) -> list[str]:
@@ -82,7 +82,7 @@ def _extremes(summary: Summary, variant: str) -> list[str]:
     own.sort(key=lambda row: row.drop)
     said = []
     if len(own) > 1:
-        most, least = (f"{row.alias} ({fixed(row.drop)}{_bounds(row)})" for row in (own[-1], own[0]))
+        most, least = (f"{row.alias} ({fixed_decimals(row.drop)}{_bounds(row)})" for row in (own[-1], own[0]))
         where = "" if len(summary.variants or summary.controls) == 1 else f"In {variant}, "
         text = f"{where}{most} loses most and {least} least."
         said.append(text[0].upper() + text[1:] if not where else text)
@@ -92,15 +92,19 @@ def _extremes(summary: Summary, variant: str) -> list[str]:
     return said
 
 
-def _bounds(row: Row) -> str:
-    return "" if row.low is None else f", {fixed(row.low)} to {fixed(row.high)}"
+def _bounds(row: DropRow) -> str:
+    return "" if row.low is None else f", {fixed_decimals(row.low)} to {fixed_decimals(row.high)}"
 
 
-def _detectable(costs: Sequence[Row]) -> list[str]:
+def _detectable(costs: Sequence[DropRow]) -> list[str]:
     values = sorted(row.detectable for row in costs if row.detectable is not None)
     if not values:
         return []
-    ends = fixed(values[0]) if fixed(values[0]) == fixed(values[-1]) else f"{fixed(values[0])} to {fixed(values[-1])}"
+    ends = (
+        fixed_decimals(values[0])
+        if fixed_decimals(values[0]) == fixed_decimals(values[-1])
+        else f"{fixed_decimals(values[0])} to {fixed_decimals(values[-1])}"
+    )
     return [f"With these questions a drop of {ends} points is seen with a power of 80%."]
 
 
@@ -117,9 +121,11 @@ def _losses(name: str, fidelity: Fidelity) -> str:
     if "ce_delta" in value:
         both = "ce_baseline" in value and "ce_spliced" in value
         ends = [significant(value.get(metric), 4) for metric in ("ce_baseline", "ce_spliced")]
-        said.append(f"delta CE {fixed(value['ce_delta'], 3)} nats/token" + (f" (from {' to '.join(ends)})" * both))
+        said.append(
+            f"delta CE {fixed_decimals(value['ce_delta'], 3)} nats/token" + (f" (from {' to '.join(ends)})" * both)
+        )
     if "kl" in value:
-        said.append(f"KL {fixed(value['kl'], 3)} nats/token")
+        said.append(f"KL {fixed_decimals(value['kl'], 3)} nats/token")
     if "effective_compute" in value:
         made = of["effective_compute"]
         known = made.low is not None and made.high is not None

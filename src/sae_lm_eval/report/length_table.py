@@ -6,23 +6,23 @@ from collections.abc import Sequence
 
 from sae_lm_eval.comparison.prompt_lengths import SECTION
 from sae_lm_eval.report.drop_tables import (
-    Row,
+    DropRow,
     Told,
     chance_mark,
     count_cell,
+    drop_variants,
     how_measured,
     p_cell,
     score_cells,
     section_of,
-    variants_of,
 )
-from sae_lm_eval.report.formatting import Column, Table, text_cell
+from sae_lm_eval.report.formatting import ReportTable, TableColumn, text_cell
 
 
-def length_tables(rows: Sequence[Row], told: Told) -> list[Table]:
+def length_tables(rows: Sequence[DropRow], told: Told) -> list[ReportTable]:
     """A row for each variant and length; no table where no prompt is longer than a context."""
     of_length = section_of(rows, SECTION)
-    chosen = [row for variant in variants_of(of_length) for row in of_length if row.variant == variant]
+    chosen = [row for variant in drop_variants(of_length) for row in of_length if row.variant == variant]
     if not chosen:
         return []
     body = [
@@ -38,6 +38,11 @@ def length_tables(rows: Sequence[Row], told: Told) -> list[Table]:
         "percent, drops in percentage points. Longer documents are other documents: they may be harder as well. "
         f"{how_measured(chosen, told)} p: {told.family}{chance_mark(chosen)}"
     )
-    columns = [Column("variant", "left"), Column("documents", "left"), Column("n")]
-    columns += [Column("baseline"), Column("spliced", spare=1), Column("drop"), Column(f"{told.level:.0%} interval")]
-    return [Table("lengths", "By length of the prompt", caption, (*columns, Column("p")), tuple(body))]
+    columns = [TableColumn("variant", "left"), TableColumn("documents", "left"), TableColumn("n")]
+    columns += [
+        TableColumn("baseline"),
+        TableColumn("spliced", spare=1),
+        TableColumn("drop"),
+        TableColumn(f"{told.level:.0%} interval"),
+    ]
+    return [ReportTable("lengths", "By length of the prompt", caption, (*columns, TableColumn("p")), tuple(body))]

@@ -11,10 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.report import references
-from sae_lm_eval.report.drop_tables import Row, section_of
+from sae_lm_eval.report.drop_tables import DropRow, section_of
 from sae_lm_eval.report.fidelity_tables import GROUP, LOSS, Fidelity
-from sae_lm_eval.report.formatting import distinct, listing, percent, span
-from sae_lm_eval.report.provenance import model_name, packages
+from sae_lm_eval.report.formatting import distinct_texts, listing, percent, span
+from sae_lm_eval.report.provenance import packages, requested_model
 from sae_lm_eval.results.results import Results
 from sae_lm_eval.scaling.laws import laws
 
@@ -37,7 +37,7 @@ LIBRARIES = {
 }
 
 
-def methods(comparison: Comparison, rows: Sequence[Row], fidelity: Fidelity) -> str:
+def methods(comparison: Comparison, rows: Sequence[DropRow], fidelity: Fidelity) -> str:
     """The methods paragraph, with versions, settings and works."""
     environment = Environment(
         loader=PackageLoader("sae_lm_eval", "report/templates"), undefined=StrictUndefined, trim_blocks=True
@@ -48,8 +48,8 @@ def methods(comparison: Comparison, rows: Sequence[Row], fidelity: Fidelity) -> 
         **_setting(runs, tasks),
         **_splicing([results.provenance for results in comparison.variants]),
         level=f"{comparison.level:.0%}",
-        intervals=distinct(row.interval for row in rows),
-        tests=distinct(row.test for row in rows),
+        intervals=distinct_texts(row.interval for row in rows),
+        tests=distinct_texts(row.test for row in rows),
         family=comparison.family,
         over_tasks=any(row.tasks_low is not None for row in rows),
         detectable=any(row.detectable is not None for row in rows),
@@ -57,7 +57,7 @@ def methods(comparison: Comparison, rows: Sequence[Row], fidelity: Fidelity) -> 
         beside=not all(comparison.drops["primary"]),
         texts=_texts(comparison.variants, fidelity),
         loss=LOSS,
-        laws=[_law(name) for name in distinct(of["effective_compute"].law for of in fidelity.values())],
+        laws=[_law(name) for name in distinct_texts(of["effective_compute"].law for of in fidelity.values())],
     )
     return " ".join(text.split())
 
@@ -72,7 +72,7 @@ def _with_works(names: Sequence[str]) -> str:
     return "; ".join(said)
 
 
-def _setting(runs: Sequence[Results], tasks: Sequence[Row]) -> dict[str, Any]:
+def _setting(runs: Sequence[Results], tasks: Sequence[DropRow]) -> dict[str, Any]:
     """What ran, on what, and how; what the results do not record is left out."""
     baseline, config = runs[0], runs[0].config
     revision, size = config.get("model_revision"), config.get("model_num_parameters")
@@ -88,7 +88,7 @@ def _setting(runs: Sequence[Results], tasks: Sequence[Row]) -> dict[str, Any]:
     limit = config.get("limit")
     software = [(name, LIBRARIES.get(name, (name, None)), of) for name, of in packages(runs[-1]).items()]
     return {
-        "model": model_name(baseline),
+        "model": requested_model(baseline),
         "facts": [
             *([f"revision {revision}"] if revision else []),
             *([f"{size:,} parameters"] if size else []),
@@ -147,7 +147,7 @@ def _texts(variants: Sequence[Results], fidelity: Fidelity) -> list[str]:
 
 def _law(name: str) -> str:
     """A law with its work, its constants and the text that it is of."""
-    cited = f"{name} [@{name}]" if name in references.works() else name
+    cited = f"{name} [@{name}]" if name in references.reference_entries() else name
     law: Any = laws().get(name)
     if law is None:
         return cited

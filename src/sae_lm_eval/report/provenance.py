@@ -31,7 +31,7 @@ ELSEWHERE = ("splices", "packages", "effective_compute", "kl_at_answers", "parte
 
 
 @dataclass(frozen=True)
-class Source:
+class ResultsSource:
     """One set of results: facts as (label, value), and its command for a shell."""
 
     name: str
@@ -42,7 +42,7 @@ class Source:
 DATE = "date (UTC)"
 
 
-def sources(runs: Sequence[Results]) -> tuple[tuple[tuple[str, str], ...], tuple[Source, ...]]:
+def sources(runs: Sequence[Results]) -> tuple[tuple[tuple[str, str], ...], tuple[ResultsSource, ...]]:
     """The facts that all runs share, and each run with what is its own."""
     every = [source(run) for run in runs]
     # Whether runs share a minute is chance, and a report is to be the same each time.
@@ -52,10 +52,10 @@ def sources(runs: Sequence[Results]) -> tuple[tuple[tuple[str, str], ...], tuple
     return common, tuple(own)
 
 
-def source(results: Results) -> Source:
+def source(results: Results) -> ResultsSource:
     config, raw = results.config, results.raw
     facts = {
-        "model": model_name(results),
+        "model": requested_model(results),
         "model revision": config.get("model_revision"),
         "model commit": config.get("model_sha"),
         "parameters": config.get("model_num_parameters"),
@@ -68,7 +68,9 @@ def source(results: Results) -> Source:
         DATE: _date(raw.get("date")),
         "git commit": raw.get("git_hash"),
     }
-    return Source(results.name, tuple((label, _plain(value)) for label, value in facts.items()), command(results))
+    return ResultsSource(
+        results.name, tuple((label, _plain(value)) for label, value in facts.items()), command(results)
+    )
 
 
 def _ours(record: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def _date(seconds: Any) -> str | None:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M}" if isinstance(seconds, int | float) else None
 
 
-def model_name(results: Results) -> str:
+def requested_model(results: Results) -> str:
     """The model as it was asked for."""
     return str(results.model_args.get("pretrained") or results.raw.get("model_name") or NA)
 

@@ -14,7 +14,7 @@ FIELD = re.compile(r"^  (\w+) = \{(.*)\},$", re.MULTILINE)
 
 
 @cache
-def works() -> dict[str, dict[str, str]]:
+def reference_entries() -> dict[str, dict[str, str]]:
     """The fields of each work by its key; `type` is what BibTeX calls the kind of entry."""
     text = FILE.read_text(encoding="utf-8")
     return {key: {"type": kind, **dict(FIELD.findall(body))} for kind, key, body in ENTRY.findall(text)}
@@ -22,16 +22,16 @@ def works() -> dict[str, dict[str, str]]:
 
 def entry(key: str) -> str:
     """The reference for BibTeX; the plain styles print the address of a `misc` from `howpublished` alone."""
-    of = dict(works()[key])
+    of = dict(reference_entries()[key])
     kind = of.pop("type")
     if kind == "misc" and (address := link(key)):
         of["howpublished"] = rf"\url{{{address}}}"
     return "\n".join([f"@{kind}{{{key},", *(f"  {name} = {{{value}}}," for name, value in of.items()), "}"])
 
 
-def plain(key: str) -> str:
+def plain_reference(key: str) -> str:
     """A reference as a line of text."""
-    fields = works()[key]
+    fields = reference_entries()[key]
     authors = [" ".join(reversed(name.split(", "))) for name in fields["author"].split(" and ")]
     who = f"{authors[0]} et al." if len(authors) > 6 else f"{', '.join(authors)}."
     where = fields.get("journal") or fields.get("booktitle") or fields.get("publisher") or ""
@@ -42,10 +42,10 @@ def plain(key: str) -> str:
 
 
 def link(key: str) -> str | None:
-    fields = works()[key]
+    fields = reference_entries()[key]
     return f"https://doi.org/{quote(fields['doi'])}" if "doi" in fields else fields.get("url")
 
 
-def label(key: str) -> str | None:
-    fields = works()[key]
+def citation_label(key: str) -> str | None:
+    fields = reference_entries()[key]
     return f"doi:{fields['doi']}" if "doi" in fields else fields.get("url")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from sae_lm_eval.report.formatting import Cell, Column, Table, number_cell, significant, text_cell
+from sae_lm_eval.report.formatting import Cell, ReportTable, TableColumn, number_cell, significant, text_cell
 from sae_lm_eval.results.results import Results
 
 LABELS = {"l0": "L0", "fvu": "FVU", "norm_in": "norm read", "norm_out": "norm written"}
@@ -26,15 +26,17 @@ class Compared(NamedTuple):
     record: dict[str, Any]
 
 
-def released_table(variants: Sequence[Results]) -> Table:
+def released_table(variants: Sequence[Results]) -> ReportTable:
     """A row for each number that a release states and a run measured; none where there is no such number."""
     rows = [
         (*map(text_cell, (each.variant, each.text, each.record["site"])), *_cells(number))
         for each in _compared(variants)
         for number in each.record["numbers"]
     ]
-    columns = tuple(Column(head, "right" if head in ("released", "measured", "ratio") else "left") for head in HEADS)
-    return Table("as-released", "The dictionaries against their releases", CAPTION, columns, tuple(rows))
+    columns = tuple(
+        TableColumn(head, "right" if head in ("released", "measured", "ratio") else "left") for head in HEADS
+    )
+    return ReportTable("as-released", "The dictionaries against their releases", CAPTION, columns, tuple(rows))
 
 
 def released_notes(variants: Sequence[Results]) -> list[str]:

@@ -17,7 +17,7 @@ from sae_lm_eval.files.escaping import printable
 from sae_lm_eval.report import references
 from sae_lm_eval.report.assemble import Report
 from sae_lm_eval.report.figures import INK, NARROW, RULE, Picture, as_bytes
-from sae_lm_eval.report.formatting import MINUS, Table
+from sae_lm_eval.report.formatting import MINUS, ReportTable
 from sae_lm_eval.report.prose import CITED
 from sae_lm_eval.report.worst_documents import CAPTION
 
@@ -87,7 +87,7 @@ def _tex_letter(character: str) -> str:
     return rf"\texttt{{U+{ord(character):04X}}}"
 
 
-def markdown(value: Any) -> str:
+def render_markdown(value: Any) -> str:
     """Text as Markdown, also inside a table's cell."""
     if isinstance(value, Verbatim):
         return value
@@ -129,7 +129,7 @@ def html(report: Report) -> str:
     )
 
 
-def table_html(table: Table) -> str:
+def table_html(table: ReportTable) -> str:
     """A table as the page has it, without style and script."""
     environment = Environment(loader=LOADER, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["breakable"] = breakable
@@ -178,7 +178,7 @@ def latex(report: Report) -> str:
     return environment.get_template("appendix.tex").render(report=report)
 
 
-def table_latex(table: Table) -> str:
+def table_latex(table: ReportTable) -> str:
     """One table as a float, for a paper that loads `array`, `booktabs` and `graphicx`."""
     made = _tex_environment().get_template("table.tex").render(table=table)
     return f"{FIT}\n{made}"
@@ -212,7 +212,7 @@ def _tex_environment() -> Environment:
     return environment
 
 
-def _tex_body(table: Table) -> Tex:
+def _tex_body(table: ReportTable) -> Tex:
     """The rows; what stands below a number has a line of its own, in smaller letters."""
     lines = []
     for index, row in enumerate(table.rows):
@@ -228,14 +228,14 @@ def _tex_body(table: Table) -> Tex:
     return Tex("\n".join(lines))
 
 
-def _tex_headings(table: Table) -> Tex:
+def _tex_headings(table: ReportTable) -> Tex:
     """The headings, wrapped so that no column is wider for its heading than for what it holds."""
     columns = zip(table.columns, _heading_lines(table), strict=True)
     cells = (rf"\shortstack[{column.align[0]}]{{{(chr(92) * 2).join(map(tex, lines))}}}" for column, lines in columns)
     return Tex(" & ".join(cells))
 
 
-def _heading_lines(table: Table) -> list[list[str]]:
+def _heading_lines(table: ReportTable) -> list[list[str]]:
     lines = []
     for column, width in zip(table.columns, _widths(table), strict=True):
         words = re.sub(r"(?<=[_/])(?=\w)", " ", one_line(column.heading))  # names break there too
@@ -245,7 +245,7 @@ def _heading_lines(table: Table) -> list[list[str]]:
     return lines
 
 
-def _widths(table: Table) -> list[int]:
+def _widths(table: ReportTable) -> list[int]:
     """Letters in the longest cell of each column; what stands below is smaller."""
     return [
         max((max(len(row[index].text), int(0.8 * len(row[index].detail))) for row in table.rows), default=0)
@@ -253,7 +253,7 @@ def _widths(table: Table) -> list[int]:
     ]
 
 
-def _tex_columns(table: Table) -> Tex:
+def _tex_columns(table: ReportTable) -> Tex:
     """The column specification: numbers to the right; long text wraps in the room that is left."""
     widths = [
         max(width, *map(len, lines), 1) for width, lines in zip(_widths(table), _heading_lines(table), strict=True)
@@ -278,18 +278,18 @@ def bibtex(report: Report) -> str:
 def markdown_report(report: Report) -> str:
     """For a repository or a chat: the tables, the figures as links to their PNG."""
     environment = Environment(
-        loader=LOADER, finalize=markdown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=LOADER, finalize=render_markdown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
 
     def cite(text: str) -> Verbatim:
-        return Verbatim("".join(citing(text, report.works, markdown, lambda number, _: f"[{number}]")))
+        return Verbatim("".join(citing(text, report.works, render_markdown, lambda number, _: f"[{number}]")))
 
     environment.filters |= {
         "cite": cite,
         "grid": lambda table: Verbatim(table_markdown(table)),
         "block": lambda parts: Verbatim("    " + _indented(_with_remarks(parts))),
         "code": lambda text: Verbatim(_indented(text)),
-        "linked": lambda latent: Verbatim(f"[{markdown(latent.name)}]({latent.link})"),
+        "linked": lambda latent: Verbatim(f"[{render_markdown(latent.name)}]({latent.link})"),
     }
     return environment.get_template("report.md").render(
         report=report, references=references, worst_caption=CAPTION, bold=Verbatim("**")
@@ -306,11 +306,11 @@ def _with_remarks(parts: Sequence[str]) -> str:
     return "".join(f"[{part}]\n" if index % 2 else part for index, part in enumerate(parts))
 
 
-def table_markdown(table: Table) -> str:
+def table_markdown(table: ReportTable) -> str:
     """One table, without its caption."""
     lines = [
-        [markdown(column.heading) for column in table.columns],
+        [render_markdown(column.heading) for column in table.columns],
         ["---:" if column.align == "right" else "---" for column in table.columns],
-        *([markdown(f"{cell.text} {cell.detail}".strip()) for cell in row] for row in table.rows),
+        *([render_markdown(f"{cell.text} {cell.detail}".strip()) for cell in row] for row in table.rows),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from sae_lm_eval.capability.ruler import COSTS
-from sae_lm_eval.report.formatting import NA, Cell, Column, Table, number_cell, text_cell
+from sae_lm_eval.report.formatting import NA, Cell, ReportTable, TableColumn, number_cell, text_cell
 
 MOST_TOLD, MOST_EDITS = 3, 2  # variants, and edits of each, in the sentences; the table has all
 TOLD = ("drop", "KL")
@@ -22,7 +22,7 @@ KINDS = (*OF_KIND,)
 WEIGHTS = {"mlp": "the MLP weights", "attention": "the attention weights", "all": "all weights"}
 
 
-def ruler_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[Table]:
+def ruler_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTable]:
     """A row for each variant and ladder, a column for each cost; `names` lead to those shown."""
     if found.empty:
         return []
@@ -42,8 +42,12 @@ def ruler_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[Table]:
         f"Below, the {level:.0%} interval, over documents (the same of the variant and the edits) and over seeds; an "
         "open end lies beyond the ladder."
     )
-    columns = (Column("variant", "left"), Column("ladder", "left"), *(Column(f"as much {cost}") for cost in costs))
-    return [Table("ruler", "What else costs as much", caption, columns, tuple(body))]
+    columns = (
+        TableColumn("variant", "left"),
+        TableColumn("ladder", "left"),
+        *(TableColumn(f"as much {cost}") for cost in costs),
+    )
+    return [ReportTable("ruler", "What else costs as much", caption, columns, tuple(body))]
 
 
 def ruler_sentences(found: pd.DataFrame, names: Mapping[str, str]) -> list[str]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.report.drop_tables import (
-    Row,
+    DropRow,
     Told,
     baseline_cell,
     chance_mark,
@@ -18,12 +18,12 @@ from sae_lm_eval.report.drop_tables import (
     main_metric,
     section_of,
 )
-from sae_lm_eval.report.fidelity_tables import GROUP, Fidelity, Measured
+from sae_lm_eval.report.fidelity_tables import GROUP, Fidelity, MetricValue
 from sae_lm_eval.report.formatting import (
     NA,
     Cell,
-    Column,
-    Table,
+    ReportTable,
+    TableColumn,
     alternatives,
     is_number,
     number_cell,
@@ -48,7 +48,7 @@ class Cost:
 
     heading: str
     meaning: str
-    measured: Mapping[str, Measured]
+    measured: Mapping[str, MetricValue]
 
     @property
     def has_errors(self) -> bool:
@@ -60,8 +60,8 @@ class Summary:
     """What the table is made of: the rows of `by` and of all tasks, the variants, controls apart, and what else they
     cost."""
 
-    rows: tuple[Row, ...]
-    overall: tuple[Row, ...]
+    rows: tuple[DropRow, ...]
+    overall: tuple[DropRow, ...]
     variants: tuple[str, ...]
     controls: tuple[str, ...]
     costs: tuple[Cost, ...]
@@ -75,7 +75,7 @@ class Summary:
 
 
 def summarise(
-    rows: Sequence[Row],
+    rows: Sequence[DropRow],
     variants: Sequence[str],
     controls: Sequence[str],
     costs: Sequence[Cost],
@@ -107,7 +107,7 @@ def summarise(
     return Summary(tuple(found[by]), tuple(overall), tuple(variants), tuple(controls), tuple(costs), fidelity, by)
 
 
-def summary_table(summary: Summary, told: Told) -> Table:
+def summary_table(summary: Summary, told: Told) -> ReportTable:
     """Rows: the baseline's accuracy (percent), the drops (pp) of each variant, then those of the controls."""
     names, costs = summary.names, summary.costs
     shown = {(row.variant, row.name): row for row in (*summary.rows, *summary.overall)}
@@ -118,11 +118,14 @@ def summary_table(summary: Summary, told: Told) -> Table:
     for variant in (*summary.variants, *summary.controls):
         measured = (_cost_cell(cost.measured.get(variant)) for cost in costs)
         body.append((text_cell(variant), *(drop_cell(shown.get((variant, name)), told) for name in keys), *measured))
-    columns = (Column("variant", "left"), *map(Column, (*names.values(), *(["overall"] if summary.overall else []))))
-    columns += tuple(Column(cost.heading) for cost in costs)
+    columns = (
+        TableColumn("variant", "left"),
+        *map(TableColumn, (*names.values(), *(["overall"] if summary.overall else []))),
+    )
+    columns += tuple(TableColumn(cost.heading) for cost in costs)
     starts = len(body) - len(summary.controls), len(body) - len(summary.controls) - len(summary.variants)
     blocks = sorted({at for at in starts if 0 < at < len(body)})
-    return Table(
+    return ReportTable(
         "summary", "What each variant loses", _caption(summary, told), columns, tuple(body), blocks=tuple(blocks)
     )
 
@@ -147,18 +150,20 @@ def costs_of(fidelity: Fidelity, equivalents: pd.DataFrame | None, names: Mappin
     return [cost for cost in costs if any(made.value is not None for made in cost.measured.values())]
 
 
-def _of_all_tasks(equivalents: pd.DataFrame, names: Mapping[str, str]) -> dict[str, Measured]:
+def _of_all_tasks(equivalents: pd.DataFrame, names: Mapping[str, str]) -> dict[str, MetricValue]:
     """By variant; of its measures the first with a fraction."""
-    measured: dict[str, Measured] = {}
+    measured: dict[str, MetricValue] = {}
     for row in equivalents.loc[equivalents["section"] == "overall"].to_dict("records"):
         value, low, high = (float(row[name]) if is_number(row[name]) else None for name in ("fraction", "low", "high"))
         variant = names[row["variant"]]
         if variant not in measured or measured[variant].value is None:
-            measured[variant] = Measured(variant, "overall", "equivalent_compute", value, None, "fraction", low, high)
+            measured[variant] = MetricValue(
+                variant, "overall", "equivalent_compute", value, None, "fraction", low, high
+            )
     return measured
 
 
-def _cost_cell(made: Measured | None) -> Cell:
+def _cost_cell(made: MetricValue | None) -> Cell:
     """The value; below it, its interval or else its standard error."""
     if made is None or made.value is None:
         return Cell(NA)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
-from sae_lm_eval.report.drop_tables import Row, Told, section_of, star
-from sae_lm_eval.report.fidelity_tables import Fidelity, Measured, marked, noise_floor, parts_of, value_cell
+from sae_lm_eval.report.drop_tables import DropRow, Told, section_of, star
+from sae_lm_eval.report.fidelity_tables import Fidelity, MetricValue, marked, parts_of, recorded_noise_floor, value_cell
 from sae_lm_eval.report.formatting import (
     NA,
     Cell,
-    Column,
-    Table,
-    distinct,
-    fixed,
+    ReportTable,
+    TableColumn,
+    distinct_texts,
+    fixed_decimals,
     listing,
     number_cell,
     significant,
@@ -46,9 +46,9 @@ class Setting:
     mode: str
     scale: float
     same: tuple[Any, ...]
-    drop: Row | None
-    fidelity: Mapping[str, Measured]
-    kl_at_answers: Measured | None
+    drop: DropRow | None
+    fidelity: Mapping[str, MetricValue]
+    kl_at_answers: MetricValue | None
 
     @property
     def splices(self) -> int:
@@ -78,12 +78,14 @@ class Setting:
         return measured.value if measured else None
 
 
-def settings(variants: Sequence[Results], rows: Sequence[Row], fidelity: Fidelity) -> dict[str | None, list[Setting]]:
+def settings(
+    variants: Sequence[Results], rows: Sequence[DropRow], fidelity: Fidelity
+) -> dict[str | None, list[Setting]]:
     """The variants by the text on which their fidelity was measured; None where none was."""
-    floor = noise_floor(variants)
+    floor = recorded_noise_floor(variants)
     variants = [results for results in variants if not results.provenance.get("noise_floor")]
     drops = {row.variant: row for row in section_of(rows, "overall")}
-    texts = distinct(task for _, task in fidelity) or [None]
+    texts = distinct_texts(task for _, task in fidelity) or [None]
     return {
         text: [
             _setting(results, drops.get(results.name), fidelity.get((results.name, text or ""), {}), floor)
@@ -93,7 +95,9 @@ def settings(variants: Sequence[Results], rows: Sequence[Row], fidelity: Fidelit
     }
 
 
-def _setting(results: Results, drop: Row | None, fidelity: Mapping[str, Measured], floor: Mapping[str, Any]) -> Setting:
+def _setting(
+    results: Results, drop: DropRow | None, fidelity: Mapping[str, MetricValue], floor: Mapping[str, Any]
+) -> Setting:
     record = results.provenance
     splices: list[dict[str, Any]] = record.get("splices") or []
     scales = {float(splice.get("scale", record.get("scale", 1.0))) for splice in splices} or {1.0}
@@ -116,7 +120,7 @@ def _setting(results: Results, drop: Row | None, fidelity: Mapping[str, Measured
     )
 
 
-def _kl_at_answers(results: Results) -> Measured | None:
+def _kl_at_answers(results: Results) -> MetricValue | None:
     """Over all tasks that were measured, each by its scored tokens, as in a comparison; nats per scored token."""
     measured = [of for of in (results.provenance.get("kl_at_answers") or {}).values() if of.get("kl") is not None]
     positions = sum(of["positions"] for of in measured)
@@ -128,7 +132,7 @@ def _kl_at_answers(results: Results) -> Measured | None:
         weight * of["stderr"] for weight, of in zip(weights, measured, strict=True) if of.get("stderr") is not None
     ]
     stderr = math.hypot(*errors) if len(errors) == len(measured) else None
-    return Measured(results.name, "answers", "kl_at_answers", kl, stderr, "nats/token")
+    return MetricValue(results.name, "answers", "kl_at_answers", kl, stderr, "nats/token")
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -186,7 +190,7 @@ def notes(chosen: Sequence[Setting]) -> list[str]:
     ]
 
 
-def sweep_tables(texts: Mapping[str | None, Sequence[Setting]], told: Told) -> list[Table]:
+def sweep_tables(texts: Mapping[str | None, Sequence[Setting]], told: Told) -> list[ReportTable]:
     """For each text what was varied and what it did, and the damage beside that of random errors."""
     made = []
     for number, (text, chosen) in enumerate(texts.items(), start=1):
@@ -199,7 +203,7 @@ def sweep_tables(texts: Mapping[str | None, Sequence[Setting]], told: Told) -> l
     return made
 
 
-def _sweep_table(chosen: Sequence[Setting], text: str | None, suffix: str, told: Told) -> Table:
+def _sweep_table(chosen: Sequence[Setting], text: str | None, suffix: str, told: Told) -> ReportTable:
     alone = singles(chosen)
     best = {"drop": on_frontier(alone, drop_of), "compute": on_frontier(alone, compute_lost)}
     rows = []
@@ -215,7 +219,7 @@ def _sweep_table(chosen: Sequence[Setting], text: str | None, suffix: str, told:
                 "L0": number_cell(of.value("l0"), of.l0),
                 "drop": Cell(NA)
                 if of.drop is None
-                else number_cell(of.drop.drop, fixed(of.drop.drop) + star(of.drop, told)),
+                else number_cell(of.drop.drop, fixed_decimals(of.drop.drop) + star(of.drop, told)),
                 "delta CE": _marked(of.fidelity.get("ce_delta")),
                 "KL": _marked(of.fidelity.get("kl")),
                 "KL at answers": _marked(of.kl_at_answers),
@@ -225,7 +229,7 @@ def _sweep_table(chosen: Sequence[Setting], text: str | None, suffix: str, told:
         )
     kept = [name for name in rows[0] if len({row[name].text for row in rows}) > 1 or name == "variant"]
     left = ("variant", "layer", "mode", "frontier")
-    columns = tuple(Column(name, "left" if name in left else "right") for name in kept)
+    columns = tuple(TableColumn(name, "left" if name in left else "right") for name in kept)
     caption = (
         f"Drop in percentage points over all tasks (* adjusted p < {1 - told.level:.2g})"
         f"{f', fidelity on {text}' if text else ''}; delta CE and KL in nats/token, L0 in features/token. Columns in "
@@ -233,7 +237,7 @@ def _sweep_table(chosen: Sequence[Setting], text: str | None, suffix: str, told:
     )
     if "frontier" in kept:
         caption += " Frontier: no other reconstruction has at most its L0 and at most its drop (at least its compute)."
-    return Table(
+    return ReportTable(
         f"sweep{suffix}",
         "The variants side by side",
         caption,
@@ -246,7 +250,7 @@ def _number(value: float | None) -> Cell:
     return number_cell(value, significant(value))
 
 
-def _marked(of: Measured | None) -> Cell:
+def _marked(of: MetricValue | None) -> Cell:
     """With its mark where it is within the noise floor."""
     return Cell(NA) if of is None else number_cell(of.value, f"{significant(of.value)}{of.mark}")
 
@@ -259,7 +263,7 @@ def random_errors(chosen: Sequence[Setting]) -> list[tuple[Setting, Setting]]:
     ]
 
 
-def ratio(ours: Measured | None, random: Measured | None, level: float) -> tuple[float | None, str]:
+def ratio_to_random(ours: MetricValue | None, random: MetricValue | None, level: float) -> tuple[float | None, str]:
     """How many times as large ours is, or None and why: a ratio means nothing unless both are clearly above 0."""
     values: list[float] = []
     for what, of in (("the SAE's error", ours), ("the random error", random)):
@@ -274,7 +278,9 @@ def ratio(ours: Measured | None, random: Measured | None, level: float) -> tuple
     return values[0] / values[1], ""
 
 
-def _random_error_table(pairs: Sequence[tuple[Setting, Setting]], text: str | None, suffix: str, level: float) -> Table:
+def _random_error_table(
+    pairs: Sequence[tuple[Setting, Setting]], text: str | None, suffix: str, level: float
+) -> ReportTable:
     rows = []
     for ours, random in pairs:
         for what, mine, theirs in (
@@ -284,7 +290,7 @@ def _random_error_table(pairs: Sequence[tuple[Setting, Setting]], text: str | No
         ):
             if mine is None and theirs is None:
                 continue
-            times, why = ratio(mine, theirs, level)
+            times, why = ratio_to_random(mine, theirs, level)
             rows.append(
                 (
                     *map(text_cell, (ours.name, what)),
@@ -296,18 +302,18 @@ def _random_error_table(pairs: Sequence[tuple[Setting, Setting]], text: str | No
     if not any(row[-1].text for row in rows):
         rows = [row[:-1] for row in rows]
     columns = [
-        Column("variant", "left"),
-        Column("damage", "left"),
-        *map(Column, ("SAE's error", "random error", "ratio")),
+        TableColumn("variant", "left"),
+        TableColumn("damage", "left"),
+        *map(TableColumn, ("SAE's error", "random error", "ratio")),
     ]
-    columns += [Column("notes", "left")] * (len(rows[0]) - len(columns)) if rows else []
+    columns += [TableColumn("notes", "left")] * (len(rows[0]) - len(columns)) if rows else []
     names = listing(random.name for _, random in pairs)
     caption = (
         "What the dictionary's error costs beside a random vector of the same norm at the same place "
         f"({names}), in nats/token ± standard error. n/a: undefined, for the reason in the notes."
     )
-    return Table(f"random-error{suffix}", "SAE's error and random error", caption, tuple(columns), tuple(rows))
+    return ReportTable(f"random-error{suffix}", "SAE's error and random error", caption, tuple(columns), tuple(rows))
 
 
-def _with_error(of: Measured | None) -> Cell:
+def _with_error(of: MetricValue | None) -> Cell:
     return value_cell(of) if of else Cell(NA)

@@ -147,14 +147,14 @@ def _marks(estimate: Estimate, notes: dict[str, int], further: tuple[str, ...] =
 
 def literature_rows(table: pd.DataFrame) -> list[dict[str, str]]:
     """The converted literature as text, one row per dictionary."""
-    from sae_lm_eval.scaling import works
+    from sae_lm_eval.scaling import cited_works
 
     rows = []
     for row in table.to_dict("records"):
         value = row["effective_compute"]
         rows.append(
             {
-                "work": works()[row["work"]]["short"],
+                "work": cited_works()[row["work"]]["short"],
                 "model": row["model"],
                 "site": row["site"],
                 "layer": str(row["layer"] or ""),
@@ -172,7 +172,7 @@ def literature_rows(table: pd.DataFrame) -> list[dict[str, str]]:
 
 def summary_rows(summary: pd.DataFrame) -> list[dict[str, str]]:
     """The literature by work, model and site, as text: least and greatest of each figure."""
-    from sae_lm_eval.scaling import works
+    from sae_lm_eval.scaling import cited_works
 
     rows = []
     for row in summary.to_dict("records"):
@@ -182,7 +182,7 @@ def summary_rows(summary: pd.DataFrame) -> list[dict[str, str]]:
             compute = least if compute == NA else f"{least} to {compute.rpartition(' ')[2]}"
         rows.append(
             {
-                "work": works()[row["work"]]["short"],
+                "work": cited_works()[row["work"]]["short"],
                 "model": row["model"],
                 "site": row["site"],
                 "dictionaries": str(row["dictionaries"]),
@@ -211,7 +211,7 @@ def _span(row: dict[str, Any], column: str, digits: str) -> str:
     return least if least == most else f"{least} to {most}"
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def markdown_table(rows: list[dict[str, Any]]) -> str:
     """Rows of text as a Markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(cell) for cell in row.values()] for row in rows)]
     return "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.report.formatting import fixed, is_number, significant
-from sae_lm_eval.results.documents import KEY, read_documents
+from sae_lm_eval.report.formatting import fixed_decimals, is_number, significant
+from sae_lm_eval.results.documents import KEY, document_table
 from sae_lm_eval.results.results import Results
 
 SITE = "https://www.neuronpedia.org"
@@ -41,7 +41,7 @@ def unusual_latents(runs: Mapping[str, Results], places: Collection[Place]) -> d
     found = {}
     for variant, run in runs.items():
         try:
-            documents: Any = read_documents(run, [*KEY, "l0", "latents", "others"])
+            documents: Any = document_table(run, [*KEY, "l0", "latents", "others"])
         except UserError:
             continue  # the comparison has told of it
         if documents is None:
@@ -57,7 +57,11 @@ def unusual_latents(runs: Mapping[str, Results], places: Collection[Place]) -> d
 
 def _unusual(variant: str, run: Results, row: Mapping[str, Any]) -> Unusual:
     splices = run.provenance.get("splices") or []
-    l0 = f" {fixed(row['l0'])} latents are active a position of the right answer." if is_number(row["l0"]) else ""
+    l0 = (
+        f" {fixed_decimals(row['l0'])} latents are active a position of the right answer."
+        if is_number(row["l0"])
+        else ""
+    )
     told = f"Latents that are as active in the fewest of {int(row['others'])} other documents.{l0}"
     return Unusual(variant, told, tuple(_latent(of, splices) for of in row["latents"]))
 

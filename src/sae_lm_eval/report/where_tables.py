@@ -12,10 +12,10 @@ from sae_lm_eval.report.figures import Picture, coloured_grid
 from sae_lm_eval.report.formatting import (
     NA,
     Cell,
-    Column,
-    Table,
-    fixed,
-    interval,
+    ReportTable,
+    TableColumn,
+    fixed_decimals,
+    interval_text,
     is_number,
     number_cell,
     share,
@@ -51,7 +51,7 @@ def records_beside(results: Results) -> list[dict[str, Any]]:
     return [read_json(file, WhereRecord, "a record of `sae-lm-eval where`").as_given() for file in files]
 
 
-def class_tables(record: Mapping[str, Any]) -> list[Table]:
+def class_tables(record: Mapping[str, Any]) -> list[ReportTable]:
     """A table of each division."""
     tables = [class_table(record, division) for division in dict.fromkeys(row["division"] for row in record["rows"])]
     return [table for table in tables if table is not None]
@@ -98,15 +98,15 @@ def _picture(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], measu
     )
 
 
-def class_table(record: Mapping[str, Any], division: str) -> Table | None:
+def class_table(record: Mapping[str, Any], division: str) -> ReportTable | None:
     """The shares of the drop over all tasks by the classes of a division; None where it has none."""
     rows = [row for row in record["rows"] if row["division"] == division and row["name"] == OVERALL]
     if not rows:
         return None
     covered = {row["class"]: row for row in record["coverage"] if row["division"] == division}
-    columns = [Column("class", "left"), Column("documents", spare=1), Column("positions", spare=1)]
+    columns = [TableColumn("class", "left"), TableColumn("documents", spare=1), TableColumn("positions", spare=1)]
     columns += [
-        Column(f"{shown}: {name}", spare={"restored": 0, "alone": 2, "random": 3}[kind])
+        TableColumn(f"{shown}: {name}", spare={"restored": 0, "alone": 2, "random": 3}[kind])
         for kind, shown in KINDS.items()
         for name in MEASURES.values()
     ]
@@ -115,7 +115,7 @@ def class_table(record: Mapping[str, Any], division: str) -> Table | None:
         own = {row["measure"]: row for row in rows if row["class"] == name}
         lines.append((text_cell(name), *_coverage(covered.get(name), record["documents"]), *_shares(own)))
     blocks = (len(lines) - 1,) if lines and lines[-1][0].text == SUM else ()
-    return Table(
+    return ReportTable(
         f"where-{_slug(division)}",
         f"{record['variant']}: share of the drop by {division}",
         caption(record, division),
@@ -149,7 +149,7 @@ def _coverage(covered: Mapping[str, Any] | None, documents: int) -> tuple[Cell, 
     if covered is None:
         return text_cell(""), text_cell("")
     of = covered["documents"] / documents
-    return number_cell(of, share(of)), number_cell(covered["positions"], fixed(covered["positions"]))
+    return number_cell(of, share(of)), number_cell(covered["positions"], fixed_decimals(covered["positions"]))
 
 
 def _shares(own: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
@@ -163,10 +163,10 @@ def _shares(own: Mapping[str, Mapping[str, Any]]) -> list[Cell]:
 
 
 def _bounds(low: Any, high: Any) -> str:
-    return interval(low, high, lambda value: share(value, 0))
+    return interval_text(low, high, lambda value: share(value, 0))
 
 
-def sentences(record: Mapping[str, Any]) -> list[str]:
+def where_sentences(record: Mapping[str, Any]) -> list[str]:
     """The drops over all tasks, why a measure has no shares, and what could not be aligned."""
     out = []
     rows = {row["measure"]: row for row in record["rows"] if row["name"] == OVERALL}
@@ -175,7 +175,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
         if row is None:
             continue
         shown = _number(row["unit"])
-        bounds = f"{shown(row['drop'])} {row['unit']} ({interval(row['drop_low'], row['drop_high'], shown)})"
+        bounds = f"{shown(row['drop'])} {row['unit']} ({interval_text(row['drop_low'], row['drop_high'], shown)})"
         why = "" if row["reason"] is None else f" No share is given: {row['reason']}."
         drop = bounds if is_number(row["drop"]) else NA
         what = name if measure == "kl" else f"drop in {name}"
@@ -189,7 +189,7 @@ def sentences(record: Mapping[str, Any]) -> list[str]:
 
 
 def _number(unit: str) -> Any:
-    return lambda value: fixed(value, WIDTHS[unit])
+    return lambda value: fixed_decimals(value, WIDTHS[unit])
 
 
 def _slug(text: str) -> str:

@@ -13,8 +13,8 @@ import pandas as pd
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.comparison.subsets import Cut, alias_of
 from sae_lm_eval.files.escaping import printable
-from sae_lm_eval.report.drop_tables import Row, Shown, in_order, section_of
-from sae_lm_eval.report.formatting import NA, abridged, fixed
+from sae_lm_eval.report.drop_tables import CategoryRows, DropRow, in_order, section_of
+from sae_lm_eval.report.formatting import NA, abridged, fixed_decimals
 from sae_lm_eval.report.unusual_latents import Unusual, unusual_latents
 from sae_lm_eval.results.find import is_control
 from sae_lm_eval.results.results import Results
@@ -58,7 +58,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Document:
+class WorstDocument:
     """`prompt` alternates between what was asked and remarks on what is left out; `models` are the columns.
 
     `losers` are the variants that lose most in it, where there are several.
@@ -76,11 +76,11 @@ class Document:
 @dataclass(frozen=True)
 class Worst:
     category: str
-    documents: tuple[Document, ...]
+    documents: tuple[WorstDocument, ...]
 
 
 def worst_documents(
-    comparison: Comparison, rows: Sequence[Row], shown: Shown, names: Mapping[str, str]
+    comparison: Comparison, rows: Sequence[DropRow], shown: CategoryRows, names: Mapping[str, str]
 ) -> tuple[Worst, ...]:
     """Of each category that is shown, the documents that lose most margin (nats) in each reconstruction, the worst
     first; in each control where there are no reconstructions.
@@ -153,7 +153,7 @@ class _Reader:
     def _delimiter(self, task: str) -> str:
         return self.baseline.task_config(task).fewshot_delimiter or "\n\n"
 
-    def document(self, key: Key, losers: Sequence[str], frames: Frames) -> Document:
+    def document(self, key: Key, losers: Sequence[str], frames: Frames) -> WorstDocument:
         task, _, doc_id = key
         models = ("baseline", *self.variants)
         samples = [self.samples[model][key] for model in models]
@@ -162,7 +162,7 @@ class _Reader:
         prompt = _prompt(samples[0])
         start = question_start(prompt, self.headers.get(task, 0), self._shots(task), self._delimiter(task))
         right = rows[0]["right"]
-        return Document(
+        return WorstDocument(
             title=f"{alias_of(self.baseline, task)}, document {doc_id}",
             losers=tuple(losers) if len(self.variants) > 1 else (),
             prompt=_shortened(prompt, start),
@@ -179,7 +179,7 @@ class _Reader:
 
 def _margin_line(margins: Sequence[float]) -> list[Line]:
     known = not np.isnan(margins).any()
-    return [Line(MARGIN, False, tuple(Said(fixed(margin, 2)) for margin in margins))] if known else []
+    return [Line(MARGIN, False, tuple(Said(fixed_decimals(margin, 2)) for margin in margins))] if known else []
 
 
 def _contexts(sample: Sample) -> list[str]:
@@ -259,7 +259,7 @@ def _lines(samples: Sequence[Sample], right: Sequence[int]) -> list[Line]:
             abridged(printable(label.strip()), LONGEST_ANSWER),
             index in right,
             tuple(
-                Said(fixed(of[index], 2), bool(answer) if alone else answer == index)
+                Said(fixed_decimals(of[index], 2), bool(answer) if alone else answer == index)
                 for of, answer in zip(logprobs, answers, strict=True)
             ),
         )

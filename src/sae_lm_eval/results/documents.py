@@ -59,7 +59,7 @@ def _types() -> dict[str, Any]:
     }
 
 
-def read_documents(results: Results, columns: list[str] | None = None) -> pd.DataFrame | None:
+def document_table(results: Results, columns: list[str] | None = None) -> pd.DataFrame | None:
     """The table, or some of its columns; None where the results have none, as those of lm_eval's own command.
 
     Raises `UserError` where it cannot be read, or is of a newer version.

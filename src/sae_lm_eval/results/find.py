@@ -15,7 +15,7 @@ from sae_lm_eval.results.results import Results, read_results
 PLAIN = ("hf", "hf-auto", "huggingface")
 
 
-def find(out: Path, baseline: str | None = None) -> tuple[Results, tuple[Results, ...]]:
+def find_results(out: Path, baseline: str | None = None) -> tuple[Results, tuple[Results, ...]]:
     """The baseline and the variants below `out`, each named after its folder, in natural order.
 
     The baseline is the one called `baseline`, or else the only one whose model is lm_eval's own or whose splice edits

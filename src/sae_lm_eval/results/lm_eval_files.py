@@ -32,7 +32,7 @@ Texts = Annotated[list[StrictStr], BeforeValidator(_listed)]
 OptionalText = StrictStr | None
 
 
-class Splice(Foreign):
+class SpliceEntry(Foreign):
     dictionary: StrictStr
     hook_in: OptionalText = None
     hook_out: OptionalText = None
@@ -41,7 +41,7 @@ class Splice(Foreign):
     scale: StrictFloat = 1.0
 
 
-class Edit(Foreign):
+class EditEntry(Foreign):
     name: StrictStr
     kind: OptionalText = None
 
@@ -58,7 +58,7 @@ class PartedTextsOfTask(Foreign):
     together: dict[Annotated[int, Field(gt=0, strict=False)], StrictFloat]
 
 
-class CutPrompts(Foreign):
+class CutPromptsEntry(Foreign):
     prompts: Positive
     cut: Positive
     tokens_of_cut_prompts: Positive
@@ -79,7 +79,7 @@ class AsReleased(Foreign):
     verdict: StrictStr
 
 
-class OfCategory(Foreign):
+class CategoryEntry(Foreign):
     documents: Count | None = None
     tokens: Count | None = None
     ce_baseline: StrictFloat | None = None
@@ -91,12 +91,12 @@ class OfCategory(Foreign):
     loss_recovered_mean: StrictFloat | None = None
 
 
-class OfText(Foreign):
-    by_category: Annotated[dict[str, OfCategory], BeforeValidator(_or_empty)] = Field(default_factory=dict)
+class FidelityEntry(Foreign):
+    by_category: Annotated[dict[str, CategoryEntry], BeforeValidator(_or_empty)] = Field(default_factory=dict)
     as_released: Annotated[list[AsReleased], BeforeValidator(_listed)] = Field(default_factory=list)
 
 
-class Converted(Foreign):
+class ConvertedEntry(Foreign):
     """Effective compute as the run recorded it."""
 
     fraction: StrictFloat | None = None
@@ -118,11 +118,11 @@ class NoiseFloor(Foreign):
     rows: Annotated[list[Count], Field(min_length=2)]
 
 
-class Record(Foreign):
+class SaeEntry(Foreign):
     """What sae_hf adds to the results under config.sae_lm_eval."""
 
-    splices: Annotated[list[Splice], BeforeValidator(_listed)] = Field(default_factory=list)
-    edit: Edit | None = None
+    splices: Annotated[list[SpliceEntry], BeforeValidator(_listed)] = Field(default_factory=list)
+    edit: EditEntry | None = None
     splice: OptionalText = None
     scale: StrictFloat = 1.0
     splice_tokens: OptionalText = None
@@ -132,10 +132,10 @@ class Record(Foreign):
     noise_floor: NoiseFloor | None = None
     kl_at_answers: Annotated[dict[str, KlAtAnswers], BeforeValidator(_or_empty)] = Field(default_factory=dict)
     parted_texts: Annotated[dict[str, PartedTextsOfTask], BeforeValidator(_or_empty)] = Field(default_factory=dict)
-    cut_prompts: Annotated[dict[str, CutPrompts], BeforeValidator(_or_empty)] = Field(default_factory=dict)
-    fidelity: Annotated[dict[str, OfText], BeforeValidator(_or_empty)] = Field(default_factory=dict)
+    cut_prompts: Annotated[dict[str, CutPromptsEntry], BeforeValidator(_or_empty)] = Field(default_factory=dict)
+    fidelity: Annotated[dict[str, FidelityEntry], BeforeValidator(_or_empty)] = Field(default_factory=dict)
     effective_compute: Annotated[
-        dict[str, Annotated[Converted, BeforeValidator(_or_empty)]], BeforeValidator(_or_empty)
+        dict[str, Annotated[ConvertedEntry, BeforeValidator(_or_empty)]], BeforeValidator(_or_empty)
     ] = Field(default_factory=dict)
 
 
@@ -144,7 +144,7 @@ class Config(Foreign):
     model_args: Annotated[dict[str, Any] | StrictStr, BeforeValidator(_or_empty)] = Field(default_factory=dict)
     model_revision: OptionalText = None
     model_num_parameters: Count | None = None
-    sae_lm_eval: Annotated[Record, BeforeValidator(_or_empty)] = Record()
+    sae_lm_eval: Annotated[SaeEntry, BeforeValidator(_or_empty)] = SaeEntry()
 
 
 class TaskConfig(Foreign):

@@ -13,7 +13,7 @@ import pandas as pd
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import checked, is_file, is_folder, json_value, read_json, read_lines, shown
-from sae_lm_eval.results.lm_eval_files import Record, ResultsFile, Sample, TaskConfig, TaskScores
+from sae_lm_eval.results.lm_eval_files import ResultsFile, SaeEntry, Sample, TaskConfig, TaskScores
 from sae_lm_eval.results.variant_names import variant_name
 from sae_lm_eval.schema import version_of
 
@@ -199,7 +199,7 @@ def _newest(folder: Path) -> tuple[Path, tuple[str, ...]]:
 
 def _name(held: ResultsFile) -> str:
     """The variant's name as sae_hf tells it, or the model's."""
-    record: Record = held.config.sae_lm_eval
+    record: SaeEntry = held.config.sae_lm_eval
     if record.splices or record.edit:
         edited = [] if record.edit is None else [record.edit.name]
         names = [*(splice.dictionary for splice in record.splices), *edited]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sae_lm_eval.runs.asked import Asked
+from sae_lm_eval.runs.asked import VariantRequest
 from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runtime.run_files import SETTINGS, read_record
 
@@ -20,7 +20,7 @@ def with_earlier(sweep: Sweep, folder: Path) -> Sweep:
     listed = record.get("variants") if isinstance(record, dict) else None
     named = {one.name for one in sweep.variants}
     try:
-        before = [Asked(one["name"], dict(one["arguments"]), tuple(one["control_of"])) for one in listed or []]
+        before = [VariantRequest(one["name"], dict(one["arguments"]), tuple(one["control_of"])) for one in listed or []]
     except (TypeError, KeyError, ValueError):
         return sweep
     return replace(sweep, variants=(*(one for one in before if one.name not in named), *sweep.variants))

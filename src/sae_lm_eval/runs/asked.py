@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_lm_eval.dictionaries.spec import parse_specs
-from sae_lm_eval.runs.object_names import is_object, named, object_name
+from sae_lm_eval.runs.object_names import is_object, object_name, object_texts
 
 
 @dataclass(frozen=True)
-class Asked:
+class VariantRequest:
     """A variant to evaluate.
 
     `name` is that of its folder, `arguments` are the adapter's besides the model's, and `control_of` names the
@@ -36,4 +36,4 @@ class Asked:
 
     @property
     def record(self) -> dict[str, Any]:
-        return {"name": self.name, "arguments": named(self.arguments), "control_of": self.control_of}
+        return {"name": self.name, "arguments": object_texts(self.arguments), "control_of": self.control_of}

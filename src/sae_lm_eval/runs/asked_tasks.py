@@ -13,7 +13,7 @@ import pandas as pd
 from sae_lm_eval.attribution.segments import PromptDocument, tails
 from sae_lm_eval.comparison.samples import margin_of, margins_of
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.runs.model_pool import Loaded
+from sae_lm_eval.runs.model_pool import LoadedSweep
 
 CHOICES = "multiple_choice"
 SPOKEN = ("loglikelihood", CHOICES)  # lm_eval's output types of tasks whose answers are scored behind a prompt
@@ -82,7 +82,7 @@ class AskedTask:
         return margins_of(frame)[2]
 
 
-def asked_tasks(loaded: Loaded, lm: Any) -> list[AskedTask]:
+def asked_tasks(loaded: LoadedSweep, lm: Any) -> list[AskedTask]:
     """The tasks of a run with the requests that lm_eval makes for `lm`: its few-shot examples, template and limits.
 
     lm_eval's own loop makes them, which is given answers that say nothing. Raises `UserError` for tasks that ask

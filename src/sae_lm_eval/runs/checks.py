@@ -23,7 +23,7 @@ from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.files.reading import Foreign, read_json
 from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.settings import check_settings, tasks_of
-from sae_lm_eval.runs.sweep import Asked, Sweep
+from sae_lm_eval.runs.sweep import Sweep, VariantRequest
 from sae_lm_eval.runs.task_index import check_tasks
 from sae_lm_eval.runtime.devices import check_placement
 from sae_lm_eval.runtime.run_files import read_groups
@@ -180,11 +180,11 @@ def _settled(output_path: Path | None) -> set[str]:
     return begun | {path.parent.parent.name for path in output_path.glob("*/*/results_*.json")} - {BASELINE}
 
 
-def _check_arguments(asked: Asked) -> None:
+def _check_arguments(asked: VariantRequest) -> None:
     given = SpliceArguments(**asked.arguments)
     if (edit := asked_edit(given)) is not None:
         if edit.kind == PYTHON:
-            python_loader.check(edit.source)
+            python_loader.check_python_source(edit.source)
         return
     choices = choices_of(given)
     one_of(given.sae_dtype, DTYPE_NAMES, "sae_dtype")
@@ -196,7 +196,7 @@ def _check_arguments(asked: Asked) -> None:
         check_file(given.mean_text)
 
 
-def _check_sites(asked: Asked, model_args: Mapping[str, Any]) -> None:
+def _check_sites(asked: VariantRequest, model_args: Mapping[str, Any]) -> None:
     """Raise `UserError` where two dictionaries write at one site, or `hook=` names none of the model's."""
     own = asked.arguments.get("hook")
     if own is None:
@@ -224,7 +224,7 @@ def _written_at(spec: str) -> str:
     return (lookup.known(spec).hook_out if near else None) or spec
 
 
-def _check_dictionaries(asked: Asked, config: Mapping[str, Any], model: str) -> None:
+def _check_dictionaries(asked: VariantRequest, config: Mapping[str, Any], model: str) -> None:
     text = config.get("text_config") or config
     layers = next((text[name] for name in LAYERS if isinstance(text.get(name), int)), None)
     named = [int(layer) for layer in re.findall(r"(?:blocks|layers|h)\.(\d+)\.", str(asked.arguments.get("hook")))]

@@ -14,7 +14,7 @@ from sae_lm_eval.comparison.samples import margins_of
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.fidelity.latents_at_answers import ByQuery, latents_at_answers
 from sae_lm_eval.files.logs import logger_of
-from sae_lm_eval.results.documents import KEY, read_documents, write_documents
+from sae_lm_eval.results.documents import KEY, document_table, write_documents
 from sae_lm_eval.results.results import Results, read_results
 
 logger = logger_of(__name__)
@@ -43,7 +43,7 @@ def keep_documents(folder: Path, lm: Any, baseline: Path | None) -> None:
 
 def _of_baseline(folder: Path) -> pd.DataFrame | None:
     try:
-        return read_documents(read_results(folder))
+        return document_table(read_results(folder))
     except UserError as error:
         logger.warning("%s Which latents are active at the answers is not measured.", error)
         return None

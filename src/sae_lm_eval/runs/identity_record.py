@@ -55,7 +55,7 @@ def digest_of(folder: Path, variants: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-class Record:
+class IdentityRecord:
     """The record of a folder, in which the models of the names `finished` have their results.
 
     `begun` is whether the folder held anything of a run before; such a folder without a record is continued, with a

@@ -84,7 +84,7 @@ class Member:
         if self.tokens is not None:
             return self.tokens, "given by the user"
         if world.is_meant_by(self.model):
-            facts = world.facts()
+            facts = world.world_facts()
             runs = {row["name"]: row["tokens"] for row in (*facts["family"], *facts["checkpoints"])}
             return float(runs[self.revision]), "measured when the world was made"
         known = find_preset(self.model)
@@ -113,7 +113,7 @@ class Text:
         return sum(len(document.encode()) for document in self.documents)
 
 
-def read_text(
+def task_documents(
     task: str,
     *,
     limit: float | None = None,
@@ -138,7 +138,7 @@ def read_text(
     return Text(task, tuple(args[0] for args in asked), kinds if any(kind is not None for kind in kinds) else ())
 
 
-def measure(
+def measure_curve(
     members: Sequence[Member],
     text: Text,
     path: Path,

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.runs.folder_names import AGAIN, BASELINE
-from sae_lm_eval.runs.object_names import named
-from sae_lm_eval.runs.sweep import Asked, Sweep
+from sae_lm_eval.runs.object_names import object_texts
+from sae_lm_eval.runs.sweep import Sweep, VariantRequest
 from sae_lm_eval.runs.task_index import quick_index
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Progress
@@ -36,7 +36,7 @@ class Look(NamedTuple):
     record: dict[str, str]
 
 
-class Loaded:
+class LoadedSweep:
     """The untouched model of a sweep, `baseline`, and lm_eval's tasks; `settings` is its `EvaluatorConfig`.
 
     `at` is told what is under way; the tasks are read first where there is something `to_run`.
@@ -50,7 +50,7 @@ class Loaded:
         from sae_lm_eval.harness.model import SaeHFLM
 
         self.settings, self.model_args = settings, sweep.model_args
-        self.asked: dict[str, Asked] = {one.name: one for one in sweep.variants}
+        self.asked: dict[str, VariantRequest] = {one.name: one for one in sweep.variants}
         self._dictionaries: dict[Hashable, Any] = {}
         if to_run:
             at("reading the tasks")
@@ -108,10 +108,10 @@ class Loaded:
         """The model as that variant. Raises as `look` does."""
         return self.baseline.as_variant(self._wanted(self.asked[name]))
 
-    def _wanted(self, asked: Asked) -> Any:
+    def _wanted(self, asked: VariantRequest) -> Any:
         """As the adapter takes it, a dictionary that several variants share loaded once."""
         from sae_lm_eval.dictionaries.loading import load_dictionary
-        from sae_lm_eval.splicing.arguments import dtype_of, wanted_of
+        from sae_lm_eval.splicing.arguments import dtype_of, requested_splices
 
         arguments = dict(asked.arguments)
         dtype, factor = arguments.get("sae_dtype", "float32"), arguments.pop("norm_factor", None)
@@ -122,7 +122,7 @@ class Loaded:
             if key not in self._dictionaries:
                 self._dictionaries[key] = load_dictionary(source, dtype=dtype_of(dtype), norm_factor=factor)
             found.append(self._dictionaries[key])
-        return wanted_of(**arguments, dictionaries=found)
+        return requested_splices(**arguments, dictionaries=found)
 
     def forget(self) -> None:
         """Let go of the dictionaries; the variants made of them must be out of use."""
@@ -157,7 +157,7 @@ class Loaded:
         own = {"batch_size": lm.batch_size_per_gpu} if name == AGAIN else {}
         given = {
             "tasks": s.tasks if s.check_integrity else self._asked_for,  # loaded once for all variants
-            "model_args": named({**self.model_args, **arguments}),
+            "model_args": object_texts({**self.model_args, **arguments}),
             "task_manager": self.task_manager,
             "log_samples": True,
             **{key: getattr(s, key) for key in PASSED},

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.runs.model_pool import Loaded
+from sae_lm_eval.runs.model_pool import LoadedSweep
 
 SEQUENCES = 32  # of each task, at most, on which KL, flips and delta CE are taken
 ROWS = 4  # in a batch of the other layout, where the batch size does not say otherwise
@@ -30,13 +30,13 @@ def other_rows(lm: Any) -> int:
     return rows + 1 if isinstance(rows, int) and rows > 1 else ROWS
 
 
-def floor_on_tasks(lm: Any, loaded: Loaded) -> dict[str, Any]:
+def floor_on_tasks(lm: Any, loaded: LoadedSweep) -> dict[str, Any]:
     """The noise floor of what `again` gave, on the tasks of a run."""
     tasks = loaded.tasks["tasks"].values()
     for task in tasks:
         if not task.instances:  # all else was evaluated before this process began
             loaded.build_requests(task)
-    return noise_floor(lm, sequences_of(lm, tasks), rows=lm.batch_size_per_gpu)
+    return measure_noise_floor(lm, sequences_of(lm, tasks), rows=lm.batch_size_per_gpu)
 
 
 def sequences_of(lm: Any, tasks: Iterable[Any]) -> list[list[int]]:
@@ -52,7 +52,7 @@ def sequences_of(lm: Any, tasks: Iterable[Any]) -> list[list[int]]:
     return found
 
 
-def noise_floor(lm: Any, sequences: Sequence[Sequence[int]], *, rows: int) -> dict[str, Any]:
+def measure_noise_floor(lm: Any, sequences: Sequence[Sequence[int]], *, rows: int) -> dict[str, Any]:
     """How the predictions for the same tokens differ between two layouts: each sequence alone, and `rows` in a batch.
 
     The batches are padded and hold the sequences in the opposite order. Per predicted token: `kl`, the mean of

@@ -23,7 +23,7 @@ def object_name(value: Any) -> str:
     return f"<{str(named).rpartition('.')[2].strip('<>')}>"
 
 
-def named(values: Mapping[str, Any]) -> dict[str, Any]:
+def object_texts(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with names for objects; several dictionaries are joined as in a spec."""
     out = {}
     for name, value in values.items():

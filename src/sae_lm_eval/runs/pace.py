@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from sae_lm_eval.runs.model_pool import Loaded
+from sae_lm_eval.runs.model_pool import LoadedSweep
 from sae_lm_eval.runs.turns import KINDS
 from sae_lm_eval.runtime.time_left import REQUESTS
 
@@ -18,7 +18,7 @@ NEIGHBOURS = 16  # requests of one stretch: neighbours share their prompts' begi
 
 
 def seconds_of_baseline(
-    loaded: Loaded, seconds: float = SECONDS, clock: Callable[[], float] = time.monotonic
+    loaded: LoadedSweep, seconds: float = SECONDS, clock: Callable[[], float] = time.monotonic
 ) -> dict[str, float]:
     """By kind (see `time_left`) the seconds that the baseline would take for all of it, by a part that takes `seconds`.
 
@@ -42,7 +42,7 @@ def extrapolated(
     """Seconds that all `instances` would take, by larger and larger parts of them until `seconds` have gone by."""
     began, size = clock(), FIRST
     while True:
-        part = spread(instances, size)
+        part = evenly_spaced(instances, size)
         since = clock()
         answer(part)
         took = clock() - since
@@ -52,7 +52,7 @@ def extrapolated(
         size *= 2
 
 
-def spread(instances: Sequence[Any], size: int) -> list[Any]:
+def evenly_spaced(instances: Sequence[Any], size: int) -> list[Any]:
     """About `size` of them, in stretches of neighbours that lie evenly apart."""
     if size >= len(instances):
         return list(instances)

@@ -14,7 +14,7 @@ from sae_lm_eval.catalog.lookup import Known
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
-from sae_lm_eval.runs.sweep import Asked, Sweep
+from sae_lm_eval.runs.sweep import Sweep, VariantRequest
 from sae_lm_eval.runtime.progress import duration
 from sae_lm_eval.runtime.run_files import Pace, read_groups, read_pace
 from sae_lm_eval.runtime.time_left import DOCUMENTS, PASSES_OF_VARIANT, REQUESTS, TEXTS
@@ -37,7 +37,7 @@ class Planned:
     `sizes` the bytes of those dictionaries that names tell the shapes of, where `why` says what is not known.
     """
 
-    asked: Asked
+    asked: VariantRequest
     sites: tuple[str, ...]
     point: Point | None
     cost: float | None
@@ -73,7 +73,7 @@ class Plan:
         return list(missing)
 
 
-def plan(sweep: Sweep, output_path: Path | None) -> Plan:
+def plan_sweep(sweep: Sweep, output_path: Path | None) -> Plan:
     """The plan of a sweep, with what an earlier run in `output_path` settled and measured.
 
     Raises `UserError` where there is no such model; what is wrong with a variant is said of it.
@@ -116,7 +116,7 @@ def _cost(point: Point, model: Any) -> float:
     return 1 - shared / model.config.get_text_config().num_hidden_layers
 
 
-def _planned(asked: Asked, model: Any) -> Planned:
+def _planned(asked: VariantRequest, model: Any) -> Planned:
     if "edit" in asked.arguments:
         return _planned_edit(asked, model)
     try:
@@ -143,7 +143,7 @@ def _planned(asked: Asked, model: Any) -> Planned:
     return Planned(asked, sites, first, _cost(first, model), **given)
 
 
-def _planned_edit(asked: Asked, model: Any) -> Planned:
+def _planned_edit(asked: VariantRequest, model: Any) -> Planned:
     """Of an edit of the model; a function of the user's own is not called on a model without weights."""
     edit = edit_of(asked.arguments["edit"])
     assert edit is not None, "the variant has one"
@@ -189,7 +189,7 @@ def _bytes_of(dtype: Any, config: Any) -> int:
     return BYTES.get(stated if name == "auto" else name, 4)
 
 
-def sentences(made: Plan) -> list[str]:
+def plan_sentences(made: Plan) -> list[str]:
     """What the plan's table does not say: the model, memory, cost and time."""
     largest = max((_bytes(made, group) for group in made.groups), default=0)
     unknown = sum(not one.whole for one in made.variants)
@@ -246,7 +246,7 @@ def _gb(number: float) -> str:
 HEADS = ("variant", "dictionaries", "sites", "from block", "size", "group", "state")
 
 
-def rows(made: Plan) -> list[tuple[str, ...]]:
+def plan_rows(made: Plan) -> list[tuple[str, ...]]:
     """The plan's table: a row for each variant, by `HEADS`."""
     group_of = {name: number for number, group in enumerate(made.groups, start=1) for name in group}
     return [

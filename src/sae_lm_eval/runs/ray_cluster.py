@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from sae_lm_eval.errors import UserError, explained, first_line
+from sae_lm_eval.errors import UserError, error_sentence, first_line
 from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runtime.journal import Journal
-from sae_lm_eval.runtime.progress import Shown
+from sae_lm_eval.runtime.progress import ConsoleProgress
 
 LOCAL = "local"
 REACHED_WITHIN = 10  # seconds
@@ -41,7 +41,7 @@ class Part(NamedTuple):
         return hashlib.sha256(repr((self.group, self.task, self.made_of)).encode()).digest()
 
 
-def spread(address: str, sweep: Sweep, parts: Sequence[Part], journal: Journal, shown: Shown) -> None:
+def run_on_cluster(address: str, sweep: Sweep, parts: Sequence[Part], journal: Journal, shown: ConsoleProgress) -> None:
     """Have a cluster answer `parts` of a sweep, and keep each part's answers in `journal` as it comes in.
 
     A part whose worker dies is begun again elsewhere. Parts that `journal` has are not asked for.
@@ -84,10 +84,10 @@ class _Worker:
     def __init__(self, sweep: Sweep):
         os.environ["TQDM_DISABLE"] = "1"  # bars that nobody sees
 
-        from sae_lm_eval.runs.model_pool import Loaded
+        from sae_lm_eval.runs.model_pool import LoadedSweep
         from sae_lm_eval.runs.settings import lm_eval_config
 
-        self.loaded = Loaded(sweep, lm_eval_config(sweep))
+        self.loaded = LoadedSweep(sweep, lm_eval_config(sweep))
         self.group: tuple[str, ...] | None = None
         self.models: dict[str, Any] = {}
         self.journal = Journal()
@@ -143,7 +143,7 @@ def _taken(ray: Any, done: Any, part: Part) -> list[tuple[str, bytes, bytes]]:
     try:
         return ray.get(done)
     except ray.exceptions.RayTaskError as error:
-        raise UserError(f"A worker could not answer {part.task}: {explained(error.cause)}") from error
+        raise UserError(f"A worker could not answer {part.task}: {error_sentence(error.cause)}") from error
     except ray.exceptions.RayError as error:
         raise UserError(
             f"Workers died {1 + RETRIES} times at {part.task} with {', '.join(part.group)}: {first_line(error)} "

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lm_eval.errors import UserError, did_you_mean, explained
+from sae_lm_eval.errors import UserError, did_you_mean, error_sentence
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runs.additions import with_earlier
 from sae_lm_eval.runs.checks import check
@@ -19,17 +19,17 @@ from sae_lm_eval.runs.documents import keep_documents
 from sae_lm_eval.runs.finished import set_damaged_aside
 from sae_lm_eval.runs.folder_names import AGAIN, BASELINE
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
-from sae_lm_eval.runs.identity_record import Record, digest_of, model_record
-from sae_lm_eval.runs.model_pool import Loaded, Look, UnknownModel
-from sae_lm_eval.runs.object_names import named
+from sae_lm_eval.runs.identity_record import IdentityRecord, digest_of, model_record
+from sae_lm_eval.runs.model_pool import LoadedSweep, Look, UnknownModel
+from sae_lm_eval.runs.object_names import object_texts
 from sae_lm_eval.runs.outcome import Finished, Outcome, comparison_of, ran_by_all
-from sae_lm_eval.runs.settings import fixed, lm_eval_config
+from sae_lm_eval.runs.settings import fixed_settings, lm_eval_config
 from sae_lm_eval.runs.sweep import Sweep, sweep_of
 from sae_lm_eval.runs.turns import kinds_of, turns
 from sae_lm_eval.runtime.host_memory import HostMemoryError, raise_if_out_of_memory
 from sae_lm_eval.runtime.journal import DiskError, Journal
-from sae_lm_eval.runtime.processes import agreed, gathered, rank, several
-from sae_lm_eval.runtime.progress import Shown, quiet
+from sae_lm_eval.runtime.processes import agreed, gathered, is_distributed, rank
+from sae_lm_eval.runtime.progress import ConsoleProgress, quiet
 from sae_lm_eval.runtime.run_files import GROUPS, PACE, read_groups
 from sae_lm_eval.runtime.run_folder import (
     LOG,
@@ -114,13 +114,13 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
     Raises `UserError` where the model or every variant cannot be loaded, the folder holds another run or is in use,
     and `DiskError` where it cannot be written.
     """
-    if sweep.ray is not None and several():
+    if sweep.ray is not None and is_distributed():
         raise UserError("--ray starts workers of its own: leave out accelerate launch, or --ray.")
     with ExitStack() as scope:
         agreed(lambda: scope.enter_context(held(output_path)))
         sweep = with_earlier(sweep, output_path)
-        asked = {"model_args": named(sweep.model_args), "variants": [one.record for one in sweep.variants]}
-        asked |= fixed(settings)
+        asked = {"model_args": object_texts(sweep.model_args), "variants": [one.record for one in sweep.variants]}
+        asked |= fixed_settings(settings)
         asked |= {"once": list(sweep.once)} if sweep.once else {}
         names = (BASELINE, *(one.name for one in sweep.variants), *sweep.once)
         agreed(lambda: remember(output_path, asked))
@@ -131,7 +131,7 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
         finished = agreed(lambda: all((output_path / name).exists() for name in names))
         continued = (output_path / journal_of(rank())).exists()
         with (
-            Shown(console, len(names)) as shown,
+            ConsoleProgress(console, len(names)) as shown,
             closing(Journal(None if finished else output_path / journal_of(rank()))) as journal,
         ):
             try:
@@ -148,12 +148,12 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
 
 class _Evaluation:
     def __init__(
-        self, sweep: Sweep, settings: Any, output_path: Path, shown: Shown, journal: Journal, *, to_run: bool = True
+        self, sweep: Sweep, settings: Any, output_path: Path, shown: ConsoleProgress, journal: Journal, *, to_run=True
     ):
         self.sweep, self.output_path, self.shown, self.journal = sweep, output_path, shown, journal
         self.failed: dict[str, str] = {}
         self._looked: set[str] = set()
-        self.loaded = Loaded(sweep, settings, shown.at, to_run=to_run)
+        self.loaded = LoadedSweep(sweep, settings, shown.at, to_run=to_run)
 
     def all(self) -> dict[str, str]:
         """Evaluate what is not yet evaluated, a group at a time; why the variants that failed did, by name."""
@@ -203,7 +203,7 @@ class _Evaluation:
         finished = {
             name for name in (BASELINE, *self.loaded.asked, *self.sweep.once) if (self.output_path / name).exists()
         }
-        record = Record(self.output_path, finished, begun=kept is not None)
+        record = IdentityRecord(self.output_path, finished, begun=kept is not None)
         looks = {name: look for name in self.loaded.asked if (look := self._look(name, bos, settled, finished))}
         record.compare(model_record(self.loaded.baseline.spliced), {name: look.record for name, look in looks.items()})
         sizes = {name: look.sizes for name, look in looks.items() if name not in settled}
@@ -248,7 +248,7 @@ class _Evaluation:
 
     def _spread(self, bos: bool, groups: Sequence[Sequence[str]]) -> None:
         """Have a cluster answer what is not yet answered: it is all in the journal then."""
-        from sae_lm_eval.runs.ray_cluster import Part, spread
+        from sae_lm_eval.runs.ray_cluster import Part, run_on_cluster
 
         assert self.sweep.ray is not None
         self.shown.at("looking at the tasks")
@@ -258,7 +258,7 @@ class _Evaluation:
                 sound = tuple(name for name in group if self._is_sound(name))
                 made_of = digest_of(self.output_path, sound)
                 parts += [Part(sound, tuple(missing), task, bos, made_of) for task in self.loaded.tasks["tasks"]]
-        spread(self.sweep.ray, self.sweep, parts, self.journal, self.shown)
+        run_on_cluster(self.sweep.ray, self.sweep, parts, self.journal, self.shown)
 
     def _is_sound(self, name: str) -> bool:
         """Whether a variant can be made; those that an earlier process settled are looked at again."""
@@ -288,7 +288,7 @@ class _Evaluation:
                 self.shown.variant_done(name)
             except UserError as error:
                 # Other processes would wait for this one, which has gone on.
-                if name == BASELINE or isinstance(error, DiskError | HostMemoryError) or several():
+                if name == BASELINE or isinstance(error, DiskError | HostMemoryError) or is_distributed():
                     raise
                 self._leave_out(name, _why(error))
             if name == missing[0] and rank() == 0:
@@ -347,4 +347,4 @@ class _Evaluation:
 def _why(error: Exception) -> str:
     """In a sentence; the log has the whole of it."""
     logger.info("%s", "".join(traceback.format_exception(error)))
-    return explained(error)
+    return error_sentence(error)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.errors import UserError, first_line
-from sae_lm_eval.runs.object_names import named
+from sae_lm_eval.runs.object_names import object_texts
 from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runtime.devices import check_device, default_device
 from sae_lm_eval.splicing.choices import whole
@@ -31,7 +31,7 @@ def lm_eval_config(sweep: Sweep) -> Any:
         **sweep.settings,
         "tasks": tasks_of(sweep.settings),
         "model": "sae_hf",
-        "model_args": named(sweep.model_args),
+        "model_args": object_texts(sweep.model_args),
     }
     if given.get("device") is None:
         given["device"] = default_device()  # lm_eval's own default is a GPU on every machine
@@ -133,6 +133,6 @@ CHECKS: Mapping[str, Callable[[str, Any], object]] = {
 }
 
 
-def fixed(settings: Any) -> dict[str, Any]:
+def fixed_settings(settings: Any) -> dict[str, Any]:
     """Those that a run cannot be continued without."""
     return {name: value for name, value in asdict(settings).items() if name not in FREE and name != "model_args"}

@@ -18,9 +18,9 @@ from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.files.logs import logger_of
-from sae_lm_eval.runs.asked import Asked as Asked
+from sae_lm_eval.runs.asked import VariantRequest as VariantRequest
 from sae_lm_eval.runs.folder_names import AGAIN, check_name, folder_name, free_name, refuse_twice, short_name
-from sae_lm_eval.runs.object_names import is_object, named
+from sae_lm_eval.runs.object_names import is_object, object_texts
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
 logger = logger_of(__name__)
@@ -51,7 +51,7 @@ class Sweep:
     """
 
     model_args: Mapping[str, Any]
-    variants: tuple[Asked, ...]
+    variants: tuple[VariantRequest, ...]
     settings: Mapping[str, Any]
     categories: Path | None = None
     memory: float | None = None
@@ -100,12 +100,12 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
         if settings.get(name) not in (None, value):
             raise UserError(f"{name} is {settings[name]} by its own flag or key, and {value} in model_args: give one.")
         settings[name] = value
-    variants = several(content.get("variants"))
+    variants = as_list(content.get("variants"))
     variants = [*({name: model_args.pop(name)} for name in ("sae", "edit") if name in model_args), *variants]
     common = {name: model_args.pop(name) for name in ARGUMENTS if name in model_args}
     common |= {name: content[name] for name in ("mean_text", "mean_tokens") if content.get(name) is not None}
     controls = _listed(content.get("controls"), "controls")
-    asked = variants_of(variants, [name for name in controls if name != AGAIN], common)
+    asked = variant_requests(variants, [name for name in controls if name != AGAIN], common)
     memory = content.get("memory")
     if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | float) or memory <= 0):
         raise UserError(f"memory: {memory!r} is no number of gigabytes above 0.")
@@ -123,7 +123,7 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
     )
 
 
-def several(entries: Any) -> Any:
+def as_list(entries: Any) -> Any:
     """A list of variants, of which a text or a mapping is one."""
     return [entries] if isinstance(entries, str | Mapping) else [] if entries is None else entries
 
@@ -141,7 +141,9 @@ def _expanded(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
 
-def variants_of(entries: Any, controls: Sequence[str] = (), common: Mapping[str, Any] | None = None) -> list[Asked]:
+def variant_requests(
+    entries: Any, controls: Sequence[str] = (), common: Mapping[str, Any] | None = None
+) -> list[VariantRequest]:
     """The variants that `entries` describe, and behind each its controls, none of them twice.
 
     An entry is a spec as text, or a mapping with `sae`, `pattern` or `edit`; `common` holds arguments of every variant
@@ -149,10 +151,10 @@ def variants_of(entries: Any, controls: Sequence[str] = (), common: Mapping[str,
     """
     for control in controls:
         one_of(control, (*CONTROLS, *LADDERS, AGAIN), "controls:")
-    entries = several(entries)
+    entries = as_list(entries)
     if not isinstance(entries, list | tuple) or not entries:
         raise UserError("variants: there are none: give a list of entries such as {sae: RELEASE#ID}.")
-    made: list[Asked] = []
+    made: list[VariantRequest] = []
     for number, entry in enumerate(entries, start=1):
         made += _of_entry(entry, f"variants, entry {number}", common or {})
     refuse_twice(one.name for one in made)
@@ -162,7 +164,7 @@ def variants_of(entries: Any, controls: Sequence[str] = (), common: Mapping[str,
     return _with_controls([*made, *ladder], [one for one in controls if one not in LADDERS], common or {})
 
 
-def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Asked]:
+def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[VariantRequest]:
     if isinstance(entry, str | Path):
         entry = {"sae": str(entry)}
     elif is_object(entry):
@@ -188,27 +190,27 @@ def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Asked]:
     for (label, sae), scale in product(texts.items(), scales):
         scaled = own if scale is None else {**own, "scale": scale}
         asked = {"sae": sae, **_normal({**common, **scaled})}
-        several = [label] if len(texts) > 1 else []
-        several += [f"scale={scale}"] if len(scales) > 1 else []
+        labels = [label] if len(texts) > 1 else []
+        labels += [f"scale={scale}"] if len(scales) > 1 else []
         if name is None:
-            label = label or re.sub("[<>]", "", named({"sae": sae})["sae"])
+            label = label or re.sub("[<>]", "", object_texts({"sae": sae})["sae"])
             chosen = free_name(folder_name({"sae": label, **_normal(scaled)}))
         else:
-            chosen = folder_name({"sae": ",".join([str(name), *map(str, several)])}) if several else str(name)
-        made.append(Asked(check_name(chosen, where), asked))
+            chosen = folder_name({"sae": ",".join([str(name), *map(str, labels)])}) if labels else str(name)
+        made.append(VariantRequest(check_name(chosen, where), asked))
     return made
 
 
-def _of_edit(entry: Mapping[str, Any], where: str) -> Asked:
+def _of_edit(entry: Mapping[str, Any], where: str) -> VariantRequest:
     """The variant of an entry with `edit`."""
     if further := [name for name in entry if name not in ("edit", "name", "arguments")]:
         raise UserError(f"{where}: {further[0]} is of dictionaries, and an edit has none: leave it out.")
     edit = entry["edit"]
     if not is_object(edit):
         edit = f"{edit}{_query(entry.get('arguments'), where)}"
-    label = re.sub("[<>]", "", named({"edit": edit})["edit"])
+    label = re.sub("[<>]", "", object_texts({"edit": edit})["edit"])
     chosen = free_name(folder_name({"edit": label})) if entry.get("name") is None else str(entry["name"])
-    return Asked(check_name(chosen, where), {"edit": edit})
+    return VariantRequest(check_name(chosen, where), {"edit": edit})
 
 
 def _query(given: Any, where: str) -> str:
@@ -268,10 +270,10 @@ def _normal(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _with_controls(variants: Sequence[Asked], controls: Sequence[str], common: Mapping[str, Any]) -> list[Asked]:
+def _with_controls(variants: Sequence[VariantRequest], controls: Sequence[str], common: Any) -> list[VariantRequest]:
     read: dict[str, Known] = {}
     place: dict[str, int] = {}
-    out: list[Asked] = []
+    out: list[VariantRequest] = []
     for asked in variants:
         index = place.setdefault(_identity(asked, read), len(out))
         if index == len(out) or asked.arguments.get("splice") not in OF_SITES:
@@ -287,7 +289,7 @@ def _with_controls(variants: Sequence[Asked], controls: Sequence[str], common: M
                 arguments.pop("scale", None)
             if control == "mean" and arguments.get("mean_text") is None:
                 raise UserError("controls: 'mean' needs mean_text: FILE, the text whose activations are averaged.")
-            made = Asked(check_name(short_name(f"{asked.name},{control}"), "controls"), _normal(arguments))
+            made = VariantRequest(check_name(short_name(f"{asked.name},{control}"), "controls"), _normal(arguments))
             index = place.setdefault(_identity(made, read), len(out))
             if index == len(out):
                 out.append(made)
@@ -306,7 +308,7 @@ def _known_site(spec: str) -> Known:
         return found  # what is wrong with it is told when it is looked for
 
 
-def _identity(asked: Asked, read: dict[str, Known]) -> str:
+def _identity(asked: VariantRequest, read: dict[str, Known]) -> str:
     """Equal for variants that compute the same: where a mode depends on the sites alone, its dictionaries do not.
 
     `read` holds what is known of dictionaries by their specs, and is added to.

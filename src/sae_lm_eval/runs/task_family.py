@@ -14,7 +14,7 @@ import pandas as pd
 from sae_lm_eval.capability.family import NAME
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import shown
-from sae_lm_eval.results.find import find
+from sae_lm_eval.results.find import find_results
 from sae_lm_eval.results.results import Results, read_results
 from sae_lm_eval.runs.loss_curve import Member
 from sae_lm_eval.runs.run import evaluate
@@ -40,7 +40,7 @@ def measure_tasks(members: Sequence[Member], like: Path, loading: Mapping[str, A
     asked = read_record(like / SETTINGS, dict[str, Any])
     if asked is None or "model_args" not in asked:
         raise UserError(f"'{shown(like, 200)}' is no folder that `sae-lm-eval run` wrote, so its tasks are not known.")
-    baseline, _ = find(like)
+    baseline, _ = find_results(like)
     own = Member(str(asked["model_args"]["pretrained"]), str(asked["model_args"].get("revision") or MAIN))
     everyone = list(dict.fromkeys([own, *members]))
     for member in everyone:

@@ -14,20 +14,20 @@ from sae_lm_eval import schema
 from sae_lm_eval.attribution.classes import DEFAULT, NORMS, SITES, Labels, division, whole_of
 from sae_lm_eval.attribution.patches import Patched, PlaceClass, classes_of, key_of
 from sae_lm_eval.attribution.token_kinds import Words
-from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, Losses
+from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses
 from sae_lm_eval.comparison.subsets import Cut, leaves
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets
 from sae_lm_eval.report.where_tables import FOLDER
 from sae_lm_eval.runs.asked_tasks import AskedTask, asked_tasks
 from sae_lm_eval.runs.folder_names import BASELINE
-from sae_lm_eval.runs.model_pool import Loaded
+from sae_lm_eval.runs.model_pool import LoadedSweep
 from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runs.where_requests import labelled
 from sae_lm_eval.runs.where_rows import Explained
 from sae_lm_eval.runtime.journal import Journal
-from sae_lm_eval.runtime.processes import several
-from sae_lm_eval.runtime.progress import Shown, quiet
+from sae_lm_eval.runtime.processes import is_distributed
+from sae_lm_eval.runtime.progress import ConsoleProgress, quiet
 from sae_lm_eval.runtime.run_folder import LOG, held, journal_of, write_json
 from sae_lm_eval.splicing.splice import Variant
 
@@ -58,21 +58,21 @@ class Inquiry:
         return whole_of(of_norms[0].partition(":")[2] or "4", f"--by {of_norms[0]}") if of_norms else 0
 
 
-def where(sweep: Sweep, settings: Any, output_path: Path, question: Inquiry) -> list[Explained]:
+def explain_drops(sweep: Sweep, settings: Any, output_path: Path, question: Inquiry) -> list[Explained]:
     """Explain each variant of a sweep; its record and its documents are written to `output_path`/where.
 
     Answers are kept there, so that the same command again continues. Raises `UserError` for what cannot be explained.
     """
-    if several() or sweep.ray is not None:
+    if is_distributed() or sweep.ray is not None:
         raise UserError("where runs in one process: leave out accelerate launch and --ray.")
     folder, out = output_path / FOLDER, []
     with (
         held(folder),
         quiet(folder / LOG) as console,
-        Shown(console, len(sweep.variants)) as shown,
+        ConsoleProgress(console, len(sweep.variants)) as shown,
         closing(Journal(folder / journal_of())) as journal,
     ):
-        loaded = Loaded(sweep, settings, shown.at)
+        loaded = LoadedSweep(sweep, settings, shown.at)
         for asked in sweep.variants:
             shown.at(f"loading {asked.name}")
             bos = loaded.look(asked.name).wants_bos
@@ -92,7 +92,7 @@ def where(sweep: Sweep, settings: Any, output_path: Path, question: Inquiry) -> 
     return out
 
 
-def _cuts(loaded: Loaded, tasks: Sequence[AskedTask]) -> list[Cut]:
+def _cuts(loaded: LoadedSweep, tasks: Sequence[AskedTask]) -> list[Cut]:
     """Everything, each group of lm_eval's, and each task; in all of them documents count alike."""
     names = [one.name for one in tasks]
     groups = {str(name): [str(one) for one in inside] for name, inside in loaded.tasks["group_map"].items()}
@@ -174,7 +174,7 @@ def _losses(
     owner: np.ndarray,
     answers: Mapping[str, np.ndarray],
     targets: np.ndarray,
-) -> dict[str, Losses]:
+) -> dict[str, PairedLosses]:
     """By measure what each chosen document lost, less than the baseline, by the answers (requests, 3) of each key."""
     first = np.searchsorted(owner, np.arange(len(chosen) + 1))
     measured: dict[str, dict[str, list[np.ndarray]]] = {
@@ -200,8 +200,10 @@ def _losses(
     for name, of_keys in measured.items():
         values = {key: np.concatenate(parts) for key, parts in of_keys.items()}
         of = {key: values[BASELINE] - value for key, value in values.items() if key != BASELINE}
-        out[name] = Losses(name, values[BASELINE], of)
+        out[name] = PairedLosses(name, values[BASELINE], of)
     tokens = np.bincount(owner, weights=targets, minlength=len(chosen))
     kl = {key: np.bincount(owner, weights=of[:, 2], minlength=len(chosen)) / tokens for key, of in answers.items()}
-    out[KL] = Losses(KL, np.zeros(int(chosen.sum())), {key: of[chosen] for key, of in kl.items() if key != BASELINE})
+    out[KL] = PairedLosses(
+        KL, np.zeros(int(chosen.sum())), {key: of[chosen] for key, of in kl.items() if key != BASELINE}
+    )
     return out

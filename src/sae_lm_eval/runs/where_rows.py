@@ -12,7 +12,7 @@ import pandas as pd
 
 from sae_lm_eval.attribution.patches import ONLY, RANDOM, RESTORED
 from sae_lm_eval.attribution.segments import PromptDocument
-from sae_lm_eval.comparison.restored import UNITS, Estimate, Losses, shares, why_no_share
+from sae_lm_eval.comparison.restored import UNITS, IntervalEstimate, PairedLosses, shares, why_no_share
 from sae_lm_eval.comparison.subsets import Cut
 
 SUM = "all classes together"
@@ -24,7 +24,7 @@ class Explained:
 
     name: str
     asked: tuple[PromptDocument, ...]
-    losses: Mapping[str, Losses]
+    losses: Mapping[str, PairedLosses]
     whole: str
     classes: tuple[tuple[str, str, Mapping[str, str]], ...]
     facts: Mapping[str, Any]
@@ -32,7 +32,7 @@ class Explained:
 
     def with_rows(self, cuts: Sequence[Cut], level: float) -> Explained:
         """With the estimates for each part of the tasks."""
-        return replace(self, rows=tuple(row for cut in cuts for row in rows_of(self, cut, level)))
+        return replace(self, rows=tuple(row for cut in cuts for row in where_rows(self, cut, level)))
 
     def record(self) -> dict[str, Any]:
         """As plain values; undefined numbers are None."""
@@ -50,7 +50,7 @@ class Explained:
         return pd.concat(frames, ignore_index=True)
 
 
-def rows_of(found: Explained, cut: Cut, level: float) -> Iterator[dict[str, Any]]:
+def where_rows(found: Explained, cut: Cut, level: float) -> Iterator[dict[str, Any]]:
     """A row for each measure and class: the drop, and the shares of it with their intervals.
 
     A division of several classes has a row for all of them together: the sums of the shares, 1 where the classes do
@@ -83,7 +83,7 @@ def rows_of(found: Explained, cut: Cut, level: float) -> Iterator[dict[str, Any]
                 yield row
 
 
-def _columns(name: str, of: Estimate) -> dict[str, float]:
+def _columns(name: str, of: IntervalEstimate) -> dict[str, float]:
     return {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
 
 

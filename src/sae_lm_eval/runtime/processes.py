@@ -15,19 +15,19 @@ T = TypeVar("T")
 TIMEOUT = timedelta(weeks=52)  # lm_eval's own, for a process that waits for others
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of several. Imports nothing."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def rank() -> int:
     """Of this process, 0 being the first."""
-    return _joined().process_index if several() else 0
+    return _joined().process_index if is_distributed() else 0
 
 
 def agreed(make: Callable[[], T]) -> T:
     """What `make` returns in the first process, in every process; what it raises there, they raise too."""
-    if not several():
+    if not is_distributed():
         return make()
     from accelerate.utils import broadcast_object_list
 

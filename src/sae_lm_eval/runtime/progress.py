@@ -129,7 +129,7 @@ class Progress:
         return sum(count <= 0 for count in self._left.values()), len(self._left)
 
 
-class Shown(Progress):
+class ConsoleProgress(Progress):
     """Progress on `console`: a bar on a terminal, and elsewhere a line every `EVERY` seconds and for each variant.
 
     Inside its scope Ctrl-C raises `KeyboardInterrupt`, and again at the next step where a library has swallowed that.
@@ -161,7 +161,7 @@ class Shown(Progress):
         self._bar = self._bars.add_task("loading", total=None, numbers="")
         self._over = threading.Event()
 
-    def __enter__(self) -> Shown:
+    def __enter__(self) -> ConsoleProgress:
         of_python = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         self._handles = of_python and threading.current_thread() is threading.main_thread()
         if self._handles:

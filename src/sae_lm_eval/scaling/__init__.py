@@ -10,14 +10,14 @@ from sae_lm_eval.scaling.delta import (
     delta_from_documents,
     delta_from_loss_recovered,
     delta_from_losses,
-    read_documents,
+    read_document_losses,
 )
 from sae_lm_eval.scaling.effective import EffectiveCompute, effective_compute
 from sae_lm_eval.scaling.estimate import Estimate, Interval
 from sae_lm_eval.scaling.family import Family, builtin_families, read_family
 from sae_lm_eval.scaling.fit import fit_compute_law, fit_parametric_law
 from sae_lm_eval.scaling.laws import ComputeLaw, Covariance, Law, ParametricLaw, get_law, laws
-from sae_lm_eval.scaling.literature import convert_literature, summarise_literature, works
+from sae_lm_eval.scaling.literature import cited_works, convert_literature, summarise_literature
 from sae_lm_eval.scaling.original_model import Original, find_preset, get_original, presets
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Original",
     "ParametricLaw",
     "builtin_families",
+    "cited_works",
     "convert_literature",
     "delta_from_documents",
     "delta_from_loss_recovered",
@@ -44,8 +45,7 @@ __all__ = [
     "get_original",
     "laws",
     "presets",
-    "read_documents",
+    "read_document_losses",
     "read_family",
     "summarise_literature",
-    "works",
 ]

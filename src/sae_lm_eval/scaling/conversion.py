@@ -94,7 +94,7 @@ def _category(
 @functools.cache
 def world_checkpoints() -> Family:
     """The losses of the world's own model in the course of its training."""
-    facts = world.facts()
+    facts = world.world_facts()
     rows = [
         {"model": row["name"], "flops": row["compute"], "loss": row["loss"]}
         for row in (*facts["checkpoints"], facts["family"][-1])

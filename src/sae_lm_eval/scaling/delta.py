@@ -139,7 +139,7 @@ class DocumentRow(Foreign):
     tokens: Positive
 
 
-def read_documents(path: str | Path) -> DeltaCE:
+def read_document_losses(path: str | Path) -> DeltaCE:
     """Delta CE from a CSV with columns baseline_nats, spliced_nats and tokens, one row per document."""
     columns = ("baseline_nats", "spliced_nats", "tokens")
     rows = read_rows(path, required=columns, kind=DocumentRow)
@@ -196,7 +196,7 @@ def delta_from_loss_recovered(
     )
 
 
-def finite(value: object) -> float | None:
+def finite_or_none(value: object) -> float | None:
     """A finite number as it is; None for whatever stands where a metric is undefined."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 

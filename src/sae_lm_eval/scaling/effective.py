@@ -116,8 +116,8 @@ class EffectiveCompute:
             "constants": quoted.constants,
             "level": interval and interval.level,
             "covers": list(interval.covers) if interval else [],
-            "within_the_law": within and plain(within),
-            "calibrated": calibrated and plain(calibrated),
+            "within_the_law": within and estimate_record(within),
+            "calibrated": calibrated and estimate_record(calibrated),
             "law_spread": self.law_spread and [self.law_spread.low, self.law_spread.high],
             "text": self.text,
             "model": original.name,
@@ -134,7 +134,7 @@ class EffectiveCompute:
         return pd.DataFrame(rows, dtype=object)  # object keeps None as None
 
 
-def plain(estimate: Estimate) -> dict[str, Any]:
+def estimate_record(estimate: Estimate) -> dict[str, Any]:
     """An estimate's law, fraction, interval and reason as plain values."""
     interval = estimate.interval
     return {

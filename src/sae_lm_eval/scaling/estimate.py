@@ -110,7 +110,7 @@ def log_fraction(delta: np.ndarray | float, reducible: float, exponent: float) -
         return np.where(ratio <= -1, np.inf, -np.log1p(ratio) / exponent)
 
 
-def place(
+def place_on_curve(
     terms: Terms,
     theta: np.ndarray,
     draws: Draws,

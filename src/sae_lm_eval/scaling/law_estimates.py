@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sae_lm_eval.scaling.delta import DeltaCE
-from sae_lm_eval.scaling.estimate import Draws, Estimate, Terms, log_fraction, place
+from sae_lm_eval.scaling.estimate import Draws, Estimate, Terms, log_fraction, place_on_curve
 from sae_lm_eval.scaling.laws import ComputeLaw, Law, ParametricLaw
 from sae_lm_eval.scaling.original_model import Original
 
@@ -179,7 +179,7 @@ def _estimate(
     common: tuple[str, ...],
 ) -> Estimate:
     reducible, _ = chosen.terms(law.theta)
-    log_value, interval = place(chosen.terms, law.theta, draws, deviations)
+    log_value, interval = place_on_curve(chosen.terms, law.theta, draws, deviations)
     if not math.isfinite(log_value):
         return replace(
             blank,

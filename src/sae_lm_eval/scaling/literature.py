@@ -28,7 +28,7 @@ PRINTED = ("ce_baseline", "ce_spliced", "delta_ce", "loss_recovered")
 
 
 @functools.cache
-def works() -> Mapping[str, dict[str, str]]:
+def cited_works() -> Mapping[str, dict[str, str]]:
     """The cited works by key: short name, full citation, address."""
     return MappingProxyType(json.loads(data_path("works.json").read_text(encoding="utf-8")))
 

@@ -30,7 +30,7 @@ COLUMNS = (
 CATEGORIES = "categories"
 
 
-class OfCategory(Foreign):
+class CategoryLosses(Foreign):
     """What a model's loss on the documents of a category is made of."""
 
     nats: Positive
@@ -40,7 +40,9 @@ class OfCategory(Foreign):
 
 def _categories(cell: str | None) -> str | None:
     if cell is not None:
-        checked(dict[str, OfCategory], json_value(cell, CATEGORIES), CATEGORIES, "an object of nats, tokens and bytes")
+        checked(
+            dict[str, CategoryLosses], json_value(cell, CATEGORIES), CATEGORIES, "an object of nats, tokens and bytes"
+        )
     return cell
 
 
@@ -49,8 +51,8 @@ class MeasuredRow(CurveRow):
 
     model: Name
     revision: Name
-    params: Positive
-    tokens: Amount
+    params: Count
+    tokens: Count | Amount
     loss: Positive
     nats_per_byte: Positive
     text_nats: Positive

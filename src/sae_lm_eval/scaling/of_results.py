@@ -14,7 +14,7 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.results.find import has_results, natural
 from sae_lm_eval.results.results import Results, read_results
 from sae_lm_eval.scaling.conversion import convert_text
-from sae_lm_eval.scaling.delta import DeltaCE, delta_from_losses, finite
+from sae_lm_eval.scaling.delta import DeltaCE, delta_from_losses, finite_or_none
 from sae_lm_eval.scaling.effective import EffectiveCompute
 from sae_lm_eval.scaling.loss_curves import MAIN, CurveRun, Curves, curves_for
 from sae_lm_eval.scaling.original_model import Original, OriginalNumbers
@@ -116,14 +116,14 @@ def _of_task(
 
 
 def _ablations(table: Mapping[str, Any]) -> dict[str, float | None]:
-    return {name: finite(table.get(name)) for name in ABLATIONS}
+    return {name: finite_or_none(table.get(name)) for name in ABLATIONS}
 
 
 def _beside(results: Results, task: str, table: Mapping[str, Any], out: Path | None) -> Curves:
     """The curves that lie beside the results or in the two folders above, where `run` and lm_eval write theirs, and up
     to `out` where that is higher.
     """
-    context, baseline = results.provenance.get("max_length"), finite(table.get("ce_baseline"))
+    context, baseline = results.provenance.get("max_length"), finite_or_none(table.get("ce_baseline"))
     if context is None or baseline is None:
         return Curves()
     model, revision = _model(results)
@@ -161,19 +161,19 @@ def _original(
 
 def _bytes_per_token(table: Mapping[str, Any]) -> float | None:
     """Of the model's tokenizer on the run's text: nats per token over nats per byte."""
-    loss, bits = finite(table.get("ce_baseline")), finite(table.get("bits_per_byte_baseline"))
+    loss, bits = finite_or_none(table.get("ce_baseline")), finite_or_none(table.get("bits_per_byte_baseline"))
     return loss / (bits * math.log(2)) if loss and bits else None
 
 
 def _delta(table: Mapping[str, Any]) -> DeltaCE | None:
     """Of ce_baseline, ce_spliced, ce_delta_stderr and documents of a table of metrics; None without losses."""
-    baseline, spliced = (finite(table.get(name)) for name in ("ce_baseline", "ce_spliced"))
+    baseline, spliced = (finite_or_none(table.get(name)) for name in ("ce_baseline", "ce_spliced"))
     if baseline is None or spliced is None:
         return None
     return delta_from_losses(
         ce_baseline=baseline,
         ce_spliced=spliced,
-        standard_error=finite(table.get("ce_delta_stderr")),
+        standard_error=finite_or_none(table.get("ce_delta_stderr")),
         documents=table.get("documents"),
     )
 

@@ -59,7 +59,7 @@ def _known(model: str, revision: str, measured: Row | None) -> Original:
     if not world.is_meant_by(model):
         name = model or Original.name
         return Original(name=name, params_source="not known", tokens_source="not known")
-    main = world.facts()["family"][-1]
+    main = world.world_facts()["family"][-1]
     return Original(
         name=model,
         params=float(main["parameters"]),

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from sae_lm_eval.files.logs import logger_of
-from sae_lm_eval.scoring.packing import Prefix, Row
+from sae_lm_eval.scoring.packing import PackedRow, Prefix
 from sae_lm_eval.scoring.request import Query, TargetIndex
 
 logger = logger_of(__name__)
@@ -50,7 +50,7 @@ class Batches:
         self.queries, self.starts, self.tokens = queries, starts, tokens
         self.copies, self.heads, self.uneven = copies, heads, uneven
 
-    def rows_at_once(self, rows: Sequence[Row]) -> int:
+    def rows_at_once(self, rows: Sequence[PackedRow]) -> int:
         """How many of the rows, the longest first, run as one batch."""
         count = min(len(rows), max(1, self.tokens // max(1, len(rows[0].ids))))
         if not self.uneven:
@@ -60,7 +60,7 @@ class Batches:
             count -= 1
         return count
 
-    def rows_for_head(self, rows: Sequence[Row]) -> int:
+    def rows_for_head(self, rows: Sequence[PackedRow]) -> int:
         """How many of the rows, the longest first, run before the head runs for all of them."""
         count = positions = 0
         while count < len(rows) and positions < ENOUGH:
@@ -69,12 +69,12 @@ class Batches:
             count += len(batch)
         return count
 
-    def shrink(self, rows: Sequence[Row], count: int) -> None:
+    def shrink(self, rows: Sequence[PackedRow], count: int) -> None:
         """Let no batch have more tokens than `count` rows as long as the first."""
         self.tokens = count * len(rows[0].ids)
         logger.warning("Out of memory: continuing with batches of %d tokens.", self.tokens)
 
-    def of_rows(self, rows: Sequence[Row]) -> Batch | None:
+    def of_rows(self, rows: Sequence[PackedRow]) -> Batch | None:
         """Rows that run together, the longest first; None where they hold no token behind their prefix."""
         depth, length = rows[0].depth, self._length(rows)
         if not length:
@@ -92,15 +92,15 @@ class Batches:
         index = TargetIndex.joined((where - node.start, tokens, columns) for where, tokens, columns in parts)
         return Batch(np.array([node.ids], dtype=np.int64), np.arange(node.start, node.stop)[None], None, index)
 
-    def _is_square(self, rows: Sequence[Row]) -> bool:
+    def _is_square(self, rows: Sequence[PackedRow]) -> bool:
         """Whether a tensor of (positions, ...) would look like one of (rows, ...)."""
         return len(rows[0].ids) == len(rows) * self.copies
 
-    def _length(self, rows: Sequence[Row]) -> int:
+    def _length(self, rows: Sequence[PackedRow]) -> int:
         """Of a batch of rows, the longest first; where it would be square, a column of padding is added."""
         return len(rows[0].ids) + self._is_square(rows)
 
-    def _index(self, rows: Sequence[Row]) -> TargetIndex:
+    def _index(self, rows: Sequence[PackedRow]) -> TargetIndex:
         depth, length, parts = rows[0].depth, self._length(rows), []
         for number, row in enumerate(rows):
             for query, path in row.paths.items():
@@ -118,7 +118,9 @@ class Batches:
         return where, np.asarray(query.targets, dtype=np.int64)[where - first], self.starts[number] + where - first
 
     @staticmethod
-    def _visible(rows: Sequence[Row], depth: int, length: int) -> Bool[np.ndarray, "rows length prefix_and_length"]:
+    def _visible(
+        rows: Sequence[PackedRow], depth: int, length: int
+    ) -> Bool[np.ndarray, "rows length prefix_and_length"]:
         visible = np.tile(np.eye(length, dtype=bool), (len(rows), 1, 1))  # padding sees itself: a row needs something
         for number, row in enumerate(rows):
             visible[number, : len(row.ids), : len(row.ids)] = row.visible()

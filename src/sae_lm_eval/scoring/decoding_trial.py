@@ -16,7 +16,7 @@ from sae_lm_eval.splicing.attach import attached
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
-def check(decoder: Decoder) -> None:
+def check_decoding(decoder: Decoder) -> None:
     """Raise `ValueError` where texts behind shared prompts are not as likely as behind each by itself.
 
     Where they are with a copy of the shared beginning for each row, `decoder` makes copies from now on.

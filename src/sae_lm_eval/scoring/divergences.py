@@ -48,9 +48,9 @@ def kl_reverse(variant: Predicted) -> Float[Tensor, "*batch"]:
     return -torch.linalg.vecdot(variant.probability, variant.lost)
 
 
-def agreement(variant: Predicted) -> Float[Tensor, "*batch"]:
+def same_top_token(variant: Predicted) -> Float[Tensor, "*batch"]:
     """1 where both put the same token first, else 0."""
     return (variant.baseline.likeliest == variant.likeliest).to(variant.logprob.dtype)
 
 
-MEASURES: dict[str, Callable[[Predicted], Tensor]] = {"kl": kl, "kl_reverse": kl_reverse, "agreement": agreement}
+MEASURES: dict[str, Callable[[Predicted], Tensor]] = {"kl": kl, "kl_reverse": kl_reverse, "agreement": same_top_token}

@@ -21,7 +21,7 @@ from sae_lm_eval.scoring.forked_pass import Fork
 from sae_lm_eval.scoring.last_block import LastBlock
 from sae_lm_eval.scoring.lm_head import Head
 from sae_lm_eval.scoring.memory import in_pieces
-from sae_lm_eval.scoring.packing import Prefix, Row
+from sae_lm_eval.scoring.packing import PackedRow, Prefix
 from sae_lm_eval.scoring.request import ScoreRequest, Scores, TargetIndex
 from sae_lm_eval.scoring.score_tables import ScoreTables
 from sae_lm_eval.splicing.splice import Context
@@ -89,7 +89,7 @@ class Executor:
             if not self.answered.issuperset(longer.members):
                 self.run(longer, self._run_prefix(longer, cache))
 
-    def _run_rows(self, rows: Sequence[Row], cache: Cache | None) -> None:
+    def _run_rows(self, rows: Sequence[PackedRow], cache: Cache | None) -> None:
         while rows:
             count = self.batches.rows_for_head(rows)
             numbers = [number for row in rows[:count] for number in row.paths]
@@ -100,7 +100,7 @@ class Executor:
                 self.deliver({number: self.tables.scores(number) for number in numbers})
             rows = rows[count:]
 
-    def _run_batch_of_rows(self, cache: Cache | None, rows: Sequence[Row]) -> States | None:
+    def _run_batch_of_rows(self, cache: Cache | None, rows: Sequence[PackedRow]) -> States | None:
         batch = self.batches.of_rows(rows)
         if batch is None:
             return None

@@ -59,14 +59,14 @@ class Snapshot:
         dictionaries = [self._dictionaries[str(id(splice.dictionary.module))] for splice in model.variant.splices]
         splices = provenance_of(model.variant, [content.weights for content in dictionaries])
         facts = choice_facts(model)
-        facts["mean"] = without(NAMES, facts["mean"] or {})
+        facts["mean"] = dict_without(NAMES, facts["mean"] or {})
         return {
             "model": model_parts(self.model, model.loaded.computed_as_loaded),
             "tokenizer": self.tokenizer(model),
             **({} if model.variant.edit is None else {"edits": vars(self._dictionaries[f"edits {id(model.variant)}"])}),
             "dictionaries": [vars(content) for content in dictionaries],
-            "splices": [without(NAMES, splice) for splice in splices],
-            "how": {**facts, **arguments_of(model)},
+            "splices": [dict_without(NAMES, splice) for splice in splices],
+            "how": {**facts, **model_arguments(model)},
             "packages": {name: series(version) for name, version in model.versions().items()},
         }
 
@@ -92,7 +92,7 @@ def choice_facts(model: Any) -> dict[str, Any]:
     }
 
 
-def arguments_of(model: Any) -> dict[str, str]:
+def model_arguments(model: Any) -> dict[str, str]:
     """How the model is run, by lm_eval's names of arguments."""
     settings = model.loaded.settings
     own = {
@@ -104,7 +104,7 @@ def arguments_of(model: Any) -> dict[str, str]:
     return {name: str(value) for name, value in own.items()} | dict(settings.further)
 
 
-def without(names: Collection[str], values: Mapping[str, Any]) -> dict[str, Any]:
+def dict_without(names: Collection[str], values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
 
 
@@ -114,7 +114,7 @@ def model_parts(content: Content, computed_as_loaded: str | None) -> dict[str, s
     return {"weights": content.weights, "computed": computed, "settings": content.settings}
 
 
-def versions(model: nn.Module, variant: Variant) -> dict[str, str]:
+def package_versions(model: nn.Module, variant: Variant) -> dict[str, str]:
     """Of the packages that took part, in full."""
     modules = [model, *(splice.dictionary.module for splice in variant.splices)]
     met = {type(part).__module__.partition(".")[0] for module in modules for part in module.modules()}

@@ -28,7 +28,7 @@ AFFORDABLE = {"cpu": 2e10}
 AFFORDABLE_ELSEWHERE = 1e14
 
 
-class Table(NamedTuple):
+class PositionTable(NamedTuple):
     """A module without weights that is given positions, and what else it was called with."""
 
     module: nn.Module
@@ -76,12 +76,12 @@ class Lengths:
         for table in self.tables:
             table.at(torch.zeros(1, 1, dtype=torch.long, device=self.device))
 
-    def _tables(self) -> list[Table]:
+    def _tables(self) -> list[PositionTable]:
         """Found as they are called when the trunk reads two tokens."""
-        tables: list[Table] = []
+        tables: list[PositionTable] = []
 
         def note(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            tables.append(Table(module, args, kwargs))
+            tables.append(PositionTable(module, args, kwargs))
 
         with torch.no_grad(), ExitStack() as scope:
             for module in self.trunk.modules():

@@ -11,7 +11,7 @@ from sae_lm_eval.scoring.identity import evaluating, text_content, tokenizer_con
 from sae_lm_eval.scoring.loaded_model import LoadedModel
 from sae_lm_eval.scoring.tokenization import Tokenization
 from sae_lm_eval.splicing.activations import mean_activations, record_of_windows
-from sae_lm_eval.splicing.arguments import Wanted
+from sae_lm_eval.splicing.arguments import RequestedSplices
 from sae_lm_eval.splicing.model_edits import edited_variant
 from sae_lm_eval.splicing.special_tokens import ordinary
 from sae_lm_eval.splicing.splice import Variant
@@ -26,7 +26,7 @@ class Made(NamedTuple):
     made_of: tuple[Content, str, str | None]
 
 
-def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: Wanted, context: int) -> Made:
+def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSplices, context: int) -> Made:
     """The variant, with the means it may need of windows of `context` tokens. Raises `UserError` as `build_variant`."""
     with lock_of(loaded.model), evaluating(loaded.wrapped):
         if wanted.edit is not None:
@@ -48,7 +48,7 @@ def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: Wanted, cont
     return Made(variant, mean_source, _made_of(loaded, tokens, wanted))
 
 
-def _made_of(loaded: LoadedModel, tokens: Tokenization, wanted: Wanted) -> tuple[Content, str, str | None]:
+def _made_of(loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSplices) -> tuple[Content, str, str | None]:
     return contents({"": loaded.wrapped})[""], tokenizer_content(tokens.tokenizer), text_content(wanted.mean_text)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Shaped
 
 
 @dataclass
-class Row:
+class PackedRow:
     """Tokens that run as one row of a batch, behind a prefix of `depth` tokens.
 
     `parents` holds for each token the slot of the one before it, -1 where that is the prefix or nothing.
@@ -65,7 +65,7 @@ class Prefix:
     stop: int
     ids: tuple[int, ...]
     members: list[int]
-    rows: list[Row] = field(default_factory=list)
+    rows: list[PackedRow] = field(default_factory=list)
     longer: list[Prefix] = field(default_factory=list)
 
 
@@ -144,7 +144,7 @@ class _Planner:
         rows = -(-new // room) if self.trees else stop - start
         return (length - depth) * (rows - 1) > self.capacity
 
-    def _rows(self, loose: Sequence[int], depth: int) -> list[Row]:
+    def _rows(self, loose: Sequence[int], depth: int) -> list[PackedRow]:
         """Rows of the sequences at the places `loose` in order, behind a prefix of `depth` tokens."""
         numbers = [self.order[place] for place in loose]
         lengths = [max(0, len(self.sequences[number]) - depth) for number in numbers]
@@ -155,7 +155,7 @@ class _Planner:
         rows, start = [], 0
         while start < len(loose):
             end = self._end(lengths, shared, start, min(self.capacity, self.limit - depth))
-            row, path = Row(depth), np.zeros(0, dtype=int)
+            row, path = PackedRow(depth), np.zeros(0, dtype=int)
             for index in range(start, end):
                 number = numbers[index]
                 row.add(number, self.sequences[number], shared[index] if index > start else 0, path)

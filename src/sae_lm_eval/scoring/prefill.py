@@ -16,7 +16,7 @@ from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.scoring import prefix_attention, prefix_cache
 from sae_lm_eval.scoring.forked_pass import Fork, forked
 from sae_lm_eval.scoring.memory import in_pieces
-from sae_lm_eval.scoring.packing import Prefix, Row, pack
+from sae_lm_eval.scoring.packing import PackedRow, Prefix, pack
 from sae_lm_eval.scoring.row_cache import KeysValues
 from sae_lm_eval.splicing.attach import Attachment
 from sae_lm_eval.splicing.splice import Context, Variant
@@ -84,7 +84,7 @@ class Prefill:
         # Some models give their blocks a tensor of (heads, ...), which must not look like one of (rows, ...).
         return count - 1 if count > 1 and count * self._copies == self.heads else count
 
-    def _shrink(self, _rows: Sequence[Row], most: int) -> None:
+    def _shrink(self, _rows: Sequence[PackedRow], most: int) -> None:
         self._most = most
         logger.warning("Out of memory: continuing with %d prompts at once.", most)
 
@@ -96,7 +96,7 @@ class Prefill:
         return cache
 
     @torch.no_grad()
-    def _rows(self, rows: Sequence[Row], beginning: _Beginning | None) -> list[Prefilled]:
+    def _rows(self, rows: Sequence[PackedRow], beginning: _Beginning | None) -> list[Prefilled]:
         own: Any = DynamicCache() if beginning is None else prefix_cache.recording(beginning.cache)
         with self._pass() as fork:
             self._run(fork, [row.ids for row in rows], rows[0].depth, own)
@@ -149,7 +149,7 @@ class _Beginning:
     def __init__(self, number: int, cache: Any):
         self.number, self.cache = number, cache
         self.layers = [
-            [prefix_attention.Prefix(*states) for states in zip(layer.keys, layer.values, strict=True)]
+            [prefix_attention.AttentionPrefix(*states) for states in zip(layer.keys, layer.values, strict=True)]
             for layer in cache.layers
         ]
 
@@ -157,7 +157,7 @@ class _Beginning:
 class _Layer:
     """What a batch of rows left in one layer, behind what the prefix did."""
 
-    def __init__(self, prefixes: Sequence[prefix_attention.Prefix] | None, own: Any, rows: int):
+    def __init__(self, prefixes: Sequence[prefix_attention.AttentionPrefix] | None, own: Any, rows: int):
         self.prefixes = prefixes
         keys, values = (own.keys, own.values) if prefixes is None else (own.own_keys, own.own_values)
         self.keys, self.values = (x.unflatten(0, (-1, rows)) for x in (keys, values))

@@ -22,7 +22,7 @@ REPLACED = ("sdpa", "eager")  # implementations whose function this one computes
 WITHOUT_EFFECT = ("sliding_window", "position_ids", "use_cache", "cache_position", "is_causal", "output_attentions")
 
 
-class Prefix(NamedTuple):
+class AttentionPrefix(NamedTuple):
     """Keys and values (heads, tokens, width of a head) of a beginning in one layer."""
 
     keys: Tensor
@@ -33,7 +33,7 @@ class Segment(NamedTuple):
     """Consecutive rows of a batch that are behind the same prefix, or behind none."""
 
     rows: slice
-    prefix: Prefix | None
+    prefix: AttentionPrefix | None
 
 
 class PrefixAttention:
@@ -109,7 +109,12 @@ def _attention(
 
 
 def _behind(
-    prefix: Prefix | None, query: Tensor, own: Tensor, value: Tensor, mask: Tensor | None, softcap: float | None
+    prefix: AttentionPrefix | None,
+    query: Tensor,
+    own: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    softcap: float | None,
 ) -> Tensor:
     """(rows, heads, queries of a head, width), from scores `own` of the rows' keys and a mask of what these see."""
     scores = own

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from sae_lm_eval.scoring.prefix_attention import Prefix, Segment
+from sae_lm_eval.scoring.prefix_attention import AttentionPrefix, Segment
 
 ROOM = 32  # tokens by which a batch may grow before its rows are copied again
 
@@ -19,7 +19,7 @@ class KeysValues(NamedTuple):
 
     keys: Tensor
     values: Tensor
-    prefix: Prefix | None = None
+    prefix: AttentionPrefix | None = None
 
     @property
     def length(self) -> int:
@@ -71,7 +71,7 @@ class RowCache:
         self.lengths: list[int] = []
         self.used = 0
         self._layers: list[_RowLayer] = []
-        self._prefixes: list[list[Prefix | None]] = []  # by layer and row
+        self._prefixes: list[list[AttentionPrefix | None]] = []  # by layer and row
 
     @property
     def is_full(self) -> bool:
@@ -138,7 +138,7 @@ def _arranged(pieces: Sequence[KeysValues]) -> _RowLayer:
     return _RowLayer(keys, values, used)
 
 
-def _segments(prefixes: Sequence[Prefix | None]) -> list[Segment]:
+def _segments(prefixes: Sequence[AttentionPrefix | None]) -> list[Segment]:
     out: list[Segment] = []
     for row, prefix in enumerate(prefixes):
         if out and out[-1].prefix is prefix:

@@ -68,13 +68,13 @@ LAYOUTS = (
 
 
 @dataclass(frozen=True)
-class Trial:
+class LayoutTrial:
     """Queries by which a layout is tried: several lengths, behind a common stem."""
 
     of_length: list[list[Query]]
 
     @classmethod
-    def of(cls, vocabulary: int) -> Trial:
+    def of(cls, vocabulary: int) -> LayoutTrial:
         stem, *rest = np.random.default_rng(0).integers(vocabulary, size=(10, 16)).tolist()
         # Behind the stem, of which a prefix is made, a row of 32 has room for three branches, and most is not asked.
         return cls([[Query(stem + row[: 8 + i], row[:2]) for row in rest[i::3]] for i in range(3)])
@@ -191,8 +191,8 @@ class Scorer:
         return max(1, executor.tokens // capacity)
 
     @cached_property
-    def _trial(self) -> Trial:
-        return Trial.of(self.model.config.get_text_config().vocab_size)
+    def _trial(self) -> LayoutTrial:
+        return LayoutTrial.of(self.model.config.get_text_config().vocab_size)
 
     @cached_property
     @torch.no_grad()

@@ -22,14 +22,14 @@ from sae_lm_eval.runtime.model_lock import lock_of
 from sae_lm_eval.runtime.progress import Progress
 from sae_lm_eval.scoring.answers import Answers, portions
 from sae_lm_eval.scoring.generation import NanWatch, uncached
-from sae_lm_eval.scoring.identity import Snapshot, choice_facts, evaluating, text_content, versions
+from sae_lm_eval.scoring.identity import Snapshot, choice_facts, evaluating, package_versions, text_content
 from sae_lm_eval.scoring.loaded_model import LoadedModel
 from sae_lm_eval.scoring.made_variant import Made, made_variant
 from sae_lm_eval.scoring.request import Query
 from sae_lm_eval.scoring.scorer import Layout, Scorer
 from sae_lm_eval.scoring.shared_answers import SharedAnswers, answers_of
 from sae_lm_eval.scoring.shared_texts import SharedTexts, texts_of
-from sae_lm_eval.splicing.arguments import Wanted
+from sae_lm_eval.splicing.arguments import RequestedSplices
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.splice import Variant
 from sae_lm_eval.splicing.variants import Choices, provenance_of
@@ -57,7 +57,7 @@ class SplicedModel:
     def __init__(
         self,
         loaded: LoadedModel,
-        wanted: Wanted,
+        wanted: RequestedSplices,
         group: Group | None = None,
         *,
         wants_bos: bool | None = None,
@@ -74,7 +74,7 @@ class SplicedModel:
         self.group = Group() if group is None else group
         self.group.add(self)
 
-    def as_variant(self, wanted: Wanted, *, wants_bos: bool | None = None) -> SplicedModel:
+    def as_variant(self, wanted: RequestedSplices, *, wants_bos: bool | None = None) -> SplicedModel:
         """The same model as another variant, answered by itself. Raises `UserError` as the constructor does."""
         return SplicedModel(self.loaded, wanted, wants_bos=wants_bos)
 
@@ -253,7 +253,7 @@ class SplicedModel:
 
     def versions(self) -> dict[str, str]:
         """Of the packages that take part."""
-        return versions(self.loaded.wrapped, self.variant)
+        return package_versions(self.loaded.wrapped, self.variant)
 
     def provenance(self) -> dict[str, Any]:
         """Everything besides the model itself that the numbers depend on, as plain values."""

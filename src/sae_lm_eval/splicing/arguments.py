@@ -20,7 +20,7 @@ from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequestedSplices:
     """A variant as the user asks for it, before any model is loaded."""
 
     dictionaries: tuple[Dictionary, ...]
@@ -30,7 +30,7 @@ class Wanted:
     edit: Edit | None = None
 
 
-def wanted_of(*given: Any, dictionaries: Sequence[Dictionary] | None = None, **named: Any) -> Wanted:
+def requested_splices(*given: Any, dictionaries: Sequence[Dictionary] | None = None, **named: Any) -> RequestedSplices:
     """The variant that `SpliceArguments(*given, **named)` ask for, its dictionaries loaded.
 
     `dictionaries` are those of `sae`, where they are loaded already.
@@ -52,7 +52,7 @@ def wanted_of(*given: Any, dictionaries: Sequence[Dictionary] | None = None, **n
         untouched = edit is not None or (choices.splice == "none" and arguments.sae in (None, []))
         sources = [] if untouched else sources_of(arguments.sae)
         dictionaries = [load_dictionary(source, dtype=dtype, norm_factor=arguments.norm_factor) for source in sources]
-    return Wanted(tuple(dictionaries), choices, arguments.mean_text, mean_tokens, edit)
+    return RequestedSplices(tuple(dictionaries), choices, arguments.mean_text, mean_tokens, edit)
 
 
 def dtype_of(name: str) -> torch.dtype:

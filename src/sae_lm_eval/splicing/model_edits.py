@@ -73,7 +73,7 @@ def code_checksum(edit: Edit) -> str | None:
     """Of the file of a function that an edit names, None where it names none."""
     if edit.kind != PYTHON:
         return None
-    place, _ = python_loader.parts_of(edit.source)
+    place, _ = python_loader.python_source_parts(edit.source)
     return python_loader.checksum_of(Path(place).expanduser())
 
 

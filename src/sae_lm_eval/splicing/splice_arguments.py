@@ -22,7 +22,7 @@ TOKENS = ("non_special", "all")  # the first also with a position, as in non_spe
 
 @dataclass(frozen=True, eq=False)
 class SpliceArguments:
-    """What a user says of a variant, as text or objects, not yet read: see `arguments.wanted_of`."""
+    """What a user says of a variant, as text or objects, not yet read: see `arguments.requested_splices`."""
 
     sae: Any = field(
         default=None,

@@ -18,7 +18,7 @@ from sae_lm_eval.splicing.arguments import dtype_of, sources_of
 from sae_lm_eval.splicing.splice_arguments import MODES
 from sae_lm_eval.splicing.variants import provenance_of
 from sae_lm_eval.talk.detokenize import decoder, namer, pieces
-from sae_lm_eval.talk.sampling import BASELINE, Column, Continuation, Sampling, generate
+from sae_lm_eval.talk.sampling import BASELINE, AnswerColumn, Continuation, Sampling, generate
 
 FORMATS = ("chat", "plain")
 
@@ -30,7 +30,7 @@ class Answer:
     `text` is without special tokens; `ended` is None where writing was interrupted.
     """
 
-    column: Column
+    column: AnswerColumn
     prompt: tuple[int, ...]
     ids: tuple[int, ...]
     text: str
@@ -93,12 +93,12 @@ class Model:
         return self.variants[0].tokens
 
     @property
-    def columns(self) -> list[Column]:
-        return [Column(BASELINE), *self.variant_columns]
+    def columns(self) -> list[AnswerColumn]:
+        return [AnswerColumn(BASELINE), *self.variant_columns]
 
     @property
-    def variant_columns(self) -> list[Column]:
-        return [Column(one.name, one.variant) for one in self.variants]
+    def variant_columns(self) -> list[AnswerColumn]:
+        return [AnswerColumn(one.name, one.variant) for one in self.variants]
 
     def set_splice(self, mode: str) -> None:
         """Let another mode take the place of the activations. Raises `UserError` and changes nothing if it cannot."""
@@ -234,7 +234,7 @@ class Conversation:
         return self.finish(prompt, last)
 
 
-def record(exchange: Exchange) -> dict[str, Any]:
+def exchange_record(exchange: Exchange) -> dict[str, Any]:
     """An exchange as plain values, with all that it depends on: a line of jsonl."""
     return {
         "prompt": exchange.prompt,

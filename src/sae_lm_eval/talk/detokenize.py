@@ -71,7 +71,7 @@ def visible(text: str) -> str:
     return "".join(map(_visible, text))
 
 
-def label(text: str) -> str:
+def token_label(text: str) -> str:
     """A token's text as a label: visible, and its outer spaces and line breaks marked."""
     inner = text.strip(" \n\t")
     if not inner:

@@ -16,7 +16,7 @@ import jinja2
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.formatting import nats, share
 from sae_lm_eval.talk.conversation import Model
-from sae_lm_eval.talk.detokenize import label, visible
+from sae_lm_eval.talk.detokenize import token_label, visible
 from sae_lm_eval.talk.passages import Passage, tables
 
 EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the shades, in nats
@@ -83,6 +83,6 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {f.__name__: f for f in (label, visible, outer, inner, nats, share, shade)}
+    filters: dict[str, Any] = {f.__name__: f for f in (token_label, visible, outer, inner, nats, share, shade)}
     environment.filters |= filters
     return environment

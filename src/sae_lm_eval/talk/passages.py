@@ -10,7 +10,7 @@ from typing import Any
 from sae_lm_eval.runtime import text_files
 from sae_lm_eval.talk.conversation import Answer, Exchange, Model
 from sae_lm_eval.talk.detokenize import pieces
-from sae_lm_eval.talk.token_categories import Row, describe, tabulate
+from sae_lm_eval.talk.token_categories import CategoryKl, described_tokens, tabulate
 from sae_lm_eval.talk.token_kl import Place, Prediction, token_view
 
 WINDOW = 1024  # tokens at most, so that logits of (window, vocabulary) fit beside any model that fits
@@ -74,18 +74,18 @@ def of_text(model: Model, path: str | Path, tokens: int) -> Iterator[Passage]:
         first = last + 1
 
 
-def tables(passages: Sequence[Passage], special_ids: frozenset[int]) -> dict[str, list[Row]]:
+def tables(passages: Sequence[Passage], special_ids: frozenset[int]) -> dict[str, list[CategoryKl]]:
     """For each variant, the categories of the tokens that were looked at in the passages that it read."""
     out = {}
     for name in dict.fromkeys(name for passage in passages for name in passage.variants):
         read = [passage for passage in passages if name in passage.variants]
-        tokens = describe([p.pieces for p in read], [p.ids for p in read], special_ids)
+        tokens = described_tokens([p.pieces for p in read], [p.ids for p in read], special_ids)
         kls = [_kls(passage, passage.variants.index(name)) for passage in read]
         out[name] = tabulate(tokens, kls)
     return out
 
 
-def record(passage: Passage, name: Callable[[int], str]) -> dict[str, Any]:
+def passage_record(passage: Passage, name: Callable[[int], str]) -> dict[str, Any]:
     """A passage as plain values, with all that it depends on: a line of jsonl; `name` gives the text of an id."""
 
     def of(p: Prediction) -> dict[str, Any]:

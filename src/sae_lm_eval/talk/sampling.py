@@ -21,7 +21,7 @@ BASELINE = "baseline"
 
 
 @dataclass(frozen=True)
-class Column:
+class AnswerColumn:
     """The model as it answers: untouched where `variant` is None."""
 
     name: str
@@ -41,7 +41,7 @@ class Sampling:
 class Continuation:
     """What a column has written after a prompt, the token that ended it included; `ended` is None before the end."""
 
-    column: Column
+    column: AnswerColumn
     prompt: list[int]
     ids: list[int] = field(default_factory=list)
     ended: str | None = None
@@ -50,7 +50,7 @@ class Continuation:
 
 def generate(
     model: nn.Module,
-    columns: Sequence[Column],
+    columns: Sequence[AnswerColumn],
     prompts: Sequence[list[int]],
     sampling: Sampling,
     *,

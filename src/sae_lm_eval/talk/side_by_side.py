@@ -12,9 +12,9 @@ from rich.text import Text
 from sae_lm_eval.report.formatting import nats, share
 from sae_lm_eval.scoring.parting import parting
 from sae_lm_eval.talk.conversation import Answer
-from sae_lm_eval.talk.detokenize import Decode, Detokenizer, label, visible
+from sae_lm_eval.talk.detokenize import Decode, Detokenizer, token_label, visible
 from sae_lm_eval.talk.sampling import Continuation
-from sae_lm_eval.talk.token_categories import Row
+from sae_lm_eval.talk.token_categories import CategoryKl
 
 Written = Continuation | Answer
 
@@ -59,7 +59,7 @@ class Columns:
             return length
         if parted is None:
             return f"as the baseline; {length}"
-        ours, theirs = (label(of_column[parted]) for of_column in (self.pieces[0], pieces))
+        ours, theirs = (token_label(of_column[parted]) for of_column in (self.pieces[0], pieces))
         return f"parts at token {parted + 1}: {theirs} for {ours}; {length}"
 
 
@@ -67,7 +67,7 @@ def _last_lines(text: Text, console: Console, width: int, lines: int | None) -> 
     return text if lines is None else Text("\n").join(list(text.wrap(console, width))[-lines:])
 
 
-def category_table(variant: str, rows: Sequence[Row]) -> Table:
+def category_table(variant: str, rows: Sequence[CategoryKl]) -> Table:
     """The rows of a variant, with the worst token of each."""
     table = Table(title=Text(variant), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("category")
@@ -81,7 +81,7 @@ def category_table(variant: str, rows: Sequence[Row]) -> Table:
             table.add_row(Text(group, style="bold"))
         worst = Text()
         for example in row.worst[:1]:
-            worst.append(visible(example.before[-20:])).append(label(example.token), style="bold reverse")
+            worst.append(visible(example.before[-20:])).append(token_label(example.token), style="bold reverse")
             worst.append(f" ({nats(example.kl)})")
         table.add_row(f"  {row.category}", str(row.tokens), nats(row.mean), share(row.share), worst)
     return table

@@ -17,7 +17,7 @@ from rich.live import Live
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.splicing.choices import whole
 from sae_lm_eval.splicing.splice_arguments import MODES
-from sae_lm_eval.talk.conversation import Conversation, Exchange, Model, record
+from sae_lm_eval.talk.conversation import Conversation, Exchange, Model, exchange_record
 from sae_lm_eval.talk.detokenize import visible
 from sae_lm_eval.talk.html_page import check_writable, render
 from sae_lm_eval.talk.passages import of_exchange
@@ -121,7 +121,7 @@ class Session:
             exchange = show(self.conversation, prompt, self.console)
         else:
             exchange = self.conversation.answer(prompt)
-            print(json.dumps(record(exchange), ensure_ascii=False), flush=True)
+            print(json.dumps(exchange_record(exchange), ensure_ascii=False), flush=True)
         if exchange is not None:
             self.exchanges.append(exchange)
 
@@ -163,7 +163,7 @@ class Session:
             page = render(self.model, [of_exchange(self.model, exchange) for exchange in self.exchanges])
             path.write_text(page, encoding="utf-8")
         else:
-            lines = [json.dumps(record(exchange), ensure_ascii=False) for exchange in self.exchanges]
+            lines = [json.dumps(exchange_record(exchange), ensure_ascii=False) for exchange in self.exchanges]
             path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         self.say(f"Written: {path}")
 

@@ -63,7 +63,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Row:
+class CategoryKl:
     """A category: mean KL in nats, None where it has no token; its share of the sum over all tokens, None of zero."""
 
     group: str
@@ -74,7 +74,7 @@ class Row:
     worst: tuple[Example, ...]
 
 
-def describe(
+def described_tokens(
     texts: Sequence[Sequence[str]], ids: Sequence[Sequence[int]], special: frozenset[int]
 ) -> list[list[Token]]:
     """Every token of `texts`, which are the pieces that `ids` add."""
@@ -88,7 +88,7 @@ def describe(
     return out
 
 
-def tabulate(tokens: Sequence[Sequence[Token]], kls: Sequence[Sequence[float | None]]) -> list[Row]:
+def tabulate(tokens: Sequence[Sequence[Token]], kls: Sequence[Sequence[float | None]]) -> list[CategoryKl]:
     """A row for every category; a token whose KL is None stands in contexts only."""
     counted = [
         (token, kl, row, i)
@@ -104,7 +104,7 @@ def tabulate(tokens: Sequence[Sequence[Token]], kls: Sequence[Sequence[float | N
             own = sum(kl for _, kl, *_ in members)
             worst = sorted((m for m in members if m[1] > 0), key=lambda m: -m[1])[:EXAMPLES]
             rows.append(
-                Row(
+                CategoryKl(
                     group,
                     name,
                     len(members),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing.splice import Variant
-from sae_lm_eval.talk.sampling import BASELINE, Column, keeping_last, running_as
+from sae_lm_eval.talk.sampling import BASELINE, AnswerColumn, keeping_last, running_as
 
 TOP = 5
 PIECE = 128  # positions whose distributions are held in float32 at a time
@@ -35,7 +35,7 @@ class Place:
 
 
 @torch.no_grad()
-def token_view(model: nn.Module, variants: Sequence[Column], ids: Sequence[int], start: int) -> list[Place]:
+def token_view(model: nn.Module, variants: Sequence[AnswerColumn], ids: Sequence[int], start: int) -> list[Place]:
     """The places of `ids[start:]`, each predicted from all before it; `start` is at least 1.
 
     Raises `UserError` where a model's logits are nan.
@@ -44,7 +44,7 @@ def token_view(model: nn.Module, variants: Sequence[Column], ids: Sequence[int],
         raise ValueError(f"start={start} is not between 1 and {len(ids)}: the first token is not predicted.")
     if start == len(ids):
         return []
-    baseline = _logits(model, Column(BASELINE), ids, start)
+    baseline = _logits(model, AnswerColumn(BASELINE), ids, start)
     tokens = torch.tensor(list(ids[start:]), device=baseline.device)
     of_baseline, of_variants, kls = _predictions(baseline, tokens), [], []
     for column in variants:
@@ -70,7 +70,7 @@ def kl_divergence(baseline: Tensor, variant: Tensor) -> list[float]:
     return out
 
 
-def _logits(model: nn.Module, column: Column, ids: Sequence[int], start: int) -> Tensor:
+def _logits(model: nn.Module, column: AnswerColumn, ids: Sequence[int], start: int) -> Tensor:
     """(len(ids) - start, vocabulary), from the position before each of `ids[start:]`."""
     variant: Variant | None = column.variant
     device = next(model.parameters()).device

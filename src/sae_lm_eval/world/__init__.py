@@ -40,7 +40,7 @@ def dictionary_ids() -> list[str]:
     return _folders(FILES / "dictionaries")
 
 
-def facts() -> dict:
+def world_facts() -> dict:
     """What was measured when the world was made: entropies, family, checkpoints, dictionaries, drops."""
     return json.loads((FILES / "world.json").read_text())
 

@@ -10,14 +10,14 @@ from .options import Weighted
 @cache
 def mixture() -> Weighted:
     """The choice of a document's category."""
-    return Weighted(categories(), (kind.weight for kind in categories().values()))
+    return Weighted(world_categories(), (kind.weight for kind in world_categories().values()))
 
 
 @cache
-def categories() -> dict[str, Category]:
+def world_categories() -> dict[str, Category]:
     """All categories by name, in the order of the tables."""
     made = (
-        language.agreement(), language.plurals(), language.antonyms(), language.pronouns(),
+        language.subject_verb_agreement(), language.plurals(), language.antonyms(), language.pronouns(),
         knowledge.homes(), knowledge.trades(), knowledge.pets(), knowledge.villages(),
         reasoning.comparison(), reasoning.arithmetic(), reasoning.order(), reasoning.copying(),
         reasoning.kinship(),

@@ -11,7 +11,7 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
-from .options import Arrangement, Options, Uniform
+from .options import Arrangement, RandomChoice, Uniform
 
 Values = dict[str, Any]
 Slots = dict[str, Any]
@@ -28,8 +28,8 @@ class Category:
     group: str
     repeats: int
     forms: tuple[str, ...]
-    options: Mapping[str, Options]
-    held_out: Mapping[str, Options]
+    options: Mapping[str, RandomChoice]
+    held_out: Mapping[str, RandomChoice]
     fill: Callable[[Values], Slots]
     recover: Callable[[Slots], Values]
     lures: Callable[[Values, Slots, Random], list[str]]

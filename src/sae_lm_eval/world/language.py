@@ -13,7 +13,7 @@ _NOUN_FORMS = tuple(words.NOUNS) + tuple(_SINGULAR)
 _VERB_LEMMA = {plural: singular for singular, plural in words.VERBS.items()}
 
 
-def agreement() -> Category:
+def subject_verb_agreement() -> Category:
     def lemma(noun: str) -> str:
         return _SINGULAR.get(noun, noun)
 

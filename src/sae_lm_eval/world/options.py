@@ -8,7 +8,7 @@ from random import Random
 from typing import Any, Protocol
 
 
-class Options(Protocol):
+class RandomChoice(Protocol):
     """One independent random choice; `surprisal` is -log p(value), infinite outside the support."""
 
     def draw(self, rng: Random) -> Any: ...

@@ -19,14 +19,14 @@ from random import Random
 from typing import Any
 
 from . import vocabulary as words
-from .categories import Category, categories, mixture
+from .categories import Category, mixture, world_categories
 
 TOKEN = re.compile(r"\w+|[^\w\s]")
 QUESTIONS_SEED = 77
 
 
 @dataclass(frozen=True)
-class Document:
+class WorldDocument:
     text: str
     category: str
     log_probability: float
@@ -46,21 +46,21 @@ def tokens(text: str) -> list[str]:
     return TOKEN.findall(text)
 
 
-def documents(rng: Random, *, only: str | None = None) -> Iterator[Document]:
+def documents(rng: Random, *, only: str | None = None) -> Iterator[WorldDocument]:
     """Endless independent documents, of one category if `only` names it; probabilities are the mixture's."""
     while True:
-        kind = categories()[only or mixture().draw(rng)]
+        kind = world_categories()[only or mixture().draw(rng)]
         log_p, instances = -mixture().surprisal(kind.name), []
         for _ in range(kind.repeats):
             values = {name: options.draw(rng) for name, options in kind.options.items()}
             log_p -= sum(kind.options[name].surprisal(value) for name, value in values.items())
             instances.append(kind.write(values))
-        yield Document(" ".join(instances), kind.name, log_p)
+        yield WorldDocument(" ".join(instances), kind.name, log_p)
 
 
 def log_probability(text: str) -> float:
     """log p(text) in nats, found by reading the choices back; -inf for what the generator never writes."""
-    for kind in categories().values():
+    for kind in world_categories().values():
         choices = _read(kind, text)
         if choices is not None:
             return -mixture().surprisal(kind.name) - sum(
@@ -98,7 +98,7 @@ def _form_probabilities(kind: Category) -> Iterator[tuple[int, float]]:
 
 def entropy() -> dict[str, float]:
     """Exact expectations for a document of the world: nats, tokens and nats/token, the irreducible loss."""
-    parts = [(p, category_entropy(categories()[name])) for name, p in mixture().probabilities()]
+    parts = [(p, category_entropy(world_categories()[name])) for name, p in mixture().probabilities()]
     nats = mixture().entropy() + math.fsum(p * part["nats"] for p, part in parts)
     length = math.fsum(p * part["tokens"] for p, part in parts)
     return {"nats": nats, "tokens": length, "nats_per_token": nats / length}
@@ -106,7 +106,7 @@ def entropy() -> dict[str, float]:
 
 def questions(category: str, count: int = 200) -> list[Question]:
     """Questions on combinations or wordings that no document has; each position is right equally often."""
-    kind = categories()[category]
+    kind = world_categories()[category]
     rng = Random(f"{QUESTIONS_SEED} {category}")
     made: dict[str, Question] = {}
     for _ in range(100 * count):
@@ -131,7 +131,7 @@ def _ask(kind: Category, rng: Random, *, answer: int) -> Question:
 def vocabulary() -> list[str]:
     """Every word and mark that can occur in a document or a question, sorted."""
     found: set[str] = set(_strings(words.POOLS))
-    for kind in categories().values():
+    for kind in world_categories().values():
         for form in kind.forms:
             found.update(tokens(re.sub(r"\{\w+\}", " ", form)))
     return sorted(found)
