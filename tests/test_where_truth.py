@@ -11,11 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_lm_eval import world
+from sae_lm_eval import UserError, world
+from sae_lm_eval.attribution.directions import Moments, moments_of
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import sweep_of
 from sae_lm_eval.runs.where import Inquiry, explain_drops
+from sae_lm_eval.splicing.splice import Variant
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 BY_NUMBER = rf"regex:number=\b({'|'.join(NUMBERS)})\b"
@@ -84,6 +86,53 @@ def test_of_sums_the_number_carries_and_the_name_does_not(carriers):
     assert number["restored_low"] > 0
     assert number["alone_low"] > 0
     assert name["restored_low"] <= 0 <= name["restored_high"]
+
+
+class Flattened(torch.nn.Module):
+    """Leaves a part of what lies along one direction: the error is linear in the activation, and has one component."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        direction = torch.randn(128, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("direction", direction / direction.norm())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - 3 * (x @ self.direction)[..., None] * self.direction
+
+
+def test_an_error_along_one_direction_is_its_first_component_and_linear(tmp_path):
+    variant = {"sae": Flattened(), "hook": "blocks.2.hook_resid_post", "name": "flat"}
+    tasks = ["sae_world_villages", "sae_world_homes"]
+    rows = found_by(variant, tasks, tmp_path, "direction", "component", limit=120)
+    record = json.loads((tmp_path / "where" / "flat.json").read_text())
+    assert record["held_out"] is True
+    assert record["documents"] == 120
+    assert record["energy"]["component: first 1"] == pytest.approx(1, abs=1e-4)
+    assert record["energy"]["direction: linear in the activation"] == pytest.approx(1, abs=0.05)
+    linear, rest, first = (
+        rows["overall", KL, *of]
+        for of in (("direction", "linear in the activation"), ("direction", "not linear"), ("component", "first 1"))
+    )
+    assert (first["restored"], first["alone"]) == pytest.approx((1, 1), abs=1e-3)
+    assert (linear["restored"], linear["alone"]) == pytest.approx((1, 1), abs=0.15)
+    assert (rest["restored"], rest["alone"]) == pytest.approx((0, 0), abs=0.15)
+    assert linear["restored"] == pytest.approx(1 - rest["alone"], abs=1e-4)
+
+
+def test_an_error_that_is_the_same_everywhere_is_linear_by_its_mean():
+    moments, generator = Moments(Variant(())), torch.Generator().manual_seed(0)
+    y = torch.randn(200, 6, generator=generator, dtype=torch.float64)
+    moments.of["a"] = moments_of(y, torch.ones_like(y))
+    linear, rest = moments.classes(("direction",), moments)
+    assert linear.energy == pytest.approx(1, abs=1e-6)
+    assert rest.energy == pytest.approx(0, abs=1e-6)
+    found = linear.parts["a"](y.float(), torch.ones_like(y).float())
+    torch.testing.assert_close(found, torch.ones_like(found), atol=1e-3, rtol=0)
+
+
+def test_a_fit_to_too_few_positions_is_refused(tmp_path):
+    with pytest.raises(UserError, match="needs twice as many as values: ask more documents"):
+        found_by("world#blocks.2.hook_resid_post.k4", ["sae_world_homes"], tmp_path, "direction", limit=4)
 
 
 # -- real input ---------------------------------------------------------------------------------------------

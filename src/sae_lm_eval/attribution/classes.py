@@ -18,7 +18,7 @@ MOST_LABELS = 2**13  # so that a label and an id of the largest vocabularies fit
 DISTANCES = (1, 4, 16, 64)  # tokens before the answer
 REST = "the rest"
 NORMS, SITES = "norm", "site"  # what divides the places, and no token tells
-DIVISIONS = ("segment", "kind", "first", "distance", "regex", "field", NORMS, SITES)
+DIVISIONS = ("segment", "kind", "first", "distance", "regex", "field", NORMS, SITES, "direction", "component")
 DEFAULT = ("segment", "kind")
 
 

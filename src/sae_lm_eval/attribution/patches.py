@@ -17,7 +17,7 @@ from torch import Tensor
 from sae_lm_eval.attribution.classes import NORMS, SITES, Labels
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring.answers import portions
-from sae_lm_eval.scoring.request import Query, ScoreRequest, TargetIndex
+from sae_lm_eval.scoring.request import Query, ScoreRequest, TargetIndex, Watch
 from sae_lm_eval.scoring.shared_answers import SharedAnswers
 from sae_lm_eval.scoring.spliced_model import SplicedModel
 from sae_lm_eval.splicing.attach import SpliceWatch
@@ -38,10 +38,13 @@ class PlaceClass:
     inside: Places
     outside: Places
 
-    def variants(self, variant: Variant, random: Variant) -> dict[str, Variant]:
-        """The error put back here; left in here alone; and that of `random`, of the same norm, here alone."""
+    def patches(self, variant: Variant, random: Variant) -> dict[str, tuple[str, Variant]]:
+        """The error put back here; left in here alone; and that of `random`, of the same norm, here alone.
+
+        With a key, equal for those that compute the same.
+        """
         of = {RESTORED: (variant, self.outside), ONLY: (variant, self.inside), RANDOM: (random, self.inside)}
-        return {kind: replace(base, places=places) for kind, (base, places) in of.items()}
+        return {kind: (key_of(kind, places), replace(base, places=places)) for kind, (base, places) in of.items()}
 
 
 def classes_of(
@@ -79,12 +82,9 @@ def _sites(variant: Variant) -> list[PlaceClass]:
     ]
 
 
-def key_of(kind: str, variant: Variant) -> str:
-    """Equal for variants of one that compute the same."""
-    places = variant.places
+def key_of(kind: str, places: Places) -> str:
+    """Equal for patches of one variant that compute the same."""
     mode = "random" if kind == RANDOM else "reconstruction"
-    if places is None:
-        return mode
     plain = {
         "labels": None if places.labels is None else sorted(places.labels),
         "norms": None if places.norms is None else {hook: list(of) for hook, of in places.norms.items()},
@@ -142,11 +142,14 @@ class Patched:
     def norm_edges(self, queries: Sequence[Query], parts: int) -> dict[str, list[float]]:
         """By hook the quantiles of the error's norm that divide the positions of some queries into equal parts."""
         watch = _Norms(self.spliced.variant)
-        some = queries[:: max(1, len(queries) // NORMS_OF)]
-        with self.spliced.evaluation(), self.spliced.loaded.autocast():
-            self._scorer.score(ScoreRequest(some, measures=(), greedy=False, watch=watch), lambda _scores: None)
+        self.watched(queries[:: max(1, len(queries) // NORMS_OF)], watch)
         levels = [part / parts for part in range(1, parts)]
         return {hook: np.quantile(np.concatenate(of), levels).tolist() for hook, of in watch.found.items()}
+
+    def watched(self, queries: Sequence[Query], watch: Watch) -> None:
+        """Let a watch see what passes the variant's splices while queries are read."""
+        with self.spliced.evaluation(), self.spliced.loaded.autocast():
+            self._scorer.score(ScoreRequest(queries, measures=(), greedy=False, watch=watch), lambda _scores: None)
 
 
 class _Norms:

@@ -27,8 +27,9 @@ def where_command(
     by: Annotated[
         list[str] | None,
         typer.Option(
-            help="What divides the positions: segment, kind, first:N, distance, norm:PARTS, regex:NAME=PATTERN, "
-            "field:NAME. Repeatable; segment and kind if none is named. Several dictionaries are divided by site too."
+            help="What divides the error: segment, kind, first:N, distance, norm:PARTS, regex:NAME=PATTERN, "
+            "field:NAME, direction, component. Repeatable; segment and kind if none is named. "
+            "Several dictionaries are divided by site too."
         ),
     ] = None,
     held_out: Annotated[

@@ -180,6 +180,11 @@ def where_sentences(record: Mapping[str, Any]) -> list[str]:
         drop = bounds if is_number(row["drop"]) else NA
         what = name if measure == "kl" else f"drop in {name}"
         out.append(f"{record['variant']}: {what} {drop} on {row['n']:,} questions.{why}")
+    for name, energy in (record.get("energy") or {}).items():
+        out.append(
+            f"{name}: {share(energy)} of the error's squared norm, by a fit to {record['fitted_on']:,} positions of "
+            "the other documents."
+        )
     if record["aligned"] < 1:
         out.append(
             f"The tokens of {share(1 - record['aligned'])} of the requests could not be found in their text: they are "

@@ -12,7 +12,8 @@ import numpy as np
 
 from sae_lm_eval import schema
 from sae_lm_eval.attribution.classes import DEFAULT, NORMS, SITES, Labels, division, whole_of
-from sae_lm_eval.attribution.patches import Patched, PlaceClass, classes_of, key_of
+from sae_lm_eval.attribution.directions import COMPONENTS, DIRECTIONS, DirectionClass, Moments
+from sae_lm_eval.attribution.patches import Patched, PlaceClass, classes_of
 from sae_lm_eval.attribution.token_kinds import Words
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses
 from sae_lm_eval.comparison.subsets import Cut, leaves
@@ -32,6 +33,7 @@ from sae_lm_eval.runtime.run_folder import LOG, held, journal_of, write_json
 from sae_lm_eval.splicing.splice import Variant
 
 WHOLE = "reconstruction"
+FITTED_ON = 4096  # requests, whose errors directions are fitted on
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,17 @@ class Inquiry:
     @property
     def of_tokens(self) -> list[str]:
         """The divisions that tokens tell."""
-        return [text for text in self.by if text.partition(":")[0] not in (NORMS, SITES)]
+        return [text for text in self.by if text.partition(":")[0] not in (NORMS, SITES, DIRECTIONS, COMPONENTS)]
+
+    @property
+    def of_directions(self) -> tuple[str, ...]:
+        """The divisions of the error by direction."""
+        return tuple(text for text in self.by if text in (DIRECTIONS, COMPONENTS))
+
+    @property
+    def fits(self) -> bool:
+        """Whether something is fitted that must not see the documents that are scored."""
+        return self.held_out or bool(self.of_directions)
 
     @property
     def parts(self) -> int:
@@ -116,19 +128,25 @@ def _explained(
 ) -> Explained:
     """What each document lost to the variant and to each of its patches."""
     documents = [document for one in tasks for document in one.documents]
-    chosen = np.array([not question.held_out or document.doc_id % 2 == 1 for document in documents])
+    chosen = np.array([not question.fits or document.doc_id % 2 == 1 for document in documents])
     if not chosen.any():
-        raise UserError("--held_out leaves no document to score: give at least two of each task.")
+        raise UserError("Every other document is held out, which leaves none to score: give at least two of each task.")
     words = Words(" ".join((document.own, *document.choices)) for document in documents)
     requests = labelled(spliced, tasks, Labels([division(text, words) for text in question.of_tokens]), chosen)
     meaning = repr([(one.name, one.classes) for one in requests.labels.divisions])
     patched = Patched(spliced, meaning, journal, tell)
     scored = chosen[requests.owner]
-    fitted = ~scored if question.held_out else scored
+    fitted = ~scored if question.fits else scored
     queries = np.array(requests.queries, dtype=object)
     edges = patched.norm_edges(queries[fitted].tolist(), question.parts) if question.parts else None
     places = classes_of(requests.labels, spliced.variant, edges)
-    variants, keys = _variants(places, spliced.variant)
+    moments, others = Moments(spliced.variant), Moments(spliced.variant)
+    if question.of_directions:
+        patched.watched(queries[fitted][:FITTED_ON].tolist(), moments)
+        patched.watched(queries[scored][:FITTED_ON].tolist(), others)
+    directions = moments.classes(question.of_directions, others)
+    classes: list[PlaceClass | DirectionClass] = [*places, *directions]
+    variants, keys = _variants(classes, spliced.variant)
     own_tasks = [task for task, use in zip(requests.tasks, scored, strict=True) if use]
     answers = patched.score(variants, queries[scored].tolist(), own_tasks)
     whole = {key: np.full((len(requests.queries), 3), np.nan) for key in answers}
@@ -141,29 +159,33 @@ def _explained(
         tuple(documents[at] for at in np.flatnonzero(chosen)),
         losses,
         WHOLE,
-        tuple((place.division, place.name, keys[at]) for at, place in enumerate(places)),
+        tuple((place.division, place.name, keys[at]) for at, place in enumerate(classes)),
         facts={
             "variant": name,
             "by": list(question.by),
-            "held_out": question.held_out,
+            "held_out": question.fits,
             "level": question.level,
             "requests": int(scored.sum()),
             "passes": len(variants),
             "aligned": float(requests.aligned[scored].mean()),
             "norm_edges": edges,
+            "fitted_on": moments.positions or None,
+            "energy": {f"{one.division}: {one.name}": one.energy for one in directions},
             "coverage": requests.coverage(chosen),
             "provenance": spliced.provenance(),
         },
     )
 
 
-def _variants(places: Sequence[PlaceClass], variant: Variant) -> tuple[dict[str, Variant], list[dict[str, str]]]:
+def _variants(
+    classes: Sequence[PlaceClass | DirectionClass], variant: Variant
+) -> tuple[dict[str, Variant], list[dict[str, str]]]:
     """What is to be scored by key, the variant itself first, and the keys of each class by kind; equal ones once."""
     out, keys = {WHOLE: variant}, []
     random = variant.in_mode("random_error")
-    for place in places:
-        of = {kind: (key_of(kind, one), one) for kind, one in place.variants(variant, random).items()}
-        out |= {key: one for key, one in of.values() if key not in out}
+    for one in classes:
+        of = one.patches(variant, random)
+        out |= {key: patched for key, patched in of.values() if key not in out}
         keys.append({kind: key for kind, (key, _) in of.items()})
     return out, keys
 

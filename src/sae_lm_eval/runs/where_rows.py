@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sae_lm_eval.attribution.directions import COMPONENTS
 from sae_lm_eval.attribution.patches import ONLY, RANDOM, RESTORED
 from sae_lm_eval.attribution.segments import PromptDocument
 from sae_lm_eval.comparison.restored import UNITS, IntervalEstimate, PairedLosses, shares, why_no_share
@@ -66,10 +67,9 @@ def where_rows(found: Explained, cut: Cut, level: float) -> Iterator[dict[str, A
         head |= {"n": len(part.baseline), **_columns("drop", drop)}
         for division in divisions:
             own = [(name, keys) for of, name, keys in found.classes if of == division]
-            for name, group in [
-                *((name, [keys]) for name, keys in own),
-                *([(SUM, [k for _, k in own])] if len(own) > 1 else []),
-            ]:
+            together = len(own) > 1 and division != COMPONENTS  # which lie inside one another
+            sums = [(SUM, [keys for _, keys in own])] if together else []
+            for name, group in [*((name, [keys]) for name, keys in own), *sums]:
                 row = {**head, "division": division, "class": name, "reason": why}
                 if why is None:
                     back, left = shares(

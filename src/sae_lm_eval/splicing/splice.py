@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -31,6 +31,7 @@ class Splice:
     The dictionary reads at `site_in` and its output takes the place of what passes `site_out`; the two differ
     for transcoders only. `mean` (d_out,) is needed by the mode "mean" alone. `scale` is how much of what the mode
     changes is changed: the activation y becomes y + scale (new - y). Positions below `first_position` keep theirs.
+    `restored` gives, of the activation and the dictionary's error, the part of the error that is put back.
     """
 
     dictionary: Dictionary
@@ -43,6 +44,7 @@ class Splice:
     seed: int = 0
     scale: float = 1.0
     first_position: int = 0
+    restored: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def reconstruct(
         self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"]
@@ -65,13 +67,14 @@ class Splice:
     def reconstruction(
         self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], context: Context
     ) -> Float[Tensor, "batch positions d_out"]:
-        known = context.reconstructed
-        if known is not None and self.reads in known:
-            return known[self.reads]
-        new = self._by_row(x, y, context) if self.dictionary.sequential else self.reconstruct(x, y)
-        if known is not None:
-            known[self.reads] = new
-        return new
+        known = {} if context.reconstructed is None else context.reconstructed
+        if self.reads not in known:
+            known[self.reads] = self._by_row(x, y, context) if self.dictionary.sequential else self.reconstruct(x, y)
+        new = known[self.reads]
+        if self.restored is None:
+            return new
+        wide = y.to(new)
+        return new + self.restored(wide, wide - new)
 
     @property
     def reads(self) -> tuple[Any, ...]:

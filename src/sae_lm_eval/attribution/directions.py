@@ -1,0 +1,186 @@
+"""The error of a dictionary by direction: what of it is put back, or left in, wherever it is spliced in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from sae_lm_eval.attribution.patches import ONLY, RANDOM, RESTORED
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.scoring.request import TargetIndex
+from sae_lm_eval.splicing.attach import SpliceWatch
+from sae_lm_eval.splicing.splice import Context, Splice, Variant
+
+DIRECTIONS, COMPONENTS = "direction", "component"
+LINEAR, REST = "linear in the activation", "not linear"
+FIRST = (1, 8, 64)  # leading components that are taken together
+RIDGE = 1e-3  # of the mean variance of the activation
+
+Part = Callable[[Float[Tensor, "*batch d_out"], Float[Tensor, "*batch d_out"]], Float[Tensor, "*batch d_out"]]
+
+
+@dataclass(frozen=True)
+class LinearPart:
+    """mean + (y - centre) map: the error that a ridge regression on the activation predicts."""
+
+    map: Float[Tensor, "d_out d_out"]
+    centre: Float[Tensor, " d_out"]
+    mean: Float[Tensor, " d_out"]
+
+    def __call__(
+        self, y: Float[Tensor, "*batch d_out"], error: Float[Tensor, "*batch d_out"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        return self.mean.to(error) + (y - self.centre.to(y)) @ self.map.to(y)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """The error within the span of the orthonormal `basis`."""
+
+    basis: Float[Tensor, "d_out some"]
+
+    def __call__(
+        self, y: Float[Tensor, "*batch d_out"], error: Float[Tensor, "*batch d_out"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        basis = self.basis.to(error)
+        return error @ basis @ basis.mT
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """What another part leaves of the error."""
+
+    part: Part
+
+    def __call__(
+        self, y: Float[Tensor, "*batch d_out"], error: Float[Tensor, "*batch d_out"]
+    ) -> Float[Tensor, "*batch d_out"]:
+        return error - self.part(y, error)
+
+
+@dataclass(frozen=True)
+class DirectionClass:
+    """A part of the error of each site, by hook.
+
+    `energy` is by how much of its squared norm the error is smaller without it, at positions that it was not fitted on;
+    `content` a hash of what it was fitted on.
+    """
+
+    division: str
+    name: str
+    parts: Mapping[str, Part]
+    energy: float
+    content: str
+
+    def patches(self, variant: Variant, random: Variant) -> dict[str, tuple[str, Variant]]:
+        """As `PlaceClass.patches`: the part is put back; it alone is left in; and a random error of its norm."""
+        rest = {hook: Remainder(part) for hook, part in self.parts.items()}
+        of = {RESTORED: (variant, self.parts), ONLY: (variant, rest), RANDOM: (random, rest)}
+        return {
+            kind: (f"{self.division} {self.name} {kind} {self.content}", _restoring(base, parts))
+            for kind, (base, parts) in of.items()
+        }
+
+
+def _restoring(variant: Variant, parts: Mapping[str, Part]) -> Variant:
+    return replace(variant, splices=tuple(replace(s, restored=parts[s.site_out.hook]) for s in variant.splices))
+
+
+class Moments:
+    """Second moments of activations and errors where dictionaries are spliced in, by hook; a watch of a forked pass."""
+
+    def __init__(self, variant: Variant) -> None:
+        self.special = torch.tensor(sorted(variant.special_ids))
+        self.of: dict[str, dict[str, Tensor]] = {}
+
+    @contextmanager
+    def batch(
+        self, context: Context, targets: TargetIndex, queries: Int[np.ndarray, " targets"]
+    ) -> Iterator[SpliceWatch]:
+        found: dict[str, dict[str, Tensor]] = {}
+
+        def record(splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
+            assert new is not None
+            special = torch.isin(context.input_ids, self.special.to(context.input_ids.device))
+            counted = (~special & (context.positions >= splice.first_position)).to(y.device)
+            activation, left = y[counted].double(), new[counted].double()
+            found[splice.site_out.hook] = moments_of(activation, activation - left)
+
+        yield record
+        for hook, moments in found.items():
+            before = self.of.setdefault(hook, {name: torch.zeros_like(value) for name, value in moments.items()})
+            for name, value in moments.items():
+                before[name] += value
+
+    @property
+    def positions(self) -> int:
+        """How many positions they are of."""
+        return min((int(of["count"]) for of in self.of.values()), default=0)
+
+    def classes(self, divisions: tuple[str, ...], others: Moments) -> list[DirectionClass]:
+        """The parts of the error, whose energy is that at `others`.
+
+        Raises `UserError` where there are too few positions to fit them on.
+        """
+        out: list[DirectionClass] = []
+        if DIRECTIONS in divisions:
+            widest = max(len(of["y"]) for of in self.of.values())
+            if self.positions < 2 * widest:
+                raise UserError(
+                    f"--by direction fits a map of {widest} values on {self.positions:,} positions, and needs twice as "
+                    f"many as values: ask more documents."
+                )
+            fitted = {hook: _linear(of) for hook, of in self.of.items()}
+            out.append(self._of(DIRECTIONS, LINEAR, fitted, others))
+            out.append(self._of(DIRECTIONS, REST, {hook: Remainder(part) for hook, part in fitted.items()}, others))
+        if COMPONENTS in divisions:
+            bases = {hook: torch.linalg.eigh(of["ee"])[1].flip(-1) for hook, of in self.of.items()}
+            for count in FIRST:
+                parts = {hook: Projection(basis[:, :count].float()) for hook, basis in bases.items()}
+                out.append(self._of(COMPONENTS, f"first {count}", parts, others))
+        return out
+
+    def _of(self, division: str, name: str, parts: Mapping[str, Part], others: Moments) -> DirectionClass:
+        energy = [_energy(part, others.of[hook]) for hook, part in parts.items()]
+        digest = hashlib.sha256()
+        for moments in self.of.values():
+            digest.update(moments["ye"].cpu().numpy().tobytes() + moments["ee"].cpu().numpy().tobytes())
+        return DirectionClass(division, name, parts, float(np.mean(energy)), digest.hexdigest())
+
+
+def moments_of(y: Float64[Tensor, "positions d_out"], error: Float64[Tensor, "positions d_out"]) -> dict[str, Tensor]:
+    sums = {"y": y.sum(0), "e": error.sum(0), "yy": y.mT @ y, "ye": y.mT @ error, "ee": error.mT @ error}
+    return {**sums, "count": torch.tensor(float(len(y)), dtype=torch.float64)}
+
+
+def _linear(of: Mapping[str, Tensor]) -> LinearPart:
+    """Ridge regression of the error on the activation, both centred."""
+    n = of["count"].to(of["y"])
+    centre, mean = of["y"] / n, of["e"] / n
+    covariance, both = of["yy"] / n - centre[:, None] * centre, of["ye"] / n - centre[:, None] * mean
+    ridge = RIDGE * covariance.diagonal().mean() * torch.eye(len(centre), dtype=centre.dtype, device=centre.device)
+    return LinearPart(torch.linalg.solve(covariance + ridge, both).float(), centre.float(), mean.float())
+
+
+def _energy(part: Part, of: Mapping[str, Tensor]) -> float:
+    """1 - |error - part|^2 / |error|^2, by the moments."""
+    whole = float(of["ee"].trace())
+    if isinstance(part, Remainder):
+        return 1 - _energy(part.part, of)  # which the two share out, though they are not orthogonal
+    if isinstance(part, Projection):
+        basis = part.basis.to(of["ee"])
+        return float((basis.mT @ of["ee"] @ basis).trace()) / whole
+    assert isinstance(part, LinearPart)
+    n = of["count"].to(of["y"])
+    slope, centre, mean = (value.to(of["y"]) for value in (part.map, part.centre, part.mean))
+    offset = mean - centre @ slope
+    cross = (slope * of["ye"]).sum() + offset @ of["e"]
+    own = (slope * (of["yy"] @ slope)).sum() + 2 * offset @ (of["y"] @ slope) + n * offset @ offset
+    return float(2 * cross - own) / whole
