@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from os.path import commonprefix
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from sae_lm_eval.comparison.samples import margins_of
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.fidelity.latents_at_answers import ByQuery, latents_at_answers
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.results.documents import KEY, document_table, write_documents
 from sae_lm_eval.results.results import Results, read_results
+
+if TYPE_CHECKING:
+    from sae_lm_eval.fidelity.latents_at_answers import ByQuery
 
 logger = logger_of(__name__)
 
@@ -152,6 +154,8 @@ def _listed(column: Any) -> list[list[Any] | None]:
 def _with_latents(documents: pd.DataFrame, lost: np.ndarray, asked: Sequence[Asked], model: Any) -> pd.DataFrame:
     """With `l0`, how many latents are active at the right answer's positions, and of the documents that lose most the
     `latents` that are as active in the fewest of `others` documents."""
+    from sae_lm_eval.fidelity.latents_at_answers import latents_at_answers
+
     known = [number for number, one in enumerate(asked) if one.right]
     worst = [
         number
