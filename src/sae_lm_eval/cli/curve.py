@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sae_lm_eval.cli.first_words import say_loading
 from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def curve(
     if tasks:
         told = {} if device is None else {"device": device}
         loading = {**simple_parse_args_string(model_args), **told}
+        say_loading()
         _measure_tasks(_members(models, _mapping(tokens)), like, loading, (task, limit, max_length, output_path))
         return
     asked: dict[str, Any] = _text_of(like, task) if like is not None else {"task": task}
@@ -84,6 +86,7 @@ def curve(
         raise UserError(f"--model_args has {fixed[0]}=, which curve sets by itself; models stand in --models.")
     members = _members(models, _mapping(tokens))
     options = asked.get("metadata") if metadata is None else _options(metadata)
+    say_loading()
     text = curves.task_documents(asked["task"], limit=asked.get("limit"), metadata=options, include_path=include_path)
     if asked.get("documents", len(text.documents)) != len(text.documents):
         raise UserError(

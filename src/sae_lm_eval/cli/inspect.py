@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sae_lm_eval.cli.first_words import say_loading
 from sae_lm_eval.cli.tables import TextTable, print_facts, print_sentence, print_table
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.formatting import fixed_decimals, general
@@ -30,13 +31,15 @@ def inspect(
         return
     if model_args is None:
         raise UserError("Give --model_args pretrained=...,sae=... to inspect a splice, or --list PATTERN to search.")
-    from sae_lm_eval.harness import inspection
     from sae_lm_eval.runtime.text_files import check_file
     from sae_lm_eval.splicing.choices import whole
 
     whole(tokens, "--tokens", least=1)
     if text is not None:
         check_file(text)
+    say_loading()
+    from sae_lm_eval.harness import inspection
+
     arguments = _model_args(model_args)
     keeps = arguments.get("splice_tokens", "non_special") != "all"
     special = "bos, eos and pad keep the original activation" if keeps else "all are spliced"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sae_lm_eval.cli.first_words import say_loading
 from sae_lm_eval.cli.lm_eval_flags import settings_of
 from sae_lm_eval.cli.options import CategoriesFile, DocumentsBy
 from sae_lm_eval.errors import UserError
@@ -79,6 +80,7 @@ def run_command(
     if sweep.output_path is None and not plan:
         raise UserError("--output_path is missing: name a folder for the results.")
     check(sweep, sweep.output_path)
+    say_loading()
     if plan or sweep.output_path is None:
         _show_plan(sweep)
         return

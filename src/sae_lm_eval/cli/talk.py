@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import StrictStr
 
+from sae_lm_eval.cli.first_words import say_loading
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import Foreign, checked, json_value, read_text, shown
 
@@ -52,6 +53,13 @@ def talk(
 ) -> None:
     """Talk to the baseline and its variants side by side, and see at which tokens they part."""
     from sae_lm_eval.runtime.text_files import check_file
+
+    asked = read_prompts(prompts) if prompts is not None else []
+    if text is not None:
+        check_file(text)
+    if html is not None and not asked and text is None:
+        raise UserError("--html needs something to show: give --prompts FILE or --text FILE.")
+    say_loading()
     from sae_lm_eval.splicing.choices import whole
     from sae_lm_eval.talk.html_page import check_writable
     from sae_lm_eval.talk.sampling import Sampling
@@ -63,12 +71,7 @@ def talk(
         whole(max_new_tokens, "--max_new_tokens", least=1),
     )
     whole(tokens, "--tokens", least=1)
-    asked = read_prompts(prompts) if prompts is not None else []
-    if text is not None:
-        check_file(text)
     if html is not None:
-        if not asked and text is None:
-            raise UserError("--html needs something to show: give --prompts FILE or --text FILE.")
         check_writable(html)
     model = _load(model_args, sae or [], prompt_format)
     model.check_system(system)

@@ -46,6 +46,7 @@ def where_command(
     continues where it was cut short.
     """
     from sae_lm_eval.attribution.classes import DEFAULT
+    from sae_lm_eval.cli.first_words import say_loading
     from sae_lm_eval.runs.checks import check
     from sae_lm_eval.runs.settings import lm_eval_config
     from sae_lm_eval.runs.where import Inquiry, explain_drops
@@ -57,6 +58,7 @@ def where_command(
     if other := [one.name for one in sweep.variants if not _has_error(one)]:
         raise UserError(f"{other[0]} has no dictionary's error to put back: where explains splice=reconstruction.")
     check(sweep, None)
+    say_loading()
     try:
         found = explain_drops(sweep, lm_eval_config(sweep), sweep.output_path, question)
     except KeyboardInterrupt:
