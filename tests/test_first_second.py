@@ -183,6 +183,12 @@ MISTAKES: Mapping[str, tuple[Sequence[str], str]] = {
         [*ON_WORLD, "--sae", K4, "--tasks", "SAE_World_Homes", *OUT],
         "There is no task 'SAE_World_Homes'. Did you mean 'sae_world_homes'?",
     ),
+    "two maps for one dictionary": (
+        [*RUN, "--sae", f"{K4},hook_map=raw+raw"],
+        "world_blocks.2.hook_resid_post.k4,hook_map=raw+raw: hook_map names 2 and there are 1 dictionaries: give one",
+    ),
+    "no field": ([*RUN, "--sae", K4, "--docs_by", ""], "--docs_by '' names no field of the documents: give one"),
+    "a number for variants": (["three.yaml", *RUN, "--sae", K4], "variants: there are none: give a list of entries"),
     "a sweep file": (["sweeep.yaml", *OUT], "There is no sweep file 'sweeep.yaml'. Each dictionary takes a --sae"),
     "a sweep file behind": (
         [*RUN, "--sae", K4, "--limit", "2", "sweep.yaml"],
@@ -242,6 +248,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "t5").mkdir()
     (folder / "t5" / "config.json").write_text(json.dumps({"model_type": "t5", "is_encoder_decoder": True}))
     (folder / "sweep.yaml").write_text("tasks: [sae_world_homes]")
+    (folder / "three.yaml").write_text("variants: 3")
     return folder
 
 

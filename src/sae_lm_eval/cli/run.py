@@ -79,6 +79,8 @@ def run_command(
     sweep = sweep_from(context, model_args, (sae or [], edit or []), control or [], given)
     if sweep.output_path is None and not plan:
         raise UserError("--output_path is missing: name a folder for the results.")
+    if docs_by is not None and not docs_by.strip():
+        raise UserError("--docs_by '' names no field of the documents: give one, such as passage, or leave it out.")
     check(sweep, sweep.output_path)
     say_loading()
     if plan or sweep.output_path is None:

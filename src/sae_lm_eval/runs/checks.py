@@ -190,6 +190,10 @@ def _check_arguments(asked: VariantRequest) -> None:
     one_of(given.sae_dtype, DTYPE_NAMES, "sae_dtype")
     whole(given.mean_tokens, "mean_tokens", least=1)
     check_norm_factor(given.norm_factor)
+    for name, named in (("hook", choices.hooks), ("hook_map", choices.hook_maps)):
+        if named is not None and asked.sources and len(named) != len(asked.sources):
+            count = f"{len(named)} and there are {len(asked.sources)} dictionaries"
+            raise UserError(f"{asked.name}: {name} names {count}: give one each, joined by '+'.")
     if choices.splice == "mean" and given.mean_text is None:
         raise UserError(f"{asked.name}: splice=mean needs mean_text=FILE, the text whose activations are averaged.")
     if given.mean_text is not None:

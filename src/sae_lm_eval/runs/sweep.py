@@ -123,9 +123,13 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
     )
 
 
-def as_list(entries: Any) -> Any:
-    """A list of variants, of which a text or a mapping is one."""
-    return [entries] if isinstance(entries, str | Mapping) else [] if entries is None else entries
+def as_list(entries: Any) -> list[Any]:
+    """A list of variants, of which a text, mapping, path or object is one. Raises `UserError` for what is none."""
+    if isinstance(entries, str | Path | Mapping) or is_object(entries):
+        return [entries]
+    if entries is None or isinstance(entries, list | tuple):
+        return list(entries or ())
+    raise UserError("variants: there are none: give a list of entries such as {sae: RELEASE#ID}.")
 
 
 def _path(value: Any, key: str) -> Path:
@@ -151,9 +155,7 @@ def variant_requests(
     """
     for control in controls:
         one_of(control, (*CONTROLS, *LADDERS, AGAIN), "controls:")
-    entries = as_list(entries)
-    if not isinstance(entries, list | tuple) or not entries:
-        raise UserError("variants: there are none: give a list of entries such as {sae: RELEASE#ID}.")
+    entries = as_list(entries or 0)  # a list of none is none
     made: list[VariantRequest] = []
     for number, entry in enumerate(entries, start=1):
         made += _of_entry(entry, f"variants, entry {number}", common or {})
