@@ -67,7 +67,6 @@ def curve(
     if tasks:
         told = {} if device is None else {"device": device}
         loading = {**simple_parse_args_string(model_args), **told}
-        say_loading()
         _measure_tasks(_members(models, _mapping(tokens)), like, loading, (task, limit, max_length, output_path))
         return
     asked: dict[str, Any] = _text_of(like, task) if like is not None else {"task": task}
@@ -113,6 +112,7 @@ def _measure_tasks(
 
     if like is None or any(value is not None for value in of_texts):
         raise UserError("--tasks asks what the run --like was asked: name the run, without a text of your own.")
+    say_loading()
     path = measure_tasks(members, like, loading)
     baseline, variants = find_results(like)
     found = equivalents(paired_comparison(baseline, variants), read_task_family(path))
