@@ -155,9 +155,8 @@ def variant_requests(
     """
     for control in controls:
         one_of(control, (*CONTROLS, *LADDERS, AGAIN), "controls:")
-    entries = as_list(entries or 0)  # a list of none is none
     made: list[VariantRequest] = []
-    for number, entry in enumerate(entries, start=1):
+    for number, entry in enumerate(as_list(entries or 0), start=1):  # an empty list is none
         made += _of_entry(entry, f"variants, entry {number}", common or {})
     refuse_twice(one.name for one in made)
     given = [one.arguments["edit"] for one in made if "edit" in one.arguments]
