@@ -70,8 +70,7 @@ def curve(
         _measure_tasks(_members(models, _mapping(tokens)), like, loading, (task, limit, max_length, output_path))
         return
     asked: dict[str, Any] = _text_of(like, task) if like is not None else {"task": task}
-    given = {"task": task, "limit": limit, "context": max_length}
-    for name, value in given.items():
+    for name, value in {"task": task, "limit": limit, "context": max_length}.items():
         if value is not None and asked.setdefault(name, value) != value:
             raise UserError(f"--{name} is {value}, and '{like}' was run with {asked[name]}: leave it or --like out.")
     if asked["task"] is None:
