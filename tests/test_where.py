@@ -335,3 +335,11 @@ def test_bad_input_is_told_in_a_sentence(flags, message, tmp_path):
     result = CliRunner().invoke(app, [*given, *flags])
     assert isinstance(result.exception, UserError)
     assert message in str(result.exception)
+
+
+def test_the_plan_states_what_it_costs(tmp_path):
+    given = ["where", "--model_args", "pretrained=world", "--tasks", "sae_world_homes", "--sae", K4, "--plan"]
+    result = CliRunner().invoke(app, [*given, "--by", "first:2", "--by", "component"])
+    assert result.exit_code == 0, result.output
+    # Three of each of two and three classes, and the variant, behind block 2 of 4; the baseline runs twice.
+    assert "at most 15 variants beside it, of 0.25 forward passes each: at most 6.0 over the tasks" in result.output

@@ -21,6 +21,7 @@ from sae_lm_eval.splicing.splice import Context, Splice, Variant
 DIRECTIONS, COMPONENTS = "direction", "component"
 LINEAR, REST = "linear in the activation", "not linear"
 FIRST = (1, 8, 64)  # leading components that are taken together
+CLASSES = {DIRECTIONS: 2, COMPONENTS: len(FIRST)}
 RIDGE = 1e-3  # of the mean variance of the activation
 
 Part = Callable[[Float[Tensor, "*batch d_out"], Float[Tensor, "*batch d_out"]], Float[Tensor, "*batch d_out"]]

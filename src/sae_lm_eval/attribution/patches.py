@@ -25,6 +25,7 @@ from sae_lm_eval.splicing.places import Places, error_norm
 from sae_lm_eval.splicing.splice import Context, Splice, Variant
 
 RESTORED, ONLY, RANDOM = "restored", "only", "random"
+PATCHES = 3  # of a class: one of each kind
 AT_ONCE = 12  # variants of one forked pass
 NORMS_OF = 256  # queries whose errors the quantiles are taken from
 

@@ -12,6 +12,8 @@ from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:
     from sae_lm_eval.runs.asked import VariantRequest
+    from sae_lm_eval.runs.sweep import Sweep
+    from sae_lm_eval.runs.where import Inquiry
     from sae_lm_eval.runs.where_rows import Explained
 
 
@@ -38,6 +40,7 @@ def where_command(
     output_path: Annotated[
         str | None, typer.Option("--output_path", "-o", help="A folder; what is found goes to its folder where/.")
     ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it would cost; load and write nothing.")] = False,
 ) -> None:
     """Find out which positions' errors cost what a variant lost: --model_args ... --sae ... --tasks ...
 
@@ -53,11 +56,14 @@ def where_command(
 
     question = Inquiry(tuple(by or DEFAULT), held_out)
     sweep = sweep_from(context, model_args, (sae or [], []), [], {"output_path": output_path})
-    if sweep.output_path is None:
+    if sweep.output_path is None and not plan:
         raise UserError("--output_path is missing: name a folder for what is found.")
     if other := [one.name for one in sweep.variants if not _has_error(one)]:
         raise UserError(f"{other[0]} has no dictionary's error to put back: where explains splice=reconstruction.")
     check(sweep, None)
+    if plan or sweep.output_path is None:
+        _show_plan(sweep, question)
+        return
     say_loading()
     try:
         found = explain_drops(sweep, lm_eval_config(sweep), sweep.output_path, question)
@@ -66,6 +72,16 @@ def where_command(
         raise typer.Exit(130) from None
     for one in found:
         _print(one, sweep.output_path)
+
+
+def _show_plan(sweep: Sweep, question: Inquiry) -> None:
+    from rich.console import Console
+
+    from sae_lm_eval.cli.tables import print_sentence
+    from sae_lm_eval.runs.plan import plan_sweep
+
+    for sentence in question.plan(plan_sweep(sweep, None)):
+        print_sentence(Console(), sentence, soft_wrap=True)
 
 
 def _has_error(variant: VariantRequest) -> bool:

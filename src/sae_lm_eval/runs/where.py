@@ -12,8 +12,8 @@ import numpy as np
 
 from sae_lm_eval import schema
 from sae_lm_eval.attribution.classes import DEFAULT, NORMS, SITES, Labels, division, whole_of
-from sae_lm_eval.attribution.directions import COMPONENTS, DIRECTIONS, DirectionClass, Moments
-from sae_lm_eval.attribution.patches import Patched, PlaceClass, classes_of
+from sae_lm_eval.attribution.directions import CLASSES, COMPONENTS, DIRECTIONS, DirectionClass, Moments
+from sae_lm_eval.attribution.patches import AT_ONCE, PATCHES, Patched, PlaceClass, classes_of
 from sae_lm_eval.attribution.token_kinds import Words
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses
 from sae_lm_eval.comparison.subsets import Cut, leaves
@@ -23,6 +23,7 @@ from sae_lm_eval.report.where_tables import FOLDER
 from sae_lm_eval.runs.asked_tasks import AskedTask, asked_tasks
 from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.model_pool import LoadedSweep
+from sae_lm_eval.runs.plan import Plan
 from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runs.where_requests import labelled
 from sae_lm_eval.runs.where_rows import Explained
@@ -62,6 +63,27 @@ class Inquiry:
     def fits(self) -> bool:
         """Whether something is fitted that must not see the documents that are scored."""
         return self.held_out or bool(self.of_directions)
+
+    def most_variants(self, sites: int) -> int:
+        """How many patched variants there are at most, of a variant with so many dictionaries."""
+        counts = [len(division(text, Words(())).classes) for text in self.of_tokens]
+        counts += [self.parts, sites if sites > 1 else 0, *(CLASSES[text] for text in self.of_directions)]
+        return PATCHES * sum(counts)
+
+    def plan(self, made: Plan) -> list[str]:
+        """A sentence for each variant of a plan: what its patches cost at most, in forward passes over the tasks."""
+        out = []
+        for one in made.variants:
+            count = self.most_variants(len(one.sites))
+            if one.cost is None:
+                out.append(f"{one.asked.name}: at most {count} variants, whose cost is not known: {one.why}.")
+                continue
+            passes = -(-(count + 1) // AT_ONCE) + (count + 1) * one.cost
+            out.append(
+                f"{one.asked.name}: at most {count} variants beside it, of {one.cost:.2f} forward passes each: at most "
+                f"{passes:.1f} over the tasks, besides the dictionary's own work, done once for {AT_ONCE} of them."
+            )
+        return out
 
     @property
     def parts(self) -> int:
