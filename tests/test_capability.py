@@ -15,6 +15,7 @@ from runs import answers, write_run
 from sae_lm_eval import schema
 from sae_lm_eval.capability.family import COLUMNS, NAME, category_curves, equivalents, read_task_family
 from sae_lm_eval.capability.inversion import FamilyScores, equivalent_compute
+from sae_lm_eval.capability.published_scores import published_equivalents
 from sae_lm_eval.cli.curve import curve
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.errors import UserError
@@ -202,3 +203,33 @@ def test_tasks_are_asked_as_a_run_was(tmp_path):
             curve(models="gpt2", tasks=True, **given)
     with pytest.raises(UserError, match="is no folder that `sae-lm-eval run` wrote"):
         curve(models="gpt2", tasks=True, like=tmp_path)
+
+
+def pythia_run(folder, model, task, right, shots=0):
+    """Of 400 questions the original gets `right[0]` right and the variant `right[1]`."""
+    for name, count in zip(("baseline", "k4"), right, strict=True):
+        told = {"splice": "none" if name == "baseline" else "reconstruction"}
+        answered = answers({task: [1.0] * count + [0.0] * (400 - count)})
+        write_run(folder / name, answered, config={"sae_lm_eval": told}, model=f"EleutherAI/{model}", shots=shots)
+    return paired_comparison(folder / "baseline", [folder / "k4"])
+
+
+def test_published_accuracies_place_a_drop_on_the_training(tmp_path):
+    comparison = pythia_run(tmp_path, "pythia-1.4b", "sciq", (346, 280))  # .865 to .700, as after 3000 of 143000 steps
+    (row,) = published_equivalents(comparison).to_dict("records")
+    assert row["fraction"] == pytest.approx(3 / 143, rel=0.05)
+    assert row["low"] < row["fraction"] < row["high"] < 0.1
+    text = writer.files(assemble.build(comparison))["report.md"].decode()
+    assert "Equivalent compute by published scores" in text
+    assert "on other prompts than today" in text
+
+
+def test_a_published_curve_that_is_flat_is_refused(tmp_path):
+    (row,) = published_equivalents(pythia_run(tmp_path, "pythia-70m", "logiqa", (92, 85))).to_dict("records")
+    assert row["reason"].startswith("flat curve")
+    assert row["fraction"] is None or np.isnan(row["fraction"])
+
+
+def test_no_other_model_nor_shots_have_published_accuracies(tmp_path):
+    assert published_equivalents(pythia_run(tmp_path / "a", "pythia-1.4b", "sciq", (346, 280), shots=5)).empty
+    assert published_equivalents(pythia_run(tmp_path / "b", "gpt2", "sciq", (346, 280))).empty

@@ -9,12 +9,13 @@ from typing import Any
 
 import pandas as pd
 
+from sae_lm_eval.capability.published_scores import published_equivalents
 from sae_lm_eval.capability.ruler import ruler
 from sae_lm_eval.comparison.compare import COLUMNS, Comparison, paired_comparison
 from sae_lm_eval.errors import one_of
 from sae_lm_eval.report import figures
 from sae_lm_eval.report.capability_figure import capability_pictures
-from sae_lm_eval.report.capability_tables import Equivalents, equivalent_tables, equivalents_of
+from sae_lm_eval.report.capability_tables import Equivalents, equivalent_tables, equivalents_of, published_table
 from sae_lm_eval.report.drop_tables import (
     CategoryRows,
     DropRow,
@@ -171,6 +172,7 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
             *ruler_table(ruled, names),
             *(table for record in explained for table in class_tables(record)),
             *equivalent_tables(shaped.equivalents.found, [*rows], names),
+            *(published_table(published_equivalents(comparison), names) if shaped.equivalents.found is None else ()),
             *detail_tables(rows, told, "group"),
             *detail_tables(rows, told),
         ),

@@ -96,3 +96,24 @@ def _cell(row: dict[str, Any] | None) -> Cell:
     if row["fraction"] is None:
         return Cell(str(row["bound"]), None) if row["bound"] else Cell(NA, None, str(row["reason"]))
     return number_cell(row["fraction"], significant(row["fraction"], 2), told(row).partition(" ")[2])
+
+
+def published_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[Table]:
+    """By Pythia's published scores; `names` lead from those of the results to those shown."""
+    if found.empty:
+        return []
+    body = [
+        (
+            *map(text_cell, (names[str(row["variant"])], row["task"])),
+            *(number_cell(100 * row["drop"], fixed(100 * row["drop"])), _cell({**row, "bound": None})),
+        )
+        for row in found.to_dict("records")
+    ]
+    caption = (
+        "Drop in percentage points, and the share of the original's training after which it had lost as much, by the "
+        "accuracies over training that EleutherAI/pythia publishes (Apache-2.0): zero-shot, on other prompts than "
+        "today's, by an earlier version of lm_eval, and unpaired. Below, the interval, over the sampling errors of "
+        "these accuracies and of the drop. `sae-lm-eval curve --tasks` measures a curve on the run's own prompts."
+    )
+    heads = (Column("variant", "left"), Column("task", "left"), Column("drop"), Column("equivalent compute"))
+    return [Table("published-compute", "Equivalent compute by published scores", caption, heads, tuple(body))]

@@ -1,0 +1,78 @@
+"""Pythia's published accuracies over its training as curves, where a run has no family of its own.
+
+From EleutherAI/pythia (Apache-2.0; Biderman et al. 2023, arXiv:2304.01373): zero-shot accuracy of 16 models at 26 steps
+on seven tasks, by an earlier version of lm_eval. Its prompts are not shown to be today's, so nothing is paired: only the
+drop comes from the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from functools import cache
+from statistics import NormalDist
+
+import numpy as np
+import pandas as pd
+
+from sae_lm_eval.capability.inversion import FamilyScores, log_fraction
+from sae_lm_eval.comparison.compare import Comparison
+from sae_lm_eval.scaling.data_files import Row, data_path, read_rows
+
+FILE = "pythia_task_scores.csv"
+COLUMNS = ("variant", "task", "drop", "fraction", "low", "high", "level", "reason")
+LAST = ("main", "step143000", "None")  # revisions that are the end of training
+DRAWS = 1000
+
+
+@cache
+def published() -> dict[tuple[str, str], list[Row]]:
+    """The rows of each model and task, by rising tokens."""
+    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in read_rows(data_path(FILE), required=["model", "tokens", "task", "value", "stderr"]):
+        found[str(row["model"]), str(row["task"])].append(row)
+    return {key: sorted(rows, key=lambda row: float(row["tokens"])) for key, rows in found.items()}
+
+
+def published_equivalents(comparison: Comparison, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
+    """A row for each variant and task with a published curve, with `COLUMNS`; none of another model, or with shots.
+
+    Each draw takes the published accuracies and the drop anew, by their standard errors.
+    """
+    arguments, rows = comparison.baseline.model_args, []
+    model = str(arguments.get("pretrained")).rstrip("/").rpartition("/")[2].lower()
+    drops = comparison.drops
+    known = drops[(drops["section"] == "task") & (drops["metric"] == "acc") & (drops["shots"] == 0)]
+    for row in known.to_dict("records") if str(arguments.get("revision", "main")) in LAST else ():
+        if (curve := published().get((model, str(row["name"])))) is None:
+            continue
+        bounds = [row["low"], row["high"]]
+        spread = None if any(pd.isna(bounds)) else (float(row["high"]) - float(row["low"])) / 2
+        z = NormalDist().inv_cdf((1 + comparison.level) / 2)
+        drop, error = float(row["drop"]) / 100, 0.0 if spread is None else spread / 100 / z
+        found = _placed(curve, drop, error, comparison.level, draws, np.random.default_rng(seed))
+        told = {"variant": row["variant"], "task": row["name"], "drop": drop, "level": comparison.level}
+        rows.append({**told, **found})
+    return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+
+
+def _placed(
+    curve: list[Row], drop: float, error: float, level: float, draws: int, rng: np.random.Generator
+) -> dict[str, float | str | None]:
+    """The fraction with its interval, or why there is none."""
+    means, errors, tokens = (
+        np.array([row[name] for row in curve], dtype=float) for name in ("value", "stderr", "tokens")
+    )
+    drawn, tail = rng.normal(means, errors, (draws, len(means))), (1 - level) / 2
+    if np.quantile(drawn[:, -1] - drawn[:, 0], tail) <= 0:
+        return {"reason": f"flat curve: the accuracy rises by {means[-1] - means[0]:.3g} in all of the training"}
+    scores = FamilyScores(tokens, means[:, None], len(means) - 1, means[-1:] - drop, np.ones(1), [])
+    at = log_fraction(scores, means, drop)
+    if not math.isfinite(at):
+        return {
+            "reason": "the accuracy is below the first step's" if at < 0 else "the accuracy is above the last step's"
+        }
+    logs = [log_fraction(scores, row, float(rng.normal(drop, error))) for row in drawn]
+    low, high = (float(end) for end in np.quantile(logs, [tail, 1 - tail], method="inverted_cdf"))
+    ends = {name: math.exp(end) if math.isfinite(end) else None for name, end in (("low", low), ("high", high))}
+    return {"fraction": math.exp(at), **ends}
