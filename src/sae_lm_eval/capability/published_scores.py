@@ -1,8 +1,8 @@
 """Pythia's published accuracies over its training as curves, where a run has no family of its own.
 
 From EleutherAI/pythia (Apache-2.0; Biderman et al. 2023, arXiv:2304.01373): zero-shot accuracy of 16 models at 26 steps
-on seven tasks, by an earlier version of lm_eval. Its prompts are not shown to be today's, so nothing is paired: only the
-drop comes from the run.
+on seven tasks, by an earlier version of lm_eval. Its prompts are not shown to be today's, so nothing is paired: only
+the drop comes from the run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from functools import cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -42,7 +43,7 @@ def published_equivalents(comparison: Comparison, *, draws: int = DRAWS, seed: i
     arguments, rows = comparison.baseline.model_args, []
     model = str(arguments.get("pretrained")).rstrip("/").rpartition("/")[2].lower()
     drops = comparison.drops
-    known = drops[(drops["section"] == "task") & (drops["metric"] == "acc") & (drops["shots"] == 0)]
+    known: Any = drops[(drops["section"] == "task") & (drops["metric"] == "acc") & (drops["shots"] == 0)]
     for row in known.to_dict("records") if str(arguments.get("revision", "main")) in LAST else ():
         if (curve := published().get((model, str(row["name"])))) is None:
             continue
