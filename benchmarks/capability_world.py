@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from sae_lm_eval.capability.family import MEASURES, equivalents, read_task_family, told
-from sae_lm_eval.comparison.compare import compare
+from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.report.text_tables import markdown
 from sae_lm_eval.runs.loss_curve import Member
 from sae_lm_eval.runs.run import evaluate, run
@@ -50,7 +50,7 @@ def main() -> None:
         args = {"pretrained": str(options.folder / name / "final")}
         sweep = Sweep(model_args=args, variants=(), settings=SETTINGS)
         evaluate(sweep, lm_eval_config(sweep), options.folder / f"{name}_tasks")
-        comparison = compare(out / "baseline", [options.folder / f"{name}_tasks" / "baseline"])
+        comparison = paired_comparison(out / "baseline", [options.folder / f"{name}_tasks" / "baseline"])
         found = equivalents(comparison, family)
         for section, name in [("overall", "overall"), *(("group", group) for group in comparison.baseline.groups)]:
             own = found[(found["section"] == section) & (found["name"] == name)]

@@ -79,13 +79,13 @@ def equivalent_compute(
     found = _placed(scores, means, drop)
     if found.fraction is None:
         return found
-    logs = np.array([log_fraction(scores, row[:-1], float(row[-1])) for row in resampled])
+    logs = np.array([log_share_of_compute(scores, row[:-1], float(row[-1])) for row in resampled])
     low, high = np.quantile(logs, [tail, 1 - tail], method="inverted_cdf")
     return replace(found, low=_finite_exp(low), high=_finite_exp(high), flags=_pooled(means))
 
 
 def _placed(scores: FamilyScores, means: np.ndarray, drop: float) -> EquivalentCompute:
-    log = log_fraction(scores, means, drop)
+    log = log_share_of_compute(scores, means, drop)
     if math.isfinite(log):
         return EquivalentCompute(fraction=math.exp(log))
     curve, log_own, _ = _curve(scores, means)
@@ -110,7 +110,7 @@ def _curve(scores: FamilyScores, means: np.ndarray) -> tuple[MonotoneCurve, floa
     return curve, float(curve.log_compute_at(lack)), lack
 
 
-def log_fraction(scores: FamilyScores, means: np.ndarray, drop: float) -> float:
+def log_share_of_compute(scores: FamilyScores, means: np.ndarray, drop: float) -> float:
     """log of the fraction; -inf below the curve's first model, inf above its last."""
     try:
         curve, log_own, lack = _curve(scores, means)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.capability.inversion import FamilyScores, log_fraction
+from sae_lm_eval.capability.inversion import FamilyScores, log_share_of_compute
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.scaling.data_files import Row, data_path, read_rows
 
@@ -68,12 +68,12 @@ def _placed(
     if np.quantile(drawn[:, -1] - drawn[:, 0], tail) <= 0:
         return {"reason": f"flat curve: the accuracy rises by {means[-1] - means[0]:.3g} in all of the training"}
     scores = FamilyScores(tokens, means[:, None], len(means) - 1, means[-1:] - drop, np.ones(1), [])
-    at = log_fraction(scores, means, drop)
+    at = log_share_of_compute(scores, means, drop)
     if not math.isfinite(at):
         return {
             "reason": "the accuracy is below the first step's" if at < 0 else "the accuracy is above the last step's"
         }
-    logs = [log_fraction(scores, row, float(rng.normal(drop, error))) for row in drawn]
+    logs = [log_share_of_compute(scores, row, float(rng.normal(drop, error))) for row in drawn]
     low, high = (float(end) for end in np.quantile(logs, [tail, 1 - tail], method="inverted_cdf"))
     ends = {name: math.exp(end) if math.isfinite(end) else None for name, end in (("low", low), ("high", high))}
     return {"fraction": math.exp(at), **ends}

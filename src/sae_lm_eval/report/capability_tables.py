@@ -98,14 +98,14 @@ def _cell(row: dict[str, Any] | None) -> Cell:
     return number_cell(row["fraction"], significant(row["fraction"], 2), told(row).partition(" ")[2])
 
 
-def published_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[Table]:
+def published_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTable]:
     """By Pythia's published scores; `names` lead from those of the results to those shown."""
     if found.empty:
         return []
     body = [
         (
             *map(text_cell, (names[str(row["variant"])], row["task"])),
-            *(number_cell(100 * row["drop"], fixed(100 * row["drop"])), _cell({**row, "bound": None})),
+            *(number_cell(100 * row["drop"], fixed_decimals(100 * row["drop"])), _cell({**row, "bound": None})),
         )
         for row in found.to_dict("records")
     ]
@@ -115,5 +115,10 @@ def published_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[Table
         "today's, by an earlier version of lm_eval, and unpaired. Below, the interval, over the sampling errors of "
         "these accuracies and of the drop. `sae-lm-eval curve --tasks` measures a curve on the run's own prompts."
     )
-    heads = (Column("variant", "left"), Column("task", "left"), Column("drop"), Column("equivalent compute"))
-    return [Table("published-compute", "Equivalent compute by published scores", caption, heads, tuple(body))]
+    heads = (
+        TableColumn("variant", "left"),
+        TableColumn("task", "left"),
+        TableColumn("drop"),
+        TableColumn("equivalent compute"),
+    )
+    return [ReportTable("published-compute", "Equivalent compute by published scores", caption, heads, tuple(body))]
