@@ -32,9 +32,9 @@ def page() -> str:
     parts = [INTRODUCTION]
     for name in schema.NAMES:
         held = schema.schema(name)
-        parts.append(f"## {held['title']}\n\n{held['description']}\n\n{schema.table(name)}\n")
+        parts.append(f"## {held['title']}\n\n{held['description']}\n\n{schema.schema_table(name)}\n")
         for what, of in held.get("$defs", {}).items():
-            parts.append(f"### {what}\n\n{of['description']}\n\n{schema.rows(of)}\n")
+            parts.append(f"### {what}\n\n{of['description']}\n\n{schema.schema_rows(of)}\n")
     return "\n".join(parts)
 
 

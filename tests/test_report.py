@@ -292,7 +292,7 @@ def test_what_else_a_variant_costs_has_its_error_and_its_interval(tmp_path: Path
     record = {"effective_compute": {"sae_fidelity": compute}}
     write_run(tmp_path / "k32", {"birds": [1, 0]}, fidelity={**FIDELITY, "kl_stderr": 0.0123}, **record)
     write_run(tmp_path / "baseline", {"birds": [1, 1]}, splice=None)
-    comparison = build.pair_up(*folders.find(tmp_path))
+    comparison = build.compare_tasks(*folders.find_results(tmp_path))
     shaped = build.shape(comparison)
     made = summary_table.summary_table(shaped.summary(), shaped.told)
     row = dict(zip([column.heading for column in made.columns], made.rows[-1], strict=True))

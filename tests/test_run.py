@@ -382,7 +382,7 @@ class TestTrouble:
         def look(self, name):
             raise error
 
-        monkeypatch.setattr(running.Loaded, "look", look)
+        monkeypatch.setattr(running.LoadedSweep, "look", look)
         with pytest.raises(UserError, match="The memory of this machine does not suffice"):
             evaluated(sweep(K4), tmp_path)
 
