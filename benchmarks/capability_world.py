@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sae_lm_eval.capability.family import MEASURES, equivalents, read_task_family, told
 from sae_lm_eval.comparison.compare import paired_comparison
-from sae_lm_eval.report.text_tables import markdown
+from sae_lm_eval.report.text_tables import markdown_table
 from sae_lm_eval.runs.loss_curve import Member
 from sae_lm_eval.runs.run import evaluate, run
 from sae_lm_eval.runs.settings import lm_eval_config
@@ -59,7 +59,7 @@ def main() -> None:
             cells = {str(row["measure"]): told(row) for row in own.to_dict("records")}
             shown = {f"by {measure}": cells.get(measure, "n/a") for measure in MEASURES.values()}
             rows.append({"model": f"run on {share:.0%} of the tokens", "tasks": name, "known": f"{share:g}", **shown})
-    print(markdown(rows))
+    print(markdown_table(rows))
 
 
 def train(folder: Path) -> None:
