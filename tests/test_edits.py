@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -18,10 +19,12 @@ from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.runs.plan import plan_sweep
 from sae_lm_eval.runs.run import run
 from sae_lm_eval.runs.sweep import sweep_of, variant_requests
+from sae_lm_eval.scoring.forked_pass import forked
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.edit_spec import edit_of
 from sae_lm_eval.splicing.model_edits import edited_variant, linear_layers
 from sae_lm_eval.splicing.skeleton import skeleton
+from sae_lm_eval.splicing.splice import Context
 from sae_lm_eval.splicing.weight_edits import low_rank, noised, pruned, quantized
 from sae_lm_eval.talk.conversation import Model
 
@@ -203,6 +206,37 @@ def test_variants_in_one_pass_score_as_each_by_itself(name):
         assert found == pytest.approx(expected, abs=1e-4)
 
 
+class Halved(nn.Module):
+    def __init__(self, of):
+        super().__init__()
+        self.of = of
+
+    def forward(self, x):
+        return self.of(x) / 2
+
+
+def halved(model):
+    return {"model.layers.1.mlp": Halved(copy.deepcopy(model.get_submodule("model.layers.1.mlp")))}
+
+
+def test_what_lies_in_a_replaced_module_of_one_variant_is_edited_and_spliced_for_the_others():
+    model, ids = random_model("llama"), random_ids()
+    wholly = adapter(model, edit=halved).spliced.variant
+    within = adapter(model, edit="prune?share=0.5").spliced.variant
+    spliced = adapter(model, sae=random_sae(48, "blocks.1.mlp.hook_post"))
+    variants = [wholly, within, spliced.spliced.variant]
+    alone = []
+    for variant in variants:
+        with torch.no_grad(), attached(model, variant):
+            alone.append(model(ids).logits)
+    for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
+        with torch.no_grad(), forked(model, [variants[number] for number in order]) as fork:
+            fork.begin(Context.of_call(ids, {}))
+            hidden = model.model(input_ids=ids.repeat(fork.copies, 1), use_cache=False).last_hidden_state
+            for number, found in zip(order, fork.in_order(hidden)[1:], strict=True):
+                torch.testing.assert_close(model.lm_head(found), alone[number], atol=1e-4, rtol=1e-4)
+
+
 def test_variants_in_one_batch_write_as_each_by_itself():
     from lm_eval.api.instance import Instance
 
@@ -337,6 +371,7 @@ def test_what_a_function_gives_is_looked_at_first(edit, message):
         ("skip?layers=1+1", "must be numbers of layers, each once"),
         ("skip?layers=7", "skips layer 7: layers of .* run from 0 to 2"),
         ("noise?std=inf", "must be a number of at least 0"),
+        ("python", "names no function: edit=python:FILE.py:FUNCTION does"),
         ("python:./nowhere.py:f", r"no file '\./nowhere.py'"),
     ],
 )

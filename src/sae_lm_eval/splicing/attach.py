@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.splicing.module_edits import attach_edits
+from sae_lm_eval.splicing.module_edits import attach_edits, rows_given
 from sae_lm_eval.splicing.module_io import ModuleSide, hook_side
 from sae_lm_eval.splicing.splice import Context, Splice, Variant
 
@@ -107,7 +107,10 @@ class Attachment:
         return passing.reshape(-1, self.context.input_ids.shape[1], passing.shape[-1])
 
     def _read(self, port: ModuleSide, passing: Float[Tensor, "*batch width"]) -> None:
-        self.passed[port] = self._by_position(passing)[self.rows]
+        everything = self._by_position(passing)
+        rows = rows_given(self.rows, len(everything))
+        if rows.start < rows.stop:
+            self.passed[port] = everything[rows]
 
     def _write(self, splice: Splice, passing: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"] | None:
         if splice.mode == "none" and self.watch is None:
@@ -115,7 +118,10 @@ class Attachment:
         assert self.context is not None
         assert self.behind_first is not None
         everything = self._by_position(passing)
-        flat = everything[self.rows]
+        rows = rows_given(self.rows, len(everything))
+        if rows.start == rows.stop:
+            return None
+        flat = everything[rows]
         site = splice.site_out
         stream = None if site.residual is None else self.passed[site.residual].to(flat.device)
         y = flat if stream is None else stream + flat
@@ -136,6 +142,6 @@ class Attachment:
             new = torch.where(keep.to(new.device), flat, new)
         if len(flat) < len(everything):
             everything = everything.clone()
-            everything[self.rows] = new
+            everything[rows] = new
             new = everything
         return new.reshape(passing.shape)

@@ -88,6 +88,8 @@ def edit_of(given: Any) -> Edit | None:
         spec = SaeSpec.parse(text)
         return Edit(PYTHON, str(spec), {}, spec)
     kind, pairs = arguments_of(text)
+    if kind == PYTHON:
+        raise UserError(f"edit={text} names no function: edit=python:FILE.py:FUNCTION does.")
     one_of(kind, (*KINDS, PYTHON), "edit")
     known, values = KINDS[kind], {}
     for name, value in pairs:

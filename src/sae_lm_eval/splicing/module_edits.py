@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -42,8 +43,8 @@ def other_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[
     """Inside the scope, parameters of a module are others; after it they are the very same as before."""
     own: Any = module._parameters
     before = {name: own[name] for name in weights}
-    own.update(weights)
     try:
+        own.update(weights)
         yield
     finally:
         own.update(before)
@@ -58,6 +59,18 @@ class Rows(Protocol):
     def positions(self) -> int:
         """How many positions each row has in the pass under way."""
         ...
+
+
+# An edited module and what lies in it is given a part of the batch: the row at which that part begins.
+_first_row: ContextVar[int] = ContextVar("first_row", default=0)
+
+
+def rows_given(rows: slice, count: int) -> slice:
+    """Where `rows` of the whole batch lie among the `count` that a module is given; empty where it is given others."""
+    first = _first_row.get()
+    start = (rows.start or 0) - first
+    stop = count if rows.stop is None else rows.stop - first
+    return slice(min(max(start, 0), count), min(max(stop, 0), count))
 
 
 def attach_edits(model: nn.Module, edits: Sequence[ModuleEdit], rows: Rows, scope: ExitStack) -> None:
@@ -90,16 +103,26 @@ class EditedForward:
         self.entries: list[tuple[Rows, ModuleEdit]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        length = len(_first(args, kwargs))
+        given = _first(args, kwargs)
+        length, unit = len(given), _unit(given, self.entries[0][0])
         parts: list[tuple[slice, ModuleEdit | None]] = []
         start = 0
         for rows, edit in sorted(self.entries, key=lambda entry: entry[0].rows.start or 0):
-            own = _places(rows, args, kwargs)
+            here = rows_given(rows.rows, length // unit)
+            own = slice(here.start * unit, here.stop * unit)
+            if own.start == own.stop:
+                continue
             parts += [(slice(start, own.start), None)] if own.start > start else []
             parts.append((own, edit))
             start = own.stop
-        parts += [(slice(start, length), None)] if start < length else []
-        outs = [self._run(edit, length, part, args, kwargs) for part, edit in parts]
+        parts += [(slice(start, length), None)] if start < length or not parts else []
+        outs, first = [], _first_row.get()
+        for part, edit in parts:
+            begun = _first_row.set(first + part.start // unit)
+            try:
+                outs.append(self._run(edit, length, part, args, kwargs))
+            finally:
+                _first_row.reset(begun)
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     def _run(self, edit: ModuleEdit | None, length: int, part: slice, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -119,12 +142,9 @@ def _first(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
     return found
 
 
-def _places(rows: Rows, args: tuple, kwargs: Mapping[str, Any]) -> slice:
-    """The rows along the first axis of what a module is given; some modules see rows and positions as one axis."""
-    given = _first(args, kwargs)
-    by_rows = given.ndim > 2 or not given.is_floating_point()
-    unit = 1 if by_rows else rows.positions
-    return slice((rows.rows.start or 0) * unit, len(given) if rows.rows.stop is None else rows.rows.stop * unit)
+def _unit(given: Tensor, rows: Rows) -> int:
+    """How many entries of the first axis are one row: some modules see rows and positions as one axis."""
+    return 1 if given.ndim > 2 or not given.is_floating_point() else rows.positions
 
 
 def _narrowed(value: Any, *, length: int, part: slice) -> Any:
@@ -134,11 +154,12 @@ def _narrowed(value: Any, *, length: int, part: slice) -> Any:
 def _skipped(rows: Rows, _block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
     hidden = output if isinstance(output, Tensor) else output[0]
     entered = args[0] if args else kwargs["hidden_states"]
-    if rows.rows in (slice(None), slice(0, len(hidden))):
+    own = rows_given(rows.rows, len(hidden))
+    if own == slice(0, len(hidden)):
         new = entered
     else:
         new = hidden.clone()
-        new[rows.rows] = entered[rows.rows].to(new.device)
+        new[own] = entered[own].to(new.device)
     return new if isinstance(output, Tensor) else type(output)([new, *output[1:]])
 
 
