@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from runs import answers, write_run
 
 from sae_lm_eval.capability.ruler import SCALES, Ladder, ladders_of, ruled, ruler
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.report import assemble, writer
+from sae_lm_eval.report import assemble, ruler_tables, writer
 from sae_lm_eval.runs.sweep import LADDERS, variant_requests
 from sae_lm_eval.splicing.edit_spec import edit_of
 
@@ -64,10 +65,30 @@ def test_what_costs_nothing_is_no_edit_and_what_costs_more_has_a_bound():
     assert of(SHARES, 1.2).bound == "more than 0.8"
     rungs = costs((0.1, 0.5, 0.8), np.random.default_rng(1))
     bits = ladder("quantize", (8.0, 4.0, 3.0))
-    assert ruled(bits, rungs, rungs[0][0] / 10, [np.arange(COUNT)]).bound == "less than 8"
+    assert ruled(bits, rungs, rungs[0][0] / 10, [np.arange(COUNT)]).bound == "more than 8"
+    assert ruled(bits, rungs, 2 * rungs[2][0], [np.arange(COUNT)]).bound == "less than 3"
     between = ruled(bits, rungs, (rungs[1][0] + rungs[2][0]) / 2, [np.arange(COUNT)])
     assert between.strength == pytest.approx(3.5, abs=0.1)
     assert 3 <= between.high <= between.low <= 4  # a cost that is greater is one of fewer bits
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "told"),
+    [
+        ("prune", 0.3, 0.4, "30% to 40%"),
+        ("prune", 0.3, None, "30% or more"),
+        ("quantize", 4.0, 3.0, "3.0 to 4.0"),
+        ("quantize", 4.0, None, "up to 4.0"),
+        ("quantize", None, 3.0, "3.0 or more"),
+        ("lowrank", 0.4, None, "up to 40%"),
+        ("quantize", None, None, "no bound"),
+    ],
+)
+def test_an_end_beyond_the_ladder_is_told_on_its_side(kind, low, high, told):
+    ends = {"strength": 0.35 if kind != "quantize" else 3.5, "low": low, "high": high, "level": 0.95}
+    row = {"variant": "k4", "kind": kind, "ladder": f"{kind}?weights=mlp", "cost": "drop", **ends}
+    (sentence,) = ruler_tables.ruler_sentences(pd.DataFrame([row], dtype=object), {"k4": "k4"})
+    assert f"({told})" in sentence
 
 
 def test_costs_that_fall_on_the_way_are_pooled():
@@ -81,6 +102,12 @@ def test_a_ladder_without_cost_and_few_documents_are_refused():
     nothing = [np.random.default_rng(i).normal(0, 1, (1, COUNT)) / COUNT for i in range(3)]
     found = ruled(ladder("noise", (0.1, 0.2, 0.4)), nothing, nothing[0][0], [np.arange(COUNT)])
     assert found.reason == "the strongest rung costs nothing that can be told from 0"
+    known = costs(SHARES, np.random.default_rng(0))
+    own = np.where(np.arange(COUNT) == 3, np.nan, known[0][0])
+    assert (
+        ruled(ladder("prune", SHARES), known, own, [np.arange(COUNT)]).reason
+        == "a cost of some documents is not finite"
+    )
     few = [one[:, :9] for one in costs(SHARES, np.random.default_rng(0))]
     assert "9 documents are too few" in ruled(ladder("prune", SHARES), few, few[0][0], [np.arange(9)]).reason
 

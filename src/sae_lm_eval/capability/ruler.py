@@ -137,10 +137,12 @@ def ruled(
     """Where the ladder costs as much as `own` (documents), of which the sum is the cost; `costs` are (seeds, documents)
     of each rung.
 
-    Refused where too few documents are known, and where the strongest rung's cost is not clearly above 0.
+    Refused where too few documents are known, where a cost is not finite, and where the strongest rung's cost is not clearly above 0.
     """
     if len(own) < FEWEST_DOCUMENTS:
         return Ruled(reason=f"{len(own)} documents are too few to be resampled")
+    if not all(np.isfinite(of).all() for of in (own, *costs)):
+        return Ruled(reason="a cost of some documents is not finite")
     generator, tail = np.random.default_rng(rng), (1 - level) / 2
     drawn = resampled_means(np.vstack([own, *costs]), strata, draws, generator)
     ends = np.cumsum([1, *map(len, costs)])
@@ -153,7 +155,8 @@ def ruled(
     look_up = partial(_strength, strengths, start)
     at = look_up([float(of.sum(1).mean()) for of in costs], float(own.sum()))
     if math.isinf(at):
-        return Ruled(bound=f"{'less' if at < 0 else 'more'} than {[*ladder.rungs][0 if at < 0 else -1]:g}")
+        side = "less" if (at < 0) == ladder.scale.is_rising else "more"  # of the argument, as fewer bits are stronger
+        return Ruled(bound=f"{side} than {[*ladder.rungs][0 if at < 0 else -1]:g}")
     places = np.array([look_up([float(one[i]) for one in picked], float(drawn[i, 0])) for i in range(draws)])
     low, high = np.quantile(places, [tail, 1 - tail], method="inverted_cdf")
     sign = 1 if ladder.scale.is_rising else -1

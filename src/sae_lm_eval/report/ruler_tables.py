@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from sae_lm_eval.capability.ruler import COSTS
+from sae_lm_eval.capability.ruler import COSTS, SCALES
 from sae_lm_eval.report.formatting import NA, Cell, ReportTable, TableColumn, number_cell, text_cell
 
 MOST_TOLD, MOST_EDITS = 3, 2  # variants, and edits of each, in the sentences; the table has all
@@ -75,11 +75,14 @@ def _edit(row: Mapping[str, Any]) -> str:
 
 
 def _bounds(row: Mapping[str, Any]) -> str:
+    """From the smaller to the greater value of the edit's argument; an end that is None lies beyond the ladder."""
     kind = str(row["kind"])
-    ends = [NA if row[end] is None else _strength(kind, row[end]) for end in ("low", "high")]
-    if row["low"] is not None and row["high"] is not None and row["low"] > row["high"]:
-        ends.reverse()
-    return f"{ends[0]} to {ends[1]}".replace(f"{NA} to", "up to").replace(f"to {NA}", "or more")
+    first, last = (None if row[end] is None else _strength(kind, row[end]) for end in ("low", "high"))
+    if not SCALES[kind][0].is_rising:  # the stronger edit has the smaller value
+        first, last = last, first
+    if first is None:
+        return "no bound" if last is None else f"up to {last}"
+    return f"{first} or more" if last is None else f"{first} to {last}"
 
 
 def _strength(kind: str, value: float) -> str:
