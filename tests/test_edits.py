@@ -350,6 +350,13 @@ def test_what_a_function_gives_is_looked_at_first(edit, message):
         adapter(edit=edit)
 
 
+@pytest.mark.parametrize("name", ["transformer.wte.weight", "lm_head.weight"])
+def test_a_parameter_of_two_modules_is_not_edited_in_one_of_them(name):
+    model = random_model("gpt2")
+    with pytest.raises(UserError, match=f"'{name}' and '.*' are one parameter"):
+        adapter(model, edit=lambda model: {name: model.get_parameter(name) * 2})
+
+
 # -- what is asked for ------------------------------------------------------------------------------------
 
 

@@ -104,10 +104,8 @@ def test_a_ladder_without_cost_and_few_documents_are_refused():
     assert found.reason == "the strongest rung costs nothing that can be told from 0"
     known = costs(SHARES, np.random.default_rng(0))
     own = np.where(np.arange(COUNT) == 3, np.nan, known[0][0])
-    assert (
-        ruled(ladder("prune", SHARES), known, own, [np.arange(COUNT)]).reason
-        == "a cost of some documents is not finite"
-    )
+    found = ruled(ladder("prune", SHARES), known, own, [np.arange(COUNT)])
+    assert found.reason == "a cost of some documents is not finite"
     few = [one[:, :9] for one in costs(SHARES, np.random.default_rng(0))]
     assert "9 documents are too few" in ruled(ladder("prune", SHARES), few, few[0][0], [np.arange(9)]).reason
 

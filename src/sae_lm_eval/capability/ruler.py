@@ -137,7 +137,8 @@ def ruled(
     """Where the ladder costs as much as `own` (documents), of which the sum is the cost; `costs` are (seeds, documents)
     of each rung.
 
-    Refused where too few documents are known, where a cost is not finite, and where the strongest rung's cost is not clearly above 0.
+    Refused where too few documents are known, where a cost is not finite, and where the strongest rung's cost is not
+    clearly above 0.
     """
     if len(own) < FEWEST_DOCUMENTS:
         return Ruled(reason=f"{len(own)} documents are too few to be resampled")

@@ -163,10 +163,16 @@ def _of_own(model: nn.Module, edit: Edit) -> tuple[ModuleEdit, ...]:
 
 
 def _weight(model: nn.Module, edit: Edit, name: str, value: Tensor) -> Tensor:
-    own = dict(model.named_parameters()).get(name)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    own = parameters.get(name)
     if own is None:
-        known = [one for one, _ in model.named_parameters()]
+        known = list(parameters)
         raise UserError(f"edit={edit}: the model has no parameter '{name}'.{did_you_mean(name, known, most=1)}")
+    if tied := next((other for other, one in parameters.items() if one is own and other != name), None):
+        raise UserError(
+            f"edit={edit}: '{name}' and '{tied}' are one parameter, and the edit would change one alone: "
+            f"give a module in the place of '{name.rpartition('.')[0]}'."
+        )
     if value.shape != own.shape:
         raise UserError(f"edit={edit}: '{name}' is {tuple(own.shape)}, and {tuple(value.shape)} is given for it.")
     if not value.isfinite().all():
