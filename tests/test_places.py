@@ -10,6 +10,8 @@ import torch
 from models import random_model
 from test_scoring import queries, variant
 
+from sae_lm_eval.attribution.directions import Moments
+from sae_lm_eval.attribution.patches import _Norms
 from sae_lm_eval.scoring.request import Query, ScoreRequest
 from sae_lm_eval.scoring.scorer import LAYOUTS, Scorer
 from sae_lm_eval.splicing.attach import attached
@@ -153,3 +155,30 @@ def test_a_model_that_is_attached_to_without_labels_has_label_0():
             assert torch.equal(model(input_ids=ids).logits, plain)
         with attached(model, at(spliced, labels=frozenset({1}))):
             assert torch.equal(model(input_ids=ids).logits, plain)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_fitted_has_never_seen_padding(layout):
+    model, rng = random_model("gpt2"), np.random.default_rng(0)
+    asked = [Query(rng.integers(3, 50, length).tolist(), [3]) for length in (4, 9, 17)]  # which begin differently
+    spliced = Variant(variant(model, HOOK).splices)  # without special tokens, of which the padding's id is one
+    norms, moments = _Norms(spliced), Moments(spliced)
+    for watch in (norms, moments):
+        scorer = Scorer(model, [spliced], rows=4, limit=64, layout=layout)
+        scorer.score(ScoreRequest(asked, measures=(), greedy=False, watch=watch), lambda _scores: None)
+    assert len({query.ids[0] for query in asked}) == 3
+    assert sum(map(len, norms.found[HOOK])) == moments.positions == 4 + 9 + 17
+
+
+def test_moments_are_of_the_whole_error_where_half_of_it_is_made():
+    model, asked = random_model("gpt2"), queries()
+    found = []
+    for scale in (1.0, 0.5):
+        (splice,) = variant(model, HOOK).splices
+        spliced = Variant((replace(splice, scale=scale),), variant(model, HOOK).special_ids)
+        moments = Moments(spliced)
+        Scorer(model, [spliced], rows=4, limit=64).score(
+            ScoreRequest(asked, measures=(), greedy=False, watch=moments), lambda _scores: None
+        )
+        found.append(moments.of[HOOK]["ee"])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)

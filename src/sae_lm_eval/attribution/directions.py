@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from sae_lm_eval.attribution.patches import ONLY, RANDOM, RESTORED
+from sae_lm_eval.attribution.patches import ONLY, RANDOM, RESTORED, edited_positions
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.scoring.request import TargetIndex
 from sae_lm_eval.splicing.attach import SpliceWatch
@@ -109,10 +109,10 @@ class Moments:
 
         def record(splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
             assert new is not None
-            special = torch.isin(context.input_ids, self.special.to(context.input_ids.device))
-            counted = (~special & (context.positions >= splice.first_position)).to(y.device)
+            counted = edited_positions(splice, self.special, context).to(y.device)
             activation, left = y[counted].double(), new[counted].double()
-            found[splice.site_out.hook] = moments_of(activation, activation - left)
+            # Of the dictionary's own error, of which `scale` is what is made of it.
+            found[splice.site_out.hook] = moments_of(activation, (activation - left) / (splice.scale or 1))
 
         yield record
         for hook, moments in found.items():

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lm_eval.attribution.classes import NORMS, SITES, Labels
@@ -153,6 +153,15 @@ class Patched:
             self._scorer.score(ScoreRequest(queries, measures=(), greedy=False, watch=watch), lambda _scores: None)
 
 
+def edited_positions(
+    splice: Splice, special: Int[Tensor, " special"], context: Context
+) -> Bool[Tensor, "batch positions"]:
+    """Where a dictionary is spliced in: neither at special tokens, nor before its first position, nor at padding."""
+    kept = torch.isin(context.input_ids, special.to(context.input_ids.device))
+    edited = ~kept & (context.positions >= splice.first_position)
+    return edited if context.real is None else edited & context.real
+
+
 class _Norms:
     """Collects the norm of the error where dictionaries are spliced in, by hook."""
 
@@ -168,9 +177,8 @@ class _Norms:
 
         def record(splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
             assert new is not None
-            special = torch.isin(context.input_ids, self.special.to(context.input_ids.device))
-            counted = ~special & (context.positions >= splice.first_position)
-            norms_of.append((splice.site_out.hook, error_norm(y, new)[counted.to(y.device)].cpu().numpy()))
+            counted = edited_positions(splice, self.special, context).to(y.device)
+            norms_of.append((splice.site_out.hook, error_norm(y, new)[counted].cpu().numpy()))
 
         yield record
         for hook, norms in norms_of:

@@ -21,13 +21,14 @@ class Batch(NamedTuple):
     """What one pass through the trunk reads, as arrays.
 
     `visible` is which tokens of the prefix and of its own row each token attends to, or None where that is all before
-    it.
+    it. `real` is which tokens are those of queries; the others fill up the rows.
     """
 
     ids: Int[np.ndarray, "rows length"]
     positions: Int[np.ndarray, "rows length"]
     visible: Bool[np.ndarray, "rows length prefix_and_length"] | None
     targets: TargetIndex
+    real: Bool[np.ndarray, "rows length"]
 
 
 class Batches:
@@ -84,13 +85,15 @@ class Batches:
         for number, row in enumerate(rows):
             ids[number, : len(row.ids)], positions[number, : len(row.ids)] = row.ids, row.depths
         visible = self._visible(rows, depth, length) if rows[0].branches else None
-        return Batch(ids, positions, visible, self._index(rows))
+        real = np.arange(length) < np.array([[len(row.ids)] for row in rows])
+        return Batch(ids, positions, visible, self._index(rows), real)
 
     def of_prefix(self, node: Prefix) -> Batch:
         """The tokens of a prefix, which are one row."""
         parts = (self._targets(number, node.start, node.stop) for number in node.members)
         index = TargetIndex.joined((where - node.start, tokens, columns) for where, tokens, columns in parts)
-        return Batch(np.array([node.ids], dtype=np.int64), np.arange(node.start, node.stop)[None], None, index)
+        ids = np.array([node.ids], dtype=np.int64)
+        return Batch(ids, np.arange(node.start, node.stop)[None], None, index, np.ones(ids.shape, dtype=bool))
 
     def _is_square(self, rows: Sequence[PackedRow]) -> bool:
         """Whether a tensor of (positions, ...) would look like one of (rows, ...)."""

@@ -122,6 +122,7 @@ class Executor:
         labels, ids = np.divmod(batch.ids, self.request.radix) if self.request.radix else (None, batch.ids)
         context = Context(self._here(ids), self._here(batch.positions), None)
         context.labels = None if labels is None else self._here(labels)
+        context.real = self._here(batch.real)
         kwargs: dict[str, Any] = {}
         if batch.visible is not None:
             kwargs = {"position_ids": context.positions, "attention_mask": self._additive_mask(batch.visible)}

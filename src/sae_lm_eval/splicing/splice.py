@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
@@ -145,7 +145,8 @@ class Context:
     """What the forward pass under way was given: token ids, their positions in the text, and which are real.
 
     The mask is as long as what a cache holds and the ids together. `labels` are those of the queries, where they have
-    any. `reconstructed` holds, where a pass has it, what dictionaries make of what the untouched model passes.
+    any. `reconstructed` holds, where a pass has it, what dictionaries make of what the untouched model passes. `real` is
+    which ids are no padding, where there is no mask to tell it.
     """
 
     input_ids: Int[Tensor, "batch positions"]
@@ -153,6 +154,7 @@ class Context:
     attention_mask: Shaped[Tensor, "batch cached_and_positions"] | None
     labels: Int[Tensor, "batch positions"] | None = None
     reconstructed: dict[Any, Tensor] | None = None
+    real: Bool[Tensor, "batch positions"] | None = None
 
     @classmethod
     def of_call(cls, input_ids: Int[Tensor, "batch positions"], kwargs: dict) -> Context:
