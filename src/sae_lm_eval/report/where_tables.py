@@ -58,14 +58,14 @@ def class_tables(record: Mapping[str, Any]) -> list[ReportTable]:
 
 
 def where_picture(record: Mapping[str, Any]) -> Picture | None:
-    """Classes by parts of the tasks: the share of the drop that comes back, of the first measure that has any.
+    """Classes by parts of the tasks: the share of the drop in margin that comes back, else of KL.
 
     Groups are shown where there are any, else tasks. None where no share is given of any measure.
     """
-    for measure, shown in MEASURES.items():
+    for measure in ("margin", "kl"):
         rows = [row for row in record["rows"] if row["measure"] == measure and is_number(row["restored"])]
-        if rows and measure != "accuracy":
-            return _picture(record, rows, shown)
+        if rows:
+            return _picture(record, rows, MEASURES[measure])
     return None
 
 
@@ -116,7 +116,7 @@ def class_table(record: Mapping[str, Any], division: str) -> ReportTable | None:
         lines.append((text_cell(name), *_coverage(covered.get(name), record["documents"]), *_shares(own)))
     blocks = (len(lines) - 1,) if lines and lines[-1][0].text == SUM else ()
     return ReportTable(
-        f"where-{_slug(division)}",
+        f"where-{_slug(record['variant'])}-{_slug(division)}",
         f"{record['variant']}: share of the drop by {division}",
         caption(record, division),
         tuple(columns),
@@ -187,8 +187,8 @@ def where_sentences(record: Mapping[str, Any]) -> list[str]:
         )
     if record["aligned"] < 1:
         out.append(
-            f"The tokens of {share(1 - record['aligned'])} of the requests could not be found in their text: they are "
-            "in the class that is not aligned."
+            f"The tokens of {share(1 - record['aligned'])} of the requests could not be found in their text: by "
+            "segment they are not aligned, by kind special, and no pattern or field marks them."
         )
     return out
 
