@@ -64,10 +64,10 @@ class PairedLosses:
         the numerator of the same sign, once with none, half of each. The ratio stays as it is.
         """
         loss, n = self.of[key], len(numerator)
-        further, weight = np.zeros((0, 2)), 0.0
+        further, weight, wider = np.zeros((0, 2)), 0.0, np.sqrt(n / (n - 1))  # Student's variance is over n - 1
         if self.measure == ACCURACY:
-            further, weight = np.array([[1, 1], [-1, -1], [0, 1], [0, -1]], dtype=float), 0.5
-        quantile = float(stats.t.ppf(0.5 + level / 2, n - 1))
+            further, weight, wider = np.array([[1, 1], [-1, -1], [0, 1], [0, -1]], dtype=float), 0.5, 1.0
+        quantile = float(stats.t.ppf(0.5 + level / 2, n - 1) * wider)
         low, high = fieller([(1.0, np.column_stack([numerator, loss]), further, weight)], quantile=quantile)
         return IntervalEstimate(float(numerator.sum() / loss.sum()), low, high)
 
