@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import stats
 from typer.testing import CliRunner
 
 from sae_lm_eval import UserError
 from sae_lm_eval.attribution.classes import Labels, Reading, division
+from sae_lm_eval.attribution.patches import spread
 from sae_lm_eval.attribution.segments import PromptDocument, segments, tails
 from sae_lm_eval.attribution.token_kinds import KINDS, Words, token_kinds
 from sae_lm_eval.cli.main import app
@@ -111,6 +113,17 @@ class TestKinds:
             *("part of a word", "part of a word", "rare word"),
         ]
 
+    def test_a_word_is_rare_in_one_document_however_it_is_written(self):
+        words = Words(["The cat saw the dog.", "A dog ran."])
+        assert [KINDS[words.kind(word)] for word in ("the", "The", "dog", "unseen")] == [
+            *("rare word", "rare word", "word", "rare word")
+        ]
+
+    def test_blanks_alone_are_no_part_of_the_word_behind(self):
+        spans = np.array([(0, 1), (1, 4), (4, 6), (6, 10)])
+        found = token_kinds(" cat  mouse", spans, np.zeros(4, dtype=bool), Words(["cat mouse", "mouse cat"]))
+        assert [KINDS[kind] for kind in found] == ["punctuation", "word", "punctuation", "word"]
+
 
 class TestClasses:
     def test_each_token_has_one_class_of_each_division(self):
@@ -159,6 +172,13 @@ class TestClasses:
             division("field:evidence", Words([])).index(reading("I saw", fields={"evidence": [3]}))
 
 
+@pytest.mark.parametrize("length", [0, 1, 255, 256, 257, 1000])
+def test_what_is_fitted_on_comes_from_all_tasks(length):
+    found = spread(range(length), 256)
+    assert len(found) <= 256
+    assert not length or length - 1 - found[-1] < -(-length // 256)
+
+
 class TestShares:
     def test_all_comes_back_where_a_patch_is_the_baseline(self):
         rng = np.random.default_rng(0)
@@ -180,6 +200,13 @@ class TestShares:
             found, _ = shares(losses, "whole", ["patch"], [], 0.95)
             held += found.low <= 0.4 <= found.high
         assert 0.93 <= held / trials <= 0.99
+
+    def test_of_a_drop_that_never_varies_the_interval_is_students(self):
+        back = np.random.default_rng(3).normal(0.4, 0.1, 6)
+        losses = PairedLosses(KL, np.zeros(6), {"whole": np.ones(6), "patch": 1 - back})
+        found, _ = shares(losses, "whole", ["patch"], [], 0.95)
+        student = stats.ttest_1samp(back, 0).confidence_interval(0.95)
+        assert (found.low, found.high) == pytest.approx((student.low, student.high))
 
     def test_no_share_is_given_where_the_drop_may_be_zero(self):
         rng = np.random.default_rng(2)
@@ -283,14 +310,15 @@ class TestReport:
         _, found = villages
         record = found.record()
         tables = {table.name: table for table in class_tables(record)}
-        assert list(tables) == ["where-segment", "where-kind", "where-norm"]
-        lines = {row[0].text: row for row in tables["where-norm"].rows}
-        heads = [column.heading for column in tables["where-norm"].columns]
+        slug = where_picture(record).name
+        assert list(tables) == [f"{slug}-{name}" for name in ("segment", "kind", "norm")]  # no two variants have one
+        lines = {row[0].text: row for row in tables[f"{slug}-norm"].rows}
+        heads = [column.heading for column in tables[f"{slug}-norm"].columns]
         shown = lines["quantile 2 of 2"][heads.index("comes back: KL")]
         assert shown.value == pytest.approx(shares_of(found, KL, "norm", "restored")["quantile 2 of 2"])
         assert " to " in shown.detail
-        assert "Edges of the norm" in tables["where-norm"].caption
-        assert "All documents" in tables["where-kind"].caption
+        assert "Edges of the norm" in tables[f"{slug}-norm"].caption
+        assert "All documents" in tables[f"{slug}-kind"].caption
 
     def test_the_summary_figure_has_a_row_for_each_class(self, villages):
         _, found = villages

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,12 @@ def test_an_error_that_is_the_same_everywhere_is_linear_by_its_mean():
     assert rest.energy == pytest.approx(0, abs=1e-6)
     found = linear.parts["a"](y.float(), torch.ones_like(y).float())
     torch.testing.assert_close(found, torch.ones_like(found), atol=1e-3, rtol=0)
+
+
+def test_a_dictionary_without_an_error_has_no_part_of_it():
+    moments = Moments(Variant(()))
+    moments.of["a"] = moments_of(torch.randn(200, 6, dtype=torch.float64), torch.zeros(200, 6, dtype=torch.float64))
+    assert all(math.isnan(part.energy) for part in moments.classes(("direction", "component"), moments))
 
 
 def test_a_fit_to_too_few_positions_is_refused(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from sae_lm_eval.attribution.segments import DIFFERENCE, LAST, OTHER, SEGMENTS, PromptDocument, segments
-from sae_lm_eval.attribution.token_kinds import KINDS, Words, token_kinds
+from sae_lm_eval.attribution.token_kinds import KINDS, Words, first_letters, token_kinds
 from sae_lm_eval.errors import UserError, one_of
 
 MOST_LABELS = 2**13  # so that a label and an id of the largest vocabularies fit into 32 bits
@@ -130,17 +130,11 @@ def _segment_index(reading: Reading) -> Int[np.ndarray, " tokens"]:
     of_letter = np.full(len(reading.text) + 1, other)
     for start, end, name in segments(context, continuation, reading.asked):
         of_letter[start:end] = SEGMENTS.index(name)
-    first = [start + _blanks(reading.text[start:end]) for start, end in reading.spans.tolist()]
-    out = np.where(reading.special, other, of_letter[np.minimum(first, len(reading.text))])
+    out = np.where(reading.special, other, of_letter[first_letters(reading.text, reading.spans)])
     differs = np.flatnonzero(out == SEGMENTS.index(DIFFERENCE))
     if len(differs) and differs[0]:
         out[differs[0] - 1] = SEGMENTS.index(LAST)
     return out
-
-
-def _blanks(piece: str) -> int:
-    stripped = piece.lstrip()
-    return len(piece) - len(stripped) if stripped else 0
 
 
 def _distance_index(reading: Reading) -> Int[np.ndarray, " tokens"]:

@@ -171,8 +171,10 @@ def _linear(of: Mapping[str, Tensor]) -> LinearPart:
 
 
 def _energy(part: Part, of: Mapping[str, Tensor]) -> float:
-    """1 - |error - part|^2 / |error|^2, by the moments."""
+    """1 - |error - part|^2 / |error|^2, by the moments; nan where there is no error."""
     whole = float(of["ee"].trace())
+    if not whole:
+        return float("nan")
     if isinstance(part, Remainder):
         return 1 - _energy(part.part, of)  # which the two share out, though they are not orthogonal
     if isinstance(part, Projection):

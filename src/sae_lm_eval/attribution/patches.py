@@ -95,6 +95,11 @@ def key_of(kind: str, places: Places) -> str:
     return json.dumps([mode, plain], sort_keys=True)
 
 
+def spread(queries: Any, count: int) -> Any:
+    """At most so many of a sequence, evenly from its beginning to its end."""
+    return queries[:: max(1, -(-len(queries) // count))]
+
+
 class Patched:
     """Scores queries by the baseline, a variant, and others of it.
 
@@ -143,7 +148,7 @@ class Patched:
     def norm_edges(self, queries: Sequence[Query], parts: int) -> dict[str, list[float]]:
         """By hook the quantiles of the error's norm that divide the positions of some queries into equal parts."""
         watch = _Norms(self.spliced.variant)
-        self.watched(queries[:: max(1, len(queries) // NORMS_OF)], watch)
+        self.watched(spread(queries, NORMS_OF), watch)
         levels = [part / parts for part in range(1, parts)]
         return {hook: np.quantile(np.concatenate(of), levels).tolist() for hook, of in watch.found.items()}
 

@@ -18,20 +18,18 @@ SPECIAL, NEWLINE, DIGIT, PUNCTUATION, NAME, PART, RARE, PLAIN = range(len(KINDS)
 class Words:
     """Of the texts of a run: which words are names, which are rare.
 
-    A name begins with a capital, and never occurs in these texts without. A rare word occurs in one document only.
+    A name begins with a capital, and never occurs in these texts without. A rare word occurs in at most one of them.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        found = Counter(word for text in set(texts) for word in set(WORD.findall(text)))
-        folded = Counter[str]()
-        for word, count in found.items():
-            folded[word.lower()] += count
-        self._seen, self._folded = found, folded
+        words = [set(WORD.findall(text)) for text in set(texts)]
+        self._seen = set[str]().union(*words)
+        self._texts = Counter(folded for of in words for folded in {word.lower() for word in of})
 
     def kind(self, word: str) -> int:
         if word[:1].isupper() and word[1:] == word[1:].lower() and len(word) > 1 and word.lower() not in self._seen:
             return NAME
-        return RARE if self._folded[word.lower()] <= 1 else PLAIN
+        return RARE if self._texts[word.lower()] <= 1 else PLAIN
 
 
 def token_kinds(
@@ -42,8 +40,7 @@ def token_kinds(
     for number, match in enumerate(WORD.finditer(text)):
         owner[match.start() : match.end()] = number
         kinds.append(words.kind(match[0]))
-    first = spans[:, 0] + np.array([_blanks(text[start:end]) for start, end in spans.tolist()], dtype=int)
-    word = np.where(special, -1, owner[np.minimum(first, len(text))])
+    word = np.where(special, -1, owner[first_letters(text, spans)])
     pieces = np.bincount(word[word >= 0], minlength=max(1, len(kinds)))
     of_word = np.array([*kinds, PLAIN])[word]
     torn = (word >= 0) & (pieces[word] > 1) & (of_word != NAME)
@@ -59,5 +56,8 @@ def token_kinds(
     return out
 
 
-def _blanks(piece: str) -> int:
-    return len(piece) - len(piece.lstrip())
+def first_letters(text: str, spans: Int[np.ndarray, "tokens 2"]) -> Int[np.ndarray, " tokens"]:
+    """Where each token's text begins behind its blanks; with these, where it is nothing else."""
+    pieces = [text[start:end] for start, end in spans.tolist()]
+    blanks = [len(piece) - len(piece.lstrip()) if piece.strip() else 0 for piece in pieces]
+    return np.minimum(spans[:, 0] + np.array(blanks, dtype=int), len(text))

@@ -13,7 +13,7 @@ import numpy as np
 from sae_lm_eval import schema
 from sae_lm_eval.attribution.classes import DEFAULT, NORMS, SITES, Labels, division, whole_of
 from sae_lm_eval.attribution.directions import CLASSES, COMPONENTS, DIRECTIONS, DirectionClass, Moments
-from sae_lm_eval.attribution.patches import AT_ONCE, PATCHES, Patched, PlaceClass, classes_of
+from sae_lm_eval.attribution.patches import AT_ONCE, PATCHES, Patched, PlaceClass, classes_of, spread
 from sae_lm_eval.attribution.token_kinds import Words
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses
 from sae_lm_eval.comparison.subsets import Cut, leaves
@@ -34,7 +34,7 @@ from sae_lm_eval.runtime.run_folder import LOG, held, journal_of, write_json
 from sae_lm_eval.splicing.splice import Variant
 
 WHOLE = "reconstruction"
-FITTED_ON = 4096  # requests, whose errors directions are fitted on
+FITTED_ON = 4096  # requests of all tasks, whose errors directions are fitted on
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ def _explained(
     places = classes_of(requests.labels, spliced.variant, edges)
     moments, others = Moments(spliced.variant), Moments(spliced.variant)
     if question.of_directions:
-        patched.watched(queries[fitted][:FITTED_ON].tolist(), moments)
-        patched.watched(queries[scored][:FITTED_ON].tolist(), others)
+        patched.watched(spread(queries[fitted], FITTED_ON).tolist(), moments)
+        patched.watched(spread(queries[scored], FITTED_ON).tolist(), others)
     directions = moments.classes(question.of_directions, others)
     classes: list[PlaceClass | DirectionClass] = [*places, *directions]
     variants, keys = _variants(classes, spliced.variant)
@@ -192,7 +192,9 @@ def _explained(
             "aligned": float(requests.aligned[scored].mean()),
             "norm_edges": edges,
             "fitted_on": moments.positions or None,
-            "energy": {f"{one.division}: {one.name}": one.energy for one in directions},
+            "energy": {
+                f"{one.division}: {one.name}": one.energy if np.isfinite(one.energy) else None for one in directions
+            },
             "coverage": requests.coverage(chosen),
             "provenance": spliced.provenance(),
         },

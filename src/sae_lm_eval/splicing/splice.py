@@ -145,8 +145,8 @@ class Context:
     """What the forward pass under way was given: token ids, their positions in the text, and which are real.
 
     The mask is as long as what a cache holds and the ids together. `labels` are those of the queries, where they have
-    any. `reconstructed` holds, where a pass has it, what dictionaries make of what the untouched model passes. `real` is
-    which ids are no padding, where there is no mask to tell it.
+    any. `reconstructed` holds, where a pass has it, what dictionaries make of what the untouched model passes. `real`
+    is which ids are no padding, where there is no mask to tell it.
     """
 
     input_ids: Int[Tensor, "batch positions"]
