@@ -19,9 +19,10 @@ from sae_lm_eval.attribution.token_kinds import KINDS, Words, token_kinds
 from sae_lm_eval.cli.main import app
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses, shares, why_no_share
 from sae_lm_eval.report.where_tables import class_tables, records_beside, where_picture, where_sentences
+from sae_lm_eval.runs.asked_tasks import _choices, _own
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import sweep_of
-from sae_lm_eval.runs.where import Inquiry, explain_drops
+from sae_lm_eval.runs.where import Inquiry, _chosen, explain_drops
 
 K4 = "world#blocks.2.hook_resid_post.k4"
 MMLU = "The following are questions about art.\n\n{}Which is red?\nA. a rose\nB. the sky\nC. snow\nD. grass\nAnswer:"
@@ -71,6 +72,13 @@ class TestSegments:
             "not aligned",
             "something else",
         )
+
+    def test_a_prompt_that_is_another_for_each_choice_is_not_aligned(self):
+        asked = PromptDocument("winogrande", 0, None, ("was late.", "was late."))
+        assert texts("Ann met Bo because Ann", " was late.", asked) == [
+            ("not aligned", "Ann met Bo because Ann"),
+            ("answer: difference", " was late."),
+        ]
 
     def test_what_a_chat_template_puts_behind_is_the_answer_prefix(self):
         found = texts("<user>Where?<assistant>", "here", PromptDocument("t", 0, "Where?", ("here", "there")))
@@ -161,11 +169,18 @@ class TestClasses:
             ("regex:[0-9]", "no pattern with a name"),
             ("regex:n=[0-9", "no regular expression"),
             ("field:", "names no field"),
+            ("direction:3", "direction takes nothing behind it"),
+            ("segment:question", "segment takes nothing behind it"),
+            ("regex:site=[0-9]", "names 'site' twice"),
         ],
     )
     def test_what_divides_nothing_is_refused(self, text, message):
         with pytest.raises(UserError, match=message.replace("[", r"\[")):
             Inquiry((text,))
+
+    def test_places_in_a_text_that_is_not_in_the_prompt_are_nowhere(self):
+        one = reading("I saw 12 foxes", own="You saw", fields={"evidence": [6, 14]})
+        assert division("field:evidence", Words([])).index(one).tolist() == [1, 1, 1, 1, 1]
 
     def test_a_field_of_another_kind_is_refused(self):
         with pytest.raises(UserError, match="neither a text nor a pair of places"):
@@ -352,6 +367,9 @@ class TestReport:
     [
         (["--by", "segmnt"], "Did you mean 'segment'"),
         (["--by", "kind", "--by", "kind"], "names 'kind' twice"),
+        (["--by", "norm:2", "--by", "norm:4"], "names 'norm' twice"),
+        (["--by", "site"], "divides nothing: "),
+        (["--by", "field:evidnce"], "no document has this field; they have "),
         (["--sae", f"{K4},splice=zero"], "no dictionary's error to put back"),
         (["--tasks", "sae_world_text"], "leave out sae_world_text"),
     ],
@@ -371,3 +389,22 @@ def test_the_plan_states_what_it_costs(tmp_path):
     assert result.exit_code == 0, result.output
     # Three of each of two and three classes, and the variant, behind block 2 of 4; the baseline runs twice.
     assert "at most 15 variants beside it, of 0.25 forward passes each: at most 6.0 over the tasks" in result.output
+
+
+def test_of_a_task_whose_prompts_differ_by_choice_the_scored_text_is_the_choice():
+    asked = SimpleNamespace(
+        OUTPUT_TYPE="multiple_choice",
+        multiple_input=2,
+        doc_to_text=lambda _doc: 1,
+        doc_to_choice=lambda _doc: ["Ann met Bo because Ann", "Ann met Bo because Bo"],
+        doc_to_target=lambda _doc: "was late.",
+    )
+    assert (_own(asked, {}), _choices(asked, {})) == (None, ("was late.", "was late."))
+    document = PromptDocument("t", 0, None, ("was late.",), {"sentence": "Ann met Bo", "answer": 1})
+    assert document.written == "Ann met Bo was late."
+
+
+@pytest.mark.parametrize(("numbers", "message"), [((0, 2), "leaves none to score"), ((1, 3), "held out to fit on")])
+def test_what_is_fitted_and_what_is_scored_are_both_there(numbers, message):
+    with pytest.raises(UserError, match=message):
+        _chosen(Inquiry(held_out=True), [PromptDocument("t", number, "", ()) for number in numbers])

@@ -103,11 +103,12 @@ def _field_spans(reading: Reading, name: str) -> list[tuple[int, int]]:
     """Spans of letters that a document's field names: texts to look for, or pairs of places in its own text."""
     value = reading.asked.fields.get(name)
     listed: Any = value if isinstance(value, list | tuple) else [] if value is None else [value]
-    own = reading.text.rfind(reading.asked.own.rstrip(), 0, reading.letters)
+    text = reading.asked.own
+    own = -1 if text is None else reading.text.rfind(text.rstrip(), 0, reading.letters)
     found = []
     for one in [listed] if _is_span(listed) else listed:
-        if _is_span(one) and own >= 0:
-            found.append((own + one[0], own + one[1]))
+        if _is_span(one):
+            found += [(own + one[0], own + one[1])] if own >= 0 else []
         elif isinstance(one, str) and one:
             found += [match.span() for match in re.compile(re.escape(one)).finditer(reading.text, max(own, 0))]
         else:

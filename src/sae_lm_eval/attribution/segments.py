@@ -19,30 +19,38 @@ LONGEST_LABEL = 3  # letters of a choice that is no text of its own
 class PromptDocument:
     """A document as a task asks it: its own part of the prompt, what the choices of its answer are, and its fields.
 
-    `tail` is how many letters at the end of its own part all documents of the task have in common.
+    `own` is None where the prompt is another for each choice. `tail` is how many letters at the end of their own parts
+    all documents of the task have in common.
     """
 
     task: str
     doc_id: int
-    own: str
+    own: str | None
     choices: tuple[str, ...]
     fields: dict[str, Any] = field(default_factory=dict)
     tail: int = 0
+
+    @property
+    def written(self) -> str:
+        """What is asked and what may be answered; the texts of its fields where the prompt is no one text."""
+        own = [value for value in self.fields.values() if isinstance(value, str)] if self.own is None else [self.own]
+        return " ".join((*own, *self.choices))
 
 
 def segments(context: str, continuation: str, asked: PromptDocument) -> list[tuple[int, int, str]]:
     """Spans (start, end, segment) of context + continuation, in order and without gaps.
 
     What is before the document's own text is the header; without that text in the context all of it is not aligned.
-    The last token is no span: `classes.SEGMENT` puts it in.
+    The last token is no span: `classes.division` puts it in.
     """
-    own, end = asked.own.rstrip(), len(context)
-    start = context.rfind(own) if own else end
+    given, end = asked.own or "", len(context)
+    own = given.rstrip()
+    start = -1 if asked.own is None else context.rfind(own) if own else end
     if start < 0:
-        spans = [(0, end, OTHER)]
+        spans = _joined([(end, OTHER)])
     else:
         stop = start + len(own)
-        tail = max(0, min(asked.tail - (len(asked.own) - len(own)), len(own)))
+        tail = max(0, min(asked.tail - (len(given) - len(own)), len(own)))
         inner = _options(own[: len(own) - tail], asked.choices)
         marks = [(start, HEADER), (stop - tail, QUESTION), (end, PREFIX)]
         if inner is not None:

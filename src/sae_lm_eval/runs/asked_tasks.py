@@ -106,7 +106,7 @@ def _asked(name: str, task: Any) -> AskedTask:
         by_document[instance.doc_id].append(instance)
     requests = [tuple(sorted(of, key=lambda one: one.idx)) for _, of in sorted(by_document.items())]
     owns = [_own(task, of[0].doc) for of in requests]
-    tail = tails(owns)
+    tail = tails([own or "" for own in owns])
     documents = [
         PromptDocument(name, of[0].doc_id, own, _choices(task, of[0].doc), dict(of[0].doc), tail)
         for of, own in zip(requests, owns, strict=True)
@@ -114,14 +114,16 @@ def _asked(name: str, task: Any) -> AskedTask:
     return AskedTask(name, task, tuple(documents), tuple(requests))
 
 
-def _own(task: Any, doc: Any) -> str:
-    """A document's own part of the prompt; "" where it is no one text."""
+def _own(task: Any, doc: Any) -> str | None:
+    """A document's own part of the prompt; None where it is another for each choice, as Winogrande's."""
     text = task.doc_to_text(doc)
-    return text if isinstance(text, str) else ""
+    return text if isinstance(text, str) and not getattr(task, "multiple_input", 0) else None
 
 
 def _choices(task: Any, doc: Any) -> tuple[str, ...]:
     if task.OUTPUT_TYPE != CHOICES:
         return ()
+    if getattr(task, "multiple_input", 0):  # the choices are prompts, and what is scored behind them is one text
+        return (str(task.doc_to_target(doc)),) * len(task.doc_to_choice(doc))
     choices = task.doc_to_choice(doc)
     return tuple(map(str, choices)) if isinstance(choices, list | tuple) else ()

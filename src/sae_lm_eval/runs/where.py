@@ -14,6 +14,7 @@ from sae_lm_eval import schema
 from sae_lm_eval.attribution.classes import DEFAULT, NORMS, SITES, Labels, division, whole_of
 from sae_lm_eval.attribution.directions import CLASSES, COMPONENTS, DIRECTIONS, DirectionClass, Moments
 from sae_lm_eval.attribution.patches import AT_ONCE, PATCHES, Patched, PlaceClass, classes_of, spread
+from sae_lm_eval.attribution.segments import PromptDocument
 from sae_lm_eval.attribution.token_kinds import Words
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses
 from sae_lm_eval.comparison.subsets import Cut, leaves
@@ -34,6 +35,7 @@ from sae_lm_eval.runtime.run_folder import LOG, held, journal_of, write_json
 from sae_lm_eval.splicing.splice import Variant
 
 WHOLE = "reconstruction"
+BARE = ("segment", "kind", "distance", SITES, DIRECTIONS, COMPONENTS)  # divisions without a value
 FITTED_ON = 4096  # requests of all tasks, whose errors directions are fitted on
 
 
@@ -46,7 +48,13 @@ class Inquiry:
     level: float = 0.95
 
     def __post_init__(self) -> None:
-        Labels([division(text, Words(())) for text in self.of_tokens])
+        labels = Labels([division(text, Words(())) for text in self.of_tokens])
+        others = [text.partition(":")[0] for text in self.by if text not in self.of_tokens]
+        names = [*(one.name for one in labels.divisions), *others, *({SITES} - {*others})]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"--by names '{twice}' twice.")
+        if rest := next((text for text in self.by if text.partition(":")[0] in BARE and ":" in text), None):
+            raise UserError(f"--by {rest}: {rest.partition(':')[0]} takes nothing behind it.")
         _ = self.parts
 
     @property
@@ -150,10 +158,9 @@ def _explained(
 ) -> Explained:
     """What each document lost to the variant and to each of its patches."""
     documents = [document for one in tasks for document in one.documents]
-    chosen = np.array([not question.fits or document.doc_id % 2 == 1 for document in documents])
-    if not chosen.any():
-        raise UserError("Every other document is held out, which leaves none to score: give at least two of each task.")
-    words = Words(" ".join((document.own, *document.choices)) for document in documents)
+    chosen = _chosen(question, documents)
+    _check(question, name, spliced, documents)
+    words = Words(document.written for document in documents)
     requests = labelled(spliced, tasks, Labels([division(text, words) for text in question.of_tokens]), chosen)
     meaning = repr([(one.name, one.classes) for one in requests.labels.divisions])
     patched = Patched(spliced, meaning, journal, tell)
@@ -188,7 +195,7 @@ def _explained(
             "held_out": question.fits,
             "level": question.level,
             "requests": int(scored.sum()),
-            "passes": len(variants),
+            "scored_variants": len(variants),
             "aligned": float(requests.aligned[scored].mean()),
             "norm_edges": edges,
             "fitted_on": moments.positions or None,
@@ -199,6 +206,28 @@ def _explained(
             "provenance": spliced.provenance(),
         },
     )
+
+
+def _chosen(question: Inquiry, documents: Sequence[PromptDocument]) -> np.ndarray:
+    """Which documents are scored. Raises `UserError` where none is, or none is left to fit on."""
+    chosen = np.array([not question.fits or document.doc_id % 2 == 1 for document in documents])
+    if not chosen.any():
+        raise UserError("Every other document is held out, which leaves none to score: give at least two of each task.")
+    if question.fits and chosen.all():
+        raise UserError("No document is held out to fit on: those with an even number are, so ask some of these too.")
+    return chosen
+
+
+def _check(question: Inquiry, name: str, spliced: Any, documents: Sequence[PromptDocument]) -> None:
+    """Raises `UserError` for a field that no document has, a variant without classes, and one that is run by itself."""
+    for kind, _, field in (text.partition(":") for text in question.of_tokens):
+        if kind == "field" and not any(field in document.fields for document in documents):
+            known = dict.fromkeys(name for document in documents for name in document.fields)
+            raise UserError(f"--by field:{field}: no document has this field; they have {', '.join(known)}.")
+    if {*question.by} == {SITES} and len(spliced.variant.splices) < 2:
+        raise UserError(f"--by site divides nothing: {name} is spliced in at one site.")
+    if not spliced.is_scored:
+        raise UserError(f"where scores the variants of {name} in shared passes, and its model runs each by itself.")
 
 
 def _variants(
