@@ -343,6 +343,13 @@ class TestReport:
         names = [label.get_text() for label in axis.get_yticklabels()]
         assert names == [name for _, name, _ in found.classes]
 
+    def test_the_figure_is_of_kl_where_no_margin_has_a_share(self, villages):
+        _, found = villages
+        rows = [row for row in found.record()["rows"] if row["measure"] != MARGIN]
+        picture = where_picture({**found.record(), "rows": rows})
+        assert picture is not None
+        assert picture.caption.startswith("Share (%) of the KL from the baseline that comes back ")
+
     def test_the_sentences_say_what_has_no_share(self, villages):
         _, found = villages
         record = found.record()

@@ -94,11 +94,11 @@ def _print(found: Explained, output_path: Path) -> None:
     from rich.console import Console
 
     from sae_lm_eval.cli.tables import print_report_table, print_sentence
-    from sae_lm_eval.report.where_tables import class_tables, where_sentences
+    from sae_lm_eval.report.where_tables import FOLDER, class_tables, where_sentences
 
     console, record = Console(), found.record()
     for sentence in where_sentences(record):
         print_sentence(console, sentence)
     for table in class_tables(record):
         print_report_table(console, table)
-    print_sentence(console, f"Written: {output_path / 'where' / found.name}.json", soft_wrap=True)
+    print_sentence(console, f"Written: {output_path / FOLDER / found.name}.json", soft_wrap=True)

@@ -74,8 +74,8 @@ class PairedLosses:
 
 def why_no_share(losses: PairedLosses, whole: str, level: float) -> str | None:
     """Why no share of the drop can be stated; None where it can: its interval lies above 0."""
-    if not len(losses.baseline):
-        return NO_MARGIN if losses.measure == MARGIN else TOO_FEW
+    if losses.measure == MARGIN and not len(losses.baseline):
+        return NO_MARGIN
     if len(losses.baseline) < FEWEST:
         return TOO_FEW
     low = losses.drop(whole, level).low

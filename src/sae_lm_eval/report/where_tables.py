@@ -88,10 +88,11 @@ def _picture(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], measu
         default=None,
     )
     most = "" if largest is None else f" Largest: {largest['class']}, {share(largest['restored'], 0)}."
+    drop = f"the {measure} from the baseline" if measure == MEASURES["kl"] else f"the drop in {measure}"
     return Picture(
         f"where-{_slug(record['variant'])}",
         f"Where the loss of {record['variant']} comes from",
-        f"Share of the drop in {measure} (%) that comes back when the error of a class of positions is put back, by "
+        f"Share (%) of {drop} that comes back when the error of a class of positions is put back, by "
         "part of the tasks. Empty: the drop does not exclude 0.",
         f"A grid, a row for each class of positions and a column for each part of the tasks.{most}",
         figure,
