@@ -17,6 +17,7 @@ from sae_lm_eval.attribution.patches import spread
 from sae_lm_eval.attribution.segments import PromptDocument, segments, tails
 from sae_lm_eval.attribution.token_kinds import KINDS, Words, token_kinds
 from sae_lm_eval.cli.main import app
+from sae_lm_eval.comparison.paired_statistics import ALIKE
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses, shares, why_no_share
 from sae_lm_eval.report.where_tables import class_tables, records_beside, where_picture, where_sentences
 from sae_lm_eval.runs.asked_tasks import _choices, _own
@@ -227,6 +228,8 @@ class TestShares:
         rng = np.random.default_rng(2)
         noise = PairedLosses(KL, np.zeros(100), {"whole": rng.normal(0, 1, 100)})
         assert why_no_share(noise, "whole", 0.95) == "the drop does not exclude 0"
+        alike = PairedLosses(KL, np.zeros(9), {"whole": np.full(9, 0.3)})
+        assert why_no_share(alike, "whole", 0.95) == ALIKE
         few = PairedLosses(ACCURACY, np.ones(3), {"whole": np.ones(3)})
         assert why_no_share(few, "whole", 0.95) == "fewer than 5 documents"
         none = PairedLosses(MARGIN, np.full(9, np.nan), {"whole": np.full(9, np.nan)}).restricted(

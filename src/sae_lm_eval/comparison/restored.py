@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from sae_lm_eval.comparison.paired_statistics import FEWEST, Stratum, mean_change, paired_drop
+from sae_lm_eval.comparison.paired_statistics import ALIKE, FEWEST, Stratum, mean_change, paired_drop
 from sae_lm_eval.comparison.share_lost import NAN, fieller
 
 ACCURACY, MARGIN, KL = "accuracy", "margin", "kl"
@@ -78,8 +78,10 @@ def why_no_share(losses: PairedLosses, whole: str, level: float) -> str | None:
         return NO_MARGIN
     if len(losses.baseline) < FEWEST:
         return TOO_FEW
-    low = losses.drop(whole, level).low
-    return None if low > 0 else NOT_DROPPED
+    drop = losses.drop(whole, level)
+    if drop.value > 0 and np.isnan(drop.low):
+        return ALIKE
+    return None if drop.low > 0 else NOT_DROPPED
 
 
 def shares(
