@@ -109,7 +109,7 @@ def fit_of(folder: Path, sae, **more):
 
 
 def picky(hook: str):
-    """A dictionary whose elements fire only where its input is large: its L0 tells inputs apart."""
+    """A dictionary whose latents fire only where its input is large: its L0 tells inputs apart."""
     sae = random_sae(WIDTH, hook)
     with torch.no_grad():
         sae.b_dec.zero_()

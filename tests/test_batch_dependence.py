@@ -178,7 +178,7 @@ class TestOldConfigurations:
 
     def test_k_largest_without_a_k_is_refused(self, tmp_path):
         self.saved(tmp_path, activation_fn_str="topk")
-        with pytest.raises(UserError, match="keeps its k largest elements, and its topk has no k: refused"):
+        with pytest.raises(UserError, match="keeps its k largest latents, and its topk has no k: refused"):
             load_dictionary(str(tmp_path))
 
     @pytest.mark.parametrize("factors", [None, 1.0, 1.5])
@@ -192,7 +192,7 @@ class TestOldConfigurations:
         if factors == 1.0:
             torch.testing.assert_close(load_dictionary(str(tmp_path)).reconstruct(X), sae(X))
             return
-        with pytest.raises(UserError, match="finetuned with a scaling factor for each element"):
+        with pytest.raises(UserError, match="finetuned with a scaling factor for each latent"):
             load_dictionary(str(tmp_path))
 
     def test_an_expansion_factor_is_no_sign_of_another_format(self, tmp_path):

@@ -116,7 +116,7 @@ def test_the_table_of_the_readme_is_the_commands(report):
 
 
 def test_its_story_is_true(report):
-    """Fewer elements hurt more, some categories more than others, and zeros most of all."""
+    """Fewer latents hurt more, some categories more than others, and zeros most of all."""
     _, drops, _ = report
     drops = drops[(drops["section"] == "task") & (drops["metric"] == "acc")]
     mean = drops.groupby("variant")["drop"].mean()

@@ -72,7 +72,7 @@ def test_the_plan_needs_no_weights_of_the_model(folder, monkeypatch):
     assert facts["not stated"] == "model_names, context_size, prepend_bos, processing"
     assert facts["model loaded"] == "not stated: taken as it is"
     assert facts["trained on"].endswith("behind BOS: not stated")
-    assert facts["elements"] == "64"
+    assert facts["latents"] == "64"
 
 
 def test_the_right_map_of_a_release_that_says_nothing_shows_in_the_fit(folder):

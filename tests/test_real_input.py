@@ -73,7 +73,7 @@ def test_a_reconstruction_does_not(suite, request):
     assert answers(runs["topk32"]) != answers(runs["hf"])
 
 
-def test_fewer_elements_hurt_more(blimp):
+def test_fewer_latents_hurt_more(blimp):
     """The log-probability of the well-formed sentence, averaged over all documents: hf > topk32 > topk8 > zero."""
 
     def mean(run: dict) -> float:

@@ -363,7 +363,7 @@ class TestWhatAnArchitectureDoesNotBear:
         assert scorer.layout != Layout()
         assert_equal(scorer, queries())
 
-    def test_a_flip_of_a_few_elements_is_no_reason(self, llama):
+    def test_a_flip_of_a_few_latents_is_no_reason(self, llama):
         """Random top-k dictionaries have many near ties, which rounding decides one way or the other."""
         scorer = Scorer(llama, [variant(llama, "blocks.1.hook_resid_post", architecture="topk")], rows=2, limit=64)
         assert scorer.layout == Layout()

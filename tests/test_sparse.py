@@ -27,7 +27,7 @@ def test_gather_is_the_product(active):
     torch.testing.assert_close(gather(rows.reshape(2, 5, 256), decoder), rows.reshape(2, 5, 256) @ decoder)
 
 
-def test_it_is_used_where_few_elements_fire_alone():
+def test_it_is_used_where_few_latents_fire_alone():
     decoder = torch.randn(256, 24)
     assert gather_pays(sparse_rows(10, 256, 7), decoder)
     assert not gather_pays(sparse_rows(10, 256, 9), decoder)

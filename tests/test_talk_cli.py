@@ -293,7 +293,7 @@ def test_prompts_and_a_text_of_stories(page):
     ]
 
 
-def test_fewer_elements_hurt_more_and_rare_words_most(page):
+def test_fewer_latents_hurt_more_and_rare_words_most(page):
     means = {
         (k, category): float(
             re.search(rf'topk{k}</caption>.*?{category}</th>.*?mean KL">([\d.]+)<', page, re.DOTALL)[1]

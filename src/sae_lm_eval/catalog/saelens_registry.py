@@ -203,7 +203,7 @@ def _entry(release: Release, id_: str) -> Entry:
 
 
 def _width(path: str) -> int | None:
-    """The number of elements as paths tell it, a power of two: `width_16k` is 16,384, `width-2pow12` 4,096."""
+    """The number of latents as paths tell it, a power of two: `width_16k` is 16,384, `width-2pow12` 4,096."""
     if match := re.search(r"width-2pow(\d+)", path):
         return 2 ** int(match[1])
     if match := re.search(r"width_(\d+)([km])(?![a-z0-9])", path):
@@ -246,7 +246,7 @@ def find_entries(pattern: str) -> list[Entry]:
 def search(pattern: str) -> list[dict[str, Any]]:
     """What `find_entries` finds, as a row each.
 
-    Keys: spec, model, hook, map, l0, width (number of elements; both None where not known), verdict, why.
+    Keys: spec, model, hook, map, l0, width (number of latents; both None where not known), verdict, why.
     """
     return [
         {

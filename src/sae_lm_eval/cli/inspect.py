@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sae_lm_eval.cli.first_words import say_loading
+from sae_lm_eval.cli.first_words import check_splices, say_loading
 from sae_lm_eval.cli.tables import TextTable, print_facts, print_sentence, print_table
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.formatting import fixed_decimals, general
@@ -37,10 +37,11 @@ def inspect(
     whole(tokens, "--tokens", least=1)
     if text is not None:
         check_file(text)
+    arguments = _model_args(model_args)
+    check_splices(arguments)
     say_loading()
     from sae_lm_eval.harness import inspection
 
-    arguments = _model_args(model_args)
     keeps = arguments.get("splice_tokens", "non_special") != "all"
     special = "bos, eos and pad keep the original activation" if keeps else "all are spliced"
     for splice in inspection.planned_variant(arguments).splices:

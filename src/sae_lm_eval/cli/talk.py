@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import StrictStr
 
-from sae_lm_eval.cli.first_words import say_loading
+from sae_lm_eval.cli.first_words import check_splices, say_loading
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import Foreign, checked, json_value, read_text, shown
 
@@ -59,8 +59,13 @@ def talk(
         check_file(text)
     if html is not None and not asked and text is None:
         raise UserError("--html needs something to show: give --prompts FILE or --text FILE.")
+    from lm_eval.utils import simple_parse_args_string
+
+    arguments = simple_parse_args_string(model_args)
+    check_splices(arguments, sae or [])
     say_loading()
     from sae_lm_eval.splicing.choices import whole
+    from sae_lm_eval.talk.conversation import Model
     from sae_lm_eval.talk.html_page import check_writable
     from sae_lm_eval.talk.sampling import Sampling
     from sae_lm_eval.talk.terminal import Session, temperature_of
@@ -73,7 +78,7 @@ def talk(
     whole(tokens, "--tokens", least=1)
     if html is not None:
         check_writable(html)
-    model = _load(model_args, sae or [], prompt_format)
+    model = Model(arguments, sae or [], prompt_format)
     model.check_system(system)
     if not asked and text is None:
         Session(model, sampling, system).run()
@@ -98,14 +103,6 @@ def read_prompts(path: Path) -> list[str]:
 
 def _prompt_of(line: str, where: str) -> str:
     return checked(Prompt, json_value(line, where), where, 'an object with a "prompt"').prompt
-
-
-def _load(model_args: str, saes: list[str], prompt_format: str | None) -> Model:
-    from lm_eval.utils import simple_parse_args_string
-
-    from sae_lm_eval.talk.conversation import Model
-
-    return Model(simple_parse_args_string(model_args), saes, prompt_format)
 
 
 def _unattended(

@@ -27,10 +27,10 @@ def refuse_what_is_dropped(name: str, config: Mapping[str, Any], weights: Path) 
         )
     k = (config.get("activation_fn_kwargs") or {}).get("k", config.get("k"))
     if function == "topk" and k is None:
-        raise UserError(f"{name} keeps its k largest elements, and its {function} has no k: refused.")
+        raise UserError(f"{name} keeps its k largest latents, and its {function} has no k: refused.")
     if config.get("finetuning_scaling_factor") and not _are_ones(weights):
         raise UserError(
-            f"{name} was finetuned with a scaling factor for each element (finetuning_scaling_factor), "
+            f"{name} was finetuned with a scaling factor for each latent (finetuning_scaling_factor), "
             f"which SAELens no longer applies: refused."
         )
 

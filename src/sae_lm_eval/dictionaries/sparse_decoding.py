@@ -1,4 +1,4 @@
-"""Decoding as a gather: of a dictionary's elements a few in a hundred are active, and the others add nothing."""
+"""Decoding as a gather: of a dictionary's latents a few in a hundred are active, and the others add nothing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-# A gather pays below about one active element in 32, whatever the widths; only on the CPU was that measured
-# (torch 2.13, widths 512 and 2,304, 4,096 and 16,384 elements).
+# A gather pays below about one active latent in 32, whatever the widths; only on the CPU was that measured
+# (torch 2.13, widths 512 and 2,304, 4,096 and 16,384 latents).
 PAYS_BELOW = {"cpu": 1 / 32}
 PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
@@ -44,9 +44,9 @@ def gather_pays(activations: Tensor, decoder: Tensor) -> bool:
 
 
 def gather(activations: Tensor, decoder: Tensor) -> Tensor:
-    """`activations @ decoder`, (..., elements) by (elements, width), from the elements that are not 0 alone."""
+    """`activations @ decoder`, (..., latents) by (latents, width), from the latents that are not 0 alone."""
     rows = activations.reshape(-1, activations.shape[-1])
-    row, element = rows.nonzero(as_tuple=True)
+    row, latent = rows.nonzero(as_tuple=True)
     starts = torch.searchsorted(row, torch.arange(len(rows), device=rows.device))
-    out = nn.functional.embedding_bag(element, decoder, starts, mode="sum", per_sample_weights=rows[row, element])
+    out = nn.functional.embedding_bag(latent, decoder, starts, mode="sum", per_sample_weights=rows[row, latent])
     return out.unflatten(0, activations.shape[:-1])

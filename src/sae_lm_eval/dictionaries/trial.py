@@ -16,7 +16,7 @@ ROWS, POSITIONS = 8, 3
 SIZES = (0.1, 100.0)  # of the rows' entries: a choice among all rows takes from the loudest
 # Relative to a position's own output; above what sums in another order leave.
 TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.05}
-MOST = 0.75  # of the positions: at the others an element may lie within rounding of its threshold
+MOST = 0.75  # of the positions: at the others a latent may lie within rounding of its threshold
 
 
 @torch.no_grad()

@@ -82,7 +82,7 @@ def fired(first: Values, _only: Values) -> Values:
 
 
 def jackknife(rows: Float64[np.ndarray, "documents 2"]) -> float:
-    """Of the fraction that fired: without a document, the elements that fired in no other are missing (Tukey 1958)."""
+    """Of the fraction that fired: without a document, the latents that fired in no other are missing (Tukey 1958)."""
     _, only = rows.T
     n = len(rows)
     return math.sqrt((n - 1) / n * ((only - only.mean()) ** 2).sum())

@@ -58,7 +58,7 @@ def splice_facts(splice: Splice, special: str) -> dict[str, str]:
         "writes": f"{splice.site_out.hook} = {writes}, (..., {dictionary.d_out})",
         "activation map": f"{splice.map_in.name} -> {splice.map_out.name}",
         "positions": positions(splice, special),
-        "elements": "none" if dictionary.d_dictionary is None else f"{dictionary.d_dictionary:,}",
+        "latents": "none" if dictionary.d_dictionary is None else f"{dictionary.d_dictionary:,}",
         "parameters": f"{parameters:,} in {str(dictionary.dtype).removeprefix('torch.')}",
         "trained on": f"{' or '.join(dictionary.model_names) or '?'}, context {dictionary.context_size or '?'}, "
         f"behind BOS: {dictionary.prepend_bos if dictionary.prepend_bos is not None else 'not stated'}",

@@ -6,7 +6,7 @@ import ast
 import functools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -61,19 +61,24 @@ def check(sweep: Sweep, output_path: Path | None) -> None:
         read_categories_file(sweep.categories)
     known = _settled(output_path)
     new = [asked for asked in sweep.variants if asked.name not in known]
-    for asked in new:
-        _check_arguments(asked)
     if known and not new:
         return
-    _check_model_args(sweep.model_args)
     check_tasks(tasks_of(sweep.settings), sweep.settings.get("include_path"))
-    config = model_config(sweep.model_args)
+    check_variants(sweep.model_args, new)
+
+
+def check_variants(model_args: Mapping[str, Any], variants: Sequence[VariantRequest]) -> None:
+    """Raise `UserError` for what loading a model and its variants would stumble over, as far as files tell."""
+    for asked in variants:
+        _check_arguments(asked)
+    _check_model_args(model_args)
+    config = model_config(model_args)
     told: list[str] = []
-    for asked in new:
+    for asked in variants:
         try:
-            _check_dictionaries(asked, config, str(sweep.model_args.get("pretrained")))
+            _check_dictionaries(asked, config, str(model_args.get("pretrained")))
             if config:
-                _check_sites(asked, sweep.model_args)
+                _check_sites(asked, model_args)
         except UserError as error:
             told.append(str(error))
     if told:
