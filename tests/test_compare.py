@@ -175,7 +175,10 @@ def test_real_runs_of_uneven_groups_equal_lm_evals_numbers(tmp_path):
     assert found.loc["group"]["n"].to_dict() == {"sized": 50, "unsized": 23}
     assert (found["margin_change"] < 0).all()
     assert runs[1].name == "world#blocks.2.hook_resid_post.k4 (zero)"
-    documents = paired_comparison(runs[0], runs[1:]).documents()
+    comparison = paired_comparison(runs[0], runs[1:])
+    shares = {cut.name: cut.weights for cut in comparison.cuts if cut.section == "group"}
+    assert shares == {"sized": pytest.approx((0.8, 0.2)), "unsized": (0.5, 0.5)}
+    documents = comparison.documents()
     assert documents.loc[documents["task"] == "sae_world_pets", "doc_id"].tolist() == asked["sae_world_pets"]
 
 
@@ -502,7 +505,7 @@ def test_the_command_prints_80_columns_writes_csv_and_imports_no_model(folders, 
     said = command(*folders, "--categories", categories, "--csv", tmp_path / "drops.csv")
     assert said.returncode == 0, said.stderr
     assert said.stdout.splitlines()[-1] == "[]"
-    assert max(map(len, said.stdout.splitlines())) <= 80
+    assert max(len(line) for line in said.stdout.splitlines() if not line.startswith("Written: ")) <= 80
     assert HOSTILE[:12] in said.stdout
     frame = pd.read_csv(tmp_path / "drops.csv")
     assert frame["name"].tolist() == [

@@ -138,11 +138,11 @@ class TestMistakes:
     def test_no_ray(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "ray", None)
         with pytest.raises(UserError, match=r"--ray needs Ray, which is not installed: pip install 'sae-lm-eval\[ray"):
-            self.spread()
+            self.run_on_cluster()
 
     def test_no_cluster(self):
         with pytest.raises(UserError, match=r"No Ray cluster answers at 'nowhere\.invalid:6379'"):
-            self.spread()
+            self.run_on_cluster()
 
     def test_nothing_is_asked_of_a_cluster_that_is_done_already(self):
         journal = Journal()

@@ -163,7 +163,8 @@ def _of_cut(
     strata = [np.flatnonzero(mine.index.get_level_values("task") == task) for task in cut.tasks]
     strata = [places for places in strata if len(places)]
     weights = np.empty(len(mine))
-    shares = cut.weights if cut.weights is not None and len(cut.weights) == len(strata) else None
+    if (shares := cut.weights) is not None and len(shares) != len(strata):
+        return None  # without one of its tasks it is another mean
     for place, places in enumerate(strata):
         weights[places] = 1 / len(mine) if shares is None else shares[place] / len(places)
     scores = FamilyScores(np.array(family.compute), members, own, spliced, weights, strata)

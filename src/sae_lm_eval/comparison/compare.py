@@ -136,7 +136,7 @@ def paired_comparison(
         family,
         level,
         tuple(dict.fromkeys(notes)),
-        tuple(cuts),
+        tuple(_weighted(cut, runs, pairs[others[0].name]) for cut in cuts),
         between_variants({run.name: pairs[run.name] for run in others if not is_control(run)}, options),
         _by_document(pairs),
     )
@@ -290,11 +290,7 @@ def _group_rows(
             continue  # lm_eval does not score the group by this metric
         lacking = [task for task in cut.tasks if task not in members and key in runs[0].scores[task]]
         kinds = {(pair.measure.kind, pair.measure.sign) for pair in members.values()}
-        weights = group_weights(
-            [[one.score(task, key) for task in members] for one in runs],
-            [runs[0].sizes[task] for task in members],
-            [one.score(cut.name, key) for one in runs],
-        )
+        weights = _weights(cut, list(members), runs, key)
         if weights is None or lacking or len(kinds) > 1:
             why = f"{', '.join(lacking)} cannot be compared by it" if lacking else "its tasks do not average to it"
             notes.append(f"Group {cut.name}: {key} is left out, for {why}.")
@@ -306,6 +302,24 @@ def _group_rows(
         scored = " or ".join(key for key in runs[0].scores[cut.name] if "_stderr" not in key)
         notes.append(f"Group {cut.name} is left out: lm_eval scores it by {scored}; metrics=all compares all metrics.")
     return rows, notes
+
+
+def _weights(cut: Cut, tasks: Sequence[str], runs: Sequence[Results], key: str) -> np.ndarray | None:
+    return group_weights(
+        [[one.score(task, key) for task in tasks] for one in runs],
+        [runs[0].sizes[task] for task in tasks],
+        [one.score(cut.name, key) for one in runs],
+    )
+
+
+def _weighted(cut: Cut, runs: Sequence[Results], pairs: Mapping[str, list[Pair]]) -> Cut:
+    """A group with the weights that lm_eval gave its tasks by the first metric that all have; another cut as it is."""
+    keys = [{pair.measure.key: None for pair in pairs[task]} for task in cut.tasks] if cut.section == "group" else []
+    for key in keys[0] if keys else ():
+        if all(key in of for of in keys) and all(one.scores.get(cut.name, {}).get(key) is not None for one in runs):
+            weights = _weights(cut, cut.tasks, runs, key)
+            return cut if weights is None else replace(cut, weights=tuple(weights))
+    return cut
 
 
 def _by_document(measured: Mapping[str, Mapping[str, list[Pair]]]) -> pd.DataFrame:

@@ -34,13 +34,14 @@ def paths_of_last_block(model: nn.Module, variants: Sequence[Variant]) -> Paths:
     """
     sites = [site for variant in variants for s in variant.splices for site in (s.site_in, s.site_out)]
     used = [port.path for site in sites for port in (site.read, site.write, site.residual) if port is not None]
-    used += [edit.path for variant in variants for edit in variant.edits]
+    # What an edit of the block itself changes is inside; what is spliced in at its output is not.
+    used += [f"{edit.path}." for variant in variants for edit in variant.edits]
     blocks = blocks_path(model)
     block = None if blocks is None else f"{blocks}.{len(model.get_submodule(blocks)) - 1}"  # pyright: ignore[reportArgumentType]
     architecture, hooks = Architecture(model), ("attn.q.hook_in", "attn.k.hook_in", "attn.hook_z", "mlp.hook_in")
     query, key, output, mlp = (_path(architecture, hook) for hook in hooks)
     modules = [] if mlp is None or any(f"{path}.".startswith(f"{mlp}.") for path in used) else [mlp]
-    if block is None or any(f"{path}.".startswith(f"{block}.") for path in used):
+    if block is None or any(path.startswith(f"{block}.") for path in used):
         return Paths(None, tuple(modules))
     attention = [path for path in (query, output) if path is not None and path != key]
     return Paths(block, (*attention, *modules))
