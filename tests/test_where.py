@@ -399,6 +399,9 @@ def test_the_plan_states_what_it_costs(tmp_path):
     assert result.exit_code == 0, result.output
     # Three of each of two and three classes, and the variant, behind block 2 of 4; the baseline runs twice.
     assert "at most 15 variants beside it, of 0.25 forward passes each: at most 6.0 over the tasks" in result.output
+    fitted = "Before, the variant runs on up to 256 requests for norms, and on up to 4,096 for directions."
+    assert fitted in result.output
+    assert fitted not in CliRunner().invoke(app, [*given, "--by", "first:2"]).output
 
 
 def test_of_a_task_whose_prompts_differ_by_choice_the_scored_text_is_the_choice():

@@ -13,7 +13,7 @@ import numpy as np
 from sae_lm_eval import schema
 from sae_lm_eval.attribution.classes import DEFAULT, NORMS, SITES, Labels, division, whole_of
 from sae_lm_eval.attribution.directions import CLASSES, COMPONENTS, DIRECTIONS, DirectionClass, Moments
-from sae_lm_eval.attribution.patches import AT_ONCE, PATCHES, Patched, PlaceClass, classes_of, spread
+from sae_lm_eval.attribution.patches import AT_ONCE, NORMS_OF, PATCHES, Patched, PlaceClass, classes_of, spread
 from sae_lm_eval.attribution.segments import PromptDocument
 from sae_lm_eval.attribution.token_kinds import Words
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses
@@ -37,6 +37,7 @@ from sae_lm_eval.splicing.splice import Variant
 WHOLE = "reconstruction"
 BARE = ("segment", "kind", "distance", SITES, DIRECTIONS, COMPONENTS)  # divisions without a value
 FITTED_ON = 4096  # requests of all tasks, whose errors directions are fitted on
+FITTED = f" Before, the variant runs on up to {NORMS_OF} requests for norms, and on up to {FITTED_ON:,} for directions."
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Inquiry:
             out.append(
                 f"{one.asked.name}: at most {count} variants beside it, of {one.cost:.2f} forward passes each: at most "
                 f"{passes:.1f} over the tasks, besides the dictionary's own work, done once for {AT_ONCE} of them."
+                f"{FITTED if self.parts or self.of_directions else ''}"
             )
         return out
 
