@@ -237,6 +237,33 @@ def test_what_lies_in_a_replaced_module_of_one_variant_is_edited_and_spliced_for
                 torch.testing.assert_close(model.lm_head(found), alone[number], atol=1e-4, rtol=1e-4)
 
 
+class OfSomeTokens(nn.Module):
+    """Runs a layer on two tokens of three, as experts run on those that are sent to them."""
+
+    def __init__(self):
+        super().__init__()
+        self.expert = nn.Linear(32, 32)
+
+    def forward(self, x):
+        flat, out = x.flatten(0, 1), torch.zeros_like(x).flatten(0, 1)
+        sent = torch.arange(len(flat)) % 3 > 0
+        out[sent] = self.expert(flat[sent])
+        return out.view_as(x)
+
+
+def test_a_layer_that_is_given_some_tokens_alone_is_refused():
+    model, ids = random_model("llama"), random_ids()
+    model.model.layers[1].mlp = OfSomeTokens()
+    variant = adapter(model, edit=lambda _: {"model.layers.1.mlp.expert.weight": torch.zeros(32, 32)}).spliced.variant
+    message = "it runs on some tokens alone, and which are whose cannot be told"
+    with torch.no_grad(), attached(model, variant), pytest.raises(UserError, match=message):
+        model(ids)
+    with torch.no_grad(), forked(model, [variant]) as fork:
+        fork.begin(Context.of_call(ids, {}))
+        with pytest.raises(UserError, match=message):
+            model.model(input_ids=ids.repeat(fork.copies, 1), use_cache=False)
+
+
 def test_variants_in_one_batch_write_as_each_by_itself():
     from lm_eval.api.instance import Instance
 

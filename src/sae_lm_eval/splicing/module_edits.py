@@ -143,8 +143,18 @@ def _first(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
 
 
 def _unit(given: Tensor, rows: Rows) -> int:
-    """How many entries of the first axis are one row: some modules see rows and positions as one axis."""
-    return 1 if given.ndim > 2 or not given.is_floating_point() else rows.positions
+    """How many entries of the first axis are one row: some modules see rows and positions as one axis.
+
+    Raises `UserError` where they are neither, as an expert's, which is given the tokens that were sent to it.
+    """
+    if given.ndim > 2 or not given.is_floating_point():
+        return 1
+    if len(given) % rows.positions:
+        raise UserError(
+            f"A module that is to be edited is given {len(given)} tokens of rows of {rows.positions}: it runs on some "
+            "tokens alone, and which are whose cannot be told. Edit the module around it."
+        )
+    return rows.positions
 
 
 def _narrowed(value: Any, *, length: int, part: slice) -> Any:
