@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from sae_lm_eval.capability.family import MEASURES, equivalents, read_task_family, told
+from sae_lm_eval.capability.family import MEASURES, cut_scores, equivalents, read_task_family, told
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.report.text_tables import markdown_table
 from sae_lm_eval.runs.loss_curve import Member
@@ -51,7 +51,7 @@ def main() -> None:
         sweep = Sweep(model_args=args, variants=(), settings=SETTINGS)
         evaluate(sweep, lm_eval_config(sweep), options.folder / f"{name}_tasks")
         comparison = paired_comparison(out / "baseline", [options.folder / f"{name}_tasks" / "baseline"])
-        found = equivalents(comparison, family)
+        found = equivalents(cut_scores(comparison, family))
         for section, name in [("overall", "overall"), *(("group", group) for group in comparison.baseline.groups)]:
             own = found[(found["section"] == section) & (found["name"] == name)]
             if own.empty or (section == "group" and name == "sae_world"):

@@ -13,7 +13,7 @@ import pytest
 from runs import answers, write_run
 
 from sae_lm_eval import schema
-from sae_lm_eval.capability.family import COLUMNS, NAME, category_curves, equivalents, read_task_family
+from sae_lm_eval.capability.family import COLUMNS, NAME, category_curves, cut_scores, equivalents, read_task_family
 from sae_lm_eval.capability.inversion import FamilyScores, equivalent_compute
 from sae_lm_eval.capability.published_scores import published_equivalents
 from sae_lm_eval.cli.curve import curve
@@ -116,7 +116,7 @@ def family(tmp_path):
 
 def test_a_run_is_placed_on_its_family(family):
     comparison = paired_comparison(family / "baseline", [family / "k4"])
-    found = equivalents(comparison, read_task_family(family / NAME))
+    found = equivalents(cut_scores(comparison, read_task_family(family / NAME)))
     row = found[(found["section"] == "task") & (found["measure"] == "score")].iloc[0]
     assert row["drop"] == pytest.approx(0.2)
     assert 1e17 / 1e18 < row["fraction"] < 5e17 / 1e18
@@ -141,7 +141,8 @@ def test_a_run_is_placed_on_its_family(family):
 
 def test_a_variant_falls_on_the_curve_where_its_score_is(family):
     comparison = paired_comparison(family / "baseline", [family / "k4"])
-    (curve,) = [one for one in category_curves(comparison, read_task_family(family / NAME)) if one.section == "task"]
+    measured = cut_scores(comparison, read_task_family(family / NAME))
+    (curve,) = [one for one in category_curves(measured) if one.section == "task"]
     assert curve.share == pytest.approx((0.01, 0.1, 0.5, 1))
     (variant,) = curve.variants
     assert [share for share, _ in curve.knots] == pytest.approx([0.01, 0.1, 0.5, 1])
@@ -156,7 +157,8 @@ def test_a_run_at_chance_has_no_fraction_by_score(tmp_path):
         write_run(tmp_path / name, answers({"task": right.astype(float).tolist()}), config={"sae_lm_eval": told})
     rows = ["model,results,flops", "gpt2,baseline,1e18", "a,a,1e16", "b,b,1e17"]
     (tmp_path / NAME).write_text("\n".join(rows) + "\n")
-    found = equivalents(paired_comparison(tmp_path / "baseline", [tmp_path / "k4"]), read_task_family(tmp_path / NAME))
+    comparison = paired_comparison(tmp_path / "baseline", [tmp_path / "k4"])
+    found = equivalents(cut_scores(comparison, read_task_family(tmp_path / NAME)))
     by_score = found[found["measure"] == "score"]
     assert len(by_score) == 2
     assert (by_score["reason"] == "the original itself is not clearly above chance").all()
@@ -171,11 +173,11 @@ def test_a_family_of_something_else_is_refused_in_a_sentence(family):
     text = file.read_text()
     file.write_text(text.replace("gpt2,", "gpt3,"))
     with pytest.raises(UserError, match="lacks the run's own model, gpt2"):
-        equivalents(comparison, read_task_family(file))
+        equivalents(cut_scores(comparison, read_task_family(file)))
     write_run(family.parent / "d", answers({"task": [1.0] * 100}), shots=5)
     file.write_text(text + "d,../d,2e17\n")
     with pytest.raises(UserError, match=r"none of this run.* differ in the shots of task: 0 and 5"):
-        equivalents(comparison, read_task_family(file))
+        equivalents(cut_scores(comparison, read_task_family(file)))
     assert "differ in the shots" in equivalents_of(comparison).notes[0]
     assert "differ in the shots" in writer.files(assemble.build(comparison))["report.md"].decode()
     others = answers({"task": [1.0] * 100})
@@ -184,11 +186,11 @@ def test_a_family_of_something_else_is_refused_in_a_sentence(family):
     write_run(family.parent / "e", others)
     file.write_text(text + "e,../e,2e17\n")
     with pytest.raises(UserError, match=r"none of this run.* prompt"):
-        equivalents(comparison, read_task_family(file))
+        equivalents(cut_scores(comparison, read_task_family(file)))
     write_run(family.parent / "f", answers({"task": [1.0] * 60}))
     file.write_text(text + "f,../f,2e17\n")
     with pytest.raises(UserError, match=r"none of this run"):
-        equivalents(comparison, read_task_family(file))
+        equivalents(cut_scores(comparison, read_task_family(file)))
     file.write_text("model,results\ngpt2,baseline\n")
     with pytest.raises(UserError, match="need a column flops, or params and tokens"):
         read_task_family(file)

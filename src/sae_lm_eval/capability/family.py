@@ -6,9 +6,11 @@ or `flops`; optionally `revision`. `sae-lm-eval curve --tasks` writes one. Neith
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,7 @@ from sae_lm_eval.scaling.data_files import Row, read_rows
 from sae_lm_eval.scaling.family import row_name, training_compute
 
 NAME = "task_family.csv"  # beside the results of a run, it is the run's family without being named
+KEYS = ["task", "doc_id"]
 ERROR = 0.05  # of the test against guessing
 COLUMNS = ("variant", "section", "name", "alias", "measure", "drop", "fraction", "low", "high", "level", "bound")
 COLUMNS += ("reason", "flags", "models")
@@ -58,19 +61,27 @@ def _results(row: Row, path: Path) -> Results:
     return read_results(folder if folder.is_absolute() else path.parent / folder)
 
 
-def equivalents(comparison: Comparison, family: TaskFamily, *, draws: int = 1000, seed: int = 0) -> pd.DataFrame:
-    """A row for each variant, section and name of a comparison, and measure: margins first, then the tasks' scores.
+class CutScores(NamedTuple):
+    """A variant's documents in a cut, by a key of `MEASURES`; `refused` where the original is at chance on them."""
 
-    Columns: `COLUMNS`. `drop` is in the measure's own unit. Raises `UserError` where the family lacks the original, or
-    was asked other tasks, documents, prompts or shots.
-    """
+    cut: Cut
+    variant: str
+    measure: str
+    scores: FamilyScores
+    refused: EquivalentCompute | None
+
+
+def equivalents(
+    measured: Sequence[CutScores], *, level: float = 0.95, draws: int = 1000, seed: int = 0
+) -> pd.DataFrame:
+    """A row for each of `measured`, with `COLUMNS`; `drop` is in the measure's own unit."""
     rows = []
-    for cut, variant, measure, scores, at_chance in _placed(comparison, family):
-        found = at_chance or equivalent_compute(scores, level=comparison.level, draws=draws, rng=seed)
+    for cut, variant, measure, scores, refused in measured:
+        found = refused or equivalent_compute(scores, level=level, draws=draws, rng=seed)
         told = {"variant": variant, "section": cut.section, "name": cut.name, "alias": cut.alias}
         told |= {"measure": MEASURES[measure], "drop": _drop(scores), **asdict(found)}
         told["flags"] = "; ".join(found.flags) or None
-        rows.append(told | {"level": comparison.level, "models": len(family.models)})
+        rows.append(told | {"level": level, "models": len(scores.compute)})
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
 
@@ -92,10 +103,10 @@ class CategoryCurve:
     variants: Mapping[str, float]
 
 
-def category_curves(comparison: Comparison, family: TaskFamily) -> list[CategoryCurve]:
-    """Of each section and name by the first measure that it has. Raises `UserError` as `equivalents`."""
+def category_curves(measured: Sequence[CutScores]) -> list[CategoryCurve]:
+    """Of each section and name by the first measure that it has."""
     found: dict[tuple[str, str], CategoryCurve] = {}
-    for cut, variant, measure, scores, _ in _placed(comparison, family):
+    for cut, variant, measure, scores, _ in measured:
         means = scores.members @ scores.weights
         after = float(means[scores.own]) - _drop(scores)
         known = found.get((cut.section, cut.name))
@@ -110,28 +121,28 @@ def category_curves(comparison: Comparison, family: TaskFamily) -> list[Category
     return list(found.values())
 
 
-def _placed(
-    comparison: Comparison, family: TaskFamily
-) -> Iterator[tuple[Cut, str, str, FamilyScores, EquivalentCompute | None]]:
-    """Cut, variant, measure, scores, and the refusal where the original is at chance."""
+def cut_scores(comparison: Comparison, family: TaskFamily) -> list[CutScores]:
+    """Of each cut and variant of a comparison: by margins first, then by the tasks' scores.
+
+    Raises `UserError` where the family lacks the original, or was asked other tasks, documents, prompts or shots.
+    """
     own = _own(comparison.baseline, family)
     others = [one for place, one in enumerate(family.results) if place != own]
     try:
-        of_family = documents_of(comparison.baseline, others)
+        read = documents_of(comparison.baseline, others)
     except UserError as error:
         raise UserError(f"The family '{family.source}' is none of this run. {error}") from error
-    documents, is_empty = comparison.documents(), True
+    of_family = {str(name): part.set_index(KEYS) for name, part in read.groupby("variant")}
+    documents = comparison.documents()
     answers = {one.name: documents.loc[documents["variant"] == one.name] for one in comparison.variants}
-    for cut in comparison.cuts:
-        for variant in comparison.variants:
-            for measure in MEASURES:
-                made = _of_cut(cut, answers[variant.name], of_family, family, own, measure)
-                if made is None:
-                    continue
-                is_empty = False
-                yield cut, variant.name, measure, *made
-    if is_empty:
+    found = []
+    for cut, variant, measure in product(comparison.cuts, comparison.variants, MEASURES):
+        made = _of_cut(cut, answers[variant.name], of_family, family, own, measure)
+        if made is not None:
+            found.append(CutScores(cut, variant.name, measure, *made))
+    if not found:
         raise UserError(f"None of the tasks of '{family.source}' has margins or scores that can be compared.")
+    return found
 
 
 def _own(baseline: Results, family: TaskFamily) -> int:
@@ -144,15 +155,14 @@ def _own(baseline: Results, family: TaskFamily) -> int:
 
 
 def _of_cut(
-    cut: Cut, answers: pd.DataFrame, of_family: pd.DataFrame, family: TaskFamily, own: int, measure: str
+    cut: Cut, answers: pd.DataFrame, of_family: Mapping[str, pd.DataFrame], family: TaskFamily, own: int, measure: str
 ) -> tuple[FamilyScores, EquivalentCompute | None] | None:
     """Scores of a cut's documents, and the refusal where the original is at chance; None where there are none."""
-    keys = ["task", "doc_id"]
-    mine = answers.loc[answers["task"].isin(cut.tasks)].set_index(keys)
+    mine = answers.loc[answers["task"].isin(cut.tasks)].set_index(KEYS)
     if cut.chosen is not None:
         mine = mine.loc[[doc in cut.chosen[task] for task, doc in mine.index]]
     before, after = ("margin_baseline", "margin_variant") if measure == "margin" else (None, "score_lost")
-    values = {name: part.set_index(keys)[after].reindex(mine.index) for name, part in of_family.groupby("variant")}
+    values = {name: part[after].reindex(mine.index) for name, part in of_family.items()}
     base = mine[before] if before else pd.Series(0.0, mine.index)
     sign = 1 if before else -1
     known = [base if place == own else sign * values[name] for place, name in enumerate(family.models)]

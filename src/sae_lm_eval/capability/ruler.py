@@ -108,8 +108,9 @@ def ruler(comparison: Comparison, *, draws: int = DRAWS, seed: int = 0) -> pd.Da
     if not ladders:
         return pd.DataFrame(columns=list(COLUMNS), dtype=object)
     others = [results for results in comparison.variants if results.provenance.get("splice") != EDIT]
+    texts = _texts(comparison)
     for cost, told in COSTS.items():
-        values, strata = _by_document(comparison, cost)
+        values, strata = _by_question(comparison) if cost == "drop" else _by_document(texts, cost)
         for results in others:
             for ladder in ladders:
                 names = [results.name, *(one.name for of in ladder.rungs.values() for one in of)]
@@ -185,35 +186,39 @@ def _strength(strengths: Sequence[float], start: float | None, costs: Sequence[f
     return float(np.interp(cost, PchipInterpolator(x, y)(fine), fine))
 
 
-def _by_document(comparison: Comparison, cost: str) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-    """Costs of each variant by document, which add up to the cost, and the places of the documents of each task."""
-    if cost == "drop":
-        if not comparison.cuts:
-            return {}, []
-        documents = comparison.documents()
-        keys = documents.loc[documents["variant"] == comparison.variants[0].name, ["task", "doc_id"]]
-        index = pd.MultiIndex.from_frame(keys)
-        found = {}
-        for name, part in documents.groupby("variant"):
-            lost = part.set_index(["task", "doc_id"])["score_lost"].reindex(index).to_numpy(dtype=float)
-            if np.isfinite(lost).all():
-                found[str(name)] = lost / len(lost)
-        tasks = index.get_level_values("task")
-        return found, [np.flatnonzero(tasks == task) for task in tasks.unique()]
-    texts = [task for results in comparison.variants for task in results.fidelity_tasks]
-    if not texts:
+def _by_question(comparison: Comparison) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """Drops of each variant by document, which add up to the drop, and the places of the documents of each task."""
+    if not comparison.cuts:
         return {}, []
-    read = {results.name: _of_text(results, texts[0], cost) for results in comparison.variants}
+    documents = comparison.documents()
+    keys = documents.loc[documents["variant"] == comparison.variants[0].name, ["task", "doc_id"]]
+    index = pd.MultiIndex.from_frame(keys)
+    found = {}
+    for name, part in documents.groupby("variant"):
+        lost = part.set_index(["task", "doc_id"])["score_lost"].reindex(index).to_numpy(dtype=float)
+        if np.isfinite(lost).all():
+            found[str(name)] = lost / len(lost)
+    tasks = index.get_level_values("task")
+    return found, [np.flatnonzero(tasks == task) for task in tasks.unique()]
+
+
+def _texts(comparison: Comparison) -> dict[str, pd.DataFrame]:
+    """The first text of fidelity, of each variant that has it."""
+    tasks = [task for results in comparison.variants for task in results.fidelity_tasks]
+    having = [results for results in comparison.variants if tasks and tasks[0] in results.fidelity_tasks]
+    return {results.name: results.samples(tasks[0]) for results in having}
+
+
+def _by_document(texts: Mapping[str, pd.DataFrame], cost: str) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """As `_by_question`, of what each variant's text says of a cost."""
+    read = {name: _of_text(samples, cost) for name, samples in texts.items()}
     found = {name: of for name, of in read.items() if of is not None}
     documents = max((len(of) for of in found.values()), default=0)
     return {name: of for name, of in found.items() if len(of) == documents}, [np.arange(documents)]
 
 
-def _of_text(results: Results, task: str, cost: str) -> np.ndarray | None:
-    """By document, over the tokens of all; None where the results do not say it so."""
-    if task not in results.fidelity_tasks:
-        return None
-    samples = results.samples(task)
+def _of_text(samples: pd.DataFrame, cost: str) -> np.ndarray | None:
+    """By document, over the tokens of all; None where the samples do not say it so."""
     if cost not in samples or not all(isinstance(of, list) and len(of) > 2 for of in samples[cost]):
         return None
     table = np.array(sorted(samples[cost]), dtype=float)  # document, sums, tokens

@@ -103,7 +103,7 @@ def _measure_tasks(
     """Measure a family on the tasks of a run, and print what compute each of the run's variants is worth."""
     from rich.console import Console
 
-    from sae_lm_eval.capability.family import equivalent_rows, equivalents, read_task_family
+    from sae_lm_eval.capability.family import cut_scores, equivalent_rows, equivalents, read_task_family
     from sae_lm_eval.cli.tables import TextTable, print_sentence, print_table
     from sae_lm_eval.comparison.compare import paired_comparison
     from sae_lm_eval.results.find import find_results
@@ -114,7 +114,7 @@ def _measure_tasks(
     say_loading()
     path = measure_tasks(members, like, loading)
     baseline, variants = find_results(like)
-    found = equivalents(paired_comparison(baseline, variants), read_task_family(path))
+    found = equivalents(cut_scores(paired_comparison(baseline, variants), read_task_family(path)))
     rows = equivalent_rows(found, SHOWN_SECTIONS)
     title = "Share of the training compute that buys what is left of each score"
     print_table(Console(), TextTable(list(rows[0]), [list(row.values()) for row in rows], title, words=(0, 1, 2, 3)))

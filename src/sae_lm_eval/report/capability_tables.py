@@ -12,6 +12,7 @@ from sae_lm_eval.capability.family import (
     CategoryCurve,
     beside,
     category_curves,
+    cut_scores,
     equivalents,
     read_task_family,
     told,
@@ -48,8 +49,8 @@ def equivalents_of(comparison: Comparison) -> Equivalents:
     if path is None or not comparison.cuts:
         return Equivalents()
     try:
-        family = read_task_family(path)
-        return Equivalents(equivalents(comparison, family), tuple(category_curves(comparison, family)))
+        measured = cut_scores(comparison, read_task_family(path))
+        return Equivalents(equivalents(measured, level=comparison.level), tuple(category_curves(measured)))
     except UserError as error:
         return Equivalents(notes=(f"No equivalent compute is shown: {error}",))
 
