@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64
 from torch import Tensor
 
-from sae_lm_eval.attribution.patches import ONLY, RANDOM, RESTORED, edited_positions
+from sae_lm_eval.attribution.patches import ONLY, RANDOM, RESTORED, EditedWatch
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.scoring.request import TargetIndex
-from sae_lm_eval.splicing.attach import SpliceWatch
-from sae_lm_eval.splicing.splice import Context, Splice, Variant
+from sae_lm_eval.splicing.splice import Splice, Variant
 
 DIRECTIONS, COMPONENTS = "direction", "component"
 LINEAR, REST = "linear in the activation", "not linear"
@@ -94,31 +92,24 @@ def _restoring(variant: Variant, parts: Mapping[str, Part]) -> Variant:
     return replace(variant, splices=tuple(replace(s, restored=parts[s.site_out.hook]) for s in variant.splices))
 
 
-class Moments:
+class Moments(EditedWatch[dict[str, Tensor]]):
     """Second moments of activations and errors where dictionaries are spliced in, by hook; a watch of a forked pass."""
 
     def __init__(self, variant: Variant) -> None:
-        self.special = torch.tensor(sorted(variant.special_ids))
+        super().__init__(variant)
         self.of: dict[str, dict[str, Tensor]] = {}
 
-    @contextmanager
-    def batch(
-        self, context: Context, targets: TargetIndex, queries: Int[np.ndarray, " targets"]
-    ) -> Iterator[SpliceWatch]:
-        found: dict[str, dict[str, Tensor]] = {}
+    def measured(
+        self, splice: Splice, y: Float[Tensor, "edited d_out"], new: Float[Tensor, "edited d_out"]
+    ) -> dict[str, Tensor]:
+        activation = y.double()
+        # Of the dictionary's own error, of which `scale` is what is made of it.
+        return moments_of(activation, (activation - new.double()) / (splice.scale or 1))
 
-        def record(splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
-            assert new is not None
-            counted = edited_positions(splice, self.special, context).to(y.device)
-            activation, left = y[counted].double(), new[counted].double()
-            # Of the dictionary's own error, of which `scale` is what is made of it.
-            found[splice.site_out.hook] = moments_of(activation, (activation - left) / (splice.scale or 1))
-
-        yield record
-        for hook, moments in found.items():
-            before = self.of.setdefault(hook, {name: torch.zeros_like(value) for name, value in moments.items()})
-            for name, value in moments.items():
-                before[name] += value
+    def add(self, hook: str, measured: dict[str, Tensor]) -> None:
+        before = self.of.setdefault(hook, {name: torch.zeros_like(value) for name, value in measured.items()})
+        for name, value in measured.items():
+            before[name] += value
 
     @property
     def positions(self) -> int:
@@ -150,10 +141,15 @@ class Moments:
 
     def _of(self, division: str, name: str, parts: Mapping[str, Part], others: Moments) -> DirectionClass:
         energy = [_energy(part, others.of[hook]) for hook, part in parts.items()]
+        return DirectionClass(division, name, parts, float(np.mean(energy)), self._content)
+
+    @functools.cached_property
+    def _content(self) -> str:
+        """A hash of what the parts are fitted on, which is whole by then."""
         digest = hashlib.sha256()
         for moments in self.of.values():
             digest.update(moments["ye"].cpu().numpy().tobytes() + moments["ee"].cpu().numpy().tobytes())
-        return DirectionClass(division, name, parts, float(np.mean(energy)), digest.hexdigest())
+        return digest.hexdigest()
 
 
 def moments_of(y: Float64[Tensor, "positions d_out"], error: Float64[Tensor, "positions d_out"]) -> dict[str, Tensor]:

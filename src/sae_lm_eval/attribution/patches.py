@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -167,27 +167,56 @@ def edited_positions(
     return edited if context.real is None else edited & context.real
 
 
-class _Norms:
-    """Collects the norm of the error where dictionaries are spliced in, by hook."""
+Measured = TypeVar("Measured")
+
+
+class EditedWatch(Generic[Measured]):
+    """Measures what stands where dictionaries are spliced in; see `scoring.request.Watch`. A batch counts once it went
+    well.
+    """
 
     def __init__(self, variant: Variant) -> None:
         self.special = torch.tensor(sorted(variant.special_ids))
-        self.found: dict[str, list[np.ndarray]] = {splice.site_out.hook: [] for splice in variant.splices}
+
+    def measured(
+        self, splice: Splice, y: Float[Tensor, "edited d_out"], new: Float[Tensor, "edited d_out"]
+    ) -> Measured:
+        """Of the activations in a batch, and of what takes their place."""
+        raise NotImplementedError
+
+    def add(self, hook: str, measured: Measured) -> None:
+        raise NotImplementedError
 
     @contextmanager
     def batch(
         self, context: Context, targets: TargetIndex, queries: Int[np.ndarray, " targets"]
     ) -> Iterator[SpliceWatch]:
-        norms_of: list[tuple[str, np.ndarray]] = []
+        found: dict[str, Measured] = {}
 
         def record(splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
             assert new is not None
             counted = edited_positions(splice, self.special, context).to(y.device)
-            norms_of.append((splice.site_out.hook, error_norm(y, new)[counted].cpu().numpy()))
+            found[splice.site_out.hook] = self.measured(splice, y[counted], new[counted])
 
         yield record
-        for hook, norms in norms_of:
-            self.found[hook].append(norms)
+        for hook, measured in found.items():
+            self.add(hook, measured)
+
+
+class _Norms(EditedWatch[np.ndarray]):
+    """Collects the norm of the error, by hook."""
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__(variant)
+        self.found: dict[str, list[np.ndarray]] = {splice.site_out.hook: [] for splice in variant.splices}
+
+    def measured(
+        self, splice: Splice, y: Float[Tensor, "edited d_out"], new: Float[Tensor, "edited d_out"]
+    ) -> np.ndarray:
+        return error_norm(y, new).cpu().numpy()
+
+    def add(self, hook: str, measured: np.ndarray) -> None:
+        self.found[hook].append(measured)
 
 
 def _digest(text: str) -> str:

@@ -21,7 +21,7 @@ def check_splices(arguments: Mapping[str, Any], saes: Sequence[Any] = ()) -> Non
     from sae_lm_eval.runs.checks import check_variants
     from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
-    own = {name: arguments[name] for name in SpliceArguments.names() if name in arguments}
+    own = SpliceArguments.among(arguments)
     variants = [own] if own.get("sae") is not None or "edit" in own or not saes else []
     variants += [{**own, "sae": sae} for sae in saes]
     of_model = {name: value for name, value in arguments.items() if name not in own}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -86,16 +88,23 @@ def run_command(
     if plan or sweep.output_path is None:
         _show_plan(sweep)
         return
-    try:
+    with resumable():
         if fewshot_seeds is None:
             failed = run_and_report(sweep, sweep.output_path, docs_by)
         else:
             failed = run_over_seeds(sweep, sweep.output_path, fewshot_seeds, docs_by)
+    if failed:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Inside the scope Ctrl-C ends the command with a sentence: the same command continues."""
+    try:
+        yield
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command continues from here.", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    if failed:
-        raise typer.Exit(1)
 
 
 def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str, docs_by: str | None = None) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sae_lm_eval.cli.run import sweep_from
+from sae_lm_eval.cli.run import resumable, sweep_from
 from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,11 +65,8 @@ def where_command(
         _show_plan(sweep, question)
         return
     say_loading()
-    try:
+    with resumable():
         found = explain_drops(sweep, lm_eval_config(sweep), sweep.output_path, question)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. The same command continues from here.", err=True)
-        raise typer.Exit(130) from None
     for one in found:
         _print(one, sweep.output_path)
 

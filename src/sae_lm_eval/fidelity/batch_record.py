@@ -121,7 +121,7 @@ class BatchRecord:
         y, new = (t.flatten(0, 1).to(device, dtype)[positions] for t in (y, new))
         replaced = splice.map_out.there(y)
         reconstructed = replaced + (new - y)
-        number = next(i for i, own in enumerate(self.variant.splices) if own is splice)
+        number = self.variant.number_of(splice)
         l0, fired = self._activations(number, splice, x, counted)
         later = (context.positions.flatten().to(device)[positions] >= EARLY).double()
         columns = torch.stack(
@@ -146,7 +146,7 @@ class BatchRecord:
     ) -> tuple[Float64[Tensor, " counted"], dict[int, Bool[np.ndarray, " latents"]]]:
         """L0 at each counted position, and for each document a mask of the latents that fired in it."""
         dictionary, kept = splice.dictionary, self._latents.pop(number, None)
-        z = splice.map_in.there(x.to(dictionary.device, dictionary.dtype))
+        z = splice.dictionary_input(x)
         latents = None  # (rows x positions, d_dictionary), where they need not be computed piece by piece
         if dictionary.sequential and dictionary.encode is not None:
             latents = dictionary.encode(z).flatten(0, 1)
@@ -156,7 +156,7 @@ class BatchRecord:
         l0 = torch.zeros(len(places), dtype=torch.float64, device=z.device)
         fired: dict[int, np.ndarray] = {}
         if dictionary.encode is None or dictionary.d_dictionary is None:
-            return l0 * math.nan, dict.fromkeys(np.unique(counted.documents), np.zeros(0, dtype=bool))
+            return l0 * math.nan, dict.fromkeys(np.unique(counted.documents).tolist(), np.zeros(0, dtype=bool))
         step = max(1, ACTIVATIONS // dictionary.d_dictionary)
         for start in range(0, len(places), step):
             part = slice(start, start + step)
@@ -164,7 +164,7 @@ class BatchRecord:
             active = active.to_dense() if active.is_sparse else active
             l0[part] = active.sum(-1).double()
             here = (counted.place >= start) & (counted.place < start + step)
-            for document in np.unique(counted.documents[here]):
+            for document in np.unique(counted.documents[here]).tolist():
                 of_document = counted.place[here & (counted.documents == document)] - start
                 mask = active[torch.from_numpy(of_document).to(active.device)].any(0).cpu().numpy()
                 fired[document] = fired[document] | mask if document in fired else mask
@@ -175,8 +175,7 @@ def _norms(
     splice: Splice, x: Float[Tensor, "rows positions d_in"], positions: Int[Tensor, " counted"]
 ) -> Float64[Tensor, " counted"]:
     """Of what the dictionary reads, in its own space, at each position."""
-    read = x.flatten(0, 1)[positions.to(x.device)].to(splice.dictionary.device, splice.dictionary.dtype)
-    return splice.map_in.there(read).double().norm(dim=-1)
+    return splice.dictionary_input(x.flatten(0, 1)[positions.to(x.device)]).double().norm(dim=-1)
 
 
 def _divisor(norm: Float[Tensor, " counted"]) -> Float[Tensor, " counted"]:

@@ -81,14 +81,14 @@ class _BatchLatents:
         counted = counted_positions(
             context, self.targets, self.queries, self.variant.special_ids, splice.first_position
         )
-        z = splice.map_in.there(x.to(dictionary.device, dictionary.dtype))
+        z = splice.dictionary_input(x)
         places = counted.positions.to(z.device)
         if dictionary.sequential:  # it looks at the positions before as well
             latents = dictionary.encode(z).flatten(0, 1)[places]
         else:
             latents = dictionary.encode(z.flatten(0, 1)[places])
         values = (latents.to_dense() if latents.is_sparse else latents).detach().float().cpu().numpy()
-        number = next(i for i, own in enumerate(self.variant.splices) if own is splice)
+        number = self.variant.number_of(splice)
         for query in np.unique(counted.documents).tolist():
             self.activations[query, number] = values[counted.place[counted.documents == query]]
 

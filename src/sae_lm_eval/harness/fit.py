@@ -152,7 +152,7 @@ def _add(sums: _Sums, splice: Splice, x: Tensor, y: Tensor, later: Tensor) -> No
     """What passes in one window, (positions, width)."""
     dictionary = splice.dictionary
     z = splice.reconstruct(x[None], y[None])[0]
-    read = splice.map_in.there(x.to(dictionary.device, dictionary.dtype))
+    read = splice.dictionary_input(x)
     active = torch.full((len(y),), math.nan)
     if dictionary.encode is not None:
         active = (dictionary.encode(read[None])[0] != 0).sum(-1).cpu()

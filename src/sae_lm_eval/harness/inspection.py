@@ -31,7 +31,7 @@ def planned_variant(model_args: Mapping[str, Any]) -> Variant:
     refuse_misspelt(model_args, KNOWN)
     model = skeleton(model_args)
     dtype = dtype_of(model_args.get("sae_dtype", SpliceArguments.sae_dtype))
-    arguments = SpliceArguments(**{name: model_args[name] for name in SpliceArguments.names() if name in model_args})
+    arguments = SpliceArguments(**SpliceArguments.among(model_args))
     if (edit := asked_edit(arguments)) is not None:
         raise UserError(
             f"inspect says where dictionaries go, and edit={edit} has none; its results say what it changed."

@@ -210,8 +210,7 @@ def overall_tables(rows: Sequence[DropRow], told: Told) -> list[ReportTable]:
     if not overall:
         return []
     several = any(row.tasks_low is not None for row in overall)
-    headings = ["tasks", "n", "baseline", "spliced", "drop", f"{told.level:.0%} interval"]
-    headings += ["interval over tasks"] * several + ["p", "detectable"]
+    headings = ["tasks", "n", *score_headings(told), *["interval over tasks"] * several, "p", "detectable"]
     body = [
         (
             *(text_cell(row.variant), count_cell(row.tasks), count_cell(row.n), *score_cells(row, told)),
@@ -333,6 +332,11 @@ def count_cell(value: int | None) -> Cell:
 
 def p_cell(value: float | None) -> Cell:
     return number_cell(value, probability(value))
+
+
+def score_headings(told: Told) -> tuple[str, ...]:
+    """Those of `score_cells`."""
+    return "baseline", "spliced", "drop", f"{told.level:.0%} interval"
 
 
 def score_cells(row: DropRow, told: Told) -> tuple[Cell, ...]:

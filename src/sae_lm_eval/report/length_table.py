@@ -14,6 +14,7 @@ from sae_lm_eval.report.drop_tables import (
     how_measured,
     p_cell,
     score_cells,
+    score_headings,
     section_of,
 )
 from sae_lm_eval.report.formatting import ReportTable, TableColumn, text_cell
@@ -39,10 +40,5 @@ def length_tables(rows: Sequence[DropRow], told: Told) -> list[ReportTable]:
         f"{how_measured(chosen, told)} p: {told.family}{chance_mark(chosen)}"
     )
     columns = [TableColumn("variant", "left"), TableColumn("documents", "left"), TableColumn("n")]
-    columns += [
-        TableColumn("baseline"),
-        TableColumn("spliced", spare=1),
-        TableColumn("drop"),
-        TableColumn(f"{told.level:.0%} interval"),
-    ]
+    columns += [TableColumn(heading, spare=int(heading == "spliced")) for heading in score_headings(told)]
     return [ReportTable("lengths", "By length of the prompt", caption, (*columns, TableColumn("p")), tuple(body))]

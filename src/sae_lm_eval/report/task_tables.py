@@ -14,6 +14,7 @@ from sae_lm_eval.report.drop_tables import (
     metric_name,
     p_cell,
     score_cells,
+    score_headings,
     section_of,
 )
 from sae_lm_eval.report.formatting import (
@@ -87,7 +88,7 @@ def _detail_table(index: int, variant: str, rows: Sequence[DropRow], told: Told)
         )
         for row in rows
     ]
-    headings = ("n", "shots", "baseline", "spliced", "drop", f"{told.level:.0%} interval", "lost", "gained")
+    headings = ("n", "shots", *score_headings(told), "lost", "gained")
     columns = [TableColumn(section, "left"), *([TableColumn("metric", "left")] if metrics else [])]
     for heading in (*headings, "raw p", "p", *(heading for heading, *_ in extra)):
         columns.append(TableColumn(heading, spare=SPARE.get(heading, 0)))

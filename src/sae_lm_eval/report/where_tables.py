@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN
 from sae_lm_eval.files.reading import Foreign, read_json
 from sae_lm_eval.report.figures import Picture, coloured_grid
 from sae_lm_eval.report.formatting import (
@@ -24,7 +25,7 @@ from sae_lm_eval.report.formatting import (
 )
 from sae_lm_eval.results.results import Results
 
-MEASURES = {"accuracy": "accuracy", "margin": "margin", "kl": "KL"}
+MEASURES = {ACCURACY: "accuracy", MARGIN: "margin", KL: "KL"}
 KINDS = {"restored": "comes back", "alone": "alone", "random": "random"}
 OVERALL = "overall"
 FOLDER = "where"  # in that of a run
@@ -62,7 +63,7 @@ def where_picture(record: Mapping[str, Any]) -> Picture | None:
 
     Groups are shown where there are any, else tasks. None where no share is given of any measure.
     """
-    for measure in ("margin", "kl"):
+    for measure in (MARGIN, KL):
         rows = [row for row in record["rows"] if row["measure"] == measure and is_number(row["restored"])]
         if rows:
             return _picture(record, rows, MEASURES[measure])
@@ -88,7 +89,7 @@ def _picture(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], measu
         default=None,
     )
     most = "" if largest is None else f" Largest: {largest['class']}, {share(largest['restored'], 0)}."
-    drop = f"the {measure} from the baseline" if measure == MEASURES["kl"] else f"the drop in {measure}"
+    drop = f"the {measure} from the baseline" if measure == MEASURES[KL] else f"the drop in {measure}"
     return Picture(
         f"where-{_slug(record['variant'])}",
         f"Where the loss of {record['variant']} comes from",
@@ -179,7 +180,7 @@ def where_sentences(record: Mapping[str, Any]) -> list[str]:
         bounds = f"{shown(row['drop'])} {row['unit']} ({interval_text(row['drop_low'], row['drop_high'], shown)})"
         why = "" if row["reason"] is None else f" No share is given: {row['reason']}."
         drop = bounds if is_number(row["drop"]) else NA
-        what = name if measure == "kl" else f"drop in {name}"
+        what = name if measure == KL else f"drop in {name}"
         out.append(f"{record['variant']}: {what} {drop} on {row['n']:,} questions.{why}")
     for name, energy in (record.get("energy") or {}).items():
         out.append(

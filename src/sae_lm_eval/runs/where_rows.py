@@ -15,8 +15,7 @@ from sae_lm_eval.attribution.patches import ONLY, RANDOM, RESTORED
 from sae_lm_eval.attribution.segments import PromptDocument
 from sae_lm_eval.comparison.restored import UNITS, IntervalEstimate, PairedLosses, shares, why_no_share
 from sae_lm_eval.comparison.subsets import Cut
-
-SUM = "all classes together"
+from sae_lm_eval.report.where_tables import SUM
 
 
 @dataclass(frozen=True, eq=False)

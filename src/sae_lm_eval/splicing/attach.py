@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.splicing.module_edits import attach_edits, rows_given
+from sae_lm_eval.splicing.module_edits import Rows, attach_edits, rows_given
 from sae_lm_eval.splicing.module_io import ModuleSide, hook_side
 from sae_lm_eval.splicing.splice import Context, Splice, Variant
 
@@ -54,7 +54,7 @@ class SpliceWatch(Protocol):
         """At a splice: raw `x` and `y`, and what takes the place of `y`, None where nothing does."""
 
 
-class Attachment:
+class Attachment(Rows):
     """The hooks of a variant in a scope, and what they have to tell each other during one forward pass.
 
     `rows` are those of the batch that run as the variant: all of them, unless a fork has appended others. A splice may
@@ -62,10 +62,10 @@ class Attachment:
     """
 
     def __init__(self, model: nn.Module, variant: Variant, scope: ExitStack):
+        super().__init__()
         self.variant = variant
         self.context: Context | None = None
         self.behind_first: Context | None = None  # what the later splices are given: they read what the first left
-        self.rows = slice(None)
         self.keep: Bool[Tensor, "batch positions 1"] | None = None  # where special tokens are
         self.passed: dict[ModuleSide, Tensor] = {}
         self.watch: SpliceWatch | None = None
@@ -78,16 +78,12 @@ class Attachment:
             assert write is not None, "resolve the site with writable_port first"
             scope.callback(hook_side(model, write, partial(self._write, splice)).remove)
 
-    @property
-    def positions(self) -> int:
-        assert self.context is not None
-        return self.context.input_ids.shape[1]
-
     def begin(self, context: Context, watch: SpliceWatch | None = None) -> None:
         """Before each forward pass; `watch` is called at each splice of that pass."""
         self.context, self.watch = context, watch
         self.behind_first = replace(context, reconstructed=None)
-        self.rows = slice(0, context.input_ids.shape[0])
+        count, self.positions = context.input_ids.shape
+        self.rows = slice(0, count)
         self.passed.clear()
         if self.variant.special_ids:
             special = torch.tensor(sorted(self.variant.special_ids), device=context.input_ids.device)
@@ -103,8 +99,7 @@ class Attachment:
 
     def _by_position(self, passing: Float[Tensor, "*batch width"]) -> Float[Tensor, "all_rows positions width"]:
         """Where some modules see rows and positions as one axis."""
-        assert self.context is not None
-        return passing.reshape(-1, self.context.input_ids.shape[1], passing.shape[-1])
+        return passing.reshape(-1, self.positions, passing.shape[-1])
 
     def _read(self, port: ModuleSide, passing: Float[Tensor, "*batch width"]) -> None:
         everything = self._by_position(passing)

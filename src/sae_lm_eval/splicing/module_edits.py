@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,15 +50,12 @@ def other_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[
         own.update(before)
 
 
-class Rows(Protocol):
-    """Which rows of the batch run as a variant: `splicing.attach.Attachment`."""
+class Rows:
+    """Which rows of the batch run as a variant, and how many positions each has in the pass under way."""
 
-    rows: slice
-
-    @property
-    def positions(self) -> int:
-        """How many positions each row has in the pass under way."""
-        ...
+    def __init__(self) -> None:
+        self.rows = slice(None)
+        self.positions = 0
 
 
 # An edited module and what lies in it is given a part of the batch: the row at which that part begins.

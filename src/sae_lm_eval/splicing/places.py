@@ -46,7 +46,7 @@ class Places:
 
 
 def error_norm(
-    y: Float[Tensor, "batch positions d_out"], new: Float[Tensor, "batch positions d_out"]
-) -> Float[Tensor, "batch positions"]:
+    y: Float[Tensor, "*positions d_out"], new: Float[Tensor, "*positions d_out"]
+) -> Float[Tensor, "*positions"]:
     """Length of y - new at each position."""
     return (y.float() - new.float()).norm(dim=-1)

@@ -46,12 +46,16 @@ class Splice:
     first_position: int = 0
     restored: Callable[[Tensor, Tensor], Tensor] | None = None
 
+    def dictionary_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """Raw `x` in the dictionary's own space, on its device and in its dtype."""
+        return self.map_in.there(x.to(self.dictionary.device, self.dictionary.dtype))
+
     def reconstruct(
         self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"]
     ) -> Float[Tensor, "batch positions d_out"]:
         """What the dictionary puts in the place of raw `y` when it reads raw `x`, in the dictionary's dtype."""
         dtype, device = self.dictionary.dtype, self.dictionary.device
-        z = self.dictionary.reconstruct(self.map_in.there(x.to(device, dtype)))
+        z = self.dictionary.reconstruct(self.dictionary_input(x))
         return self.map_out.back(z, y.to(device, dtype))
 
     def edit(
@@ -217,6 +221,10 @@ class Variant:
     def in_order(self) -> Sequence[Splice]:
         """As a forward pass comes to them, so that later ones see what earlier ones left."""
         return sorted(self.splices, key=lambda splice: splice.site_out.order)
+
+    def number_of(self, splice: Splice) -> int:
+        """Its place among the splices."""
+        return next(number for number, own in enumerate(self.splices) if own is splice)
 
     def in_mode(self, mode: str) -> Variant:
         """The same splices, in another mode."""

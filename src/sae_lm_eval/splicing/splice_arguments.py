@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -114,6 +115,11 @@ class SpliceArguments:
     def names(cls) -> tuple[str, ...]:
         """Of all arguments, the dictionary first."""
         return tuple(each.name for each in fields(cls))
+
+    @classmethod
+    def among(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of a splice among the arguments of a model."""
+        return {name: arguments[name] for name in cls.names() if name in arguments}
 
     @classmethod
     def meanings(cls) -> dict[str, str]:
