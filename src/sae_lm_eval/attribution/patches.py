@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lm_eval.attribution.classes import NORMS, SITES, Labels
@@ -22,6 +21,7 @@ from sae_lm_eval.scoring.shared_answers import SharedAnswers
 from sae_lm_eval.scoring.spliced_model import SplicedModel
 from sae_lm_eval.splicing.attach import SpliceWatch
 from sae_lm_eval.splicing.places import Places, error_norm
+from sae_lm_eval.splicing.special_tokens import spliced_positions
 from sae_lm_eval.splicing.splice import Context, Splice, Variant
 
 RESTORED, ONLY, RANDOM = "restored", "only", "random"
@@ -158,15 +158,6 @@ class Patched:
             self._scorer.score(ScoreRequest(queries, measures=(), greedy=False, watch=watch), lambda _scores: None)
 
 
-def edited_positions(
-    splice: Splice, special: Int[Tensor, " special"], context: Context
-) -> Bool[Tensor, "batch positions"]:
-    """Where a dictionary is spliced in: neither at special tokens, nor before its first position, nor at padding."""
-    kept = torch.isin(context.input_ids, special.to(context.input_ids.device))
-    edited = ~kept & (context.positions >= splice.first_position)
-    return edited if context.real is None else edited & context.real
-
-
 Measured = TypeVar("Measured")
 
 
@@ -176,7 +167,7 @@ class EditedWatch(Generic[Measured]):
     """
 
     def __init__(self, variant: Variant) -> None:
-        self.special = torch.tensor(sorted(variant.special_ids))
+        self.special = variant.special_ids
 
     def measured(
         self, splice: Splice, y: Float[Tensor, "edited d_out"], new: Float[Tensor, "edited d_out"]
@@ -195,7 +186,10 @@ class EditedWatch(Generic[Measured]):
 
         def record(splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
             assert new is not None
-            counted = edited_positions(splice, self.special, context).to(y.device)
+            first = splice.first_position
+            counted = spliced_positions(context.input_ids, context.positions, self.special, first).to(y.device)
+            if context.real is not None:  # padding is spliced too, and read by nobody
+                counted = counted & context.real.to(y.device)
             found[splice.site_out.hook] = self.measured(splice, y[counted], new[counted])
 
         yield record

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sae_lm_eval.dictionaries.stated import EARLY
 from sae_lm_eval.scoring.request import TargetIndex
+from sae_lm_eval.splicing.special_tokens import spliced_positions
 from sae_lm_eval.splicing.splice import Context, Splice, Variant
 
 COLUMNS = ("positions", "l0", "squared_error", "squares", "cosine", "norm_ratio")
@@ -64,11 +65,8 @@ def counted_positions(
     `documents` are the documents that the targets are of.
     """
     places = torch.from_numpy(targets.positions).to(context.input_ids.device)
-    ids, positions = (
-        values.reshape(context.input_ids.shape).flatten()[places].cpu().numpy()
-        for values in (context.input_ids, context.positions)
-    )
-    counts = ~np.isin(ids, list(excluded_ids)) & (positions >= first)
+    spliced = spliced_positions(context.input_ids, context.positions, excluded_ids, first)
+    counts = spliced.flatten()[places].cpu().numpy()
     renumbered = np.cumsum(counts) - 1
     target_counts = counts[targets.place]
     return CountedPositions(

@@ -283,8 +283,7 @@ class Pass:
 
     def _kept(self, query: Query) -> np.ndarray:
         """Which of its targets count."""
-        where = np.arange(len(query.ids))[-len(query.targets) :]
-        return ~np.isin(np.asarray(query.ids)[where], list(self.dropped)) & (where >= self.first)
+        return query.spliced(self.dropped, self.first)[-len(query.targets) :]
 
     def records(self) -> list[dict[str, Any]]:
         """By document, once all processes are done."""

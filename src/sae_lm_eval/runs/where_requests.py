@@ -60,6 +60,7 @@ def labelled(spliced: Any, tasks: Sequence[AskedTask], labels: Labels, chosen: n
     queries: list[Query] = []
     aligned: list[bool] = []
     counts: list[list[np.ndarray]] = [[] for _ in labels.divisions]
+    variant = spliced.variant
     with spliced.evaluation():
         ids = spliced.group.pairs(pairs)
         for start in range(0, len(pairs), TEXTS_AT_ONCE):
@@ -71,7 +72,7 @@ def labelled(spliced: Any, tasks: Sequence[AskedTask], labels: Labels, chosen: n
                 query = spliced.query(*ids[at])
                 reading = _reading(document, pairs[at], of_text, query)
                 found = labels.of(reading)[:-1]
-                edited = found[_edited(spliced.variant, query)]
+                edited = found[query.spliced(variant.special_ids, variant.first_position)]
                 if chosen[number]:
                     labels.seen.update(edited.tolist())
                 for division, of in enumerate(counts):
@@ -98,8 +99,3 @@ def _reading(
     return Reading(
         asked, context + continuation, len(context), places, special, read - len(query.targets), spans is not None
     )
-
-
-def _edited(variant: Any, query: Query) -> np.ndarray:
-    """Where something is spliced in."""
-    return ~np.isin(query.ids, [*variant.special_ids]) & (np.arange(len(query.ids)) >= variant.first_position)

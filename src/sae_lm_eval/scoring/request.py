@@ -9,9 +9,11 @@ from functools import cached_property
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int
+import torch
+from jaxtyping import Bool, Float32, Int
 
 from sae_lm_eval.splicing.attach import SpliceWatch
+from sae_lm_eval.splicing.special_tokens import spliced_positions
 from sae_lm_eval.splicing.splice import Context
 
 
@@ -25,6 +27,11 @@ class Query:
     ids: Sequence[int]
     targets: Sequence[int]
     labels: Sequence[int] | np.ndarray = ()
+
+    def spliced(self, special_ids: Collection[int], first_position: int) -> Bool[np.ndarray, " ids"]:
+        """At which of the ids a dictionary is spliced in."""
+        ids = torch.as_tensor(np.asarray(self.ids))
+        return spliced_positions(ids, torch.arange(len(ids)), special_ids, first_position).numpy()
 
 
 @dataclass(frozen=True)

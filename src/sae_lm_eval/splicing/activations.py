@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing.module_io import ModuleSide, record_activations
+from sae_lm_eval.splicing.special_tokens import spliced_positions
 from sae_lm_eval.splicing.splice import Variant
 
 
@@ -29,12 +31,11 @@ def passing(
     device = next(model.parameters()).device
     for ids in texts:
         row = torch.tensor([list(ids)], device=device)
-        keep = torch.tensor([[i not in special_ids for i in ids]], device=device)
-        seen = record_activations(model, list(ports), row)
-        starts = {port: (first or {}).get(port, 0) for port in seen}
+        positions = torch.arange(row.shape[1], device=device)[None]
+        spliced = partial(spliced_positions, row, positions, special_ids)
         yield {
-            port: x.reshape(*row.shape, -1)[:, starts[port] :][keep[:, starts[port] :].to(x.device)].float()
-            for port, x in seen.items()
+            port: x.reshape(*row.shape, -1)[spliced((first or {}).get(port, 0)).to(x.device)].float()
+            for port, x in record_activations(model, list(ports), row).items()
         }
 
 

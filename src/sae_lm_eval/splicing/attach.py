@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing.module_edits import Rows, attach_edits, rows_given
 from sae_lm_eval.splicing.module_io import ModuleSide, hook_side
+from sae_lm_eval.splicing.special_tokens import spliced_positions
 from sae_lm_eval.splicing.splice import Context, Splice, Variant
 
 
@@ -66,7 +67,7 @@ class Attachment(Rows):
         self.variant = variant
         self.context: Context | None = None
         self.behind_first: Context | None = None  # what the later splices are given: they read what the first left
-        self.keep: Bool[Tensor, "batch positions 1"] | None = None  # where special tokens are
+        self.kept: dict[int, Bool[Tensor, "batch positions 1"]] = {}  # by first position, where nothing is spliced in
         self.passed: dict[ModuleSide, Tensor] = {}
         self.watch: SpliceWatch | None = None
         attach_edits(model, variant.edits, self, scope)
@@ -85,17 +86,18 @@ class Attachment(Rows):
         count, self.positions = context.input_ids.shape
         self.rows = slice(0, count)
         self.passed.clear()
-        if self.variant.special_ids:
-            special = torch.tensor(sorted(self.variant.special_ids), device=context.input_ids.device)
-            self.keep = torch.isin(context.input_ids, special)[..., None]
+        self.kept.clear()
 
     def _kept(self, splice: Splice) -> Bool[Tensor, "batch positions 1"] | None:
         """Which positions keep their activation at a splice."""
         assert self.context is not None
-        if not splice.first_position:
-            return self.keep
-        before = (self.context.positions < splice.first_position)[..., None]
-        return before if self.keep is None else before | self.keep.to(before.device)
+        first, special = splice.first_position, self.variant.special_ids
+        if not first and not special:
+            return None
+        if first not in self.kept:
+            spliced = spliced_positions(self.context.input_ids, self.context.positions, special, first)
+            self.kept[first] = ~spliced[..., None]
+        return self.kept[first]
 
     def _by_position(self, passing: Float[Tensor, "*batch width"]) -> Float[Tensor, "all_rows positions width"]:
         """Where some modules see rows and positions as one axis."""

@@ -108,10 +108,14 @@ def _activation_of(kwargs: dict[str, Any]) -> str | None:
 def record_activations(model: nn.Module, ports: list[ModuleSide], input_ids: Tensor) -> dict[ModuleSide, Tensor]:
     """What passes `ports` when the model reads `input_ids` (batch, positions); a port nothing passes is left out."""
     seen: dict[ModuleSide, Tensor] = {}
-    # Nobody looks at the logits, and those of a whole window take gigabytes where the vocabulary is large.
-    few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     with ExitStack() as scope:
         for port in ports:
             scope.callback(hook_side(model, port, partial(seen.__setitem__, port)).remove)
-        model(input_ids=input_ids, **few)
+        # Nobody looks at the logits, and those of a whole window take gigabytes where the vocabulary is large.
+        model(input_ids=input_ids, **keeping_last(model, 1))
     return seen
+
+
+def keeping_last(model: nn.Module, positions: int) -> dict[str, int]:
+    """The argument by which a model computes the logits of its last positions only, where it has one."""
+    return {"logits_to_keep": positions} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}

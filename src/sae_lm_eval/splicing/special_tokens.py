@@ -1,10 +1,14 @@
-"""Which tokens are special, so that their positions keep the original activation, and which of these look ordinary."""
+"""Where a dictionary is spliced in: which tokens are special, so that their positions keep the original activation."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
 
 NAMES = ("bos_token_id", "eos_token_id", "pad_token_id")
 # <s>, </s>, <|endoftext|>, [PAD]: what a vocabulary sets apart from text.
@@ -16,6 +20,20 @@ def special_ids(tokenizer: Any, model: Any) -> frozenset[int]:
     and its generation defaults, which may be no more than what their classes begin with."""
     own = _ids_of(tokenizer)
     return own or _ids_of(model.config) | _ids_of(getattr(model, "generation_config", None))
+
+
+def spliced_positions(
+    input_ids: Int[Tensor, "*batch"],
+    positions: Int[Tensor, "*batch"],
+    special_ids: Collection[int],
+    first_position: int,
+) -> Bool[Tensor, "*batch"]:
+    """Where a dictionary is spliced in: neither at special tokens, nor before its first position in the text."""
+    spliced = positions >= first_position
+    if special_ids:
+        special = torch.tensor(sorted(special_ids), device=input_ids.device)
+        spliced = spliced & torch.isin(input_ids, special, invert=True).to(spliced.device)
+    return spliced
 
 
 def _ids_of(source: Any) -> frozenset[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.runtime.model_lock import lock_of
 from sae_lm_eval.scoring.token_sampler import gumbel
 from sae_lm_eval.splicing.attach import attached
+from sae_lm_eval.splicing.module_io import keeping_last
 from sae_lm_eval.splicing.splice import Variant
 
 BASELINE = "baseline"
@@ -88,11 +88,6 @@ def running_as(model: nn.Module, variant: Variant | None) -> Iterator[None]:
     """A scope in which `model` runs as `variant`, or as it is; other threads that ask the same model wait."""
     with lock_of(model), nullcontext() if variant is None else attached(model, variant):
         yield
-
-
-def keeping_last(model: nn.Module, positions: int) -> dict[str, int]:
-    """The argument by which a model computes the logits of its last positions only, where it has one."""
-    return {"logits_to_keep": positions} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 @torch.no_grad()

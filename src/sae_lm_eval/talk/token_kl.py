@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.splicing.module_io import keeping_last
 from sae_lm_eval.splicing.splice import Variant
-from sae_lm_eval.talk.sampling import BASELINE, AnswerColumn, keeping_last, running_as
+from sae_lm_eval.talk.sampling import BASELINE, AnswerColumn, running_as
 
 TOP = 5
 PIECE = 128  # positions whose distributions are held in float32 at a time
