@@ -151,7 +151,7 @@ def test_a_baseline_that_no_such_model_has_is_flagged():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ({"text": "wikitxt"}, "There is no text with known pairs 'wikitxt'. Did you mean wikitext"),
+        ({"text": "wikitxt"}, "There is no text with known pairs 'wikitxt'. Did you mean 'wikitext'"),
         ({"bytes_per_token": 0}, "number of bytes per token is 0; it must be positive"),
     ],
 )

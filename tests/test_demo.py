@@ -46,7 +46,10 @@ def test_no_other_model_is_warned_of(caplog):
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("world#blocks.2.hook_resid_post.k5", "The world has no dictionary 'blocks.2.hook_resid_post.k5'. Nearest: "),
+        (
+            "world#blocks.2.hook_resid_post.k5",
+            "The world has no dictionary 'blocks.2.hook_resid_post.k5'. Did you mean 'blocks.2.hook_resid_post.k",
+        ),
         ("world", "The world has no dictionary ''. It has blocks.1.hook_resid_post.k32, "),
         (f"{MIDDLE}@main", "The embedded world has no revisions: leave out @main."),
     ],

@@ -43,7 +43,7 @@ MISTAKES: Mapping[str, tuple[Sequence[str], str]] = {
     ),
     "an embedded id": (
         [*RUN, "--sae", f"{K4}4"],
-        "The world has no dictionary 'blocks.2.hook_resid_post.k44'. Nearest: blocks.2.hook_resid_post.k4, ",
+        "The world has no dictionary 'blocks.2.hook_resid_post.k44'. Did you mean 'blocks.2.hook_resid_post.k4' or ",
     ),
     "a registered id": (
         [*RUN, "--sae", "gpt2-small-res-jb#blocks.8.hook_resid_pree"],

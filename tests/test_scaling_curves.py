@@ -212,7 +212,7 @@ def test_wrong_family_files_are_named(tmp_path, text, message):
 
 def test_unknown_families_are_named(tmp_path):
     assert "pythia_pile_test" in builtin_families()
-    with pytest.raises(UserError, match="Did you mean pythia_pile_test"):
+    with pytest.raises(UserError, match="Did you mean 'pythia_pile_test'"):
         read_family("pythia_pile")
     with pytest.raises(UserError, match="does not exist"):
         read_family(tmp_path / "none.csv")

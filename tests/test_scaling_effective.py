@@ -247,7 +247,7 @@ def test_frame_keeps_none_and_the_provenance():
             {"ce_baseline": 3, "ce_spliced": 3.1, "params": 0},
             "number of parameters is 0; it must be positive",
         ),
-        ({"ce_baseline": 3, "ce_spliced": 3.1, "model": "pithia-70m"}, "Did you mean pythia-70m"),
+        ({"ce_baseline": 3, "ce_spliced": 3.1, "model": "pithia-70m"}, "Did you mean 'pythia-70m'"),
         ({"ce_baseline": 3, "ce_spliced": 3.1, "level": 95}, "level of an interval is 95"),
         ({"ce_baseline": 3, "ce_spliced": 3.1, "draws": 10}, "10 draws are too few"),
         ({"ce_baseline": 3, "ce_spliced": 3.1, "law_text": "maybe"}, "must be 'same' or 'other'"),

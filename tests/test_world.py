@@ -8,6 +8,7 @@ from random import Random
 import pytest
 
 from sae_lm_eval import world
+from sae_lm_eval.errors import UserError
 from sae_lm_eval.world import text
 from sae_lm_eval.world.categories import mixture, world_categories
 
@@ -162,11 +163,11 @@ def test_the_story_holds():
 
 def test_unknown_names_are_refused_with_the_nearest_ones():
     with pytest.raises(
-        KeyError,
-        match=r"no dictionary 'blocks\.2\.hook_resid_post\.k9'\. Nearest: blocks\.2\.hook_resid_post\.k8",
+        UserError,
+        match=r"no dictionary 'blocks\.2\.hook_resid_post\.k9'\. Did you mean 'blocks\.2\.hook_resid_post\.k8",
     ):
         world.dictionary_path("blocks.2.hook_resid_post.k9")
-    with pytest.raises(KeyError, match="The world has no checkpoint 'last'"):
+    with pytest.raises(UserError, match="The world has no checkpoint 'last'"):
         world.model_path("last")
 
 

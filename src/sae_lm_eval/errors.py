@@ -28,10 +28,10 @@ class UserError(ValueError):
 
 def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:
     """The nearest of `known` to `word` as the end of a sentence, or "" when nothing is near."""
-    known = list(known)
-    near = [one for one in known if one.casefold() == word.casefold()][:1]
-    near = near or difflib.get_close_matches(word, known, n=most, cutoff=0.6)
-    return f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    folded = {one.casefold(): one for one in known}
+    near = [word.casefold()] if word.casefold() in folded else []
+    near = near or difflib.get_close_matches(word.casefold(), folded, n=most, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(folded[name]) for name in near)}?" if near else ""
 
 
 def one_of(word: str, known: Iterable[str], what: str) -> str:

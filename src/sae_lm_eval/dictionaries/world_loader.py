@@ -12,7 +12,4 @@ from sae_lm_eval.errors import UserError
 def world_dictionary(spec: SaeSpec) -> Path:
     if spec.revision is not None:
         raise UserError(f"The embedded world has no revisions: leave out @{spec.revision}.")
-    try:
-        return world.dictionary_path(spec.id or "")
-    except world.UnknownName as error:
-        raise UserError(str(error)) from error
+    return world.dictionary_path(spec.id or "")

@@ -72,10 +72,7 @@ class Member:
     def source(self) -> dict[str, str]:
         """What the adapter is told to load; checkpoints of the embedded world lie in folders of their own."""
         if world.is_meant_by(self.model) and self.revision != MAIN:
-            try:
-                return {"pretrained": str(world.model_path(self.revision))}
-            except world.UnknownName as error:
-                raise UserError(str(error)) from error
+            return {"pretrained": str(world.model_path(self.revision))}
         return {"pretrained": self.model, "revision": self.revision}
 
     @cached_property

@@ -1,6 +1,5 @@
 """The package's data files, and the two sentences that every look-up needs."""
 
-import difflib
 import io
 from collections.abc import Iterable
 from importlib import resources
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import pandas as pd
 from pydantic import BeforeValidator, Field
 
-from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.errors import UserError, did_you_mean, first_line
 from sae_lm_eval.files.reading import Foreign, checked, is_file, read_text, shown
 
 Row = dict[str, Any]
@@ -54,7 +53,5 @@ def read_rows(path: str | Path, *, required: Iterable[str], kind: type[Foreign] 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is in no table, with the nearest names."""
     known = list(known)
-    lowered = {entry.lower(): entry for entry in known}
-    near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=0.5)]
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known: {', '.join(known)}."
-    return UserError(f"There is no {kind} {name!r}. {hint}")
+    which = did_you_mean(name, known) or f" Known: {', '.join(known)}."
+    return UserError(f"There is no {kind} {name!r}.{which}")

@@ -1,18 +1,12 @@
 """The embedded world: a small trained model, its text and its dictionaries, without a network."""
 
 import json
-from difflib import get_close_matches
 from pathlib import Path
+
+from sae_lm_eval.errors import UserError, did_you_mean
 
 NAME = "world"  # as `pretrained=` and as the source of a spec
 FILES = Path(__file__).parent / "files"
-
-
-class UnknownName(KeyError):
-    """No such checkpoint or dictionary in the world."""
-
-    def __str__(self) -> str:
-        return self.args[0]
 
 
 def is_meant_by(pretrained: object) -> bool:
@@ -57,6 +51,5 @@ def _folders(parent: Path) -> list[str]:
 def _named(kind: str, name: str, known: list[str], parent: Path) -> Path:
     if name in known:
         return parent / name
-    near = get_close_matches(name, known, n=3, cutoff=0.3)
-    which = f"Nearest: {', '.join(near)}." if near else f"It has {', '.join(known)}."
-    raise UnknownName(f"The world has no {kind} {name!r}. {which}")
+    which = did_you_mean(name, known) or f" It has {', '.join(known)}."
+    raise UserError(f"The world has no {kind} {name!r}.{which}")
