@@ -299,7 +299,7 @@ def test_fewer_latents_hurt_more_and_rare_words_most(page):
             re.search(rf'topk{k}</caption>.*?{category}</th>.*?mean KL">([\d.]+)<', page, re.DOTALL)[1]
         )
         for k in (8, 32)
-        for category in ("whole word", "rare word, later token")
+        for category in ("whole word", "split word, later token")
     }
     assert means[8, "whole word"] > means[32, "whole word"]
-    assert means[8, "rare word, later token"] > means[32, "rare word, later token"] > means[32, "whole word"]
+    assert means[8, "split word, later token"] > means[32, "split word, later token"] > means[32, "whole word"]

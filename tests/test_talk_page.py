@@ -110,8 +110,8 @@ class TestCategories:
             ("2 to 4 times", ["Tom", " Tom"]),
             ("5 times or more", []),
             ("whole word", ["Tom", " has", " Tom", " sings"]),
-            ("rare word, 1st token", [" kal"]),
-            ("rare word, later token", ["eido", "scopes"]),
+            ("split word, 1st token", [" kal"]),
+            ("split word, later token", ["eido", "scopes"]),
             ("digit", [" 12"]),
             ("punctuation", [".", "!"]),
             ("special token", ["</s>"]),
@@ -129,8 +129,8 @@ class TestCategories:
     def test_the_table_by_hand(self):
         kls = [None, 0.0, 0.5, 1.0, 3.0, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0]
         rows = {row.category: row for row in tabulate([self.tokens()], [kls])}
-        assert (rows["rare word, later token"].tokens, rows["rare word, later token"].mean) == (2, 1.75)
-        assert rows["rare word, later token"].share == 3.5 / 5
+        assert (rows["split word, later token"].tokens, rows["split word, later token"].mean) == (2, 1.75)
+        assert rows["split word, later token"].share == 3.5 / 5
         assert rows["1st token"].tokens == 2  # the one that was not predicted is not counted
         worst = rows["2nd to 5th"].worst[0]
         assert (worst.before, worst.token, worst.after, worst.kl) == (

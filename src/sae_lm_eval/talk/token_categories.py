@@ -43,8 +43,8 @@ CATEGORIES: dict[str, dict[str, Category]] = {
     },
     "kind": {
         "whole word": lambda t: t.word is not None and t.word[1] == 1,
-        "rare word, 1st token": lambda t: t.word is not None and t.word[1] > 1 and t.word[0] == 0,
-        "rare word, later token": lambda t: t.word is not None and t.word[0] > 0,
+        "split word, 1st token": lambda t: t.word is not None and t.word[1] > 1 and t.word[0] == 0,
+        "split word, later token": lambda t: t.word is not None and t.word[0] > 0,
         "digit": lambda t: not t.special and any(c.isdigit() for c in t.text),
         "punctuation": lambda t: not t.special and bool(t.text.strip()) and not any(c.isalnum() for c in t.text),
         "special token": lambda t: t.special,
