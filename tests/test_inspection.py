@@ -15,6 +15,7 @@ from oracle import PROCESSING, hooked_transformer
 from sae_lens import SAE
 from typer.testing import CliRunner
 
+from sae_lm_eval import UserError
 from sae_lm_eval.cli.main import app
 from sae_lm_eval.harness import inspection
 
@@ -98,6 +99,20 @@ def test_explained_variance_agrees_with_a_direct_computation(folder):
     variance = x.pow(2).sum(-1).mean() - x.mean(0).pow(2).sum()
     expected = 1 - (x - z).pow(2).sum(-1).mean() / variance
     assert fit.explained_variance == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_text_of_one_token_explains_no_variance(folder, tmp_path):
+    (tmp_path / "one.txt").write_text("w5")
+    ((fit, _),), _ = inspection.fits(arguments(folder, "centered"), str(tmp_path / "one.txt"), 10)
+    assert (fit.tokens, fit.explained_variance) == (1, None)
+    assert fit.l0 is not None
+
+
+@pytest.mark.parametrize("name", ["centered", "scaled"])
+def test_a_text_with_no_position_to_splice_at_is_refused(folder, name):
+    given = arguments(folder, name, splice_tokens="non_special:9999")
+    with pytest.raises(UserError, match=r"special tokens and the first 9999 positions alone, where .* is not spliced"):
+        inspection.fits(given, str(folder / "text.jsonl"), 600)
 
 
 def test_a_missing_norm_factor_is_estimated_from_the_text(folder):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sae_lm_eval.comparison.resampling import chunks
+from sae_lm_eval.comparison.resampling import document_counts
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.scaling.family import MonotoneCurve, monotone_curve
 
@@ -133,10 +133,9 @@ def resampled_means(
     total = np.zeros((draws, table.shape[1]))
     for places in strata:
         start = 0
-        for some in chunks(draws, len(places)):
-            counts = rng.multinomial(len(places), np.full(len(places), 1 / len(places)), size=some)
-            total[start : start + some] += counts @ table[places]
-            start += some
+        for counts in document_counts(len(places), draws, rng):
+            total[start : start + len(counts)] += counts @ table[places]
+            start += len(counts)
     return total
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 
@@ -15,6 +17,16 @@ def chunks(draws: int, n: int, *, most: int = 4_000_000) -> list[int]:
     """Sizes that add up to `draws`, of arrays with `n` columns that fit in memory."""
     size = max(1, most // n)
     return [min(size, draws - start) for start in range(0, draws, size)]
+
+
+def document_counts(
+    documents: int, draws: int, rng: np.random.Generator, *, most: int = 4_000_000
+) -> Iterator[np.ndarray]:
+    """How often each document is drawn, (some draws, documents), when as many as there are are drawn with replacement
+    (Efron 1979)."""
+    share = np.full(documents, 1 / documents)
+    for some in chunks(draws, documents, most=most):
+        yield rng.multinomial(documents, share, size=some)
 
 
 def ratio_of_sums(values: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, UInt16
 
+from sae_lm_eval.comparison.resampling import document_counts
+
 SEED = 1234
 RESAMPLES = 1000  # at most: more move a standard error by less than 2%
 CHUNK = 64  # resamples whose weights are widened to float64 at a time
@@ -50,7 +52,7 @@ class Metric:
             return None
         if self.spread is not None:
             return self.spread(rows)
-        weights = document_counts(len(rows), min(resamples, RESAMPLES))
+        weights = same_counts(len(rows), min(resamples, RESAMPLES))
         totals = np.concatenate([weights[i : i + CHUNK] @ rows for i in range(0, len(weights), CHUNK)])
         return _defined(self.formula(*totals.T).std(ddof=1))
 
@@ -157,15 +159,10 @@ def metric_values(records: Sequence[Mapping[str, Any]], *, within: str = "text")
 
 
 @lru_cache(maxsize=2)
-def document_counts(documents: int, resamples: int, seed: int = SEED) -> UInt16[np.ndarray, "resamples documents"]:
-    """How often each document is drawn."""
-    rng = np.random.default_rng(seed)
-    share = np.full(documents, 1 / documents)
-    draws = [
-        rng.multinomial(documents, share, size=min(CHUNK, resamples - i)).astype(np.uint16)
-        for i in range(0, resamples, CHUNK)
-    ]
-    return np.concatenate(draws)
+def same_counts(documents: int, resamples: int, seed: int = SEED) -> UInt16[np.ndarray, "resamples documents"]:
+    """How often each document is drawn, whatever the metric."""
+    draws = document_counts(documents, resamples, np.random.default_rng(seed))
+    return np.concatenate([counts.astype(np.uint16) for counts in draws])
 
 
 def _defined(value: Values) -> float | None:

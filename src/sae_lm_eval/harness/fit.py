@@ -12,12 +12,14 @@ from torch import Tensor
 
 from sae_lm_eval.dictionaries import stated
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.fidelity import metrics
 from sae_lm_eval.splicing.activation_map import build_map
 from sae_lm_eval.splicing.activations import passing
 from sae_lm_eval.splicing.choices import MAPS
 from sae_lm_eval.splicing.hook_names import Architecture
 from sae_lm_eval.splicing.module_io import ModuleSide
 from sae_lm_eval.splicing.site import Site, resolve_site
+from sae_lm_eval.splicing.special_tokens import spliced_positions
 from sae_lm_eval.splicing.splice import Splice
 
 # Where a dictionary may belong that is said to belong elsewhere in a layer, or one layer off.
@@ -28,13 +30,15 @@ NEAR = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "ho
 class Fit:
     """How well one way of splicing a dictionary fits: a fraction of variance, and means over `tokens` positions.
 
-    `map` is the activation map or, of another alternative, what is done instead. `l0_later` is the L0 behind the first
+    `map` is the activation map or, of another alternative, what is done instead. `explained_variance` and `fvu` are as
+    in `fidelity.metrics`, None where what passes is the same at every position. `l0_later` is the L0 behind the first
     positions of each window; the norms are those of what the dictionary reads and stands for, in its own space.
     `released` says of the way that is chosen whether the numbers are those of the release.
     """
 
     map: str
-    explained_variance: float
+    explained_variance: float | None
+    fvu: float | None
     l0: float | None
     tokens: int
     l0_later: float | None = None
@@ -45,18 +49,22 @@ class Fit:
     @property
     def numbers(self) -> dict[str, float | None]:
         """By the names of `dictionaries.stated`."""
-        fvu = 1 - self.explained_variance
-        own = {"l0": self.l0, "l0_later": self.l0_later, "norm_in": self.norm_in, "norm_out": self.norm_out}
-        return {**own, "fvu": fvu}
+        return {name: getattr(self, name) for name in ("l0", "l0_later", "norm_in", "norm_out", "fvu")}
 
     def checks(self, said: Mapping[str, float]) -> list[stated.Check]:
         return stated.checks(said, self.numbers)
 
 
 def fits_of(model: Any, splice: Splice, texts: Sequence[Sequence[int]], special_ids: frozenset[int]) -> list[Fit]:
-    """The fit of every map that the splice's site allows, the chosen one first and judged by what its release says."""
+    """The fit of every map that the splice's site allows, the chosen one first and judged by what its release says.
+
+    Raises `UserError` for a text at no position of which the dictionary is spliced in.
+    """
     architecture, said = Architecture(model), splice.dictionary.stated
-    chosen, *others = _measured(model, with_maps(architecture, splice), texts, special_ids)
+    fits = _measured(model, with_maps(architecture, splice), texts, special_ids)
+    if not fits:
+        raise UserError(nowhere_spliced(splice))
+    chosen, *others = fits
     checks = chosen.checks(said)
     if not checks or all(check.agrees for check in checks):
         return [replace(chosen, released=stated.verdict(checks)), *others]
@@ -68,6 +76,11 @@ def fits_of(model: Any, splice: Splice, texts: Sequence[Sequence[int]], special_
         what = f"hook_map={best.map}" if best in others else best.map
         fitting = f"{what} fits ({', '.join(map(str, best.checks(said)))})"
     return [replace(chosen, released=stated.verdict(checks, fitting)), *others]
+
+
+def nowhere_spliced(splice: Splice) -> str:
+    before = f" and the first {splice.first_position} positions" if splice.first_position else ""
+    return f"The text has special tokens{before} alone, where {splice.dictionary.name} is not spliced in: give another."
 
 
 def with_maps(architecture: Architecture, splice: Splice) -> dict[str, Splice]:
@@ -129,7 +142,7 @@ class _Sums:
 def _measured(
     model: Any, splices: Mapping[str, Splice], texts: Sequence[Sequence[int]], special_ids: frozenset[int]
 ) -> list[Fit]:
-    """In one pass of each window. Explained variance is 1 - E|y - z|^2 / (E|y|^2 - |E y|^2)."""
+    """In one pass of each window."""
     if not splices:
         return []
     ports: list[ModuleSide] = list(
@@ -139,7 +152,7 @@ def _measured(
     first = next(iter(splices.values())).first_position  # one splice's, in several guises
     every = passing(model, ports, texts, special_ids, dict.fromkeys(ports, first))
     for ids, seen in zip(texts, every, strict=True):
-        places = torch.tensor([place for place, token in enumerate(ids) if token not in special_ids and place >= first])
+        places = spliced_positions(torch.tensor(list(ids)), torch.arange(len(ids)), special_ids, first).nonzero()[:, 0]
         for name, splice in splices.items():
             x, y = seen.get(splice.site_in.read), seen.get(splice.site_out.read)
             if x is not None and y is not None and x.shape[-1] == splice.dictionary.d_in and len(places):
@@ -169,12 +182,14 @@ def _add(sums: _Sums, splice: Splice, x: Tensor, y: Tensor, later: Tensor) -> No
 
 def _fit(name: str, sums: _Sums) -> Fit:
     n = sums.count
-    variance = sums.square / n - float((torch.as_tensor(sums.total) / n).pow(2).sum())
+    deviation = sums.square - float(torch.as_tensor(sums.total).pow(2).sum()) / n
+    error = metrics.array([[sums.missed, deviation]])
     return Fit(
         name,
-        1 - sums.missed / n / variance,
-        None if math.isnan(sums.active) else sums.active / n,
-        n,
+        explained_variance=metrics.DICTIONARY_METRICS["explained_variance"].value(error),
+        fvu=metrics.DICTIONARY_METRICS["fvu"].value(error),
+        l0=None if math.isnan(sums.active) else sums.active / n,
+        tokens=n,
         l0_later=sums.active_later / sums.later if sums.later and not math.isnan(sums.active) else None,
         norm_in=sums.norm_in / n,
         norm_out=sums.norm_out / n,

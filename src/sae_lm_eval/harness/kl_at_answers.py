@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from lm_eval.api.instance import Instance
 
+from sae_lm_eval.comparison.resampling import ratio_of_sums
 from sae_lm_eval.harness.by_request import ByRequest
 
 
@@ -21,8 +23,7 @@ class Divergence(ByRequest[tuple[float, int] | None]):
     def by_task(self) -> dict[str, dict[str, Any]]:
         """For each task the mean KL per scored token in nats, and its standard error by documents.
 
-        The mean is a ratio of sums over documents, and its error that of a ratio estimator (Cochran 1977,
-        Sampling Techniques, section 6.4).
+        The mean is a ratio of sums over documents; see `comparison.resampling.ratio_of_sums` for its error.
         """
         out: dict[str, dict[str, Any]] = {}
         for task, answers in self._of.items():
@@ -35,11 +36,11 @@ class Divergence(ByRequest[tuple[float, int] | None]):
             kl, tokens = np.array([*sums.values()]).T
             if not tokens.any():
                 continue
-            mean, n = kl.sum() / tokens.sum(), len(sums)
-            spread = np.sqrt(n / (n - 1) * ((kl - mean * tokens) ** 2).sum()) / tokens.sum() if n > 1 else None
+            n = len(sums)
+            stderr = math.sqrt(ratio_of_sums(kl, tokens)[1]) if n > 1 else None
             out[task] = {
-                "kl": float(mean),
-                "stderr": None if spread is None else float(spread),
+                "kl": float(kl.sum() / tokens.sum()),
+                "stderr": stderr,
                 "positions": int(tokens.sum()),
                 "documents": n,
             }

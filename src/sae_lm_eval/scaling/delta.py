@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sae_lm_eval.comparison.resampling import document_counts
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import Foreign
 from sae_lm_eval.scaling.data_files import Amount, Positive, read_rows
@@ -207,11 +208,5 @@ def _check_loss(what: str, value: float) -> None:
 
 
 def _resample(rise: np.ndarray, tokens: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    documents = len(rise)
-    weights = np.full(documents, 1 / documents)
-    draws = np.empty(n)
-    chunk = max(1, 2_000_000 // documents)  # bounds the memory for long lists of documents
-    for first in range(0, n, chunk):
-        counts = rng.multinomial(documents, weights, size=min(chunk, n - first))
-        draws[first : first + chunk] = (counts @ rise) / (counts @ tokens)
-    return draws
+    drawn = document_counts(len(rise), n, rng, most=2_000_000)
+    return np.concatenate([(counts @ rise) / (counts @ tokens) for counts in drawn])
