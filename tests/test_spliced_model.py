@@ -58,7 +58,7 @@ def test_it_scores_as_a_plain_forward_pass_does():
 def test_in_a_group_each_answers_as_by_itself():
     model, group = loaded(), Group(baseline_first=True)
     alone = [spliced(model, seed) for seed in (0, 1)]
-    baseline = SplicedModel(model, requested_splices([], "none"))
+    baseline = SplicedModel(model, requested_splices([], splice="none"))
     members = [one.in_group(group, wants_bos=False) for one in (baseline, *alone)]
     queries = alone[0].rolling(words(40, seed=5))
     answers = [member.score(queries) for member in members]
@@ -71,7 +71,7 @@ def test_in_a_group_each_answers_as_by_itself():
 
 
 def test_an_untouched_model_alone_is_left_to_lm_eval():
-    assert not SplicedModel(loaded(), requested_splices([], "none")).is_scored
+    assert not SplicedModel(loaded(), requested_splices([], splice="none")).is_scored
     assert spliced().is_scored
 
 

@@ -106,18 +106,18 @@ class SaeHFLM(CausalHFLM):
         mean_tokens: int = SpliceArguments.mean_tokens,
         scale: float = SpliceArguments.scale,
         keep_top: int | None = None,
-        ablate: str | None = None,
+        ablate: int | str | None = None,
         clamp: str | None = None,
         edit: Any = None,
         params: float | None = None,
         tokens: float | None = None,
         **kwargs: Any,
     ) -> None:
+        given = dict(locals())  # by name, whatever the order
         refuse_misspelt(kwargs, KNOWN)
         if pretrained is None:
             raise UserError("pretrained= is missing: name a model, as in pretrained=gpt2.")
-        how = (splice, splice_tokens, hook, hook_map, norm_factor, sae_dtype, seed, mean_text, mean_tokens, scale)
-        wanted = requested_splices(sae, *how, keep_top, ablate, clamp, edit)
+        wanted = requested_splices(**SpliceArguments.among(given))
         numbers = OriginalNumbers(
             params=None if params is None else finite_number(params, "params"),
             tokens=None if tokens is None else finite_number(tokens, "tokens"),
@@ -158,7 +158,7 @@ class SaeHFLM(CausalHFLM):
     def untouched(self, *, bos: bool, batch_size: int) -> SaeHFLM:
         """The model by itself, in batches of another size; `bos` is whether it is asked with a BOS token."""
         loaded = self.loaded.with_rows(batch_rows(batch_size, self.device.type))
-        spliced = SplicedModel(loaded, requested_splices([], "none"), wants_bos=bos)
+        spliced = SplicedModel(loaded, requested_splices([], splice="none"), wants_bos=bos)
         return self.answering_as(spliced, loaded=loaded, batch_size_per_gpu=batch_size)
 
     # -- evaluation ---------------------------------------------------------------------------------------

@@ -30,14 +30,16 @@ class RequestedSplices:
     edit: Edit | None = None
 
 
-def requested_splices(*given: Any, dictionaries: Sequence[Dictionary] | None = None, **named: Any) -> RequestedSplices:
-    """The variant that `SpliceArguments(*given, **named)` ask for, its dictionaries loaded.
+def requested_splices(
+    sae: Any = None, *, dictionaries: Sequence[Dictionary] | None = None, **named: Any
+) -> RequestedSplices:
+    """The variant that `SpliceArguments(sae, **named)` ask for, its dictionaries loaded.
 
     `dictionaries` are those of `sae`, where they are loaded already.
 
     Raises `UserError` for whatever the user can mend.
     """
-    arguments = SpliceArguments(*given, **named)
+    arguments = SpliceArguments(sae, **named)
     choices, dtype, edit = choices_of(arguments), dtype_of(arguments.sae_dtype), asked_edit(arguments)
     mean_tokens = whole(arguments.mean_tokens, "mean_tokens", least=1)
     if choices.splice == "mean" and arguments.mean_text is None:

@@ -27,7 +27,7 @@ class Choices:
     whatever the release says of them.
     """
 
-    splice: str | None = SpliceArguments.splice
+    splice: str = str(SpliceArguments.splice)
     splice_tokens: str = SpliceArguments.splice_tokens
     hooks: tuple[str, ...] | None = None
     hook_maps: tuple[str, ...] | None = None
@@ -36,16 +36,14 @@ class Choices:
     edits: LatentEdits = NO_EDITS
 
     def __post_init__(self) -> None:
-        # lm_eval makes None of the text "none" in its arguments.
-        mode = "none" if self.splice is None else str(self.splice)
-        object.__setattr__(self, "splice", one_of(mode, MODES, "splice"))
-        kind, colon, first = str(self.splice_tokens).partition(":")
+        one_of(self.splice, MODES, "splice")
+        kind, colon, first = self.splice_tokens.partition(":")
         if colon and kind == "non_special" and not first.isdecimal():
             raise UserError(
                 f"splice_tokens={self.splice_tokens}: non_special: takes the number of first positions to keep, as in "
                 f"splice_tokens=non_special:4."
             )
-        one_of(kind if colon and kind == "non_special" else str(self.splice_tokens), TOKENS, "splice_tokens")
+        one_of(kind if colon and kind == "non_special" else self.splice_tokens, TOKENS, "splice_tokens")
         for name in self.hook_maps or ():
             one_of(name, MAPS, "hook_map")
 
@@ -66,8 +64,9 @@ def choices_of(arguments: SpliceArguments) -> Choices:
     """What is said of a variant beyond its dictionaries; `+` joins what goes by dictionary."""
     hook, hook_map = arguments.hook, arguments.hook_map
     return Choices(
-        arguments.splice,
-        arguments.splice_tokens,
+        # lm_eval makes None of the text "none" in its arguments.
+        splice="none" if arguments.splice is None else str(arguments.splice),
+        splice_tokens=str(arguments.splice_tokens),
         hooks=None if hook is None else tuple(str(hook).split("+")),
         hook_maps=None if hook_map is None else tuple(str(hook_map).split("+")),
         seed=whole(arguments.seed, "seed", least=0),

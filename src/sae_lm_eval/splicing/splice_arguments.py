@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, no_type_check
 
 # What stands at each position, by mode.
 MODES = {
@@ -21,6 +21,7 @@ MODES = {
 TOKENS = ("non_special", "all")  # the first also with a position, as in non_special:4
 
 
+@no_type_check  # what is of a wrong type is refused in a sentence, where it is read
 @dataclass(frozen=True, eq=False)
 class SpliceArguments:
     """What a user says of a variant, as text or objects, not yet read: see `arguments.requested_splices`."""
@@ -93,7 +94,7 @@ class SpliceArguments:
         default=None,
         metadata={"meaning": "how many of the largest latents of a position are kept; the others become 0"},
     )
-    ablate: str | None = field(
+    ablate: int | str | None = field(
         default=None,
         metadata={"meaning": "latents that become 0, by number, joined by `+`: `ablate=12+57`"},
     )
