@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import NamedTuple
+
+from sae_lm_eval.dictionaries.spec import SaeSpec
 
 OWN_FORMAT = "convert it to SAELens' format, or give it from Python as a sae_lm_eval.Dictionary"
 REGISTERED = f"those that SAELens has registered are named by release#id; any other: {OWN_FORMAT}"
 
 
 class FolderFormat(NamedTuple):
-    """A format, the globs of file names that only its folders hold, and what to do with such a folder."""
+    """A format, the globs of file names that only its folders hold, and the loader that reads it, None for none."""
 
     name: str
     files: tuple[str, ...]
-    advice: str
+    loader: str | None = None
 
 
-SAELENS = FolderFormat("SAELens", ("sae_weights.safetensors", "sparsity.safetensors"), "name it without a loader")
-SPARSIFY = FolderFormat("sparsify", ("sae.safetensors",), "name it sparsify:")
+SAELENS = FolderFormat("SAELens", ("sae_weights.safetensors", "sparsity.safetensors"), "saelens")
+SPARSIFY = FolderFormat("sparsify", ("sae.safetensors",), "sparsify")
+DICTIONARY_LEARNING = FolderFormat("dictionary_learning", ("ae.pt",), "dictionary_learning")
 # In this order: a folder may hold several, and the first is what it is read as.
 FORMATS = (
     SAELENS,
     SPARSIFY,
-    FolderFormat("dictionary_learning", ("ae.pt",), REGISTERED),
-    FolderFormat("Gemma Scope", ("params.npz",), REGISTERED),
-    FolderFormat("Gemma Scope 2", ("params.safetensors", "params_layer_*.safetensors"), REGISTERED),
-    FolderFormat("Llama Scope", ("hyperparams.json",), REGISTERED),
-    FolderFormat("Temporal SAEs", ("latest_ckpt.safetensors",), REGISTERED),
-    FolderFormat("Qwen-Scope", ("layer*.sae.pt",), REGISTERED),
-    FolderFormat("circuit-tracer's cross-layer transcoders", ("W_enc_*.safetensors",), REGISTERED),
-    FolderFormat("circuit-tracer's transcoders", ("layer_*.safetensors",), REGISTERED),
+    DICTIONARY_LEARNING,
+    FolderFormat("Gemma Scope", ("params.npz",)),
+    FolderFormat("Gemma Scope 2", ("params.safetensors", "params_layer_*.safetensors")),
+    FolderFormat("Llama Scope", ("hyperparams.json",)),
+    FolderFormat("Temporal SAEs", ("latest_ckpt.safetensors",)),
+    FolderFormat("Qwen-Scope", ("layer*.sae.pt",)),
+    FolderFormat("circuit-tracer's cross-layer transcoders", ("W_enc_*.safetensors",)),
+    FolderFormat("circuit-tracer's transcoders", ("layer_*.safetensors",)),
 )
 
 
@@ -44,6 +48,8 @@ def format_of(names: Iterable[str]) -> FolderFormat | None:
     )
 
 
-def refusal(spec: object, found: FolderFormat) -> str:
+def refusal(spec: SaeSpec, found: FolderFormat) -> str:
     """Why `spec`, a folder in the format `found`, is not read, and what to do."""
-    return f"'{spec}' is in the format of {found.name}, which is not read from a folder: {found.advice}."
+    if found.loader is None:
+        return f"'{spec}' is in the format of {found.name}, which is not read from a folder: {REGISTERED}."
+    return f"'{spec}' is in the format of {found.name}: name it {replace(spec, loader=found.loader)}."

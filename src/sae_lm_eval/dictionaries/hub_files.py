@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sae_lm_eval.dictionaries.formats import SAELENS, SPARSIFY, format_of, refusal
+from sae_lm_eval.dictionaries.formats import format_of, refusal
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
 
@@ -45,7 +45,7 @@ def _hub_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str]:
             snapshot_download(
                 spec.source,
                 revision=spec.revision,
-                allow_patterns=[f"{prefix}*.json", f"{prefix}*.safetensors"],
+                allow_patterns=[f"{prefix}*.json", f"{prefix}*.safetensors", f"{prefix}{wanted}"],
             )
         )
     folder = snapshot / (spec.id or "")
@@ -104,10 +104,17 @@ def _files(spec: SaeSpec, snapshot: Path) -> list[str]:
 
 
 def refuse_other_format(spec: SaeSpec, names: Iterable[str]) -> None:
-    """Raise `UserError` where a folder with files of these `names` is in a format that no loader here reads."""
+    """Raise `UserError` where a folder with files of these `names` is in another format than that of the loader."""
     found = format_of(names)
-    if found is not None and found not in (SAELENS, SPARSIFY):
+    if found is not None and found.loader != spec.loader:
         raise UserError(refusal(spec, found))
+
+
+def pickle_refusal(spec: SaeSpec) -> UserError:
+    return UserError(
+        f"The weights of '{spec}' are a pickle that holds more than tensors, which could run code: refused. "
+        f"Convert them to safetensors."
+    )
 
 
 def none_at(spec: SaeSpec, wanted: str, ids: Iterable[str]) -> str:

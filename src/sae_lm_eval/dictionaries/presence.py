@@ -16,6 +16,7 @@ from sae_lm_eval.dictionaries.world_loader import world_dictionary
 from sae_lm_eval.errors import UserError, did_you_mean
 
 CONFIG = "cfg.json"
+FILES = {"dictionary_learning": "ae.pt"}  # by which a loader knows a folder, where it is another
 
 
 def check_presence(spec: SaeSpec) -> None:
@@ -28,7 +29,7 @@ def check_presence(spec: SaeSpec) -> None:
     elif spec.loader in loaders_of_others():
         return  # what it reads is its own affair
     elif spec.folder is not None:
-        weights_folder(spec, CONFIG)
+        weights_folder(spec, FILES.get(spec.loader, CONFIG))
     elif spec.source == world.NAME:
         world_dictionary(spec)
     elif spec.loader == "saelens" and spec.source in registry_sections():
@@ -93,13 +94,14 @@ def _check_repository(spec: SaeSpec) -> None:
     """Of a hub repository, by the names of its files; what is in the cache is not asked for."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
-    file = f"{spec.id}/{CONFIG}" if spec.id else CONFIG
+    wanted = FILES.get(spec.loader, CONFIG)
+    file = f"{spec.id}/{wanted}" if spec.id else wanted
     if isinstance(try_to_load_from_cache(spec.source, file, revision=spec.revision), str):
         return
     if constants.HF_HUB_OFFLINE or is_registered_repository(spec.source):
         return  # loading tells what is not in the cache, and knows what a registered repository holds
     with hub_told(spec):
         names = HfApi().list_repo_files(spec.source, revision=spec.revision)
-    folders = [name.removesuffix(CONFIG).rstrip("/") for name in names if name.endswith(f"/{CONFIG}")]
+    folders = [name.removesuffix(wanted).rstrip("/") for name in names if name.endswith(f"/{wanted}")]
     if file not in names and folders:
-        raise UserError(none_at(spec, CONFIG, folders))
+        raise UserError(none_at(spec, wanted, folders))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 # TransformerLens' `from_pretrained` does all of this unless told otherwise.
 DEFAULT_PROCESSING = {"fold_ln": True, "center_writing_weights": True, "fold_value_biases": True}
 NO_PROCESSING: dict[str, Any] = {}
+BY_DICTIONARY_LEARNING = "github.com/saprmarks/dictionary_learning, buffer.py"
 
 
 class Fact(NamedTuple):
@@ -44,9 +45,9 @@ FACTS = (
         "github.com/openai/sparse_autoencoder, README.md",
     ),
     # dictionary_learning reads Hugging Face's own modules, through nnsight.
-    Fact("pythia-70m-deduped-*-sm", NO_PROCESSING, "github.com/saprmarks/dictionary_learning, buffer.py"),
-    Fact("sae_bench_*", NO_PROCESSING, "github.com/saprmarks/dictionary_learning, buffer.py"),
-    Fact("saebench_*", NO_PROCESSING, "github.com/saprmarks/dictionary_learning, buffer.py"),
+    Fact("pythia-70m-deduped-*-sm", NO_PROCESSING, BY_DICTIONARY_LEARNING),
+    Fact("sae_bench_*", NO_PROCESSING, BY_DICTIONARY_LEARNING),
+    Fact("saebench_*", NO_PROCESSING, BY_DICTIONARY_LEARNING),
 )
 
 

@@ -12,8 +12,8 @@ from sae_lm_eval.dictionaries import stated
 from sae_lm_eval.dictionaries.config_file import read_configuration, with_metadata
 from sae_lm_eval.dictionaries.corrections import LoadedFolder, corrected
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.formats import SPARSIFY, format_of
-from sae_lm_eval.dictionaries.hub_files import quietly, weights_folder
+from sae_lm_eval.dictionaries.formats import SPARSIFY, format_of, refusal
+from sae_lm_eval.dictionaries.hub_files import pickle_refusal, quietly, weights_folder
 from sae_lm_eval.dictionaries.inference_form import is_in_training, load_checkpoint
 from sae_lm_eval.dictionaries.old_configs import WEIGHTS, refuse_what_is_dropped
 from sae_lm_eval.dictionaries.presence import check_id, refuse_unknown
@@ -185,7 +185,7 @@ def _check_config(spec: SaeSpec, folder: Path) -> dict[str, Any]:
     """cfg.json of `folder`. Raises `UserError` where it is none of SAELens', or SAELens would drop a part of it."""
     config = read_configuration(folder / CONFIG)
     if format_of(path.name for path in folder.iterdir()) is SPARSIFY:
-        raise UserError(f"'{spec}' is in the format of {SPARSIFY.name}: {SPARSIFY.advice}{spec}.")
+        raise UserError(refusal(spec, SPARSIFY))
     refuse_what_is_dropped(f"'{spec}'", config, folder / WEIGHTS)
     return config
 
@@ -202,10 +202,7 @@ def _read(spec: SaeSpec, function: Callable[[], Any], reads: Reads | None = None
     except SafetensorError as error:
         raise UserError(f"The weights of '{spec}' are truncated or corrupt ({error}): download them again.") from error
     except pickle.UnpicklingError as error:
-        raise UserError(
-            f"The weights of '{spec}' are a pickle that holds more than tensors, which could run code: refused. "
-            f"Convert them to safetensors."
-        ) from error
+        raise pickle_refusal(spec) from error
     except (EntryNotFoundError, OSError) as error:  # of which the hub's own are kinds
         if reads is not None and reads.failure is not None and reads.failure[2] is error:
             raise UserError(why_not(*reads.failure, spec)) from error

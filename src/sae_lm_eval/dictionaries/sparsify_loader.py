@@ -9,8 +9,7 @@ from torch import Tensor
 
 from sae_lm_eval.dictionaries import stated
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.formats import SAELENS, format_of, refusal
-from sae_lm_eval.dictionaries.hub_files import weights_folder
+from sae_lm_eval.dictionaries.hub_files import refuse_other_format, weights_folder
 from sae_lm_eval.dictionaries.sequential import attends_over_positions
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
@@ -31,9 +30,7 @@ def load_sparsify(spec: SaeSpec) -> Dictionary:
         ) from error
     folder, commit = weights_folder(spec, CONFIG)
     if not (folder / WEIGHTS).is_file():
-        found = format_of(path.name for path in folder.iterdir())
-        if found not in (None, SAELENS):
-            raise UserError(refusal(spec, found))
+        refuse_other_format(spec, (path.name for path in folder.iterdir()))
         raise UserError(f"'{spec}' has no {WEIGHTS}, which is sparsify's format; for SAELens' leave out 'sparsify:'.")
     hookpoint = folder.name if spec.id is None else spec.id.split("/")[-1]
     try:
