@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import cProfile
+import io
 import json
 import logging
 import os
+import pstats
 import statistics
 import sys
 import time
@@ -32,11 +35,15 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from sae_lm_eval.dictionaries import sparse_decoding as sparse
 from sae_lm_eval.harness.model import SaeHFLM
-from sae_lm_eval.scoring import executor, scorer
+from sae_lm_eval.scoring import executor, prefix_attention, scorer
 from sae_lm_eval.scoring import prefix_cache as prefix
+from sae_lm_eval.scoring.decoding import Writing
+from sae_lm_eval.scoring.prefill import Prefill
+from sae_lm_eval.scoring.row_cache import RowCache
 
 ROOT = Path(__file__).parents[1]
-PLAIN_BATCH = {"mmlu": 8, "mmlu8": 8, "blimp": 64}  # of `hf`, which holds all logits of a batch three times
+# Of `hf`, which holds all logits of a batch three times where it scores, and those of the last tokens where it writes.
+PLAIN_BATCH = {"mmlu": 8, "mmlu8": 8, "blimp": 64, "gsm8k_cot": 50, "gsm8k_cot8": 50}
 ROWS = 32
 
 
@@ -53,7 +60,7 @@ class Bench:
         layers = sorted({*self.size.sites(1), *self.size.sites(8)})
         self.saes = {layer: speed.random_sae(self.size, layer, self.device) for layer in layers}
         self.task_manager = lm_eval.tasks.TaskManager()
-        names = {task for suite in speed.SUITES.values() for task in suite["tasks"]}
+        names = {task for suite in PLAIN_BATCH for task in speed.SUITES[suite]["tasks"]}
         self.tasks = self.task_manager.load(sorted(names))["tasks"]
         parameters = sum(weights.numel() for weights in self.model.parameters())
         attention = self.model.config._attn_implementation
@@ -64,18 +71,20 @@ class Bench:
         settings = dict(speed.SUITES[suite])
         settings.pop("batch_size")
         layers, tasks = self.size.sites(settings.pop("variants")), [self.tasks[name] for name in settings.pop("tasks")]
-        # All questions, but for the suite with as many plain runs as variants.
-        settings["limit"] = self.arguments.limit or (settings["limit"] if len(layers) > 1 else settings["limit"] * 4)
+        # All questions, but for the suites with many plain runs and the slow ones.
+        few = len(layers) > 1 or suite in speed.GENERATED
+        settings["limit"] = self.arguments.limit or settings["limit"] * (1 if few else 4)
         return settings, layers, tasks
 
     def run(self, suite: str, run: str, batch_size: int | None = None) -> dict[str, Any]:
         """`hf`, `hookN` or `forked`: see `speed.measured_run`."""
         settings, layers, tasks = self.settings(suite)
+        written = suite in speed.GENERATED
         common = {
             "pretrained": self.model,
             "tokenizer": self.tokenizer,
             "device": self.device,
-            "batch_size": batch_size or (ROWS if run == "forked" else PLAIN_BATCH[suite]),
+            "batch_size": batch_size or (ROWS if run == "forked" and not written else PLAIN_BATCH[suite]),
             "softmax_dtype": "float32",
         }
         if self.device == "cuda":
@@ -183,6 +192,7 @@ def parallelize(bench: Bench) -> dict[str, Any]:
 def suite(bench: Bench, name: str, rounds: int) -> dict[str, Any]:
     """Plain runs and the forked one, in turns."""
     _, layers, _ = bench.settings(name)
+    written = name in speed.GENERATED
     plain = ["hf", *(f"hook{layer}" for layer in layers)]
     found: dict[str, list[dict[str, Any]]] = {run: [] for run in [*plain, "forked"]}
     for _ in range(rounds):
@@ -191,7 +201,6 @@ def suite(bench: Bench, name: str, rounds: int) -> dict[str, Any]:
     last = {run: runs[-1] for run, runs in found.items()}
     median = {kind: {run: statistics.median(m[kind] for m in found[run]) for run in found} for kind in speed.KINDS}
     share = last["forked"]["operations"]
-    plain_operations = operations_of_plain_run(bench, last["forked"]["asked"])
     say(
         f"## {name}: {len(last['hf']['answers'][0])} documents, baseline and {len(layers)} variants, {rounds} rounds",
         "",
@@ -209,21 +218,37 @@ def suite(bench: Bench, name: str, rounds: int) -> dict[str, Any]:
         ratios = [sum(median[kind][run] for run in runs) / median[kind]["forked"] for kind in speed.KINDS]
         least = sum(median["scoring"][run] for run in runs) / (share * median["scoring"]["hf"])
         say(f"| {label} | {ratios[0]:.1f}x | {ratios[1]:.1f}x | {least:.1f}x |")
+    say("", f"SAEs: {last['forked']['dictionaries'] / last['forked']['scoring']:.0%} of the forked requests' time.")
+    kept = {run: {k: v for k, v in m.items() if k not in ("answers", "asked")} for run, m in last.items()}
+    if written:
+        say(*parted(plain, last), f"The KL along the baseline's texts, apart: {last['forked']['compared']:.2f} s.", "")
+        return {"medians": median, "last": kept}
+    plain_operations = operations_of_plain_run(bench, last["forked"]["asked"])
     apart, other = speed.differences(plain, last)
     nats, compared = sorted(each[0] for each in apart), len(plain) * len(last["hf"]["answers"][0])
     rate, forked, hf = bench.numbers["card"]["rate"], median["scoring"]["forked"], median["scoring"]["hf"]
     say(
-        "",
         f"Loglikelihoods apart: median {statistics.median(nats):.1e}, 99% {nats[int(0.99 * len(nats))]:.1e}, largest "
         f"{nats[-1]:.1e} nats; documents with another accuracy: {other} of {compared}.",
-        f"SAEs: {last['forked']['dictionaries'] / last['forked']['scoring']:.0%} of the forked requests' time.",
         f"`hf`: {plain_operations / hf / 1e12:.0f} TFLOP/s, {plain_operations / hf / rate:.0%} of the card's rate; "
         f"forked: {share * plain_operations / forked / 1e12:.0f} TFLOP/s of the fewest operations, "
         f"{share * plain_operations / forked / rate:.0%}.",
         "",
     )
-    kept = {run: {k: v for k, v in m.items() if k not in ("answers", "asked")} for run, m in last.items()}
     return {"medians": median, "last": kept, "nats": nats, "other": other}
+
+
+def parted(plain: list[str], last: dict[str, dict[str, Any]]) -> list[str]:
+    """How many texts are the plain run's, and where the others part from it."""
+    same, places = 0, []
+    for run, answers in zip(plain, last["forked"]["answers"], strict=True):
+        for (prompt, plainly), (forked_prompt, ids) in zip(last[run]["answers"][0], answers, strict=True):
+            assert prompt == forked_prompt, "the plain run has read another prompt"
+            place = next((i for i, (a, b) in enumerate(zip(plainly, ids, strict=False)) if a != b), None)
+            same += place is None
+            places += [] if place is None else [place]
+    part = f"; the others part at token {statistics.median(places):.0f} (median)" if places else ""
+    return [f"Texts that are the plain run's: {same} of {same + len(places)}{part}."]
 
 
 def operations_of_plain_run(bench: Bench, asked: list[list[list[str]]]) -> float:
@@ -278,6 +303,43 @@ def last_block(bench: Bench) -> dict[str, Any]:
     return out
 
 
+def first_runs(bench: Bench) -> dict[str, Any]:
+    """Where the host is in the first forked runs of a process, and in the second of each."""
+    out = {}
+    for name, numbers in {"gsm8k_cot": ("first", "second"), "mmlu8": ("first",)}.items():
+        for number in numbers:
+            calls = cProfile.Profile()
+            found = calls.runcall(bench.run, name, "forked")
+            text = io.StringIO()
+            stats = pstats.Stats(calls, stream=text)
+            stats.sort_stats("cumulative").print_stats("sae_lm_eval|evaluator|torch.*forward|tokeniz", 60)
+            stats.sort_stats("tottime").print_stats(25)
+            (bench.arguments.out / f"calls-{name}-{number}.txt").write_text(text.getvalue())
+            say(f"{number} {name}: whole {found['seconds']:.2f} s, requests {found['scoring']:.2f} s")
+            out[f"{number} {name}"] = {key: found[key] for key in ("seconds", "scoring", "compared", "dictionaries")}
+    say("")
+    return out
+
+
+def sparse_runs(bench: Bench) -> dict[str, Any]:
+    """Whole runs with and without the gather."""
+    say("## Requests with and without the gather", "", "| questions | gather, s | product, s |", "|---|---:|---:|")
+    out, pays = {}, sparse.PAYS_BELOW
+    for name in ("mmlu", "mmlu8"):
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(2):
+            for gathered in times:
+                sparse.PAYS_BELOW = pays if gathered else {}
+                try:
+                    times[gathered].append(bench.run(name, "forked")["scoring"])
+                finally:
+                    sparse.PAYS_BELOW = pays
+        out[name] = times
+        say(f"| {name} | {' | '.join(f'{statistics.median(each):.2f}' for each in times.values())} |")
+    say("")
+    return out
+
+
 @contextlib.contextmanager
 def regions() -> Iterator[list[str]]:
     """Inside the scope, parts of the engine are named in profiles."""
@@ -289,6 +351,10 @@ def regions() -> Iterator[list[str]]:
         "scores": (executor.Executor, "_score"),
         "targets": (executor.Batches, "_index"),
         "trunk": (executor.Executor, "_run_batch"),
+        "prefill of prompts": (Prefill, "_rows"),
+        "rows arranged": (RowCache, "arrange"),
+        "decoding steps": (Writing, "_step"),
+        "attention to prefixes": (prefix_attention, "_behind"),
     }
     with contextlib.ExitStack() as scope:
         for name, (owner, method) in parts.items():
@@ -307,7 +373,7 @@ def regions() -> Iterator[list[str]]:
 def profiled(bench: Bench) -> dict[str, Any]:
     """Where the time of a forked run goes."""
     out = {}
-    for name in ("mmlu8",):
+    for name in ("mmlu8", "gsm8k_cot"):
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (bench.device == "cuda")
         with regions() as names, profile(activities=activities) as measured:
             found = bench.run(name, "forked")
@@ -382,20 +448,25 @@ def main() -> int:
     started = time.perf_counter()
     transformers.logging.set_verbosity_error()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    logging.getLogger("lm_eval.sae_lm_eval").setLevel(logging.WARNING)  # what is not shared, and why
     numbers = {"card": card(arguments)}
     bench = Bench(arguments)
     bench.numbers = numbers
     sections: dict[str, Callable[[], Any]] = {
+        "first_runs": lambda: first_runs(bench),
         "warm": lambda: [bench.run("mmlu", run) and None for run in ("hf", "forked")],
         "mmlu": lambda: suite(bench, "mmlu", arguments.rounds),
         "mmlu8": lambda: suite(bench, "mmlu8", 1),
-        "profile": lambda: profiled(bench),
+        "texts": lambda: suite(bench, "gsm8k_cot", arguments.rounds),
+        "texts8": lambda: suite(bench, "gsm8k_cot8", 1),
         "rows": lambda: rows(bench),
-        "blimp": lambda: suite(bench, "blimp", arguments.rounds),
-        "last_block": lambda: last_block(bench),
         "sparse": lambda: sparse_decoding(bench),
+        "sparse_runs": lambda: sparse_runs(bench),
         "parallelize": lambda: parallelize(bench),
         "laws": lambda: laws(bench),
+        "profile": lambda: profiled(bench),
+        "blimp": lambda: suite(bench, "blimp", 1),
+        "last_block": lambda: last_block(bench),
     }
     failed = []
     for name, section in sections.items():

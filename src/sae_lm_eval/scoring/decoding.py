@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runtime.devices import free_memory
+from sae_lm_eval.scoring.attention_kernels import attention_without_plans
 from sae_lm_eval.scoring.lm_head import Head
 from sae_lm_eval.scoring.prefill import Prefill, Prefilled
 from sae_lm_eval.scoring.prefix_attention import PrefixAttention
@@ -94,6 +95,7 @@ class Decoder:
         self.attention = None
 
     @torch.no_grad()
+    @attention_without_plans()
     def generate(
         self,
         prompts: Sequence[Sequence[int]],

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sae_lm_eval.scoring.attention_kernels import attention_without_plans
 from sae_lm_eval.scoring.patching import instead
 
 
@@ -30,7 +31,7 @@ class Head:
             outputs.setdefault(module, output)
 
         candidates = [model.base_model, model.get_decoder()]
-        with torch.no_grad(), ExitStack() as scope:
+        with torch.no_grad(), attention_without_plans(), ExitStack() as scope:
             for module in dict.fromkeys(candidates):
                 if module is not model:
                     scope.callback(module.register_forward_hook(keep).remove)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from sae_lm_eval.runtime import text_files
 from sae_lm_eval.runtime.content import Content, contents
 from sae_lm_eval.runtime.model_lock import lock_of
+from sae_lm_eval.scoring.attention_kernels import attention_without_plans
 from sae_lm_eval.scoring.identity import evaluating, text_content, tokenizer_content
 from sae_lm_eval.scoring.loaded_model import LoadedModel
 from sae_lm_eval.scoring.tokenization import Tokenization
@@ -26,6 +27,7 @@ class Made(NamedTuple):
     made_of: tuple[Content, str, str | None]
 
 
+@attention_without_plans()
 def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSplices, context: int) -> Made:
     """The variant, with the means it may need of windows of `context` tokens. Raises `UserError` as `build_variant`."""
     with lock_of(loaded.model), evaluating(loaded.wrapped):

@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
+from sae_lm_eval.scoring.attention_kernels import attention_without_plans
 from sae_lm_eval.scoring.executor import Executor
 from sae_lm_eval.scoring.forked_pass import START, forked
 from sae_lm_eval.scoring.last_block import LastBlock, Paths, paths_of_last_block
@@ -23,6 +24,7 @@ from sae_lm_eval.scoring.lengths import Lengths
 from sae_lm_eval.scoring.lm_head import Head
 from sae_lm_eval.scoring.packing import pack
 from sae_lm_eval.scoring.request import Query, ScoreRequest, Scores
+from sae_lm_eval.scoring.rounding import SPREADS, rounded_otherwise, typical
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.splice import Variant
 
@@ -30,12 +32,10 @@ logger = logger_of(__name__)
 
 CAPACITY = 256  # tokens of a row that several sequences share
 
-# How far a shared score may be from the plain one, in nats, whatever the model; beyond it, how many times as far as the
-# model's own scores are from each other in batches of another size. On an H100 a random model of Gemma-2-2B's size with
-# top-k dictionaries is 0.04 nats apart in bfloat16 at the median, since rounding decides which latents are kept.
+# How far a shared score may be from the plain one, in nats, whatever the model; beyond it, `SPREADS` times as far as
+# rounding moves the model's own. On an H100 a random model of Gemma-2-2B's size with top-k dictionaries is 0.04 nats
+# apart in bfloat16 at the median.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.005, torch.bfloat16: 0.02}
-SPREADS = 3
-MANY = 16
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,6 @@ class LayoutTrial:
         return [query for same in self.of_length for query in same]
 
 
-def typical(off: Float[np.ndarray, "queries models targets"]) -> Float[np.ndarray, " models"]:
-    """What most differences do not exceed.
-
-    Most, since a dictionary that keeps its k largest latents may round to others.
-    """
-    return np.quantile(off, 0.7, axis=(0, 2))
-
-
 class Scorer:
     """Scores queries by a model and its variants.
 
@@ -136,6 +128,7 @@ class Scorer:
         return any(variant.sequential for variant in self.variants) or self._lengths.matter()
 
     @cached_property
+    @attention_without_plans()
     def layout(self) -> Layout:
         """The most that may be shared without changing a score: by what is known to forbid it, and by trying."""
         if self._found is not None:
@@ -152,6 +145,7 @@ class Scorer:
         return layout
 
     @torch.no_grad()
+    @attention_without_plans()
     def score(self, request: ScoreRequest, deliver: Callable[[Mapping[int, Scores]], object]) -> None:
         """Score each query by the baseline and every variant.
 
@@ -203,21 +197,16 @@ class Scorer:
     @cached_property
     @torch.no_grad()
     def _spread(self) -> Float[np.ndarray, " models"]:
-        """How far it gives them something else one by one, or many times at once.
-
-        On a GPU a product of few rows and one of many are summed in another order, two of few rows often in the same.
-        """
-        one_by_one = np.concatenate([self._plainly([query]) for query in self._trial.queries])
-        at_once = [self._plainly(same * MANY)[: len(same)] for same in self._trial.of_length]
-        return np.maximum(
-            *(typical(np.abs(other - self._in_batches)) for other in (one_by_one, np.concatenate(at_once)))
-        )
+        """How far rounding moves that."""
+        with rounded_otherwise(self.model):
+            moved = np.concatenate([self._plainly(same) for same in self._trial.of_length])
+        return typical(np.abs(moved - self._in_batches))
 
     @torch.no_grad()
     def _agrees(self, layout: Layout) -> bool:
         """Whether short sequences get the log-probabilities that the model gives them without padding.
 
-        Rounding may move them as far as it does between batches of different sizes, and not much further.
+        They may be as far from these as rounding moves them, and not much further.
         """
         scores: dict[int, Scores] = {}
         try:
