@@ -18,7 +18,7 @@ from pathlib import Path
 from sae_lm_eval.capability.family import MEASURES, cut_scores, equivalents, read_task_family, told
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.report.text_tables import markdown_table
-from sae_lm_eval.runs.loss_curve import Member
+from sae_lm_eval.runs.members import Member
 from sae_lm_eval.runs.run import evaluate, run
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import Sweep

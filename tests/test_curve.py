@@ -25,7 +25,8 @@ from sae_lm_eval.cli.curve import curve
 from sae_lm_eval.cli.effective_compute import offer_curves
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.text_tables import curve_command
-from sae_lm_eval.runs.loss_curve import Member, measure_curve, parameters, task_documents
+from sae_lm_eval.runs.loss_curve import measure_curve, parameters, task_documents
+from sae_lm_eval.runs.members import Member
 from sae_lm_eval.scaling import effective_compute, read_family
 from sae_lm_eval.scaling.loss_curves import CurveRun, curves_for
 from sae_lm_eval.scaling.of_results import convert, to_frame
@@ -112,7 +113,8 @@ def test_what_is_measured_is_not_measured_again(file, text, tmp_path, monkeypatc
 KILLED = """
 import sys
 from pathlib import Path
-from sae_lm_eval.runs.loss_curve import Member, Text, measure_curve
+from sae_lm_eval.runs.members import Member
+from sae_lm_eval.runs.loss_curve import Text, measure_curve
 text = Text("sae_world_text", tuple(sys.stdin.read().splitlines()))
 measure_curve([Member.parse(name) for name in sys.argv[2:]], text, Path(sys.argv[1]))
 """
@@ -193,7 +195,8 @@ def test_models_of_a_table_with_their_tokens(tmp_path, text):
 REAL = """
 import sys
 from pathlib import Path
-from sae_lm_eval.runs.loss_curve import Member, measure_curve, task_documents
+from sae_lm_eval.runs.members import Member
+from sae_lm_eval.runs.loss_curve import measure_curve, task_documents
 from sae_lm_eval.errors import UserError
 text, path = task_documents("wikitext", limit=1), Path(sys.argv[1])
 members = [Member("stories260K", tokens=1e9), Member("stories3M", tokens=3e9)]

@@ -225,7 +225,10 @@ FILES: Mapping[str, tuple[Mapping[str, object], str]] = {
 COMMANDS = """
 import contextlib, io, json, sys
 from sae_lm_eval.cli.main import main
-heavy = ("torch", "transformers", "datasets", "sae_lens", "transformer_lens", "lm_eval.tasks")
+heavy = (
+    *("torch", "transformers", "datasets", "sae_lens", "transformer_lens", "lm_eval.tasks"),
+    *("scipy", "statsmodels", "matplotlib"),
+)
 for arguments in json.load(sys.stdin):
     sys.argv, told, code = ["sae-lm-eval", "run", *arguments], io.StringIO(), None
     with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):

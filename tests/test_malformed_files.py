@@ -13,11 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import mutated
 
-from sae_lm_eval.cli.talk import read_prompts
 from sae_lm_eval.comparison.subsets import read_categories_file
 from sae_lm_eval.dictionaries.config_file import read_configuration, with_metadata
 from sae_lm_eval.errors import LONGEST, UserError
-from sae_lm_eval.runs.loss_curve import MemberRow
+from sae_lm_eval.runs.members import MemberRow
 from sae_lm_eval.runs.sweep import read_sweep, sweep_of
 from sae_lm_eval.runtime.run_files import read_groups, read_identity, read_pace
 from sae_lm_eval.runtime.run_folder import remember
@@ -28,6 +27,7 @@ from sae_lm_eval.scaling.delta import read_document_losses as read_losses
 from sae_lm_eval.scaling.law_sources import load_law
 from sae_lm_eval.scaling.laws import get_law
 from sae_lm_eval.scaling.loss_curves import categories_of, of_category, read_measured, with_losses
+from sae_lm_eval.talk.prompt_file import read_prompts
 
 LAW = {
     "E": 1.8,

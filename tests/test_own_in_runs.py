@@ -19,8 +19,8 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.runs.run import run
 from sae_lm_eval.runs.sweep import variant_requests
+from sae_lm_eval.talk.chosen import Sampling
 from sae_lm_eval.talk.conversation import Conversation, Model
-from sae_lm_eval.talk.sampling import Sampling
 
 HOOK = "blocks.2.hook_resid_post"
 SETTINGS = {"tasks": "sae_world_reasoning", "limit": 4, "device": "cpu"}

@@ -17,7 +17,8 @@ from models import CONTEXT, VOCABULARY, WIDTH, random_model, random_sae, words
 
 from sae_lm_eval import SaeHFLM
 from sae_lm_eval.fidelity.source import TextSource
-from sae_lm_eval.runs.loss_curve import Member, Text, measure_curve
+from sae_lm_eval.runs.loss_curve import Text, measure_curve
+from sae_lm_eval.runs.members import Member
 from sae_lm_eval.talk.conversation import Model
 from sae_lm_eval.talk.passages import of_text
 

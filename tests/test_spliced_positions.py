@@ -23,8 +23,8 @@ from sae_lm_eval.runs.sweep import variant_requests
 from sae_lm_eval.scoring.request import Query, ScoreRequest
 from sae_lm_eval.splicing.arguments import requested_splices
 from sae_lm_eval.splicing.special_tokens import ordinary, special_ids
+from sae_lm_eval.talk.chosen import Sampling
 from sae_lm_eval.talk.conversation import Conversation, Model
-from sae_lm_eval.talk.sampling import Sampling
 
 RESID = "blocks.1.hook_resid_post"
 FIRST = 4

@@ -20,8 +20,9 @@ from sae_lm_eval.scoring.token_sampler import gumbel
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.talk import sampling as generation
 from sae_lm_eval.talk import token_kl as token_view
+from sae_lm_eval.talk.chosen import Sampling
 from sae_lm_eval.talk.conversation import Conversation, Model, exchange_record
-from sae_lm_eval.talk.sampling import AnswerColumn, Continuation, Sampling, generate, next_logits
+from sae_lm_eval.talk.sampling import AnswerColumn, Continuation, generate, next_logits
 from sae_lm_eval.talk.token_kl import kl_divergence
 from sae_lm_eval.world import text
 

@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 
 from sae_lm_eval import UserError
 from sae_lm_eval.cli.main import app
-from sae_lm_eval.cli.talk import read_prompts
+from sae_lm_eval.talk.chosen import Sampling
 from sae_lm_eval.talk.conversation import Model
-from sae_lm_eval.talk.sampling import Sampling
+from sae_lm_eval.talk.prompt_file import read_prompts
 from sae_lm_eval.talk.terminal import Session
 
 COMMAND = [str(Path(sys.executable).parent / "sae-lm-eval"), "talk", "--model_args"]

@@ -21,9 +21,10 @@ from sae_lm_eval.comparison.paired_statistics import ALIKE
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses, shares, why_no_share
 from sae_lm_eval.report.where_tables import class_tables, records_beside, where_picture, where_sentences
 from sae_lm_eval.runs.asked_tasks import _choices, _own
+from sae_lm_eval.runs.inquiry import Inquiry
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import sweep_of
-from sae_lm_eval.runs.where import Inquiry, _chosen, explain_drops
+from sae_lm_eval.runs.where import _chosen, explain_drops
 
 K4 = "world#blocks.2.hook_resid_post.k4"
 MMLU = "The following are questions about art.\n\n{}Which is red?\nA. a rose\nB. the sky\nC. snow\nD. grass\nAnswer:"

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sae_lm_eval import UserError, world
 from sae_lm_eval.attribution.directions import Moments, moments_of
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN
+from sae_lm_eval.runs.inquiry import Inquiry
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import sweep_of
-from sae_lm_eval.runs.where import Inquiry, explain_drops
+from sae_lm_eval.runs.where import explain_drops
 from sae_lm_eval.splicing.splice import Variant
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

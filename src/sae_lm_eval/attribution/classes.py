@@ -18,7 +18,13 @@ MOST_LABELS = 2**13  # so that a label and an id of the largest vocabularies fit
 DISTANCES = (1, 4, 16, 64)  # tokens before the answer
 REST = "the rest"
 NORMS, SITES = "norm", "site"  # what divides the places, and no token tells
-DIVISIONS = ("segment", "kind", "first", "distance", "regex", "field", NORMS, SITES, "direction", "component")
+DIRECTIONS, COMPONENTS = "direction", "component"  # what divides the error wherever it is
+LEADING = (1, 8, 64)  # leading components that are taken together
+PARTS = {DIRECTIONS: 2, COMPONENTS: len(LEADING)}  # how many classes each has
+DIVISIONS = ("segment", "kind", "first", "distance", "regex", "field", NORMS, SITES, DIRECTIONS, COMPONENTS)
+PATCHES = 3  # of a class: its error put back, left in alone, and another of the same norm alone
+VARIANTS_AT_ONCE = 12  # in one forked pass
+NORMS_OF = 256  # requests whose errors the quantiles are taken from
 DEFAULT = ("segment", "kind")
 
 

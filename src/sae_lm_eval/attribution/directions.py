@@ -12,14 +12,12 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from sae_lm_eval.attribution.classes import COMPONENTS, DIRECTIONS, LEADING
 from sae_lm_eval.attribution.patches import ONLY, RANDOM, RESTORED, EditedWatch
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing.splice import Splice, Variant
 
-DIRECTIONS, COMPONENTS = "direction", "component"
 LINEAR, REST = "linear in the activation", "not linear"
-FIRST = (1, 8, 64)  # leading components that are taken together
-CLASSES = {DIRECTIONS: 2, COMPONENTS: len(FIRST)}
 RIDGE = 1e-3  # of the mean variance of the activation
 
 Part = Callable[[Float[Tensor, "*batch d_out"], Float[Tensor, "*batch d_out"]], Float[Tensor, "*batch d_out"]]
@@ -134,7 +132,7 @@ class Moments(EditedWatch[dict[str, Tensor]]):
             out.append(self._of(DIRECTIONS, REST, {hook: Remainder(part) for hook, part in fitted.items()}, others))
         if COMPONENTS in divisions:
             bases = {hook: torch.linalg.eigh(of["ee"])[1].flip(-1) for hook, of in self.of.items()}
-            for count in FIRST:
+            for count in LEADING:
                 parts = {hook: Projection(basis[:, :count].float()) for hook, basis in bases.items()}
                 out.append(self._of(COMPONENTS, f"first {count}", parts, others))
         return out

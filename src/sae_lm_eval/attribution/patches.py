@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lm_eval.attribution.classes import NORMS, SITES, Labels
+from sae_lm_eval.attribution.classes import NORMS, NORMS_OF, SITES, VARIANTS_AT_ONCE, Labels
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring.answers import portions
 from sae_lm_eval.scoring.request import Query, ScoreRequest, TargetIndex, Watch
@@ -25,9 +25,6 @@ from sae_lm_eval.splicing.special_tokens import spliced_positions
 from sae_lm_eval.splicing.splice import Context, Splice, Variant
 
 RESTORED, ONLY, RANDOM = "restored", "only", "random"
-PATCHES = 3  # of a class: one of each kind
-AT_ONCE = 12  # variants of one forked pass
-NORMS_OF = 256  # queries whose errors the quantiles are taken from
 
 
 @dataclass(frozen=True)
@@ -128,8 +125,8 @@ class Patched:
         keys, done = list(variants), 0
         with self.spliced.evaluation(), self.spliced.loaded.autocast():
             identity = self.spliced.identity()
-            for start in range(0, len(keys), AT_ONCE):
-                some = keys[start : start + AT_ONCE]
+            for start in range(0, len(keys), VARIANTS_AT_ONCE):
+                some = keys[start : start + VARIANTS_AT_ONCE]
                 scorer = self.spliced.scorer([variants[key] for key in some], self._scorer.layout)
                 shared = SharedAnswers(scorer, self.journal, [identity, _digest(self.meaning), *map(_digest, some)])
                 table = np.full((len(queries), 1 + len(some), 3), np.nan)
@@ -139,7 +136,7 @@ class Patched:
                         nonlocal done
                         table[numbers[at]] = of
                         done += 1
-                        self.tell(done, len(queries) * -(-len(keys) // AT_ONCE))
+                        self.tell(done, len(queries) * -(-len(keys) // VARIANTS_AT_ONCE))
 
                     shared.answers([queries[number] for number in numbers], deliver)
                 out |= {"baseline": table[:, 0], **{key: table[:, 1 + at] for at, key in enumerate(some)}}

@@ -13,7 +13,7 @@ from sae_lm_eval.cli.first_words import say_loading
 from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:
-    from sae_lm_eval.runs.loss_curve import Member
+    from sae_lm_eval.runs.members import Member
     from sae_lm_eval.scaling.data_files import Row
 
 LOSSES = ("loss", "nats_per_byte")
@@ -62,11 +62,10 @@ def curve(
     """
     from lm_eval.utils import simple_parse_args_string
 
-    from sae_lm_eval.runs import loss_curve as curves
-
+    loading = {**simple_parse_args_string(model_args), **({} if device is None else {"device": device})}
+    if fixed := [name for name in FIXED if name in loading and not (tasks and name == "max_length")]:
+        raise UserError(f"--model_args has {fixed[0]}=, which curve sets by itself; models stand in --models.")
     if tasks:
-        told = {} if device is None else {"device": device}
-        loading = {**simple_parse_args_string(model_args), **told}
         _measure_tasks(_members(models, _mapping(tokens)), like, loading, (task, limit, max_length, output_path))
         return
     asked: dict[str, Any] = _text_of(like, task) if like is not None else {"task": task}
@@ -79,22 +78,44 @@ def curve(
         if like is None:
             raise UserError("--output_path is missing: name the CSV file of the family, as in family.csv.")
         output_path = like / f"family_{asked['task']}.csv"
-    loading = simple_parse_args_string(model_args)
-    if fixed := [name for name in FIXED if name in loading]:
-        raise UserError(f"--model_args has {fixed[0]}=, which curve sets by itself; models stand in --models.")
     members = _members(models, _mapping(tokens))
     options = asked.get("metadata") if metadata is None else _options(metadata)
+    loading["batch_size"] = batch_size
+    _check(members, asked, loading, include_path, output_path)
     say_loading()
+    from sae_lm_eval.runs import loss_curve as curves
+
     text = curves.task_documents(asked["task"], limit=asked.get("limit"), metadata=options, include_path=include_path)
     if asked.get("documents", len(text.documents)) != len(text.documents):
         raise UserError(
             f"{asked['task']} has {len(text.documents)} documents here, and {asked['documents']} in '{like}': "
             "it is another text."
         )
-    loading = {**loading, "batch_size": batch_size, **({} if device is None else {"device": device})}
     context = asked.get("context")
     rows = curves.measure_curve(members, text, output_path, context=context, per=per.value, loading=loading)
     _print(rows, per, output_path)
+
+
+def _check(
+    members: list[Member], asked: dict[str, Any], loading: dict[str, Any], include_path: Path | None, output_path: Path
+) -> None:
+    """Raise `UserError` for what measuring a text would stumble over, as far as files tell."""
+    from sae_lm_eval.runs.checks import check_model_args
+    from sae_lm_eval.runs.members import check_curve_file, check_members
+    from sae_lm_eval.runs.settings import CHECKS
+    from sae_lm_eval.runs.task_index import check_tasks
+    from sae_lm_eval.splicing.choices import whole
+
+    check_curve_file(output_path)
+    for name in ("limit", "batch_size", "device", "include_path"):
+        value = {**asked, **loading, "include_path": include_path}.get(name)
+        if value is not None:
+            CHECKS[name](name, value)
+    if asked.get("context") is not None:
+        whole(asked["context"], "--max_length", least=1)
+    check_model_args(loading)
+    check_members(members, loading)
+    check_tasks([asked["task"]], include_path)
 
 
 def _measure_tasks(
@@ -107,11 +128,14 @@ def _measure_tasks(
     from sae_lm_eval.cli.tables import TextTable, print_sentence, print_table
     from sae_lm_eval.comparison.compare import paired_comparison
     from sae_lm_eval.results.find import find_results
-    from sae_lm_eval.runs.task_family import measure_tasks
+    from sae_lm_eval.runs.members import check_members
 
     if like is None or any(value is not None for value in of_texts):
         raise UserError("--tasks asks what the run --like was asked: name the run, without a text of your own.")
+    check_members(members, loading)
     say_loading()
+    from sae_lm_eval.runs.task_family import measure_tasks
+
     path = measure_tasks(members, like, loading)
     baseline, variants = find_results(like)
     found = equivalents(cut_scores(paired_comparison(baseline, variants), read_task_family(path)))
@@ -125,7 +149,7 @@ def _measure_tasks(
 
 def _text_of(like: Path, task: str | None) -> dict[str, Any]:
     """What a run was asked the loss of, as far as its results say."""
-    from sae_lm_eval.runs.loss_curve import DOCUMENT_TYPES
+    from sae_lm_eval.runs.members import DOCUMENT_TYPES
     from sae_lm_eval.scaling.of_results import read_all
 
     for results in read_all(like):
@@ -167,7 +191,7 @@ def _mapping(text: str) -> dict[str, float]:
 
 
 def _members(models: str, tokens: Mapping[str, float]) -> list[Member]:
-    from sae_lm_eval.runs.loss_curve import Member, MemberRow
+    from sae_lm_eval.runs.members import Member, MemberRow
     from sae_lm_eval.scaling.data_files import read_rows
 
     if models.endswith(".csv"):

@@ -53,10 +53,10 @@ def demo(
 def write_page(folder: Path) -> Path:
     """talk.html in `folder`: what the untouched model and two variants answer to a question of each category."""
     from sae_lm_eval.runtime.progress import quiet
+    from sae_lm_eval.talk.chosen import Sampling
     from sae_lm_eval.talk.conversation import Conversation, Model
     from sae_lm_eval.talk.html_page import render
     from sae_lm_eval.talk.passages import of_exchange
-    from sae_lm_eval.talk.sampling import Sampling
     from sae_lm_eval.world import categories, text
 
     path = folder / "talk.html"

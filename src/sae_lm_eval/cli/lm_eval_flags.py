@@ -95,7 +95,7 @@ class RunCommand(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         from textwrap import fill
 
-        from sae_lm_eval.runs.sweep import OURS, lm_eval_settings
+        from sae_lm_eval.runs.sweep_keys import OURS, lm_eval_settings
 
         super().format_help(ctx, formatter)
         keys = ", ".join([*OURS, *lm_eval_settings()])

@@ -8,24 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import StrictStr
 
 from sae_lm_eval.cli.first_words import check_splices, say_loading
-from sae_lm_eval.errors import UserError
-from sae_lm_eval.files.reading import Foreign, checked, json_value, read_text, shown
+from sae_lm_eval.errors import UserError, one_of
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sae_lm_eval.talk.chosen import Sampling
     from sae_lm_eval.talk.conversation import Exchange, Model
     from sae_lm_eval.talk.passages import Passage
-    from sae_lm_eval.talk.sampling import Sampling
-
-
-class Prompt(Foreign):
-    """A line of a file of prompts."""
-
-    prompt: StrictStr
 
 
 def talk(
@@ -52,57 +44,40 @@ def talk(
     tokens: Annotated[int, typer.Option(help="How many tokens of --text.")] = 2048,
 ) -> None:
     """Talk to the baseline and its variants side by side, and see at which tokens they part."""
+    from lm_eval.utils import simple_parse_args_string
+
     from sae_lm_eval.runtime.text_files import check_file
+    from sae_lm_eval.splicing.choices import whole
+    from sae_lm_eval.talk.chosen import FORMATS, Sampling, check_writable, temperature_of
+    from sae_lm_eval.talk.prompt_file import read_prompts
 
     asked = read_prompts(prompts) if prompts is not None else []
     if text is not None:
         check_file(text)
-    if html is not None and not asked and text is None:
-        raise UserError("--html needs something to show: give --prompts FILE or --text FILE.")
-    from lm_eval.utils import simple_parse_args_string
-
-    arguments = simple_parse_args_string(model_args)
-    check_splices(arguments, sae or [])
-    say_loading()
-    from sae_lm_eval.splicing.choices import whole
-    from sae_lm_eval.talk.conversation import Model
-    from sae_lm_eval.talk.html_page import check_writable
-    from sae_lm_eval.talk.sampling import Sampling
-    from sae_lm_eval.talk.terminal import Session, temperature_of
-
+    if html is not None:
+        if not asked and text is None:
+            raise UserError("--html needs something to show: give --prompts FILE or --text FILE.")
+        check_writable(html)
+    if prompt_format is not None:
+        one_of(prompt_format, FORMATS, "--prompt_format")
     sampling = Sampling(
         temperature_of(temperature),
         whole(seed, "--seed", least=0),
         whole(max_new_tokens, "--max_new_tokens", least=1),
     )
     whole(tokens, "--tokens", least=1)
-    if html is not None:
-        check_writable(html)
+    arguments = simple_parse_args_string(model_args)
+    check_splices(arguments, sae or [])
+    say_loading()
+    from sae_lm_eval.talk.conversation import Model
+    from sae_lm_eval.talk.terminal import Session
+
     model = Model(arguments, sae or [], prompt_format)
     model.check_system(system)
     if not asked and text is None:
         Session(model, sampling, system).run()
         return
     _unattended(model, asked, sampling, system, text, tokens, html)
-
-
-def read_prompts(path: Path) -> list[str]:
-    """One a line; of a .jsonl file the field "prompt" of each line. Blank lines are skipped.
-
-    Raises `UserError` where the file is missing, holds none, or has a line that is not such.
-    """
-    path = path.expanduser()
-    lines = read_text(path).split("\n")
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise UserError(f"'{path}' holds no prompt.")
-    if path.suffix != ".jsonl":
-        return [line for _, line in numbered]
-    return [_prompt_of(line, f"Line {number} of '{shown(path, 200)}'") for number, line in numbered]
-
-
-def _prompt_of(line: str, where: str) -> str:
-    return checked(Prompt, json_value(line, where), where, 'an object with a "prompt"').prompt
 
 
 def _unattended(

@@ -12,8 +12,8 @@ from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:
     from sae_lm_eval.runs.asked import VariantRequest
+    from sae_lm_eval.runs.inquiry import Inquiry
     from sae_lm_eval.runs.sweep import Sweep
-    from sae_lm_eval.runs.where import Inquiry
     from sae_lm_eval.runs.where_rows import Explained
 
 
@@ -50,9 +50,8 @@ def where_command(
     """
     from sae_lm_eval.attribution.classes import DEFAULT
     from sae_lm_eval.cli.first_words import say_loading
-    from sae_lm_eval.runs.checks import check
-    from sae_lm_eval.runs.settings import lm_eval_config
-    from sae_lm_eval.runs.where import Inquiry, explain_drops
+    from sae_lm_eval.runs.checks import check, check_folder
+    from sae_lm_eval.runs.inquiry import Inquiry
 
     question = Inquiry(tuple(by or DEFAULT), held_out)
     sweep = sweep_from(context, model_args, (sae or [], []), [], {"output_path": output_path})
@@ -61,10 +60,15 @@ def where_command(
     if other := [one.name for one in sweep.variants if not _has_error(one)]:
         raise UserError(f"{other[0]} has no dictionary's error to put back: where explains splice=reconstruction.")
     check(sweep, None)
+    if sweep.output_path is not None:
+        check_folder(sweep.output_path)
+    say_loading()
     if plan or sweep.output_path is None:
         _show_plan(sweep, question)
         return
-    say_loading()
+    from sae_lm_eval.runs.settings import lm_eval_config
+    from sae_lm_eval.runs.where import explain_drops
+
     with resumable():
         found = explain_drops(sweep, lm_eval_config(sweep), sweep.output_path, question)
     for one in found:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from sae_lm_eval.dictionaries.saelens_package import import_saelens
 from sae_lm_eval.errors import first_line
@@ -40,6 +39,8 @@ class Reads:
 def recorded_reads() -> Iterator[Reads]:
     """Within the scope, what SAELens' converters read of the hub is recorded, and shapes come from cached files."""
     import_saelens()
+    from unittest.mock import patch  # brings asyncio with it
+
     from sae_lens.loading import pretrained_sae_loaders as loaders
 
     reads = Reads()

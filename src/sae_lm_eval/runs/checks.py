@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from sae_lm_eval.dictionaries.spec import PYTHON, SaeSpec
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.files.reading import Foreign, read_json
 from sae_lm_eval.runs.folder_names import BASELINE
+from sae_lm_eval.runs.lm_eval_source import hflm_arguments
 from sae_lm_eval.runs.settings import check_settings, tasks_of
 from sae_lm_eval.runs.sweep import Sweep, VariantRequest
 from sae_lm_eval.runs.task_index import check_tasks
@@ -71,7 +69,7 @@ def check_variants(model_args: Mapping[str, Any], variants: Sequence[VariantRequ
     """Raise `UserError` for what loading a model and its variants would stumble over, as far as files tell."""
     for asked in variants:
         _check_arguments(asked)
-    _check_model_args(model_args)
+    check_model_args(model_args)
     config = model_config(model_args)
     told: list[str] = []
     for asked in variants:
@@ -85,24 +83,13 @@ def check_variants(model_args: Mapping[str, Any], variants: Sequence[VariantRequ
         raise UserError(" ".join(dict.fromkeys(told)))
 
 
-def _check_model_args(model_args: Mapping[str, Any]) -> None:
+def check_model_args(model_args: Mapping[str, Any]) -> None:
+    """Raise `UserError` for an argument that the adapter does not have, or has no such value of."""
     refuse_misspelt(model_args, (*hflm_arguments(), *SpliceArguments.names(), "params", "tokens"))
     if isinstance(dtype := model_args.get("dtype"), str):
         one_of(dtype.removeprefix("torch."), MODEL_DTYPES, "dtype")
     if model_args.get("max_length") is not None:
         whole(model_args["max_length"], "max_length", least=1)
-
-
-@functools.cache
-def hflm_arguments() -> tuple[str, ...]:
-    """The arguments of lm_eval's `HFLM`, read off its source: importing it takes seconds."""
-    package = find_spec("lm_eval")
-    assert package is not None
-    assert package.origin is not None
-    source = (Path(package.origin).parent / "models" / "huggingface.py").read_text(encoding="utf-8")
-    (hflm,) = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "HFLM")
-    (made,) = (node for node in hflm.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    return tuple(argument.arg for argument in (*made.args.args[1:], *made.args.kwonlyargs))
 
 
 def check_folder(folder: Path) -> None:

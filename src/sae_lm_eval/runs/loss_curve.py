@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,73 +23,16 @@ from lm_eval.tasks import TaskManager
 from torch import nn
 from tqdm import tqdm
 
-from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, did_you_mean
-from sae_lm_eval.files.reading import Foreign
 from sae_lm_eval.harness.model import SaeHFLM
+from sae_lm_eval.runs.members import DOCUMENT_TYPES, Member, check_curve_file
 from sae_lm_eval.runs.settings import check_limit
 from sae_lm_eval.runs.task_index import quick_index
-from sae_lm_eval.scaling import find_preset
-from sae_lm_eval.scaling.data_files import Amount, Name, Row
-from sae_lm_eval.scaling.loss_curves import CATEGORIES, COLUMNS, MAIN, read_measured, with_losses
+from sae_lm_eval.scaling.data_files import Row
+from sae_lm_eval.scaling.loss_curves import CATEGORIES, COLUMNS, read_measured, with_losses
 from sae_lm_eval.splicing.choices import whole
 
-DOCUMENT_TYPES = ("loglikelihood_rolling", "sae_fidelity")  # lm_eval's output_type of tasks that ask whole documents
 WINDOWS_AT_ONCE = 64  # between two steps of the progress bar
-TOKENS_A_STEP = 2_097_152  # of Pythia's batches: Biderman et al. 2023, arXiv:2304.01373
-
-
-class MemberRow(Foreign):
-    """A model of a CSV of the user's."""
-
-    model: Name
-    tokens: Amount | None = None
-
-
-@dataclass(frozen=True)
-class Member:
-    """A model to be measured: a hub repository or a local folder, a revision, and the tokens it was trained on."""
-
-    model: str
-    revision: str = MAIN
-    tokens: float | None = None
-
-    @classmethod
-    def parse(cls, text: str, tokens: float | None = None) -> Member:
-        """From `name` or `name@revision`."""
-        model, _, revision = text.strip().partition("@")
-        if not model or (not revision and "@" in text):
-            raise UserError(
-                f"'{text}' names no model: write name or name@revision, as in EleutherAI/pythia-70m@step1000."
-            )
-        return cls(model, revision or MAIN, tokens)
-
-    def __str__(self) -> str:
-        return self.model if self.revision == MAIN else f"{self.model}@{self.revision}"
-
-    @property
-    def source(self) -> dict[str, str]:
-        """What the adapter is told to load; checkpoints of the embedded world lie in folders of their own."""
-        if world.is_meant_by(self.model) and self.revision != MAIN:
-            return {"pretrained": str(world.model_path(self.revision))}
-        return {"pretrained": self.model, "revision": self.revision}
-
-    @cached_property
-    def training(self) -> tuple[float, str]:
-        """Training tokens and where the number comes from. Raises `UserError` where nobody says."""
-        if self.tokens is not None:
-            return self.tokens, "given by the user"
-        if world.is_meant_by(self.model):
-            facts = world.world_facts()
-            runs = {row["name"]: row["tokens"] for row in (*facts["family"], *facts["checkpoints"])}
-            return float(runs[self.revision]), "measured when the world was made"
-        known = find_preset(self.model)
-        step = re.fullmatch(r"step(\d+)", self.revision)
-        if known is not None and known.name.startswith("pythia-") and step:
-            return float(int(step[1]) * TOKENS_A_STEP), f"{step[1]} steps of {TOKENS_A_STEP:,} tokens"
-        if known is not None and known.tokens is not None and self.revision == MAIN:
-            return known.tokens, known.tokens_source
-        raise UserError(f"The training tokens of {self} are not known: give them, as in --tokens {self}=3e11.")
 
 
 @dataclass(frozen=True)
@@ -300,8 +242,7 @@ def _write(rows: list[Row], path: Path) -> None:
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    if path.suffix != ".csv":
-        raise UserError(f"The file '{path}' must end on .csv, as in --output_path family.csv.")
+    check_curve_file(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_name(f".{path.name}.lock"), timeout=0):

@@ -83,7 +83,7 @@ def run(
     Raises `UserError` for whatever the user can mend, among it a variant that failed when the others are done.
     """
     from sae_lm_eval.comparison.subsets import read_categories_file
-    from sae_lm_eval.runs.sweep import lm_eval_settings
+    from sae_lm_eval.runs.sweep_keys import lm_eval_settings
 
     for name in settings:
         if name not in (known := lm_eval_settings()):

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runs.asked import VariantRequest as VariantRequest
 from sae_lm_eval.runs.folder_names import AGAIN, check_name, folder_name, free_name, refuse_twice, short_name
 from sae_lm_eval.runs.object_names import is_object, object_texts
+from sae_lm_eval.runs.sweep_keys import OURS, lm_eval_settings
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
 logger = logger_of(__name__)
@@ -39,8 +40,6 @@ TOGETHER = ("each", "all")
 ARGUMENTS = tuple(name for name in SpliceArguments.names() if name != "sae")  # besides the dictionaries
 PATHS = ("pretrained", "tokenizer", "peft", "delta", "include_path", "use_cache")
 OF_LOADING = ("batch_size", "max_batch_size", "device")  # settings that lm_eval takes among the model's arguments too
-OURS = ("model_args", "variants", "controls", "mean_text", "mean_tokens", "categories", "memory", "ray", "output_path")
-NOT_FOR_RUN = ("config", "model", "wandb_args", "wandb_config_args", "trackio_args", "log_samples", "show_config")
 
 
 @dataclass(frozen=True)
@@ -71,13 +70,6 @@ def read_sweep(file: Path) -> dict[str, Any]:
         raise UserError(f"The sweep file '{file}' must be a mapping with model_args, tasks and variants.")
     _check_keys(content, (*OURS, *lm_eval_settings()), f"The sweep file '{file}'")
     return content
-
-
-def lm_eval_settings() -> list[str]:
-    """The names of lm_eval's settings that a run takes."""
-    from lm_eval.config.evaluate_config import EvaluatorConfig
-
-    return [field.name for field in fields(EvaluatorConfig) if field.name not in (*NOT_FOR_RUN, *OURS)]
 
 
 def sweep_of(content: Mapping[str, Any]) -> Sweep:

@@ -16,7 +16,7 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import shown
 from sae_lm_eval.results.find import find_results
 from sae_lm_eval.results.results import Results, read_results
-from sae_lm_eval.runs.loss_curve import Member
+from sae_lm_eval.runs.members import Member
 from sae_lm_eval.runs.run import evaluate
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import Sweep

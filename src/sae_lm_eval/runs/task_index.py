@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ import yaml
 
 from sae_lm_eval._autoload import tasks_folder
 from sae_lm_eval.errors import UserError, did_you_mean
+from sae_lm_eval.runs.kept_reads import KeptReads
+from sae_lm_eval.runs.lm_eval_source import lm_eval_folder
 
 KEYS = ("task", "group", "tag", "class", "include")
 # In a block mapping no line of a value begins at the margin, but for the items of a list.
 NAMING = re.compile(rf"""^(["']?)({"|".join(KEYS)})\1[ \t]*:(.*(?:\n(?:[ \t#-].*)?)*)""", re.MULTILINE)
 SIMPLE = re.compile(r"""[A-Za-z_][\w./-]*|"[\w./-]*"|'[\w./-]*'""")
+SKIPPED = frozenset({"__pycache__", ".ipynb_checkpoints"})  # as lm_eval does
 RESERVED = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})  # words that YAML reads otherwise
 FLOW = re.compile(r"\s*[{\[%&!]|.*^---.*^---", re.MULTILINE | re.DOTALL)
-SKIPPED = frozenset({"__pycache__", ".ipynb_checkpoints"})  # as lm_eval does
-
 
 _Quickest: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -35,31 +37,51 @@ class _Loader(_Quickest):
 _Loader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
 
 
-def naming_keys(path: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+def naming_keys(
+    path: str, own_keys: Callable[[str], dict[str, Any]] | None = None, seen: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Of lm_eval's `load_yaml`, with what it includes, the keys that say which tasks a file defines.
 
-    Raises `ValueError`, `OSError` or `yaml.YAMLError` for a file that is none of a task's.
+    `own_keys` tells those of a file without what it includes. Raises `ValueError` or `OSError` for a file that is none
+    of a task's.
     """
     if path in seen:
         raise ValueError(f"Include cycle at {path}")
-    own = dict(_own_keys(path))
+    own_keys = own_keys or _own_keys
+    own = dict(own_keys(path))
     included = own.pop("include", None)
     merged: dict[str, Any] = {}
     for one in included if isinstance(included, list) else [included] if included else []:
-        merged |= naming_keys(os.path.normpath(os.path.join(os.path.dirname(path), one)), (*seen, path))
+        there = os.path.normpath(os.path.join(os.path.dirname(path), one))
+        merged |= naming_keys(there, own_keys, (*seen, path))
     return merged | own
 
 
-@cache
 def _own_keys(path: str) -> dict[str, Any]:
     with open(path, encoding="utf-8") as file:
         text = file.read()
-    if FLOW.match(text):
-        found = yaml.load(text, Loader=_Loader)
-        if not isinstance(found, dict):
-            raise ValueError(f"{path} is no mapping")
-        return {key: found[key] for key in KEYS if key in found}
-    return {key: _value(block) for _, key, block in NAMING.findall(text)}
+    try:
+        if FLOW.match(text):
+            found = yaml.load(text, Loader=_Loader)
+            if not isinstance(found, dict):
+                raise ValueError(f"{path} is no mapping")
+            return {key: found[key] for key in KEYS if key in found}
+        return {key: _value(block) for _, key, block in NAMING.findall(text)}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+@cache
+def _default_keys() -> dict[str, dict[str, Any]]:
+    """By path, the naming keys of each file of lm_eval's and of this package that has any."""
+    rules = Path(__file__).read_text(encoding="utf-8")  # what reads the files is part of what is kept
+    own_keys = KeptReads(_own_keys, "\n".join((*_default_folders(), version("lm_eval"), rules)))
+    found: dict[str, dict[str, Any]] = {}
+    for path in (path for folder in _default_folders() for path in _files(folder)):
+        with suppress(ValueError, OSError):  # lm_eval passes over it as well
+            found[path] = naming_keys(path, own_keys)
+    own_keys.save()
+    return found
 
 
 def _value(block: str) -> Any:
@@ -79,10 +101,10 @@ def quick_index() -> Iterator[None]:
     from lm_eval.tasks import _index
 
     whole: Callable[..., dict[str, Any]] = _index.load_yaml
-    known = tuple(f"{folder}{os.sep}" for folder in _default_folders())
+    known = _default_keys()
 
     def load(path: Path, **how: Any) -> dict[str, Any]:
-        return naming_keys(str(path)) if str(path).startswith(known) else whole(path, **how)
+        return dict(known[str(path)]) if str(path) in known else whole(path, **how)
 
     _index.load_yaml = load
     try:
@@ -94,14 +116,10 @@ def quick_index() -> Iterator[None]:
 def task_names(include_path: str | Path | Sequence[str | Path] | None = None) -> frozenset[str]:
     """The names of all tasks, groups and tags that lm_eval has, this package adds, or the folders given hold."""
     given = [include_path] if isinstance(include_path, str | Path) else list(include_path or [])
-    names: set[str] = set()
-    for folder in (*_default_folders(), *given):
-        for path in _files(os.path.expanduser(folder)):
-            try:
-                found = naming_keys(path)
-            except (OSError, ValueError, yaml.YAMLError):
-                continue  # lm_eval passes over it as well
-            names.update(_names(found))
+    names = {name for found in _default_keys().values() for name in _names(found)}
+    for path in (path for folder in given for path in _files(os.path.expanduser(folder))):
+        with suppress(ValueError, OSError):  # lm_eval passes over it as well
+            names.update(_names(naming_keys(path)))
     return frozenset(names)
 
 
@@ -131,13 +149,9 @@ def _is_file(name: str) -> bool:
     return name.endswith((".yaml", ".yml")) or path.is_dir()
 
 
+@cache
 def _default_folders() -> tuple[str, str]:
-    from importlib.util import find_spec
-
-    package = find_spec("lm_eval")
-    assert package is not None
-    assert package.origin is not None
-    return str(Path(package.origin).parent / "tasks"), tasks_folder()
+    return str(lm_eval_folder() / "tasks"), tasks_folder()
 
 
 def _files(folder: str) -> Iterator[str]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sae_lm_eval import schema
-from sae_lm_eval.attribution.classes import DEFAULT, NORMS, SITES, Labels, division, whole_of
-from sae_lm_eval.attribution.directions import CLASSES, COMPONENTS, DIRECTIONS, DirectionClass, Moments
-from sae_lm_eval.attribution.patches import AT_ONCE, NORMS_OF, PATCHES, Patched, PlaceClass, classes_of, spread
+from sae_lm_eval.attribution.classes import SITES, Labels, division
+from sae_lm_eval.attribution.directions import DirectionClass, Moments
+from sae_lm_eval.attribution.patches import Patched, PlaceClass, classes_of, spread
 from sae_lm_eval.attribution.segments import PromptDocument
 from sae_lm_eval.attribution.token_kinds import Words
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses
@@ -23,8 +22,8 @@ from sae_lm_eval.files.escaping import for_spreadsheets
 from sae_lm_eval.report.where_tables import FOLDER
 from sae_lm_eval.runs.asked_tasks import AskedTask, asked_tasks
 from sae_lm_eval.runs.folder_names import BASELINE
+from sae_lm_eval.runs.inquiry import FITTED_ON, Inquiry
 from sae_lm_eval.runs.model_pool import LoadedSweep
-from sae_lm_eval.runs.plan import Plan
 from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runs.where_requests import labelled
 from sae_lm_eval.runs.where_rows import Explained
@@ -35,71 +34,6 @@ from sae_lm_eval.runtime.run_folder import LOG, held, journal_of, write_json
 from sae_lm_eval.splicing.splice import Variant
 
 WHOLE = "reconstruction"
-BARE = ("segment", "kind", "distance", SITES, DIRECTIONS, COMPONENTS)  # divisions without a value
-FITTED_ON = 4096  # requests of all tasks, whose errors directions are fitted on
-FITTED = f" Before, the variant runs on up to {NORMS_OF} requests for norms, and on up to {FITTED_ON:,} for directions."
-
-
-@dataclass(frozen=True)
-class Inquiry:
-    """`by` names divisions; with `held_out` half of the documents serve what is fitted, and the others are scored."""
-
-    by: tuple[str, ...] = DEFAULT
-    held_out: bool = False
-    level: float = 0.95
-
-    def __post_init__(self) -> None:
-        labels = Labels([division(text, Words(())) for text in self.of_tokens])
-        others = [text.partition(":")[0] for text in self.by if text not in self.of_tokens]
-        names = [*(one.name for one in labels.divisions), *others, *({SITES} - {*others})]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise UserError(f"--by names '{twice}' twice.")
-        if rest := next((text for text in self.by if text.partition(":")[0] in BARE and ":" in text), None):
-            raise UserError(f"--by {rest}: {rest.partition(':')[0]} takes nothing behind it.")
-        _ = self.parts
-
-    @property
-    def of_tokens(self) -> list[str]:
-        """The divisions that tokens tell."""
-        return [text for text in self.by if text.partition(":")[0] not in (NORMS, SITES, DIRECTIONS, COMPONENTS)]
-
-    @property
-    def of_directions(self) -> tuple[str, ...]:
-        """The divisions of the error by direction."""
-        return tuple(text for text in self.by if text in (DIRECTIONS, COMPONENTS))
-
-    @property
-    def fits(self) -> bool:
-        """Whether something is fitted that must not see the documents that are scored."""
-        return self.held_out or bool(self.of_directions)
-
-    def most_variants(self, sites: int) -> int:
-        """How many patched variants there are at most, of a variant with so many dictionaries."""
-        counts = [len(division(text, Words(())).classes) for text in self.of_tokens]
-        counts += [self.parts, sites if sites > 1 else 0, *(CLASSES[text] for text in self.of_directions)]
-        return PATCHES * sum(counts)
-
-    def plan(self, made: Plan) -> list[str]:
-        """A sentence for each variant of a plan: what its patches cost at most, in forward passes over the tasks."""
-        out = []
-        for one in made.variants:
-            count = self.most_variants(len(one.sites))
-            if one.cost is None:
-                out.append(f"{one.asked.name}: at most {count} variants, whose cost is not known: {one.why}.")
-                continue
-            passes = -(-(count + 1) // AT_ONCE) + (count + 1) * one.cost
-            out.append(
-                f"{one.asked.name}: at most {count} variants beside it, of {one.cost:.2f} forward passes each: at most "
-                f"{passes:.1f} over the tasks, besides the dictionary's own work, done once for {AT_ONCE} of them."
-                f"{FITTED if self.parts or self.of_directions else ''}"
-            )
-        return out
-
-    @property
-    def parts(self) -> int:
-        """Into how many parts the norm of the error divides the positions; 0 where it is not asked for."""
-        of_norms = [text for text in self.by if text.partition(":")[0] == NORMS]
-        return whole_of(of_norms[0].partition(":")[2] or "4", f"--by {of_norms[0]}") if of_norms else 0
 
 
 def explain_drops(sweep: Sweep, settings: Any, output_path: Path, question: Inquiry) -> list[Explained]:

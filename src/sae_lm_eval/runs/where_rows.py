@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.attribution.directions import COMPONENTS
+from sae_lm_eval.attribution.classes import COMPONENTS
 from sae_lm_eval.attribution.patches import ONLY, RANDOM, RESTORED
 from sae_lm_eval.attribution.segments import PromptDocument
 from sae_lm_eval.comparison.restored import UNITS, IntervalEstimate, PairedLosses, shares, why_no_share

@@ -17,10 +17,9 @@ from sae_lm_eval.scoring.tokenization import Tokenization
 from sae_lm_eval.splicing.arguments import dtype_of, sources_of
 from sae_lm_eval.splicing.splice_arguments import MODES
 from sae_lm_eval.splicing.variants import provenance_of
+from sae_lm_eval.talk.chosen import FORMATS, Sampling
 from sae_lm_eval.talk.detokenize import decoder, namer, pieces
-from sae_lm_eval.talk.sampling import BASELINE, AnswerColumn, Continuation, Sampling, generate
-
-FORMATS = ("chat", "plain")
+from sae_lm_eval.talk.sampling import BASELINE, AnswerColumn, Continuation, generate
 
 
 @dataclass(frozen=True)

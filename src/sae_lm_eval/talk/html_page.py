@@ -8,29 +8,16 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.formatting import nats, share
 from sae_lm_eval.talk.conversation import Model
 from sae_lm_eval.talk.detokenize import token_label, visible
 from sae_lm_eval.talk.passages import Passage, tables
 
 EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the shades, in nats
-
-
-def check_writable(path: Path) -> None:
-    """Before anything is run. Raises `UserError` where no file can be written at `path`."""
-    try:
-        new = not path.exists()
-        path.open("a").close()
-        if new:
-            path.unlink()
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be written: {error.strerror}. Name another file.") from error
 
 
 def render(model: Model, passages: Sequence[Passage]) -> str:

@@ -16,6 +16,7 @@ from sae_lm_eval.scoring.token_sampler import gumbel
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.module_io import keeping_last
 from sae_lm_eval.splicing.splice import Variant
+from sae_lm_eval.talk.chosen import Sampling
 
 BASELINE = "baseline"
 
@@ -26,15 +27,6 @@ class AnswerColumn:
 
     name: str
     variant: Variant | None = None
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Temperature 0 takes the likeliest token. Columns of one `seed` are given the same noise."""
-
-    temperature: float = 0.0
-    seed: int = 0
-    max_new_tokens: int = 128
 
 
 @dataclass

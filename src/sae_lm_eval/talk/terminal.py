@@ -17,11 +17,11 @@ from rich.live import Live
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.splicing.choices import whole
 from sae_lm_eval.splicing.splice_arguments import MODES
+from sae_lm_eval.talk.chosen import Sampling, check_writable, temperature_of
 from sae_lm_eval.talk.conversation import Conversation, Exchange, Model, exchange_record
 from sae_lm_eval.talk.detokenize import visible
-from sae_lm_eval.talk.html_page import check_writable, render
+from sae_lm_eval.talk.html_page import render
 from sae_lm_eval.talk.passages import of_exchange
-from sae_lm_eval.talk.sampling import Sampling
 from sae_lm_eval.talk.side_by_side import Columns
 
 PROMPT = "> "
@@ -169,14 +169,3 @@ class Session:
 
     def help(self, _text: str = "") -> None:
         self.say("\n".join(f"{name} {what}" for name, (_, what) in self.commands.items()))
-
-
-def temperature_of(text: str | float) -> float:
-    """A finite number of at least 0. Raises `UserError` otherwise."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value < float("inf"):
-        raise UserError(f"A temperature is a number of at least 0, and '{text}' is not.")
-    return value

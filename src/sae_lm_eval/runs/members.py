@@ -1,0 +1,88 @@
+"""The models or checkpoints of a curve, and what is asked of them: told before torch is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sae_lm_eval import world
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.reading import Foreign
+from sae_lm_eval.runs.checks import check_folder, model_config
+from sae_lm_eval.scaling.data_files import Amount, Name
+from sae_lm_eval.scaling.loss_curves import MAIN
+from sae_lm_eval.scaling.original_model import find_preset
+
+DOCUMENT_TYPES = ("loglikelihood_rolling", "sae_fidelity")  # lm_eval's output_type of tasks that ask whole documents
+TOKENS_A_STEP = 2_097_152  # of Pythia's batches: Biderman et al. 2023, arXiv:2304.01373
+
+
+class MemberRow(Foreign):
+    """A model of a CSV of the user's."""
+
+    model: Name
+    tokens: Amount | None = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model to be measured: a hub repository or a local folder, a revision, and the tokens it was trained on."""
+
+    model: str
+    revision: str = MAIN
+    tokens: float | None = None
+
+    @classmethod
+    def parse(cls, text: str, tokens: float | None = None) -> Member:
+        """From `name` or `name@revision`."""
+        model, _, revision = text.strip().partition("@")
+        if not model or (not revision and "@" in text):
+            raise UserError(
+                f"'{text}' names no model: write name or name@revision, as in EleutherAI/pythia-70m@step1000."
+            )
+        return cls(model, revision or MAIN, tokens)
+
+    def __str__(self) -> str:
+        return self.model if self.revision == MAIN else f"{self.model}@{self.revision}"
+
+    @property
+    def source(self) -> dict[str, str]:
+        """What the adapter is told to load; checkpoints of the embedded world lie in folders of their own."""
+        if world.is_meant_by(self.model) and self.revision != MAIN:
+            return {"pretrained": str(world.model_path(self.revision))}
+        return {"pretrained": self.model, "revision": self.revision}
+
+    @cached_property
+    def training(self) -> tuple[float, str]:
+        """Training tokens and where the number comes from. Raises `UserError` where nobody says."""
+        if self.tokens is not None:
+            return self.tokens, "given by the user"
+        if world.is_meant_by(self.model):
+            facts = world.world_facts()
+            runs = {row["name"]: row["tokens"] for row in (*facts["family"], *facts["checkpoints"])}
+            return float(runs[self.revision]), "measured when the world was made"
+        known = find_preset(self.model)
+        step = re.fullmatch(r"step(\d+)", self.revision)
+        if known is not None and known.name.startswith("pythia-") and step:
+            return float(int(step[1]) * TOKENS_A_STEP), f"{step[1]} steps of {TOKENS_A_STEP:,} tokens"
+        if known is not None and known.tokens is not None and self.revision == MAIN:
+            return known.tokens, known.tokens_source
+        raise UserError(f"The training tokens of {self} are not known: give them, as in --tokens {self}=3e11.")
+
+
+def check_members(members: Sequence[Member], loading: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a model that is not there, or whose training tokens nobody says."""
+    for member in members:
+        source, _ = member.source, member.training
+        model_config({**loading, **source})
+
+
+def check_curve_file(path: Path) -> None:
+    """Raise `UserError` where no curve can be written to `path`."""
+    if path.suffix != ".csv":
+        raise UserError(f"The file '{path}' must end on .csv, as in --output_path family.csv.")
+    check_folder(path.parent)
