@@ -14,7 +14,7 @@ from sae_lm_eval.cli.tables import TextTable, print_grouped, print_sentence, pri
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets, markup, terminal
 from sae_lm_eval.files.logs import logger_of
-from sae_lm_eval.report.render import tex
+from sae_lm_eval.report.latex import tex
 
 EVIL = "\x1b[31mred\x07 \u202eright\u2066 \ud800 \x9b2J [/red] \r\n\u2028end"
 

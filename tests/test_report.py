@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import json
 import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from sae_lm_eval.cli.main import app
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report import assemble as build
 from sae_lm_eval.report import drop_tables as drops
-from sae_lm_eval.report import figures, render, summary_table, writer
+from sae_lm_eval.report import figures, latex, render, summary_table, writer
 from sae_lm_eval.report import sweep_tables as sweep
 from sae_lm_eval.report import worst_documents as worst
 from sae_lm_eval.report.fidelity_tables import MetricValue, fidelity_of, fidelity_tables
@@ -218,7 +220,7 @@ def test_hostile_names_are_text_everywhere(tmp_path: Path) -> None:
     tables = [line for line in markdown.splitlines() if line.startswith("|")]
     assert not re.search(r"(?<!\\)<script>", re.sub(r"^    .*$", "", markdown, flags=re.MULTILINE))
     assert all(len(re.findall(r"(?<!\\)\|", line)) >= 3 for line in tables)
-    tex = render.latex(report)
+    tex = latex.appendix(report)
     assert r"\input{b}" not in tex
     assert r"\textbackslash{}input\{b\}" in tex
     assert r"\texttt{U+4E2D}" in tex
@@ -248,11 +250,77 @@ def test_appendix_compiles(tmp_path: Path, within: str) -> None:
     assert (tmp_path / "report" / f"{name}.pdf").stat().st_size > 20_000
 
 
+LONG_NAMES = ("blimp_determiner_noun_agreement_with_adj_irregular_1", "blimp_sentential_negation_npi_licensor_present")
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="NOT TESTED WITH TEX: there is no pdflatex")
+@pytest.mark.parametrize("groups", [None, {"a_group_of_blimp": LONG_NAMES, "another_one": ["odd"]}])
+def test_no_line_of_the_appendix_is_too_long(tmp_path: Path, groups: Mapping[str, Sequence[str]] | None) -> None:
+    for index, name in enumerate(("baseline", "a_dictionary_of_131k", "a_dictionary_of_131k,zero")):
+        answers = {task: [1] * (20 - 3 * index) + [0] * (180 + 3 * index) for task in (*LONG_NAMES, "odd")}
+        write_run(tmp_path / name, answers, splice=None if not index else "reconstruction", groups=groups)
+    writer.write(made(tmp_path), tmp_path / "report")
+    told = subprocess.run(
+        ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "appendix"],
+        cwd=tmp_path / "report",
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0
+    assert "Overfull" not in told.stdout
+
+
+def test_print_has_a_letter_for_every_sign_of_the_reports_own() -> None:
+    package = Path(build.__file__).parents[1]
+    rooms = ("report", "comparison", "capability", "scaling", "results")
+    sources = [file for room in rooms for kind in ("py", "txt") for file in (package / room).rglob(f"*.{kind}")]
+    text = "".join(file.read_text() for file in sources)
+    named = re.findall(r"\\N\{([A-Z -]+)\}", text)
+    signs = {*map(unicodedata.lookup, named), *(letter for letter in text if not letter.isascii())}
+    assert drops.AT_CHANCE in signs
+    assert {sign for sign in signs if "U+" in latex.tex(sign)} == set()
+
+
+def test_labels_of_a_figure_lose_what_all_long_names_begin_with(out: Path) -> None:
+    (row, *_) = drops.section_of(drops.drop_rows(build.compare_tasks(*folders.find_results(out)).drops), "task")
+    rows = [dataclasses.replace(row, name=name, alias=name) for name in (*LONG_NAMES, "blimp_transitive")]
+    assert figures.labels_of(rows)["blimp_transitive"] == "transitive"
+    assert figures.labels_of(rows)[LONG_NAMES[1]].startswith("sentential_")
+    assert figures.labels_of(rows[2:]) == {"blimp_transitive": "blimp_transitive"}
+
+
+def test_controls_stand_last_in_the_legend(out: Path) -> None:
+    rows = drops.drop_rows(build.compare_tasks(*folders.find_results(out)).drops)
+    tasks = drops.section_of(rows, "task")
+    figure = figures.drop_by_category(
+        [row for row in tasks if row.variant == "k32"], [row for row in tasks if row.variant == "k4"]
+    )
+    assert figure is not None
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["k32", "k4"]
+
+
+def test_groups_of_all_variants_share_a_table(tmp_path: Path) -> None:
+    groups = {"animals": ["birds", "fish_x"]}
+    for name, answers in {"baseline": QUESTIONS, "k4": WORSE, "k32": QUESTIONS}.items():
+        write_run(tmp_path / name, answers, splice=None if name == "baseline" else "reconstruction", groups=groups)
+    (table,) = (table for table in made(tmp_path).tables if table.name.startswith("groups"))
+    assert [(row[0].text, row[1].text) for row in table.rows] == [("k4", "animals"), ("k32", "animals")]
+    assert "0 shots" in table.caption
+    assert "shots" not in [column.heading for column in table.columns]
+
+
+def test_a_law_is_described_where_it_was_used(tmp_path: Path) -> None:
+    for name in ("baseline", "k4"):
+        measured = {key: value for key, value in FIDELITY.items() if key != "effective_compute"}
+        write_run(tmp_path / name, QUESTIONS, splice="none" if name == "baseline" else "zero", fidelity=measured)
+    assert "Effective compute is" not in made(tmp_path).methods
+
+
 def test_every_key_cited_is_in_the_bibliography(out: Path) -> None:
     report = made(out)
-    cited = set(re.findall(r"\\cite\{([^}]*)\}", render.latex(report)))
+    cited = set(re.findall(r"\\cite\{([^}]*)\}", latex.appendix(report)))
     assert cited == set(re.findall(r"^@\w+\{([^,]*),", render.bibtex(report), flags=re.MULTILINE))
-    assert r"0.4.13 \cite{lm-eval}" in render.latex(report)
+    assert r"0.4.13 \cite{lm-eval}" in latex.appendix(report)
     assert cited >= {"tango1998", "mcnemar1947", "holm1979", "lm-eval"}
 
 

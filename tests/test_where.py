@@ -19,7 +19,8 @@ from sae_lm_eval.attribution.token_kinds import KINDS, Words, token_kinds
 from sae_lm_eval.cli.main import app
 from sae_lm_eval.comparison.paired_statistics import ALIKE
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses, shares, why_no_share
-from sae_lm_eval.report.where_tables import class_tables, records_beside, where_picture, where_sentences
+from sae_lm_eval.report.where_records import records_beside
+from sae_lm_eval.report.where_tables import class_tables, where_picture, where_sentences
 from sae_lm_eval.runs.asked_tasks import _choices, _own
 from sae_lm_eval.runs.inquiry import Inquiry
 from sae_lm_eval.runs.settings import lm_eval_config
@@ -368,9 +369,34 @@ class TestReport:
     def test_a_record_that_is_none_is_refused(self, tmp_path):
         (tmp_path / "where").mkdir()
         (tmp_path / "where" / "x.json").write_text("{}")
-        results = SimpleNamespace(folder=tmp_path)
         with pytest.raises(UserError, match="is not a record of `sae-lm-eval where`: 'variant' is missing"):
-            records_beside(results)  # type: ignore[arg-type]
+            records_beside(compared(tmp_path, {}))
+
+    @pytest.mark.parametrize(
+        ("own", "why"),
+        [
+            ({}, None),
+            ({"model_args": {"pretrained": "world", "revision": "main"}}, None),
+            ({"model_args": {"pretrained": "gpt2"}}, "another model (pretrained gpt2, and here world)"),
+            ({"model_args": {}}, "an earlier version, which did not write down the model"),
+            ({"tasks": ["sae_world_homes", "arc_easy"]}, "other tasks (arc_easy)"),
+            ({"provenance": {"splices": [], "scale": 1.0}}, "a variant that is not compared here"),
+        ],
+    )
+    def test_a_record_of_something_else_is_left_out_and_told(self, villages, tmp_path, own, why):
+        _, found = villages
+        record = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], **found.record()}
+        (tmp_path / "where").mkdir()
+        (tmp_path / "where" / "k4.json").write_text(json.dumps({**record, **own}))
+        records, left_out = records_beside(compared(tmp_path, record["provenance"]))
+        assert [one["variant"] for one in records] == ([] if why else ["short"])
+        assert left_out == ([f"where/k4.json is left out: it is of {why}."] if why else [])
+
+
+def compared(folder, provenance):
+    """A comparison of one variant, as far as the records beside it are chosen by it."""
+    baseline = SimpleNamespace(folder=folder, model_args={"pretrained": "world"}, tasks=["sae_world_homes"])
+    return SimpleNamespace(baseline=baseline, variants=[SimpleNamespace(name="short", provenance=provenance)])
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def table_command(
 ) -> None:
     """Print what each variant loses: variants in rows, categories in columns; no model is loaded."""
     from sae_lm_eval.errors import one_of
-    from sae_lm_eval.report import assemble, render, summary_table
+    from sae_lm_eval.report import assemble, latex, render, summary_table
     from sae_lm_eval.results import find
 
     one_of(format, FORMATS, "format")
@@ -40,7 +40,7 @@ def table_command(
         return
     made = summary_table.summary_table(summary, shaped.told)
     if format == "latex":
-        typer.echo(render.table_latex(made))
+        typer.echo(latex.table_latex(made))
     elif format == "markdown":
         typer.echo(f"{render.table_markdown(made)}\n\n{render.render_markdown(made.caption)}")
     else:

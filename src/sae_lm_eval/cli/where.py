@@ -95,7 +95,8 @@ def _print(found: Explained, output_path: Path) -> None:
     from rich.console import Console
 
     from sae_lm_eval.cli.tables import print_report_table, print_sentence
-    from sae_lm_eval.report.where_tables import FOLDER, class_tables, where_sentences
+    from sae_lm_eval.report.where_records import FOLDER
+    from sae_lm_eval.report.where_tables import class_tables, where_sentences
 
     console, record = Console(), found.record()
     for sentence in where_sentences(record):

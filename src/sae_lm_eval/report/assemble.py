@@ -32,7 +32,7 @@ from sae_lm_eval.report.drop_tables import (
 )
 from sae_lm_eval.report.fidelity_tables import Fidelity, fidelity_of, fidelity_tables, noise_table, tidy
 from sae_lm_eval.report.figures import Picture
-from sae_lm_eval.report.formatting import ReportTable, TableColumn, text_cell, without_shared_start
+from sae_lm_eval.report.formatting import ReportTable, TableColumn, listing, text_cell, without_shared_start
 from sae_lm_eval.report.headline import headline
 from sae_lm_eval.report.length_table import length_tables
 from sae_lm_eval.report.prose import cited, cut_prompts, methods, parted_texts
@@ -51,7 +51,8 @@ from sae_lm_eval.report.summary_table import Summary, costs_of, summarise, summa
 from sae_lm_eval.report.sweep_figures import sweep_pictures
 from sae_lm_eval.report.sweep_tables import notes, settings, sweep_tables
 from sae_lm_eval.report.task_tables import detail_tables
-from sae_lm_eval.report.where_tables import class_tables, records_beside, where_picture
+from sae_lm_eval.report.where_records import records_beside
+from sae_lm_eval.report.where_tables import class_tables, where_picture
 from sae_lm_eval.report.worst_documents import Worst, worst_documents
 from sae_lm_eval.results.find import is_control, told_apart
 from sae_lm_eval.results.results import Results
@@ -156,7 +157,7 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
     variants, shown, summary = named.variants, category_rows(rows), shaped.summary()
     text, ruled = methods(named, rows, fidelity), ruler(comparison)
     swept = settings(variants, rows, fidelity)
-    explained = records_beside(comparison.baseline)
+    explained, unexplained = records_beside(shaped.comparison)
     common, own = sources((comparison.baseline, *variants))
     return Report(
         title=f"What a splice costs {requested_model(comparison.baseline)}",
@@ -192,7 +193,7 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
         common=common,
         sources=own,
         packages=packages(variants[0]),
-        notes=(*_notes(comparison, variants, swept), *shaped.equivalents.notes),
+        notes=(*_notes(comparison, variants, swept), *shaped.equivalents.notes, *unexplained),
         worst=worst_documents(comparison, rows, shown, names),
         drops=comparison.drops,
         fidelity=tidy(fidelity_of(comparison.variants)),
@@ -282,7 +283,8 @@ def _of_lines(lines: Sequence[DropRow]) -> str:
     names = drop_variants(lines)
     if not names:
         return ""
-    return f" Grey strokes: the controls {', '.join(names)}; an arrow points to what lies beyond the axis."
+    controls = f"control{'s' if len(names) > 1 else ''} {listing(names)}"
+    return f" Grey strokes: the {controls}; an arrow points to what lies beyond the axis."
 
 
 def _parts(rows: Sequence[DropRow]) -> list[tuple[str, str, list[DropRow]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from sae_lm_eval.report.drop_tables import DropRow, drop_variants, in_order
-from sae_lm_eval.report.formatting import MINUS, fitting, fixed_decimals
+from sae_lm_eval.report.formatting import MINUS, MOST_IN_FIGURE, fitting, fixed_decimals, without_shared_start
 
 WIDTH, NARROW, TALLEST = 5.5, 4.2, 7.5
 # With more points than these, the variants do not stand side by side in one panel of a page's height.
@@ -125,7 +125,7 @@ def drop_by_category(rows: Sequence[DropRow], lines: Sequence[DropRow] = ()) -> 
             axis.set_axis_off()
         figure.supxlabel("drop in accuracy (percentage points)", fontsize=8)
         if len(panels[0]) > 1 or lines:
-            legend(figure, axes[0, 0])
+            legend(figure, axes[0, 0], last=drop_variants(lines))
     return figure
 
 
@@ -151,6 +151,8 @@ def _strokes(axis: Axes, rows: Sequence[DropRow], lines: Sequence[DropRow], plac
                 continue
             heights = [places[row.name] for row in beyond]
             axis.plot([edge] * len(beyond), heights, marker=marker, markersize=3, clip_on=False, **look)
+            if marker == "<":  # room between the arrow and the labels
+                axis.tick_params(axis="y", pad=8)
 
 
 def _places(rows: Sequence[DropRow], spread: int) -> tuple[dict[str, float], list[tuple[float, str, str]], float]:
@@ -198,9 +200,12 @@ def tick_label(value: float, _: int | None) -> str:
 
 
 def labels_of(rows: Sequence[DropRow]) -> dict[str, str]:
-    """The label of each category, by its name, as a figure has room for it."""
-    short = fitting(row.alias for row in rows)
-    return {row.name: short[row.alias] for row in rows}
+    """The label of each category, by its name, as a figure has room for it: long ones less what all begin with."""
+    aliases = list(dict.fromkeys(row.alias for row in rows))
+    is_long = max(map(len, aliases), default=0) > MOST_IN_FIGURE
+    told = without_shared_start(aliases) if is_long else {alias: alias for alias in aliases}
+    short = fitting(told.values())
+    return {row.name: short[told[row.alias]] for row in rows}
 
 
 def heat_map(rows: Sequence[DropRow]) -> Figure | None:
@@ -301,11 +306,11 @@ def _widened(values: Sequence[float]) -> tuple[float, float]:
     return least - margin, most + margin
 
 
-def legend(figure: Figure, axis: Axes) -> None:
-    """Above the axes, in as many columns as the names leave room for, the line of chance last."""
+def legend(figure: Figure, axis: Axes, last: Collection[str] = (CHANCE,)) -> None:
+    """Above the axes, in as many columns as the names leave room for, those of `last` behind the others."""
     handles, names = axis.get_legend_handles_labels()
     labels = fitting(names)
-    order = sorted(range(len(names)), key=lambda at: names[at] == CHANCE)
+    order = sorted(range(len(names)), key=lambda at: names[at] in last)
     columns = max(1, min(len(names), int(19 * figure.get_figwidth()) // (max(map(len, labels.values())) + 8)))
     entries = [handles[at] for at in order], [labels[names[at]] for at in order]
     figure.legend(*entries, loc="outside upper center", ncols=columns)

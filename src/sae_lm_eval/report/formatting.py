@@ -13,12 +13,16 @@ NA = "n/a"
 LONG_NAME = 16
 MOST_IN_FIGURE = 34
 # Of the characters that cannot be seen, those that text is made with.
+SPARE_IN_PRINT = 4
 MINUS = "\N{MINUS SIGN}"
 
 
 @dataclass(frozen=True)
 class TableColumn:
-    """Where a terminal has no room, columns go whose `spare` is above 0: the highest first, of equals the right one."""
+    """Where a terminal has no room, columns go whose `spare` is above 0: the highest first, of equals the right one.
+
+    Those of `SPARE_IN_PRINT` go from a printed table too.
+    """
 
     heading: str
     align: Literal["left", "right"] = "right"

@@ -44,6 +44,7 @@ def methods(comparison: Comparison, rows: Sequence[DropRow], fidelity: Fidelity)
     )
     environment.filters |= {"listing": listing, "works": _with_works}
     runs, tasks = (comparison.baseline, *comparison.variants), section_of(rows, "task")
+    compute = [of["effective_compute"] for of in fidelity.values()]
     text = environment.get_template("methods.txt").render(
         **_setting(runs, tasks),
         **_splicing([results.provenance for results in comparison.variants]),
@@ -57,7 +58,7 @@ def methods(comparison: Comparison, rows: Sequence[DropRow], fidelity: Fidelity)
         beside=not all(comparison.drops["primary"]),
         texts=_texts(comparison.variants, fidelity),
         loss=LOSS,
-        laws=[_law(name) for name in distinct_texts(of["effective_compute"].law for of in fidelity.values())],
+        laws=[_law(name) for name in distinct_texts(of.law for of in compute if of.value is not None)],
     )
     return " ".join(text.split())
 

@@ -184,8 +184,9 @@ def notes(chosen: Sequence[Setting]) -> list[str]:
     if len(alone) < 2 or sum(of.value("l0") is not None for of in alone) > 1:
         return []
     lacking = sum(of.value("l0") is None for of in alone)
+    which = f"{lacking} of the {len(alone)}" if lacking < len(alone) else f"the {lacking}"
     return [
-        f"Drop and effective compute are not drawn against L0: the results of {lacking} of the {len(alone)} variants "
+        f"Drop and effective compute are not drawn against L0: the results of {which} variants "
         "with one dictionary hold no L0; tasks of fidelity measure it."
     ]
 

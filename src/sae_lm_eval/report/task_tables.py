@@ -18,6 +18,7 @@ from sae_lm_eval.report.drop_tables import (
     section_of,
 )
 from sae_lm_eval.report.formatting import (
+    SPARE_IN_PRINT,
     Cell,
     ReportTable,
     TableColumn,
@@ -35,7 +36,12 @@ NAMES = {
     "category": ("all-categories", "Every category"),
     "task": ("tasks", "Every task"),
 }
-SPARE = {"above chance lost": 3, "KL": 3, "raw p": 3, "spliced": 2, "shots": 2, "margin": 1, "lost": 1, "gained": 1}
+SPARE = {
+    "raw p": SPARE_IN_PRINT,
+    **dict.fromkeys(("above chance lost", "KL"), 3),
+    **dict.fromkeys(("spliced", "shots"), 2),
+    **dict.fromkeys(("margin", "lost", "gained"), 1),
+}
 # What not every comparison has: heading, what it is, and its cell.
 OPTIONAL: tuple[tuple[str, str, Callable[[DropRow], Cell]], ...] = (
     (
@@ -60,38 +66,45 @@ def _share(row: DropRow) -> str:
 
 
 def detail_tables(rows: Sequence[DropRow], told: Told, section: str = "task") -> list[ReportTable]:
-    """Every row of a section (overall, group, category or task), a table for each variant."""
+    """Every row of a section (overall, group, category or task): of tasks a table for each variant, else one."""
     chosen = section_of(rows, section)
+    if not chosen:
+        return []
+    if section != "task":
+        return [_detail_table(chosen, told, several=True)]
     return [
-        _detail_table(index, variant, [row for row in chosen if row.variant == variant], told)
+        _detail_table([row for row in chosen if row.variant == variant], told, f"-{index}")
         for index, variant in enumerate(drop_variants(chosen), start=1)
     ]
 
 
-def _detail_table(index: int, variant: str, rows: Sequence[DropRow], told: Told) -> ReportTable:
+def _detail_table(rows: Sequence[DropRow], told: Told, number: str = "", *, several: bool = False) -> ReportTable:
+    """The rows of one variant, or of several with a column that names them.
+
+    Shots that are the same in all rows are in the caption, and have no column.
+    """
     section = rows[0].section
     metrics = len({metric_name(row) for row in rows}) > 1
+    counts = ["n", *(["shots"] if len({row.shots for row in rows}) > 1 else [])]
     extra = [of for of in OPTIONAL if any(of[2](row).value is not None for row in rows)]
     body = [
         (
+            *([text_cell(row.variant)] if several else []),
             text_cell(row.alias),
             *([text_cell(metric_name(row))] if metrics else []),
-            *(
-                count_cell(row.n),
-                count_cell(row.shots),
-                *score_cells(row, told),
-                count_cell(row.lost),
-                count_cell(row.gained),
-            ),
+            *(count_cell(getattr(row, name)) for name in counts),
+            *(*score_cells(row, told), count_cell(row.lost), count_cell(row.gained)),
             *(p_cell(row.p), p_cell(row.p_adjusted)),
             *(make(row) for *_, make in extra),
         )
         for row in rows
     ]
-    headings = ("n", "shots", *score_headings(told), "lost", "gained")
-    columns = [TableColumn(section, "left"), *([TableColumn("metric", "left")] if metrics else [])]
-    for heading in (*headings, "raw p", "p", *(heading for heading, *_ in extra)):
-        columns.append(TableColumn(heading, spare=SPARE.get(heading, 0)))
+    words = [*(["variant"] if several else []), section, *(["metric"] if metrics else [])]
+    headings = (*counts, *score_headings(told), "lost", "gained", "raw p", "p", *(heading for heading, *_ in extra))
+    columns = [
+        *(TableColumn(word, "left") for word in words),
+        *(TableColumn(heading, spare=SPARE.get(heading, 0)) for heading in headings),
+    ]
     caption = (
         "Accuracies in percent, drops in percentage points; lost and gained: answers that went from right to wrong and "
         "from wrong to right; perplexities by their logarithm, as the rise in nats and as a ratio; other metrics in "
@@ -100,4 +113,7 @@ def _detail_table(index: int, variant: str, rows: Sequence[DropRow], told: Told)
         f"{chance_mark(rows)}"
     )
     name, title = NAMES[section]
-    return ReportTable(f"{name}-{index}", f"{title}: {variant}", caption, tuple(columns), tuple(body), "long")
+    title = title if several else f"{title}: {rows[0].variant}"
+    starts = [at for at in range(1, len(rows)) if rows[at].variant != rows[at - 1].variant]
+    blocks = tuple(starts) if several else ()
+    return ReportTable(f"{name}{number}", title, caption, tuple(columns), tuple(body), "long", blocks)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN
-from sae_lm_eval.files.reading import Foreign, read_json
 from sae_lm_eval.report.figures import Picture, coloured_grid
 from sae_lm_eval.report.formatting import (
     NA,
@@ -23,33 +22,12 @@ from sae_lm_eval.report.formatting import (
     significant,
     text_cell,
 )
-from sae_lm_eval.results.results import Results
 
 MEASURES = {ACCURACY: "accuracy", MARGIN: "margin", KL: "KL"}
 KINDS = {"restored": "comes back", "alone": "alone", "random": "random"}
 OVERALL = "overall"
-FOLDER = "where"  # in that of a run
 SUM, REST = "all classes together", "the rest"
 WIDTHS = {"pp": 1, "nats": 3, "nats/token": 3}
-
-
-class WhereRecord(Foreign):
-    """A file that `where` wrote, as far as a report reads it."""
-
-    variant: str
-    level: float
-    documents: int
-    held_out: bool
-    aligned: float
-    rows: list[dict[str, Any]]
-    coverage: list[dict[str, Any]]
-
-
-def records_beside(results: Results) -> list[dict[str, Any]]:
-    """The records that lie beside a run's results. Raises `UserError` for a file that is none."""
-    folders = [folder / FOLDER for folder in (results.folder, *results.folder.parents[:2])]
-    files = [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json"))]
-    return [read_json(file, WhereRecord, "a record of `sae-lm-eval where`").as_given() for file in files]
 
 
 def class_tables(record: Mapping[str, Any]) -> list[ReportTable]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets
-from sae_lm_eval.report import render
+from sae_lm_eval.report import latex, render
 from sae_lm_eval.report.assemble import Report
 from sae_lm_eval.report.figures import as_bytes
 from sae_lm_eval.schema import VERSION
@@ -53,7 +53,7 @@ def files(report: Report) -> dict[str, bytes]:
     text = {
         "report.html": render.html(report),
         "report.md": render.markdown_report(report),
-        "appendix.tex": render.latex(report),
+        "appendix.tex": latex.appendix(report),
         "appendix.bib": render.bibtex(report),
         "drops.csv": for_spreadsheets(report.drops.assign(schema=VERSION)).to_csv(index=False),
         "fidelity.csv": for_spreadsheets(report.fidelity.assign(schema=VERSION)).to_csv(index=False),

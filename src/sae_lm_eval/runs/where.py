@@ -19,7 +19,7 @@ from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses
 from sae_lm_eval.comparison.subsets import Cut, leaves
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets
-from sae_lm_eval.report.where_tables import FOLDER
+from sae_lm_eval.report.where_records import FOLDER
 from sae_lm_eval.runs.asked_tasks import AskedTask, asked_tasks
 from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.inquiry import FITTED_ON, Inquiry
@@ -63,7 +63,9 @@ def explain_drops(sweep: Sweep, settings: Any, output_path: Path, question: Inqu
 
             found = _explained(asked.name, models[asked.name].spliced, tasks, question, journal, tell)
             found = found.with_rows(_cuts(loaded, tasks), question.level)
-            write_json(folder / f"{asked.name}.json", {schema.KEY: schema.VERSION, **found.record()})
+            told = {"model_args": {key: str(value) for key, value in sweep.model_args.items()}}
+            told["tasks"] = [one.name for one in tasks]
+            write_json(folder / f"{asked.name}.json", {schema.KEY: schema.VERSION, **told, **found.record()})
             for_spreadsheets(found.documents()).to_csv(folder / f"{asked.name}.documents.csv", index=False)
             out.append(found)
             loaded.forget()
