@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 
 import jsonschema
 import numpy as np
@@ -15,7 +16,7 @@ from runs import answers, write_run
 from sae_lm_eval import schema
 from sae_lm_eval.capability.family import COLUMNS, NAME, category_curves, cut_scores, equivalents, read_task_family
 from sae_lm_eval.capability.inversion import FamilyScores, equivalent_compute
-from sae_lm_eval.capability.published_scores import published_equivalents
+from sae_lm_eval.capability.published_scores import drawn_drops, published_equivalents
 from sae_lm_eval.cli.curve import curve
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.errors import UserError
@@ -95,6 +96,29 @@ def test_scores_that_fall_on_the_way_are_pooled_and_told():
     members = scores.members[[0, 2, 1, *range(3, 9)]]
     found = equivalent_compute(FamilyScores(COMPUTE, members, 8, scores.spliced, scores.weights, scores.strata))
     assert "falls with compute at 1 of 8 steps" in found.flags[0]
+
+
+def test_documents_that_belong_together_are_resampled_as_one():
+    scores = made(0.3, np.random.default_rng(0))
+    twice = {name: np.repeat(getattr(scores, name), 2, axis=-1) for name in ("members", "spliced", "weights")}
+    twice["weights"] = twice["weights"] / 2
+    count = len(scores.weights)
+    doubled = replace(scores, **twice, strata=[np.arange(2 * count)], sets=np.repeat(np.arange(count), 2).astype(str))
+    once, together = equivalent_compute(scores, rng=0), equivalent_compute(doubled, rng=0)
+    alone = equivalent_compute(replace(doubled, sets=None), rng=0)
+    assert together.fraction == pytest.approx(once.fraction)
+    assert [np.log(together.low), np.log(together.high)] == pytest.approx(
+        [np.log(once.low), np.log(once.high)], rel=0.1
+    )
+    assert np.log(together.high / together.low) > 1.25 * np.log(alone.high / alone.low)
+    few = replace(doubled, sets=np.repeat(np.arange(9), 2 * count // 9 + 1)[: 2 * count].astype(str))
+    assert equivalent_compute(few).reason == "9 sets of documents are too few to be resampled"
+
+
+def test_sets_of_documents_reach_the_family(family):
+    comparison = paired_comparison(family / "baseline", [family / "k4"], docs_by="text")
+    (one,) = {id(of.scores.sets): of for of in cut_scores(comparison, read_task_family(family / NAME))[:1]}.values()
+    assert len(set(one.scores.sets)) == 100
 
 
 @pytest.fixture
@@ -224,6 +248,12 @@ def test_published_accuracies_place_a_drop_on_the_training(tmp_path):
     text = writer.files(assemble.build(comparison))["report.md"].decode()
     assert "Equivalent compute by published scores" in text
     assert "on other prompts than today" in text
+
+
+def test_a_drop_is_drawn_by_the_two_sides_of_its_interval():
+    drawn = drawn_drops(0.02, 0.015, 0.06, 0.95, 200_000, np.random.default_rng(0))
+    assert np.quantile(drawn, [0.025, 0.5, 0.975]) == pytest.approx([0.015, 0.02, 0.06], rel=0.02)
+    assert set(drawn_drops(0.02, float("nan"), float("nan"), 0.95, 5, np.random.default_rng(0))) == {0.02}
 
 
 def test_a_published_curve_that_is_flat_is_refused(tmp_path):

@@ -106,6 +106,46 @@ def test_documents_of_a_passage_belong_together(tmp_path):
         paired_comparison(tmp_path / "baseline", [tmp_path / "k4"], docs_by="subjet")
 
 
+def test_a_document_that_is_there_twice_says_no_more_than_once(tmp_path):
+    rows = {}
+    for copies in (1, 2):
+        for name, wrong in (("baseline", 0.2), ("k4", 0.4)):
+            rng, draws = np.random.default_rng(len(name)), np.random.default_rng([7, len(name)])
+            made = [question("one", i, float(draws.random() > wrong), rng, f"p{i}") for i in range(60)]
+            made = [{**one, "doc_id": copies * i + copy} for i, one in enumerate(made) for copy in range(copies)]
+            write_run(tmp_path / str(copies) / name, {"one": made})
+        of = tmp_path / str(copies)
+        by = {field: paired_comparison(of / "baseline", [of / "k4"], docs_by=field) for field in (None, "subject")}
+        rows |= {(copies, field): found.drops.iloc[0] for field, found in by.items()}
+    once, twice, ignored = rows[1, "subject"], rows[2, "subject"], rows[2, None]
+    for name in ("low", "high", "margin_low", "margin_high", "above_chance_low", "above_chance_high", "detectable"):
+        assert twice[name] == pytest.approx(once[name]), name
+    for low, high in (("margin_low", "margin_high"), ("above_chance_low", "above_chance_high")):
+        assert twice[high] - twice[low] > 1.3 * (ignored[high] - ignored[low])
+        assert once[high] - once[low] == pytest.approx(rows[1, None][high] - rows[1, None][low], rel=0.1)
+    assert twice["detectable"] > 1.3 * ignored["detectable"]
+    assert once["detectable"] == pytest.approx(rows[1, None]["detectable"], rel=0.15)
+
+
+def test_many_sets_take_no_room_for_each_pair_of_them():
+    drops, weights = np.random.default_rng(0).normal(size=200_000), np.random.default_rng(1).gamma(2, size=200_000)
+    low, high = interval_over_clusters(drops, weights, level=0.95)
+    share = weights / weights.sum()
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt(share**2 @ (drops - share @ drops) ** 2), rel=1e-3)
+
+
+def test_the_degrees_of_freedom_are_those_of_the_whole_matrix():
+    drops, weights = np.random.default_rng(0).normal(size=9), np.random.default_rng(1).gamma(1, size=9)
+    share = weights / weights.sum()
+    own = 1 - 2 * share + share @ share
+    factor, residual = np.sqrt(share**2 / own), np.eye(9) - np.outer(np.ones(9), share)
+    matrix = np.outer(factor, factor) * (residual @ residual.T)
+    freedom = np.trace(matrix) ** 2 / (matrix**2).sum()
+    low, high = interval_over_clusters(drops, weights, level=0.9)
+    error = np.sqrt((share**2 / own) @ (drops - share @ drops) ** 2)
+    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.95, freedom) * error)
+
+
 def run_table(out, *options):
     told = CliRunner().invoke(app, ["table", str(out), *options])
     assert told.exit_code == 0, told.output

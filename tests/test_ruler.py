@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from runs import answers, write_run
 
+from sae_lm_eval.capability import ruler as ruler_module
 from sae_lm_eval.capability.ruler import SCALES, Ladder, ladders_of, ruled, ruler
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.errors import UserError
@@ -148,6 +149,49 @@ def test_the_report_says_what_else_costs_as_much(folder):
     assert sentence.endswith(") of the MLP weights.")
     for name in ("report.html", "report.md", "appendix.tex"):
         assert "What else costs as much" in made[name].decode()
+
+
+def test_a_text_is_paired_by_document(folder, monkeypatch):
+    """The documents come in another order in each file, and the ladder's costs are 2 strength^2 of each."""
+    matters = np.random.default_rng(0).gamma(4, 0.25, COUNT)
+
+    def text(strength, order, documents=range(COUNT)):
+        rows = [[at, 2 * strength**2 * matters[at], 1] for at in documents]
+        frame = pd.DataFrame({"kl": rows, "doc_hash": [f"hash {at}" for at in documents]})
+        return frame.iloc[np.random.default_rng(order).permutation(len(frame))].reset_index(drop=True)
+
+    comparison = comparison_of(folder)
+    texts = {f"pruned_{tenths}": text(tenths / 10, tenths) for tenths in (1, 2, 3, 4)} | {"k4": text(0.25, 9)}
+    by_folder = {results.file.parents[1].name: results.name for results in comparison.variants}
+    monkeypatch.setattr(ruler_module, "_texts", lambda _: {by_folder[name]: of for name, of in texts.items()})
+    row = ruler(comparison).query("cost == 'KL'").iloc[0]
+    assert row["strength"] == pytest.approx(0.25, abs=0.005)
+    assert row["high"] - row["low"] < 0.01, "what documents have in common drops out"
+    texts["k4"] = text(0.25, 9, range(1, COUNT + 1)[:-1])
+    row = ruler(comparison).query("cost == 'KL'").iloc[0]
+    assert row["reason"] == "the edits were measured on other documents"
+
+
+def test_sets_of_questions_are_resampled_as_one(folder):
+    alone, together = (
+        ruler(
+            paired_comparison(folder / "baseline", [p for p in folder.iterdir() if p.name != "baseline"], docs_by=field)
+        ).iloc[0]
+        for field in (None, "text")
+    )
+    assert together["strength"] == alone["strength"]
+    assert together["low"] == pytest.approx(alone["low"], abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("kind", "seeds", "told"),
+    [("prune", 1, ")"), ("noise", 1, "), and not what another seed"), ("noise", 3, ") and the seeds of noise")],
+)
+def test_the_caption_tells_what_the_interval_covers(kind, seeds, told):
+    row = {"variant": "k4", "kind": kind, "ladder": kind, "cost": "drop", "strength": 0.3, "low": 0.2, "high": 0.4}
+    found = pd.DataFrame([{**row, "level": 0.95, "seeds": seeds}], dtype=object)
+    (table,) = ruler_tables.ruler_table(found, {"k4": "k4"})
+    assert f"(the same of the variant and the edits{told}" in table.caption
 
 
 def test_a_run_without_a_ladder_has_no_ruler(folder):

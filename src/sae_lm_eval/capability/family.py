@@ -177,7 +177,8 @@ def _of_cut(
         return None  # without one of its tasks it is another mean
     for place, places in enumerate(strata):
         weights[places] = 1 / len(mine) if shares is None else shares[place] / len(places)
-    scores = FamilyScores(np.array(family.compute), members, own, spliced, weights, strata)
+    sets = None if mine["set"].isna().all() else mine["set"].to_numpy()
+    scores = FamilyScores(np.array(family.compute), members, own, spliced, weights, strata, sets)
     refused = None
     if measure == "score" and _at_chance(mine):
         refused = EquivalentCompute(reason="the original itself is not clearly above chance")

@@ -26,7 +26,8 @@ class FamilyScores:
     """Scores of a family on the same documents: `members` (models, documents) by rising `compute`, higher is better.
 
     `own` is the place of the original among them. `spliced` (documents) are those of the original with a dictionary.
-    `weights` (documents) add to 1; documents are resampled within each of `strata`, arrays of their places.
+    `weights` (documents) add to 1; documents are resampled within each of `strata`, arrays of their places, or whole
+    `sets` of them (documents) where documents belong together.
     """
 
     compute: np.ndarray
@@ -35,6 +36,7 @@ class FamilyScores:
     spliced: np.ndarray
     weights: np.ndarray
     strata: Sequence[np.ndarray]
+    sets: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +66,8 @@ def equivalent_compute(
     count, documents = scores.members.shape
     if count < FEWEST_MEMBERS:
         return EquivalentCompute(reason=f"a curve needs {FEWEST_MEMBERS} models, and {count} were measured")
-    if documents < FEWEST_DOCUMENTS:
-        return EquivalentCompute(reason=f"{documents} documents are too few to be resampled")
+    if few := too_few(documents, scores.sets):
+        return EquivalentCompute(reason=few)
     means = scores.members @ scores.weights
     drop = float((scores.members[scores.own] - scores.spliced) @ scores.weights)
     resampled = _resampled(scores, draws, np.random.default_rng(rng))
@@ -122,7 +124,26 @@ def log_share_of_compute(scores: FamilyScores, means: np.ndarray, drop: float) -
 def _resampled(scores: FamilyScores, draws: int, rng: np.random.Generator) -> np.ndarray:
     """(draws, models + 1): each model's mean over resampled documents, and in the last column the drop."""
     lost = scores.members[scores.own] - scores.spliced
-    return resampled_means(np.vstack([scores.members, lost]) * scores.weights, scores.strata, draws, rng)
+    weighted = np.vstack([scores.members, lost]) * scores.weights
+    if scores.sets is not None:
+        return means_over_sets(weighted, scores.weights, scores.sets, draws, rng)
+    return resampled_means(weighted, scores.strata, draws, rng)
+
+
+def too_few(documents: int, sets: np.ndarray | None) -> str | None:
+    """Why they cannot be resampled, or None."""
+    count, what = (documents, "documents") if sets is None else (len(set(sets)), "sets of documents")
+    return f"{count} {what} are too few to be resampled" if count < FEWEST_DOCUMENTS else None
+
+
+def means_over_sets(
+    weighted: np.ndarray, weights: np.ndarray, sets: np.ndarray, draws: int, rng: np.random.Generator
+) -> np.ndarray:
+    """(draws, rows): as `resampled_means`, of whole sets drawn with replacement, by the weight of those drawn."""
+    _, index = np.unique(sets.astype(str), return_inverse=True)
+    totals = np.array([np.bincount(index, weights=row) for row in (*weighted, weights)])
+    drawn = resampled_means(totals, [np.arange(totals.shape[1])], draws, rng)
+    return drawn[:, :-1] / drawn[:, -1:]
 
 
 def resampled_means(

@@ -38,7 +38,8 @@ def published() -> dict[tuple[str, str], list[Row]]:
 def published_equivalents(comparison: Comparison, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
     """A row for each variant and task with a published curve, with `COLUMNS`; none of another model, or with shots.
 
-    Each draw takes the published accuracies and the drop anew, by their standard errors.
+    Each draw takes the published accuracies anew by their standard errors, and the drop by the two sides of its own
+    interval, which need not be equally wide.
     """
     arguments, rows = comparison.baseline.model_args, []
     model = str(arguments.get("pretrained")).rstrip("/").rpartition("/")[2].lower()
@@ -47,24 +48,34 @@ def published_equivalents(comparison: Comparison, *, draws: int = DRAWS, seed: i
     for row in known.to_dict("records") if str(arguments.get("revision", "main")) in LAST else ():
         if (curve := published().get((model, str(row["name"])))) is None:
             continue
-        bounds = [row["low"], row["high"]]
-        spread = None if any(pd.isna(bounds)) else (float(row["high"]) - float(row["low"])) / 2
-        z = NormalDist().inv_cdf((1 + comparison.level) / 2)
-        drop, error = float(row["drop"]) / 100, 0.0 if spread is None else spread / 100 / z
-        found = _placed(curve, drop, error, comparison.level, draws, np.random.default_rng(seed))
+        drop, *bounds = (float(row[name]) / 100 for name in ("drop", "low", "high"))
+        drawn = drawn_drops(drop, *bounds, comparison.level, draws, np.random.default_rng([seed, 1]))
+        found = _placed(curve, drop, drawn, comparison.level, np.random.default_rng(seed))
         told = {"variant": row["variant"], "task": row["name"], "drop": drop, "level": comparison.level}
         rows.append({**told, **found})
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
 
+def drawn_drops(drop: float, low: float, high: float, level: float, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Draws whose quantiles at both ends of the interval are its bounds, and whose median is the drop.
+
+    They are normal on either side, each with the standard deviation of that side's width. Without an interval all are
+    the drop.
+    """
+    if math.isnan(low) or math.isnan(high):
+        return np.full(draws, drop)
+    unit = rng.normal(size=draws) / NormalDist().inv_cdf((1 + level) / 2)
+    return drop + np.where(unit < 0, drop - low, high - drop) * unit
+
+
 def _placed(
-    curve: list[Row], drop: float, error: float, level: float, draws: int, rng: np.random.Generator
+    curve: list[Row], drop: float, drops: np.ndarray, level: float, rng: np.random.Generator
 ) -> dict[str, float | str | None]:
     """The fraction with its interval, or why there is none."""
     means, errors, tokens = (
         np.array([row[name] for row in curve], dtype=float) for name in ("value", "stderr", "tokens")
     )
-    drawn, tail = rng.normal(means, errors, (draws, len(means))), (1 - level) / 2
+    drawn, tail = rng.normal(means, errors, (len(drops), len(means))), (1 - level) / 2
     if np.quantile(drawn[:, -1] - drawn[:, 0], tail) <= 0:
         return {"reason": f"flat curve: the accuracy rises by {means[-1] - means[0]:.3g} in all of the training"}
     scores = FamilyScores(tokens, means[:, None], len(means) - 1, means[-1:] - drop, np.ones(1), [])
@@ -73,7 +84,7 @@ def _placed(
         return {
             "reason": "the accuracy is below the first step's" if at < 0 else "the accuracy is above the last step's"
         }
-    logs = [log_share_of_compute(scores, row, float(rng.normal(drop, error))) for row in drawn]
+    logs = [log_share_of_compute(scores, row, float(lost)) for row, lost in zip(drawn, drops, strict=True)]
     low, high = (float(end) for end in np.quantile(logs, [tail, 1 - tail], method="inverted_cdf"))
     ends = {name: math.exp(end) if math.isfinite(end) else None for name, end in (("low", low), ("high", high))}
     return {"fraction": math.exp(at), **ends}

@@ -20,7 +20,7 @@ import pandas as pd
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
-from sae_lm_eval.capability.inversion import FEWEST_DOCUMENTS, resampled_means
+from sae_lm_eval.capability.inversion import means_over_sets, resampled_means, too_few
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.results.results import Results
 from sae_lm_eval.results.variant_names import EDIT
@@ -28,7 +28,22 @@ from sae_lm_eval.results.variant_names import EDIT
 FEWEST_RUNGS = 2
 DRAWS = 1000
 FINE = 65  # points between two rungs at which the cubic is looked up
-COLUMNS = ("variant", "kind", "ladder", "cost", "value", "strength", "low", "high", "level", "bound", "reason", "rungs")
+COLUMNS = (
+    "variant",
+    "kind",
+    "ladder",
+    "cost",
+    "value",
+    "strength",
+    "low",
+    "high",
+    "level",
+    "bound",
+    "reason",
+    "rungs",
+    "seeds",
+)
+DOCUMENT, TEXT = ["task", "doc_id"], ["task", "document", "doc_hash"]
 COSTS = {"drop": "drop", "ce_delta": "delta CE", "kl": "KL"}
 
 
@@ -110,17 +125,25 @@ def ruler(comparison: Comparison, *, draws: int = DRAWS, seed: int = 0) -> pd.Da
     others = [results for results in comparison.variants if results.provenance.get("splice") != EDIT]
     texts = _texts(comparison)
     for cost, told in COSTS.items():
-        values, strata = _by_question(comparison) if cost == "drop" else _by_document(texts, cost)
+        values = _by_question(comparison) if cost == "drop" else _by_document(texts, cost)
         for results in others:
             for ladder in ladders:
                 names = [results.name, *(one.name for of in ladder.rungs.values() for one in of)]
                 if any(name not in values for name in names):
                     continue
                 own = values[results.name]
-                costs = [np.array([values[one.name] for one in of]) for of in ladder.rungs.values()]
-                found = ruled(ladder, costs, own, strata, level=comparison.level, draws=draws, rng=seed)
+                rungs = [[values[one.name] for one in of] for of in ladder.rungs.values()]
+                if all(one.index.equals(own.index) for of in rungs for one in of):
+                    costs = [np.array(of) for of in rungs]
+                    tasks, sets = own.index.get_level_values("task"), _sets(comparison, own.index)
+                    strata = [np.flatnonzero(tasks == task) for task in tasks.unique()]
+                    asked = {"level": comparison.level, "draws": draws, "rng": seed, "sets": sets}
+                    found = ruled(ladder, costs, own.to_numpy(), strata, **asked)
+                else:
+                    found = Ruled(reason="the edits were measured on other documents")
                 row = {"variant": results.name, "kind": ladder.kind, "ladder": ladder.name, "cost": told}
-                row |= {"value": float(own.sum()), **vars(found), "level": comparison.level, "rungs": len(costs)}
+                row |= {"value": float(own.sum()), **vars(found), "level": comparison.level, "rungs": len(rungs)}
+                row["seeds"] = min(map(len, rungs))
                 rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
@@ -134,19 +157,24 @@ def ruled(
     level: float = 0.95,
     draws: int = DRAWS,
     rng: np.random.Generator | int = 0,
+    sets: np.ndarray | None = None,
 ) -> Ruled:
     """Where the ladder costs as much as `own` (documents), of which the sum is the cost; `costs` are (seeds, documents)
-    of each rung.
+    of each rung. Documents are resampled within `strata`, or whole `sets` of them.
 
     Refused where too few documents are known, where a cost is not finite, and where the strongest rung's cost is not
     clearly above 0.
     """
-    if len(own) < FEWEST_DOCUMENTS:
-        return Ruled(reason=f"{len(own)} documents are too few to be resampled")
+    if few := too_few(len(own), sets):
+        return Ruled(reason=few)
     if not all(np.isfinite(of).all() for of in (own, *costs)):
         return Ruled(reason="a cost of some documents is not finite")
     generator, tail = np.random.default_rng(rng), (1 - level) / 2
-    drawn = resampled_means(np.vstack([own, *costs]), strata, draws, generator)
+    table = np.vstack([own, *costs])
+    if sets is None:
+        drawn = resampled_means(table, strata, draws, generator)
+    else:
+        drawn = means_over_sets(table, np.full(len(own), 1 / len(own)), sets, draws, generator)
     ends = np.cumsum([1, *map(len, costs)])
     picked = [drawn[np.arange(draws), generator.integers(start, end, draws)] for start, end in pairwise(ends)]
     if np.quantile(picked[-1], tail) <= 0:
@@ -186,20 +214,25 @@ def _strength(strengths: Sequence[float], start: float | None, costs: Sequence[f
     return float(np.interp(cost, PchipInterpolator(x, y)(fine), fine))
 
 
-def _by_question(comparison: Comparison) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
-    """Drops of each variant by document, which add up to the drop, and the places of the documents of each task."""
+def _by_question(comparison: Comparison) -> dict[str, pd.Series]:
+    """Drops of each variant by task and document, which add up to the drop."""
     if not comparison.cuts:
-        return {}, []
-    documents = comparison.documents()
-    keys = documents.loc[documents["variant"] == comparison.variants[0].name, ["task", "doc_id"]]
-    index = pd.MultiIndex.from_frame(keys)
+        return {}
     found = {}
-    for name, part in documents.groupby("variant"):
-        lost = part.set_index(["task", "doc_id"])["score_lost"].reindex(index).to_numpy(dtype=float)
+    for name, part in comparison.documents().groupby("variant"):
+        lost = part.set_index(DOCUMENT)["score_lost"].astype(float)
         if np.isfinite(lost).all():
             found[str(name)] = lost / len(lost)
-    tasks = index.get_level_values("task")
-    return found, [np.flatnonzero(tasks == task) for task in tasks.unique()]
+    return found
+
+
+def _sets(comparison: Comparison, documents: pd.Index) -> np.ndarray | None:
+    """The sets that questions belong to; None for documents of a text, and where nothing was said of sets."""
+    if comparison.docs_by is None or documents.names != DOCUMENT:
+        return None
+    every = comparison.documents()
+    first = every[every["variant"] == comparison.variants[0].name].set_index(DOCUMENT)["set"]
+    return first.reindex(documents).to_numpy()
 
 
 def _texts(comparison: Comparison) -> dict[str, pd.DataFrame]:
@@ -209,18 +242,17 @@ def _texts(comparison: Comparison) -> dict[str, pd.DataFrame]:
     return {results.name: results.samples(tasks[0]) for results in having}
 
 
-def _by_document(texts: Mapping[str, pd.DataFrame], cost: str) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+def _by_document(texts: Mapping[str, pd.DataFrame], cost: str) -> dict[str, pd.Series]:
     """As `_by_question`, of what each variant's text says of a cost."""
     read = {name: _of_text(samples, cost) for name, samples in texts.items()}
-    found = {name: of for name, of in read.items() if of is not None}
-    documents = max((len(of) for of in found.values()), default=0)
-    return {name: of for name, of in found.items() if len(of) == documents}, [np.arange(documents)]
+    return {name: of for name, of in read.items() if of is not None}
 
 
-def _of_text(samples: pd.DataFrame, cost: str) -> np.ndarray | None:
+def _of_text(samples: pd.DataFrame, cost: str) -> pd.Series | None:
     """By document, over the tokens of all; None where the samples do not say it so."""
     if cost not in samples or not all(isinstance(of, list) and len(of) > 2 for of in samples[cost]):
         return None
-    table = np.array(sorted(samples[cost]), dtype=float)  # document, sums, tokens
+    table = np.array(samples[cost].tolist(), dtype=float)  # document, sums, tokens
     total = table[:, 1] - table[:, 2] if cost == "ce_delta" else table[:, 1]
-    return total / table[:, -1].sum()
+    index = pd.MultiIndex.from_arrays([["text"] * len(table), table[:, 0], samples["doc_hash"]], names=TEXT)
+    return pd.Series(total / table[:, -1].sum(), index).sort_index()

@@ -10,6 +10,7 @@ from scipy import stats
 
 from sae_lm_eval.comparison.paired_statistics import Change, Stratum
 from sae_lm_eval.comparison.resampling import exceeded
+from sae_lm_eval.comparison.share_lost import ratio_bounds
 
 # An interval over fewer tasks, or sets of documents, is not worth showing.
 FEWEST_TASKS, FEWEST_CLUSTERS = 10, 10
@@ -35,9 +36,10 @@ def interval_over_clusters(drops: ArrayLike, weights: ArrayLike, *, level: float
     variance = float(share @ (drop - mean) ** 2)
     if variance <= (1e-12 * max(1.0, float(np.abs(drop).max()))) ** 2:
         return NAN, NAN
-    together = np.eye(len(drop)) - weight[:, None] - weight[None, :] + weight @ weight
-    spread = np.sqrt(np.outer(share, share)) * together
-    freedom = np.trace(spread) ** 2 / (spread**2).sum()
+    # The squares of the trace and of the norm of the matrix of both, which would take room for each pair of clusters.
+    square, (whole, once, twice) = weight @ weight, (float(share @ weight**power) for power in (0, 1, 2))
+    apart = (square * whole) ** 2 + 2 * twice * whole - 4 * square * once * whole + 2 * once**2
+    freedom = float(share @ own) ** 2 / (apart + float(share**2 @ (own**2 - (square - 2 * weight) ** 2)))
     half = float(stats.t.ppf(0.5 + level / 2, freedom) * np.sqrt(variance))
     return mean - half, mean + half
 
@@ -51,6 +53,30 @@ def by_cluster(
     _, index = np.unique(every.astype(str), return_inverse=True)
     total = np.bincount(index, weights=shares)
     return np.bincount(index, weights=shares * np.concatenate(list(changes))) / total, total
+
+
+def share_lost_over_clusters(
+    drops: Sequence[np.ndarray],
+    above: Sequence[np.ndarray],
+    weights: Sequence[float],
+    labels: Sequence[np.ndarray],
+    *,
+    level: float,
+) -> tuple[float, float]:
+    """Fieller's bounds of drop / (baseline - chance) over clusters; arrays go by task and document.
+
+    The variance is that of a weighted mean of clusters with one degree of freedom less than there are, and the quantile
+    Student's. Bounds are nan for fewer than two clusters, and where the baseline is not clearly above chance.
+    """
+    parts = [by_cluster(of, weights, labels) for of in (drops, above)]
+    points, shares = np.column_stack([values for values, _ in parts]), parts[0][1]
+    count = len(points)
+    if count < 2:
+        return NAN, NAN
+    mean = shares @ points
+    spread = (points - mean) * shares[:, None]
+    quantile = float(stats.t.ppf(0.5 + level / 2, count - 1))
+    return ratio_bounds(mean, spread.T @ spread * count / (count - 1), quantile=quantile)
 
 
 def flipped_p(drops: np.ndarray, weights: np.ndarray, *, draws: int, rng: np.random.Generator) -> float:

@@ -51,13 +51,15 @@ class Comparison:
     notes: tuple[str, ...] = ()
     cuts: tuple[Cut, ...] = ()
     between: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    docs_by: str | None = None
     _documents: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
 
     def documents(self) -> pd.DataFrame:
         """A row for each variant, task and document, by the task's primary metric.
 
         Columns: variant, task, filter, doc_id, both scores, `score_lost` (positive where worse), both margins (nats),
-        `right`, the indices of the right choices (None where unknown), and the `chance` of guessing right.
+        `right`, the indices of the right choices (None where unknown), the `chance` of guessing right, and the `set` of
+        documents that it belongs to, None without `docs_by`.
         """
         return self._documents
 
@@ -138,7 +140,8 @@ def paired_comparison(
         tuple(dict.fromkeys(notes)),
         tuple(_weighted(cut, runs, pairs[others[0].name]) for cut in cuts),
         between_variants({run.name: pairs[run.name] for run in others if not is_control(run)}, options),
-        _by_document(pairs),
+        docs_by,
+        _by_document(pairs, docs_by),
     )
 
 
@@ -170,7 +173,7 @@ def documents_of(baseline: Results, others: Sequence[Results]) -> pd.DataFrame:
 
     Raises `UserError` for whatever does not pair with the baseline's tasks, documents, prompts and shots.
     """
-    return _by_document(_pairs(_runs([baseline, *others])[0], "primary", None)[0])
+    return _by_document(_pairs(_runs([baseline, *others])[0], "primary", None)[0], None)
 
 
 def _check(metrics: str, level: float, draws: int) -> None:
@@ -322,7 +325,7 @@ def _weighted(cut: Cut, runs: Sequence[Results], pairs: Mapping[str, list[Pair]]
     return cut
 
 
-def _by_document(measured: Mapping[str, Mapping[str, list[Pair]]]) -> pd.DataFrame:
+def _by_document(measured: Mapping[str, Mapping[str, list[Pair]]], docs_by: str | None) -> pd.DataFrame:
     frames = [
         pd.DataFrame(
             {
@@ -337,6 +340,7 @@ def _by_document(measured: Mapping[str, Mapping[str, list[Pair]]]) -> pd.DataFra
                 "margin_variant": pair.margin_after,
                 "right": pair.right,
                 "chance": pair.chance,
+                "set": None if docs_by is None else pair.labels,
             }
         )
         for variant, tasks in measured.items()

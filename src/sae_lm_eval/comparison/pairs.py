@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.comparison.clusters import FEWEST_TASKS, NAN, clustered_change, interval_over_clusters
+from sae_lm_eval.comparison.clusters import (
+    FEWEST_TASKS,
+    NAN,
+    by_cluster,
+    clustered_change,
+    interval_over_clusters,
+    share_lost_over_clusters,
+)
 from sae_lm_eval.comparison.paired_statistics import (
     Stratum,
     accuracy_change,
@@ -18,7 +25,7 @@ from sae_lm_eval.comparison.paired_statistics import (
     continuous_p,
     mean_change,
 )
-from sae_lm_eval.comparison.power import detectable_drop
+from sae_lm_eval.comparison.power import detectable_by_width, detectable_drop
 from sae_lm_eval.comparison.samples import CHANCE, MARGIN, RIGHT
 from sae_lm_eval.comparison.share_lost import share_lost_interval
 from sae_lm_eval.comparison.subsets import Cut
@@ -138,8 +145,11 @@ def row_of(
         row["lost"] = sum(int((pair.before > pair.after).sum()) for pair in pairs.values())
         row["gained"] = sum(int((pair.after > pair.before).sum()) for pair in pairs.values())
         row |= _over_tasks(strata, weights, options.level)
-    row |= _above_chance(first.kind, change.baseline, change.drop, pairs, strata, options.level)
-    return row | _margin_change(pairs, weights, options.level)
+        if options.docs_by is not None:
+            half = (bounds[1] - bounds[0]) / 2
+            row["detectable"] = detectable_by_width(half, options.level)
+    row |= _above_chance(first.kind, change.baseline, change.drop, pairs, strata, options)
+    return row | _margin_change(pairs, weights, options)
 
 
 def _over_tasks(strata: Sequence[Stratum], weights: Sequence[float] | np.ndarray, level: float) -> dict[str, float]:
@@ -178,11 +188,12 @@ def _above_chance(
     drop: float,
     pairs: Mapping[str, Pair],
     strata: Sequence[Stratum],
-    level: float,
+    options: IntervalOptions,
 ) -> dict[str, Any]:
-    """Chance, and the share of the accuracy above it that is lost; clearly above: Wilson's lower bound is above it."""
-    from statsmodels.stats.proportion import proportion_confint
+    """Chance, and the share of the accuracy above it that is lost.
 
+    Clearly above: Wilson's lower bound is above it, or that of the interval over sets of documents.
+    """
     if kind != "accuracy":
         return {"above_chance_reason": "not an accuracy"}
     sizes = [len(pair.doc_ids) for pair in pairs.values()]
@@ -190,27 +201,57 @@ def _above_chance(
     chance = float(sum(w * of.mean() for w, of in zip(weights, chances, strict=True)))
     if np.isnan(chance):
         return {"above_chance_reason": NO_CHOICES}
-    # With unequal weights, the number of equally weighted documents that would say as much (Kish).
-    n = 1 / sum(w**2 / size for w, size in zip(weights, sizes, strict=True))
-    confidence: Any = proportion_confint(baseline * n, n, alpha=1 - level, method="wilson")
-    if confidence[0] <= chance:
+    labels = None if options.docs_by is None else [pair.labels for pair in pairs.values()]
+    above = [s.baseline - of for s, of in zip(strata, chances, strict=True)]
+    if _least_accuracy(baseline, strata, sizes, labels, options.level) <= chance:
         return {"chance": chance, "above_chance_reason": NOT_ABOVE}
-    low, high = share_lost_interval(strata, chances, level=level)
+    if labels is None:
+        low, high = share_lost_interval(strata, chances, level=options.level)
+    else:
+        drops = [s.baseline - s.variant for s in strata]
+        low, high = share_lost_over_clusters(drops, above, weights, labels, level=options.level)
     bounds = {"above_chance_low": low, "above_chance_high": high}
     return {"chance": chance, "above_chance_lost": drop / (baseline - chance), "above_chance_reason": None, **bounds}
 
 
+def _least_accuracy(
+    baseline: float,
+    strata: Sequence[Stratum],
+    sizes: Sequence[int],
+    labels: Sequence[np.ndarray] | None,
+    level: float,
+) -> float:
+    """The lower bound of the baseline's accuracy."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    weights = [s.weight for s in strata]
+    if labels is not None:
+        low, _ = interval_over_clusters(*by_cluster([s.baseline for s in strata], weights, labels), level=level)
+        if not np.isnan(low):
+            return low
+    # With unequal weights, the number of equally weighted documents that would say as much (Kish).
+    n = 1 / sum(w**2 / size for w, size in zip(weights, sizes, strict=True))
+    confidence: Any = proportion_confint(baseline * n, n, alpha=1 - level, method="wilson")
+    return float(confidence[0])
+
+
 def _margin_change(
-    pairs: Mapping[str, Pair], weights: Sequence[float] | np.ndarray, level: float
+    pairs: Mapping[str, Pair], weights: Sequence[float] | np.ndarray, options: IntervalOptions
 ) -> dict[str, float | None]:
     """Nothing unless each task has margins; documents without one are left out of their task's mean."""
-    strata = []
+    strata, labels = [], []
     for weight, pair in zip(weights, pairs.values(), strict=True):
         known = ~(np.isnan(pair.margin_before) | np.isnan(pair.margin_after))
         if np.count_nonzero(known) == 0:
             return {}
         strata.append(Stratum(float(weight), pair.margin_before[known], pair.margin_after[known]))
-    mean, low, high = mean_change(strata, level=level)
+        labels.append(pair.labels[known])
+    mean, low, high = mean_change(strata, level=options.level)
+    if options.docs_by is not None:
+        changes = [s.variant - s.baseline for s in strata]
+        low, high = interval_over_clusters(
+            *by_cluster(changes, [s.weight for s in strata], labels), level=options.level
+        )
     return {"margin_change": mean, "margin_low": low, "margin_high": high}
 
 

@@ -11,6 +11,12 @@ from scipy import optimize, stats
 SIZE, POWER = 0.05, 0.8
 
 
+def detectable_by_width(half: float, level: float) -> float:
+    """The drop that a test at 5% sees with a probability of 80%, by half the width of an interval at `level`."""
+    error = half / float(stats.norm.ppf(0.5 + level / 2))
+    return float(stats.norm.ppf(1 - SIZE / 2) + stats.norm.ppf(POWER)) * error
+
+
 def detectable_drop(weight: ArrayLike, changed: ArrayLike, n: ArrayLike) -> float:
     """The drop (a fraction) that a two-sided McNemar test at 5% sees with a probability of 80%.
 

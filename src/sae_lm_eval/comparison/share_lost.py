@@ -48,6 +48,11 @@ def fieller(parts: Sequence[tuple[float, np.ndarray, np.ndarray, float]], *, qua
         mean += weight * centre
         spread = (points - centre).T @ ((points - centre) * share[:, None])
         covariance += weight**2 * spread / counts.sum()
+    return ratio_bounds(mean, covariance, quantile=quantile)
+
+
+def ratio_bounds(mean: np.ndarray, covariance: np.ndarray, *, quantile: float) -> tuple[float, float]:
+    """Bounds of the first of two means (2,) divided by the second, by the covariance (2, 2) of both."""
     (above, below), ((aboves, both), (_, belows)) = mean, quantile**2 * covariance
     square, linear, constant = below**2 - belows, above * below - both, above**2 - aboves
     if below <= 0 or square <= 0:

@@ -18,6 +18,7 @@ OF_KIND = {
     "lowrank": "leaving {} of the rank of {}",
     "noise": "noise of {} of the size of {}",
 }
+RANDOM = ("noise",)  # edits that depend on a seed
 KINDS = (*OF_KIND,)
 WEIGHTS = {"mlp": "the MLP weights", "attention": "the attention weights", "all": "all weights"}
 
@@ -39,8 +40,8 @@ def ruler_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTab
         "How strong an edit of the model costs as much as each variant, by its drop in accuracy and by delta CE and KL "
         "on text: read between the rungs of a ladder of edits, made monotone. prune: share of the weights that become "
         "0; lowrank: share of the rank that is left; quantize: bits; noise: its size as a share of the weights'. "
-        f"Below, the {level:.0%} interval, over documents (the same of the variant and the edits) and over seeds; an "
-        "open end lies beyond the ladder."
+        f"Below, the {level:.0%} interval, over documents (the same of the variant and the edits){_over_seeds(found)}; "
+        "an open end lies beyond the ladder."
     )
     columns = (
         TableColumn("variant", "left"),
@@ -48,6 +49,20 @@ def ruler_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTab
         *(TableColumn(f"as much {cost}") for cost in costs),
     )
     return [ReportTable("ruler", "What else costs as much", caption, columns, tuple(body))]
+
+
+def _over_seeds(found: pd.DataFrame) -> str:
+    """What the interval covers of the seeds of random edits; edits without a seed have nothing to cover there."""
+    seeds = {int(row["seeds"]) for row in found.to_dict("records") if row["kind"] in RANDOM}
+    if not seeds:
+        return ""
+    if min(seeds) > 1:
+        return " and the seeds of noise"
+    return (
+        ", and not what another seed of the noise would cost"
+        if max(seeds) == 1
+        else " and the seeds of noise where a ladder has several"
+    )
 
 
 def ruler_sentences(found: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
