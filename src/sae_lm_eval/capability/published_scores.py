@@ -48,8 +48,8 @@ def published_equivalents(comparison: Comparison, *, draws: int = DRAWS, seed: i
     for row in known.to_dict("records") if str(arguments.get("revision", "main")) in LAST else ():
         if (curve := published().get((model, str(row["name"])))) is None:
             continue
-        drop, *bounds = (float(row[name]) / 100 for name in ("drop", "low", "high"))
-        drawn = drawn_drops(drop, *bounds, comparison.level, draws, np.random.default_rng([seed, 1]))
+        drop, low, high = (float(row[name]) / 100 for name in ("drop", "low", "high"))
+        drawn = drawn_drops(drop, low, high, comparison.level, draws, np.random.default_rng([seed, 1]))
         found = _placed(curve, drop, drawn, comparison.level, np.random.default_rng(seed))
         told = {"variant": row["variant"], "task": row["name"], "drop": drop, "level": comparison.level}
         rows.append({**told, **found})

@@ -133,19 +133,24 @@ def ruler(comparison: Comparison, *, draws: int = DRAWS, seed: int = 0) -> pd.Da
                     continue
                 own = values[results.name]
                 rungs = [[values[one.name] for one in of] for of in ladder.rungs.values()]
-                if all(one.index.equals(own.index) for of in rungs for one in of):
-                    costs = [np.array(of) for of in rungs]
-                    tasks, sets = own.index.get_level_values("task"), _sets(comparison, own.index)
-                    strata = [np.flatnonzero(tasks == task) for task in tasks.unique()]
-                    asked = {"level": comparison.level, "draws": draws, "rng": seed, "sets": sets}
-                    found = ruled(ladder, costs, own.to_numpy(), strata, **asked)
-                else:
-                    found = Ruled(reason="the edits were measured on other documents")
+                found = _paired(ladder, rungs, own, comparison, draws=draws, rng=seed)
                 row = {"variant": results.name, "kind": ladder.kind, "ladder": ladder.name, "cost": told}
                 row |= {"value": float(own.sum()), **vars(found), "level": comparison.level, "rungs": len(rungs)}
                 row["seeds"] = min(map(len, rungs))
                 rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+
+
+def _paired(
+    ladder: Ladder, rungs: Sequence[Sequence[pd.Series]], own: pd.Series, comparison: Comparison, **drawn: int
+) -> Ruled:
+    """As `ruled`, of costs by document, which have to be the same documents."""
+    if not all(one.index.equals(own.index) for of in rungs for one in of):
+        return Ruled(reason="the edits were measured on other documents")
+    tasks, sets = own.index.get_level_values("task"), _sets(comparison, own.index)
+    strata = [np.flatnonzero(tasks == task) for task in tasks.unique()]
+    costs = [np.array(of) for of in rungs]
+    return ruled(ladder, costs, own.to_numpy(), strata, level=comparison.level, sets=sets, **drawn)
 
 
 def ruled(

@@ -95,11 +95,11 @@ def paired_comparison(
 ) -> Comparison:
     """Pair each variant with the baseline on (task, filter, doc_id, doc_hash, prompt_hash) and measure its drop.
 
-    Results, or the folders that hold them, wherever they lie. `categories` maps a name to tasks, groups or patterns,
-    or to `{field: name}` of the documents, or is a YAML file of such; `metrics` is
-    "primary" (the first right-or-wrong metric of a task, else its first) or "all". `draws` are those of the bootstrap
-    and of the permutations. `docs_by` names a field of the documents, such as a passage: those that have the same there
-    belong together, and intervals and tests are over such sets.
+    Results, or the folders that hold them, wherever they lie. `categories` maps a name to tasks, groups or
+    patterns, or to `{field: name}` of the documents, or is a YAML file of such; `metrics` is "primary" (the first
+    right-or-wrong metric of a task, else its first) or "all". `draws` are those of the bootstrap and of the
+    permutations. `docs_by` names a field of the documents, such as a passage: those that have the same there belong
+    together, and intervals and tests are over such sets.
 
     Raises `UserError` for whatever does not pair, naming it.
     """
@@ -109,15 +109,14 @@ def paired_comparison(
     runs, notes = _runs(results_of(baseline, variants))
     baseline, *others = runs
     pairs, documents, more = _pairs(runs, metrics, docs_by)
-    notes += more
     cuts = structure(baseline)
     if categories is not None:
         groups_end = len(cuts) - len(baseline.tasks)
         cuts[groups_end:groups_end] = categorise(categories, baseline, documents)
     if docs_by is not None:
         check_field(docs_by, documents)
-    by_length, more = length_cuts(baseline, others)
-    notes += more
+    by_length, too_long = length_cuts(baseline, others)
+    notes += [*more, *too_long]
     options, rows = IntervalOptions(level, draws, seed, docs_by), []
     for run in others:
         for cut in (cut for cut in (*cuts, *by_length) if cut.variants is None or run.name in cut.variants):

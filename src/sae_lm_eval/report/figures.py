@@ -200,12 +200,17 @@ def tick_label(value: float, _: int | None) -> str:
 
 
 def labels_of(rows: Sequence[DropRow]) -> dict[str, str]:
-    """The label of each category, by its name, as a figure has room for it: long ones less what all begin with."""
-    aliases = list(dict.fromkeys(row.alias for row in rows))
-    is_long = max(map(len, aliases), default=0) > MOST_IN_FIGURE
-    told = without_shared_start(aliases) if is_long else {alias: alias for alias in aliases}
+    """The label of each category, by its name, as a figure has room for it."""
+    short = names_in_figure(list(dict.fromkeys(row.alias for row in rows)))
+    return {row.name: short[row.alias] for row in rows}
+
+
+def names_in_figure(names: Sequence[str]) -> dict[str, str]:
+    """Long names less what all begin with, and less the middle of what is still long."""
+    is_long = max(map(len, names), default=0) > MOST_IN_FIGURE
+    told = without_shared_start(names) if is_long else {name: name for name in names}
     short = fitting(told.values())
-    return {row.name: short[told[row.alias]] for row in rows}
+    return {name: short[told[name]] for name in names}
 
 
 def heat_map(rows: Sequence[DropRow]) -> Figure | None:
@@ -227,7 +232,7 @@ def coloured_grid(
     """Numbers on colours from -`most`, blue, to `most`, red; cells that are nan are left empty.
 
     A line is drawn above the rows at `breaks`. Where there are too many columns for numbers, a scale of colours with
-    the `label` stands beside them.
+    the `label` stands beside them, with points at its ends where numbers lie beyond them.
     """
     width = LETTER * max(map(len, left)) + 0.5 + 0.5 * len(above)
     height = 0.2 + 0.7 * LETTER * max(map(len, above)) + 0.2 * len(left)
@@ -247,7 +252,8 @@ def coloured_grid(
         if len(above) <= MOST_NUMBERED:
             _numbers(axis, values, most)
         else:
-            figure.colorbar(image, ax=axis, shrink=min(1.0, 8 / len(left)), aspect=15, label=label)
+            beyond = "both" if np.nanmax(np.abs(values)) > most else "neither"
+            figure.colorbar(image, ax=axis, shrink=min(1.0, 8 / len(left)), aspect=15, label=label, extend=beyond)
     return figure
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN
-from sae_lm_eval.report.figures import Picture, coloured_grid
+from sae_lm_eval.report.figures import Picture, coloured_grid, names_in_figure
 from sae_lm_eval.report.formatting import (
     NA,
     Cell,
@@ -27,6 +27,7 @@ MEASURES = {ACCURACY: "accuracy", MARGIN: "margin", KL: "KL"}
 KINDS = {"restored": "comes back", "alone": "alone", "random": "random"}
 OVERALL = "overall"
 SUM, REST = "all classes together", "the rest"
+MOST_SHOWN = 100.0  # percent; a drop that is little above 0 has shares far beyond it
 WIDTHS = {"pp": 1, "nats": 3, "nats/token": 3}
 
 
@@ -60,7 +61,11 @@ def _picture(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], measu
     breaks = [at for at in range(1, len(classes)) if classes[at][0] != classes[at - 1][0]]
     percent = 100 * values
     left = [name if name != REST else f"{name} ({division})" for division, name in classes]
-    figure = coloured_grid(percent, left, parts, float(np.nanmax(np.abs(percent))) or 1.0, "share (%)", breaks)
+    largest_share = float(np.nanmax(np.abs(percent))) or 1.0
+    short = {OVERALL: OVERALL} | names_in_figure([part for part in parts if part != OVERALL])
+    above = [short[part] for part in parts]
+    figure = coloured_grid(percent, left, above, min(largest_share, MOST_SHOWN), "share (%)", breaks)
+    beyond = f" The colours end at {MOST_SHOWN:.0f}%." if largest_share > MOST_SHOWN else ""
     largest = max(
         (row for row in rows if row["name"] == OVERALL and row["class"] != SUM),
         key=lambda row: row["restored"],
@@ -72,7 +77,7 @@ def _picture(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], measu
         f"where-{_slug(record['variant'])}",
         f"Where the loss of {record['variant']} comes from",
         f"Share (%) of {drop} that comes back when the error of a class of positions is put back, by "
-        "part of the tasks. Empty: the drop does not exclude 0.",
+        f"part of the tasks; those whose drop does not exclude 0 are left out.{beyond}",
         f"A grid, a row for each class of positions and a column for each part of the tasks.{most}",
         figure,
     )

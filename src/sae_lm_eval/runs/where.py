@@ -63,7 +63,7 @@ def explain_drops(sweep: Sweep, settings: Any, output_path: Path, question: Inqu
 
             found = _explained(asked.name, models[asked.name].spliced, tasks, question, journal, tell)
             found = found.with_rows(_cuts(loaded, tasks), question.level)
-            told = {"model_args": {key: str(value) for key, value in sweep.model_args.items()}}
+            told: dict[str, Any] = {"model_args": {key: str(value) for key, value in sweep.model_args.items()}}
             told["tasks"] = [one.name for one in tasks]
             write_json(folder / f"{asked.name}.json", {schema.KEY: schema.VERSION, **told, **found.record()})
             for_spreadsheets(found.documents()).to_csv(folder / f"{asked.name}.documents.csv", index=False)
