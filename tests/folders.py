@@ -9,8 +9,8 @@ from pathlib import Path
 # Keys of lm_eval's results that hold when and where it ran; `pretty_env_info` has the clock rate of the CPU.
 TIMES = ("date", "start_time", "end_time", "total_evaluation_time_seconds", "git_hash", "pretty_env_info")
 STAMP = re.compile(rb"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d+|\d{4}-\d\d-\d\d \d\d:\d\d")
-# Files that hold nothing but times, what libraries said, and the lock.
-ASIDE = ("run.log", ".lock", ".pace.json")
+# Files that hold nothing but times or depend on them, what libraries said, and the lock.
+ASIDE = ("run.log", ".lock", ".pace.json", "digests.json")
 
 
 def contents(folder: Path) -> dict[str, bytes]:

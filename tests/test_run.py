@@ -408,8 +408,15 @@ class TestTrouble:
             ("k4/*/results_*.json", None),
             ("baseline/*/samples_*.jsonl", lambda content: b"".join(content.splitlines(keepends=True)[:-1])),
             ("k4/*/samples_*.jsonl", lambda content: content.replace(b'"doc_id"', b'"doc_\xff"', 1)),
+            ("k4/*/results_*.json", lambda content: content.replace(b'"acc,none": 0.', b'"acc,none": 1.', 1)),
+            ("k4/*/samples_*.jsonl", lambda content: content.replace(b'"acc": 1', b'"acc": 0', 1)),
+            ("baseline/*/documents_*.parquet", lambda content: content[:99] + bytes([content[99] ^ 4]) + content[100:]),
+            ("k4/digests.json", lambda content: content.replace(b"a", b"b", 1)),
         ],
-        ids=["results cut", "results gone", "a document gone", "no text"],
+        ids=[
+            *("results cut", "results gone", "a document gone", "no text"),
+            *("a digit of a score", "a digit of an answer", "a bit of a document", "a digest"),
+        ],
     )
     def test_damaged_results_are_made_anew(self, tmp_path, capfd, pattern, damage):
         asked = sweep({"sae": K4, "name": "k4"})

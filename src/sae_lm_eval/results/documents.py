@@ -11,6 +11,7 @@ import pandas as pd
 from sae_lm_eval import schema
 from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.files.reading import shown
+from sae_lm_eval.results.digests import check_digest
 from sae_lm_eval.results.results import Results
 
 KEY = ["task", "doc_id"]
@@ -70,6 +71,7 @@ def document_table(results: Results, columns: list[str] | None = None) -> pd.Dat
     path = path_of(results)
     if not path.is_file():
         return None
+    check_digest(path)
     try:
         table = pq.read_table(path, columns=columns)
     except (OSError, pa.ArrowException) as error:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import checked, is_file, is_folder, json_value, read_json, read_lines, shown
+from sae_lm_eval.results.digests import check_digest
 from sae_lm_eval.results.lm_eval_files import ResultsFile, SaeEntry, Sample, TaskConfig, TaskScores
 from sae_lm_eval.results.variant_names import variant_name
 from sae_lm_eval.schema import version_of
@@ -127,6 +128,7 @@ class Results:
                 f"The answers of {self.name} to {task} are missing: there is no {file.name} in '{self.folder}'. "
                 f"Rerun lm_eval with --log_samples and --output_path."
             )
+        check_digest(file)
         return file
 
 
@@ -138,6 +140,7 @@ def read_results(path: str | Path) -> Results:
     path = Path(path)
     file, notes = (path, ()) if is_file(path) else _newest(path)
     where = f"'{shown(file, 200)}'"
+    check_digest(file)
     given = read_json(file, dict[str, Any], RESULTS)
     ours = given["config"].get("sae_lm_eval") if isinstance(given.get("config"), dict) else None
     if isinstance(ours, dict):

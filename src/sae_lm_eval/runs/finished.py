@@ -9,10 +9,17 @@ from pathlib import Path
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.logs import logger_of
+from sae_lm_eval.results.digests import check_digests, write_digests
 from sae_lm_eval.results.results import read_results
 from sae_lm_eval.schema import NewerVersion
 
 logger = logger_of(__name__)
+
+
+def finish(unfinished: Path, folder: Path) -> None:
+    """Give a folder whose files are all written its digests and its name."""
+    write_digests(unfinished)
+    os.replace(unfinished, folder)
 
 
 def set_damaged_aside(output_path: Path, names: Iterable[str]) -> None:
@@ -39,6 +46,7 @@ def damage_of(folder: Path) -> str | None:
     Raises `NewerVersion` for results of a later release.
     """
     try:
+        check_digests(folder)
         results = read_results(folder)
         for task in results.tasks:
             found = len({sample["doc_id"] for sample in results.whole_samples(task)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import traceback
 from collections.abc import Collection, Mapping, Sequence
@@ -16,7 +15,7 @@ from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runs.additions import with_earlier
 from sae_lm_eval.runs.checks import check
 from sae_lm_eval.runs.documents import keep_documents
-from sae_lm_eval.runs.finished import set_damaged_aside
+from sae_lm_eval.runs.finished import finish, set_damaged_aside
 from sae_lm_eval.runs.folder_names import AGAIN, BASELINE
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
 from sae_lm_eval.runs.identity_record import IdentityRecord, digest_of, model_record
@@ -341,7 +340,7 @@ class _Evaluation:
         check_written(unfinished, {task: len(samples[task]) for task in results["configs"]})
         self.shown.at(f"{name}: its documents")
         keep_documents(unfinished, lm, None if name == BASELINE else self.output_path / BASELINE)
-        os.replace(unfinished, self.output_path / name)
+        finish(unfinished, self.output_path / name)
 
 
 def _why(error: Exception) -> str:

@@ -1,0 +1,63 @@
+"""Digests of what a run wrote, so that nothing that changed since is taken for it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+from pydantic import StrictStr
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.reading import is_file, read_json, shown
+
+DIGESTS = "digests.json"  # beside the folder that lm_eval makes in its --output_path
+
+
+def write_digests(folder: Path) -> None:
+    """Write down, in `folder`, the digest of every file in it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+    (folder / DIGESTS).write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def check_digest(file: Path) -> None:
+    """Raise `UserError` where `file` is not as the digest beside it says; where there is none, nothing is known."""
+    for folder in (file.parent, file.parent.parent):
+        if is_file(written := folder / DIGESTS):
+            _check(file, _known(written).get(file.relative_to(folder).as_posix()), written)
+            return
+
+
+def check_digests(folder: Path) -> None:
+    """Raise `UserError` where a file in `folder` is missing or not as its digest says; of others nothing is known."""
+    if is_file(written := folder / DIGESTS):
+        for name, digest in _known(written).items():
+            if not is_file(folder / name):
+                raise UserError(f"There is no '{shown(folder / name, 200)}' any more.")
+            _check(folder / name, digest, written)
+
+
+def _known(written: Path) -> dict[str, str]:
+    return read_json(written, dict[str, StrictStr], "a record of digests")
+
+
+def _check(file: Path, digest: str | None, written: Path) -> None:
+    told = file.stat()
+    if digest is not None and digest != _digest_of_version(file, told.st_mtime_ns, told.st_size):
+        raise UserError(
+            f"'{shown(file, 200)}' is not as it was written: something changed or damaged it. The command of the run "
+            f"evaluates it anew; where you changed it yourself, delete '{shown(written, 200)}'."
+        )
+
+
+@functools.cache
+def _digest_of_version(file: Path, modified: int, size: int) -> str:
+    """Of a file that several readers ask for; `modified` and `size` tell one version of it from another."""
+    return _digest(file)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
