@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 # order: by number of tests, the one of twenty killed runs would come last and alone.
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test check world docs
+.PHONY: setup demo test check world docs site
 
 setup: $(VENV)/installed
 
@@ -30,7 +30,12 @@ world: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/python scripts/specs_table.py
 	$(BIN)/python scripts/schema_tables.py
-	$(BIN)/python scripts/readme_tables.py
+	$(BIN)/python scripts/argument_tables.py
+	$(BIN)/typer sae_lm_eval.cli.main utils docs --name sae-lm-eval --output docs/cli.md
+
+# The pages of docs/ with their navigation, in site/.
+site: $(VENV)/installed
+	$(BIN)/mkdocs build --quiet
 
 # torch first: what depends on it would bring a build of its own choice.
 $(VENV)/installed: pyproject.toml constraints.txt

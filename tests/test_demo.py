@@ -103,7 +103,7 @@ def test_it_writes_the_report_and_the_page(report):
 def test_the_table_of_the_readme_is_the_commands(report):
     """Its rows and columns to the letter, its numbers as near as another machine's arithmetic leaves them."""
     root = Path(__file__).parents[1]
-    spec = importlib.util.spec_from_file_location("readme_tables", root / "scripts" / "readme_tables.py")
+    spec = importlib.util.spec_from_file_location("argument_tables", root / "scripts" / "argument_tables.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

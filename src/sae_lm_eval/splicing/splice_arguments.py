@@ -1,6 +1,7 @@
 """The arguments that describe a variant: their names, defaults and meanings stand here and nowhere else. No torch.
 
-`SaeHFLM` takes its defaults from here, sweep files their keys, and the README its tables (scripts/readme_tables.py).
+`SaeHFLM` takes its defaults from here, sweep files their keys, and docs/splicing.md its tables
+(scripts/argument_tables.py).
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class SpliceArguments:
     sae: Any = field(
         default=None,
         metadata={
-            "meaning": "the dictionary: a [spec](docs/specs.md), several joined by `+`; from Python also a SAELens "
-            "SAE, a sparsify SparseCoder, a `Dictionary`, [a module or function of your own](docs/decompositions.md), "
+            "meaning": "the dictionary: a [spec](specs.md), several joined by `+`; from Python also a SAELens "
+            "SAE, a sparsify SparseCoder, a `Dictionary`, [a module or function of your own](decompositions.md), "
             "or a list"
         },
     )
@@ -108,7 +109,7 @@ class SpliceArguments:
         metadata={
             "meaning": "in place of a dictionary a change of the model itself: `quantize?bits=4`, `prune?share=0.3`, "
             "`lowrank?rank=64`, `skip?layers=3+4`, `noise?std=0.1`, or "
-            "[a function of your own](docs/decompositions.md#edits-of-the-model)"
+            "[a function of your own](decompositions.md#edits-of-the-model)"
         },
     )
 

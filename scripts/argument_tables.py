@@ -1,4 +1,4 @@
-"""Rewrites the tables of modes and arguments in README.md, and that of the demo where its folder is named."""
+"""Rewrites the tables of modes and arguments in docs/splicing.md, and the README's of a demo whose folder is named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import generated_parts
 
 from sae_lm_eval.splicing.splice_arguments import MODES, SpliceArguments
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README, SPLICING = ROOT / "README.md", ROOT / "docs" / "splicing.md"
 
 
 def table(head: str, rows: Mapping[str, str]) -> str:
@@ -34,7 +35,6 @@ def of_demo(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    text = rewritten(README.read_text())
+    SPLICING.write_text(rewritten(SPLICING.read_text()))
     for folder in sys.argv[1:]:
-        text = generated_parts.rewritten(text, {"demo": of_demo(Path(folder))})
-    README.write_text(text)
+        README.write_text(generated_parts.rewritten(README.read_text(), {"demo": of_demo(Path(folder))}))
