@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -21,7 +22,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="pretend", help="where tests/test_device.py runs models: pretend, cpu, cuda")
-    parser.addoption("--shapes", action="store_true", help="check annotations, those of shapes among them")
+    parser.addoption(
+        "--shapes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="check annotations, those of shapes among them; --no-shapes is for timings",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

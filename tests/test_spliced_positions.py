@@ -10,6 +10,9 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 from lm_eval.api.instance import Instance
 from models import VOCABULARY, WIDTH, random_model, random_sae, word_tokenizer, words
 
@@ -22,7 +25,7 @@ from sae_lm_eval.fidelity.source import TextSource
 from sae_lm_eval.runs.sweep import variant_requests
 from sae_lm_eval.scoring.request import Query, ScoreRequest
 from sae_lm_eval.splicing.arguments import requested_splices
-from sae_lm_eval.splicing.special_tokens import ordinary, special_ids
+from sae_lm_eval.splicing.special_tokens import ordinary, special_ids, spliced_positions
 from sae_lm_eval.talk.chosen import Sampling
 from sae_lm_eval.talk.conversation import Conversation, Model
 
@@ -53,6 +56,23 @@ def said(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("lm_eval"), "propagate", True)
     caplog.set_level(logging.WARNING, logger="lm_eval")
     return lambda: [r.getMessage() for r in caplog.records]
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.frozensets(st.integers(0, 9)), st.integers(0, 14))
+def test_the_rule_token_by_token(ids, special, first):
+    expected = [token not in special and place >= first for place, token in enumerate(ids)]
+    row, positions = torch.tensor(ids), torch.arange(len(ids))
+    assert spliced_positions(row, positions, special, first).tolist() == expected
+    assert Query(ids, ids[-1:]).spliced(special, first).tolist() == expected
+    batch = spliced_positions(row[None].expand(2, -1), positions[None].expand(2, -1), special, first)
+    assert batch.tolist() == [expected, expected]
+
+
+def test_annotated_shapes_are_checked(request):
+    if not request.config.getoption("--shapes"):
+        pytest.skip("--no-shapes")
+    with pytest.raises(TypeCheckError):
+        spliced_positions(torch.zeros(1, 3, dtype=torch.long), torch.arange(3), frozenset(), 0)
 
 
 class TestSpecialTokens:
