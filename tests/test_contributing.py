@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,7 @@ def recipe(name: str, **given: Any) -> dict[str, Any]:
 
 
 def test_a_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load_npz = recipe("loader")["load_npz"]
+    load_npz = runpy.run_path(str(ROOT / "examples" / "loader_package" / "npz_loader.py"))["load_npz"]
     monkeypatch.setattr(spec, "LOADERS", (*spec.LOADERS, "npz"))
     monkeypatch.setitem(loading.LOADERS, "npz", load_npz)
     rng = np.random.default_rng(0)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from terminals import terminal
@@ -88,3 +89,47 @@ def test_the_cells_of_a_notebook_run_in_their_order(notebook, tmp_path, monkeypa
         assert cell["outputs"] == [], "a notebook is kept without what it showed"
         exec(compile("".join(cell["source"]), notebook.name, "exec"), scope)
     assert cells
+
+
+@pytest.fixture(scope="module")
+def with_loader(tmp_path_factory):
+    """The environment of a Python that has the package of examples/ beside what is installed here."""
+    source, site = (tmp_path_factory.mktemp(name) for name in ("source", "site"))
+    shutil.copytree(EXAMPLES / "loader_package", source / "package")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(site), str(source / "package")], check=True)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])}
+
+
+@pytest.fixture
+def npz(tmp_path):
+    rng = np.random.default_rng(0)
+    shapes = {"W_enc": (128, 16), "b_enc": (16,), "W_dec": (16, 128), "b_dec": (128,)}
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    np.savez(tmp_path / "my_sae.npz", **arrays)
+    return tmp_path / "my_sae.npz"
+
+
+def inspected(environment, spec: str) -> subprocess.CompletedProcess:
+    asked = f"pretrained=world,sae={spec},hook=blocks.2.hook_resid_post"
+    command = [sys.executable, "-m", "sae_lm_eval", "inspect", "--model_args", asked]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_the_specs_of_a_package_work_once_it_is_installed(with_loader, npz):
+    done = inspected(with_loader, f"npz:{npz}")
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stdout.split())
+    assert "model.layers.2.output" in said
+    assert "loaded by sae-lm-eval-npz 0.1.0" in said
+
+
+def test_what_a_package_refuses_is_told_in_its_words(with_loader, npz):
+    with np.load(npz) as whole:
+        np.savez(npz, **{name: whole[name] for name in ("W_enc", "b_enc")})
+    assert inspected(with_loader, f"npz:{npz}").stderr.strip() == f"sae-lm-eval: 'npz:{npz}' has no array W_dec."
+
+
+def test_without_the_package_the_loader_is_unknown():
+    said = inspected(os.environ, "npz:my_sae.npz").stderr
+    assert said.startswith("sae-lm-eval: Loader 'npz' is unknown. Choose from saelens, sparsify, dictionary_learning,")
