@@ -35,7 +35,7 @@ FORMATS = (
     FolderFormat("Temporal SAEs", ("latest_ckpt.safetensors",)),
     FolderFormat("Qwen-Scope", ("layer*.sae.pt",)),
     FolderFormat("circuit-tracer's cross-layer transcoders", ("W_enc_*.safetensors",)),
-    FolderFormat("circuit-tracer's transcoders", ("layer_*.safetensors",)),
+    FolderFormat("circuit-tracer's transcoders", ("layer_*.safetensors",), "circuit_tracer"),
 )
 
 

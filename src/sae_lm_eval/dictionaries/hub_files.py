@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.dictionaries.formats import format_of, refusal
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
+
+LAYER_SUFFIX = ".safetensors"
+LAYER_FILE = f"layer_*{LAYER_SUFFIX}"
 
 
 def weights_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str | None]:
@@ -29,11 +33,47 @@ def weights_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str | None]:
                 none_at(spec, wanted, (p.parent.relative_to(local).as_posix() for p in local.rglob(wanted)))
             )
         return folder, None
+    check_repository_name(spec)
+    return _hub_folder(spec, wanted)
+
+
+def layer_files(spec: SaeSpec, beside: str) -> tuple[Path, Path | None, str | None]:
+    """The weights of a format with a file a layer, the file `beside` them, None where there is none, and the hub's
+    commit, None for a folder of the user's. Other layers are not downloaded.
+
+    Raises `UserError` as `weights_folder` does.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = f"{spec.id}{LAYER_SUFFIX}"
+    also = Path(wanted).with_name(beside).as_posix()
+    root, commit = spec.folder, None
+    if root is not None and spec.revision is not None:
+        raise UserError(f"'{spec.source}' is a local folder, which has no revision '{spec.revision}'.")
+    if root is None:
+        check_repository_name(spec)
+        with hub_told(spec):
+            root = Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=[wanted, also]))
+        commit = root.name
+    if not (root / wanted).is_file():
+        names = (
+            [path.relative_to(root).as_posix() for path in root.rglob("*")] if commit is None else _files(spec, root)
+        )
+        raise UserError(none_at(spec, LAYER_FILE, layers_among(names)))
+    return root / wanted, root / also if (root / also).is_file() else None, commit
+
+
+def layers_among(names: Iterable[str]) -> list[str]:
+    """The ids of layers among a repository's files."""
+    return [name.removesuffix(LAYER_SUFFIX) for name in names if fnmatch(name.rsplit("/", 1)[-1], LAYER_FILE)]
+
+
+def check_repository_name(spec: SaeSpec) -> None:
+    """Raise `UserError` where a source that is no folder cannot be a hub repository."""
     if spec.source.count("/") != 1 or spec.source.startswith((".", "/", "~")):
         raise UserError(
             f"'{spec.source}' is neither a folder here nor a SAELens release nor a hub repository org/name."
         )
-    return _hub_folder(spec, wanted)
 
 
 def _hub_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str]:
@@ -120,7 +160,8 @@ def pickle_refusal(spec: SaeSpec) -> UserError:
 def none_at(spec: SaeSpec, wanted: str, ids: Iterable[str]) -> str:
     """That `spec` is not among `ids`, the folders with a file `wanted`, and which are nearest to it."""
     where = f"#{spec.id}" if spec.id else "at its top"
-    said = f"'{spec.source}' holds no dictionary {where} (a folder with {wanted})."
+    kind = "a file" if wanted == LAYER_FILE else "a folder with"
+    said = f"'{spec.source}' holds no dictionary {where} ({kind} {wanted})."
     ids = sorted(name for name in ids if name not in ("", "."))
     if not ids:
         return f"{said} It holds none at all."

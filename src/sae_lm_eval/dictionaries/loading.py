@@ -10,7 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from sae_lm_eval.dictionaries import dictionary_learning_loader, saelens_loader, saelens_object, sparsify_loader
+from sae_lm_eval.dictionaries import (
+    circuit_tracer_loader,
+    dictionary_learning_loader,
+    saelens_loader,
+    saelens_object,
+    sparsify_loader,
+)
 from sae_lm_eval.dictionaries.dictionary import Dictionary, Origin
 from sae_lm_eval.dictionaries.norm_factors import check_norm_factor, factors_of
 from sae_lm_eval.dictionaries.own_module import OwnModule, code_of, from_own, is_own
@@ -178,6 +184,7 @@ LOADERS: dict[str, Callable[[SaeSpec], Dictionary]] = {
     "saelens": saelens_loader.load_saelens,
     "sparsify": sparsify_loader.load_sparsify,
     "dictionary_learning": dictionary_learning_loader.load_dictionary_learning,
+    "circuit_tracer": circuit_tracer_loader.load_circuit_tracer,
     PYTHON: _made_by_python,
 }
 OBJECTS: dict[str, Callable[[Any], Dictionary]] = {

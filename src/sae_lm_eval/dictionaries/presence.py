@@ -9,7 +9,15 @@ from typing import Any
 from sae_lm_eval import world
 from sae_lm_eval.dictionaries import python_loader
 from sae_lm_eval.dictionaries.config_file import read_configuration, with_metadata
-from sae_lm_eval.dictionaries.hub_files import hub_told, none_at, weights_folder
+from sae_lm_eval.dictionaries.hub_files import (
+    LAYER_FILE,
+    LAYER_SUFFIX,
+    hub_told,
+    layer_files,
+    layers_among,
+    none_at,
+    weights_folder,
+)
 from sae_lm_eval.dictionaries.saelens_package import is_registered_repository, registry_sections
 from sae_lm_eval.dictionaries.spec import PYTHON, SaeSpec, loaders_of_others
 from sae_lm_eval.dictionaries.world_loader import world_dictionary
@@ -28,6 +36,8 @@ def check_presence(spec: SaeSpec) -> None:
         python_loader.check_python_source(spec)
     elif spec.loader in loaders_of_others():
         return  # what it reads is its own affair
+    elif spec.folder is not None and spec.loader == "circuit_tracer":
+        layer_files(spec, CONFIG)
     elif spec.folder is not None:
         weights_folder(spec, FILES.get(spec.loader, CONFIG))
     elif spec.source == world.NAME:
@@ -94,8 +104,9 @@ def _check_repository(spec: SaeSpec) -> None:
     """Of a hub repository, by the names of its files; what is in the cache is not asked for."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
-    wanted = FILES.get(spec.loader, CONFIG)
-    file = f"{spec.id}/{wanted}" if spec.id else wanted
+    by_layer = spec.loader == "circuit_tracer"
+    wanted = LAYER_FILE if by_layer else FILES.get(spec.loader, CONFIG)
+    file = f"{spec.id}{LAYER_SUFFIX}" if by_layer else f"{spec.id}/{wanted}" if spec.id else wanted
     if isinstance(try_to_load_from_cache(spec.source, file, revision=spec.revision), str):
         return
     if constants.HF_HUB_OFFLINE or is_registered_repository(spec.source):
@@ -103,5 +114,5 @@ def _check_repository(spec: SaeSpec) -> None:
     with hub_told(spec):
         names = HfApi().list_repo_files(spec.source, revision=spec.revision)
     folders = [name.removesuffix(wanted).rstrip("/") for name in names if name.endswith(f"/{wanted}")]
-    if file not in names and folders:
-        raise UserError(none_at(spec, wanted, folders))
+    if file not in names and (found := layers_among(names) if by_layer else folders):
+        raise UserError(none_at(spec, wanted, found))

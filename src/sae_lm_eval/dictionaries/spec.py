@@ -15,7 +15,7 @@ from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, one_of
 
 PYTHON = "python"  # the loader that runs code of the user's own, and the one that takes arguments
-LOADERS = ("saelens", "sparsify", "dictionary_learning", PYTHON)
+LOADERS = ("saelens", "sparsify", "dictionary_learning", "circuit_tracer", PYTHON)
 ENTRY_POINTS = "sae_lm_eval.loaders"  # the group in which other packages name theirs
 FORM = "[loader:]source[#id][@revision]"
 FORBIDDEN = frozenset(",[](){}\"'+=")
