@@ -45,8 +45,8 @@ def load_circuit_tracer(spec: SaeSpec) -> Dictionary:
     weights, config_file, commit = layer_files(spec, CONFIG)
     config, layer = _configuration(config_file), LAYER.fullmatch(spec.id or "")
     hooks = {"hook_name": config.feature_input_hook, "hook_name_out": config.feature_output_hook}
-    metadata = {name: f"blocks.{layer[1]}.{hook}" for name, hook in hooks.items() if hook and layer}
-    metadata["model_name"] = config.model_name
+    named = {name: f"blocks.{layer[1]}.{hook}" for name, hook in hooks.items() if hook and layer}
+    metadata = {**named, "model_name": config.model_name}
     dictionary = from_sae(_sae(spec, weights, metadata), name=str(spec), said={"metadata": metadata})
     return replace(dictionary, revision=commit, processing=PROCESSING, processing_source=SOURCE)
 
