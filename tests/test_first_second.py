@@ -190,6 +190,57 @@ MISTAKES: Mapping[str, tuple[Sequence[str], str]] = {
     "no field": ([*RUN, "--sae", K4, "--docs_by", ""], "--docs_by '' names no field of the documents: give one"),
     "a number for variants": (["three.yaml", *RUN, "--sae", K4], "variants: there are none: give a list of entries"),
     "a sweep file": (["sweeep.yaml", *OUT], "There is no sweep file 'sweeep.yaml'. Each dictionary takes a --sae"),
+    "a latent": ([*RUN, "--sae", f"{K4},ablate=512"], f"{K4} has no latent 512: they run from 0 to 511."),
+    "a clamped latent": ([*RUN, "--sae", f"{K4},clamp=600:1"], f"{K4} has no latent 600: they run from 0 to 511."),
+    "more latents than there are": ([*RUN, "--sae", f"{K4},keep_top=513"], f"keep_top=513: {K4} has 512 latents."),
+    "a word for a truth": (
+        ["--model_args", "pretrained=world,add_bos_token=perhaps", "--sae", K4, *HOMES, *OUT],
+        "add_bos_token=perhaps is neither True nor False.",
+    ),
+    "a tokenizer": (
+        ["--model_args", "pretrained=world,tokenizer=./nowhere", "--sae", K4, *HOMES, *OUT],
+        "There is no folder './nowhere' with a tokenizer.",
+    ),
+    "an adapter": (
+        ["--model_args", "pretrained=world,peft=my dictionaries", "--sae", K4, *HOMES, *OUT],
+        "There is no adapter in the folder 'my dictionaries': it has no adapter_config.json.",
+    ),
+    "a delta model": (
+        ["--model_args", "pretrained=world,delta=~nobody_here/delta", "--sae", K4, *HOMES, *OUT],
+        "There is no folder '~nobody_here/delta' with a delta model.",
+    ),
+    "a user who is not here": (
+        [*ON_WORLD, *HOMES, "--sae", K4, "--output_path", "~nobody_here/out"],
+        "output_path: there is no user 'nobody_here' here. Give the whole path.",
+    ),
+    "a model of a user who is not here": (
+        ["--model_args", "pretrained=~nobody_here/gpt2", "--sae", K4, *HOMES, *OUT],
+        "There is no folder '~nobody_here/gpt2' with a model.",
+    ),
+    "a sweep of a user who is not here": (
+        ["~nobody_here/a.yaml", *OUT],
+        "There is no sweep file '~nobody_here/a.yaml'.",
+    ),
+    "a level of logging": (
+        [*RUN, "--sae", K4, "--verbosity", "LOUD"],
+        "verbosity: 'LOUD' is no level of logging. Choose",
+    ),
+    "turns of no chat": (
+        [*RUN, "--sae", K4, "--fewshot_as_multiturn", "true"],
+        "fewshot_as_multiturn makes turns of a chat: give --apply_chat_template as well.",
+    ),
+    "seeds of no examples": (
+        [*RUN, "--sae", K4, "--fewshot_seeds", "1,2"],
+        "--fewshot_seeds needs in-context examples to choose: give --num_fewshot, as in 5.",
+    ),
+    "a seed of examples": (
+        [*RUN, "--sae", K4, "--num_fewshot", "2", "--fewshot_seeds", "1,b"],
+        "--fewshot_seeds has '1,b': write numbers joined by commas, as in 1,2,3.",
+    ),
+    "the world without an id": (
+        [*RUN, "--sae", "world"],
+        "The world has 11 of them: name a dictionary, one of blocks.1.",
+    ),
     "a sweep file behind": (
         [*RUN, "--sae", K4, "--limit", "2", "sweep.yaml"],
         "run does not know what to do with '",
@@ -227,7 +278,7 @@ import contextlib, io, json, sys
 from sae_lm_eval.cli.main import main
 heavy = (
     *("torch", "transformers", "datasets", "sae_lens", "transformer_lens", "lm_eval.tasks"),
-    *("scipy", "statsmodels", "matplotlib"),
+    "matplotlib",
 )
 for arguments in json.load(sys.stdin):
     sys.argv, told, code = ["sae-lm-eval", "run", *arguments], io.StringIO(), None
@@ -443,3 +494,28 @@ class TestWhatIsMeant:
         monkeypatch.chdir(folder)
         (one,) = sweep_of({"model_args": {}, "variants": [Path("my dictionaries/layer_1")]}).variants
         assert one.specs == ("my dictionaries/layer_1",)
+
+
+class TestSamples:
+    """Which are told once the tasks are read, and before a model is loaded."""
+
+    @pytest.mark.parametrize(
+        ("samples", "told"),
+        [
+            ({"sae_world_pets": [1]}, "the task 'sae_world_pets' is not among those asked. Did you mean 'sae_world_ho"),
+            ({"sae_world_homes": [0, 200]}, "sae_world_homes has no document 200: they run from 0 to 199."),
+            ({"sae_world_homes": [-1]}, "sae_world_homes has no document -1: they run from 0 to 199."),
+            ({"sae_world_homes": "all"}, "sae_world_homes: 'all' is no list of numbers of documents, as in [0, 1]."),
+        ],
+    )
+    def test_documents_that_are_not_there(self, samples, told, monkeypatch, tmp_path):
+        monkeypatch.setattr(SaeHFLM, "__init__", lambda *_, **__: pytest.fail("loaded the model"))
+        given = {"model_args": "pretrained=world", "variants": K4, "tasks": "sae_world_homes"}
+        with pytest.raises(UserError) as error:
+            run(**given, output_path=tmp_path / "out", samples=samples)
+        assert str(error.value).startswith(f"samples: {told}")
+
+
+def test_a_way_of_attention_that_is_none_is_told():
+    with pytest.raises(UserError, match=r"The model does not take that argument: .*attn_implementation=\"flash\""):
+        SaeHFLM(pretrained="world", sae=K4, device="cpu", attn_implementation="flash")

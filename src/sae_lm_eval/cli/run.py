@@ -84,6 +84,8 @@ def run_command(
     if docs_by is not None and not docs_by.strip():
         raise UserError("--docs_by '' names no field of the documents: give one, such as passage, or leave it out.")
     check(sweep, sweep.output_path)
+    if fewshot_seeds is not None:
+        _check_seeds(sweep, fewshot_seeds)
     say_loading()
     if plan or sweep.output_path is None:
         _show_plan(sweep)
@@ -95,6 +97,14 @@ def run_command(
             failed = run_over_seeds(sweep, sweep.output_path, fewshot_seeds, docs_by)
     if failed:
         raise typer.Exit(1)
+
+
+def _check_seeds(sweep: Sweep, fewshot_seeds: str) -> None:
+    from sae_lm_eval.comparison.shots import seeds_of
+
+    if not sweep.settings.get("num_fewshot"):
+        raise UserError("--fewshot_seeds needs in-context examples to choose: give --num_fewshot, as in 5.")
+    seeds_of(fewshot_seeds)
 
 
 @contextmanager
@@ -119,8 +129,6 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str, docs_by:
     from sae_lm_eval.runtime.processes import rank
     from sae_lm_eval.schema import VERSION
 
-    if not sweep.settings.get("num_fewshot"):
-        raise UserError("--fewshot_seeds needs in-context examples to choose: give --num_fewshot, as in 5.")
     failed, comparisons = False, {}
     for seed in seeds_of(fewshot_seeds):
         folder = output_path / f"fewshot_seed_{seed}"
@@ -184,12 +192,13 @@ def sweep_from(
     """What the file says, and the command line after it."""
     from lm_eval.utils import simple_parse_args_string
 
+    from sae_lm_eval.files.reading import at_home
     from sae_lm_eval.runs.sweep import as_list, read_sweep, sweep_of
 
     flags = list(context.args)
     while flags and "=" in flags[0] and not flags[0].startswith("-") and not Path(flags[0]).exists():
         model_args = f"{model_args},{flags.pop(0)}"  # as lm_eval takes them: --model_args pretrained=gpt2 dtype=float32
-    file = Path(flags.pop(0)).expanduser() if flags and not flags[0].startswith("-") else None
+    file = at_home(flags.pop(0)) if flags and not flags[0].startswith("-") else None
     settings = settings_of(flags, {flag for option in context.command.params for flag in option.opts})
     content = read_sweep(file) if file else {}
     of_file = content.get("model_args")

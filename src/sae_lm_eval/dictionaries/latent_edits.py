@@ -41,6 +41,14 @@ class LatentEdits:
         clamped = "+".join(f"{latent}:{value:g}" for latent, value in self.clamp)
         return ", ".join([*parts, *([f"clamp={clamped}"] if clamped else [])])
 
+    def check_width(self, name: str, width: int) -> None:
+        """Raise `UserError` where the dictionary `name`, of `width` latents, lacks one of these."""
+        if self.keep_top is not None and self.keep_top > width:
+            raise UserError(f"keep_top={self.keep_top}: {name} has {width:,} latents.")
+        for latent in (*self.ablate, *(latent for latent, _ in self.clamp)):
+            if latent >= width:
+                raise UserError(f"{name} has no latent {latent}: they run from 0 to {width - 1}.")
+
     def __call__(self, latents: Tensor) -> Tensor:
         """What becomes of the activations of latents, (..., d_dictionary)."""
         if self.keep_top is not None and self.keep_top < latents.shape[-1]:
@@ -94,11 +102,7 @@ def edited(dictionary: Dictionary, edits: LatentEdits) -> Dictionary:
     encode, decode, width = dictionary.encode, dictionary.decode, dictionary.d_dictionary
     if encode is None or decode is None or width is None or dictionary.sequential:
         raise UserError(f"{dictionary.name} has no latents to edit ({edits}): it needs an encode and a decode.")
-    if edits.keep_top is not None and edits.keep_top > width:
-        raise UserError(f"keep_top={edits.keep_top}: {dictionary.name} has {width:,} latents.")
-    for latent in (*edits.ablate, *(latent for latent, _ in edits.clamp)):
-        if latent >= width:
-            raise UserError(f"{dictionary.name} has no latent {latent}: they run from 0 to {width - 1}.")
+    edits.check_width(dictionary.name, width)
 
     def reconstruct(x: Tensor) -> Tensor:
         # Some dictionaries keep between an encode and the next decode what they normalised by.

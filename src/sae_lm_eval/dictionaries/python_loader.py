@@ -19,6 +19,7 @@ from typing import Any
 
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
+from sae_lm_eval.files.reading import at_home
 
 FORM = "python:path/to/file.py:function or python:package.module:function, with arguments as in ?rank=32&seed=1"
 
@@ -51,7 +52,7 @@ def check_python_source(spec: SaeSpec) -> None:
     place, _ = python_source_parts(spec)
     if not _is_file(place):
         return
-    path = Path(place).expanduser()
+    path = at_home(place)
     if not path.is_file():
         raise UserError(f"There is no file '{place}' to run.")
     try:
@@ -80,7 +81,7 @@ def _is_file(place: str) -> bool:
 @contextlib.contextmanager
 def _importable(place: str) -> Iterator[None]:
     """Inside the scope, what lies beside the file, or for a module in the working folder, can be imported."""
-    folder = str(Path(place).expanduser().resolve().parent if _is_file(place) else Path.cwd())
+    folder = str(at_home(place).resolve().parent if _is_file(place) else Path.cwd())
     sys.path.insert(0, folder)
     try:
         yield
@@ -94,7 +95,7 @@ def _module(spec: SaeSpec, place: str) -> types.ModuleType:
     try:
         if not _is_file(place):
             return importlib.import_module(place)
-        path = Path(place).expanduser().resolve()
+        path = at_home(place).resolve()
         # Under a name of its content, so that a file that has changed is another module, and one that has not the same.
         name = f"_python_{path.stem}_{checksum_of(path)}"
         if name in sys.modules:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.files.reading import at_home
 
 PYTHON = "python"  # the loader that runs code of the user's own, and the one that takes arguments
 LOADERS = ("saelens", "sparsify", "dictionary_learning", "circuit_tracer", PYTHON)
@@ -48,7 +49,7 @@ class SaeSpec:
             if part is not None and not part:
                 raise UserError(f"The spec '{text}' has an empty {name}. A spec reads {FORM}.")
         bad = sorted({c for c in text if c in FORBIDDEN or c.isspace()})
-        if bad == [" "] and Path(self.source).expanduser().is_dir():
+        if bad == [" "] and at_home(self.source).is_dir():
             bad = []
         if bad or text.count("#") > 1 or "@" in self.source or "@" in (self.id or ""):
             signs = " ".join(repr(c) for c in bad) or "a second '#' or '@'"
@@ -79,7 +80,7 @@ class SaeSpec:
 
         One called as the embedded world is one only if it holds dictionaries: a run may have been written to it.
         """
-        folder = Path(self.source).expanduser()
+        folder = at_home(self.source)
         is_other = self.source == world.NAME and next(folder.rglob("cfg.json"), None) is None
         return folder if folder.is_dir() and not is_other else None
 

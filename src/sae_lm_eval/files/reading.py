@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -58,6 +59,11 @@ def read_start(path: Path, letters: int) -> str:
             return opened.read(letters)
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
+
+
+def at_home(path: str | Path) -> Path:
+    """The path, `~` standing for the user's folder; as it is where there is no such user."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises there
 
 
 def is_file(path: Path) -> bool:

@@ -141,6 +141,10 @@ class CausalHFLM(_HFLM):
             raise UserError(
                 f"The model does not take that argument: {error}. sae_hf's own are {', '.join(self._own_arguments)}."
             ) from error
+        except ValueError as error:
+            if "attn_implementation" not in str(error):
+                raise
+            raise UserError(f"The model does not take that argument: {first_line(error)}") from error
         except OSError as error:
             raise UserError(f"The weights of '{pretrained}' cannot be loaded: {first_line(error)}") from error
 

@@ -12,6 +12,7 @@ import pandas as pd
 from sae_lm_eval.comparison import compare as comparing
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.report import assemble, render, writer
 from sae_lm_eval.report.headline import headline
 from sae_lm_eval.report.provenance import requested_model
@@ -54,7 +55,7 @@ class Findings(Comparison):
 
     def report(self, path: str | Path) -> Path:
         """Write the report into the folder `path`; returns its page."""
-        folder = Path(path).expanduser()
+        folder = at_home(path)
         writer.write(assemble.build(self), folder)
         return folder / "report.html"
 

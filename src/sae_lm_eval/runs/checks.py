@@ -17,7 +17,7 @@ from sae_lm_eval.dictionaries.norm_factors import check_norm_factor
 from sae_lm_eval.dictionaries.presence import check_presence, training_site
 from sae_lm_eval.dictionaries.spec import PYTHON, SaeSpec
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
-from sae_lm_eval.files.reading import Foreign, read_json
+from sae_lm_eval.files.reading import Foreign, at_home, read_json
 from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.lm_eval_source import hflm_arguments
 from sae_lm_eval.runs.settings import check_settings, tasks_of
@@ -31,6 +31,13 @@ from sae_lm_eval.splicing.edit_spec import asked_edit
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
 MODEL_DTYPES = ("auto", "float16", "half", "bfloat16", "float32", "float", "float64", "double")
+TRUTHS = ("trust_remote_code", "add_bos_token", "parallelize", "use_fast_tokenizer", "truncation", "logits_cache")
+# What --model_args name besides the model: what it is called, the file that it has on the hub, whether folders need it.
+BESIDE = {
+    "tokenizer": ("tokenizer", "tokenizer_config.json", False),
+    "peft": ("adapter", "adapter_config.json", True),
+    "delta": ("delta model", "config.json", True),
+}
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
@@ -90,6 +97,17 @@ def check_model_args(model_args: Mapping[str, Any]) -> None:
         one_of(dtype.removeprefix("torch."), MODEL_DTYPES, "dtype")
     if model_args.get("max_length") is not None:
         whole(model_args["max_length"], "max_length", least=1)
+    for name in TRUTHS:
+        if not isinstance(value := model_args.get(name), bool | None):
+            raise UserError(f"{name}={value} is neither True nor False.")
+    for name, (what, file, is_needed) in BESIDE.items():
+        value = model_args.get(name)
+        if not isinstance(value, str) or world.is_meant_by(value):
+            continue
+        if not at_home(value).is_dir():
+            _of_hub(value, file, None, what)
+        elif is_needed and not (at_home(value) / file).is_file():
+            raise UserError(f"There is no {what} in the folder '{value}': it has no {file}.")
 
 
 def check_folder(folder: Path) -> None:
@@ -117,7 +135,7 @@ def model_config(model_args: Mapping[str, Any]) -> Mapping[str, Any]:
         if str(model_args.get("revision") or "main") != "main":
             raise UserError(f"The embedded world has no revisions: leave out revision={model_args['revision']}.")
         pretrained = world.model_path()
-    folder = Path(pretrained).expanduser()
+    folder = at_home(pretrained)
     inner = model_args.get("subfolder") or ""
     if folder.is_dir():
         file = folder / inner / "config.json"
@@ -133,7 +151,7 @@ def model_config(model_args: Mapping[str, Any]) -> Mapping[str, Any]:
     return config
 
 
-def _of_hub(name: str, file: str, revision: Any) -> Path | None:
+def _of_hub(name: str, file: str, revision: Any, what: str = "model") -> Path | None:
     from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -142,9 +160,9 @@ def _of_hub(name: str, file: str, revision: Any) -> Path | None:
         RevisionNotFoundError,
     )
 
-    near = did_you_mean(name, [world.NAME])
+    near = did_you_mean(name, [world.NAME]) if what == "model" else ""
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
-        raise UserError(f"There is no folder '{name}' with a model.")
+        raise UserError(f"There is no folder '{name}' with a {what}.")
     revision = None if revision is None else str(revision)
     try:
         cached = try_to_load_from_cache(name, file, revision=revision)
@@ -157,7 +175,7 @@ def _of_hub(name: str, file: str, revision: Any) -> Path | None:
         raise UserError(f"The model '{name}' has no revision '{revision}'.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
-            f"There is no model '{name}' to load: no folder here is called so, and no repository of the hub that you "
+            f"There is no {what} '{name}' to load: no folder here is called so, and no repository of the hub that you "
             f"have access to.{near}"
         ) from error
     except OSError:
@@ -220,12 +238,20 @@ def _written_at(spec: str) -> str:
     return (lookup.known(spec).hook_out if near else None) or spec
 
 
+def _check_latents(spec: SaeSpec, asked: VariantRequest) -> None:
+    """Raise `UserError` where an edit names a latent beyond those that a folder's or a registered dictionary has."""
+    edits = choices_of(SpliceArguments(**asked.arguments)).edits
+    if edits and (width := lookup.known(str(spec)).width) is not None:
+        edits.check_width(str(spec), width)
+
+
 def _check_dictionaries(asked: VariantRequest, config: Mapping[str, Any], model: str) -> None:
     text = config.get("text_config") or config
     layers = next((text[name] for name in LAYERS if isinstance(text.get(name), int)), None)
     named = [int(layer) for layer in re.findall(r"(?:blocks|layers|h)\.(\d+)\.", str(asked.arguments.get("hook")))]
     for spec in (SaeSpec.parse(source) for source in asked.sources if isinstance(source, str)):
         check_presence(spec)
+        _check_latents(spec, asked)
         trained_on, layer = training_site(spec)
         for one in named or [layer]:
             if layers is not None and one is not None and one >= layers:

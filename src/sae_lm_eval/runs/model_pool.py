@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any, NamedTuple
 
-from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.errors import UserError, did_you_mean, first_line
 from sae_lm_eval.runs.folder_names import AGAIN, BASELINE
 from sae_lm_eval.runs.object_names import object_texts
 from sae_lm_eval.runs.sweep import Sweep, VariantRequest
@@ -75,7 +75,9 @@ class LoadedSweep:
         for seed, value in zip((random.seed, np.random.seed, torch.manual_seed), self.settings.seed, strict=False):
             if value is not None:
                 seed(value)
-        return self.task_manager.load(self.settings.tasks)
+        loaded = self.task_manager.load(self.settings.tasks)
+        _check_samples(self.settings.samples or {}, loaded["tasks"])
+        return loaded
 
     @property
     def _asked_for(self) -> list[Any]:
@@ -167,3 +169,15 @@ class LoadedSweep:
         }
         run_lm_eval: Any = lm_eval.simple_evaluate  # its decorator hides its parameters
         return run_lm_eval(model=lm, **{**given, **other})
+
+
+def _check_samples(samples: Mapping[str, Any], tasks: Mapping[str, Any]) -> None:
+    """Raise `UserError` where `samples` names a task that is not asked, or a document that one does not have."""
+    for name, numbers in samples.items():
+        if not isinstance(numbers, list | tuple):
+            raise UserError(f"samples: {name}: {numbers!r} is no list of numbers of documents, as in [0, 1].")
+        if name not in tasks:
+            raise UserError(f"samples: the task '{name}' is not among those asked.{did_you_mean(name, tasks)}")
+        count = len(tasks[name].eval_docs)
+        if beyond := [one for one in numbers if not isinstance(one, int) or not 0 <= one < count]:
+            raise UserError(f"samples: {name} has no document {beyond[0]!r}: they run from 0 to {count - 1}.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.runs.object_names import object_texts
 from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runtime.devices import check_device, default_device
@@ -18,6 +19,7 @@ from sae_lm_eval.splicing.choices import whole
 FREE = frozenset(
     {"batch_size", "max_batch_size", "device", "verbosity", "output_path", "hf_hub_log_args", "show_config"}
 )
+LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG")
 
 
 def lm_eval_config(sweep: Sweep) -> Any:
@@ -50,6 +52,8 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise UserError("--tasks is missing: name tasks of lm_eval's, as in --tasks blimp,lambada_openai.")
     if settings.get("limit") is not None and settings.get("samples") is not None:
         raise UserError("limit and samples both say which documents are asked: give one of them.")
+    if settings.get("fewshot_as_multiturn") is True and not settings.get("apply_chat_template"):
+        raise UserError("fewshot_as_multiturn makes turns of a chat: give --apply_chat_template as well.")
     for name, check in CHECKS.items():
         if settings.get(name) is not None:
             check(name, settings[name])
@@ -101,8 +105,13 @@ def _of_type(types: tuple[type, ...], what: str) -> Callable[[str, Any], None]:
 
 def _folders(name: str, value: Any) -> None:
     for one in value if isinstance(value, list | tuple) else [value]:
-        if not isinstance(one, str | Path) or not Path(one).expanduser().is_dir():
+        if not isinstance(one, str | Path) or not at_home(one).is_dir():
             raise UserError(f"{name}: there is no folder '{one}'.")
+
+
+def _level(_name: str, value: Any) -> None:
+    if not isinstance(value, str) or value.upper() not in LEVELS:
+        raise UserError(f"verbosity: {value!r} is no level of logging. Choose from {', '.join(LEVELS)}.")
 
 
 _truth = _of_type((bool,), "true or false")
@@ -120,7 +129,7 @@ CHECKS: Mapping[str, Callable[[str, Any], object]] = {
     "samples": _of_type((Mapping,), 'a mapping of tasks to the numbers of documents, as in {"blimp": [0, 1]}'),
     "use_cache": _text,
     "system_instruction": _text,
-    "verbosity": _text,
+    "verbosity": _level,
     "apply_chat_template": _of_type((bool, str), "true, false or the name of a template"),
     "include_path": _folders,
     **dict.fromkeys(

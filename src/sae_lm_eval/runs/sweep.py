@@ -18,6 +18,7 @@ from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.files.logs import logger_of
+from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.runs.asked import VariantRequest as VariantRequest
 from sae_lm_eval.runs.folder_names import AGAIN, check_name, folder_name, free_name, refuse_twice, short_name
 from sae_lm_eval.runs.object_names import is_object, object_texts
@@ -127,7 +128,9 @@ def as_list(entries: Any) -> list[Any]:
 def _path(value: Any, key: str) -> Path:
     if not isinstance(value, str | Path) or not str(value).strip():
         raise UserError(f"{key}: {value!r} is no path.")
-    return Path(value).expanduser()
+    if str(found := at_home(value)).startswith("~"):
+        raise UserError(f"{key}: there is no user '{found.parts[0][1:]}' here. Give the whole path.")
+    return found
 
 
 def _expanded(value: Any) -> Any:

@@ -16,6 +16,7 @@ import yaml
 
 from sae_lm_eval._autoload import tasks_folder
 from sae_lm_eval.errors import UserError, did_you_mean
+from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.runs.kept_reads import KeptReads
 from sae_lm_eval.runs.lm_eval_source import lm_eval_folder
 
@@ -143,7 +144,7 @@ def check_tasks(asked: Iterable[Any], include_path: str | Path | Sequence[str | 
 
 
 def _is_file(name: str) -> bool:
-    path = Path(name).expanduser()
+    path = at_home(name)
     if name.endswith((".yaml", ".yml")) and not re.search(r"[*?\[]", name) and not path.is_file():
         raise UserError(f"There is no file '{name}' with a task.")
     return name.endswith((".yaml", ".yml")) or path.is_dir()

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import StrictBool, StrictFloat, StrictInt, StrictStr
 
 from sae_lm_eval.errors import UserError, one_of
-from sae_lm_eval.files.reading import checked, is_file, json_value, read_lines, read_start, shown
+from sae_lm_eval.files.reading import at_home, checked, is_file, json_value, read_lines, read_start, shown
 
 READERS = ("txt", "jsonl", "parquet")
 WRITTEN: Any = StrictStr | StrictInt | StrictFloat | StrictBool  # of which a column of texts or names consists
@@ -20,7 +20,7 @@ LEAST_LETTERS = 2**20
 
 def check_file(path: str | Path) -> tuple[Path, str]:
     """The path and the kind of a text file. Raises `UserError` where it is missing or of another kind."""
-    path = Path(path).expanduser()
+    path = at_home(path)
     if not is_file(path):
         raise UserError(f"There is no text file '{shown(path, 200)}'.")
     return path, one_of(path.suffix.removeprefix("."), READERS, f"The kind of '{shown(path.name)}':")

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.runtime.content import Content, contents
 from sae_lm_eval.splicing.module_edits import Edited
 from sae_lm_eval.splicing.splice import Variant
@@ -157,7 +158,7 @@ def _state(part: Any) -> bytes:
 
 def text_content(file: str | Path | None) -> str | None:
     """A hash of a file, None where there is none now: what was read of it stands then."""
-    path = None if file is None else Path(file).expanduser()
+    path = None if file is None else at_home(file)
     if path is None or not path.is_file():
         return None
     with path.open("rb") as opened:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from sae_lm_eval.dictionaries import python_loader
 from sae_lm_eval.dictionaries.snapshots import snapshot
 from sae_lm_eval.dictionaries.spec import PYTHON
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
+from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.runtime.content import contents
 from sae_lm_eval.splicing.edit_spec import OWN, Edit
 from sae_lm_eval.splicing.hook_names import blocks_path, model_name
@@ -74,7 +74,7 @@ def code_checksum(edit: Edit) -> str | None:
     if edit.kind != PYTHON:
         return None
     place, _ = python_loader.python_source_parts(edit.source)
-    return python_loader.checksum_of(Path(place).expanduser())
+    return python_loader.checksum_of(at_home(place))
 
 
 def edited_bytes(model: nn.Module, edit: Edit) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import StrictStr
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.files.reading import Foreign, checked, json_value, read_text, shown
+from sae_lm_eval.files.reading import Foreign, at_home, checked, json_value, read_text, shown
 
 
 class Prompt(Foreign):
@@ -21,7 +21,7 @@ def read_prompts(path: Path) -> list[str]:
 
     Raises `UserError` where the file is missing, holds none, or has a line that is not such.
     """
-    path = path.expanduser()
+    path = at_home(path)
     lines = read_text(path).split("\n")
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:

@@ -8,13 +8,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 
 from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.splicing.choices import whole
 from sae_lm_eval.splicing.splice_arguments import MODES
 from sae_lm_eval.talk.chosen import Sampling, check_writable, temperature_of
@@ -157,7 +157,7 @@ class Session:
             raise UserError("/save needs a file's name, as in /save talk.html or /save talk.jsonl.")
         if not self.exchanges:
             raise UserError("There is nothing to save: nothing has been answered yet.")
-        path = Path(file).expanduser()
+        path = at_home(file)
         check_writable(path)
         if path.suffix == ".html":
             page = render(self.model, [of_exchange(self.model, exchange) for exchange in self.exchanges])
