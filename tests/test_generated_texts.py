@@ -19,6 +19,7 @@ from sae_lm_eval.harness import generation
 from sae_lm_eval.harness.generation import TextSettings
 from sae_lm_eval.harness.joined import joined
 from sae_lm_eval.report.assemble import build, compare_tasks
+from sae_lm_eval.report.parting_figure import parting_pictures
 from sae_lm_eval.results.results import read_results
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring.decoding import Decoder
@@ -252,6 +253,27 @@ def test_the_report_says_how_soon_texts_part(tmp_path):
         for name in ("a", "b")
     ]
     runs = [replace(read_results(folder), name=name) for folder, name in zip(folders, ("baseline", "k4"), strict=True)]
-    assert [note for note in build(compare_tasks(runs[0], runs[1:])).notes if "part from" in note] == [
+    report = build(compare_tasks(runs[0], runs[1:]))
+    assert [note for note in report.notes if "part from" in note] == [
         "gsm8k: 8 of 10 texts that k4 writes part from the baseline's, at least half of them within the first 2 tokens."
     ]
+    (picture,) = [picture for picture in report.pictures if picture.name == "parted-texts"]
+    (axis,) = picture.figure.axes
+    assert [axis.get_title(), *(line.get_label() for line in axis.lines)] == ["gsm8k", "k4"]
+    assert axis.lines[0].get_xydata().tolist() == [[1, 0.9], [2, 0.5], [4, 0.2]]
+
+
+def test_texts_that_never_part_make_no_figure(tmp_path):
+    record = {"splices": [], "parted_texts": {"gsm8k": {"texts": 2, "parted": 0, "together": {"1": 1.0, "2": 1.0}}}}
+    folder = write_run(tmp_path / "a", answers({"gsm8k": [1.0, 0.0]}), config={"sae_lm_eval": record})
+    assert parting_pictures([read_results(folder)]) == []
+
+
+def test_more_tasks_and_variants_than_a_figure_has_room_for(tmp_path):
+    together = {"1": 0.9, "2": 0.5}
+    record = {"parted_texts": {f"task{i}": {"texts": 9, "parted": 5, "together": together} for i in range(13)}}
+    folder = write_run(tmp_path / "a", answers({"task1": [1.0, 0.0]}), config={"sae_lm_eval": record})
+    (picture,) = parting_pictures([replace(read_results(folder), name=f"k{i}") for i in range(8)])
+    assert "The first 12 of 13 tasks." in picture.caption
+    assert "The first 6 variants; 2 are left out." in picture.caption
+    assert sum(axis.axison for axis in picture.figure.axes) == 12

@@ -35,6 +35,7 @@ from sae_lm_eval.report.figures import Picture
 from sae_lm_eval.report.formatting import ReportTable, TableColumn, listing, text_cell, without_shared_start
 from sae_lm_eval.report.headline import headline
 from sae_lm_eval.report.length_table import length_tables
+from sae_lm_eval.report.parting_figure import parting_pictures
 from sae_lm_eval.report.prose import cited, cut_prompts, methods, parted_texts
 from sae_lm_eval.report.provenance import (
     ResultsSource,
@@ -182,6 +183,7 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
                 [
                     *pictures(rows, shown, told, summary.controls),
                     *capability_pictures(shaped.equivalents.curves, names),
+                    *parting_pictures(variants),
                 ],
                 sweep_pictures(swept, told),
                 len(summary.variants),
