@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from sae_lm_eval.cli.tables import TextTable, has_room, print_grouped, print_report_table, print_table
+from sae_lm_eval.cli.tables import TextTable, broken, has_room, print_grouped, print_report_table, print_table
 from sae_lm_eval.report.formatting import Cell, ReportTable, TableColumn
 
 TABLE = TextTable(
@@ -78,3 +78,33 @@ def test_a_table_of_the_report_moves_nothing_on_a_terminal():
     assert file.getvalue().count("[red]<U+001B>[2J<U+202E>name") == 4
     assert "\x1b[2J" not in file.getvalue()
     assert "\u202e" not in file.getvalue()
+
+
+def test_names_break_behind_a_mark_and_headings_too():
+    cells = tuple(Cell("1.0*") for _ in range(5))
+    names = ("width_16k_canonical_of_the_release", "k4")
+    headings = ("stem", "social_sciences", "humanities", "overall", "other")
+    columns = (TableColumn("variant", "left"), *map(TableColumn, headings))
+    table = ReportTable("t", "What each variant loses", "", columns, tuple((Cell(name), *cells) for name in names))
+    file = io.StringIO()
+    print_report_table(Console(file=file, force_terminal=True, color_system=None, width=60), table)
+    lines = [line.strip() for line in file.getvalue().splitlines()]
+    assert lines[0] == "What each variant loses"
+    assert any(line.startswith("social_") for line in lines)
+    assert any(line.startswith("width_16k_canonical_ ") for line in lines)
+    assert "of_the_release" in lines
+    assert all(len(line) <= 60 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("width_1k_canonical", ["width_1k_", "canonical"]),
+        ("averylongnamewithoutmarks", ["averylongn", "amewithout", "marks"]),
+        ("95% interval", ["95%", "interval"]),
+        ("", [""]),
+        ("k4", ["k4"]),
+    ],
+)
+def test_lines_end_behind_a_mark_where_they_can(text, lines):
+    assert broken(text, 10) == lines

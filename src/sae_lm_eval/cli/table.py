@@ -69,3 +69,5 @@ def _print(table: ReportTable) -> None:
         print_report_table(console, part(start, end))
         start = end
     print_sentence(console, table.caption)
+    if console.is_terminal:
+        print_sentence(console, "A terminal has no room for the intervals: --format markdown, latex and csv show them.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -96,13 +97,12 @@ def _print_lines(console: Console, table: TextTable) -> None:
         print("\t".join(cells), file=console.file)
 
 
-def drawn(table: TextTable, *, gap: int = 1, whole_numbers: bool = False) -> Grid:
+def drawn(table: TextTable, *, gap: int = 1, whole_numbers: bool = False, columns: int = 0) -> Grid:
     """The table as rich draws it, with `gap` blanks more between columns; whatever a cell holds is text, not markup.
 
-    Where there is little room, `whole_numbers` breaks the headings of numbers and never the numbers.
+    Where there is little room, `whole_numbers` breaks the headings of numbers and never the numbers. On a terminal of
+    so many `columns` a name breaks behind a mark, if there is one column of names.
     """
-    import textwrap
-
     from rich import box
     from rich.table import Table as Grid
     from rich.text import Text
@@ -114,12 +114,37 @@ def drawn(table: TextTable, *, gap: int = 1, whole_numbers: bool = False) -> Gri
         is_number, cell = index not in table.words, _cell(heading)
         if whole_numbers and is_number:
             letters = _letters_of(heading, [row[index] for row in table.rows])
-            cell = Text("\n").join(map(_cell, textwrap.wrap(heading, letters)))
+            cell = Text("\n").join(map(_cell, broken(heading, letters)))
         justify = "right" if is_number else "left"
         grid.add_column(cell, justify=justify, overflow="fold", no_wrap=whole_numbers and is_number)
+    room = _room_of_names(table, gap, columns) if whole_numbers and columns else 0
     for index, row in enumerate(table.rows):
-        grid.add_row(*(_cell(cell) for cell in row), end_section=index + 1 in table.blocks)
+        cells = [_cell(cell) for cell in row]
+        for at in table.words if room else ():
+            cells[at] = Text("\n").join(map(_cell, broken(terminal(row[at]), room)))
+        grid.add_row(*cells, end_section=index + 1 in table.blocks)
     return grid
+
+
+def _room_of_names(table: TextTable, gap: int, columns: int) -> int:
+    """Letters that the one column of names has on a terminal; 0 where there are several."""
+    if len(table.words) != 1:
+        return 0
+    numbers = [at for at in range(len(table.headings)) if at not in table.words]
+    taken = sum(_letters_of(table.headings[at], [row[at] for row in table.rows]) for at in numbers)
+    return max(NAME, columns - taken - (gap + 1) * len(numbers) - gap)
+
+
+def broken(text: str, letters: int) -> list[str]:
+    """Lines of at most so many letters, which end behind a blank or a mark where they can."""
+    lines = [""]
+    for part in filter(None, re.split(r"(?<=[\s_/.,#])", text)):
+        if len((lines[-1] + part).rstrip()) > letters and lines[-1]:
+            lines.append("")
+        lines[-1] += part
+        while len(lines[-1].rstrip()) > letters:
+            lines[-1:] = [lines[-1][:letters], lines[-1][letters:]]
+    return [line.rstrip() for line in lines] if text.strip() else [text]
 
 
 def width(console: Console, table: TextTable) -> int:
@@ -137,18 +162,19 @@ def _cell(text: str, style: str = "") -> Text:
 
 
 def _letters_of(heading: str, cells: Sequence[str]) -> int:
-    """Letters that a column of numbers needs, its heading broken at spaces; names can be broken anywhere."""
-    return max([*map(len, heading.split()), *map(len, cells)], default=1)
+    """Letters that a column of numbers needs, its heading broken at blanks and marks; names can be broken anywhere."""
+    return max([*map(len, re.split(r"\s|(?<=[_/])", heading)), *map(len, cells)], default=1)
 
 
 def _widths(table: ReportTable) -> list[int]:
     return [_letters_of(of.heading, [row[at].text for row in table.rows]) for at, of in enumerate(table.columns)]
 
 
-def _letters(table: ReportTable, gap: int) -> int:
-    """How wide a report's table is on a terminal at least, with so many blanks between its columns."""
+def _letters(table: ReportTable, gap: int, name: int | None = NAME) -> int:
+    """How wide a report's table is on a terminal, with so many blanks between columns; names of at most `name`."""
     texts = [column.align == "left" for column in table.columns]
-    return sum(gap + (min(NAME, of) if text else of) for of, text in zip(_widths(table), texts, strict=True)) - gap
+    widths = zip(_widths(table), texts, strict=True)
+    return sum(gap + (min(name, of) if text and name is not None else of) for of, text in widths) - gap
 
 
 def fits_a_terminal(console: Console, table: ReportTable) -> bool:
@@ -158,8 +184,6 @@ def fits_a_terminal(console: Console, table: ReportTable) -> bool:
 
 def fitting_table(console: Console, table: ReportTable) -> ReportTable | None:
     """The table for this terminal, less as many of its spare columns as it takes; None where that is not enough."""
-    from dataclasses import replace
-
     spare = [at for at, column in enumerate(table.columns) if column.spare]
     spare.sort(key=lambda at: (-table.columns[at].spare, -at))
     for gone in (spare[:count] for count in range(len(spare) + 1)):
@@ -183,8 +207,10 @@ def print_report_table(console: Console, table: ReportTable) -> None:
         blocks=table.blocks,
     )
     if on_terminal:
-        gap = int(_letters(table, gap=2) <= console.width)
-        console.print(drawn(made, gap=gap, whole_numbers=True))
+        gap = int(_letters(table, gap=2, name=None) <= console.width)
+        console.print(_cell(table.title, style="bold"))
+        made = replace(made, title="")
+        console.print(drawn(made, gap=gap, whole_numbers=True, columns=console.width))
     else:
         _print_lines(console, made)
     console.print()
