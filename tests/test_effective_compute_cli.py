@@ -3,8 +3,10 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import typer
+from scipy.optimize import brentq
 from terminals import terminal
 from typer.testing import CliRunner
 
@@ -74,8 +76,8 @@ def test_loss_recovered_with_its_ablation(call):
         (("--documents", "d.csv", "--ce-baseline", 3, *SIZE), "holds the baseline CE"),
         (LOSSES, "needs parameters and training tokens"),
         ((*LOSSES, "--model", "gpt2"), "needs training tokens (gpt2-small: never published"),
-        ((*LOSSES, "--model", "gtp2"), "Did you mean gpt2"),
-        ((*LOSSES, *SIZE, "--law", "besirolgu"), "Did you mean besiroglu2024"),
+        ((*LOSSES, "--model", "gtp2"), "Did you mean 'gpt2"),
+        ((*LOSSES, *SIZE, "--law", "besirolgu"), "Did you mean 'besiroglu2024'"),
         ((*LOSSES, *SIZE, "--family", "absent.csv"), "'absent.csv' does not exist"),
     ],
 )
@@ -169,3 +171,95 @@ def test_the_undefined_comes_last(call, tmp_path):
     run.write_text("step,loss\n1000,5.1\n4000,4.1\n16000,3.4\n64000,3.1\n")
     output = call(*LOSSES, "--checkpoints", run).stdout
     assert output.index("checkpoints isotonic") < output.index("within the law")
+
+
+def test_every_figure_of_the_law_by_hand(call):
+    """From L = E + A N^-alpha + B D^-beta with the constants of besiroglu2024, by search instead of by formula."""
+    e, a, alpha, b, beta = 1.8172, 482.01, 0.3478, 2085.43, 0.3658
+    n, d, rise = 124e6, 1e10, 3.283 - 3.139
+
+    def loss(params, tokens):
+        return e + a * params**-alpha + b * tokens**-beta
+
+    target = loss(n, d) + rise
+    shares = beta / (alpha + beta), alpha / (alpha + beta)  # of constant over-training
+
+    def searched(of):
+        return brentq(lambda log: of(np.exp(log)) - target, -20, 0)
+
+    compute = np.exp(searched(lambda f: loss(n * f ** shares[0], d * f ** shares[1])))
+    known = {
+        "effective compute": compute,
+        "effective parameters": np.exp(searched(lambda f: loss(n * f, d))),
+        "effective tokens": np.exp(searched(lambda f: loss(n, d * f))),
+    }
+
+    def frontier(log_compute):
+        sizes = np.linspace(10, 26, 200_001)
+        return loss(np.exp(sizes), np.exp(log_compute) / 6 / np.exp(sizes)).min()
+
+    optimal = np.exp(brentq(lambda log: frontier(log) - target, 30, 60, xtol=1e-6))
+    rows = json.loads(call(*LOSSES, *SIZE, "--format", "json").stdout)
+    found = {row["quantity"]: row for row in rows if row["definition"] == "within the law"}
+    for quantity, fraction in known.items():
+        assert found[quantity]["fraction"] == pytest.approx(fraction, rel=1e-3), quantity
+        assert found[quantity]["log10"] == pytest.approx(np.log10(fraction), abs=1e-3)
+    assert found["effective compute"]["equivalent"] == pytest.approx(optimal, rel=2e-3)
+    assert found["effective parameters"]["equivalent"] == pytest.approx(known["effective parameters"] * n, rel=1e-3)
+    assert found["effective tokens"]["equivalent"] == pytest.approx(known["effective tokens"] * d, rel=1e-3)
+    same = found["effective compute"]
+    assert same["same_training_params"] == pytest.approx(n * compute ** shares[0], rel=1e-3)
+    assert same["same_training_tokens"] == pytest.approx(d * compute ** shares[1], rel=1e-3)
+    inverse = json.loads(call("--fraction", compute, *SIZE, "--format", "json").stdout)
+    (row,) = (one for one in inverse if (one["quantity"], one["law"]) == ("effective compute", "besiroglu2024"))
+    assert row["delta_ce"] == pytest.approx(rise, rel=2e-3)
+
+
+def test_the_figures_of_a_family_by_hand(call, tmp_path):
+    """Points on L = 1.7 + 160 C^-0.1, where the fit and the curve between two points are known."""
+    compute = 10.0 ** np.arange(16, 23)
+
+    def loss(flops):
+        return 1.7 + 160 * flops**-0.1
+
+    path = tmp_path / "family.csv"
+    lines = [f"m{i},{c!r},{loss(c)!r}" for i, c in enumerate(compute.tolist())]
+    path.write_text("\n".join(["model,flops,loss", *lines]))
+    baseline, spliced = loss(1e20), loss(1e19)
+    given = ("--ce-baseline", baseline, "--ce-spliced", spliced, "--family", path, "--format", "json")
+    found = {row["definition"]: row for row in json.loads(call(*given).stdout)}
+    assert found["family fit"]["fraction"] == pytest.approx(0.1, rel=1e-3)
+    assert found["family fit"]["equivalent"] == pytest.approx(1e19, rel=2e-3)
+    assert found["family interpolation"]["fraction"] == pytest.approx(0.1, rel=1e-6)
+    assert found["family interpolation"]["equivalent"] == pytest.approx(1e19, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (("a,1e18,4.2,c4,gpt2", "b,1e19,3.6,pile,gpt2"), "losses on different texts (c4; pile) are not one curve"),
+        (("a,1e18,4.2,c4,gpt2", "b,1e19,3.6,c4,llama"), "losses per token of different tokenizers (gpt2; llama)"),
+        (("a,1e18,4.2,c4,gpt2", "a,1e18,4.2,c4,gpt2", "b,1e19,3.6,c4,gpt2"), "family.csv has a twice"),
+        (("a,1e18,4.2,c4,gpt2",), "a curve needs two rows or more that differ in FLOPs"),
+        (("a,1e18,3.2,c4,gpt2", "b,1e19,3.6,c4,gpt2"), "do not fall with compute"),
+        (("a,1e18,-1,c4,gpt2", "b,1e19,3.6,c4,gpt2"), "loss"),
+    ],
+)
+def test_what_is_no_family_is_told_in_a_sentence(call, tmp_path, rows, message):
+    path = tmp_path / "family.csv"
+    path.write_text("\n".join(["model,flops,loss,text,tokenizer", *rows]))
+    with pytest.raises(UserError) as told:
+        call(*LOSSES, "--family", path)
+    assert message in str(told.value)
+
+
+def test_a_family_that_rises_on_the_way_and_one_on_another_text_are_told(call, tmp_path, recwarn):
+    path = tmp_path / "family.csv"
+    rows = ("a,1e18,4.2,c4", "b,1e19,3.0,c4", "c,1e20,3.3,c4", "d,1e21,2.8,c4")
+    path.write_text("\n".join(["model,flops,loss,text", *rows]))
+    said = call(*LOSSES, "--family", path, "--text", "wikitext").output
+    assert "the losses rise with compute at 1 of 3 steps, which are pooled" in said
+    assert "the losses are on wikitext, and the family's on c4" in said
+    assert "inf" not in said.replace("information", "")
+    assert not [one for one in recwarn if issubclass(one.category, RuntimeWarning)]
+    assert "the family's on c4" not in call(*LOSSES, "--family", path, "--text", "c4").output

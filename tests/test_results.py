@@ -102,3 +102,8 @@ def test_a_file_that_is_no_results_file(tmp_path, text):
     file.write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"results_x.json' (cannot be read( as JSON|: it is no)|is not a results file)"):
         read_results(file)
+
+
+def test_results_have_a_short_repr(tmp_path):
+    found = read_results(write_run(tmp_path / "a", answers({"x": [1.0, 0.0], "y": [1.0]})))
+    assert repr(found) == f"<Results of gpt2 on 2 tasks, '{found.file}'>"

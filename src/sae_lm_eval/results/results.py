@@ -28,7 +28,7 @@ SAMPLE, RESULTS = "a sample of lm_eval's", "a results file of lm_eval's"
 NOTHING_WRITTEN = TaskConfig()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Results:
     """One run of lm_eval's, whatever the model.
 
@@ -54,6 +54,9 @@ class Results:
     task_configs: dict[str, TaskConfig]
     raw: dict[str, Any] = field(repr=False)
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<Results of {self.name} on {len(self.tasks)} tasks, '{self.file}'>"
 
     @property
     def folder(self) -> Path:

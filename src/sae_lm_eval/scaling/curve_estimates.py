@@ -89,6 +89,9 @@ def _interpolated(family: Family, draws: Draws, flags: tuple[str, ...]) -> Estim
     if delta.baseline is None:
         return replace(blank, reason="needs the baseline CE itself (--ce-baseline), not delta CE alone")
     curve = monotone_curve(family.compute, family.loss)
+    if rises := int((np.diff(family.loss) > 0).sum()):
+        pooled = f"the losses rise with compute at {rises} of {len(family.loss) - 1} steps, which are pooled"
+        blank = replace(blank, flags=(*blank.flags, pooled))
     baseline = _at_the_edge(curve, delta.baseline)
     log_own = float(curve.log_compute_at(baseline))
     if not math.isfinite(log_own):

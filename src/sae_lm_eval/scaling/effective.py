@@ -185,6 +185,11 @@ def effective_compute(
     estimates: list[Estimate] = []
     if family is not None:
         family = family if isinstance(family, Family) else read_family(family)
+        if text is not None and family.text != "unstated" and text.casefold() not in family.text.casefold():
+            across = (
+                f"the losses are on {text}, and the family's on {family.text}: a rise on one text is read on another"
+            )
+            family = replace(family, flags=(*family.flags, across))
         estimates += family_estimates(family, original, drawn)
     for one in _chosen(law, text):
         estimates += _by_law(one, original, drawn, text)

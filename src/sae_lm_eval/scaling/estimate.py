@@ -23,6 +23,7 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.scaling.delta import DeltaCE
 from sae_lm_eval.scaling.laws import Covariance
 
+MOST = 700.0  # of a logarithm; beyond it a side is unbounded
 Terms = Callable[[np.ndarray], tuple[float, float]]  # theta -> (R, s)
 
 
@@ -138,4 +139,4 @@ def gradient(function: Callable[[np.ndarray], float], at: np.ndarray) -> np.ndar
 
 
 def _finite_exp(value: float) -> float | None:
-    return float(np.exp(value)) if np.isfinite(value) else None
+    return math.exp(value) if np.isfinite(value) and value < MOST else None

@@ -149,7 +149,11 @@ def builtin_families() -> tuple[str, ...]:
 
 
 def read_family(source: str | Path, *, kind: Kind = "family") -> Family:
-    """A family from a CSV file, or one of `builtin_families()` by name."""
+    """A family from a CSV file, or one of `builtin_families()` by name.
+
+    Raises `UserError` for what is no curve: losses on different texts or of different tokenizers, a row that is there
+    twice, too few that differ.
+    """
     if str(source) in builtin_families():
         rows = [row for row in _builtin() if row["family"] == str(source)]
         return family_of(rows, name=str(source), kind=kind, where=str(source))
@@ -157,6 +161,15 @@ def read_family(source: str | Path, *, kind: Kind = "family") -> Family:
     if path.suffix != ".csv":
         raise unknown("CSV file or built-in family", str(source), builtin_families())
     rows = read_rows(path, required=["loss"], kind=FamilyRow)
+    tokenizers = list(dict.fromkeys(str(row["tokenizer"]) for row in rows if row.get("tokenizer")))
+    if len(tokenizers) > 1:
+        raise UserError(
+            f"{path}: losses per token of different tokenizers ({'; '.join(tokenizers)}) are not one curve."
+        )
+    amounts = ("model", "revision", "flops", "params", "tokens", "step")
+    points = [tuple(row.get(name) for name in amounts) for row in rows if row.get("model")]
+    if twice := next((point for point in points if points.count(point) > 1), None):
+        raise UserError(f"{path} has {twice[0]} twice.")
     return family_of(rows, name=path.stem, kind=kind, where=str(path))
 
 

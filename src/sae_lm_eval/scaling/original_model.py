@@ -143,7 +143,7 @@ def get_original(
         ("bytes per token", bytes_per_token),
     ):
         if value is not None and not (math.isfinite(value) and value > 0):
-            raise UserError(f"The number of {what} is {value}; it must be positive, such as 124e6.")
+            raise UserError(f"The number of {what} is {value}; it must be positive.")
     known = None if model is None else find_preset(model)
     if model is not None and known is None and params is None:
         raise unknown("model with known parameters", model, presets())
