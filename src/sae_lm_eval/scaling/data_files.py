@@ -50,8 +50,8 @@ def read_rows(path: str | Path, *, required: Iterable[str], kind: type[Foreign] 
     return [checked(kind, row, f"Row {at} of {where}", what).as_given() for at, row in enumerate(rows, 1)]
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is in no table, with the nearest names."""
+def unknown(kind: str, name: str, known: Iterable[str], aliases: Iterable[str] = ()) -> UserError:
+    """The error for a name that is in no table, with the nearest names, of which `aliases` are others."""
     known = list(known)
-    which = did_you_mean(name, known) or f" Known: {', '.join(known)}."
+    which = did_you_mean(name, [*known, *aliases]) or f" Known: {', '.join(known)}."
     return UserError(f"There is no {kind} {name!r}.{which}")

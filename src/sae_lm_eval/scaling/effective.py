@@ -184,12 +184,7 @@ def effective_compute(
     drawn = Draws.of(delta, n=draws, level=level, rng=np.random.default_rng(rng))
     estimates: list[Estimate] = []
     if family is not None:
-        family = family if isinstance(family, Family) else read_family(family)
-        if text is not None and family.text != "unstated" and text.casefold() not in family.text.casefold():
-            across = (
-                f"the losses are on {text}, and the family's on {family.text}: a rise on one text is read on another"
-            )
-            family = replace(family, flags=(*family.flags, across))
+        family = told_of_text(family if isinstance(family, Family) else read_family(family), text)
         estimates += family_estimates(family, original, drawn)
     for one in _chosen(law, text):
         estimates += _by_law(one, original, drawn, text)
@@ -208,6 +203,14 @@ def effective_compute(
         law_spread=_spread(delta, original),
         text=text,
     )
+
+
+def told_of_text(family: Family, text: str | None) -> Family:
+    """The family, which says so where it is on another text than the losses."""
+    if text is None or family.text == "unstated" or text.casefold() in family.text.casefold():
+        return family
+    across = f"the losses are on {text}, and the family's on {family.text}: a rise on one text is read on another"
+    return replace(family, flags=(*family.flags, across))
 
 
 def _delta(delta: DeltaCE | None, ce_baseline: float | None, ce_spliced: float | None) -> DeltaCE:

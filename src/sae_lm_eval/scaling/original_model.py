@@ -146,7 +146,7 @@ def get_original(
             raise UserError(f"The number of {what} is {value}; it must be positive.")
     known = None if model is None else find_preset(model)
     if model is not None and known is None and params is None:
-        raise unknown("model with known parameters", model, presets())
+        raise unknown("model with known parameters", model, presets(), _aliases())
     original = known or Original(name=model or "the original")
     if params is not None:
         original = replace(original, params=params, params_non_embedding=None, params_source="given by the user")
