@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -18,6 +19,8 @@ from sae_lm_eval import UserError
 from sae_lm_eval.runs import ray_cluster as cluster
 from sae_lm_eval.runs.ray_cluster import Part, run_on_cluster
 from sae_lm_eval.runs.sweep import sweep_of
+from sae_lm_eval.runtime.host_memory import TOLD as NO_MEMORY
+from sae_lm_eval.runtime.host_memory import HostMemoryError
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Progress
 
@@ -148,3 +151,40 @@ class TestMistakes:
         journal = Journal()
         journal.put(cluster.PARTS, {self.PART.key: b""})
         run_on_cluster("nowhere.invalid:6379", self.SWEEP, [self.PART], journal, Progress())  # pyright: ignore[reportArgumentType]
+
+
+class TestMemoryOfAWorker:
+    """Without a cluster: what a worker lets through, and what is made of it."""
+
+    PART = Part(("k4",), ("k4",), "told", bos=False)
+
+    def worker(self, error: Exception) -> cluster._Worker:
+        def evaluate(*_args, **_settings):
+            raise error
+
+        worker = object.__new__(cluster._Worker)
+        worker.group, worker.models, worker.journal = self.PART.group, {"k4": None}, Journal()
+        worker.loaded = SimpleNamespace(tasks={"tasks": {"told": None}}, evaluate=evaluate)
+        return worker
+
+    def test_too_little_memory_is_not_taken_for_an_answer(self):
+        with pytest.raises(HostMemoryError):
+            self.worker(HostMemoryError(NO_MEMORY)).answers(self.PART)
+
+    def test_what_a_variant_cannot_be_asked_is_left_to_the_run(self):
+        assert self.worker(UserError("no latents")).answers(self.PART) == []
+
+    @pytest.mark.parametrize(
+        "cause", [MemoryError(), HostMemoryError(NO_MEMORY), RuntimeError("Cannot allocate memory")]
+    )
+    def test_it_ends_the_run_with_the_sentence_on_memory(self, cause):
+        class TaskError(Exception):
+            def __init__(self, cause):
+                self.cause = cause
+
+        def get(_done):
+            raise TaskError(cause)
+
+        ray = SimpleNamespace(get=get, exceptions=SimpleNamespace(RayTaskError=TaskError, RayError=TaskError))
+        with pytest.raises(HostMemoryError, match="The memory of this machine does not suffice"):
+            cluster._taken(ray, None, self.PART)

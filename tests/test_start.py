@@ -189,3 +189,43 @@ class TestKeptReads:
         for _ in range(2):
             with pytest.raises(ValueError, match="none"):
                 KeptReads(lambda _path: (_ for _ in ()).throw(ValueError("none")), "key")(str(tmp_path / "a.yaml"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit on memory is not kept elsewhere")
+@pytest.mark.parametrize("megabytes", [30, 60])
+def test_too_little_memory_to_read_the_command_is_a_sentence(megabytes, tmp_path):
+    import resource
+
+    said = subprocess.run(
+        [sys.executable, "-m", "sae_lm_eval", "run", *RUN, "--output_path", "out"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (megabytes * 10**6,) * 2),
+    )
+    assert said.returncode == 2
+    assert said.stderr.startswith("sae-lm-eval: The memory of this machine does not suffice.")
+
+
+def test_an_import_that_fails_otherwise_is_not_taken_for_it(monkeypatch):
+    from sae_lm_eval.__main__ import main
+
+    monkeypatch.setitem(sys.modules, "sae_lm_eval.cli.main", None)
+    with pytest.raises(ImportError, match=r"sae_lm_eval\.cli\.main"):
+        main()
+
+
+def test_an_import_without_memory_is_a_sentence(monkeypatch, capsys):
+    from sae_lm_eval.__main__ import main
+
+    class Full:
+        def find_spec(self, name, path=None, target=None):
+            if name == "sae_lm_eval.cli.main":
+                raise MemoryError
+
+    monkeypatch.delitem(sys.modules, "sae_lm_eval.cli.main", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Full(), *sys.meta_path])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith("sae-lm-eval: The memory of this machine does not suffice.")

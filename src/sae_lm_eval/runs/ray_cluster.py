@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import os
@@ -14,9 +13,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from sae_lm_eval.errors import UserError, error_sentence, first_line
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runs.sweep import Sweep
+from sae_lm_eval.runtime.host_memory import HostMemoryError, raise_if_out_of_memory
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import ConsoleProgress
+
+logger = logger_of(__name__)
 
 LOCAL = "local"
 REACHED_WITHIN = 10  # seconds
@@ -102,10 +105,13 @@ class _Worker:
             self.group = part.group
         for name, lm in self.models.items():
             if name in part.asked:
-                # A variant that lm_eval cannot score is told of when the answers are looked at.
-                with contextlib.suppress(UserError):
-                    task = self.loaded.tasks["tasks"][part.task]
+                task = self.loaded.tasks["tasks"][part.task]
+                try:
                     self.loaded.evaluate(name, lm, tasks=[task], bootstrap_iters=0, check_integrity=False)
+                except HostMemoryError:
+                    raise
+                except UserError as error:  # told of when the answers are looked at
+                    logger.info("%s cannot be scored on %s: %s", name, part.task, error)
         return self.journal.drain()
 
 
@@ -143,6 +149,7 @@ def _taken(ray: Any, done: Any, part: Part) -> list[tuple[str, bytes, bytes]]:
     try:
         return ray.get(done)
     except ray.exceptions.RayTaskError as error:
+        raise_if_out_of_memory(error.cause)
         raise UserError(f"A worker could not answer {part.task}: {error_sentence(error.cause)}") from error
     except ray.exceptions.RayError as error:
         raise UserError(
