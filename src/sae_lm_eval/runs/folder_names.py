@@ -11,7 +11,8 @@ from sae_lm_eval.errors import UserError
 
 BASELINE = "baseline"
 AGAIN = "baseline_again"  # the baseline once more, in another layout: a control of the whole run
-TAKEN = frozenset({BASELINE, AGAIN, "report"})
+# What else lies in the folder of a run, or is written there by other commands.
+TAKEN = frozenset({BASELINE, AGAIN, "report", "where", "run.json", "run.log", "over_seeds.csv", "talk.html"})
 LONGEST = 200  # bytes of a folder's name, of which file systems bear 255
 
 
@@ -43,7 +44,7 @@ def check_name(name: str, where: str) -> str:
             f"{where}: '{name}' is no name for a folder: up to {LONGEST} letters, digits and the signs . _ + - = ,"
         )
     if name.casefold() in TAKEN:
-        raise UserError(f"{where}: '{name}' is the name of another folder of a run: choose another.")
+        raise UserError(f"{where}: '{name}' is the name of something else in the folder of a run: choose another.")
     return name
 
 
