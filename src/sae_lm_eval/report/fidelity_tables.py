@@ -79,7 +79,7 @@ TABLES = (
         "activations",
         "Activations",
         tuple(METRICS)[12:18],
-        "The reconstruction at the site: active features a token (L0), fraction of variance unexplained (FVU), "
+        "The reconstruction at the site: active latents a token (L0), fraction of variance unexplained (FVU), "
         "explained variance, cosine and ratio of norms of reconstruction and activation, and the share of the "
         "dictionary that fired at all (± standard error).",
     ),

@@ -69,11 +69,11 @@ def _paretos(chosen: Sequence[Setting], suffix: str, on: str, told: Told) -> lis
     alone = [of for of in singles(chosen) if of.value("l0")]
     drops = [of for of in alone if of.drop]
     computes = [of for of in alone if (of.value("effective_compute") or 0) > 0]
-    features = "Active features a token (L0, logarithmic)"
+    latents = "Active latents a token (L0, logarithmic)"
     made = []
     if len(drops) > 1:
         caption = (
-            f"{features} and drop in accuracy with its {told.level:.0%} interval. The line is the frontier: the "
+            f"{latents} and drop in accuracy with its {told.level:.0%} interval. The line is the frontier: the "
             "least drop at an L0 or less."
         )
         figure = pareto(drops, drop_of, drop_bounds, on_frontier(drops, drop_of))
@@ -82,7 +82,7 @@ def _paretos(chosen: Sequence[Setting], suffix: str, on: str, told: Told) -> lis
         made.append(Picture(f"l0-against-drop{suffix}", f"L0 against drop{on}", caption, told_of, figure))
     if len(computes) > 1:
         caption = (
-            f"{features} and the fraction of the training compute that buys the spliced loss (logarithmic), with its "
+            f"{latents} and the fraction of the training compute that buys the spliced loss (logarithmic), with its "
             "95% interval. The line is the frontier: the most compute at an L0 or less."
         )
         figure = pareto(computes, _compute, _compute_bounds, on_frontier(computes, compute_lost))
@@ -142,7 +142,7 @@ def pareto(
         _named(axis, [(of.name, of.value("l0"), value(of)) for of in chosen])
         axis.set_xscale("log")
         logarithmic(axis.xaxis, [of.value("l0") or 1.0 for of in chosen])
-        axis.set_xlabel("L0 (active features a token)")
+        axis.set_xlabel("L0 (active latents a token)")
         axis.margins(x=0.15, y=0.12)
         axis.grid()
         entries = [_key(f"layer {layer}", "o", colours[layer]) for layer in layers if len(layers) > 1]
