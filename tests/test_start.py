@@ -208,15 +208,15 @@ def test_too_little_memory_to_read_the_command_is_a_sentence(megabytes, tmp_path
 
 
 def test_an_import_that_fails_otherwise_is_not_taken_for_it(monkeypatch):
-    from sae_lm_eval.__main__ import main
+    from sae_lm_eval.__main__ import start
 
     monkeypatch.setitem(sys.modules, "sae_lm_eval.cli.main", None)
     with pytest.raises(ImportError, match=r"sae_lm_eval\.cli\.main"):
-        main()
+        start()
 
 
 def test_an_import_without_memory_is_a_sentence(monkeypatch, capsys):
-    from sae_lm_eval.__main__ import main
+    from sae_lm_eval.__main__ import start
 
     class Full:
         def find_spec(self, name, path=None, target=None):
@@ -226,6 +226,6 @@ def test_an_import_without_memory_is_a_sentence(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "sae_lm_eval.cli.main", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Full(), *sys.meta_path])
     with pytest.raises(SystemExit) as left:
-        main()
+        start()
     assert left.value.code == 2
     assert capsys.readouterr().err.startswith("sae-lm-eval: The memory of this machine does not suffice.")
