@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from conftest import hub_environment_of, serving
 from models import WIDTH, random_model, word_tokenizer
 from safetensors.torch import save_file
 from torch import Tensor
@@ -148,3 +151,22 @@ def test_a_broken_configuration(tmp_path, content):
     (saved(tmp_path) / "config.yaml").write_text(content)
     with pytest.raises(UserError, match=r"config\.yaml' is not"):
         load_dictionary(f"circuit_tracer:{tmp_path}#layer_1")
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence", "downloaded"),
+    [
+        ("org/plt", "'org/plt' is in the format of circuit-tracer's transcoders: name it circuit_tracer:org/plt.", []),
+        ("circuit_tracer:org/plt#layer_9", "'org/plt' holds no dictionary #layer_9 (a file layer_*.safetensors).", []),
+        ("circuit_tracer:org/plt#layer_1", f"circuit_tracer:org/plt#layer_1 reads {WIDTH} values", ["layer_1"]),
+    ],
+)
+def test_of_a_repository_one_layer_is_downloaded(tmp_path, spec, sentence, downloaded):
+    saved(tmp_path / "root" / "models" / "org" / "plt")
+    command = [sys.executable, "-m", "sae_lm_eval", "inspect", "--model_args", f"pretrained=world,sae={spec}"]
+    with serving(tmp_path / "root") as address:
+        environment = hub_environment_of(address, tmp_path / "home")
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert [file.stem for file in (tmp_path / "home").rglob("snapshots/*/*.safetensors")] == downloaded

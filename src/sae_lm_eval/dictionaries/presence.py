@@ -16,6 +16,7 @@ from sae_lm_eval.dictionaries.hub_files import (
     layer_files,
     layers_among,
     none_at,
+    refuse_other_format,
     weights_folder,
 )
 from sae_lm_eval.dictionaries.saelens_package import is_registered_repository, registry_sections
@@ -113,6 +114,9 @@ def _check_repository(spec: SaeSpec) -> None:
         return  # loading tells what is not in the cache, and knows what a registered repository holds
     with hub_told(spec):
         names = HfApi().list_repo_files(spec.source, revision=spec.revision)
+    if file not in names:  # before loading, which downloads what it looks at
+        prefix = f"{spec.id}/" if spec.id else ""
+        refuse_other_format(spec, (name.removeprefix(prefix) for name in names if name.startswith(prefix)))
     folders = [name.removesuffix(wanted).rstrip("/") for name in names if name.endswith(f"/{wanted}")]
     if file not in names and (found := layers_among(names) if by_layer else folders):
         raise UserError(none_at(spec, wanted, found))
