@@ -166,6 +166,17 @@ def test_from_python(tmp_path):
         run(model_args={}, variants=[K4], tasks="sae_world_homes", output_path=tmp_path, limits=4)
 
 
+def test_from_python_on_text_alone(tmp_path):
+    """No question is asked, so nothing is paired; what was measured is there."""
+    settings = {"model_args": "pretrained=world", "variants": [{"sae": K4, "name": "k4"}], "limit": 2, "device": "cpu"}
+    found = run(tasks="sae_fidelity_world", output_path=tmp_path, **settings)
+    assert found.drops.empty
+    measured = found.fidelity.set_index(["variant", "task", "metric"])["value"]
+    assert measured["k4", "sae_fidelity_world", "l0"] == 4
+    assert measured["k4", "sae_fidelity_world", "ce_delta"] == pytest.approx(found.table().loc[1, "delta CE"])
+    assert found.report(tmp_path / "page").is_file()
+
+
 def test_what_was_answered_is_not_run_again(tmp_path, monkeypatch):
     """Cut short at its second batch, a run continues with it and ends with the same files."""
     of = sweep({"sae": K4, "name": "k4"}, limit=200)

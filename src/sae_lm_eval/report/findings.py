@@ -14,6 +14,7 @@ from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.report import assemble, render, writer
+from sae_lm_eval.report.fidelity_tables import fidelity_of, tidy
 from sae_lm_eval.report.headline import headline
 from sae_lm_eval.report.provenance import requested_model
 from sae_lm_eval.report.summary_table import summary_frame, summary_table
@@ -38,6 +39,11 @@ class Findings(Comparison):
         summary = shaped.summary()
         said = "".join(f"<p>{escape(sentence)}</p>" for sentence in headline(shaped.comparison, summary))
         return f"{said}{render.table_html(summary_table(summary, shaped.told))}"
+
+    @property
+    def fidelity(self) -> pd.DataFrame:
+        """What the `sae_fidelity` tasks measured: a row for each variant, task and metric, with its standard error."""
+        return tidy(fidelity_of(self.variants))
 
     def table(self, by: str | None = None, *, sort: str = "task") -> pd.DataFrame:
         """The one table, unrounded: variants in rows, drops (pp) with bounds and adjusted p by column.

@@ -67,12 +67,14 @@ def comparison_of(
     """
     from sae_lm_eval.comparison.compare import with_notes
     from sae_lm_eval.comparison.multiplicity import stars_changed
-    from sae_lm_eval.report.findings import compare, findings
+    from sae_lm_eval.report.assemble import compare_tasks
+    from sae_lm_eval.report.findings import findings
     from sae_lm_eval.results.results import read_results
 
     baseline, *others = (replace(read_results(one.folder), name=one.name) for one in finished.outcomes)
-    made = compare(baseline, others, categories=categories, docs_by=docs_by)
-    return findings(with_notes(made, stars_changed(made.drops, added_names(folder), made.level)))
+    made = compare_tasks(baseline, others, categories=categories, metrics="primary", docs_by=docs_by)
+    changed = stars_changed(made.drops, added_names(folder), made.level) if len(made.drops) else None
+    return findings(with_notes(made, changed))
 
 
 def ran_by_all(progress: Progress) -> Finished:
