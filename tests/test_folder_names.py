@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_lm_eval import UserError
+from sae_lm_eval.runs.additions import with_earlier
 from sae_lm_eval.runs.folder_names import TAKEN, check_name, folder_name, free_name
 from sae_lm_eval.runs.sweep import sweep_of
 
@@ -43,3 +46,13 @@ def test_what_is_no_name_for_a_folder(name):
 def test_every_derived_name_passes_the_check_of_given_ones(text):
     name = free_name(folder_name({"sae": text}))
     assert check_name(name, "") == name
+
+
+@pytest.mark.parametrize("name", ["../k4", "/tmp/k4", "baseline", ".", ["k4"], None, {"k4": 1}, 4])
+def test_a_record_of_a_run_names_no_folder_elsewhere(name, tmp_path):
+    earlier = [{"name": one, "arguments": {"sae": "a"}, "control_of": []} for one in ("k4", name)]
+    sweep = sweep_of({"model_args": "pretrained=world", "tasks": "sae_world_homes", "variants": ["k32"]})
+    (tmp_path / "run.json").write_text(json.dumps({"variants": earlier[:1]}))
+    assert [one.name for one in with_earlier(sweep, tmp_path).variants] == ["k4", "k32"]
+    (tmp_path / "run.json").write_text(json.dumps({"variants": earlier}))
+    assert with_earlier(sweep, tmp_path) == sweep
