@@ -11,7 +11,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "schema.md"
 INTRODUCTION = f"""# What the files hold
 
 The package writes six kinds of data of its own. Each has a version, {schema.VERSION} at present, and a JSON Schema
-(draft 2020-12) in [src/sae_lm_eval/schemas](../src/sae_lm_eval/schemas), which comes with the package:
+(draft 2020-12) in `src/sae_lm_eval/schemas`, which comes with the package:
 
 ```python
 from sae_lm_eval.schema import VERSION, schema

@@ -33,7 +33,7 @@ from sae_lm_eval.runtime.host_memory import HostMemoryError
 from sae_lm_eval.runtime.journal import DiskError, Journal
 from sae_lm_eval.runtime.progress import ConsoleProgress
 from sae_lm_eval.runtime.run_files import GROUPS
-from sae_lm_eval.runtime.run_folder import added_names, held, journal_of
+from sae_lm_eval.runtime.run_folder import added_names, held, journal_of, remembered
 
 K4, K32 = "world#blocks.2.hook_resid_post.k4", "world#blocks.2.hook_resid_post.k32"
 BASIC = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "limit": 4, "device": "cpu"}
@@ -164,6 +164,38 @@ def test_from_python(tmp_path):
     assert not (tmp_path / journal_of()).exists()
     with pytest.raises(UserError, match=r"run takes no 'limits'\. Did you mean 'limit'"):
         run(model_args={}, variants=[K4], tasks="sae_world_homes", output_path=tmp_path, limits=4)
+
+
+def test_a_run_that_was_refused_is_no_other_run(tmp_path):
+    """The mended call may use its folder, unless something was answered there."""
+    settings = {"model_args": "pretrained=world", "variants": [{"sae": K4, "name": "k4"}], "device": "cpu"}
+    asked = {"tasks": "sae_world_homes", "output_path": tmp_path, **settings}
+    for mistake, told in (
+        ({"samples": {"sae_world_homes": [999]}}, "no document 999"),
+        ({"limit": 2, "apply_chat_template": True}, "no chat template"),
+    ):
+        with pytest.raises(UserError, match=told):
+            run(**asked, **mistake)
+        assert {path.name for path in tmp_path.iterdir()} <= {".lock", "run.log"}
+    run(**asked, limit=2)
+    for mistake in ({"limit": 3}, {"limit": 2, "apply_chat_template": True}):
+        with pytest.raises(UserError, match="holds a run with other"):
+            run(**asked, **mistake)
+    assert (tmp_path / "run.json").is_file()
+
+
+def test_answers_of_a_run_that_failed_are_kept(tmp_path):
+    def failing():
+        with remembered(tmp_path, {"model_args": {}}, ["baseline"]):
+            with contextlib.closing(Journal(tmp_path / journal_of())) as journal:
+                journal.put("model", {b"asked": b"answer"})
+            raise UserError("full")
+
+    with pytest.raises(UserError, match="full"):
+        failing()
+    assert (tmp_path / "run.json").is_file()
+    with pytest.raises(UserError, match="holds a run with other"), remembered(tmp_path, {"model_args": 1}, []):
+        pass
 
 
 def test_from_python_on_text_alone(tmp_path):

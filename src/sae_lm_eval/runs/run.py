@@ -36,7 +36,7 @@ from sae_lm_eval.runtime.run_folder import (
     delete_journals,
     held,
     journal_of,
-    remember,
+    remembered,
     write_json,
 )
 
@@ -122,7 +122,7 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
         asked |= fixed_settings(settings)
         asked |= {"once": list(sweep.once)} if sweep.once else {}
         names = (BASELINE, *(one.name for one in sweep.variants), *sweep.once)
-        agreed(lambda: remember(output_path, asked))
+        scope.enter_context(remembered(output_path, asked, names))
         failed: dict[str, str] = {}
         done = Finished(())
         console = scope.enter_context(quiet(output_path / LOG, aloud=rank() == 0))

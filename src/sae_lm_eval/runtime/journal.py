@@ -79,6 +79,9 @@ class Journal:
 
         return self._on_store(drained)
 
+    def is_empty(self) -> bool:
+        return self._on_store(lambda store: store.execute("select 1 from answers limit 1").fetchone() is None)
+
     def close(self) -> None:
         if self._store is not None:
             self._store.close()

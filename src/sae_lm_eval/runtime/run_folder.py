@@ -6,8 +6,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from filelock import FileLock, Timeout
 from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.files.reading import shown
 from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
-from sae_lm_eval.runtime.journal import DiskError
-from sae_lm_eval.runtime.run_files import SETTINGS, read_record
+from sae_lm_eval.runtime.journal import DiskError, Journal
+from sae_lm_eval.runtime.processes import agreed, rank
+from sae_lm_eval.runtime.run_files import GROUPS, IDENTITY, SETTINGS, read_record
 from sae_lm_eval.schema import KEY, VERSION, version_of
 
 ADDED = "added"
@@ -112,6 +113,35 @@ def remember(folder: Path, asked: Mapping[str, Any]) -> None:
         )
     if added:
         write_json(file, {**new, ADDED: added})
+
+
+@contextmanager
+def remembered(folder: Path, asked: Mapping[str, Any], names: Iterable[str]) -> Iterator[None]:
+    """A scope of a run whose models are `names`, of which `remember` has written down what it was asked.
+
+    Where that is new, and a `UserError` ends the scope before anything was answered, the folder forgets it: the mended
+    command is no other run. Raises as `remember`.
+    """
+    is_new = not (folder / SETTINGS).exists()
+    agreed(lambda: remember(folder, asked))
+    try:
+        yield
+    except UserError:
+        if is_new and rank() == 0 and not _has_answers(folder, names):
+            for record in (SETTINGS, GROUPS, IDENTITY):
+                (folder / record).unlink(missing_ok=True)
+            delete_journals(folder)
+        raise
+
+
+def _has_answers(folder: Path, names: Iterable[str]) -> bool:
+    if any((folder / name).exists() for name in names):
+        return True
+    for file in folder.glob(journal_of("*")):
+        with closing(Journal(file)) as journal:
+            if not journal.is_empty():
+                return True
+    return False
 
 
 def _added(old: Any, new: Any) -> list[str] | None:
