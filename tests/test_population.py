@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from runs import answers, question, write_run
 from scipy import stats
 from typer.testing import CliRunner
 
 from sae_lm_eval.cli.main import app
-from sae_lm_eval.comparison.clusters import by_cluster, interval_over_clusters
+from sae_lm_eval.comparison.clusters import by_cluster, degrees_of_freedom, interval_over_clusters
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.comparison.power import detectable_drop
 from sae_lm_eval.errors import UserError
@@ -134,16 +137,43 @@ def test_many_sets_take_no_room_for_each_pair_of_them():
     assert high - low == pytest.approx(2 * 1.96 * np.sqrt(share**2 @ (drops - share @ drops) ** 2), rel=1e-3)
 
 
-def test_the_degrees_of_freedom_are_those_of_the_whole_matrix():
-    drops, weights = np.random.default_rng(0).normal(size=9), np.random.default_rng(1).gamma(1, size=9)
-    share = weights / weights.sum()
-    own = 1 - 2 * share + share @ share
-    factor, residual = np.sqrt(share**2 / own), np.eye(9) - np.outer(np.ones(9), share)
-    matrix = np.outer(factor, factor) * (residual @ residual.T)
-    freedom = np.trace(matrix) ** 2 / (matrix**2).sum()
+def freedom_of_the_matrix(weights):
+    """Squared trace over squared norm, in fractions."""
+    weights = [Fraction(one) for one in weights]
+    share = [one / sum(weights) for one in weights]
+    square = sum(one**2 for one in share)
+    scale = [one**2 / (1 - 2 * one + square) for one in share]
+    norm = sum(
+        a * b * ((i == j) - v - w + square) ** 2
+        for i, (a, v) in enumerate(zip(scale, share, strict=True))
+        for j, (b, w) in enumerate(zip(scale, share, strict=True))
+    )
+    return float(square**2 / norm)
+
+
+@given(st.lists(st.integers(1, 20) | st.floats(-7, 7).map(lambda power: 10.0**power), min_size=2, max_size=25))
+@example([1e5] + 20 * [1])
+@example([5e4] + 10 * [1])
+@example([1e10] + 20 * [1])
+@example([1e10, 1e10] + 5 * [1])
+@example([1e9, 1e5, 1])
+@example([1, 1])
+def test_the_degrees_of_freedom_are_those_of_the_whole_matrix(weights):
+    share = np.array(weights, dtype=float)
+    found = degrees_of_freedom(share / share.sum())
+    assert found == pytest.approx(freedom_of_the_matrix(weights), rel=1e-9)
+    assert 1 <= found <= len(weights) - 1
+
+
+@pytest.mark.parametrize("heavy", [1e3, 1e5, 1e7, 1e10])
+def test_the_interval_of_a_cluster_with_nearly_all_documents_is_that_of_exact_arithmetic(heavy):
+    drops, weights = np.random.default_rng(0).normal(size=21), np.array([heavy] + 20 * [1.0])
+    share, exact = [Fraction(one) / Fraction(weights.sum()) for one in weights], list(map(Fraction, drops))
+    mean, square = sum(w * d for w, d in zip(share, exact, strict=True)), sum(w**2 for w in share)
+    variance = sum(w**2 / (1 - 2 * w + square) * (d - mean) ** 2 for w, d in zip(share, exact, strict=True))
     low, high = interval_over_clusters(drops, weights, level=0.9)
-    error = np.sqrt((share**2 / own) @ (drops - share @ drops) ** 2)
-    assert (high - low) / 2 == pytest.approx(stats.t.ppf(0.95, freedom) * error)
+    half = stats.t.ppf(0.95, freedom_of_the_matrix(weights)) * np.sqrt(float(variance))
+    assert [low, high] == pytest.approx([float(mean) - half, float(mean) + half], rel=1e-9)
 
 
 def run_table(out, *options):

@@ -26,22 +26,50 @@ def interval_over_clusters(drops: ArrayLike, weights: ArrayLike, *, level: float
     mean. Bounds are nan for fewer than two clusters, and where all drops are equal.
     """
     drop, weight = np.asarray(drops, dtype=float), np.asarray(weights, dtype=float)
-    weight = weight / weight.sum()
-    if len(drop) < 2 or weight.max() >= 1 - 1e-12:
+    if len(drop) < 2:
         return NAN, NAN
-    mean = float(weight @ drop)
-    # Of residuals of clusters with equal variance: each one's own variance, and how they vary together.
-    own = 1 - 2 * weight + weight @ weight
-    share = weight**2 / own
-    variance = float(share @ (drop - mean) ** 2)
+    weight = weight / weight.sum()
+    top = int(weight.argmax())
+    rest = np.delete(weight, top)
+    if rest.sum() <= 1e-12:
+        return NAN, NAN
+    own = _own_variances(weight, top)
+    # From the heaviest cluster's drop, which the mean may hardly differ from.
+    beyond = drop - drop[top]
+    mean = float(drop[top] + weight @ beyond)
+    variance = float((weight**2 / own) @ (beyond - weight @ beyond) ** 2)
     if variance <= (1e-12 * max(1.0, float(np.abs(drop).max()))) ** 2:
         return NAN, NAN
-    # The squares of the trace and of the norm of the matrix of both, which would take room for each pair of clusters.
-    square, (whole, once, twice) = weight @ weight, (float(share @ weight**power) for power in (0, 1, 2))
-    apart = (square * whole) ** 2 + 2 * twice * whole - 4 * square * once * whole + 2 * once**2
-    freedom = float(share @ own) ** 2 / (apart + float(share**2 @ (own**2 - (square - 2 * weight) ** 2)))
-    half = float(stats.t.ppf(0.5 + level / 2, freedom) * np.sqrt(variance))
+    half = float(stats.t.ppf(0.5 + level / 2, degrees_of_freedom(weight)) * np.sqrt(variance))
     return mean - half, mean + half
+
+
+def degrees_of_freedom(weight: np.ndarray) -> float:
+    """Bell and McCaffrey's for the mean of clusters of equal variance whose weights sum to 1: from 1 to n - 1.
+
+    Squared trace over squared norm of the matrix with `weight`^2 on its diagonal and, off it,
+    sqrt(s_i s_j) (|weight|^2 - weight_i - weight_j), where s_i = weight_i^2 / (1 - 2 weight_i + |weight|^2). The pairs
+    of the heaviest cluster are summed one by one, since they cancel where it has nearly all the weight; those of the
+    others, which have at most half of it each, are summed without room for each pair.
+    """
+    top = int(weight.argmax())
+    share, rest = weight**2 / _own_variances(weight, top), np.delete(weight, top)
+    heaviest, square = share[top], weight @ weight
+    beside = np.delete(share, top)
+    with_top = 2 * heaviest * float(beside @ (rest @ rest - weight[top] * rest.sum() - rest) ** 2)
+    whole, once, twice = (float(beside @ rest**power) for power in (0, 1, 2))
+    apart = (square * whole) ** 2 + 2 * twice * whole - 4 * square * once * whole + 2 * once**2
+    apart -= float(beside**2 @ (square - 2 * rest) ** 2)
+    freedom = square**2 / (float((weight**4).sum()) + with_top + max(apart, 0.0))
+    return float(np.clip(freedom, 1, len(weight) - 1))
+
+
+def _own_variances(weight: np.ndarray, top: int) -> np.ndarray:
+    """Of each cluster's residual, in units of a cluster's variance; `top` is the heaviest, for which 1 - w cancels."""
+    rest = np.delete(weight, top)
+    own = 1 - 2 * weight + weight @ weight
+    own[top] = rest.sum() ** 2 + rest @ rest
+    return own
 
 
 def by_cluster(
