@@ -7,7 +7,7 @@ import torch
 from models import WIDTH, random_model, random_sae
 
 from sae_lm_eval.dictionaries.loading import load_dictionary
-from sae_lm_eval.scoring import attention_kernels, decoding_trial, prefix_attention, scorer
+from sae_lm_eval.scoring import attention_kernels, decoding, decoding_trial, prefix_attention, rounding, scorer
 from sae_lm_eval.scoring.decoding import Decoder
 from sae_lm_eval.scoring.rounding import rounded_otherwise
 from sae_lm_eval.scoring.scorer import Layout, Scorer
@@ -31,8 +31,8 @@ def variants(model):
     return out
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_each_number_of_an_embedding_moves_by_a_unit_in_the_last_place(dtype):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_each_number_of_an_embedding_moves_by_one_or_two_units_in_the_last_place(dtype):
     model = random_model("llama").to(dtype)
     ids, embed = torch.arange(3, 40)[None], model.get_input_embeddings()
     plain = embed(ids)
@@ -40,9 +40,29 @@ def test_each_number_of_an_embedding_moves_by_a_unit_in_the_last_place(dtype):
         moved, again = embed(ids), embed(ids.repeat(2, 1))[1:]
     assert torch.equal(moved, again)
     assert torch.equal(embed(ids), plain)
-    apart = (moved.double() / plain.double() - 1).abs() / torch.finfo(dtype).eps
+    normal = plain.abs() > torch.finfo(dtype).tiny / torch.finfo(dtype).eps  # below, a unit is no share of the number
+    apart = ((moved.double() - plain.double()) / plain.double())[normal].abs() / torch.finfo(dtype).eps
     assert 0.4 < apart.min() <= apart.max() < 2.1
     assert 0.3 < (moved > plain).double().mean() < 0.7
+
+
+@pytest.mark.parametrize("place", ["meta", "cpu"])
+def test_the_draw_is_the_hosts_whatever_the_default_device(place):
+    model, ids = random_model("llama"), torch.arange(3, 9)[None]
+    with rounded_otherwise(model):
+        expected = model.get_input_embeddings()(ids)
+        with torch.device(place):
+            assert torch.equal(model.get_input_embeddings()(ids), expected)
+
+
+@pytest.mark.parametrize(("precision", "is_allowed"), [("ieee", False), ("tf32", True), ("none", False)])
+def test_whether_a_gpu_may_round_the_factors_of_products(precision, is_allowed):
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    matmul.fp32_precision = precision
+    try:
+        assert rounding._is_tf32_allowed() == is_allowed
+    finally:
+        matmul.fp32_precision = before
 
 
 class TestTrials:
@@ -69,6 +89,32 @@ class TestTrials:
         assert decoder.attention is None, "rows did not see what they are behind"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("broken", range(decoding_trial.PROMPTS))
+def test_a_fault_of_one_prompt_is_found(dtype, broken, monkeypatch):
+    """Its positions are off, those of the others are not."""
+
+    def draft(number, model, position, *rest):
+        return plain(number, model, position + 40 * (number == broken), *rest)
+
+    plain = decoding.Draft
+    monkeypatch.setattr(decoding, "Draft", draft)
+    with pytest.raises(ValueError, match="nats off"):
+        decoding_trial.check_decoding(Decoder(random_model("llama").to(dtype), [None], rows=16, limit=128))
+
+
+def test_a_model_that_does_not_tell_its_embedding_is_compared_without(monkeypatch):
+    """What differs at all is not shared."""
+    model = random_model("llama").to(torch.bfloat16)
+    monkeypatch.setitem(scorer.TOLERANCE, torch.bfloat16, 0.0)
+
+    def unknown(_self):
+        raise NotImplementedError
+
+    monkeypatch.setattr(type(model), "get_input_embeddings", unknown)
+    assert Scorer(model, [], rows=2, limit=64).layout in scorer.LAYOUTS
+
+
 class TestAttention:
     """cuDNN's attention builds a plan for every shape."""
 
@@ -92,6 +138,21 @@ class TestAttention:
             kernels.enable_cudnn_sdp(before)
         assert len(seen) > 10
         assert not any(seen)
+
+    def test_scopes_that_overlap(self):
+        kernels = torch.backends.cuda
+        before = kernels.cudnn_sdp_enabled()
+        kernels.enable_cudnn_sdp(True)
+        one, other = attention_kernels.attention_without_plans(), attention_kernels.attention_without_plans()
+        try:
+            one.__enter__()
+            other.__enter__()
+            one.__exit__(None, None, None)
+            assert not kernels.cudnn_sdp_enabled()
+            other.__exit__(None, None, None)
+            assert kernels.cudnn_sdp_enabled()
+        finally:
+            kernels.enable_cudnn_sdp(before)
 
     def test_it_stays_where_nothing_else_is_allowed(self, monkeypatch):
         for name in attention_kernels.OTHERS:

@@ -12,14 +12,13 @@ from jaxtyping import Float
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.scoring.attention_kernels import attention_without_plans
 from sae_lm_eval.scoring.decoding import Decoder, Ending, Writing
-from sae_lm_eval.scoring.rounding import SPREADS, rounded_otherwise, typical
+from sae_lm_eval.scoring.rounding import is_rounding, rounded_otherwise
 from sae_lm_eval.scoring.token_sampler import TokenSampler
 from sae_lm_eval.splicing.attach import attached
 
-# Between log-probabilities, in nats: the largest, whatever the model. Beyond it, most may be `SPREADS` times as far
-# apart as rounding moves them.
+# Between log-probabilities, in nats, whatever the model; beyond it, as `is_rounding` says.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
-LENGTH = 4  # of the texts that are written
+PROMPTS, LENGTH = 4, 4  # and how many tokens are written behind each
 
 
 @attention_without_plans()
@@ -52,34 +51,36 @@ def _compare(decoder: Decoder) -> None:
         if ids is not None:  # else the one who asks for that model is told
             texts[number, place] = ids
 
-    writing = Writing(decoder, prompts, Ending(LENGTH), TokenSampler(), [b""] * len(prompts), done)
+    writing = Writing(decoder, prompts, Ending(LENGTH), TokenSampler(), [b""] * PROMPTS, done)
     writing.likelihoods, writing.capacity = scores, 1
     try:
         with torch.no_grad():
             writing.write({(i, place) for i in range(len(prompts)) for place in range(len(decoder.models))})
             asked = [(prompts[i], ids, place) for (i, place), ids in texts.items()]
-            alone = _table(texts, [_plainly(decoder, *each) for each in asked])
-            off = np.abs(_table(texts, [scores[key] for key in texts]) - alone)
-            if off.max(initial=0) <= TOLERANCE[model.dtype]:
-                return
-            with rounded_otherwise(model):
-                spread = np.abs(_table(texts, [_plainly(decoder, *each) for each in asked]) - alone)
+            alone = [_plainly(decoder, *each) for each in asked]
+            together = [scores[key] for key in texts]
     except UserError:
         raise
     except Exception as error:  # whatever an architecture does not bear
         raise ValueError(f"{type(model).__name__} cannot decode several models at once: {error!r}") from error
-    if not (typical(off) <= SPREADS * typical(spread)).all():
-        raise ValueError(f"{type(model).__name__} is {off.max():.2g} nats off where several models decode at once")
+
+    @torch.no_grad()
+    def moved() -> Float[np.ndarray, "prompts models tokens"]:
+        with rounded_otherwise(model):
+            return _apart(texts, [_plainly(decoder, *each) for each in asked], alone)
+
+    off = _apart(texts, together, alone)
+    if not texts or not is_rounding(off, TOLERANCE[model.dtype], moved):
+        raise ValueError(f"{type(model).__name__} is {np.nanmax(off):.2g} nats off where several models decode at once")
 
 
-def _table(
-    texts: Mapping[tuple[int, int], Sequence[int]], logprobs: Sequence[Sequence[float]]
+def _apart(
+    texts: Mapping[tuple[int, int], Sequence[int]], some: Sequence[Sequence[float]], others: Sequence[Sequence[float]]
 ) -> Float[np.ndarray, "prompts models tokens"]:
-    """Log-probabilities of texts by prompt and model; 0 where none was written."""
-    numbers, places = zip(*texts, strict=True)
-    table = np.zeros((max(numbers) + 1, max(places) + 1, LENGTH))
-    for (number, place), of_text in zip(texts, logprobs, strict=True):
-        table[number, place, : len(of_text)] = of_text
+    """How far log-probabilities of texts are from others, by prompt and model; nan where no token was written."""
+    table = np.full((PROMPTS, max((place for _, place in texts), default=0) + 1, LENGTH), np.nan)
+    for (number, place), one, other in zip(texts, some, others, strict=True):
+        table[number, place, : len(one)] = np.nan_to_num(np.abs(np.subtract(one, other)), nan=np.inf, posinf=np.inf)
     return table
 
 

@@ -24,7 +24,7 @@ from sae_lm_eval.scoring.lengths import Lengths
 from sae_lm_eval.scoring.lm_head import Head
 from sae_lm_eval.scoring.packing import pack
 from sae_lm_eval.scoring.request import Query, ScoreRequest, Scores
-from sae_lm_eval.scoring.rounding import SPREADS, rounded_otherwise, typical
+from sae_lm_eval.scoring.rounding import is_rounding, rounded_otherwise
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.splice import Variant
 
@@ -32,9 +32,8 @@ logger = logger_of(__name__)
 
 CAPACITY = 256  # tokens of a row that several sequences share
 
-# How far a shared score may be from the plain one, in nats, whatever the model; beyond it, `SPREADS` times as far as
-# rounding moves the model's own. On an H100 a random model of Gemma-2-2B's size with top-k dictionaries is 0.04 nats
-# apart in bfloat16 at the median.
+# How far a shared score may be from the plain one, in nats, whatever the model; beyond it, as `is_rounding` says. On an
+# H100 a random model of Gemma-2-2B's size with top-k dictionaries is 0.04 nats apart in bfloat16 at the median.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.005, torch.bfloat16: 0.02}
 
 
@@ -196,11 +195,10 @@ class Scorer:
 
     @cached_property
     @torch.no_grad()
-    def _spread(self) -> Float[np.ndarray, " models"]:
+    def _moved(self) -> Float[np.ndarray, "queries models targets"]:
         """How far rounding moves that."""
         with rounded_otherwise(self.model):
-            moved = np.concatenate([self._plainly(same) for same in self._trial.of_length])
-        return typical(np.abs(moved - self._in_batches))
+            return np.abs(np.concatenate([self._plainly(same) for same in self._trial.of_length]) - self._in_batches)
 
     @torch.no_grad()
     def _agrees(self, layout: Layout) -> bool:
@@ -219,9 +217,8 @@ class Scorer:
             logger.debug("%s cannot be scored %s: %r", type(self.model).__name__, layout, error)
             return False
         shared = np.stack([scores[i].logprob for i in range(len(self._trial.queries))])
-        off = typical(np.abs(shared - self._in_batches))
-        tolerance = TOLERANCE[self.model.dtype]
-        return bool((off <= tolerance).all() or (off <= np.maximum(tolerance, SPREADS * self._spread)).all())
+        off = np.abs(shared - self._in_batches)
+        return not np.isnan(off).any() and is_rounding(off, TOLERANCE[self.model.dtype], lambda: self._moved)
 
     def _plainly(self, queries: Sequence[Query]) -> Float32[np.ndarray, "queries models targets"]:
         """Log-probabilities of sequences of one length, each variant by itself."""
