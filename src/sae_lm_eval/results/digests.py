@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from pydantic import StrictStr
@@ -14,6 +17,12 @@ from sae_lm_eval.files.reading import is_file, read_json, shown
 
 DIGESTS = "digests.json"  # beside the folder that lm_eval makes in its --output_path
 
+_is_checked: ContextVar[bool] = ContextVar("_is_checked", default=True)
+
+
+class ChangedFile(UserError):
+    """A file is not as its digest says, and may have been changed on purpose."""
+
 
 def write_digests(folder: Path) -> None:
     """Write down, in `folder`, the digest of every file in it."""
@@ -22,8 +31,18 @@ def write_digests(folder: Path) -> None:
     (folder / DIGESTS).write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Inside the scope files are read whatever their digests say."""
+    token = _is_checked.set(False)
+    try:
+        yield
+    finally:
+        _is_checked.reset(token)
+
+
 def check_digest(file: Path) -> None:
-    """Raise `UserError` where `file` is not as the digest beside it says; where there is none, nothing is known."""
+    """Raise `ChangedFile` where `file` is not as the digest beside it says; where there is none, nothing is known."""
     for folder in (file.parent, file.parent.parent):
         if is_file(written := folder / DIGESTS):
             _check(file, _known(written).get(file.relative_to(folder).as_posix()), written)
@@ -31,12 +50,22 @@ def check_digest(file: Path) -> None:
 
 
 def check_digests(folder: Path) -> None:
-    """Raise `UserError` where a file in `folder` is missing or not as its digest says; of others nothing is known."""
-    if is_file(written := folder / DIGESTS):
-        for name, digest in _known(written).items():
-            if not is_file(folder / name):
-                raise UserError(f"There is no '{shown(folder / name, 200)}' any more.")
+    """Raise `UserError` where a file in `folder` is missing or cannot be read; of others nothing is known.
+
+    Raises `ChangedFile` where all are there, and one is not as its digest says.
+    """
+    if not is_file(written := folder / DIGESTS):
+        return
+    changed: list[ChangedFile] = []
+    for name, digest in _known(written).items():
+        if not is_file(folder / name):
+            raise UserError(f"There is no '{shown(folder / name, 200)}' any more.")
+        try:
             _check(folder / name, digest, written)
+        except ChangedFile as error:
+            changed.append(error)
+    if changed:
+        raise changed[0]
 
 
 def _known(written: Path) -> dict[str, str]:
@@ -44,11 +73,18 @@ def _known(written: Path) -> dict[str, str]:
 
 
 def _check(file: Path, digest: str | None, written: Path) -> None:
-    told = file.stat()
-    if digest is not None and digest != _digest_of_version(file, told.st_mtime_ns, told.st_size):
-        raise UserError(
-            f"'{shown(file, 200)}' is not as it was written: something changed or damaged it. The command of the run "
-            f"evaluates it anew; where you changed it yourself, delete '{shown(written, 200)}'."
+    if digest is None or not _is_checked.get():
+        return
+    try:
+        told = file.stat()
+        found = _digest_of_version(file, told.st_mtime_ns, told.st_size)
+    except OSError as error:
+        raise UserError(f"'{shown(file, 200)}' cannot be read: {error.strerror or error}.") from error
+    if digest != found:
+        raise ChangedFile(
+            f"'{shown(file, 200)}' is not as it was written: something changed or damaged it. To keep it as it is, "
+            f"delete '{shown(written, 200)}'; to evaluate anew, delete the folder '{shown(written.parent, 200)}' and "
+            f"give the command of the run again."
         )
 
 

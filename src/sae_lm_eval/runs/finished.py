@@ -1,15 +1,16 @@
-"""Whether the results in the folder of a run are whole: what is damaged is told, set aside, and evaluated anew."""
+"""Whether the results in the folder of a run are whole: what cannot be read is set aside, and evaluated anew."""
 
 from __future__ import annotations
 
+import itertools
 import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.logs import logger_of
-from sae_lm_eval.results.digests import check_digests, write_digests
+from sae_lm_eval.results.digests import ChangedFile, check_digests, unchecked, write_digests
+from sae_lm_eval.results.documents import document_table
 from sae_lm_eval.results.results import read_results
 from sae_lm_eval.schema import NewerVersion
 
@@ -23,38 +24,53 @@ def finish(unfinished: Path, folder: Path) -> None:
 
 
 def set_damaged_aside(output_path: Path, names: Iterable[str]) -> None:
-    """Move the damaged ones of the finished folders `names` out of the way, with a warning.
+    """Move those of the finished folders `names` that cannot be read out of the way, with a warning.
 
-    Raises `NewerVersion` for results of a later release.
+    Raises, before any is moved, `ChangedFile` for results that can be read and are not as they were written, and
+    `NewerVersion` for results of a later release.
     """
-    for name in names:
-        folder = output_path / name
-        why = damage_of(folder) if os.path.lexists(folder) else None
+    finished = [name for name in names if os.path.lexists(output_path / name)]
+    for name, why in [(name, damage_of(output_path / name)) for name in finished]:
         if why is None:
             continue
-        aside = output_path / f".{name}.damaged"
-        shutil.rmtree(aside, ignore_errors=True)
-        os.replace(folder, aside)
-        logger.warning(
-            "The results of '%s' are damaged: set aside as '%s', and evaluated anew. %s", name, aside.name, why
-        )
+        aside = _free(output_path / f".{name}.damaged")
+        os.replace(output_path / name, aside)
+        logger.warning("The results of '%s' are damaged: set aside as '%s', and evaluated anew. %s", name, aside, why)
+
+
+def _free(path: Path) -> Path:
+    """The path, with a number where there is something already."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
+    return next(one for one in itertools.chain([path], numbered) if not os.path.lexists(one))
 
 
 def damage_of(folder: Path) -> str | None:
     """Why a finished folder cannot be read, or what it lacks, in a sentence; None where it is whole.
 
-    Raises `NewerVersion` for results of a later release.
+    Raises `ChangedFile` where it can be read and is not as it was written, and `NewerVersion` for results of a later
+    release.
     """
+    changed: ChangedFile | None = None
     try:
         check_digests(folder)
-        results = read_results(folder)
-        for task in results.tasks:
-            found = len({sample["doc_id"] for sample in results.whole_samples(task)})
-            expected = min(results.sizes[task], results.documents[task])
-            if found < expected:
-                return f"It has {found} of {expected} documents of {task}."
-    except NewerVersion:
-        raise
+    except ChangedFile as error:
+        changed = error
     except UserError as error:
         return str(error)
+    try:
+        with unchecked():
+            results = read_results(folder)
+            for task in results.tasks:
+                found = len({sample["doc_id"] for sample in results.whole_samples(task)})
+                expected = min(results.sizes[task], results.documents[task])
+                if found < expected:
+                    return f"It has {found} of {expected} documents of {task}."
+            if changed is not None:
+                document_table(results)
+    except NewerVersion:
+        raise
+    except (UserError, OSError) as error:
+        return str(error)
+    if changed is not None:
+        raise changed
     return None
