@@ -104,7 +104,9 @@ def test_a_change_that_can_be_read_is_the_users_to_judge(run_folder, change):
     assert file.read_bytes() != whole
     one(run_folder / "baseline", "results_*.json").write_text("{")
     before = sorted(run_folder.rglob("*"))
-    both = f"To keep it as it is, delete '{run_folder}/v/{DIGESTS}'; to evaluate anew, delete the folder '{run_folder}/v'"
+    both = (
+        f"To keep it as it is, delete '{run_folder}/v/{DIGESTS}'; to evaluate anew, delete the folder '{run_folder}/v'"
+    )
     with pytest.raises(ChangedFile, match=re.escape(both)):
         set_damaged_aside(run_folder, ["baseline", "v"])
     assert sorted(run_folder.rglob("*")) == before

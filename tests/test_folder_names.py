@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sae_lm_eval import UserError
 from sae_lm_eval.runs.additions import with_earlier
-from sae_lm_eval.runs.folder_names import TAKEN, check_name, folder_name, free_name
+from sae_lm_eval.runs.folder_names import OF_RUN, TAKEN, check_name, folder_name, free_name
 from sae_lm_eval.runs.sweep import sweep_of
 
 
@@ -55,4 +55,38 @@ def test_a_record_of_a_run_names_no_folder_elsewhere(name, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"variants": earlier[:1]}))
     assert [one.name for one in with_earlier(sweep, tmp_path).variants] == ["k4", "k32"]
     (tmp_path / "run.json").write_text(json.dumps({"variants": earlier}))
+    assert [one.name for one in with_earlier(sweep, tmp_path).variants] == ["k4", "k32"]
+
+
+GOOD = {"name": "a", "arguments": {"sae": "a"}, "control_of": []}
+ODD = [
+    *({**GOOD, "name": "b", "control_of": odd} for odd in (None, "a", [1])),
+    *({**GOOD, "name": "b", "arguments": odd} for odd in (None, [], "sae=a")),
+    *({key: GOOD[key] for key in GOOD if key != left_out} for left_out in GOOD),
+    *(None, "b", 3, [], {}, {**GOOD, "name": "report"}, {**GOOD, "name": "run.json"}, {**GOOD, "name": "Baseline"}),
+]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_an_odd_entry_of_a_record_costs_no_other_its_place(odd, tmp_path, caplog):
+    sweep = sweep_of({"model_args": "pretrained=world", "tasks": "sae_world_homes", "variants": ["k32"]})
+    (tmp_path / "run.json").write_text(json.dumps({"variants": [odd, GOOD, {**GOOD, "name": "c"}]}))
+    assert [one.name for one in with_earlier(sweep, tmp_path).variants] == ["a", "c", "k32"]
+    assert "left out. run.json, variants.0" in caplog.text
+
+
+@pytest.mark.parametrize("name", sorted(TAKEN - OF_RUN))
+def test_a_variant_of_before_keeps_a_name_that_no_new_one_gets(name, tmp_path, caplog):
+    sweep = sweep_of({"model_args": "pretrained=world", "tasks": "sae_world_homes", "variants": ["k32"]})
+    (tmp_path / "run.json").write_text(json.dumps({"variants": [GOOD, {**GOOD, "name": name}]}))
+    assert [one.name for one in with_earlier(sweep, tmp_path).variants] == ["a", name, "k32"]
+    assert not caplog.text
+    with pytest.raises(UserError, match="something else in the folder of a run"):
+        names({"sae": "k4", "name": name})
+
+
+@pytest.mark.parametrize("record", ["{}", '{"variants": null}', '{"variants": {"a": 1}}', '{"variants": "ab"}'])
+def test_what_is_no_record_of_a_run_adds_nothing(record, tmp_path):
+    sweep = sweep_of({"model_args": "pretrained=world", "tasks": "sae_world_homes", "variants": ["k32"]})
+    (tmp_path / "run.json").write_text(record)
     assert with_earlier(sweep, tmp_path) == sweep

@@ -468,7 +468,9 @@ class TestTrouble:
         file.unlink() if damage is None else file.write_bytes(damage(file.read_bytes()))
         name = pattern.split("/")[0]
         evaluated(asked, tmp_path)
-        assert f"The results of '{name}' are damaged: set aside as '{tmp_path}/.{name}.damaged'" in capfd.readouterr().err
+        assert (
+            f"The results of '{name}' are damaged: set aside as '{tmp_path}/.{name}.damaged'" in capfd.readouterr().err
+        )
         shutil.rmtree(tmp_path / f".{name}.damaged")
         assert contents(tmp_path) == before
 

@@ -185,6 +185,31 @@ class TestKeptReads:
         for _ in range(2):
             assert len(self.asked(tmp_path)[1]) == 1
 
+    @pytest.mark.parametrize("place", ["~nobody-at-all/x", "", "relative"])
+    def test_without_a_folder_of_the_user_nothing_is_kept(self, place, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("XDG_CACHE_HOME", place)
+        if not place:  # a user without a home, and none in passwd
+            monkeypatch.delenv("HOME")
+            monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+        for _ in range(2):
+            assert self.asked(tmp_path) == ([{"task": "one"}] * 2, [str(tmp_path / "a.yaml")])
+        assert [path.name for path in tmp_path.iterdir()] == ["a.yaml"]
+
+    def test_what_cannot_be_put_in_its_place_is_not_left(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
+        assert self.asked(tmp_path)[0] == [{"task": "one"}] * 2
+        assert list((tmp_path / "cache" / "sae_lm_eval").iterdir()) == []
+
+    def test_one_key_is_kept_at_a_time_and_the_files_of_others_stay(self, tmp_path):
+        (tmp_path / "cache" / "sae_lm_eval").mkdir(parents=True)
+        (tmp_path / "cache" / "sae_lm_eval" / "other.json").write_text("{}")
+        for key in ("a", "b", "c"):
+            self.asked(tmp_path, key)
+        assert len(list((tmp_path / "cache" / "sae_lm_eval").glob("tasks_*.json"))) == 1
+        assert (tmp_path / "cache" / "sae_lm_eval" / "other.json").exists()
+        assert self.asked(tmp_path, "c")[1] == []
+
     def test_a_file_that_is_refused_is_refused_again(self, tmp_path):
         for _ in range(2):
             with pytest.raises(ValueError, match="none"):

@@ -9,11 +9,14 @@ from typing import Any
 from pydantic import StrictStr
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.files.reading import Foreign, checked
 from sae_lm_eval.runs.asked import VariantRequest
-from sae_lm_eval.runs.folder_names import check_name
+from sae_lm_eval.runs.folder_names import OF_RUN, check_name
 from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runtime.run_files import SETTINGS, read_record
+
+logger = logger_of(__name__)
 
 
 class EarlierVariant(Foreign):
@@ -27,16 +30,23 @@ class EarlierVariant(Foreign):
 def with_earlier(sweep: Sweep, folder: Path) -> Sweep:
     """The sweep with the variants that the run in `folder` has besides, these first, as they were asked for there.
 
-    What is no record of a run is left for `remember` to refuse. To be asked of a folder that is `held`.
+    An entry that is no variant is left out with a warning, and what is no record of a run left for `remember` to
+    refuse. To be asked of a folder that is `held`.
     """
     record = read_record(folder / SETTINGS, dict[str, Any])
     listed = record.get("variants") if isinstance(record, dict) else None
-    named = {one.name for one in sweep.variants}
-    try:
-        earlier = checked(list[EarlierVariant], listed or [], "run.json", "a record of a run")
-        before = [
-            VariantRequest(check_name(one.name, "run.json"), one.arguments, tuple(one.control_of)) for one in earlier
-        ]
-    except UserError:
-        return sweep
-    return replace(sweep, variants=(*(one for one in before if one.name not in named), *sweep.variants))
+    named = [one.name for one in sweep.variants]
+    before: list[VariantRequest] = []
+    for number, entry in enumerate(listed if isinstance(listed, list) else []):
+        if isinstance(entry, dict) and entry.get("name") in named:
+            continue
+        try:
+            one = checked(EarlierVariant, entry, f"run.json, variants.{number},", "a variant of a run")
+            # A name may be taken by now that was free then.
+            check_name(one.name, f"run.json, variants.{number}", taken=OF_RUN)
+        except UserError as error:
+            logger.warning("A variant that was run here before is left out. %s", error)
+            continue
+        before.append(VariantRequest(one.name, one.arguments, tuple(one.control_of)))
+        named.append(one.name)
+    return replace(sweep, variants=(*before, *sweep.variants))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from sae_lm_eval.errors import UserError
 
 BASELINE = "baseline"
 AGAIN = "baseline_again"  # the baseline once more, in another layout: a control of the whole run
-# What else lies in the folder of a run, or is written there by other commands.
-TAKEN = frozenset({BASELINE, AGAIN, "report", "where", "run.json", "run.log", "over_seeds.csv", "talk.html"})
+# What else a run writes in its folder, which no record of one names a variant; and what other commands write there.
+OF_RUN = frozenset({BASELINE, AGAIN, "report", "run.json", "run.log"})
+TAKEN = OF_RUN | {"where", "over_seeds.csv", "talk.html"}
 LONGEST = 200  # bytes of a folder's name, of which file systems bear 255
 
 
@@ -37,13 +38,13 @@ def short_name(name: str) -> str:
     return f"{name.encode()[: LONGEST - 9].decode(errors='ignore')}~{digest}"
 
 
-def check_name(name: str, where: str) -> str:
-    """`name`, if it serves as a folder's. Raises `UserError` otherwise."""
+def check_name(name: str, where: str, taken: Collection[str] = TAKEN) -> str:
+    """`name`, if it serves as a folder's beside those `taken`. Raises `UserError` otherwise."""
     if not re.fullmatch(r"[\w+=-][\w.+=,~-]*", name) or name.endswith(".") or len(name.encode()) > LONGEST:
         raise UserError(
             f"{where}: '{name}' is no name for a folder: up to {LONGEST} letters, digits and the signs . _ + - = ,"
         )
-    if name.casefold() in TAKEN:
+    if name.casefold() in taken:
         raise UserError(f"{where}: '{name}' is the name of something else in the folder of a run: choose another.")
     return name
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_lm_eval.errors import UserError, did_you_mean, error_sentence
 from sae_lm_eval.files.logs import logger_of
+from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.runs.additions import with_earlier
 from sae_lm_eval.runs.checks import check
 from sae_lm_eval.runs.documents import keep_documents
@@ -88,10 +89,10 @@ def run(
         if name not in (known := lm_eval_settings()):
             raise UserError(f"run takes no '{name}'.{did_you_mean(name, known)} lm_eval's are {', '.join(known)}.")
     if isinstance(categories, str | Path):
-        categories = read_categories_file(Path(categories).expanduser())
+        categories = read_categories_file(at_home(categories))
     given = {"model_args": model_args, "variants": variants, "controls": controls, "mean_text": mean_text}
     sweep = sweep_of({**given, "memory": memory, "ray": ray, "tasks": tasks, **settings})
-    output_path = Path(output_path).expanduser()
+    output_path = at_home(output_path)
     check(sweep, output_path)
     finished = evaluate(sweep, lm_eval_config(sweep), output_path)
     if finished.failed:
