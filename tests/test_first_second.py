@@ -9,11 +9,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sae_lm_eval import SaeHFLM, UserError, run, world
 from sae_lm_eval.catalog import lookup
 from sae_lm_eval.runs import task_index
+from sae_lm_eval.runs.checks import TRUTHS, check_model_args
+from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import sweep_of
 from sae_lm_eval.runtime.devices import check_device, check_placement
 
@@ -506,6 +509,13 @@ class TestSamples:
             ({"sae_world_homes": [0, 200]}, "sae_world_homes has no document 200: they run from 0 to 199."),
             ({"sae_world_homes": [-1]}, "sae_world_homes has no document -1: they run from 0 to 199."),
             ({"sae_world_homes": "all"}, "sae_world_homes: 'all' is no list of numbers of documents, as in [0, 1]."),
+            ({"sae_world_homes": []}, "sae_world_homes: [] is no list of numbers of documents, as in [0, 1]."),
+            ({"sae_world_homes": [True]}, "sae_world_homes: True is no number of a document: give whole ones"),
+            ({"sae_world_homes": [0.0]}, "sae_world_homes: 0.0 is no number of a document: give whole ones"),
+            ({"sae_world_homes": ["0"]}, "sae_world_homes: '0' is no number of a document: give whole ones"),
+            ({"sae_world_homes": [0, 1, np.int64(0)]}, "sae_world_homes names document 0 twice."),
+            ({"sae_world_homes": [np.int64(200)]}, "sae_world_homes has no document 200: they run from 0 to 199."),
+            ({3: [0]}, "3 is no name of a task."),
         ],
     )
     def test_documents_that_are_not_there(self, samples, told, monkeypatch, tmp_path):
@@ -514,6 +524,72 @@ class TestSamples:
         with pytest.raises(UserError) as error:
             run(**given, output_path=tmp_path / "out", samples=samples)
         assert str(error.value).startswith(f"samples: {told}")
+
+    @pytest.mark.parametrize("asked", ["own_group", "own_tag"])
+    def test_a_group_is_told_to_be_one(self, asked, monkeypatch, tmp_path):
+        monkeypatch.setattr(SaeHFLM, "__init__", lambda *_, **__: pytest.fail("loaded the model"))
+        question = Path(__file__).parents[1] / "tasks" / "sae_world" / "_question.yaml"
+        tasks = tmp_path / "tasks"
+        tasks.mkdir()
+        task = ["task: own_task", "tag: own_tag", "dataset_kwargs: {category: homes}"]
+        (tasks / "one.yaml").write_text("\n".join([f"include: {question}", *task]))
+        (tasks / "group.yaml").write_text("group: own_group\ntask: [own_task]\n")
+        given = {"model_args": "pretrained=world", "variants": K4, "tasks": asked, "include_path": str(tasks)}
+        with pytest.raises(UserError, match=f"samples: '{asked}' is a group of tasks: name each task of it"):
+            run(**given, output_path=tmp_path / "out", samples={asked: [0, 1]})
+
+    def test_numbers_of_numpy_are_numbers(self):
+        given = {"model_args": "pretrained=world", "variants": K4, "tasks": "sae_world_homes"}
+        config = lm_eval_config(sweep_of({**given, "samples": {"sae_world_homes": tuple(np.arange(2))}}))
+        assert json.loads(json.dumps(config.samples)) == {"sae_world_homes": [0, 1]}
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+@pytest.mark.parametrize("value", [0, 1, True, False, None, 2, -1, 1.0, "1", "true", [1]])
+def test_truths_are_those_of_lm_eval(name, value):
+    given = {"pretrained": "world", name: value}
+    if value is None or (value in (0, 1) and isinstance(value, int)):
+        check_model_args(given)
+    else:
+        with pytest.raises(UserError, match=rf"{name}=.* is neither True nor False"):
+            check_model_args(given)
+
+
+@pytest.mark.parametrize(
+    ("argument", "what"), [("tokenizer", "tokenizer"), ("peft", "adapter"), ("delta", "delta model")]
+)
+def test_what_is_gated_is_called_what_it_is(argument, what, monkeypatch):
+    import httpx
+    import huggingface_hub
+    from huggingface_hub.errors import GatedRepoError
+
+    def refuse(*_args, **_kwargs):
+        raise GatedRepoError("gated", response=httpx.Response(403, request=httpx.Request("GET", "http://hub")))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(UserError, match=f"^The {what} 'some/one' is gated"):
+        check_model_args({"pretrained": "world", argument: "some/one"})
+
+
+@pytest.mark.parametrize("edit", [{"ablate": 3}, {"keep_top": 4}, {"clamp": "3:1"}])
+@pytest.mark.parametrize("splice", ["zero", "mean", "none"])
+class TestEditsOfLatentsThatAreNotAsked:
+    def test_are_refused_before_anything_is_loaded(self, edit, splice, monkeypatch, tmp_path):
+        monkeypatch.setattr(SaeHFLM, "__init__", lambda *_, **__: pytest.fail("loaded the model"))
+        (tmp_path / "text.txt").write_text("a text")
+        more = {"mean_text": str(tmp_path / "text.txt")} if splice == "mean" else {}
+        variant = {"sae": K4, "splice": splice, **edit, **more}
+        with pytest.raises(
+            UserError, match=f"splice={splice} does not ask the dictionary, so that {next(iter(edit))}="
+        ):
+            run(model_args="pretrained=world", variants=[variant], tasks="sae_world_homes", output_path=tmp_path / "o")
+
+    def test_are_not_those_of_a_control(self, edit, splice, tmp_path):
+        given = {"variants": [{"sae": K4, **edit}], "controls": [splice], "mean_text": str(tmp_path / "text.txt")}
+        (_, control) = sweep_of({"model_args": "pretrained=world", "tasks": "t", **given}).variants
+        assert control.arguments["splice"] == splice
+        assert not control.arguments.keys() & edit.keys()
 
 
 def test_a_way_of_attention_that_is_none_is_told():

@@ -211,7 +211,7 @@ def _cautions(baseline: Results, variant: Results) -> list[str]:
         notes.append(f"{variant.name} and the baseline are the same file, '{variant.file}'.")
     adds = "one BOS token is added"
     here, there = (str(run.provenance.get("bos", "")).startswith(adds) for run in (baseline, variant))
-    asked = str(baseline.model_args.get("add_bos_token")) == "True"
+    asked = str(baseline.model_args.get("add_bos_token")) in ("True", "1")
     if there and not here and not asked:
         notes.append(
             f"{variant.name} was asked with a BOS token before each prompt, and nothing says that the baseline was: "

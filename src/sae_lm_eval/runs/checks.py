@@ -98,7 +98,8 @@ def check_model_args(model_args: Mapping[str, Any]) -> None:
     if model_args.get("max_length") is not None:
         whole(model_args["max_length"], "max_length", least=1)
     for name in TRUTHS:
-        if not isinstance(value := model_args.get(name), bool | None):
+        value = model_args.get(name)
+        if value is not None and not (isinstance(value, int) and value in (0, 1)):
             raise UserError(f"{name}={value} is neither True nor False.")
     for name, (what, file, is_needed) in BESIDE.items():
         value = model_args.get(name)
@@ -170,9 +171,9 @@ def _of_hub(name: str, file: str, revision: Any, what: str = "model") -> Path | 
             return Path(cached) if isinstance(cached, str) else None
         return Path(hf_hub_download(name, file, revision=revision))
     except GatedRepoError as error:
-        raise UserError(f"The model '{name}' is gated: ask for access on its page, and log in.") from error
+        raise UserError(f"The {what} '{name}' is gated: ask for access on its page, and log in.") from error
     except RevisionNotFoundError as error:
-        raise UserError(f"The model '{name}' has no revision '{revision}'.") from error
+        raise UserError(f"The {what} '{name}' has no revision '{revision}'.") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise UserError(
             f"There is no {what} '{name}' to load: no folder here is called so, and no repository of the hub that you "

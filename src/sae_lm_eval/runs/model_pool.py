@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
@@ -76,7 +76,7 @@ class LoadedSweep:
             if value is not None:
                 seed(value)
         loaded = self.task_manager.load(self.settings.tasks)
-        _check_samples(self.settings.samples or {}, loaded["tasks"])
+        _check_samples(self.settings.samples or {}, loaded["tasks"], {*self.settings.tasks, *loaded["groups"]})
         return loaded
 
     @property
@@ -171,13 +171,16 @@ class LoadedSweep:
         return run_lm_eval(model=lm, **{**given, **other})
 
 
-def _check_samples(samples: Mapping[str, Any], tasks: Mapping[str, Any]) -> None:
-    """Raise `UserError` where `samples` names a task that is not asked, or a document that one does not have."""
+def _check_samples(samples: Mapping[str, Sequence[int]], tasks: Mapping[str, Any], asked: Collection[Any]) -> None:
+    """Raise `UserError` where `samples` names none of the `tasks`, or a document that one does not have.
+
+    `asked` has the names of groups and tags that the tasks were asked by.
+    """
     for name, numbers in samples.items():
-        if not isinstance(numbers, list | tuple):
-            raise UserError(f"samples: {name}: {numbers!r} is no list of numbers of documents, as in [0, 1].")
+        if name not in tasks and name in asked:
+            raise UserError(f"samples: '{name}' is a group of tasks: name each task of it, with numbers of its own.")
         if name not in tasks:
             raise UserError(f"samples: the task '{name}' is not among those asked.{did_you_mean(name, tasks)}")
         count = len(tasks[name].eval_docs)
-        if beyond := [one for one in numbers if not isinstance(one, int) or not 0 <= one < count]:
+        if beyond := [one for one in numbers if not 0 <= one < count]:
             raise UserError(f"samples: {name} has no document {beyond[0]!r}: they run from 0 to {count - 1}.")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ def lm_eval_config(sweep: Sweep) -> Any:
         "model": "sae_hf",
         "model_args": object_texts(sweep.model_args),
     }
+    if given.get("samples") is not None:  # numpy's are no JSON
+        given["samples"] = {task: [int(one) for one in numbers] for task, numbers in given["samples"].items()}
     if given.get("device") is None:
         given["device"] = default_device()  # lm_eval's own default is a GPU on every machine
     try:
@@ -114,6 +118,22 @@ def _level(_name: str, value: Any) -> None:
         raise UserError(f"verbosity: {value!r} is no level of logging. Choose from {', '.join(LEVELS)}.")
 
 
+def _samples(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        example = '{"lambada_openai": [0, 1]}'
+        raise UserError(f"{name}: {value!r} is not a mapping of tasks to the numbers of documents, as in {example}.")
+    for task, numbers in value.items():
+        if not isinstance(task, str):
+            raise UserError(f"{name}: {task!r} is no name of a task.")
+        if not isinstance(numbers, list | tuple) or not numbers:
+            raise UserError(f"{name}: {task}: {numbers!r} is no list of numbers of documents, as in [0, 1].")
+        for one in numbers:
+            if isinstance(one, bool) or not isinstance(one, Integral):
+                raise UserError(f"{name}: {task}: {one!r} is no number of a document: give whole ones, as in [0, 1].")
+        if twice := [one for one, count in Counter(numbers).items() if count > 1]:
+            raise UserError(f"{name}: {task} names document {twice[0]} twice.")
+
+
 _truth = _of_type((bool,), "true or false")
 _mapping = _of_type((Mapping, str), "a mapping, such as {temperature: 0}")
 _text = _of_type((str,), "a text")
@@ -126,7 +146,7 @@ CHECKS: Mapping[str, Callable[[str, Any], object]] = {
     "gen_kwargs": _mapping,
     "metadata": _mapping,
     "hf_hub_log_args": _mapping,
-    "samples": _of_type((Mapping,), 'a mapping of tasks to the numbers of documents, as in {"blimp": [0, 1]}'),
+    "samples": _samples,
     "use_cache": _text,
     "system_instruction": _text,
     "verbosity": _level,

@@ -23,7 +23,7 @@ from sae_lm_eval.runs.asked import VariantRequest as VariantRequest
 from sae_lm_eval.runs.folder_names import AGAIN, check_name, folder_name, free_name, refuse_twice, short_name
 from sae_lm_eval.runs.object_names import is_object, object_texts
 from sae_lm_eval.runs.sweep_keys import OURS, lm_eval_settings
-from sae_lm_eval.splicing.splice_arguments import SpliceArguments
+from sae_lm_eval.splicing.splice_arguments import OF_SITES, SpliceArguments
 
 logger = logger_of(__name__)
 
@@ -35,10 +35,10 @@ LADDERS = {
     "quantize": [f"quantize?bits={bits}&group=64" for bits in (8, 6, 5, 4, 3, 2)],
     "noise": [f"noise?std={std}&seed={seed}" for std in (0.03, 0.1, 0.2, 0.4) for seed in range(3)],
 }
-OF_SITES = ("none", "zero", "mean")  # controls that depend on the sites alone
 FILTERS = ("width", "l0", "layer")
 TOGETHER = ("each", "all")
 ARGUMENTS = tuple(name for name in SpliceArguments.names() if name != "sae")  # besides the dictionaries
+OF_DICTIONARIES = ("scale", "keep_top", "ablate", "clamp")  # which controls at their sites do not take over
 PATHS = ("pretrained", "tokenizer", "peft", "delta", "include_path", "use_cache")
 OF_LOADING = ("batch_size", "max_batch_size", "device")  # settings that lm_eval takes among the model's arguments too
 
@@ -282,7 +282,7 @@ def _with_controls(variants: Sequence[VariantRequest], controls: Sequence[str], 
         for control in controls:
             arguments = {**common, **asked.arguments, "splice": control}
             if control in OF_SITES:
-                arguments.pop("scale", None)
+                arguments = {name: value for name, value in arguments.items() if name not in OF_DICTIONARIES}
             if control == "mean" and arguments.get("mean_text") is None:
                 raise UserError("controls: 'mean' needs mean_text: FILE, the text whose activations are averaged.")
             made = VariantRequest(check_name(short_name(f"{asked.name},{control}"), "controls"), _normal(arguments))

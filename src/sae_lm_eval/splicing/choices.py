@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_lm_eval.dictionaries.latent_edits import NO_EDITS, LatentEdits, edits_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
-from sae_lm_eval.splicing.splice_arguments import MODES, TOKENS, SpliceArguments
+from sae_lm_eval.splicing.splice_arguments import MODES, OF_SITES, TOKENS, SpliceArguments
 
 if TYPE_CHECKING:
     from sae_lm_eval.dictionaries.dictionary import Dictionary
@@ -37,6 +37,11 @@ class Choices:
 
     def __post_init__(self) -> None:
         one_of(self.splice, MODES, "splice")
+        if self.edits and self.splice in OF_SITES:
+            raise UserError(
+                f"splice={self.splice} does not ask the dictionary, so that {self.edits} would change nothing: "
+                "leave one of them out."
+            )
         kind, colon, first = self.splice_tokens.partition(":")
         if colon and kind == "non_special" and not first.isdecimal():
             raise UserError(

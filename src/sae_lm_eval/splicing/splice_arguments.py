@@ -19,6 +19,7 @@ MODES = {
     "random_error": "the activation plus a random vector of the norm of the dictionary's error (drawn by `seed=`)",
     "none": "the activation, untouched: the same bits as `--model hf`",
 }
+OF_SITES = ("none", "zero", "mean")  # what does not depend on the dictionaries, but for where they write
 TOKENS = ("non_special", "all")  # the first also with a position, as in non_special:4
 
 
