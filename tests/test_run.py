@@ -121,7 +121,7 @@ class TestSweepFiles:
             ({"variants": [K4], "controls": ["mean"]}, "controls: 'mean' needs mean_text: FILE"),
             ({"variants": [K4], "memory": "much"}, "memory: 'much' is no number of gigabytes"),
             ({"variants": [{"sae": K4, "name": "../k4"}]}, "variants, entry 1: '../k4' is no name for a folder"),
-            ({"variants": [{"sae": K4, "name": "Report"}]}, "variants, entry 1: 'Report' is the name of another"),
+            ({"variants": [{"sae": K4, "name": "Report"}]}, "variants, entry 1: 'Report' is the name of something"),
             ({"variants": [{"sae": K4, "name": "a"}, {"sae": K32, "name": "A"}]}, "variants: two are called 'a' and"),
             ({"variants": [{"pattern": "world#*.k5"}]}, "No dictionary of the embedded world matches 'world#*.k5'."),
             ({"variants": [{"pattern": "world#*.k4", "l0": ">9"}]}, "variants, entry 1: none of the 3 dictionaries"),
