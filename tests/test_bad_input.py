@@ -99,6 +99,14 @@ CASES: dict[str, tuple[Case, str]] = {
         lambda _: load_dictionary("sealens:gpt2#x"),
         r"Loader 'sealens' is unknown\. Did you mean 'saelens'\? Choose from saelens, sparsify, python\.",
     ),
+    "unknown loader of an absolute path": (
+        lambda _: load_dictionary("npz:/data/x#y"),
+        r"Loader 'npz' is unknown\. Choose from saelens, sparsify, ",
+    ),
+    "a URL, which is no loader": (
+        lambda _: load_dictionary("https://host/x"),
+        r"'https://host/x' is neither a folder here",
+    ),
     # dictionaries
     "unknown release": (
         lambda _: load_dictionary("gpt2-small-res-jbb#blocks.8.hook_resid_pre"),

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_lm_eval import SaeHFLM, UserError
+from sae_lm_eval.dictionaries.formats import format_of
 from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.dictionaries.presence import check_presence
 from sae_lm_eval.dictionaries.spec import SaeSpec
@@ -105,6 +106,110 @@ def test_without_a_configuration_the_site_is_the_users(tmp_path):
     assert str(splice.site_out.write) == "model.layers.0.mlp.output"
 
 
+def topk_by_hand(w: dict[str, Tensor], x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    pre = x @ w["W_enc"].T + w["b_enc"]
+    latents = torch.where(pre >= pre.sort(dim=-1).values[..., -k, None], pre, 0)
+    out = latents @ w["W_dec"] + w["b_dec"]
+    return latents, out + x @ w["W_skip"].T if "W_skip" in w else out
+
+
+@pytest.mark.parametrize("kind", ["", "skip"])
+@pytest.mark.parametrize("k", [4, 40])  # of 48 latents 40 are not all above 0: their sign stays
+def test_topk_keeps_the_k_largest_whatever_their_sign(tmp_path, kind, k):
+    folder = saved(tmp_path, kind=kind, config={**CONFIG, "activation": "topk", "k": k})
+    save_file({**weights(kind, 2), "k": torch.tensor(k)}, folder / "layer_2.safetensors")
+    dictionary = load_dictionary(f"circuit_tracer:{folder}#layer_2")
+    x = torch.randn(2, 5, WIDTH)
+    latents, out = topk_by_hand(weights(kind, 2), x, k)
+    assert dictionary.encode is not None
+    assert dictionary.formula is not None
+    torch.testing.assert_close(dictionary.encode(x), latents, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(dictionary.reconstruct(x), out, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(dictionary.formula(x), out, atol=1e-5, rtol=1e-5)
+    assert dictionary.stated == {"l0": k}
+    assert dictionary.architecture == f"topk_{kind and kind + '_'}transcoder"
+
+
+def test_k_decides_the_checksum(tmp_path):
+    found = set()
+    for k in (4, 5):
+        folder = saved(tmp_path / str(k), config={**CONFIG, "activation": "topk", "k": k})
+        found.add(load_dictionary(f"circuit_tracer:{folder}#layer_0").fingerprint())
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "more", "sentence"),
+    [
+        ({"activation": "topk"}, {}, "says activation: topk without k"),
+        ({"activation": "topk", "k": 0}, {}, f"k=0, where it must be how many of {LATENTS} latents"),
+        ({"activation": "topk", "k": LATENTS + 1}, {}, "k=49, where it must be"),
+        ({"activation": "topk", "k": -1}, {}, "k=-1, where it must be"),
+        ({"activation": "topk", "k": 4.5}, {}, r"config\.yaml' is not"),
+        ({"activation": "topk", "k": 4}, {"k": torch.tensor(5)}, "do not agree on k: 4 and 5"),
+        ({"activation": "topk", "k": 4}, {"k": torch.tensor([4, 6])}, "do not agree on k: 4 and 6"),
+        ({"activation": "topk"}, {"k": torch.tensor(2.5)}, "k=2.5, where it must be"),
+        ({"activation": "topk"}, {"k": torch.tensor(float("nan"))}, "k=nan, where it must be"),
+        ({"activation": "topk"}, {"k": torch.tensor([4, 6])}, "do not agree on k: 4 and 6"),
+        ({"activation": "topk"}, {"k": torch.zeros(0)}, "says activation: topk without k"),
+        ({}, {"k": torch.tensor(4)}, "has a tensor 'k', and no config.yaml beside it says activation: topk"),
+        ({"activation": "relu", "k": 4}, {"k": torch.tensor(4)}, "has a tensor 'k'"),
+        ({"activation": "relu"}, {"activation_function.threshold": torch.ones(1)}, "relu, and its file holds thresh"),
+        ({"activation": "topk", "k": 4}, {"activation_function.threshold": torch.ones(1)}, "topk, and its file holds"),
+        ({"activation": "jumprelu"}, {}, "jumprelu, and its file holds no thresholds"),
+        ({"activation": "TopK", "k": 4}, {}, r"activation 'TopK' is unknown\. Did you mean 'topk'\?"),
+        ({}, {"log_thresholds": torch.ones(LATENTS)}, "has a tensor 'log_thresholds', which .* format does not have"),
+    ],
+)
+def test_what_differs_from_the_configuration_or_is_not_known_is_refused(tmp_path, said, more, sentence):
+    folder = saved(tmp_path, config={**CONFIG, **said})
+    save_file({**weights(), **more}, folder / "layer_1.safetensors")
+    with pytest.raises(UserError, match=sentence):
+        load_dictionary(f"circuit_tracer:{folder}#layer_1")
+
+
+def test_k_of_the_file_serves_where_the_configuration_has_none(tmp_path):
+    folder = saved(tmp_path, config={**CONFIG, "activation": "topk"})
+    save_file({**weights(), "k": torch.tensor([4.0])}, folder / "layer_1.safetensors")
+    dictionary = load_dictionary(f"circuit_tracer:{folder}#layer_1")
+    assert dictionary.encode is not None
+    assert (dictionary.encode(torch.randn(3, WIDTH)) != 0).sum(-1).tolist() == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("names", "name"),
+    [
+        (["layer_0/cfg.json", "layer_0/sae_weights.safetensors"], None),
+        (["layer_0/ae.sae.pt", "params_layer_1/a.safetensors", "W_enc_0/sae.safetensors"], None),
+        (["layer_0/cfg.json", "layer_0.safetensors"], "circuit-tracer's transcoders"),
+    ],
+)
+def test_files_in_folders_below_tell_no_format(names, name):
+    found = format_of(names)
+    assert (found and found.name) == name
+
+
+def test_a_repository_with_folders_of_layers_is_told_what_it_holds(tmp_path):
+    folder = tmp_path / "root" / "models" / "someone" / "saes" / "layer_0"
+    folder.mkdir(parents=True)
+    save_file(weights(), folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text("{}")
+    command = [sys.executable, "-m", "sae_lm_eval", "inspect", "--model_args", "pretrained=world,sae=someone/saes"]
+    with serving(tmp_path / "root") as address:
+        environment = hub_environment_of(address, tmp_path / "home")
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    assert "'someone/saes' holds no dictionary at its top (a folder with cfg.json). It has #layer_0." in done.stderr
+
+
+def test_without_an_id_no_file_is_taken_for_a_layer(tmp_path):
+    folder = saved(tmp_path)
+    save_file(weights(), folder / "None.safetensors")
+    for told in (check_presence, lambda spec: load_dictionary(spec)):
+        with pytest.raises(UserError, match=r"holds no dictionary at its top .* It has #layer_0"):
+            told(SaeSpec.parse(f"circuit_tracer:{folder}"))
+
+
 def test_a_layer_or_a_loader_that_is_not_named_is_told(tmp_path):
     folder = saved(tmp_path)
     for told in (check_presence, lambda spec: load_dictionary(spec)):
@@ -113,7 +218,7 @@ def test_a_layer_or_a_loader_that_is_not_named_is_told(tmp_path):
         with pytest.raises(UserError, match=r"no dictionary at its top .* It has #layer_0, #layer_1, #layer_2\."):
             told(SaeSpec.parse(f"circuit_tracer:{folder}"))
         with pytest.raises(
-            UserError, match=r"is in the format of circuit-tracer's transcoders: name it circuit_tracer:"
+            UserError, match=r"is in the format of circuit-tracer's transcoders: name it circuit_tracer:.*#layer_N\."
         ):
             told(SaeSpec.parse(str(folder)))
 
@@ -156,7 +261,11 @@ def test_a_broken_configuration(tmp_path, content):
 @pytest.mark.parametrize(
     ("spec", "sentence", "downloaded"),
     [
-        ("org/plt", "'org/plt' is in the format of circuit-tracer's transcoders: name it circuit_tracer:org/plt.", []),
+        (
+            "org/plt",
+            "'org/plt' is in the format of circuit-tracer's transcoders: name it circuit_tracer:org/plt#layer_N.",
+            [],
+        ),
         ("circuit_tracer:org/plt#layer_9", "'org/plt' holds no dictionary #layer_9 (a file layer_*.safetensors).", []),
         ("circuit_tracer:org/plt#layer_1", f"circuit_tracer:org/plt#layer_1 reads {WIDTH} values", ["layer_1"]),
     ],

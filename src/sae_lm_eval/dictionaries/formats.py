@@ -14,11 +14,14 @@ REGISTERED = f"those that SAELens has registered are named by release#id; any ot
 
 
 class FolderFormat(NamedTuple):
-    """A format, the globs of file names that only its folders hold, and the loader that reads it, None for none."""
+    """A format, the globs of file names that only its folders hold, the loader that reads it, None for none, and the
+    form of the ids of dictionaries in a folder that holds several.
+    """
 
     name: str
     files: tuple[str, ...]
     loader: str | None = None
+    ids: str | None = None
 
 
 SAELENS = FolderFormat("SAELens", ("sae_weights.safetensors", "sparsity.safetensors"), "saelens")
@@ -35,13 +38,16 @@ FORMATS = (
     FolderFormat("Temporal SAEs", ("latest_ckpt.safetensors",)),
     FolderFormat("Qwen-Scope", ("layer*.sae.pt",)),
     FolderFormat("circuit-tracer's cross-layer transcoders", ("W_enc_*.safetensors",)),
-    FolderFormat("circuit-tracer's transcoders", ("layer_*.safetensors",), "circuit_tracer"),
+    FolderFormat("circuit-tracer's transcoders", ("layer_*.safetensors",), "circuit_tracer", "layer_N"),
 )
 
 
 def format_of(names: Iterable[str]) -> FolderFormat | None:
-    """The format of a folder that holds files of these `names`, None where none of them tells it."""
-    names = list(names)
+    """The format of a folder that holds files of these `names`, None where none of them tells it.
+
+    Names in folders below it, which have a '/', do not count.
+    """
+    names = [name for name in names if "/" not in name]  # which the * of a glob would match
     return next(
         (one for one in FORMATS if any(fnmatchcase(name, glob) for glob in one.files for name in names)),
         None,
@@ -52,4 +58,5 @@ def refusal(spec: SaeSpec, found: FolderFormat) -> str:
     """Why `spec`, a folder in the format `found`, is not read, and what to do."""
     if found.loader is None:
         return f"'{spec}' is in the format of {found.name}, which is not read from a folder: {REGISTERED}."
-    return f"'{spec}' is in the format of {found.name}: name it {replace(spec, loader=found.loader)}."
+    id_ = "/".join(filter(None, (spec.id, found.ids))) or None
+    return f"'{spec}' is in the format of {found.name}: name it {replace(spec, loader=found.loader, id=id_)}."

@@ -45,17 +45,19 @@ def layer_files(spec: SaeSpec, beside: str) -> tuple[Path, Path | None, str | No
     """
     from huggingface_hub import snapshot_download
 
-    wanted = f"{spec.id}{LAYER_SUFFIX}"
-    also = Path(wanted).with_name(beside).as_posix()
+    wanted = None if spec.id is None else f"{spec.id}{LAYER_SUFFIX}"
+    also = beside if wanted is None else Path(wanted).with_name(beside).as_posix()
     root, commit = spec.folder, None
     if root is not None and spec.revision is not None:
         raise UserError(f"'{spec.source}' is a local folder, which has no revision '{spec.revision}'.")
     if root is None:
         check_repository_name(spec)
         with hub_told(spec):
-            root = Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=[wanted, also]))
+            root = Path(
+                snapshot_download(spec.source, revision=spec.revision, allow_patterns=[*filter(None, (wanted, also))])
+            )
         commit = root.name
-    if not (root / wanted).is_file():
+    if wanted is None or not (root / wanted).is_file():
         names = (
             [path.relative_to(root).as_posix() for path in root.rglob("*")] if commit is None else _files(spec, root)
         )

@@ -108,15 +108,17 @@ def _check_repository(spec: SaeSpec) -> None:
     by_layer = spec.loader == "circuit_tracer"
     wanted = LAYER_FILE if by_layer else FILES.get(spec.loader, CONFIG)
     file = f"{spec.id}{LAYER_SUFFIX}" if by_layer else f"{spec.id}/{wanted}" if spec.id else wanted
-    if isinstance(try_to_load_from_cache(spec.source, file, revision=spec.revision), str):
+    needs_id = by_layer and spec.id is None  # there is no file to look for
+    if not needs_id and isinstance(try_to_load_from_cache(spec.source, file, revision=spec.revision), str):
         return
     if constants.HF_HUB_OFFLINE or is_registered_repository(spec.source):
         return  # loading tells what is not in the cache, and knows what a registered repository holds
     with hub_told(spec):
         names = HfApi().list_repo_files(spec.source, revision=spec.revision)
-    if file not in names:  # before loading, which downloads what it looks at
+    is_there = not needs_id and file in names
+    if not is_there:  # before loading, which downloads what it looks at
         prefix = f"{spec.id}/" if spec.id else ""
         refuse_other_format(spec, (name.removeprefix(prefix) for name in names if name.startswith(prefix)))
     folders = [name.removesuffix(wanted).rstrip("/") for name in names if name.endswith(f"/{wanted}")]
-    if file not in names and (found := layers_among(names) if by_layer else folders):
+    if not is_there and (found := layers_among(names) if by_layer else folders):
         raise UserError(none_at(spec, wanted, found))

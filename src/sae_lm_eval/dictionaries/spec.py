@@ -69,8 +69,9 @@ class SaeSpec:
         head, at, revision = text.partition("@")
         head, hash_, id_ = head.partition("#")
         loader, colon, source = head.partition(":")
-        # A Windows drive or a URL is not a loader; a single letter or a slash after the colon gives them away.
-        if not colon or len(loader) == 1 or (source.startswith("/") and loader not in (*LOADERS, *loaders_of_others())):
+        # A Windows drive or a URL is not a loader; a single letter or two slashes after the colon give them away.
+        is_known = loader in (*LOADERS, *loaders_of_others())
+        if not colon or len(loader) == 1 or (source.startswith("//") and not is_known):
             loader, source = "saelens", head
         return cls(source, id_ if hash_ else None, revision if at else None, loader, arguments)
 

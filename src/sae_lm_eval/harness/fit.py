@@ -58,13 +58,15 @@ class Fit:
 def fits_of(model: Any, splice: Splice, texts: Sequence[Sequence[int]], special_ids: frozenset[int]) -> list[Fit]:
     """The fit of every map that the splice's site allows, the chosen one first and judged by what its release says.
 
-    Raises `UserError` for a text at no position of which the dictionary is spliced in.
+    Raises `UserError` for a text at no position of which the dictionary is spliced in, and where nothing passes it.
     """
     architecture, said = Architecture(model), splice.dictionary.stated
     fits = _measured(model, with_maps(architecture, splice), texts, special_ids)
     if not fits:
-        raise UserError(nowhere_spliced(splice))
-    chosen, *others = fits
+        raise UserError(not_met(splice, texts, special_ids))
+    chosen, *others = (
+        fits  # all maps have the splice's own sites: they are measured at the same positions or not at all
+    )
     checks = chosen.checks(said)
     if not checks or all(check.agrees for check in checks):
         return [replace(chosen, released=stated.verdict(checks)), *others]
@@ -78,9 +80,18 @@ def fits_of(model: Any, splice: Splice, texts: Sequence[Sequence[int]], special_
     return [replace(chosen, released=stated.verdict(checks, fitting)), *others]
 
 
-def nowhere_spliced(splice: Splice) -> str:
-    before = f" and the first {splice.first_position} positions" if splice.first_position else ""
-    return f"The text has special tokens{before} alone, where {splice.dictionary.name} is not spliced in: give another."
+def not_met(splice: Splice, texts: Sequence[Sequence[int]], special_ids: frozenset[int]) -> str:
+    """Why a dictionary met nothing in a text: it is spliced in at no position, or nothing passed its site."""
+    name, first = splice.dictionary.name, splice.first_position
+    if any(len(_places(ids, special_ids, first)) for ids in texts):
+        return f"Nothing that {name} reads passes its site while the model reads this text. Give another hook."
+    beginning = f" and of the first {first} positions" if first else ""
+    return f"{name} is spliced in nowhere in this text, which consists of special tokens{beginning}. Give another text."
+
+
+def _places(ids: Sequence[int], special_ids: frozenset[int], first: int) -> Tensor:
+    """The positions of a window at which a dictionary is spliced in."""
+    return spliced_positions(torch.tensor(list(ids)), torch.arange(len(ids)), special_ids, first).nonzero()[:, 0]
 
 
 def with_maps(architecture: Architecture, splice: Splice) -> dict[str, Splice]:
@@ -152,7 +163,7 @@ def _measured(
     first = next(iter(splices.values())).first_position  # one splice's, in several guises
     every = passing(model, ports, texts, special_ids, dict.fromkeys(ports, first))
     for ids, seen in zip(texts, every, strict=True):
-        places = spliced_positions(torch.tensor(list(ids)), torch.arange(len(ids)), special_ids, first).nonzero()[:, 0]
+        places = _places(ids, special_ids, first)
         for name, splice in splices.items():
             x, y = seen.get(splice.site_in.read), seen.get(splice.site_out.read)
             if x is not None and y is not None and x.shape[-1] == splice.dictionary.d_in and len(places):

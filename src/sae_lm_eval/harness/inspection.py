@@ -9,7 +9,7 @@ from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.loading import load_as_released, load_dictionary
 from sae_lm_eval.dictionaries.trial import tried
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.harness.fit import Fit, fits_of, nowhere_spliced
+from sae_lm_eval.harness.fit import Fit, fits_of, not_met
 from sae_lm_eval.harness.model import KNOWN, SaeHFLM
 from sae_lm_eval.runtime import text_files
 from sae_lm_eval.scoring.spliced_model import SplicedModel
@@ -137,10 +137,10 @@ def _mean_norms(model: SplicedModel, texts: Sequence[Sequence[int]]) -> list[tup
         first = dict.fromkeys(ports, splice.first_position)
         sums, count = dict.fromkeys(ports, 0.0), 0
         for seen in passing(model.model, ports, texts, special, first):
-            count += next(iter(seen.values())).shape[0]
+            count += max((len(x) for x in seen.values()), default=0)
             for port, x in seen.items():
                 sums[port] += float(x.double().norm(dim=-1).sum())
         if not count:
-            raise UserError(nowhere_spliced(splice))
+            raise UserError(not_met(splice, texts, special))
         out.append((sums[splice.site_in.read] / count, sums[splice.site_out.read] / count))
     return out
