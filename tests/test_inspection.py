@@ -111,7 +111,7 @@ def test_a_text_of_one_token_explains_no_variance(folder, tmp_path):
 @pytest.mark.parametrize("name", ["centered", "scaled"])
 def test_a_text_with_no_position_to_splice_at_is_refused(folder, name):
     given = arguments(folder, name, splice_tokens="non_special:9999")
-    with pytest.raises(UserError, match=r"special tokens and the first 9999 positions alone, where .* is not spliced"):
+    with pytest.raises(UserError, match=r"spliced in nowhere in this text, .* of the first 9999 positions\. Give"):
         inspection.fits(given, str(folder / "text.jsonl"), 600)
 
 
