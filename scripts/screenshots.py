@@ -18,7 +18,7 @@ from pathlib import Path
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 DARK = "--blink-settings=preferredColorScheme=0"
 WIDE, PHONE = (1280, 1600), (390, 844)
-FIRST_SCREEN = (1280, 800)
+FIRST_SCREEN = (1280, 840)
 PICTURE = Path(__file__).parents[1] / "docs" / "figures" / "report.png"
 
 

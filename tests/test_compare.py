@@ -107,7 +107,7 @@ def test_holm_goes_over_a_section_and_all_variants(folders, tmp_path):
     for _, section in comparison.drops.groupby("section"):
         np.testing.assert_allclose(section["p_adjusted"], multipletests(section["p"], method="holm")[1])
     assert "over the 2 variants at once" in comparison.family
-    assert "2 of overall, 4 of groups, 4 of tasks" in comparison.family
+    assert "2 overall, 4 for groups, 4 for tasks" in comparison.family
 
 
 def test_groups_carry_lm_evals_weights(folders):

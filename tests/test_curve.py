@@ -157,7 +157,7 @@ def test_a_killed_process_leaves_what_it_had_measured(tmp_path):
         ({"task": "sae_world_txt"}, "Did you mean 'sae_world_text'"),
         ({"task": None}, "--task is missing"),
         ({"output_path": None}, "--output_path is missing"),
-        ({"output_path": "family"}, "must end on .csv"),
+        ({"output_path": "family"}, "must end in .csv"),
         ({"model_args": "pretrained=gpt2"}, "--model_args has pretrained=, which curve sets by itself"),
         ({"metadata": "{"}, "--metadata cannot be read as JSON"),
         ({"max_length": 4096}, "world reads 128 tokens at most, and the windows are of 4096"),
@@ -306,6 +306,10 @@ def test_a_curve_of_something_else_is_not_taken(file, losses, tmp_path):
     for other in ({"task": "wikitext"}, {"documents": 13}, {"context": 64}):
         assert curves_for(CurveRun(**{**vars(run), **other}), [file]).own is None
     assert "without gpt2" in curves_for(CurveRun(**{**vars(run), "model": "gpt2"}), [file]).notes[0]
+    alone = file.with_name("alone.csv")
+    pd.read_csv(file).query("model == @run.model and revision == @run.revision").to_csv(alone, index=False)
+    assert "alone, and one model is no curve" in curves_for(run, [alone]).notes[0]
+    assert curves_for(run, [alone, file]).checkpoints is not None
     assert "it is not used" in curves_for(CurveRun(**{**vars(run), "baseline": 2 * losses["main"]}), [file]).notes[0]
 
 

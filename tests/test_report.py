@@ -186,7 +186,7 @@ def test_numbers_are_those_of_the_comparison(out: Path) -> None:
     cell = table.rows[1][1]
     assert cell.value == birds["drop"] == 40.0
     assert (cell.text, cell.detail) == ("40.0*", f"[{birds['low']:.1f}, {birds['high']:.1f}]")
-    for part in ("n = 20 to 60 questions a row", "0 shots", "metric acc", "95% interval: Tango", "Holm"):
+    for part in ("n = 20 to 60 questions per row", "0 shots", "metric acc", "95% interval: Tango", "Holm"):
         assert part in table.caption
     assert "McNemar [@mcnemar1947]" in report.methods.replace("McNemar, exact", "McNemar")
 

@@ -22,7 +22,7 @@ CAPTION = (
     "perplexities, else in the metric's unit, positive where the variant is worse. p: after Holm's adjustment; * below "
     "{alpha:.2g}. lost, gained: answers that went from right to wrong, from wrong to right. margin: mean change of the "
     "log-probability of the right answer less that of the best wrong one, in nats. above chance lost: share, in "
-    "percent. detectable: the drop that is seen with a power of 80%."
+    "percent. detectable: the drop that would be seen with 80% power."
 )
 
 

@@ -108,7 +108,7 @@ def _flags() -> str:
     """lm_eval's own help of the flags that `run` takes."""
     passed = argparse.HelpFormatter("sae-lm-eval run", max_help_position=28, width=_width())
     hidden = {*REFUSED, *UNUSED, *OF_RUN, "help"}
-    passed.start_section(" Flags of lm_eval's, which go behind")
+    passed.start_section(" lm_eval's flags, which come last")
     passed.add_arguments([action for action in parser()._actions if action.dest not in hidden])
     passed.end_section()
     return passed.format_help()

@@ -71,7 +71,7 @@ def run_command(
 ) -> None:
     """Evaluate the untouched model and variants in one go: run SWEEP.yaml, or --model_args ... --sae ... --tasks ...
 
-    lm_eval's flags (--tasks, --num_fewshot, --limit, ...) go behind, and override the file. Each model is written as
+    lm_eval's flags (--tasks, --num_fewshot, --limit, ...) come last, and override the file. Each model is written as
     an ordinary results folder of lm_eval's; the comparison and the report follow. The same command again continues
     where it was cut short.
     """

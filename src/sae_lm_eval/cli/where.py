@@ -45,7 +45,7 @@ def where_command(
     """Find out which positions' errors cost what a variant lost: --model_args ... --sae ... --tasks ...
 
     The tasks are scored once more for each class of positions, with the variant's error put back there, and with it
-    there alone. lm_eval's flags (--tasks, --num_fewshot, --limit, ...) go behind, as for run. The same command again
+    there alone. lm_eval's flags (--tasks, --num_fewshot, --limit, ...) come last, as for run. The same command again
     continues where it was cut short.
     """
     from sae_lm_eval.attribution.classes import DEFAULT

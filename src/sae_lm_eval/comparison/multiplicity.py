@@ -47,11 +47,12 @@ def adjust(drops: pd.DataFrame) -> str:
     for _, rows in drops.groupby(["section", "primary"]):
         drops.loc[rows.index, "p_adjusted"] = _holm(rows["p"])
     counts = Counter(drops.loc[drops["primary"], "section"])
-    told = ", ".join(f"{counts[section]} of {plural}" for section, plural in SECTIONS.items() if section in counts)
+    told = {section: plural if section == "overall" else f"for {plural}" for section, plural in SECTIONS.items()}
+    tests = ", ".join(f"{counts[section]} {name}" for section, name in told.items() if section in counts)
     variants = len(set(drops["variant"]))
     across = f", over the {variants} variants at once" if variants > 1 else ""
     more = "" if all(drops["primary"]) else " The metrics beside the primary ones are adjusted apart from them."
-    return f"Holm's adjustment is made in each table apart{across}; the numbers of tests are {told}.{more}"
+    return f"Holm's adjustment is made separately for each table{across} (tests: {tests}).{more}"
 
 
 def has_star(p_adjusted: float, level: float) -> bool:

@@ -193,7 +193,7 @@ def how_measured(rows: Sequence[DropRow], told: Told) -> str:
     """Metric, n, shots and interval; the test is told of once, in the methods."""
     metrics = listing(dict.fromkeys(metric_name(row) for row in rows))
     return (
-        f"n = {span(row.n for row in rows)} questions a row, {span(row.shots for row in rows)} shots, "
+        f"n = {span(row.n for row in rows)} questions per row, {span(row.shots for row in rows)} shots, "
         f"metric {metrics}. {told.level:.0%} interval: {alternatives(row.interval for row in rows)}, over questions "
         f"like those of these tasks, not adjusted for their number.{_cautions(rows)}"
     )

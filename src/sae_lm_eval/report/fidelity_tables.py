@@ -40,7 +40,7 @@ METRICS = {
     "top1_agreement": ("top-1 agreement", "fraction"),
     "bits_per_byte_baseline": ("baseline bits/byte", "bits/byte"),
     "bits_per_byte_spliced": ("spliced bits/byte", "bits/byte"),
-    "l0": ("L0", "features/token"),
+    "l0": ("L0", "latents/token"),
     "fvu": ("FVU", "fraction"),
     "explained_variance": ("explained variance", "fraction"),
     "cosine": ("cosine", "fraction"),
@@ -79,7 +79,7 @@ TABLES = (
         "activations",
         "Activations",
         tuple(METRICS)[12:18],
-        "The reconstruction at the site: active latents a token (L0), fraction of variance unexplained (FVU), "
+        "The reconstruction at the site: active latents per token (L0), fraction of variance unexplained (FVU), "
         "explained variance, cosine and ratio of norms of reconstruction and activation, and the share of the "
         "dictionary that fired at all (± standard error).",
     ),

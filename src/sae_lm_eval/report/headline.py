@@ -71,9 +71,13 @@ def _apart(comparison: Comparison, worse: str, better: str) -> list[str]:
     clear = row["p_adjusted"] < 1 - comparison.level
     bounds = ""
     if is_number(row["low"]):
-        bounds = f" ({comparison.level:.0%} interval {fixed_decimals(row['low'])} to {fixed_decimals(row['high'])})"
-    verdict = "can" if clear else "cannot"
-    return [f"The two {verdict} be told apart: they differ by {fixed_decimals(row['difference'])} points{bounds}."]
+        adjusted = "" if clear else ", not adjusted"
+        ends = f"{fixed_decimals(row['low'])} to {fixed_decimals(row['high'])}"
+        bounds = f" ({comparison.level:.0%} interval {ends}{adjusted})"
+    differ = f"they differ by {fixed_decimals(row['difference'])} points{bounds}"
+    if clear:
+        return [f"The two can be told apart: {differ}."]
+    return [f"After adjustment for {len(between)} comparisons the two cannot be told apart: {differ}."]
 
 
 def _extremes(summary: Summary, variant: str) -> list[str]:
@@ -105,7 +109,7 @@ def _detectable(costs: Sequence[DropRow]) -> list[str]:
         if fixed_decimals(values[0]) == fixed_decimals(values[-1])
         else f"{fixed_decimals(values[0])} to {fixed_decimals(values[-1])}"
     )
-    return [f"With these questions a drop of {ends} points is seen with a power of 80%."]
+    return [f"These questions would show a drop of {ends} points with 80% power."]
 
 
 def _all_losses(names: Sequence[str], fidelity: Fidelity) -> list[str]:

@@ -69,7 +69,7 @@ def _paretos(chosen: Sequence[Setting], suffix: str, on: str, told: Told) -> lis
     alone = [of for of in singles(chosen) if of.value("l0")]
     drops = [of for of in alone if of.drop]
     computes = [of for of in alone if (of.value("effective_compute") or 0) > 0]
-    latents = "Active latents a token (L0, logarithmic)"
+    latents = "Active latents per token (L0, logarithmic)"
     made = []
     if len(drops) > 1:
         caption = (
@@ -142,7 +142,7 @@ def pareto(
         _named(axis, [(of.name, of.value("l0"), value(of)) for of in chosen])
         axis.set_xscale("log")
         logarithmic(axis.xaxis, [of.value("l0") or 1.0 for of in chosen])
-        axis.set_xlabel("L0 (active latents a token)")
+        axis.set_xlabel("L0 (active latents per token)")
         axis.margins(x=0.15, y=0.12)
         axis.grid()
         entries = [_key(f"layer {layer}", "o", colours[layer]) for layer in layers if len(layers) > 1]

@@ -233,7 +233,7 @@ def _sweep_table(chosen: Sequence[Setting], text: str | None, suffix: str, told:
     columns = tuple(TableColumn(name, "left" if name in left else "right") for name in kept)
     caption = (
         f"Drop in percentage points over all tasks (* adjusted p < {1 - told.level:.2g})"
-        f"{f', fidelity on {text}' if text else ''}; delta CE and KL in nats/token, L0 in features/token. Columns in "
+        f"{f', fidelity on {text}' if text else ''}; delta CE and KL in nats/token, L0 in latents/token. Columns in "
         "which no variants differ are left out."
     )
     if "frontier" in kept:

@@ -84,5 +84,5 @@ def check_members(members: Sequence[Member], loading: Mapping[str, Any]) -> None
 def check_curve_file(path: Path) -> None:
     """Raise `UserError` where no curve can be written to `path`."""
     if path.suffix != ".csv":
-        raise UserError(f"The file '{path}' must end on .csv, as in --output_path family.csv.")
+        raise UserError(f"The file '{path}' must end in .csv, as in --output_path family.csv.")
     check_folder(path.parent)

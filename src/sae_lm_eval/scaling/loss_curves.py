@@ -151,6 +151,9 @@ def curves_for(run: CurveRun, files: Iterable[Path]) -> Curves:
             notes.append(f"{path} has {row_name(own)} at {loss:.4g}, and the run at {run.baseline:.4g}: it is not used")
         else:
             made = _curves(with_losses(rows, own, per="byte"), own, path)
+            if made.family is None and made.checkpoints is None:
+                notes.append(f"{path} has {row_name(own)} alone, and one model is no curve: measure others there too")
+                continue
             parts = {name: (of_category(rows, name), of_category([own], name)[0]) for name in categories_of(rows)}
             of = {name: _curves(with_losses(part, one, per="byte"), one, path) for name, (part, one) in parts.items()}
             return replace(made, by_category=of)
