@@ -97,7 +97,7 @@ CASES: dict[str, tuple[Case, str]] = {
     "two ids": (lambda _: SaeSpec.parse("a#b#c"), r"The spec 'a#b#c' holds a second '#' or '@'"),
     "unknown loader": (
         lambda _: load_dictionary("sealens:gpt2#x"),
-        r"Loader 'sealens' is unknown\. Did you mean 'saelens'\? Choose from saelens, sparsify, python\.",
+        r"Loader 'sealens' is unknown\. Did you mean 'saelens'\? Choose from saelens, sparsify, dictionary_learning, circuit_tracer, python\.",
     ),
     "unknown loader of an absolute path": (
         lambda _: load_dictionary("npz:/data/x#y"),
@@ -166,15 +166,15 @@ CASES: dict[str, tuple[Case, str]] = {
     ),
     "a dictionary_learning folder": (
         lambda p: load_dictionary(a_folder_with(p, "config.json", "ae.pt")),
-        r"is in the format of dictionary_learning, which is not read from a folder: those that SAELens has registered",
+        r"is in the format of dictionary_learning: name it dictionary_learning:/",
     ),
     "a dictionary_learning folder as sparsify's": (
         lambda p: load_dictionary(f"sparsify:{a_folder_with(p, 'config.json', 'ae.pt')}"),
-        r"is in the format of dictionary_learning, which is not read from a folder",
+        r"is in the format of dictionary_learning: name it dictionary_learning:/",
     ),
     "a dictionary_learning folder further down": (
         lambda p: load_dictionary(f"{Path(a_folder_with(p / 'trainer_0', 'config.json', 'ae.pt')).parent}#trainer_0"),
-        r"#trainer_0' is in the format of dictionary_learning, which is not read from a folder",
+        r"is in the format of dictionary_learning: name it dictionary_learning:/.*#trainer_0\.",
     ),
     "a Gemma Scope folder": (
         lambda p: load_dictionary(a_folder_with(p, "params.npz")),
@@ -312,7 +312,7 @@ CASES: dict[str, tuple[Case, str]] = {
     ),
     "a SAELens folder as sparsify's": (
         lambda p: load_dictionary(f"sparsify:{saved(p)}"),
-        r"has no sae\.safetensors, which is sparsify's format; for SAELens' leave out 'sparsify:'\.",
+        r"is in the format of SAELens: name it /",
     ),
     "text that is not there": (
         lambda _: adapter(splice="mean", mean_text="nowhere.txt"),
