@@ -97,7 +97,7 @@ CASES: dict[str, tuple[Case, str]] = {
     "two ids": (lambda _: SaeSpec.parse("a#b#c"), r"The spec 'a#b#c' holds a second '#' or '@'"),
     "unknown loader": (
         lambda _: load_dictionary("sealens:gpt2#x"),
-        r"Loader 'sealens' is unknown\. Did you mean 'saelens'\? Choose from saelens, sparsify, dictionary_learning, circuit_tracer, python\.",
+        r"Loader 'sealens' is unknown\. Did you mean 'saelens'\? Choose from saelens, sparsify, dictionary_learning, ",
     ),
     "unknown loader of an absolute path": (
         lambda _: load_dictionary("npz:/data/x#y"),
