@@ -50,7 +50,7 @@ def test_no_other_model_is_warned_of(caplog):
             "world#blocks.2.hook_resid_post.k5",
             "The world has no dictionary 'blocks.2.hook_resid_post.k5'. Did you mean 'blocks.2.hook_resid_post.k",
         ),
-        ("world", "The world has no dictionary ''. It has blocks.1.hook_resid_post.k32, "),
+        ("world", "The world has more than one dictionary: name one of blocks.1.hook_resid_post.k32, "),
         (f"{MIDDLE}@main", "The embedded world has no revisions: leave out @main."),
     ],
 )

@@ -242,7 +242,7 @@ MISTAKES: Mapping[str, tuple[Sequence[str], str]] = {
     ),
     "the world without an id": (
         [*RUN, "--sae", "world"],
-        "The world has 11 of them: name a dictionary, one of blocks.1.",
+        "The world has more than one dictionary: name one of blocks.1.",
     ),
     "a sweep file behind": (
         [*RUN, "--sae", K4, "--limit", "2", "sweep.yaml"],

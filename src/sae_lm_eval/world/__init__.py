@@ -52,6 +52,6 @@ def _named(kind: str, name: str, known: list[str], parent: Path) -> Path:
     if name in known:
         return parent / name
     if not name:
-        raise UserError(f"The world has {len(known)} of them: name a {kind}, one of {', '.join(known)}.")
+        raise UserError(f"The world has more than one {kind}: name one of {', '.join(known)}.")
     which = did_you_mean(name, known) or f" It has {', '.join(known)}."
     raise UserError(f"The world has no {kind} {name!r}.{which}")
