@@ -141,7 +141,8 @@ def test_repositories_that_nobody_registered_are_told_by_their_files(both):
         refused = said[NO_CODER]["refused"]
         assert "holds no dictionary #layers.4.mlp (a folder with cfg.json)" in refused
         assert refused.endswith("It has #layers.3.mlp.")
-    assert f"'{OWN}' is in the format of dictionary_learning, which is not read" in both[0][OWN]["refused"]
+    told = f"'{OWN}' is in the format of dictionary_learning: name it dictionary_learning:{OWN}."
+    assert told in both[0][OWN]["refused"]
 
 
 def test_a_missing_file_is_named(both):
