@@ -137,7 +137,7 @@ def test_a_law_of_the_user_comes_from_a_file(tmp_path):
 
 
 def test_unknown_law_suggests_a_near_name():
-    with pytest.raises(UserError, match="Did you mean besiroglu2024"):
+    with pytest.raises(UserError, match="Did you mean 'besiroglu2024'"):
         get_law("besiroglu")
 
 
