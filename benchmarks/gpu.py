@@ -38,6 +38,7 @@ from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.scoring import executor, prefix_attention, scorer
 from sae_lm_eval.scoring import prefix_cache as prefix
 from sae_lm_eval.scoring.decoding import Writing
+from sae_lm_eval.scoring.parting import parting
 from sae_lm_eval.scoring.prefill import Prefill
 from sae_lm_eval.scoring.row_cache import RowCache
 
@@ -244,7 +245,7 @@ def parted(plain: list[str], last: dict[str, dict[str, Any]]) -> list[str]:
     for run, answers in zip(plain, last["forked"]["answers"], strict=True):
         for (prompt, plainly), (forked_prompt, ids) in zip(last[run]["answers"][0], answers, strict=True):
             assert prompt == forked_prompt, "the plain run has read another prompt"
-            place = next((i for i, (a, b) in enumerate(zip(plainly, ids, strict=False)) if a != b), None)
+            place = parting(plainly, ids)
             same += place is None
             places += [] if place is None else [place]
     part = f"; the others part at token {statistics.median(places):.0f} (median)" if places else ""
@@ -287,20 +288,25 @@ def last_block(bench: Bench) -> dict[str, Any]:
         "| questions | so, s | everywhere, s |",
         "|---|---:|---:|",
     )
-    out, layouts = {}, scorer.LAYOUTS
-    for name in ("mmlu", "blimp"):
-        times: dict[bool, list[float]] = {True: [], False: []}
-        for _ in range(2 if bench.device == "cuda" else 1):
-            for narrow in times:
-                scorer.LAYOUTS = tuple(layout for layout in layouts if layout.last_block == narrow)
-                try:
-                    times[narrow].append(bench.run(name, "forked")["scoring"])
-                finally:
-                    scorer.LAYOUTS = layouts
-        out[name] = times
-        say(f"| {name} | {' | '.join(f'{statistics.median(each):.2f}' for each in times.values())} |")
+    layouts = {so: tuple(layout for layout in scorer.LAYOUTS if layout.last_block == so) for so in (True, False)}
+    out = {name: taking_turns(bench, name, scorer, "LAYOUTS", layouts) for name in ("mmlu", "blimp")}
     say("")
     return out
+
+
+def taking_turns(bench: Bench, name: str, owner: Any, setting: str, values: dict[bool, Any]) -> dict[bool, list[float]]:
+    """Times of forked requests under each value of a setting, and a row of a table with their medians."""
+    times: dict[bool, list[float]] = {key: [] for key in values}
+    had = getattr(owner, setting)
+    for _ in range(2 if bench.device == "cuda" else 1):
+        for key, value in values.items():
+            setattr(owner, setting, value)
+            try:
+                times[key].append(bench.run(name, "forked")["scoring"])
+            finally:
+                setattr(owner, setting, had)
+    say(f"| {name} | {' | '.join(f'{statistics.median(each):.2f}' for each in times.values())} |")
+    return times
 
 
 def first_runs(bench: Bench) -> dict[str, Any]:
@@ -324,18 +330,8 @@ def first_runs(bench: Bench) -> dict[str, Any]:
 def sparse_runs(bench: Bench) -> dict[str, Any]:
     """Whole runs with and without the gather."""
     say("## Requests with and without the gather", "", "| questions | gather, s | product, s |", "|---|---:|---:|")
-    out, pays = {}, sparse.PAYS_BELOW
-    for name in ("mmlu", "mmlu8"):
-        times: dict[bool, list[float]] = {True: [], False: []}
-        for _ in range(2):
-            for gathered in times:
-                sparse.PAYS_BELOW = pays if gathered else {}
-                try:
-                    times[gathered].append(bench.run(name, "forked")["scoring"])
-                finally:
-                    sparse.PAYS_BELOW = pays
-        out[name] = times
-        say(f"| {name} | {' | '.join(f'{statistics.median(each):.2f}' for each in times.values())} |")
+    pays = {True: sparse.PAYS_BELOW, False: {}}
+    out = {name: taking_turns(bench, name, sparse, "PAYS_BELOW", pays) for name in ("mmlu", "mmlu8")}
     say("")
     return out
 

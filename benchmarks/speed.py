@@ -537,6 +537,8 @@ def compared_answers(
 def compared_texts(
     suite: str, plain: list[str], last: dict[str, dict[str, Any]], _layers: list[int], arguments: argparse.Namespace
 ) -> list[str]:
+    from sae_lm_eval.scoring.parting import parting
+
     lines = []
     for run, answers in zip(plain, last["forked"]["answers"], strict=True):
         for number, ((prompt, plainly), (same, forked)) in enumerate(
@@ -544,7 +546,7 @@ def compared_texts(
         ):
             assert prompt == same, "the plain run has read another prompt"
             # A plain text goes on until the last of its batch has ended.
-            parted = next((i for i, (a, b) in enumerate(zip(plainly, forked, strict=False)) if a != b), None)
+            parted = parting(plainly, forked)
             if parted is not None:
                 (arguments.out / "question.json").write_text(json.dumps([*prompt, *plainly[:parted]]))
                 nats = measured(suite, f"gap-{run}", arguments)
