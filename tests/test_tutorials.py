@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from test_site import ROOT, commands_of
 
 TUTORIALS = ROOT / "docs" / "tutorials"
+# The environment that runs the tests, whether or not somebody activated it.
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 pytestmark = pytest.mark.slow
 
 
@@ -17,8 +21,16 @@ def offline(page: Path) -> list[list[str]]:
     return [words for words in commands_of(page) if "gpt2" not in " ".join(words) and words[1] != "talk"]
 
 
-def run(words: list[str], folder: Path) -> str:
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+def run(words: list[str], folder: Path, typed: str = "") -> str:
+    done = subprocess.run(
+        words,
+        cwd=folder,
+        input=typed,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PATH": PATH},
+    )
     assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout
 
@@ -33,9 +45,7 @@ def test_the_first_table(tmp_path):
 
 def test_talking_to_a_spliced_model(tmp_path):
     (words,) = [words for words in commands_of(TUTORIALS / "first-table.md") if words[1] == "talk"]
-    done = subprocess.run(words, cwd=tmp_path, input="Tom saw\n", capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "baseline" in done.stdout
+    assert "baseline" in run(words, tmp_path, typed="Tom saw\n")
 
 
 def test_a_method_that_is_no_sae(tmp_path):
