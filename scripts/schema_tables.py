@@ -10,13 +10,13 @@ from sae_lm_eval import schema
 PAGE = Path(__file__).parents[1] / "docs" / "schema.md"
 INTRODUCTION = f"""# What the files hold
 
-The package writes six kinds of data of its own. Each has a version, {schema.VERSION} at present, and a JSON Schema
+The package writes seven kinds of data of its own. Each has a version, {schema.VERSION} at present, and a JSON Schema
 (draft 2020-12) in `src/sae_lm_eval/schemas`, which comes with the package:
 
 ```python
 from sae_lm_eval.schema import VERSION, schema
 
-schema("results")  # or "run", "drops", "fidelity", "equivalents", "documents"
+schema("results")  # or "run", "drops", "fidelity", "equivalents", "scores", "documents"
 ```
 
 A record without a version is of version 1. Older versions are read, and what they lack is said where it matters:

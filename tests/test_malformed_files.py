@@ -16,6 +16,8 @@ from mutations import mutated
 from sae_lm_eval.comparison.subsets import read_categories_file
 from sae_lm_eval.dictionaries.config_file import read_configuration, with_metadata
 from sae_lm_eval.errors import LONGEST, UserError
+from sae_lm_eval.exchange.delphi_scores import delphi_scores
+from sae_lm_eval.exchange.score_files import read_scores
 from sae_lm_eval.runs.members import MemberRow
 from sae_lm_eval.runs.sweep import read_sweep, sweep_of
 from sae_lm_eval.runtime.run_files import read_groups, read_identity, read_pace
@@ -91,6 +93,16 @@ def remembered(path: Path) -> None:
     remember(path.parent, {"model_args": {"pretrained": "world"}, "variants": []})
 
 
+SAEBENCH = {
+    "eval_type_id": "absorption_first_letter",
+    "eval_config": {"model_name": "m"},
+    "eval_result_metrics": {"mean": {"mean_absorption_fraction_score": 0.2, "mean_full_absorption_score": 0.1}},
+    "sae_lens_release_id": "world",
+    "sae_lens_id": "blocks.2.hook_resid_post.k4",
+}
+SCORES = "release,sae_id,judge,remark\nworld,a,0.5,x\nworld,b,0.7,\n"
+
+
 Kind = tuple[str, Any, Callable[[Path], Any]]
 KINDS: dict[str, Kind] = {
     "law": ("law.json", LAW, lambda path: converted(law=get_law(path))),
@@ -111,6 +123,10 @@ KINDS: dict[str, Kind] = {
     "models": ("models.csv", "model,tokens\nworld,10\n", lambda path: read_rows(path, required=[], kind=MemberRow)),
     "losses": ("losses.csv", LOSSES, read_losses),
     "runs": ("runs.csv", RUNS, load_law),
+    "SAEBench's result": ("result.json", SAEBENCH, read_scores),
+    "scores": ("scores.csv", SCORES, read_scores),
+    "delphi's settings": ("run_config.json", {"sparse_model": "a"}, lambda path: list(delphi_scores(path.parent))),
+    "scores in Parquet": ("scores.parquet", "PAR1", read_scores),
 }
 BYTES = {
     "empty": b"", "blank": b"\n \n", "binary": bytes(range(256)), "NUL": b"\0" * 99, "cut": b'{"a": [1, 2',
@@ -184,7 +200,7 @@ def test_changed_values_and_bytes(kind, tmp_path_factory, rng):
     read(kind, tmp_path_factory.mktemp("malformed"), bytes(content))
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"parquet", "what was asked"}))
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"parquet", "scores in Parquet", "what was asked"}))
 def test_sound_ones_are_read(kind, tmp_path):
     name, _, reader = KINDS[kind]
     (tmp_path / name).write_bytes(sound(kind))

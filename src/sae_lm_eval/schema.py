@@ -1,7 +1,7 @@
 """The version of what the package writes, and the JSON Schemas of it. Neither torch nor lm_eval.
 
 `schemas/` holds one each for what is added to lm_eval's results, for run.json, and for the rows of drops.csv,
-fidelity.csv, equivalents.csv and the tables of documents. A record that has no version is of version 1.
+fidelity.csv, equivalents.csv, scores.csv and the tables of documents. A record that has no version is of version 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sae_lm_eval.errors import UserError
 
 VERSION = 3
 KEY = "schema"
-NAMES = ("results", "run", "drops", "fidelity", "equivalents", "documents")
+NAMES = ("results", "run", "drops", "fidelity", "equivalents", "scores", "documents")
 FOLDER = Path(__file__).parent / "schemas"
 # What a record of each older version lacks, and what follows from it.
 LACKS = {

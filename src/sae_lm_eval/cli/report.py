@@ -26,10 +26,18 @@ def report(
     categories: CategoriesFile = None,
     docs_by: DocumentsBy = None,
     sort: TaskOrder = "task",
+    scores: Annotated[
+        Path | None,
+        typer.Option(
+            help="Scores of the dictionaries, to be held against what they cost: a file or folder of SAEBench's or "
+            "delphi's results, or a CSV or Parquet file with a column sae, or release and sae_id."
+        ),
+    ] = None,
 ) -> None:
     """Write report.html, report.md, appendix.tex and .bib, drops.csv, fidelity.csv and figures; no model is loaded."""
     target = output_path or out / "report"
-    print_report(write_report(out, target, baseline=baseline, categories=categories, docs_by=docs_by, sort=sort))
+    pairing = {"baseline": baseline, "categories": categories, "docs_by": docs_by}
+    print_report(write_report(out, target, sort=sort, scores=scores, **pairing))
     say_written(target)
 
 
@@ -37,17 +45,35 @@ def say_written(target: Path) -> None:
     typer.echo(f"Written: {target / 'report.html'}, report.md, appendix.tex, drops.csv, ...")
 
 
-def write_report(out: Path, target: Path, *, baseline: str | None = None, sort: Any = "task", **pairing: Any) -> Report:
+def write_report(
+    out: Path,
+    target: Path,
+    *,
+    baseline: str | None = None,
+    sort: Any = "task",
+    scores: Path | None = None,
+    **pairing: Any,
+) -> Report:
     """The report on the results in `out`, written to `target`; `pairing` is as for `assemble.pair_up`."""
     from sae_lm_eval.comparison.compare import with_notes
     from sae_lm_eval.comparison.multiplicity import stars_changed
+    from sae_lm_eval.exchange.score_files import read_scores
+    from sae_lm_eval.exchange.score_join import check_joins
     from sae_lm_eval.report import assemble, writer
     from sae_lm_eval.results import find
     from sae_lm_eval.runtime.run_folder import added_names
 
-    comparison = assemble.compare_tasks(*find.find_results(out, baseline), **pairing)
+    results = find.find_results(out, baseline)
+    held = None if scores is None else read_scores(scores)
+    if held is not None:
+        check_joins(held, results[1])  # before what takes longer
+    comparison = assemble.compare_tasks(*results, **pairing)
     comparison = with_notes(comparison, stars_changed(comparison.drops, added_names(out), comparison.level))
     made = assemble.build(comparison, sort=sort)
+    if held is not None:
+        from sae_lm_eval.exchange.score_report import with_scores
+
+        made = with_scores(made, comparison, held)
     writer.write(made, target)
     return made
 

@@ -75,6 +75,7 @@ class Report:
     drops: pd.DataFrame
     fidelity: pd.DataFrame
     equivalents: pd.DataFrame | None = None
+    scores: pd.DataFrame | None = None
 
 
 def compare_tasks(

@@ -139,7 +139,7 @@ def pareto(
             _bar(axis, x, bounds(of), fmt=markers[of.width], color=colours[of.layer])
         steps = [(of.value("l0"), value(of)) for of in best]
         axis.step(*zip(*steps, strict=True), where="post", color=INK, linewidth=0.7, zorder=1)
-        _named(axis, [(of.name, of.value("l0"), value(of)) for of in chosen])
+        name_points(axis, [(of.name, of.value("l0"), value(of)) for of in chosen])
         axis.set_xscale("log")
         logarithmic(axis.xaxis, [of.value("l0") or 1.0 for of in chosen])
         axis.set_xlabel("L0 (active latents per token)")
@@ -161,7 +161,7 @@ def _bar(axis: Axes, x: Any, bounds: Bounds, **more: Any) -> None:
     axis.errorbar([x], [value], yerr=[[value - low], [high - value]], **more)
 
 
-def _named(axis: Axes, named: Sequence[tuple[str, Any, Any]]) -> None:
+def name_points(axis: Axes, named: Sequence[tuple[str, Any, Any]]) -> None:
     """Names beside the points where they have room, to the left and right in turns, so that neighbours do not meet."""
     if len(named) > MOST_NAMED or max(len(name) for name, *_ in named) > MOST_LETTERS:
         return
@@ -182,7 +182,7 @@ def drop_against_layers(chosen: Sequence[Setting]) -> Figure:
             for of, x in zip(own, at + np.linspace(-0.25, 0.25, len(own) + 2)[1:-1], strict=True):
                 _bar(axis, x, drop_bounds(of), fmt=MARKERS[0], color=COLOURS[0])
                 named.append((of.name, x, drop_of(of)))
-        _named(axis, named)
+        name_points(axis, named)
         axis.axhline(0, color=INK, linewidth=0.6, zorder=0.5)
         axis.set_xticks(range(len(counts)), [str(count) for count in counts])
         axis.set_xlim(-0.6, len(counts) - 0.4)

@@ -13,7 +13,7 @@ from sae_lm_eval.report.figures import as_bytes
 from sae_lm_eval.schema import VERSION
 
 KINDS = ("pdf", "svg", "png")
-PICTURES = ("drop-by-category", "heat-map", "drop-against", "l0-against", "equivalent", "where-")
+PICTURES = ("drop-by-category", "heat-map", "drop-against", "l0-against", "equivalent", "where-", "score-")
 
 
 def write(report: Report, folder: Path) -> list[Path]:
@@ -58,8 +58,9 @@ def files(report: Report) -> dict[str, bytes]:
         "drops.csv": for_spreadsheets(report.drops.assign(schema=VERSION)).to_csv(index=False),
         "fidelity.csv": for_spreadsheets(report.fidelity.assign(schema=VERSION)).to_csv(index=False),
     }
-    if report.equivalents is not None:
-        text["equivalents.csv"] = for_spreadsheets(report.equivalents.assign(schema=VERSION)).to_csv(index=False)
+    for name, frame in (("equivalents.csv", report.equivalents), ("scores.csv", report.scores)):
+        if frame is not None:
+            text[name] = for_spreadsheets(frame.assign(schema=VERSION)).to_csv(index=False)
     pictures = {
         f"figures/{picture.name}.{kind}": as_bytes(picture.figure, kind)
         for picture in report.pictures

@@ -1,0 +1,158 @@
+"""Scores of dictionaries beside what the same dictionaries cost as splices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.exchange.dictionary_names import DictionaryName
+from sae_lm_eval.exchange.rank_correlation import RankCorrelation, rank_correlation
+from sae_lm_eval.exchange.score_files import some_of
+from sae_lm_eval.exchange.scores import ScoreKind, ScoreSet
+from sae_lm_eval.report.provenance import dictionary_of, splice_of
+from sae_lm_eval.report.sweep_tables import RECONSTRUCTION, Setting, drop_of, frontier, singles
+from sae_lm_eval.results.results import Results
+
+
+@dataclass(frozen=True)
+class CostAxis:
+    """What a score is held against: heading and unit, a variant's value with its bounds, and which way is better."""
+
+    heading: str
+    unit: str
+    value: Callable[[Setting], float | None]
+    bounds: Callable[[Setting], tuple[float | None, float | None]]
+    higher_is_better: bool = False
+    logarithmic: bool = False
+
+
+def _drop_bounds(of: Setting) -> tuple[float | None, float | None]:
+    return (of.drop.low, of.drop.high) if of.drop else (None, None)
+
+
+def _compute_bounds(of: Setting) -> tuple[float | None, float | None]:
+    made = of.fidelity.get("effective_compute")
+    return (made.low, made.high) if made else (None, None)
+
+
+def _positive(metric: str) -> Callable[[Setting], float | None]:
+    """A metric that is drawn on a logarithmic axis."""
+    return lambda of: value if (value := of.value(metric)) is not None and value > 0 else None
+
+
+AXES = (
+    CostAxis("effective compute", "fraction", _positive("effective_compute"), _compute_bounds, True, True),
+    CostAxis("drop", "percentage points", drop_of, _drop_bounds),
+    CostAxis("L0", "active latents per token", _positive("l0"), lambda _: (None, None), logarithmic=True),
+)
+
+
+@dataclass(frozen=True)
+class ScoredVariant:
+    """A variant with the score of its dictionary."""
+
+    setting: Setting
+    score: float
+    file: str
+
+
+@dataclass(frozen=True)
+class JoinedScore:
+    """One score of the variants that have it, a variant a dictionary."""
+
+    kind: ScoreKind
+    scored: tuple[ScoredVariant, ...]
+
+    def on(self, axis: CostAxis) -> list[tuple[ScoredVariant, float]]:
+        """The variants for which the axis has a number, with that."""
+        return [(of, value) for of in self.scored if (value := axis.value(of.setting)) is not None]
+
+    def correlation(self, axis: CostAxis) -> RankCorrelation:
+        """Of the score with the axis, each as it is measured, whichever way is better."""
+        known = self.on(axis)
+        x, y = [value for _, value in known], [of.score for of, _ in known]
+        return rank_correlation(x, y, (axis.heading, "score"))
+
+    def frontier(self, axis: CostAxis) -> list[tuple[ScoredVariant, float]]:
+        """The variants that no other beats: is at least as good by score and axis, and better by one."""
+        known = self.on(axis)
+        signs = -1 if axis.higher_is_better else 1, -1 if self.kind.higher_is_better else 1
+        return [known[at] for at in frontier([(signs[0] * value, signs[1] * of.score) for of, value in known])]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The scores that have a variant, and in words what has no partner."""
+
+    scores: tuple[JoinedScore, ...]
+    notes: tuple[str, ...]
+
+
+def join_scores(scores: ScoreSet, chosen: Sequence[Setting]) -> Joined:
+    """Each score with the variants, on release and id of the dictionary.
+
+    Variants are reconstructions by one dictionary; of several with the same dictionary the first stands for it. Raises
+    `UserError` where no score has a variant.
+    """
+    alone = singles(chosen)
+    by_name: dict[DictionaryName, Setting] = {}
+    again: list[str] = []
+    for setting in alone:
+        name = DictionaryName.of_spec(setting.dictionary)
+        if by_name.setdefault(name, setting) is not setting:
+            again.append(f"{setting.name} (by {by_name[name].name})")
+    joined, found, missed = [], set[DictionaryName](), dict[DictionaryName, None]()
+    for kind, held in scores.by_kind().items():
+        partners: dict[DictionaryName, ScoredVariant] = {}
+        for score in held:
+            name = next((name for name in by_name if name.fits(score.dictionary)), None)
+            if name is None:
+                missed[score.dictionary] = None
+            else:
+                partners[name] = ScoredVariant(by_name[name], score.value, score.file)
+        if partners:
+            found |= partners.keys()
+            joined.append(JoinedScore(kind, tuple(partners[name] for name in by_name if name in partners)))
+    if not joined:
+        _refuse([*missed], list(by_name))
+    notes = [*scores.notes, *_not_joined([*missed], by_name, found)]
+    if again:
+        notes.append(f"One variant stands for each dictionary that was scored; left out are {some_of(again)}.")
+    return Joined(tuple(joined), tuple(notes))
+
+
+def check_joins(scores: ScoreSet, variants: Sequence[Results]) -> None:
+    """Before anything is compared. Raises `UserError` where no score is of a dictionary of the variants."""
+    whole = [run for run in variants if splice_of(run) == RECONSTRUCTION and len(run.provenance["splices"]) == 1]
+    ours = [DictionaryName.of_spec(dictionary_of(run)) for run in whole]
+    theirs = list(dict.fromkeys(score.dictionary for score in scores.scores))
+    if not any(one.fits(other) for one in ours for other in theirs):
+        _refuse(theirs, ours)
+
+
+def _refuse(missed: Sequence[DictionaryName], ours: Sequence[DictionaryName]) -> None:
+    theirs = some_of([str(name) for name in missed], 3)
+    if not ours:
+        raise UserError("No variant is a reconstruction by one dictionary, so no score can be joined to one.")
+    raise UserError(
+        f"No score can be joined to a variant: the scores are of {theirs}; the variants of "
+        f"{some_of([str(name) for name in ours], 3)}. Both are compared by release and id."
+    )
+
+
+def _not_joined(
+    missed: Sequence[DictionaryName], by_name: Mapping[DictionaryName, Setting], found: set[DictionaryName]
+) -> list[str]:
+    notes = []
+    if missed:
+        notes.append(f"Scored, but no variant here: {some_of([str(name) for name in missed])}.")
+    unscored = [setting.name for name, setting in by_name.items() if name not in found]
+    if unscored:
+        notes.append(f"Variants without a score: {some_of(unscored)}.")
+    return notes
+
+
+def axes_of(joined: Sequence[JoinedScore]) -> list[CostAxis]:
+    """The axes on which any variant with a score has a number."""
+    return [axis for axis in AXES if any(of.on(axis) for of in joined)]

@@ -1,0 +1,205 @@
+"""A report with scores of its dictionaries: a table of correlations, one of all values, figures, and a CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sae_lm_eval.comparison.compare import Comparison
+from sae_lm_eval.exchange.rank_correlation import DRAWS, LEVEL, SEED, RankCorrelation
+from sae_lm_eval.exchange.score_join import CostAxis, Joined, JoinedScore, axes_of, join_scores
+from sae_lm_eval.exchange.scores import ScoreSet
+from sae_lm_eval.report.assemble import Report, shape
+from sae_lm_eval.report.figures import COLOURS, INK, MARKERS, NARROW, STYLE, WIDTH, Picture, logarithmic
+from sae_lm_eval.report.formatting import (
+    NA,
+    Cell,
+    ReportTable,
+    TableColumn,
+    fixed_decimals,
+    listing,
+    number_cell,
+    significant,
+    text_cell,
+)
+from sae_lm_eval.report.sweep_figures import name_points
+from sae_lm_eval.report.sweep_tables import settings
+
+MOST_PICTURES = 16
+HIGHER, LOWER = "higher", "lower"
+
+
+def with_scores(report: Report, comparison: Comparison, scores: ScoreSet) -> Report:
+    """The report with the scores joined to its variants.
+
+    L0 and effective compute are those of the first text on which fidelity was measured. Raises `UserError` where no
+    score can be joined.
+    """
+    shaped = shape(comparison)
+    text, chosen = next(iter(settings(shaped.comparison.variants, shaped.rows, shaped.fidelity).items()), (None, ()))
+    joined = join_scores(scores, chosen)
+    axes = axes_of(joined.scores)
+    tables = [correlation_table(joined.scores, axes, text), value_table(joined.scores, axes, text)]
+    first_long = next((at for at, table in enumerate(report.tables) if table.extent == "long"), len(report.tables))
+    notes = list(joined.notes)
+    drawn = [of for of in joined.scores if any(len(of.on(axis)) > 1 for axis in axes)]
+    if len(drawn) > MOST_PICTURES:
+        notes.append(f"Of {len(drawn)} scores the first {MOST_PICTURES} are drawn; the tables have them all.")
+    return replace(
+        report,
+        tables=(*report.tables[:first_long], *tables, *report.tables[first_long:]),
+        pictures=(*report.pictures, *(_picture(at, of, axes) for at, of in enumerate(drawn[:MOST_PICTURES], 1))),
+        notes=(*report.notes, *notes),
+        scores=scores_frame(joined, {short: name for name, short in shaped.names.items()}),
+    )
+
+
+def correlation_table(joined: Sequence[JoinedScore], axes: Sequence[CostAxis], text: str | None) -> ReportTable:
+    """A row for each score: Spearman's correlation with each axis, and its interval below that."""
+    rows = []
+    for of in joined:
+        made = [of.correlation(axis) for axis in axes]
+        why = {f"{axis.heading}: {one.reason}" for axis, one in zip(axes, made, strict=True) if one.reason}
+        rows.append(
+            (
+                *map(text_cell, (of.kind.name, of.kind.origin, HIGHER if of.kind.higher_is_better else LOWER)),
+                number_cell(len(of.scored), f"{len(of.scored):,}"),
+                *map(_correlation_cell, made),
+                text_cell("; ".join(sorted(why))),
+            )
+        )
+    has_notes = any(row[-1].text for row in rows)
+    columns = (
+        *(TableColumn(head, "left") for head in ("score", "from", "better")),
+        TableColumn("dictionaries"),
+        *(TableColumn(f"with {axis.heading}") for axis in axes),
+        *([TableColumn("notes", "left", spare=1)] if has_notes else []),
+    )
+    caption = (
+        "Spearman's rank correlation of each score with what the same dictionaries cost, each as it is measured, "
+        f"whichever way is better. Below it is its {LEVEL:.0%} interval by the bootstrap over dictionaries ({DRAWS:,} "
+        f"draws, seed {SEED}): it covers which dictionaries were taken from others like them. It does not cover the "
+        f"errors of the scores and the costs themselves, and nothing is adjusted for the number of rows."
+        f"{_measured_on(axes, text)}"
+    )
+    kept = [row if has_notes else row[:-1] for row in rows]
+    return ReportTable("score-correlations", "Scores against costs", caption, columns, tuple(kept))
+
+
+def _measured_on(axes: Sequence[CostAxis], text: str | None) -> str:
+    told = [axis.heading for axis in axes if axis.heading != "drop"]
+    return f" {listing(told)} on {text}.".replace(" effective", " Effective", 1) if told and text else ""
+
+
+def _correlation_cell(made: RankCorrelation) -> Cell:
+    if made.rho is None:
+        return Cell(NA)
+    bounds = f"[{fixed_decimals(made.low, 2)}, {fixed_decimals(made.high, 2)}]"
+    return number_cell(made.rho, fixed_decimals(made.rho, 2), bounds)
+
+
+def value_table(joined: Sequence[JoinedScore], axes: Sequence[CostAxis], text: str | None) -> ReportTable:
+    """A row for each score and variant, with the axes on whose frontier it stands."""
+    rows, blocks = [], []
+    for of in joined:
+        blocks.append(len(rows))
+        fronts = {axis.heading: {one.setting.name for one, _ in of.frontier(axis)} for axis in axes}
+        for one in of.scored:
+            on = [heading for heading, names in fronts.items() if one.setting.name in names]
+            values = [axis.value(one.setting) for axis in axes]
+            rows.append(
+                (
+                    text_cell(of.kind.title),
+                    text_cell(one.setting.name),
+                    number_cell(one.score, significant(one.score, 4)),
+                    *(number_cell(value, significant(value)) for value in values),
+                    text_cell(", ".join(on)),
+                )
+            )
+    columns = (
+        TableColumn("score", "left"),
+        TableColumn("variant", "left"),
+        TableColumn("value"),
+        *(TableColumn(axis.heading) for axis in axes),
+        TableColumn("frontier", "left"),
+    )
+    caption = (
+        "Each score with what the same dictionary costs. Frontier: no other dictionary is at least as good by the "
+        f"score and by that cost, and better by one.{_measured_on(axes, text)}"
+    )
+    return ReportTable(
+        "score-values", "Scores of each dictionary", caption, columns, tuple(rows), "long", tuple(blocks[1:])
+    )
+
+
+def scores_frame(joined: Joined, names: Mapping[str, str]) -> pd.DataFrame:
+    """A row for each score and variant, unrounded, with the file that the score stands in.
+
+    `names` leads from the variants' names in the tables to those of their results.
+    """
+    axes = axes_of(joined.scores)
+    records = [
+        {
+            "score": of.kind.name,
+            "origin": of.kind.origin,
+            "higher_is_better": of.kind.higher_is_better,
+            "variant": names[one.setting.name],
+            "dictionary": one.setting.dictionary,
+            "value": one.score,
+            **{axis.heading.replace(" ", "_"): axis.value(one.setting) for axis in axes},
+            "file": one.file,
+        }
+        for of in joined.scores
+        for one in of.scored
+    ]
+    return pd.DataFrame(records)
+
+
+def _picture(number: int, of: JoinedScore, axes: Sequence[CostAxis]) -> Picture:
+    shown = [axis for axis in axes if len(of.on(axis)) > 1]
+    better = HIGHER if of.kind.higher_is_better else LOWER
+    caption = (
+        f"A point for each dictionary; {better} is better by this score. The line is the frontier: no other dictionary "
+        "is at least as good by both numbers, and better by one. Bars, where there are any: 95% intervals."
+    )
+    best = (max if of.kind.higher_is_better else min)(of.scored, key=lambda one: one.score)
+    told = (
+        f"A panel for {listing(axis.heading for axis in shown)}. Best score: {significant(best.score)} of "
+        f"{best.setting.name}. All numbers are in the tables."
+    )
+    return Picture(f"score-{number}", of.kind.title, caption, told, score_figure(of, shown))
+
+
+def score_figure(of: JoinedScore, axes: Sequence[CostAxis]) -> Figure:
+    """The score against each axis, side by side, with its frontier as a step."""
+    with mpl.rc_context(STYLE):
+        figure = Figure((NARROW if len(axes) == 1 else WIDTH, 2.7))
+        panels = figure.subplots(1, len(axes), squeeze=False, sharey=True)[0]
+        for panel, axis in zip(panels, axes, strict=True):
+            _draw(panel, of, axis)
+        panels[0].set_ylabel(of.kind.name)
+    return figure
+
+
+def _draw(panel: Axes, of: JoinedScore, axis: CostAxis) -> None:
+    known = of.on(axis)
+    for one, value in known:
+        low, high = axis.bounds(one.setting)
+        reach = None if low is None or high is None else [[max(value - low, 0)], [max(high - value, 0)]]
+        look: dict[str, Any] = {"fmt": MARKERS[0], "color": COLOURS[0]}
+        panel.errorbar([value], [one.score], xerr=reach, **look)
+    steps = [(value, one.score) for one, value in of.frontier(axis)]
+    panel.step(*zip(*steps, strict=True), where="post", color=INK, linewidth=0.7, zorder=1)
+    name_points(panel, [(one.setting.name, value, one.score) for one, value in known])
+    if axis.logarithmic:
+        panel.set_xscale("log")
+        logarithmic(panel.xaxis, [value for _, value in known])
+    panel.set_xlabel(f"{axis.heading} ({axis.unit})")
+    panel.margins(x=0.15, y=0.12)
+    panel.grid()
