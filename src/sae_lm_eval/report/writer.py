@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from sae_lm_eval.errors import UserError
@@ -19,26 +20,32 @@ PICTURES = ("drop-by-category", "heat-map", "drop-against", "l0-against", "equiv
 def write(report: Report, folder: Path) -> list[Path]:
     """Write the report into `folder` and return the paths of what is in it.
 
-    Everything is made in a folder beside it first and then moved, file by file: no file is ever half written, and what
-    else the folder holds stays. Raises `UserError` where the folder cannot be made or written.
+    What else the folder holds stays. Raises `UserError` where the folder cannot be made or written.
     """
     contents = files(report)
+    place_files(contents, folder, what="The report", otherwise="Give another --output_path.")
+    _forget(folder / "figures", {Path(name).name for name in contents})
+    return [folder / name for name in contents]
+
+
+def place_files(contents: Mapping[str, bytes], folder: Path, *, what: str, otherwise: str) -> None:
+    """Write files by their names within `folder`, which is made where it is missing.
+
+    Everything is made in a folder beside them first and then moved, file by file: no file is ever half written.
+    Raises `UserError` where the folder cannot be made or written, with what to do `otherwise`.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as staged:
             for name, content in contents.items():
                 path = Path(staged) / name
-                path.parent.mkdir(exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(content)
             for name in contents:
-                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (Path(staged) / name).replace(folder / name)
-        _forget(folder / "figures", {Path(name).name for name in contents})
     except OSError as error:
-        raise UserError(
-            f"The report cannot be written to '{folder}': {error.strerror}. Give another --output_path."
-        ) from error
-    return [folder / name for name in contents]
+        raise UserError(f"{what} cannot be written to '{folder}': {error.strerror}. {otherwise}") from error
 
 
 def _forget(pictures: Path, made: set[str]) -> None:

@@ -1,0 +1,129 @@
+"""A comparison as a data set for the Hugging Face Hub: documents by variant, tables, a card, and the hashes of all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from sae_lm_eval.comparison.compare import Comparison
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.report import render, writer
+from sae_lm_eval.report.assemble import Report
+from sae_lm_eval.report.provenance import dictionary_of, mode_of, requested_model
+from sae_lm_eval.results.documents import document_table, path_of
+from sae_lm_eval.results.results import Results
+
+CARD, DOCUMENTS, HASHES = "README.md", "documents.parquet", "hashes.json"
+MARK = "made by sae-lm-eval export"
+TABLES = ("drops.csv", "fidelity.csv", "equivalents.csv")
+OF_DOCUMENT = ("doc_hash", "chosen", "logprobs", "kl", "positions", "tokens", "tokens_cut", "l0")
+TEXTS = ("prompt", "answers", "target")
+TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+LONGEST_FACT = 300  # letters
+TEXTUAL = (".md", ".csv", ".json", ".html")
+
+
+def dataset_files(comparison: Comparison, report: Report, *, command: str, texts: bool = False) -> dict[str, bytes]:
+    """The files of the data set by name; `texts` are the benchmarks' prompts, answers and targets.
+
+    Raises `UserError` where one of them holds what looks like a token.
+    """
+    shown = report if texts else replace(report, worst=())
+    made = writer.files(shown)
+    files = {name: made[name] for name in (*TABLES, "report.html") if name in made}
+    files |= {name: content for name, content in made.items() if name.startswith("figures/") and name.endswith(".png")}
+    documents = document_rows(comparison, texts=texts)
+    if len(documents):
+        buffer = io.BytesIO()
+        documents.to_parquet(buffer, index=False, compression="zstd")
+        files[DOCUMENTS] = buffer.getvalue()
+    files[CARD] = _card(shown, files, command=command, rows=len(documents), texts=texts).encode()
+    files[HASHES] = json.dumps(_hashes(comparison, files, command), indent=1).encode()
+    for name, content in files.items():
+        if name.endswith(TEXTUAL) and TOKEN.search(content):
+            raise UserError(f"{name} would hold what looks like a token of the Hub, from the results: nothing is made.")
+    return files
+
+
+def document_rows(comparison: Comparison, *, texts: bool) -> pd.DataFrame:
+    """A row for each document and variant, with both scores and what the run wrote down of the variant's answers."""
+    documents = comparison.documents()
+    if documents.empty:
+        return documents
+    parts = []
+    for run in comparison.variants:
+        own = documents.loc[documents["variant"] == run.name].drop(columns="set")
+        own = own.assign(model=requested_model(run), dictionary=dictionary_of(run), mode=mode_of(run))
+        wanted = ["task", "doc_id", *OF_DOCUMENT, *(TEXTS if texts else ())]
+        held = document_table(run, wanted)
+        parts.append(own if held is None else own.merge(held, on=["task", "doc_id"], how="left", validate="1:1"))
+    first = ["model", "variant", "dictionary", "mode", "task", "doc_id"]
+    rows = pd.concat(parts, ignore_index=True)
+    return rows[[*first, *(name for name in rows if name not in first)]]
+
+
+def _card(report: Report, files: Mapping[str, bytes], *, command: str, rows: int, texts: bool) -> str:
+    """The data set's card: its header, what is in it, and the report's short tables."""
+    configs = [
+        {"config_name": Path(name).stem, "data_files": name, **({"default": True} if name == DOCUMENTS else {})}
+        for name in (DOCUMENTS, *TABLES)
+        if name in files
+    ]
+    header = {
+        "pretty_name": report.title,
+        "tags": ["sparse-autoencoder", "interpretability", "lm-evaluation-harness", "sae-lm-eval"],
+        "configs": configs,
+    }
+    tables = tuple(table for table in report.tables if table.extent == "short")
+    sources = tuple(replace(source, facts=tuple(filter(_is_short, source.facts))) for source in report.sources)
+    body = render.markdown_report(replace(report, tables=tables, worst=(), sources=sources))
+    title, _, rest = body.partition("\n")
+    held = "with the benchmarks' texts, under the benchmarks' licences" if texts else "without the benchmarks' texts"
+    contents = [
+        f"- `{DOCUMENTS}`: {rows:,} rows, one for each document and variant, {held}." if DOCUMENTS in files else "",
+        "- `drops.csv`, `fidelity.csv`: the tables in full, unrounded; `report.html`: the report as a page.",
+        f"- `{HASHES}`: SHA-256 of every file here and of the result files that they were made from.",
+    ]
+    listed = "\n".join(filter(None, contents))
+    made = f"Written with sae-lm-eval {version('sae-lm-eval')}:\n\n    {render.one_line(command)}"
+    head = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+    return f"---\n{head}---\n<!-- {MARK} -->\n{title}\n\n{listed}\n\n{made}\n{rest}"
+
+
+def _is_short(fact: tuple[str, str]) -> bool:
+    """Whether a card has room for it; the page has them all."""
+    return len(fact[1]) <= LONGEST_FACT
+
+
+def _hashes(comparison: Comparison, files: Mapping[str, bytes], command: str) -> dict[str, Any]:
+    return {
+        "command": command,
+        "sae_lm_eval": version("sae-lm-eval"),
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        "sources": {
+            f"{run.name}/{path.name}": _digest(path)
+            for run in (comparison.baseline, *comparison.variants)
+            for path in _sources(run)
+        },
+    }
+
+
+def _sources(run: Results) -> list[Path]:
+    stamp = run.file.stem.rpartition("_")[2]
+    samples = sorted(run.folder.glob(f"samples_*_{stamp}.jsonl"))
+    return [path for path in (run.file, path_of(run), *samples) if path.is_file()]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -1,0 +1,38 @@
+"""Files that a user asked for. They replace what the same command made before, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.reading import shown
+from sae_lm_eval.report.writer import place_files
+
+OTHERWISE = "Name another place."
+
+
+def check_place(folder: Path, names: Iterable[str], mark: bytes) -> None:
+    """Raise `UserError` unless files of these names can be made in `folder`; what is there must hold the `mark`."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"Nothing can be written to '{shown(nearest, 200)}'. {OTHERWISE}")
+    for path in (folder / name for name in names):
+        if path.is_symlink():
+            raise UserError(f"'{shown(path, 200)}' is a symbolic link, which is not written through. {OTHERWISE}")
+        if path.exists() and not _has(path, mark):
+            raise UserError(f"'{shown(path, 200)}' is there, and this command did not make it. {OTHERWISE}")
+
+
+def _has(path: Path, mark: bytes) -> bool:
+    try:
+        return mark in path.read_bytes()
+    except OSError:
+        return False
+
+
+def write_marked(folder: Path, contents: Mapping[str, bytes], mark: bytes, what: str) -> None:
+    """Write files that hold the `mark`, each whole or not at all. Raises as `check_place`."""
+    check_place(folder, contents, mark)
+    place_files(contents, folder, what=what, otherwise=OTHERWISE)
