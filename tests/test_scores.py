@@ -16,15 +16,24 @@ from typer.testing import CliRunner
 
 from sae_lm_eval.cli.main import app
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.exchange import rank_correlation as ranks
 from sae_lm_eval.exchange.dictionary_names import DictionaryName
-from sae_lm_eval.exchange.rank_correlation import LEAST, rank_correlation, spearman
+from sae_lm_eval.exchange.rank_correlation import LEAST, LEAST_FOR_INTERVAL, rank_correlation, spearman
 from sae_lm_eval.exchange.saebench_results import LEFT_OUT
 from sae_lm_eval.exchange.score_files import read_scores
 from sae_lm_eval.report.formatting import MINUS
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "saebench_world"
 RELEASE, SITE = "world", "blocks.2.hook_resid_post"
-COSTS = {4: (0.1, 20), 8: (0.3, 14), 16: (0.2, 10), 32: (0.5, 6), 64: (0.7, 2), 128: (0.9, 0)}  # compute, wrong answers
+# Compute and wrong answers by k.
+COSTS = {
+    4: (0.1, 20),
+    8: (0.3, 14),
+    16: (0.2, 10),
+    32: (0.5, 6),
+    64: (0.7, 2),
+    128: (0.9, 0),
+}
 
 
 def result(eval_type: str = "autointerp", release: str | None = RELEASE, **metrics: Any) -> dict[str, Any]:
@@ -207,6 +216,24 @@ def test_a_correlation_that_says_nothing_is_undefined_for_a_reason():
     assert (same.rho, same.reason) == (None, "the drop of all 6 is the same")
 
 
+def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch):
+    monkeypatch.setattr(ranks, "DRAWS", 499)
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(400):
+        x, noise = rng.normal(size=(2, LEAST_FOR_INTERVAL))
+        made = rank_correlation(list(x), list(0.6 * x + 0.8 * noise), ("drop", "score"))
+        truth = 6 / math.pi * math.asin(0.6 / 2)  # Spearman's of the bivariate normal (Pearson 1907)
+        held += made.low is None or made.low <= truth <= (made.high or 0)
+    assert 0.92 < held / 400 < 0.99
+
+
+def test_perfect_ranks_have_no_interval():
+    made = rank_correlation(range(9), range(9), ("drop", "score"))
+    assert (made.rho, made.low, made.high) == (pytest.approx(1), None, None)
+    assert made.reason == "all draws agree as well, so that they give no interval"
+
+
 def test_a_report_holds_scores_against_costs(out, tmp_path):
     scores = table(tmp_path / "scores.csv", {4: 0.9, 8: 0.8, 16: 0.7, 32: 0.6, 64: 0.5, 256: 0.4})
     said = report(out, scores, tmp_path / "report")
@@ -227,14 +254,16 @@ def test_a_report_holds_scores_against_costs(out, tmp_path):
     row = next(line for line in markdown.splitlines() if line.startswith("| judge | scores.csv"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[2:4] == ["higher", "5"]
-    assert [cell.split()[0] for cell in cells[4:7]] == [f"{MINUS}0.90", "1.00", f"{MINUS}1.00"]
-    assert sum("effective compute, drop" in line for line in markdown.splitlines() if line.startswith("| judge")) == 4
+    assert cells[4:7] == [f"{MINUS}0.90", "1.00", f"{MINUS}1.00"]
+    assert cells[7] == "effective compute, drop and L0: 5 of 8 dictionaries that an interval takes"
+    each = [line for line in markdown.splitlines() if line.startswith("| judge (scores.csv)")]
+    assert ["effective compute" in line for line in each] == [True, True, False, True, True]
 
 
 def test_fewer_than_five_dictionaries_have_no_correlation_but_their_values(out, tmp_path):
     report(out, table(tmp_path / "scores.csv", {4: 0.9, 8: 0.8}), tmp_path / "report")
     markdown = (tmp_path / "report" / "report.md").read_text()
-    assert "effective compute: 2 of 5 dictionaries that it takes at least" in markdown
+    assert "effective compute, drop and L0: 2 of 5 dictionaries that it takes at least" in markdown
     assert len(pd.read_csv(tmp_path / "report" / "scores.csv")) == 2
 
 

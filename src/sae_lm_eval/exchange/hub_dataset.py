@@ -69,7 +69,7 @@ def document_rows(comparison: Comparison, *, texts: bool) -> pd.DataFrame:
         parts.append(own if held is None else own.merge(held, on=["task", "doc_id"], how="left", validate="1:1"))
     first = ["model", "variant", "dictionary", "mode", "task", "doc_id"]
     rows = pd.concat(parts, ignore_index=True)
-    return rows[[*first, *(name for name in rows if name not in first)]]
+    return rows.reindex(columns=[*first, *(name for name in rows if name not in first)])
 
 
 def _card(report: Report, files: Mapping[str, bytes], *, command: str, rows: int, texts: bool) -> str:

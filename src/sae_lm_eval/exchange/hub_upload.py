@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.errors import (
+    HFValidationError,
+    HTTPError,  # of its HTTP client, which is another one in its versions 1 and 2  # pyright: ignore[reportPrivateImportUsage]
+)
 from huggingface_hub.utils import validate_repo_id
 
 from sae_lm_eval.errors import UserError, first_line

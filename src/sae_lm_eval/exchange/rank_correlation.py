@@ -9,12 +9,13 @@ import numpy as np
 from scipy.stats import rankdata
 
 LEAST = 5  # pairs, below which ranks say next to nothing
+LEAST_FOR_INTERVAL = 8  # below which the interval holds the truth too seldom: benchmarks/rank_correlation_coverage.py
 DRAWS, SEED, LEVEL = 9999, 0, 0.95
 
 
 @dataclass(frozen=True)
 class RankCorrelation:
-    """`rho` with its bounds over `n` pairs; None for the `reason`."""
+    """`rho` with its bounds over `n` pairs; what is None is so for the `reason`."""
 
     n: int
     rho: float | None = None
@@ -40,8 +41,11 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], what: tuple[str, st
         if len(set(values)) == 1:
             return RankCorrelation(n, reason=f"the {name} of all {n} is the same")
     rho = float(spearman(np.asarray(x), np.asarray(y)))
-    low, high = _interval(np.asarray(x, float), np.asarray(y, float))
-    return RankCorrelation(n, rho, low, high)
+    if n < LEAST_FOR_INTERVAL:
+        return RankCorrelation(n, rho, reason=f"{n} of {LEAST_FOR_INTERVAL} dictionaries that an interval takes")
+    if abs(rho) > 1 - 1e-12:
+        return RankCorrelation(n, rho, reason="all draws agree as well, so that they give no interval")
+    return RankCorrelation(n, rho, *_interval(np.asarray(x, float), np.asarray(y, float)))
 
 
 def _interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:

@@ -65,13 +65,13 @@ def correlation_table(joined: Sequence[JoinedScore], axes: Sequence[CostAxis], t
     rows = []
     for of in joined:
         made = [of.correlation(axis) for axis in axes]
-        why = {f"{axis.heading}: {one.reason}" for axis, one in zip(axes, made, strict=True) if one.reason}
+        why = _reasons(axes, made)
         rows.append(
             (
                 *map(text_cell, (of.kind.name, of.kind.origin, HIGHER if of.kind.higher_is_better else LOWER)),
                 number_cell(len(of.scored), f"{len(of.scored):,}"),
                 *map(_correlation_cell, made),
-                text_cell("; ".join(sorted(why))),
+                text_cell("; ".join(why)),
             )
         )
     has_notes = any(row[-1].text for row in rows)
@@ -92,6 +92,15 @@ def correlation_table(joined: Sequence[JoinedScore], axes: Sequence[CostAxis], t
     return ReportTable("score-correlations", "Scores against costs", caption, columns, tuple(kept))
 
 
+def _reasons(axes: Sequence[CostAxis], made: Sequence[RankCorrelation]) -> list[str]:
+    """Why numbers are missing, each reason once."""
+    reasons: dict[str, list[str]] = {}
+    for axis, one in zip(axes, made, strict=True):
+        if one.reason:
+            reasons.setdefault(one.reason, []).append(axis.heading)
+    return [f"{listing(headings)}: {reason}" for reason, headings in reasons.items()]
+
+
 def _measured_on(axes: Sequence[CostAxis], text: str | None) -> str:
     told = [axis.heading for axis in axes if axis.heading != "drop"]
     return f" {listing(told)} on {text}.".replace(" effective", " Effective", 1) if told and text else ""
@@ -100,7 +109,7 @@ def _measured_on(axes: Sequence[CostAxis], text: str | None) -> str:
 def _correlation_cell(made: RankCorrelation) -> Cell:
     if made.rho is None:
         return Cell(NA)
-    bounds = f"[{fixed_decimals(made.low, 2)}, {fixed_decimals(made.high, 2)}]"
+    bounds = "" if made.low is None else f"[{fixed_decimals(made.low, 2)}, {fixed_decimals(made.high, 2)}]"
     return number_cell(made.rho, fixed_decimals(made.rho, 2), bounds)
 
 
