@@ -42,10 +42,10 @@ def export_command(
     if hub is None and (texts or dry_run or output_path):
         raise UserError("--texts, --dry_run and --output_path are of --hub, which is not given.")
     if hub is not None:
-        from sae_lm_eval.exchange.hub_upload import check_folder, check_repo
+        from sae_lm_eval.exchange.hub_upload import check_dataset_folder, check_repo
 
         check_repo(hub)
-        check_folder(output_path or out / FOLDER)
+        check_dataset_folder(output_path or out / FOLDER)
     found = find_results(out, baseline)
     if saebench is not None:
         from sae_lm_eval.exchange.saebench_export import say_saebench, write_saebench

@@ -36,7 +36,7 @@ def has_token() -> bool:
     return get_token() is not None
 
 
-def check_folder(folder: Path) -> None:
+def check_dataset_folder(folder: Path) -> None:
     """Raise `UserError` where a folder cannot be written, or holds what this command did not make."""
     check_place(folder, [CARD], MARK.encode())
     if folder.is_dir() and not (folder / CARD).exists() and any(folder.iterdir()):
@@ -44,8 +44,8 @@ def check_folder(folder: Path) -> None:
 
 
 def write_folder(files: Mapping[str, bytes], folder: Path) -> None:
-    """Write what would be uploaded; of before, what is no longer made goes. Raises as `check_folder`."""
-    check_folder(folder)
+    """Write what would be uploaded; of before, what is no longer made goes. Raises as `check_dataset_folder`."""
+    check_dataset_folder(folder)
     place_files(files, folder, what="The data set", otherwise=OTHERWISE)
     for path in (*folder.glob("*"), *folder.glob("figures/*")):
         if path.is_file() and path.relative_to(folder).as_posix() not in files:
