@@ -241,7 +241,7 @@ def test_missing_samples_are_named(folders):
         ({"metrics": "al"}, "Did you mean 'all'"),
         (
             {"categories": {"a": "onne"}},
-            "Category 'a': 'onne' is no task or group of these results. Did you mean 'one'",
+            "Category 'a': 'onne' is no task or group of those asked. Did you mean 'one'",
         ),
         ({"categories": {"a": {"field": "topic"}}}, "no document has a field 'topic', only text"),
         ({"categories": {"a": {"feild": "text"}}}, "Category 'a' has feild: give 'field'"),

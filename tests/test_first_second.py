@@ -181,7 +181,7 @@ MISTAKES: Mapping[str, tuple[Sequence[str], str]] = {
         "limit and samples both say which documents are asked: give one of them.",
     ),
     "JSON": ([*RUN, "--sae", K4, "--metadata", "{x"], "lm_eval does not take these flags: Invalid JSON: {x. Hint: Use"),
-    "an address of nobody": ([*RUN, "--sae", K4, "--ray", ""], "ray: '' is no address: give that of a cluster, or "),
+    "an address of nobody": ([*RUN, "--sae", K4, "--ray", ""], "ray: '' is no address: give that of a cluster, as"),
     "a task in capitals": (
         [*ON_WORLD, "--sae", K4, "--tasks", "SAE_World_Homes", *OUT],
         "There is no task 'SAE_World_Homes'. Did you mean 'sae_world_homes'?",
@@ -190,7 +190,7 @@ MISTAKES: Mapping[str, tuple[Sequence[str], str]] = {
         [*RUN, "--sae", f"{K4},hook_map=raw+raw"],
         "world_blocks.2.hook_resid_post.k4,hook_map=raw+raw: hook_map names 2 and there are 1 dictionaries: give one",
     ),
-    "no field": ([*RUN, "--sae", K4, "--docs_by", ""], "--docs_by '' names no field of the documents: give one"),
+    "no field": ([*RUN, "--sae", K4, "--docs_by", ""], "docs_by: '' names no field of the documents: give one"),
     "a number for variants": (["three.yaml", *RUN, "--sae", K4], "variants: there are none: give a list of entries"),
     "a sweep file": (["sweeep.yaml", *OUT], "There is no sweep file 'sweeep.yaml'. Each dictionary takes a --sae"),
     "a latent": ([*RUN, "--sae", f"{K4},ablate=512"], f"{K4} has no latent 512: they run from 0 to 511."),
@@ -249,6 +249,122 @@ MISTAKES: Mapping[str, tuple[Sequence[str], str]] = {
         "run does not know what to do with '",
     ),
 }
+# Of every command, the flags behind its name, and what is told.
+SPLICED = [*ON_WORLD[:1], f"pretrained=world,sae={K4}"]
+CURVE = ["curve", "--models", "world", "--task", "sae_fidelity_world", "--output_path", "c.csv"]
+WHERE = ["where", *RUN, "--sae", K4]
+OF_COMMANDS: Mapping[str, tuple[Sequence[str], str]] = {
+    "a task of a category": (
+        ["run", *RUN, "--sae", K4, "--categories", "categories.yaml"],
+        "Category 'a': 'sae_world_hommes' is no task or group of those asked. Did you mean 'sae_world_homes'?",
+    ),
+    "a key of a category": (
+        ["run", *RUN, "--sae", K4, "--categories", "keys.yaml"],
+        "Category 'a' has feld: give 'field', and 'values' or 'tasks'.",
+    ),
+    "a layer to skip": (
+        ["run", *RUN, "--edit", "skip?layers=4"],
+        "edit=skip?layers=4 skips layer 4: layers of world run from 0 to 3.",
+    ),
+    "a rank": (
+        ["run", *RUN, "--edit", "lowrank?rank=128"],
+        "edit=lowrank?rank=128 changes nothing: no matrix of world has a rank of more than 128.",
+    ),
+    "a length beyond the model's": (
+        ["run", "--model_args", "pretrained=world,max_length=129", *HOMES, *OUT, "--sae", K4],
+        "max_length=129 is more than the 128 tokens that world reads by its configuration.",
+    ),
+    "a name twice": (
+        ["run", "--model_args", "pretrained=world,pretrained=gpt2", *HOMES, *OUT, "--sae", K4],
+        "--model_args names 'pretrained' twice: give it once.",
+    ),
+    "arguments of a template": (
+        ["run", "--model_args", "pretrained=world,chat_template_args=5", *HOMES, *OUT, "--sae", K4],
+        "chat_template_args=5 is no mapping: ",
+    ),
+    "a token id": (
+        ["run", "--model_args", "pretrained=world,prefix_token_id=x", *HOMES, *OUT, "--sae", K4],
+        "prefix_token_id=x must be a whole number of at least 0.",
+    ),
+    "a kind of model": (
+        ["run", "--model_args", "pretrained=world,backend=seq2seq", *HOMES, *OUT, "--sae", K4],
+        "backend 'seq2seq' is unknown. Choose from default, causal.",
+    ),
+    "parameters below zero": (
+        ["run", "--model_args", "pretrained=world,params=-5", *HOMES, *OUT, "--sae", K4],
+        "The number of parameters is -5.0; it must be positive.",
+    ),
+    "a template that is not there": (
+        ["run", *RUN, "--sae", K4, "--apply_chat_template"],
+        "The tokenizer has no chat template: leave out --apply_chat_template.",
+    ),
+    "no number for memory": (["run", *RUN, "--sae", K4, "--memory", "nan"], "memory: nan is no number of gigabytes"),
+    "a cluster": (["run", *RUN, "--sae", K4, "--ray", "http://head"], "ray: 'http://head' is no address: give that"),
+    "a temperature": (
+        ["run", *RUN, "--sae", K4, "--gen_kwargs", "temperature=hot"],
+        "gen_kwargs: temperature=hot must be a number",
+    ),
+    "a seed below zero": (["run", *RUN, "--sae", K4, "--seed", "-1"], "seed=-1 must be a whole number of at least 0."),
+    "no scores": (["run", *RUN, "--sae", K4, "--predict_only"], "predict_only leaves out the scores, which a run com"),
+    "samples of nothing": (["run", *RUN, "--sae", K4, "--samples", "{}"], "samples: {} names no document: leave it "),
+    "samples of another task": (
+        ["run", *RUN, "--sae", K4, "--samples", '{"sae_world_home": [1]}'],
+        "samples: the task 'sae_world_home' is not among those asked. Did you mean 'sae_world_homes'?",
+    ),
+    "a document below zero": (
+        ["run", *RUN, "--sae", K4, "--samples", '{"sae_world_homes": [-1]}'],
+        "samples: sae_world_homes: -1 is no number of a document",
+    ),
+    "a text without text": (
+        ["run", *RUN, "--sae", f"{K4},splice=mean,mean_text=empty.txt"],
+        "'empty.txt' holds no text.",
+    ),
+    "a file of another language": (
+        ["run", *RUN, "--sae", "python:empty.txt:f"],
+        "There is no module 'empty.txt', and a file to run ends in .py.",
+    ),
+    "a flag of where": (
+        [*WHERE, "--categories", "a.yaml"],
+        "where has no flag '--categories'. 'sae-lm-eval where --help' lists them.",
+    ),
+    "chat with a base model": (
+        ["talk", *SPLICED, "--prompt_format", "chat"],
+        "world has no chat template: use --prompt_format plain.",
+    ),
+    "a system prompt": (
+        ["talk", *SPLICED, "--system", "Be kind."],
+        "A system prompt needs a chat template, and world is read as plain text here.",
+    ),
+    "a column twice": (["talk", *SPLICED, "--sae", K4], f"{K4} is given twice: each variant is a column"),
+    "nothing to talk to": (["talk", *ON_WORLD], "Name a dictionary: sae=SPEC in --model_args, or --sae SPEC for"),
+    "a page nowhere": (
+        ["talk", *SPLICED, "--prompts", "sweep.yaml", "--html", "nowhere/page.html"],
+        "'nowhere/page.html' cannot be written: No such file or directory. Name another file.",
+    ),
+    "a text to read": (["talk", *SPLICED, "--text", "empty.txt"], "'empty.txt' holds no text."),
+    "nothing to inspect": (["inspect", *ON_WORLD], "sae= is missing: name a dictionary, as in sae=gpt2-small-res-jb#"),
+    "an edit to inspect": (
+        ["inspect", "--model_args", "pretrained=world,edit=skip?layers=1"],
+        "inspect says where dictionaries go, and edit=skip?layers=1 has none; its results say what it changed.",
+    ),
+    "a list and a model": (["inspect", "--list", "*", *ON_WORLD], "--list searches registered dictionaries: leave "),
+    "a window beyond the model's": (
+        [*CURVE, "--max_length", "129"],
+        "max_length=129 is more than the 128 tokens that world reads by its configuration.",
+    ),
+    "a table nowhere": (
+        ["compare", "a", "b", "--csv", "nowhere/x.csv"],
+        "'nowhere/x.csv' cannot be written: No such file or directory. Name another file.",
+    ),
+    "a file for a report": (
+        ["compare", "a", "b", "--output_path", "sweep.yaml"],
+        "'sweep.yaml' cannot be made: 'sweep.yaml' is a file. Give another --output_path.",
+    ),
+    "a file for the demo": (
+        ["demo", "--output_path", "sweep.yaml"],
+        "'sweep.yaml' cannot be made: 'sweep.yaml' is a file. Give another --output_path.",
+    ),
+}
 # What a sweep file says in the place of the right thing, and what is told.
 FILES: Mapping[str, tuple[Mapping[str, object], str]] = {
     "a list of modes": (
@@ -273,8 +389,12 @@ FILES: Mapping[str, tuple[Mapping[str, object], str]] = {
     "a list for generation": ({"gen_kwargs": [1]}, "gen_kwargs: [1] is not a mapping, such as {temperature: 0}."),
     "a path as a list": ({"output_path": ["out"]}, "output_path: ['out'] is no path."),
     "memory in words": ({"memory": "much"}, "memory: 'much' is no number of gigabytes above 0."),
+    "a field as a list": ({"docs_by": ["a"]}, "docs_by: ['a'] names no field of the documents: give one, such as"),
+    "a category of no task": ({"categories": {"a": "pets"}}, "Category 'a': 'pets' is no task or group of those as"),
+    "seeds in words": ({"seed": [0, "one"]}, "seed=one must be a whole number of at least 0."),
     "a key": ({"task": "blimp"}, "The sweep file 'case.yaml' has no key 'task'. Did you mean 'tasks'?"),
 }
+EVERY = {**{case: (["run", *flags], words) for case, (flags, words) in MISTAKES.items()}, **OF_COMMANDS}
 # One process for all, since it takes a while to start; each case is a command in it.
 COMMANDS = """
 import contextlib, io, json, sys
@@ -284,7 +404,7 @@ heavy = (
     "matplotlib",
 )
 for arguments in json.load(sys.stdin):
-    sys.argv, told, code = ["sae-lm-eval", "run", *arguments], io.StringIO(), None
+    sys.argv, told, code = ["sae-lm-eval", *arguments], io.StringIO(), None
     with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
         try:
             main()
@@ -306,6 +426,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "t5" / "config.json").write_text(json.dumps({"model_type": "t5", "is_encoder_decoder": True}))
     (folder / "sweep.yaml").write_text("tasks: [sae_world_homes]")
     (folder / "three.yaml").write_text("variants: 3")
+    (folder / "categories.yaml").write_text("a: [sae_world_hommes]")
+    (folder / "keys.yaml").write_text("a: {feld: kind}")
+    (folder / "empty.txt").write_text("")
     return folder
 
 
@@ -324,13 +447,13 @@ def told(folder: Path, commands: Sequence[Sequence[str]]) -> list[tuple[int | No
 
 @pytest.fixture(scope="module")
 def of_flags(folder: Path) -> dict[str, tuple[int | None, str, list[str]]]:
-    return dict(zip(MISTAKES, told(folder, [flags for flags, _ in MISTAKES.values()]), strict=True))
+    return dict(zip(EVERY, told(folder, [flags for flags, _ in EVERY.values()]), strict=True))
 
 
-@pytest.mark.parametrize("case", MISTAKES)
+@pytest.mark.parametrize("case", EVERY)
 def test_a_mistake_is_told_before_anything_is_loaded(case, of_flags, folder):
     code, words, loaded = of_flags[case]
-    assert words.startswith(f"sae-lm-eval: {MISTAKES[case][1]}")
+    assert words.startswith(f"sae-lm-eval: {EVERY[case][1]}")
     assert words.count("\n") == 1
     assert code == 2
     assert loaded == []
@@ -499,6 +622,91 @@ class TestWhatIsMeant:
         assert one.specs == ("my dictionaries/layer_1",)
 
 
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"docs_by": "answr"}, "docs_by: no document has a field 'answr'. Did you mean 'answer'?"),
+        ({"categories": {"a": {"field": "colour"}}}, "Category 'a': no document has a field 'colour', only "),
+        (
+            {"categories": {"a": {"field": "answer", "values": "nowhere"}}},
+            "Category 'a': no document's answer is 'nowhere'.",
+        ),
+        ({"num_fewshot": 100_000}, "num_fewshot=100000: sae_world_homes has "),
+    ],
+)
+def test_what_the_documents_tell_is_told_before_the_model_is_loaded(given, told, monkeypatch, tmp_path):
+    monkeypatch.setattr(SaeHFLM, "__init__", lambda *_, **__: pytest.fail("loaded the model"))
+    asked = {"model_args": "pretrained=world", "variants": K4, "tasks": "sae_world_homes", **given}
+    with pytest.raises(UserError) as error:
+        run(**asked, output_path=tmp_path / "out", limit=4)
+    assert str(error.value).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("task", "by", "told"),
+    [
+        ("sae_world_homes", "field:colour", "--by field:colour: no document has this field; they have "),
+        (
+            "sae_fidelity_world",
+            "kind",
+            "where explains tasks that score answers behind a prompt, and sae_fidelity_world",
+        ),
+    ],
+)
+def test_what_where_cannot_explain_is_told_before_the_model_is_loaded(task, by, told, monkeypatch, tmp_path):
+    from sae_lm_eval.runs.inquiry import Inquiry
+    from sae_lm_eval.runs.where import explain_drops
+
+    monkeypatch.setattr(SaeHFLM, "__init__", lambda *_, **__: pytest.fail("loaded the model"))
+    sweep = sweep_of({"model_args": "pretrained=world", "variants": K4, "tasks": task, "device": "cpu"})
+    with pytest.raises(UserError) as error:
+        explain_drops(sweep, lm_eval_config(sweep), tmp_path, Inquiry((by,)))
+    assert str(error.value).startswith(told)
+
+
+def test_the_members_of_groups_are_lm_evals_own():
+    from lm_eval.tasks import TaskManager
+
+    with task_index.quick_index():
+        loaded = TaskManager().load(["sae_world"])
+    groups, tasks = task_index.members(["sae_world"])
+    assert {name: sorted(of) for name, of in groups.items()} == {
+        name: sorted(of) for name, of in loaded["group_map"].items()
+    }
+    assert sorted(tasks) == sorted(loaded["tasks"])
+
+
+def test_members_that_a_group_defines_itself_are_left_to_loading(tmp_path):
+    (tmp_path / "group.yaml").write_text("group: own\ntask: [{group: inside, task: [sae_world_homes]}]\n")
+    (tmp_path / "other.yaml").write_text("group: other\ntask: [{task: sae_world_homes, num_fewshot: 1}, own_tag]\n")
+    (tmp_path / "task.yaml").write_text("task: one\ntag: own_tag\n")
+    assert task_index.members(["own"], tmp_path) is None
+    assert task_index.members(["nobody's"]) is None
+    assert task_index.members(["other"], tmp_path) == (
+        {"other": ["sae_world_homes", "one"]},
+        ["sae_world_homes", "one"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "has"),
+    [
+        ({}, None),
+        ({"tokenizer_config.json": "{}"}, False),
+        ({"tokenizer_config.json": '{"chat_template": "x"}'}, True),
+        ({"tokenizer_config.json": "{}", "chat_template.jinja": "x"}, True),
+    ],
+)
+def test_files_tell_of_a_chat_template(files, has, tmp_path):
+    from sae_lm_eval.harness.chat_template import has_chat_template
+
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert has_chat_template({"pretrained": str(tmp_path)}) is has
+    assert has_chat_template({"pretrained": "world", "tokenizer": str(tmp_path)}) is has
+    assert has_chat_template({"pretrained": str(tmp_path), "trust_remote_code": True}) is None
+
+
 class TestSamples:
     """Which are told once the tasks are read, and before a model is loaded."""
 
@@ -507,7 +715,8 @@ class TestSamples:
         [
             ({"sae_world_pets": [1]}, "the task 'sae_world_pets' is not among those asked. Did you mean 'sae_world_ho"),
             ({"sae_world_homes": [0, 200]}, "sae_world_homes has no document 200: they run from 0 to 199."),
-            ({"sae_world_homes": [-1]}, "sae_world_homes has no document -1: they run from 0 to 199."),
+            ({"sae_world_homes": [-1]}, "sae_world_homes: -1 is no number of a document: give whole ones"),
+            ({}, "{} names no document: leave it out for all, or give {task: [0, 1]}."),
             ({"sae_world_homes": "all"}, "sae_world_homes: 'all' is no list of numbers of documents, as in [0, 1]."),
             ({"sae_world_homes": []}, "sae_world_homes: [] is no list of numbers of documents, as in [0, 1]."),
             ({"sae_world_homes": [True]}, "sae_world_homes: True is no number of a document: give whole ones"),

@@ -42,6 +42,7 @@ def compare_command(
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
 ) -> None:
     """What variants lost, document by document; folders are those of lm_eval's --output_path with --log_samples."""
+    _check_writable(csv, output_path)
     from rich.console import Console
 
     from sae_lm_eval.cli.report import print_findings
@@ -83,6 +84,16 @@ def compare_command(
     if output_path is not None:
         writer.write(assemble.build(comparison, sort=sort), output_path)
         print_sentence(console, f"Written: {output_path / 'report.html'}, ...", soft_wrap=True)
+
+
+def _check_writable(csv: Path | None, output_path: Path | None) -> None:
+    from sae_lm_eval.runtime.run_folder import check_folder
+    from sae_lm_eval.runtime.text_files import check_writable
+
+    if csv is not None:
+        check_writable(csv)
+    if output_path is not None:
+        check_folder(output_path)
 
 
 def _tables(shaped: Shaped) -> list[ReportTable]:

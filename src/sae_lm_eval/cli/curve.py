@@ -60,9 +60,9 @@ def curve(
     The file is written after each model; the same command again continues where it was cut short. Beside the results
     of a run on the same text, it is that run's curve without being named.
     """
-    from lm_eval.utils import simple_parse_args_string
+    from sae_lm_eval.runs.argument_text import named_values
 
-    loading = {**simple_parse_args_string(model_args), **({} if device is None else {"device": device})}
+    loading = {**named_values(model_args), **({} if device is None else {"device": device})}
     if fixed := [name for name in FIXED if name in loading and not (tasks and name == "max_length")]:
         raise UserError(f"--model_args has {fixed[0]}=, which curve sets by itself; models stand in --models.")
     if tasks:
@@ -114,7 +114,7 @@ def _check(
     if asked.get("context") is not None:
         whole(asked["context"], "--max_length", least=1)
     check_model_args(loading)
-    check_members(members, loading)
+    check_members(members, loading, asked.get("context"))
     check_tasks([asked["task"]], include_path)
 
 

@@ -41,7 +41,9 @@ def demo(
     from sae_lm_eval.cli.run import run_and_report
     from sae_lm_eval.cli.tables import print_sentence
     from sae_lm_eval.runs.sweep import sweep_of
+    from sae_lm_eval.runtime.run_folder import check_folder
 
+    check_folder(output_path)
     print_sentence(Console(stderr=True), INTRODUCTION)
     run_and_report(sweep_of(SWEEP), output_path, tables=1)
     page = write_page(output_path)

@@ -59,7 +59,7 @@ Fraction = Annotated[
 ]
 Literature = Annotated[bool, typer.Option("--literature", help="Published figures, converted.")]
 Level = Annotated[float, typer.Option(help="Level of the intervals.")]
-Seed = Annotated[int, typer.Option(help="Seed of the resampling.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the resampling.")]
 OutputFormat = Annotated[Format, typer.Option("--format", help="How to print.")]
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from sae_lm_eval.errors import UserError
+
 
 def say_loading() -> None:
     """Say on stderr that libraries are loaded, unless they are already."""
@@ -22,6 +24,8 @@ def check_splices(arguments: Mapping[str, Any], saes: Sequence[Any] = ()) -> Non
     from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
     own = SpliceArguments.among(arguments)
+    if not own.get("sae") and own.get("edit") is None and not saes:
+        raise UserError("sae= is missing: name a dictionary, as in sae=gpt2-small-res-jb#blocks.8.hook_resid_pre.")
     variants = [own] if own.get("sae") is not None or "edit" in own or not saes else []
     variants += [{**own, "sae": sae} for sae in saes]
     of_model = {name: value for name, value in arguments.items() if name not in own}

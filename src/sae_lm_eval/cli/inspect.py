@@ -27,18 +27,25 @@ def inspect(
 
     console = Console()
     if pattern is not None:
+        if model_args is not None or text is not None:
+            raise UserError("--list searches registered dictionaries: leave out --model_args and --text.")
+        say_loading()
         _list(console, pattern)
         return
     if model_args is None:
         raise UserError("Give --model_args pretrained=...,sae=... to inspect a splice, or --list PATTERN to search.")
-    from sae_lm_eval.runtime.text_files import check_file
+    from sae_lm_eval.runs.argument_text import named_values
+    from sae_lm_eval.runtime.text_files import check_readable
     from sae_lm_eval.splicing.choices import whole
+    from sae_lm_eval.splicing.edit_spec import refuse_edit
+    from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
     whole(tokens, "--tokens", least=1)
     if text is not None:
-        check_file(text)
-    arguments = _model_args(model_args)
+        check_readable(text)
+    arguments = named_values(model_args)
     check_splices(arguments)
+    refuse_edit(SpliceArguments(**SpliceArguments.among(arguments)))
     say_loading()
     from sae_lm_eval.harness import inspection
 
@@ -48,12 +55,6 @@ def inspect(
         print_facts(console, splice.dictionary.name, inspection.splice_facts(splice, special))
     if text is not None:
         _show_fits(console, *inspection.fits(arguments, text, tokens))
-
-
-def _model_args(text: str) -> dict[str, Any]:
-    from lm_eval.utils import simple_parse_args_string
-
-    return simple_parse_args_string(text)
 
 
 def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | str | None]) -> None:

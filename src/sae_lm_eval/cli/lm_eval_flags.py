@@ -43,10 +43,10 @@ def parser() -> argparse.ArgumentParser:
     return Run.create(_Parser(prog="sae-lm-eval").add_subparsers())._parser
 
 
-def settings_of(flags: Sequence[str], own: Iterable[str]) -> dict[str, Any]:
+def settings_of(flags: Sequence[str], own: Iterable[str], command: str = "run") -> dict[str, Any]:
     """The settings that lm_eval's parser makes of `flags`; those that are not given are left out.
 
-    `own` are the flags that the command has besides. Raises `UserError` for a flag that neither knows, with the
+    `own` are the flags that the `command` has besides. Raises `UserError` for a flag that neither knows, with the
     nearest, and for those of lm_eval's that `run` does not take.
     """
     reader = parser()
@@ -56,7 +56,7 @@ def settings_of(flags: Sequence[str], own: Iterable[str]) -> dict[str, Any]:
         name = flag.partition("=")[0]
         if name.startswith("--") and name not in known:
             raise UserError(
-                f"run has no flag '{name}'.{did_you_mean(name, taken)} 'sae-lm-eval run --help' lists them."
+                f"{command} has no flag '{name}'.{did_you_mean(name, taken)} 'sae-lm-eval {command} --help' lists them."
             )
     try:
         found, rest = reader.parse_known_args(list(flags))

@@ -24,11 +24,13 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.runtime.host_memory import TOLD, is_out_of_memory
 
 # --ce_baseline is --ce-baseline, for lm_eval's flags have underscores.
+HELP = {"help_option_names": ["--help", "-h"]}
 EITHER_SPELLING = {"token_normalize_func": lambda name: name.replace("_", "-")}
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings=HELP,
 )
 
 

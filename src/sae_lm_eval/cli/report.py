@@ -61,8 +61,9 @@ def write_report(
     from sae_lm_eval.exchange.score_join import check_joins
     from sae_lm_eval.report import assemble, writer
     from sae_lm_eval.results import find
-    from sae_lm_eval.runtime.run_folder import added_names
+    from sae_lm_eval.runtime.run_folder import added_names, check_folder
 
+    check_folder(target)
     results = find.find_results(out, baseline)
     held = None if scores is None else read_scores(scores)
     if held is not None:

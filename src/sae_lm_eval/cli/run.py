@@ -77,12 +77,10 @@ def run_command(
     """
     from sae_lm_eval.runs.checks import check
 
-    given = {"categories": categories, "memory": memory, "ray": ray, "output_path": output_path}
+    given = {"categories": categories, "docs_by": docs_by, "memory": memory, "ray": ray, "output_path": output_path}
     sweep = sweep_from(context, model_args, (sae or [], edit or []), control or [], given)
     if sweep.output_path is None and not plan:
         raise UserError("--output_path is missing: name a folder for the results.")
-    if docs_by is not None and not docs_by.strip():
-        raise UserError("--docs_by '' names no field of the documents: give one, such as passage, or leave it out.")
     check(sweep, sweep.output_path)
     if fewshot_seeds is not None:
         _check_seeds(sweep, fewshot_seeds)
@@ -92,9 +90,9 @@ def run_command(
         return
     with resumable():
         if fewshot_seeds is None:
-            failed = run_and_report(sweep, sweep.output_path, docs_by)
+            failed = run_and_report(sweep, sweep.output_path)
         else:
-            failed = run_over_seeds(sweep, sweep.output_path, fewshot_seeds, docs_by)
+            failed = run_over_seeds(sweep, sweep.output_path, fewshot_seeds)
     if failed:
         raise typer.Exit(1)
 
@@ -117,7 +115,7 @@ def resumable() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str, docs_by: str | None = None) -> bool:
+def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
     """Run a sweep for each few-shot seed, each in its folder, and write over_seeds.csv; whether a variant failed."""
     from rich.console import Console
 
@@ -133,9 +131,9 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str, docs_by:
     for seed in seeds_of(fewshot_seeds):
         folder = output_path / f"fewshot_seed_{seed}"
         settings = {**sweep.settings, "seed": with_seed(sweep.settings.get("seed"), seed)}
-        failed |= run_and_report(replace(sweep, settings=settings), folder, docs_by)
+        failed |= run_and_report(replace(sweep, settings=settings), folder)
         if rank() == 0 and not failed:
-            comparisons[seed] = paired_comparison(*find.find_results(folder), docs_by=docs_by)
+            comparisons[seed] = paired_comparison(*find.find_results(folder), docs_by=sweep.docs_by)
     if rank() != 0 or failed:
         return failed
     found = over_seeds(comparisons)
@@ -150,7 +148,7 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str, docs_by:
     return False
 
 
-def run_and_report(sweep: Sweep, output_path: Path, docs_by: str | None = None, tables: int | None = None) -> bool:
+def run_and_report(sweep: Sweep, output_path: Path, tables: int | None = None) -> bool:
     """Run a sweep, or what is left of it, and report it; whether some variant failed.
 
     Of the report the headline and the first `tables` tables are printed, or all that are short.
@@ -169,7 +167,7 @@ def run_and_report(sweep: Sweep, output_path: Path, docs_by: str | None = None, 
     if rank() != 0:
         return bool(finished.failed)
     if len(finished.failed) < len(finished.outcomes) - 1:
-        made = write_report(output_path, output_path / REPORT, categories=sweep.categories, docs_by=docs_by)
+        made = write_report(output_path, output_path / REPORT, categories=sweep.categories, docs_by=sweep.docs_by)
         print_report(made, tables)
         if tables is None:
             say_written(output_path / REPORT)
@@ -190,29 +188,30 @@ def sweep_from(
     given: dict[str, Any],
 ) -> Sweep:
     """What the file says, and the command line after it."""
-    from lm_eval.utils import simple_parse_args_string
-
     from sae_lm_eval.files.reading import at_home
+    from sae_lm_eval.runs.argument_text import named_values
     from sae_lm_eval.runs.sweep import as_list, read_sweep, sweep_of
 
     flags = list(context.args)
     while flags and "=" in flags[0] and not flags[0].startswith("-") and not Path(flags[0]).exists():
         model_args = f"{model_args},{flags.pop(0)}"  # as lm_eval takes them: --model_args pretrained=gpt2 dtype=float32
     file = at_home(flags.pop(0)) if flags and not flags[0].startswith("-") else None
-    settings = settings_of(flags, {flag for option in context.command.params for flag in option.opts})
+    settings = settings_of(
+        flags, {flag for option in context.command.params for flag in option.opts}, context.info_name or "run"
+    )
     content = read_sweep(file) if file else {}
     of_file = content.get("model_args")
     of_file = {} if of_file is None else of_file
     if isinstance(of_file, str):
-        of_file = simple_parse_args_string(of_file)
+        of_file = named_values(of_file, f"'{file}', model_args,")
     if not isinstance(of_file, dict):
         raise UserError(f"model_args: {of_file!r} is no mapping, such as {{pretrained: gpt2}}.")
-    of_flags = simple_parse_args_string(model_args)
+    of_flags = named_values(model_args)
     _ask_about_code({**content, **of_file}, {**settings, **of_flags}, file)
     content["model_args"] = {**of_file, **of_flags}
     saes, edits = variants
     if saes or edits:
-        listed = [*(simple_parse_args_string(f"sae={one}") for one in saes), *({"edit": one} for one in edits)]
+        listed = [*(named_values(f"sae={one}", f"--sae {one}") for one in saes), *({"edit": one} for one in edits)]
         content["variants"] = [*as_list(content.get("variants")), *listed]
     if not content.get("variants") and not {"sae", "edit"} & content["model_args"].keys():
         raise UserError(

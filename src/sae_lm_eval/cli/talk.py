@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,16 +44,15 @@ def talk(
     tokens: Annotated[int, typer.Option(help="How many tokens of --text.")] = 2048,
 ) -> None:
     """Talk to the baseline and its variants side by side, and see at which tokens they part."""
-    from lm_eval.utils import simple_parse_args_string
-
-    from sae_lm_eval.runtime.text_files import check_file
+    from sae_lm_eval.runs.argument_text import named_values
+    from sae_lm_eval.runtime.text_files import check_readable, check_writable
     from sae_lm_eval.splicing.choices import whole
-    from sae_lm_eval.talk.chosen import FORMATS, Sampling, check_writable, temperature_of
+    from sae_lm_eval.talk.chosen import FORMATS, Sampling, check_columns, temperature_of
     from sae_lm_eval.talk.prompt_file import read_prompts
 
     asked = read_prompts(prompts) if prompts is not None else []
     if text is not None:
-        check_file(text)
+        check_readable(text)
     if html is not None:
         if not asked and text is None:
             raise UserError("--html needs something to show: give --prompts FILE or --text FILE.")
@@ -66,8 +65,11 @@ def talk(
         whole(max_new_tokens, "--max_new_tokens", least=1),
     )
     whole(tokens, "--tokens", least=1)
-    arguments = simple_parse_args_string(model_args)
+    arguments = named_values(model_args)
+    check_columns([*([arguments["sae"]] if arguments.get("sae") else []), *(sae or [])], arguments.get("edit"))
     check_splices(arguments, sae or [])
+    if prompt_format == "chat" or system is not None:
+        _check_template(arguments, prompt_format, system)
     say_loading()
     from sae_lm_eval.talk.conversation import Model
     from sae_lm_eval.talk.terminal import Session
@@ -78,6 +80,16 @@ def talk(
         Session(model, sampling, system).run()
         return
     _unattended(model, asked, sampling, system, text, tokens, html)
+
+
+def _check_template(arguments: dict[str, Any], prompt_format: str | None, system: str | None) -> None:
+    """Raise `UserError` where the files of the tokenizer tell that it has no chat template for what is asked."""
+    from sae_lm_eval.harness.chat_template import has_chat_template
+    from sae_lm_eval.talk.chosen import check_system, prompt_format_of
+
+    has_template, name = has_chat_template(arguments), str(arguments.get("pretrained"))
+    if has_template is not None:
+        check_system(system, prompt_format_of(prompt_format, name, has_template=has_template), name)
 
 
 def _unattended(

@@ -50,8 +50,9 @@ def where_command(
     """
     from sae_lm_eval.attribution.classes import DEFAULT
     from sae_lm_eval.cli.first_words import say_loading
-    from sae_lm_eval.runs.checks import check, check_folder
+    from sae_lm_eval.runs.checks import check
     from sae_lm_eval.runs.inquiry import Inquiry
+    from sae_lm_eval.runtime.run_folder import check_folder
 
     question = Inquiry(tuple(by or DEFAULT), held_out)
     sweep = sweep_from(context, model_args, (sae or [], []), [], {"output_path": output_path})

@@ -103,7 +103,7 @@ def paired_comparison(
 
     Raises `UserError` for whatever does not pair, naming it.
     """
-    _check(metrics, level, draws)
+    _check(metrics, level, draws, seed)
     if isinstance(categories, str | Path):
         categories = read_categories_file(Path(categories))
     runs, notes = _runs(results_of(baseline, variants))
@@ -112,7 +112,7 @@ def paired_comparison(
     cuts = structure(baseline)
     if categories is not None:
         groups_end = len(cuts) - len(baseline.tasks)
-        cuts[groups_end:groups_end] = categorise(categories, baseline, documents)
+        cuts[groups_end:groups_end] = categorise(categories, baseline.groups, baseline.tasks, documents)
     if docs_by is not None:
         check_field(docs_by, documents)
     by_length, too_long = length_cuts(baseline, others)
@@ -175,13 +175,14 @@ def documents_of(baseline: Results, others: Sequence[Results]) -> pd.DataFrame:
     return _by_document(_pairs(_runs([baseline, *others])[0], "primary", None)[0], None)
 
 
-def _check(metrics: str, level: float, draws: int) -> None:
+def _check(metrics: str, level: float, draws: int, seed: int) -> None:
     """Raise `UserError` for options that say nothing."""
     one_of(metrics, ("primary", "all"), "metrics")
     if not 0 < level < 1:
         raise UserError(f"level={level} must lie between 0 and 1, as 0.95 does.")
-    if draws < 1:
-        raise UserError(f"draws={draws} must be at least 1.")
+    for name, value, least in (("draws", draws, 1), ("seed", seed, 0)):
+        if value < least:
+            raise UserError(f"{name}={value} must be at least {least}.")
 
 
 def _runs(given: Sequence[Results]) -> tuple[list[Results], list[str]]:

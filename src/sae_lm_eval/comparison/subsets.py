@@ -65,32 +65,49 @@ def read_categories_file(path: Path) -> Mapping[str, Any]:
 
 def read_categories(text: str, where: str) -> Mapping[str, Any]:
     """A category map from YAML. Raises `UserError` for what is none."""
-    categories = yaml_value(text, where)
+    return check_categories(yaml_value(text, where), where)
+
+
+def check_categories(categories: Any, where: str) -> Mapping[str, Any]:
+    """`categories` as a map of them. Raises `UserError` where it is none, or an entry has other keys than it takes."""
     if not isinstance(categories, dict) or not categories:
         raise UserError(f"{where} must map categories to tasks, as in 'knowledge: [mmlu, arc_easy]'.")
+    for name, asked in categories.items():
+        if isinstance(asked, dict):
+            _check_keys(str(name), asked)
     return categories
 
 
-def categorise(categories: Mapping[str, Any], results: Results, documents: Mapping[str, pd.DataFrame]) -> Iterator[Cut]:
+def _check_keys(category: str, asked: Mapping[str, Any]) -> None:
+    unknown = [str(word) for word in asked if word not in CATEGORY_KEYS]
+    if unknown or "field" not in asked:
+        raise UserError(
+            f"Category '{category}' has {', '.join(unknown) or 'no field'}: give 'field', and 'values' or 'tasks'."
+        )
+
+
+def categorise(
+    categories: Mapping[str, Any],
+    groups: Mapping[str, Sequence[str]],
+    tasks: Sequence[str],
+    documents: Mapping[str, pd.DataFrame],
+) -> Iterator[Cut]:
     """The cuts of a category map: a task, group or pattern, a list of them, or a field of the documents.
 
-    `documents` has the column doc by task, and doc_id in the index. `{field: subject}` makes a category for each value
-    of the field, `{field: subject, values: [...]}` one of those values; `tasks:` restricts either.
+    `groups` has the members of each, and `documents` by task the column doc, and doc_id in the index.
+    `{field: subject}` makes a category for each value of the field, `{field: subject, values: [...]}` one of those
+    values; `tasks:` restricts either.
     """
     for key, asked in categories.items():
         name = str(key)
         if not isinstance(asked, Mapping):
-            yield Cut("category", name, None, name, _tasks(name, asked, results))
+            yield Cut("category", name, None, name, tasks_meant(name, asked, groups, tasks))
             continue
-        unknown = [str(word) for word in asked if word not in CATEGORY_KEYS]
-        if unknown or "field" not in asked:
-            raise UserError(
-                f"Category '{name}' has {', '.join(unknown) or 'no field'}: give 'field', and 'values' or 'tasks'."
-            )
-        tasks = _tasks(name, asked["tasks"], results) if "tasks" in asked else results.tasks
-        found = _by_value(str(asked["field"]), {task: documents[task] for task in tasks})
+        _check_keys(name, asked)
+        within = tasks_meant(name, asked["tasks"], groups, tasks) if "tasks" in asked else tasks
+        found = _by_value(str(asked["field"]), {task: documents[task] for task in within})
         if not found:
-            fields = sorted({str(field) for task in tasks for doc in documents[task]["doc"].head(1) for field in doc})
+            fields = sorted({str(field) for task in within for doc in documents[task]["doc"].head(1) for field in doc})
             raise UserError(f"Category '{name}': no document has a field '{asked['field']}', only {', '.join(fields)}.")
         if "values" not in asked:
             for value, chosen in found.items():
@@ -129,17 +146,18 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _tasks(category: str, asked: Any, results: Results) -> list[str]:
-    known = [*results.groups, *results.tasks]
-    tasks: list[str] = []
+def tasks_meant(category: str, asked: Any, groups: Mapping[str, Sequence[str]], tasks: Sequence[str]) -> list[str]:
+    """The tasks that `asked`, names or patterns of tasks and groups, stands for; raises `UserError` for any other."""
+    known = [*groups, *tasks]
+    meant: list[str] = []
     for word in _listed(asked):
         names = [name for name in known if fnmatch.fnmatchcase(name, str(word)) or name == str(word)]
         if not names:
             raise UserError(
-                f"Category '{category}': '{word}' is no task or group of these results.{did_you_mean(str(word), known)}"
+                f"Category '{category}': '{word}' is no task or group of those asked.{did_you_mean(str(word), known)}"
             )
-        tasks += [task for name in names for task in leaves(results.groups, name)]
-    return list(dict.fromkeys(tasks))
+        meant += [task for name in names for task in leaves(groups, name)]
+    return list(dict.fromkeys(meant))
 
 
 def group_weights(scores: Sequence[Sequence[float]], sizes: Sequence[int], group: Sequence[float]) -> np.ndarray | None:

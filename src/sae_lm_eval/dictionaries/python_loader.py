@@ -51,6 +51,9 @@ def check_python_source(spec: SaeSpec) -> None:
     """Raise `UserError` where there is no such file, or it is no Python; nothing is run."""
     place, _ = python_source_parts(spec)
     if not _is_file(place):
+        with _importable(place):
+            if importlib.util.find_spec(place.partition(".")[0]) is None:
+                raise UserError(f"There is no module '{place}', and a file to run ends in .py.")
         return
     path = at_home(place)
     if not path.is_file():

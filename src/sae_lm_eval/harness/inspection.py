@@ -16,7 +16,7 @@ from sae_lm_eval.scoring.spliced_model import SplicedModel
 from sae_lm_eval.splicing.activations import passing
 from sae_lm_eval.splicing.arguments import dtype_of, sources_of
 from sae_lm_eval.splicing.choices import choices_of, refuse_misspelt
-from sae_lm_eval.splicing.edit_spec import asked_edit
+from sae_lm_eval.splicing.edit_spec import refuse_edit
 from sae_lm_eval.splicing.skeleton import skeleton
 from sae_lm_eval.splicing.splice import Splice, Variant
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
@@ -32,10 +32,7 @@ def planned_variant(model_args: Mapping[str, Any]) -> Variant:
     model = skeleton(model_args)
     dtype = dtype_of(model_args.get("sae_dtype", SpliceArguments.sae_dtype))
     arguments = SpliceArguments(**SpliceArguments.among(model_args))
-    if (edit := asked_edit(arguments)) is not None:
-        raise UserError(
-            f"inspect says where dictionaries go, and edit={edit} has none; its results say what it changed."
-        )
+    refuse_edit(arguments)
     choices = choices_of(arguments)
     dictionaries = [load_as_released(source) for source in sources_of(model_args.get("sae"))]
     for dictionary in dictionaries:

@@ -14,6 +14,7 @@ from lm_eval.models.utils import configure_pad_token, resolve_max_length
 
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.harness import chat_template
 from sae_lm_eval.runtime.content import contents
 from sae_lm_eval.runtime.devices import check_placement
 from sae_lm_eval.scaling import Original
@@ -158,7 +159,7 @@ class CausalHFLM(_HFLM):
         except ValueError as error:
             if "chat_template is not set" not in str(error):
                 raise
-            raise UserError("The tokenizer has no chat template: leave out --apply_chat_template.") from error
+            raise UserError(chat_template.MISSING) from error
 
     def _join_other_processes(self) -> None:
         # lm_eval divides the work of `accelerate launch` over GPUs of one machine only.

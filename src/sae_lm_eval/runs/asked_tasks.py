@@ -82,19 +82,22 @@ class AskedTask:
         return margins_of(frame)[2]
 
 
-def asked_tasks(loaded: LoadedSweep, lm: Any) -> list[AskedTask]:
-    """The tasks of a run with the requests that lm_eval makes for `lm`: its few-shot examples, template and limits.
-
-    lm_eval's own loop makes them, which is given answers that say nothing. Raises `UserError` for tasks that ask
-    anything else than log-probabilities behind a prompt.
-    """
-    others = {name: task.OUTPUT_TYPE for name, task in loaded.tasks["tasks"].items() if task.OUTPUT_TYPE not in SPOKEN}
+def check_asked(tasks: Mapping[str, Any]) -> None:
+    """Raise `UserError` where one of lm_eval's `tasks` asks anything else than log-probabilities behind a prompt."""
+    others = {name: task.OUTPUT_TYPE for name, task in tasks.items() if task.OUTPUT_TYPE not in SPOKEN}
     if others:
         name, kind = next(iter(others.items()))
         raise UserError(
             f"where explains tasks that score answers behind a prompt, and {name} asks {kind}: leave out "
             f"{', '.join(others)}."
         )
+
+
+def asked_tasks(loaded: LoadedSweep, lm: Any) -> list[AskedTask]:
+    """The tasks of a run with the requests that lm_eval makes for `lm`: its few-shot examples, template and limits.
+
+    lm_eval's own loop makes them, which is given answers that say nothing.
+    """
     silent = lm.answering_as(lm.spliced, loglikelihood=lambda requests, **_: [(-1.0, False)] * len(requests))
     loaded.evaluate("baseline", silent, bootstrap_iters=0, log_samples=False, use_cache=None, evaluation_tracker=None)
     return [_asked(name, task) for name, task in loaded.tasks["tasks"].items()]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from pydantic import StrictBool, StrictStr
 
 from sae_lm_eval import world
 from sae_lm_eval.catalog import lookup
@@ -16,37 +13,35 @@ from sae_lm_eval.dictionaries import python_loader
 from sae_lm_eval.dictionaries.norm_factors import check_norm_factor
 from sae_lm_eval.dictionaries.presence import check_presence, training_site
 from sae_lm_eval.dictionaries.spec import PYTHON, SaeSpec
-from sae_lm_eval.errors import UserError, did_you_mean, one_of
-from sae_lm_eval.files.reading import Foreign, at_home, read_json
+from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.files.reading import at_home
+from sae_lm_eval.harness import chat_template
+from sae_lm_eval.runs.asked_documents import check_named_tasks
 from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.lm_eval_source import hflm_arguments
+from sae_lm_eval.runs.model_files import LAYERS, WIDTHS, check_length, hub_file, model_config, stated
 from sae_lm_eval.runs.settings import check_settings, tasks_of
 from sae_lm_eval.runs.sweep import Sweep, VariantRequest
 from sae_lm_eval.runs.task_index import check_tasks
 from sae_lm_eval.runtime.devices import check_placement
 from sae_lm_eval.runtime.run_files import read_groups
-from sae_lm_eval.runtime.text_files import check_file
-from sae_lm_eval.splicing.choices import DTYPE_NAMES, choices_of, refuse_misspelt, whole
-from sae_lm_eval.splicing.edit_spec import asked_edit
+from sae_lm_eval.runtime.run_folder import check_folder
+from sae_lm_eval.runtime.text_files import check_readable
+from sae_lm_eval.splicing.choices import DTYPE_NAMES, choices_of, finite_number, refuse_misspelt, whole
+from sae_lm_eval.splicing.edit_spec import Edit, asked_edit, check_layers, edit_of
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
 MODEL_DTYPES = ("auto", "float16", "half", "bfloat16", "float32", "float", "float64", "double")
-TRUTHS = ("trust_remote_code", "add_bos_token", "parallelize", "use_fast_tokenizer", "truncation", "logits_cache")
+TRUTHS = (
+    *("trust_remote_code", "add_bos_token", "parallelize", "use_fast_tokenizer", "truncation", "logits_cache"),
+    "enable_thinking",
+)
 # What --model_args name besides the model: what it is called, the file that it has on the hub, whether folders need it.
 BESIDE = {
     "tokenizer": ("tokenizer", "tokenizer_config.json", False),
     "peft": ("adapter", "adapter_config.json", True),
     "delta": ("delta model", "config.json", True),
 }
-LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-
-
-class ModelConfig(Foreign):
-    """What is read of a model's config.json before transformers reads it whole."""
-
-    model_type: StrictStr | None = None
-    is_encoder_decoder: StrictBool = False
-    text_config: dict[str, Any] | None = None
 
 
 def check(sweep: Sweep, output_path: Path | None) -> None:
@@ -60,16 +55,16 @@ def check(sweep: Sweep, output_path: Path | None) -> None:
     check_settings(sweep.settings)
     if sweep.model_args.get("parallelize"):
         check_placement(sweep.settings.get("device"), parallelize=True)
-    if sweep.categories is not None:
-        from sae_lm_eval.comparison.subsets import read_categories_file
-
-        read_categories_file(sweep.categories)
     known = _settled(output_path)
     new = [asked for asked in sweep.variants if asked.name not in known]
     if known and not new:
         return
-    check_tasks(tasks_of(sweep.settings), sweep.settings.get("include_path"))
+    tasks, folders = tasks_of(sweep.settings), sweep.settings.get("include_path")
+    check_tasks(tasks, folders)
+    check_named_tasks(sweep.categories, sweep.settings.get("samples"), tasks, folders)
     check_variants(sweep.model_args, new)
+    if sweep.settings.get("apply_chat_template") and chat_template.has_chat_template(sweep.model_args) is False:
+        raise UserError(chat_template.MISSING)
 
 
 def check_variants(model_args: Mapping[str, Any], variants: Sequence[VariantRequest]) -> None:
@@ -78,6 +73,7 @@ def check_variants(model_args: Mapping[str, Any], variants: Sequence[VariantRequ
         _check_arguments(asked)
     check_model_args(model_args)
     config = model_config(model_args)
+    check_length(model_args, config)
     told: list[str] = []
     for asked in variants:
         try:
@@ -97,90 +93,34 @@ def check_model_args(model_args: Mapping[str, Any]) -> None:
         one_of(dtype.removeprefix("torch."), MODEL_DTYPES, "dtype")
     if model_args.get("max_length") is not None:
         whole(model_args["max_length"], "max_length", least=1)
+    for name in ("softmax_dtype", "mixed_precision_dtype"):
+        if isinstance(dtype := model_args.get(name), str):
+            one_of(dtype.removeprefix("torch."), MODEL_DTYPES[1:], name)
+    if model_args.get("prefix_token_id") is not None:
+        whole(model_args["prefix_token_id"], "prefix_token_id", least=0)
+    if not isinstance(given := model_args.get("chat_template_args") or {}, Mapping):
+        raise UserError(
+            f"chat_template_args={given!r} is no mapping: a sweep file gives one, as {{enable_thinking: false}}."
+        )
+    one_of(model_args.get("backend", "default"), ("default", "causal"), "backend")
+    params, tokens = (model_args.get(name) for name in ("params", "tokens"))
+    if params is not None or tokens is not None:
+        from sae_lm_eval.scaling.which_original import original_of
+
+        params = None if params is None else finite_number(params, "params")
+        original_of("", params=params, tokens=None if tokens is None else finite_number(tokens, "tokens"))
     for name in TRUTHS:
         value = model_args.get(name)
         if value is not None and not (isinstance(value, int) and value in (0, 1)):
             raise UserError(f"{name}={value} is neither True nor False.")
     for name, (what, file, is_needed) in BESIDE.items():
         value = model_args.get(name)
-        if not isinstance(value, str) or world.is_meant_by(value):
+        if not isinstance(value, str) or (world.is_meant_by(value) and not is_needed):
             continue
         if not at_home(value).is_dir():
-            _of_hub(value, file, None, what)
+            hub_file(value, file, None, what)
         elif is_needed and not (at_home(value) / file).is_file():
             raise UserError(f"There is no {what} in the folder '{value}': it has no {file}.")
-
-
-def check_folder(folder: Path) -> None:
-    """Raise `UserError` where results cannot be written to `folder`, which need not be there yet."""
-    for place in (folder, *folder.parents, Path()):
-        if place.exists():
-            if not place.is_dir():
-                raise UserError(f"'{folder}' cannot be made: '{place}' is a file. Give another --output_path.")
-            if not os.access(place, os.W_OK | os.X_OK):
-                raise UserError(f"Nothing can be written to '{place}'. Give another --output_path.")
-            return
-
-
-def model_config(model_args: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration of the model that `--model_args` name, empty where only loading can tell it.
-
-    Raises `UserError` where there is no such model, or it is none that dictionaries are spliced into.
-    """
-    pretrained = model_args.get("pretrained")
-    if pretrained is None or not str(pretrained).strip():
-        raise UserError("pretrained= is missing: name a model, as in pretrained=gpt2.")
-    if not isinstance(pretrained, str | Path) or model_args.get("gguf_file") is not None:
-        return {}
-    if world.is_meant_by(pretrained):
-        if str(model_args.get("revision") or "main") != "main":
-            raise UserError(f"The embedded world has no revisions: leave out revision={model_args['revision']}.")
-        pretrained = world.model_path()
-    folder = at_home(pretrained)
-    inner = model_args.get("subfolder") or ""
-    if folder.is_dir():
-        file = folder / inner / "config.json"
-        if not file.is_file():
-            raise UserError(f"There is no model in the folder '{pretrained}': it has no config.json.")
-    else:
-        file = _of_hub(str(pretrained), f"{inner}/config.json" if inner else "config.json", model_args.get("revision"))
-    config = {} if file is None else read_json(file, ModelConfig, "a model's configuration").as_given()
-    if config.get("is_encoder_decoder"):
-        raise UserError(
-            f"{config.get('model_type')} is a sequence-to-sequence model; sae_hf splices into causal language models."
-        )
-    return config
-
-
-def _of_hub(name: str, file: str, revision: Any, what: str = "model") -> Path | None:
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    near = did_you_mean(name, [world.NAME]) if what == "model" else ""
-    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
-        raise UserError(f"There is no folder '{name}' with a {what}.")
-    revision = None if revision is None else str(revision)
-    try:
-        cached = try_to_load_from_cache(name, file, revision=revision)
-        if isinstance(cached, str) or constants.HF_HUB_OFFLINE:
-            return Path(cached) if isinstance(cached, str) else None
-        return Path(hf_hub_download(name, file, revision=revision))
-    except GatedRepoError as error:
-        raise UserError(f"The {what} '{name}' is gated: ask for access on its page, and log in.") from error
-    except RevisionNotFoundError as error:
-        raise UserError(f"The {what} '{name}' has no revision '{revision}'.") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(
-            f"There is no {what} '{name}' to load: no folder here is called so, and no repository of the hub that you "
-            f"have access to.{near}"
-        ) from error
-    except OSError:
-        return None  # whether the hub can be reached is told when the model is loaded
 
 
 def _settled(output_path: Path | None) -> set[str]:
@@ -208,7 +148,7 @@ def _check_arguments(asked: VariantRequest) -> None:
     if choices.splice == "mean" and given.mean_text is None:
         raise UserError(f"{asked.name}: splice=mean needs mean_text=FILE, the text whose activations are averaged.")
     if given.mean_text is not None:
-        check_file(given.mean_text)
+        check_readable(given.mean_text)
 
 
 def _check_sites(asked: VariantRequest, model_args: Mapping[str, Any]) -> None:
@@ -246,9 +186,17 @@ def _check_latents(spec: SaeSpec, asked: VariantRequest) -> None:
         edits.check_width(str(spec), width)
 
 
+def _check_rank(edit: Edit, width: int | None, model: str) -> None:
+    if width is not None and edit.kind == "lowrank" and edit.values.get("rank", 0) >= width:
+        raise UserError(f"edit={edit} changes nothing: no matrix of {model} has a rank of more than {width:,}.")
+
+
 def _check_dictionaries(asked: VariantRequest, config: Mapping[str, Any], model: str) -> None:
-    text = config.get("text_config") or config
-    layers = next((text[name] for name in LAYERS if isinstance(text.get(name), int)), None)
+    layers = stated(config, LAYERS)
+    edit = edit_of(asked.arguments.get("edit"))
+    if edit is not None and layers is not None:
+        check_layers(edit, layers, model)
+        _check_rank(edit, stated(config, WIDTHS), model)
     named = [int(layer) for layer in re.findall(r"(?:blocks|layers|h)\.(\d+)\.", str(asked.arguments.get("hook")))]
     for spec in (SaeSpec.parse(source) for source in asked.sources if isinstance(source, str)):
         check_presence(spec)

@@ -12,7 +12,8 @@ from typing import Any
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import Foreign
-from sae_lm_eval.runs.checks import check_folder, model_config
+from sae_lm_eval.runs.model_files import check_length, model_config
+from sae_lm_eval.runtime.run_folder import check_folder
 from sae_lm_eval.scaling.data_files import Amount, Name
 from sae_lm_eval.scaling.loss_curves import MAIN
 from sae_lm_eval.scaling.original_model import find_preset
@@ -74,11 +75,12 @@ class Member:
         raise UserError(f"The training tokens of {self} are not known: give them, as in --tokens {self}=3e11.")
 
 
-def check_members(members: Sequence[Member], loading: Mapping[str, Any]) -> None:
-    """Raise `UserError` for a model that is not there, or whose training tokens nobody says."""
+def check_members(members: Sequence[Member], loading: Mapping[str, Any], context: int | None = None) -> None:
+    """Raise `UserError` for a model that is not there, reads less than `context`, or has no known training tokens."""
     for member in members:
         source, _ = member.source, member.training
-        model_config({**loading, **source})
+        config = model_config({**loading, **source})
+        check_length({"max_length": context, **loading, **source}, config)
 
 
 def check_curve_file(path: Path) -> None:

@@ -7,7 +7,8 @@ import random
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sae_lm_eval.errors import UserError, did_you_mean, first_line
+from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.runs.asked_documents import check_fields, check_sampled
 from sae_lm_eval.runs.folder_names import AGAIN, BASELINE
 from sae_lm_eval.runs.object_names import object_texts
 from sae_lm_eval.runs.sweep import Sweep, VariantRequest
@@ -39,13 +40,20 @@ class Look(NamedTuple):
 class LoadedSweep:
     """The untouched model of a sweep, `baseline`, and lm_eval's tasks; `settings` is its `EvaluatorConfig`.
 
-    `at` is told what is under way; the tasks are read first where there is something `to_run`.
+    `at` is told what is under way; the tasks are read first where there is something `to_run`, and `check` refuses
+    what they are not.
 
     Raises `UserError` where there is no such task, and `UnknownModel` where there is no such model.
     """
 
     def __init__(
-        self, sweep: Sweep, settings: Any, at: Callable[[str], object] = lambda _what: None, *, to_run: bool = True
+        self,
+        sweep: Sweep,
+        settings: Any,
+        at: Callable[[str], object] = lambda _what: None,
+        *,
+        to_run: bool = True,
+        check: Callable[[Mapping[str, Any]], object] = lambda _tasks: None,
     ):
         from sae_lm_eval.harness.model import SaeHFLM
 
@@ -58,6 +66,8 @@ class LoadedSweep:
                 with quick_index():
                     self.task_manager = settings.process_tasks(settings.metadata)
                 self.tasks = self._load_tasks()
+                check(self.tasks["tasks"])
+                check_fields(sweep.categories, sweep.docs_by, settings, self.tasks)
             except (ValueError, OSError) as error:
                 raise UserError(first_line(error)) from error
         at("loading the model")
@@ -77,6 +87,7 @@ class LoadedSweep:
                 seed(value)
         loaded = self.task_manager.load(self.settings.tasks)
         _check_samples(self.settings.samples or {}, loaded["tasks"], {*self.settings.tasks, *loaded["groups"]})
+        _check_shots(self.settings.num_fewshot or 0, loaded["tasks"])
         return loaded
 
     @property
@@ -171,16 +182,23 @@ class LoadedSweep:
         return run_lm_eval(model=lm, **{**given, **other})
 
 
+def _check_shots(shots: int, tasks: Mapping[str, Any]) -> None:
+    """Raise `UserError` where a task has fewer documents than examples are asked for."""
+    for name, task in tasks.items():
+        if not shots or task.config.num_fewshot == 0:  # which takes none, whatever is asked
+            continue
+        documents = task.fewshot_docs()
+        if documents is not None and (count := len(list(documents))) < shots:
+            raise UserError(f"num_fewshot={shots}: {name} has {count:,} documents to take examples from.")
+
+
 def _check_samples(samples: Mapping[str, Sequence[int]], tasks: Mapping[str, Any], asked: Collection[Any]) -> None:
     """Raise `UserError` where `samples` names none of the `tasks`, or a document that one does not have.
 
     `asked` has the names of groups and tags that the tasks were asked by.
     """
+    check_sampled(samples, tasks, asked)
     for name, numbers in samples.items():
-        if name not in tasks and name in asked:
-            raise UserError(f"samples: '{name}' is a group of tasks: name each task of it, with numbers of its own.")
-        if name not in tasks:
-            raise UserError(f"samples: the task '{name}' is not among those asked.{did_you_mean(name, tasks)}")
         count = len(tasks[name].eval_docs)
         if beyond := [one for one in numbers if not 0 <= one < count]:
             raise UserError(f"samples: {name} has no document {beyond[0]!r}: they run from 0 to {count - 1}.")

@@ -82,15 +82,13 @@ def run(
 
     Raises `UserError` for whatever the user can mend, among it a variant that failed when the others are done.
     """
-    from sae_lm_eval.comparison.subsets import read_categories_file
     from sae_lm_eval.runs.sweep_keys import lm_eval_settings
 
     for name in settings:
         if name not in (known := lm_eval_settings()):
             raise UserError(f"run takes no '{name}'.{did_you_mean(name, known)} lm_eval's are {', '.join(known)}.")
-    if isinstance(categories, str | Path):
-        categories = read_categories_file(at_home(categories))
     given = {"model_args": model_args, "variants": variants, "controls": controls, "mean_text": mean_text}
+    given |= {"categories": categories, "docs_by": docs_by}
     sweep = sweep_of({**given, "memory": memory, "ray": ray, "tasks": tasks, **settings})
     output_path = at_home(output_path)
     check(sweep, output_path)
@@ -100,7 +98,7 @@ def run(
             f"{len(finished.failed)} of {len(finished.outcomes) - 1} variants failed; '{output_path}' has the others. "
             + " ".join(f"{outcome.name}: {outcome.failed}" for outcome in finished.failed)
         )
-    return comparison_of(finished, output_path, categories=categories, docs_by=docs_by)
+    return comparison_of(finished, output_path, categories=sweep.categories, docs_by=sweep.docs_by)
 
 
 def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:

@@ -12,15 +12,26 @@ from typing import Any
 
 from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.files.reading import at_home
+from sae_lm_eval.runs.argument_text import named_values
 from sae_lm_eval.runs.object_names import object_texts
 from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runtime.devices import check_device, default_device
-from sae_lm_eval.splicing.choices import whole
+from sae_lm_eval.runtime.run_folder import check_folder
+from sae_lm_eval.splicing.choices import finite_number, whole
 
 # What cannot change an answer, so that a run may be continued with another.
 FREE = frozenset(
     {"batch_size", "max_batch_size", "device", "verbosity", "output_path", "hf_hub_log_args", "show_config"}
 )
+LARGEST_SEED = 2**32 - 1
+OF_GENERATION = {  # the least of each, and its kind
+    "temperature": (0, float),
+    "top_p": (0, float),
+    "min_p": (0, float),
+    "top_k": (0, int),
+    "max_gen_toks": (1, int),
+    "max_new_tokens": (1, int),
+}
 LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG")
 
 
@@ -122,16 +133,46 @@ def _samples(name: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         example = '{"lambada_openai": [0, 1]}'
         raise UserError(f"{name}: {value!r} is not a mapping of tasks to the numbers of documents, as in {example}.")
+    if not value:
+        raise UserError(f"{name}: {value!r} names no document: leave it out for all, or give {{task: [0, 1]}}.")
     for task, numbers in value.items():
         if not isinstance(task, str):
             raise UserError(f"{name}: {task!r} is no name of a task.")
         if not isinstance(numbers, list | tuple) or not numbers:
             raise UserError(f"{name}: {task}: {numbers!r} is no list of numbers of documents, as in [0, 1].")
         for one in numbers:
-            if isinstance(one, bool) or not isinstance(one, Integral):
+            if isinstance(one, bool) or not isinstance(one, Integral) or int(one) < 0:
                 raise UserError(f"{name}: {task}: {one!r} is no number of a document: give whole ones, as in [0, 1].")
         if twice := [one for one, count in Counter(numbers).items() if count > 1]:
             raise UserError(f"{name}: {task} names document {twice[0]} twice.")
+
+
+def _seeds(name: str, value: Any) -> None:
+    for one in value if isinstance(value, list | tuple) else str(value).split(","):
+        if one is not None and str(one).strip() != "None" and whole(one, name, least=0) > LARGEST_SEED:
+            raise UserError(f"{name}={one} is more than {LARGEST_SEED}, the most that numpy takes.")
+
+
+def _cache(name: str, value: Any) -> None:
+    _text(name, value)
+    check_folder(at_home(value).parent, f"--{name}")
+
+
+def _scores(name: str, value: Any) -> None:
+    _truth(name, value)
+    if value:
+        raise UserError(f"{name} leaves out the scores, which a run compares: leave it out.")
+
+
+def _generation(name: str, value: Any) -> None:
+    _mapping(name, value)
+    given = named_values(value, name) if isinstance(value, str) else value
+    for key in [key for key in OF_GENERATION if given.get(key) is not None]:
+        least, kind = OF_GENERATION[key]
+        number = finite_number(given[key], f"{name}: {key}")
+        if number < least or (kind is int and number != int(number)):
+            what = "a whole number" if kind is int else "a number"
+            raise UserError(f"{name}: {key}={given[key]} must be {what} of at least {least}.")
 
 
 _truth = _of_type((bool,), "true or false")
@@ -143,18 +184,20 @@ CHECKS: Mapping[str, Callable[[str, Any], object]] = {
     "batch_size": _batch_size,
     "max_batch_size": _number(1),
     "device": lambda _name, value: check_device(value),
-    "gen_kwargs": _mapping,
+    "gen_kwargs": _generation,
+    "seed": _seeds,
     "metadata": _mapping,
     "hf_hub_log_args": _mapping,
     "samples": _samples,
-    "use_cache": _text,
+    "use_cache": _cache,
+    "predict_only": _scores,
     "system_instruction": _text,
     "verbosity": _level,
     "apply_chat_template": _of_type((bool, str), "true, false or the name of a template"),
     "include_path": _folders,
     **dict.fromkeys(
         (
-            *("fewshot_as_multiturn", "check_integrity", "write_out", "predict_only", "trust_remote_code"),
+            *("fewshot_as_multiturn", "check_integrity", "write_out", "trust_remote_code"),
             "confirm_run_unsafe_code",
         ),
         _truth,

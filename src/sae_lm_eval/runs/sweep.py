@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.files.logs import logger_of
-from sae_lm_eval.files.reading import at_home
+from sae_lm_eval.runs.argument_text import named_values
 from sae_lm_eval.runs.asked import VariantRequest as VariantRequest
+from sae_lm_eval.runs.asked_documents import category_map, field_of, user_path
 from sae_lm_eval.runs.folder_names import AGAIN, check_name, folder_name, free_name, refuse_twice, short_name
 from sae_lm_eval.runs.object_names import is_object, object_texts
 from sae_lm_eval.runs.sweep_keys import OURS, lm_eval_settings
@@ -40,6 +42,7 @@ TOGETHER = ("each", "all")
 ARGUMENTS = tuple(name for name in SpliceArguments.names() if name != "sae")  # besides the dictionaries
 OF_DICTIONARIES = ("scale", "keep_top", "ablate", "clamp")  # which controls at their sites do not take over
 PATHS = ("pretrained", "tokenizer", "peft", "delta", "include_path", "use_cache")
+RAY = re.compile(r"local|auto|(ray://)?[^/\s]+:\d+")
 OF_LOADING = ("batch_size", "max_batch_size", "device")  # settings that lm_eval takes among the model's arguments too
 
 
@@ -53,7 +56,8 @@ class Sweep:
     model_args: Mapping[str, Any]
     variants: tuple[VariantRequest, ...]
     settings: Mapping[str, Any]
-    categories: Path | None = None
+    categories: Mapping[str, Any] | None = None
+    docs_by: str | None = None
     memory: float | None = None
     ray: str | None = None
     output_path: Path | None = None
@@ -81,9 +85,7 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
     given = content.get("model_args")
     given = {} if given is None else given
     if isinstance(given, str):
-        from lm_eval.utils import simple_parse_args_string
-
-        given = simple_parse_args_string(given)
+        given = named_values(given, "model_args")
     if not isinstance(given, Mapping):
         raise UserError(f"model_args: {given!r} is no mapping, such as {{pretrained: gpt2}}.")
     model_args = {name: _expanded(value) if name in PATHS else value for name, value in given.items()}
@@ -100,11 +102,13 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
     controls = _listed(content.get("controls"), "controls")
     asked = variant_requests(variants, [name for name in controls if name != AGAIN], common)
     memory = content.get("memory")
-    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | float) or memory <= 0):
+    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | float) or not 0 < memory < inf):
         raise UserError(f"memory: {memory!r} is no number of gigabytes above 0.")
-    if content.get("ray") is not None and not str(content["ray"]).strip():
-        raise UserError("ray: '' is no address: give that of a cluster, or local for one on this machine.")
-    ours = {name: _path(content[name], name) for name in ("categories", "output_path") if content.get(name) is not None}
+    if content.get("ray") is not None and not RAY.fullmatch(str(content["ray"])):
+        raise UserError(
+            f"ray: '{content['ray']}' is no address: give that of a cluster, as in ray://HOST:10001 or HOST:6379, auto "
+            "for the one that this machine is in, or local for one on it alone."
+        )
     return Sweep(
         model_args,
         tuple(asked),
@@ -112,7 +116,9 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
         memory=memory,
         once=(AGAIN,) if AGAIN in controls else (),
         ray=None if content.get("ray") is None else str(content["ray"]),
-        **ours,
+        categories=category_map(content.get("categories")),
+        docs_by=field_of(content.get("docs_by")),
+        output_path=None if content.get("output_path") is None else user_path(content["output_path"], "output_path"),
     )
 
 
@@ -123,14 +129,6 @@ def as_list(entries: Any) -> list[Any]:
     if entries is None or isinstance(entries, list | tuple):
         return list(entries or ())
     raise UserError("variants: there are none: give a list of entries such as {sae: RELEASE#ID}.")
-
-
-def _path(value: Any, key: str) -> Path:
-    if not isinstance(value, str | Path) or not str(value).strip():
-        raise UserError(f"{key}: {value!r} is no path.")
-    if str(found := at_home(value)).startswith("~"):
-        raise UserError(f"{key}: there is no user '{found.parts[0][1:]}' here. Give the whole path.")
-    return found
 
 
 def _expanded(value: Any) -> Any:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from sae_lm_eval.runs.lm_eval_source import evaluator_settings
 
-OURS = ("model_args", "variants", "controls", "mean_text", "mean_tokens", "categories", "memory", "ray", "output_path")
+OURS = (
+    *("model_args", "variants", "controls", "mean_text", "mean_tokens", "categories", "docs_by", "memory", "ray"),
+    "output_path",
+)
 NOT_FOR_RUN = ("config", "model", "wandb_args", "wandb_config_args", "trackio_args", "log_samples", "show_config")
 
 

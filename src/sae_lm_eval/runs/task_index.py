@@ -118,10 +118,55 @@ def task_names(include_path: str | Path | Sequence[str | Path] | None = None) ->
     """The names of all tasks, groups and tags that lm_eval has, this package adds, or the folders given hold."""
     given = [include_path] if isinstance(include_path, str | Path) else list(include_path or [])
     names = {name for found in _default_keys().values() for name in _names(found)}
-    for path in (path for folder in given for path in _files(os.path.expanduser(folder))):
-        with suppress(ValueError, OSError):  # lm_eval passes over it as well
-            names.update(_names(naming_keys(path)))
+    for _, found in _included(given):
+        names.update(_names(found))
     return frozenset(names)
+
+
+def members(
+    asked: Iterable[str], include_path: str | Path | Sequence[str | Path] | None = None
+) -> tuple[dict[str, list[str]], list[str]] | None:
+    """The members of each group that `asked` names or that is in one of these, and all their tasks.
+
+    None where only loading them tells: of files, patterns, and tasks that a group defines itself.
+    """
+    given = [include_path] if isinstance(include_path, str | Path) else list(include_path or [])
+    named: dict[str, dict[str, Any]] = {}
+    tagged: dict[str, list[str]] = {}
+    for _, found in (*_default_keys().items(), *_included(given)):
+        for name in list(_names(found))[:1]:
+            named[name] = found
+        for tag in list(_names(found))[1:]:
+            tagged.setdefault(tag, []).append(found["task"])
+    groups: dict[str, list[str]] = {}
+    tasks: list[str] = []
+    left = list(asked)
+    while left:
+        name = left.pop(0)
+        if name in groups or name in tasks:
+            continue
+        if name in tagged and name not in named:
+            left = [*tagged[name], *left]
+            continue
+        if name not in named:
+            return None
+        found = named[name]
+        if "class" in found or "group" not in found:
+            tasks.append(name)
+            continue
+        listed: Any = found.get("task")
+        own: list[Any] = [one.get("group", one.get("task")) if isinstance(one, dict) else one for one in listed or ()]
+        if not all(isinstance(one, str) and (one in named or one in tagged) for one in own):
+            return None
+        groups[name] = [task for one in own for task in (tagged[one] if one not in named else [one])]
+        left = [*groups[name], *left]
+    return groups, tasks
+
+
+def _included(folders: Iterable[str | Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in (path for folder in folders for path in _files(os.path.expanduser(folder))):
+        with suppress(ValueError, OSError):  # lm_eval passes over it as well
+            yield path, naming_keys(path)
 
 
 def _names(found: dict[str, Any]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from sae_lm_eval.comparison.subsets import Cut, leaves
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets
 from sae_lm_eval.report.where_records import FOLDER
-from sae_lm_eval.runs.asked_tasks import AskedTask, asked_tasks
+from sae_lm_eval.runs.asked_documents import documents_asked
+from sae_lm_eval.runs.asked_tasks import AskedTask, asked_tasks, check_asked
 from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.inquiry import FITTED_ON, Inquiry
 from sae_lm_eval.runs.model_pool import LoadedSweep
@@ -50,7 +52,7 @@ def explain_drops(sweep: Sweep, settings: Any, output_path: Path, question: Inqu
         ConsoleProgress(console, len(sweep.variants)) as shown,
         closing(Journal(folder / journal_of())) as journal,
     ):
-        loaded = LoadedSweep(sweep, settings, shown.at)
+        loaded = LoadedSweep(sweep, settings, shown.at, check=partial(_check_tasks, question, settings))
         for asked in sweep.variants:
             shown.at(f"loading {asked.name}")
             bos = loaded.look(asked.name).wants_bos
@@ -97,7 +99,7 @@ def _explained(
     """What each document lost to the variant and to each of its patches."""
     documents = [document for one in tasks for document in one.documents]
     chosen = _chosen(question, documents)
-    _check(question, name, spliced, documents)
+    _check(question, name, spliced)
     words = Words(document.written for document in documents)
     requests = labelled(spliced, tasks, Labels([division(text, words) for text in question.of_tokens]), chosen)
     meaning = repr([(one.name, one.classes) for one in requests.labels.divisions])
@@ -156,12 +158,19 @@ def _chosen(question: Inquiry, documents: Sequence[PromptDocument]) -> np.ndarra
     return chosen
 
 
-def _check(question: Inquiry, name: str, spliced: Any, documents: Sequence[PromptDocument]) -> None:
-    """Raises `UserError` for a field that no document has, a variant without classes, and one that is run by itself."""
-    for kind, _, field in (text.partition(":") for text in question.of_tokens):
-        if kind == "field" and not any(field in document.fields for document in documents):
-            known = dict.fromkeys(name for document in documents for name in document.fields)
-            raise UserError(f"--by field:{field}: no document has this field; they have {', '.join(known)}.")
+def _check_tasks(question: Inquiry, settings: Any, tasks: Mapping[str, Any]) -> None:
+    """Raises `UserError` for tasks that are not explained, and for a field that no document has."""
+    check_asked(tasks)
+    if fields := [text.partition(":")[2] for text in question.of_tokens if text.startswith("field:")]:
+        known = dict.fromkeys(
+            name for docs in documents_asked(tasks, settings).values() for doc in docs.values() for name in doc
+        )
+        if unknown := [field for field in fields if field not in known]:
+            raise UserError(f"--by field:{unknown[0]}: no document has this field; they have {', '.join(known)}.")
+
+
+def _check(question: Inquiry, name: str, spliced: Any) -> None:
+    """Raises `UserError` for a variant without classes, and for one that is run by itself."""
     if {*question.by} == {SITES} and len(spliced.variant.splices) < 2:
         raise UserError(f"--by site divides nothing: {name} is spliced in at one site.")
     if not spliced.is_scored:

@@ -63,6 +63,17 @@ def held(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def check_folder(folder: Path, flag: str = "--output_path") -> None:
+    """Raise `UserError` where nothing can be written to `folder`, which need not be there yet; `flag` names it."""
+    for place in (folder, *folder.parents, Path()):
+        if place.exists():
+            if not place.is_dir():
+                raise UserError(f"'{folder}' cannot be made: '{place}' is a file. Give another {flag}.")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise UserError(f"Nothing can be written to '{place}'. Give another {flag}.")
+            return
+
+
 def refuse_links(folder: Path) -> None:
     """Raise `UserError` where a file that a run writes is a symbolic link: it would be written to somewhere else.
 

@@ -26,6 +26,22 @@ def check_file(path: str | Path) -> tuple[Path, str]:
     return path, one_of(path.suffix.removeprefix("."), READERS, f"The kind of '{shown(path.name)}':")
 
 
+def check_writable(path: Path) -> None:
+    """Before anything is run. Raises `UserError` where no file can be written at `path`."""
+    try:
+        new = not path.exists()
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be written: {error.strerror}. Name another file.") from error
+
+
+def check_readable(path: str | Path) -> None:
+    """Raise `UserError` as `read_documents` does, for as much as its first document tells."""
+    next(read_documents(path, tokens=1))
+
+
 def read_documents(path: str | Path, column: str = "text", *, tokens: int | None = None) -> Iterator[str]:
     """The documents of a file: a .txt is one, a .jsonl or .parquet has one a row in `column`.
 

@@ -112,6 +112,21 @@ def edit_of(given: Any) -> Edit | None:
 EXAMPLES = {"quantize": "4", "prune": "0.3", "lowrank": "64", "skip": "3+4", "noise": "0.1"}
 
 
+def refuse_edit(arguments: SpliceArguments) -> None:
+    """Raise `UserError` where a variant has an edit, for what can only be said of dictionaries."""
+    if (edit := asked_edit(arguments)) is not None:
+        raise UserError(
+            f"inspect says where dictionaries go, and edit={edit} has none; its results say what it changed."
+        )
+
+
+def check_layers(edit: Edit, count: int, model: str) -> None:
+    """Raise `UserError` where a layer that is to be skipped is none of the `count` layers of `model`."""
+    for layer in edit.values.get("layers", ()):
+        if layer >= count:
+            raise UserError(f"edit={edit} skips layer {layer}: layers of {model} run from 0 to {count - 1}.")
+
+
 def asked_edit(arguments: SpliceArguments) -> Edit | None:
     """The edit of a variant. Raises `UserError` where what is said besides is of dictionaries."""
     edit = edit_of(arguments.edit)

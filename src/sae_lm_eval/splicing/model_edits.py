@@ -17,7 +17,7 @@ from sae_lm_eval.dictionaries.spec import PYTHON
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
 from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.runtime.content import contents
-from sae_lm_eval.splicing.edit_spec import OWN, Edit
+from sae_lm_eval.splicing.edit_spec import OWN, Edit, check_layers
 from sae_lm_eval.splicing.hook_names import blocks_path, model_name
 from sae_lm_eval.splicing.module_edits import Edited, ModuleEdit
 from sae_lm_eval.splicing.splice import Variant
@@ -121,11 +121,7 @@ MATRICES: Mapping[str, Callable[[Tensor, Mapping[str, Any], str], Tensor]] = {
 def _blocks(model: Any, edit: Edit) -> list[str]:
     path = blocks_path(model)
     count = 0 if path is None else len(model.get_submodule(path))
-    for layer in edit.values["layers"]:
-        if layer >= count:
-            raise UserError(
-                f"edit={edit} skips layer {layer}: layers of {model_name(model)} run from 0 to {count - 1}."
-            )
+    check_layers(edit, count, model_name(model))
     return [f"{path}.{layer}" for layer in edit.values["layers"]]
 
 

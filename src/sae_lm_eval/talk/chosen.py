@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from sae_lm_eval.errors import UserError
+from sae_lm_eval.errors import UserError, one_of
 
 FORMATS = ("chat", "plain")  # of a prompt
 
@@ -30,12 +30,24 @@ def temperature_of(text: str | float) -> float:
     return value
 
 
-def check_writable(path: Path) -> None:
-    """Before anything is run. Raises `UserError` where no file can be written at `path`."""
-    try:
-        new = not path.exists()
-        path.open("a").close()
-        if new:
-            path.unlink()
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be written: {error.strerror}. Name another file.") from error
+def check_columns(specs: Sequence[str], edit: object) -> None:
+    """Raise `UserError` where there is no variant, or one twice; `specs` are those of dictionaries."""
+    if not specs and edit is None:
+        raise UserError("Name a dictionary: sae=SPEC in --model_args, or --sae SPEC for each variant.")
+    if twice := [spec for i, spec in enumerate(specs) if spec in specs[:i]]:
+        raise UserError(f"{twice[0]} is given twice: each variant is a column, and no two may be the same.")
+
+
+def prompt_format_of(asked: str | None, model: str, *, has_template: bool) -> str:
+    """How prompts are put to `model`. Raises `UserError` for what is no format, or for chat without a template."""
+    if asked is None:
+        return "chat" if has_template else "plain"
+    if one_of(asked, FORMATS, "--prompt_format") == "chat" and not has_template:
+        raise UserError(f"{model} has no chat template: use --prompt_format plain.")
+    return asked
+
+
+def check_system(system: str | None, prompt_format: str, model: str) -> None:
+    """Raise `UserError` where there is no chat template to put a system prompt in."""
+    if system is not None and prompt_format == "plain":
+        raise UserError(f"A system prompt needs a chat template, and {model} is read as plain text here.")

@@ -17,7 +17,7 @@ from sae_lm_eval.scoring.tokenization import Tokenization
 from sae_lm_eval.splicing.arguments import dtype_of, sources_of
 from sae_lm_eval.splicing.splice_arguments import MODES
 from sae_lm_eval.splicing.variants import provenance_of
-from sae_lm_eval.talk.chosen import FORMATS, Sampling
+from sae_lm_eval.talk.chosen import Sampling, check_columns, check_system, prompt_format_of
 from sae_lm_eval.talk.detokenize import decoder, namer, pieces
 from sae_lm_eval.talk.sampling import BASELINE, AnswerColumn, Continuation, generate
 
@@ -63,11 +63,7 @@ class Model:
         self.model_args = {name: value for name, value in model_args.items() if name != "sae"}
         own = [model_args["sae"]] if model_args.get("sae") is not None else []
         specs = [*own, *saes]
-        edit = model_args.get("edit")
-        if not specs and edit is None:
-            raise UserError("Name a dictionary: sae=SPEC in --model_args, or --sae SPEC for each variant.")
-        if twice := [spec for i, spec in enumerate(specs) if spec in specs[:i]]:
-            raise UserError(f"{twice[0]} is given twice: each variant is a column, and no two may be the same.")
+        check_columns(specs, model_args.get("edit"))
         self.lm = SaeHFLM(**self.model_args, sae=specs[0] if specs else None)
         first = self.lm.spliced
         wanted = [first.wanted, *(replace(first.wanted, dictionaries=self._load(spec)) for spec in specs[1:])]
@@ -75,7 +71,7 @@ class Model:
         others = [first.as_variant(one, wants_bos=bos) for one in wanted[1:]]
         self.variants = [first.in_group(Group(), wants_bos=bos), *others]
         self._provenance: dict[str, Any] | None = None
-        self.format = self._format(prompt_format)
+        self.format = prompt_format_of(prompt_format, self.name, has_template=bool(self.tokens.tokenizer.chat_template))
         self.decode = decoder(self.tokens.tokenizer)
         self.name_token = namer(self.tokens.tokenizer, self.tokens.encode("a", add_special_tokens=False)[-1])
 
@@ -121,18 +117,9 @@ class Model:
 
     # -- prompts ------------------------------------------------------------------------------------------
 
-    def _format(self, asked: str | None) -> str:
-        template = self.tokens.tokenizer.chat_template
-        if asked is None:
-            return "chat" if template else "plain"
-        if one_of(asked, FORMATS, "--prompt_format") == "chat" and not template:
-            raise UserError(f"{self.name} has no chat template: use --prompt_format plain.")
-        return asked
-
     def check_system(self, system: str | None) -> None:
         """Raise `UserError` where there is no chat template to put a system prompt in."""
-        if system is not None and self.format == "plain":
-            raise UserError(f"A system prompt needs a chat template, and {self.name} is read as plain text here.")
+        check_system(system, self.format, self.name)
 
     def encode(self, prompt: str, messages: Sequence[dict[str, str]]) -> list[int]:
         """The ids of `messages` by the chat template, or of `prompt` alone, with BOS as the adapter has it."""
