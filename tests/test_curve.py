@@ -160,7 +160,7 @@ def test_a_killed_process_leaves_what_it_had_measured(tmp_path):
         ({"output_path": "family"}, "must end in .csv"),
         ({"model_args": "pretrained=gpt2"}, "--model_args has pretrained=, which curve sets by itself"),
         ({"metadata": "{"}, "--metadata cannot be read as JSON"),
-        ({"max_length": 4096}, "world reads 128 tokens at most, and the windows are of 4096"),
+        ({"max_length": 4096}, "max_length=4096 is more than the 128 tokens that world reads"),
         ({"limit": 5, "output_path": "MEASURED"}, "holds losses on another text"),
         ({"max_length": 64, "output_path": "MEASURED"}, "windows of 32 tokens, not 64"),
     ],

@@ -52,3 +52,10 @@ def test_no_release_has_a_name_as_repositories_have(name, monkeypatch):
     assert not any("/" in release for release in saelens_package.registry_sections())
     monkeypatch.setattr(saelens_registry, "releases", lambda: pytest.fail("parsed the registry"))
     assert saelens_registry.named(name, "x") is None
+
+
+def test_ids_are_found_in_the_text_as_the_parser_finds_them():
+    assert {
+        name: list(dict.fromkeys(id_ for _, id_ in saelens_package.IDS.findall(section)))
+        for name, section in saelens_package.registry_sections().items()
+    } == {name: list(release.saes_map) for name, release in saelens_package.releases().items()}

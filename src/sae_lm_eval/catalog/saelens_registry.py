@@ -19,8 +19,7 @@ from sae_lm_eval.catalog.converters import CONVERTERS, NO_FACTOR, UNKNOWN
 from sae_lm_eval.catalog.site_probe import SiteProbe, small_architecture, try_sites
 from sae_lm_eval.dictionaries.model_names import distinct_models, official_name
 from sae_lm_eval.dictionaries.release_facts import fact_of
-from sae_lm_eval.dictionaries.saelens_package import releases
-from sae_lm_eval.errors import UserError, did_you_mean
+from sae_lm_eval.dictionaries.saelens_package import check_pattern, releases
 
 if TYPE_CHECKING:
     from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup as Release
@@ -228,19 +227,13 @@ def find_entries(pattern: str) -> list[Entry]:
 
     Raises `UserError` where nothing matches.
     """
-    wanted = pattern.lower()
-    if not re.search(r"[*?\[]", wanted):
-        wanted = f"*{wanted}*"
-    found = [
+    wanted = check_pattern(pattern)
+    return [
         _entry(release, id_)
         for release in releases().values()
         for id_ in release.saes_map
         if fnmatchcase(f"{release.release}#{id_}".lower(), wanted)
     ]
-    if not found:
-        near = did_you_mean(pattern.strip("*").split("#")[0], set(releases()))
-        raise UserError(f"No dictionary that SAELens has registered matches '{pattern}'.{near}")
-    return found
 
 
 def search(pattern: str) -> list[dict[str, Any]]:

@@ -20,10 +20,11 @@ def say_loading() -> None:
 def check_splices(arguments: Mapping[str, Any], saes: Sequence[Any] = ()) -> None:
     """Raise `UserError` for what loading the model, spliced as `arguments` say and with each `saes`, would refuse."""
     from sae_lm_eval.runs.asked import VariantRequest
-    from sae_lm_eval.runs.checks import check_variants
+    from sae_lm_eval.runs.checks import check_model_args, check_variants
     from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
     own = SpliceArguments.among(arguments)
+    check_model_args(arguments)
     if not own.get("sae") and own.get("edit") is None and not saes:
         raise UserError("sae= is missing: name a dictionary, as in sae=gpt2-small-res-jb#blocks.8.hook_resid_pre.")
     variants = [own] if own.get("sae") is not None or "edit" in own or not saes else []

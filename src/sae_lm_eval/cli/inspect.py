@@ -25,10 +25,13 @@ def inspect(
     """Say what would be spliced where, and what the dictionary's metadata says; evaluate nothing."""
     from rich.console import Console
 
+    from sae_lm_eval.dictionaries.saelens_package import check_pattern
+
     console = Console()
     if pattern is not None:
         if model_args is not None or text is not None:
             raise UserError("--list searches registered dictionaries: leave out --model_args and --text.")
+        check_pattern(pattern)
         say_loading()
         _list(console, pattern)
         return

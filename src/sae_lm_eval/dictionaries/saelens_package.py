@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -16,10 +17,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from sae_lm_eval.errors import UserError, did_you_mean
+
 if TYPE_CHECKING:
     from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup as Release
 
 LATER = "wandb"
+IDS = re.compile(r"""(?m)^[ -]+id:[ ]+(["']?)(.+?)\1[ ]*$""")  # of the dictionaries in a release's section
 
 
 class _Later(ModuleType):
@@ -61,6 +65,20 @@ def _split(text: str) -> Iterator[tuple[str, str]]:
         name, colon, _ = section.partition(":\n")
         if colon:
             yield name.strip("\"'"), section
+
+
+def check_pattern(pattern: str) -> str:
+    """The glob for `release#id`, in small letters, that a pattern means: one that is no glob is looked for inside.
+
+    Raises `UserError` where nothing registered matches; SAELens is not imported for that.
+    """
+    glob = pattern.lower() if re.search(r"[*?\[]", pattern) else f"*{pattern.lower()}*"
+    sections = registry_sections()
+    ids = ((release, id_) for release, section in sections.items() for id_ in IDS.findall(section))
+    if not any(fnmatchcase(f"{release}#{id_}".lower(), glob) for release, (_, id_) in ids):
+        near = did_you_mean(pattern.strip("*").split("#")[0], sections)
+        raise UserError(f"No dictionary that SAELens has registered matches '{pattern}'.{near}")
+    return glob
 
 
 def is_registered_repository(name: str) -> bool:

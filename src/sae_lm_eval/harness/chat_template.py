@@ -16,7 +16,7 @@ CONFIG = "tokenizer_config.json"
 
 def has_chat_template(model_args: Mapping[str, Any]) -> bool | None:
     """Whether the tokenizer that `--model_args` name has a chat template; None where only loading it can tell."""
-    place = model_args.get("tokenizer") or model_args.get("pretrained")
+    place: Any = model_args.get("tokenizer") or model_args.get("pretrained")
     if hasattr(place, "chat_template"):
         return bool(place.chat_template)
     own = ("gguf_file", "subfolder", "trust_remote_code")  # with which it is made otherwise
