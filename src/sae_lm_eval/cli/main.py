@@ -14,6 +14,7 @@ from sae_lm_eval.cli.doctor import doctor
 from sae_lm_eval.cli.effective_compute import effective_compute_command
 from sae_lm_eval.cli.export import export_command
 from sae_lm_eval.cli.inspect import inspect
+from sae_lm_eval.cli.leaderboard import leaderboard_command
 from sae_lm_eval.cli.lm_eval_flags import RunCommand
 from sae_lm_eval.cli.report import report
 from sae_lm_eval.cli.run import LM_EVAL_FLAGS, run_command
@@ -40,6 +41,7 @@ app.command("compare")(compare_command)
 app.command("report")(report)
 app.command("table")(table_command)
 app.command("export")(export_command)
+app.command("leaderboard")(leaderboard_command)
 app.command("run", context_settings=LM_EVAL_FLAGS, cls=RunCommand)(run_command)
 app.command("where", context_settings=LM_EVAL_FLAGS)(where_command)
 app.command("talk")(talk)

@@ -146,7 +146,7 @@ def command(results: Results) -> str:
     words = ["lm_eval", "--model", str(config.get("model"))]
     if results.model_args:
         words += ["--model_args", _argument({**results.model_args, **_bos(results)})]
-    words += ["--tasks", ",".join(_asked(results))]
+    words += ["--tasks", ",".join(top_tasks(results))]
     shots = set(results.n_shot.values())
     if len(shots) == 1:
         words += ["--num_fewshot", str(*shots)]
@@ -179,7 +179,7 @@ def _argument(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _asked(results: Results) -> list[str]:
+def top_tasks(results: Results) -> list[str]:
     """The tasks and groups that no other group brought in."""
     below = {child for children in results.groups.values() for child in children}
     return [name for name in dict.fromkeys([*results.groups, *results.scores]) if name not in below]

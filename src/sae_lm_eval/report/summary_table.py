@@ -116,7 +116,7 @@ def summary_table(summary: Summary, told: Told) -> ReportTable:
     untouched = (text_cell(BASELINE), *(baseline_cell(first[name]) for name in keys), *(Cell("") for _ in costs))
     body = [untouched] if keys else []
     for variant in (*summary.variants, *summary.controls):
-        measured = (_cost_cell(cost.measured.get(variant)) for cost in costs)
+        measured = (cost_cell(cost.measured.get(variant)) for cost in costs)
         body.append((text_cell(variant), *(drop_cell(shown.get((variant, name)), told) for name in keys), *measured))
     columns = (
         TableColumn("variant", "left"),
@@ -163,7 +163,7 @@ def _of_all_tasks(equivalents: pd.DataFrame, names: Mapping[str, str]) -> dict[s
     return measured
 
 
-def _cost_cell(made: MetricValue | None) -> Cell:
+def cost_cell(made: MetricValue | None) -> Cell:
     """The value; below it, its interval or else its standard error."""
     if made is None or made.value is None:
         return Cell(NA)

@@ -1,0 +1,32 @@
+"""`sae-lm-eval leaderboard`: many runs as one page to look things up in; no model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def leaderboard_command(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="Folders of runs, or folders with such folders in them.")
+    ],
+    output_path: Annotated[Path, typer.Option("--output_path", help="The page to write.")] = Path("leaderboard.html"),
+) -> None:
+    """Write a page of all variants of many runs: sortable, with filters, and the provenance of each row."""
+    from sae_lm_eval.errors import UserError
+    from sae_lm_eval.exchange.leaderboard import read_leaderboard, run_folders
+    from sae_lm_eval.exchange.leaderboard_page import MARK, leaderboard_html
+    from sae_lm_eval.exchange.new_files import check_place, write_marked
+
+    if output_path.is_dir():
+        where = output_path / "leaderboard.html"
+        raise UserError(f"'{output_path}' is a folder. Name the page in it: --output_path {where}")
+    run_folders(folders)
+    check_place(output_path.parent, [output_path.name], MARK.encode())
+    board = read_leaderboard(folders, lambda said: typer.echo(said, err=True))
+    write_marked(output_path.parent, {output_path.name: leaderboard_html(board).encode()}, MARK.encode(), "The page")
+    for note in board.notes:
+        typer.echo(f"Note: {note}")
+    typer.echo(f"Written: {output_path}, with {len(board.rows)} variants.")
