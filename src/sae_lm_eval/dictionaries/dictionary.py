@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sae_lm_eval.dictionaries.cross_layer import CrossLayerOutput
 from sae_lm_eval.runtime.content import Content, contents
 
 # What a reader has to know of a release before its numbers mean something.
 STATED = ("model_names", "hook_in", "hook_out", "context_size", "prepend_bos")
+
+
+class SitePair(NamedTuple):
+    """Where latents read and write, by TransformerLens' names and by modules of the Hugging Face model."""
+
+    hook_in: str
+    hook_out: str
+    module_hook_in: str | None = None
+    module_hook_out: str | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,9 @@ class Dictionary:
     where it is placed; it never stands for a guess. `is_loaded` is whether a loader of this package has made it, `code`
     what of the user's own code decides its output besides, and `origin` what it was made from where that was an object
     of the user's. `neuronpedia` is the path of its latents' pages on neuronpedia.org.
+
+    Of a cross-layer transcoder it is what is written at one layer, `cross_layer`: latents of the layers before, which
+    read at `earlier`, write there too. `reconstruct` and `decode` are then the part of the layer's own latents.
     """
 
     name: str
@@ -63,6 +76,8 @@ class Dictionary:
     origin: Origin | None = None
     processing_source: str | None = None
     neuronpedia: str | None = None
+    earlier: tuple[SitePair, ...] = ()
+    cross_layer: CrossLayerOutput | None = None
 
     @property
     def is_transcoder(self) -> bool:

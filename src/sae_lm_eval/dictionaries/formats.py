@@ -7,7 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from sae_lm_eval.dictionaries.spec import SaeSpec
+from sae_lm_eval.dictionaries.spec import CROSS_LAYER, SaeSpec
 
 OWN_FORMAT = "convert it to SAELens' format, or give it from Python as a sae_lm_eval.Dictionary"
 REGISTERED = f"those that SAELens has registered are named by release#id; any other: {OWN_FORMAT}"
@@ -33,11 +33,12 @@ FORMATS = (
     SPARSIFY,
     DICTIONARY_LEARNING,
     FolderFormat("Gemma Scope", ("params.npz",)),
-    FolderFormat("Gemma Scope 2", ("params.safetensors", "params_layer_*.safetensors")),
+    FolderFormat("Gemma Scope 2", ("params.safetensors",)),
+    FolderFormat("Gemma Scope 2's cross-layer transcoders", ("params_layer_*.safetensors",), CROSS_LAYER),
     FolderFormat("Llama Scope", ("hyperparams.json",)),
     FolderFormat("Temporal SAEs", ("latest_ckpt.safetensors",)),
     FolderFormat("Qwen-Scope", ("layer*.sae.pt",)),
-    FolderFormat("circuit-tracer's cross-layer transcoders", ("W_enc_*.safetensors",)),
+    FolderFormat("circuit-tracer's cross-layer transcoders", ("W_enc_*.safetensors",), CROSS_LAYER),
     FolderFormat("circuit-tracer's transcoders", ("layer_*.safetensors",), "circuit_tracer", "layer_N"),
 )
 

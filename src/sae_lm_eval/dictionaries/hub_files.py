@@ -59,7 +59,9 @@ def layer_files(spec: SaeSpec, beside: str) -> tuple[Path, Path | None, str | No
         commit = root.name
     if wanted is None or not (root / wanted).is_file():
         names = (
-            [path.relative_to(root).as_posix() for path in root.rglob("*")] if commit is None else _files(spec, root)
+            [path.relative_to(root).as_posix() for path in root.rglob("*")]
+            if commit is None
+            else repository_files(spec, root)
         )
         raise UserError(none_at(spec, LAYER_FILE, layers_among(names)))
     return root / wanted, root / also if (root / also).is_file() else None, commit
@@ -92,7 +94,7 @@ def _hub_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str]:
         )
     folder = snapshot / (spec.id or "")
     if not (folder / wanted).is_file():
-        files = _files(spec, snapshot)
+        files = repository_files(spec, snapshot)
         refuse_other_format(spec, (name.removeprefix(prefix) for name in files if name.startswith(prefix)))
         raise UserError(
             none_at(
@@ -135,13 +137,15 @@ def hub_told(spec: SaeSpec) -> Iterator[None]:
         raise UserError(f"The hub repository '{spec.source}' is not in the local cache, and {why}.") from error
 
 
-def _files(spec: SaeSpec, snapshot: Path) -> list[str]:
+def repository_files(spec: SaeSpec, snapshot: Path | None = None) -> list[str]:
     """The files of the repository; where the hub cannot be asked, those of it that are in the cache."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, snapshot_download
 
     try:
         return HfApi().list_repo_files(spec.source, revision=spec.revision)
     except OSError:
+        if snapshot is None:
+            snapshot = Path(snapshot_download(spec.source, revision=spec.revision, local_files_only=True))
         return [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
 
 

@@ -99,6 +99,11 @@ def edited(dictionary: Dictionary, edits: LatentEdits) -> Dictionary:
     """
     if not edits:
         return dictionary
+    if dictionary.cross_layer is not None:
+        raise UserError(
+            f"{dictionary.name} is of a cross-layer transcoder, whose latents write at several layers: {edits} is for "
+            f"dictionaries of one layer."
+        )
     encode, decode, width = dictionary.encode, dictionary.decode, dictionary.d_dictionary
     if encode is None or decode is None or width is None or dictionary.sequential:
         raise UserError(f"{dictionary.name} has no latents to edit ({edits}): it needs an encode and a decode.")

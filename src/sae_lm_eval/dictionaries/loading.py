@@ -17,13 +17,14 @@ from sae_lm_eval.dictionaries import (
     saelens_object,
     sparsify_loader,
 )
+from sae_lm_eval.dictionaries.cross_layer_loader import load_cross_layer
 from sae_lm_eval.dictionaries.dictionary import Dictionary, Origin
 from sae_lm_eval.dictionaries.norm_factors import check_norm_factor, factors_of
 from sae_lm_eval.dictionaries.own_module import OwnModule, code_of, from_own, is_own
 from sae_lm_eval.dictionaries.python_loader import made_by
 from sae_lm_eval.dictionaries.sequential import attends_over_positions
 from sae_lm_eval.dictionaries.snapshots import rebound, snapshot
-from sae_lm_eval.dictionaries.spec import PYTHON, SaeSpec, loaders_of_others
+from sae_lm_eval.dictionaries.spec import CROSS_LAYER, PYTHON, SaeSpec, loaders_of_others
 from sae_lm_eval.dictionaries.trial import tried
 from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.runtime.content import contents
@@ -43,8 +44,19 @@ def load_dictionary(
 
     Raises `UserError` for whatever cannot be found, read or applied.
     """
+    (dictionary,) = load_dictionaries(source, dtype=dtype, norm_factor=norm_factor)
+    return dictionary
+
+
+def load_dictionaries(
+    source: Any, *, dtype: torch.dtype = torch.float32, norm_factor: float | str | None = None
+) -> tuple[Dictionary, ...]:
+    """As `load_dictionary`, of a source that may be several: a cross-layer transcoder is one a layer."""
     source = SaeSpec.parse(source) if isinstance(source, str) else source
-    dictionary = load_as_released(source)
+    return tuple(_as_used(one, source, dtype, norm_factor) for one in load_as_released(source))
+
+
+def _as_used(dictionary: Dictionary, source: Any, dtype: torch.dtype, norm_factor: float | str | None) -> Dictionary:
     may_be_two = isinstance(norm_factor, str) and dictionary.needs_norm_factor
     if not may_be_two:
         check_norm_factor(norm_factor)
@@ -113,16 +125,20 @@ def _with_factors(dictionary: Dictionary, norm_factor: float | str | None) -> Di
     return replace(dictionary, needs_norm_factor=False, remarks=(*dictionary.remarks, remark))
 
 
-def load_as_released(source: Any) -> Dictionary:
-    """The dictionary as it was released, in its own dtype; see `load_dictionary`."""
+def load_as_released(source: Any) -> tuple[Dictionary, ...]:
+    """The dictionaries as they were released, in their own dtype; see `load_dictionaries`."""
+    source = SaeSpec.parse(source) if isinstance(source, str) else source
+    if isinstance(source, SaeSpec):
+        other = loaders_of_others().get(source.loader)
+        made = LOADERS[source.loader](source) if other is None else _loaded_by_other(other, source)
+        return made if isinstance(made, tuple) else (made,)
+    return (_one_as_released(source),)
+
+
+def _one_as_released(source: Any) -> Dictionary:
     if isinstance(source, Dictionary):
         forgotten = not source.sequential and attends_over_positions(source.module)
         return _copied(replace(source, sequential=True) if forgotten else source)
-    if isinstance(source, str):
-        source = SaeSpec.parse(source)
-    if isinstance(source, SaeSpec):
-        other = loaders_of_others().get(source.loader)
-        return LOADERS[source.loader](source) if other is None else _loaded_by_other(other, source)
     if (from_object := _of_library(source)) is not None:
         return from_object(snapshot(source)[0])
     if is_own(source):
@@ -163,7 +179,7 @@ def _as_dictionary(made: Any, spec: SaeSpec, source: str | None) -> Dictionary:
         raise UserError(f"'{spec}' gives the text '{made}', where it must give a module, a function or a Dictionary.")
     if is_own(made) and not isinstance(made, Dictionary) and _of_library(made) is None:
         return from_own(made, name=str(spec), source=source)
-    return replace(load_as_released(made), name=str(spec))
+    return replace(_one_as_released(made), name=str(spec))
 
 
 def _of_library(source: Any) -> Callable[[Any], Dictionary] | None:
@@ -180,11 +196,12 @@ def _copied(dictionary: Dictionary) -> Dictionary:
     return replace(dictionary, module=module, latent_module=latent_module, **functions)
 
 
-LOADERS: dict[str, Callable[[SaeSpec], Dictionary]] = {
+LOADERS: dict[str, Callable[[SaeSpec], Dictionary | tuple[Dictionary, ...]]] = {
     "saelens": saelens_loader.load_saelens,
     "sparsify": sparsify_loader.load_sparsify,
     "dictionary_learning": dictionary_learning_loader.load_dictionary_learning,
     "circuit_tracer": circuit_tracer_loader.load_circuit_tracer,
+    CROSS_LAYER: load_cross_layer,
     PYTHON: _made_by_python,
 }
 OBJECTS: dict[str, Callable[[Any], Dictionary]] = {

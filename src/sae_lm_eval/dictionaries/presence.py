@@ -9,6 +9,7 @@ from typing import Any
 from sae_lm_eval import world
 from sae_lm_eval.dictionaries import python_loader
 from sae_lm_eval.dictionaries.config_file import read_configuration, with_metadata
+from sae_lm_eval.dictionaries.cross_layer_files import names_of_cross_layer
 from sae_lm_eval.dictionaries.hub_files import (
     LAYER_FILE,
     LAYER_SUFFIX,
@@ -20,7 +21,7 @@ from sae_lm_eval.dictionaries.hub_files import (
     weights_folder,
 )
 from sae_lm_eval.dictionaries.saelens_package import is_registered_repository, registry_sections
-from sae_lm_eval.dictionaries.spec import PYTHON, SaeSpec, loaders_of_others
+from sae_lm_eval.dictionaries.spec import CROSS_LAYER, PYTHON, SaeSpec, loaders_of_others
 from sae_lm_eval.dictionaries.world_loader import world_dictionary
 from sae_lm_eval.errors import UserError, did_you_mean
 
@@ -37,6 +38,8 @@ def check_presence(spec: SaeSpec) -> None:
         python_loader.check_python_source(spec)
     elif spec.loader in loaders_of_others():
         return  # what it reads is its own affair
+    elif spec.loader == CROSS_LAYER:
+        names_of_cross_layer(spec)
     elif spec.folder is not None and spec.loader == "circuit_tracer":
         layer_files(spec, CONFIG)
     elif spec.folder is not None:

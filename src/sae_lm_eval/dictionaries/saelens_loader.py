@@ -102,7 +102,8 @@ def _refuse_what_saelens_misreads(spec: SaeSpec, release: Any) -> None:
     if release.conversion_func == CLT_LAYER:
         raise UserError(
             f"'{spec}' is one layer of a cross-layer transcoder, which writes to all later layers: SAELens sums its "
-            f"decoders, for activations and not for reconstruction. It cannot be spliced by itself."
+            f"decoders, for activations and not for reconstruction. Name clt:{release.repo_id} for all layers, or "
+            f"clt:{release.repo_id}#layer_{release.saes_map[spec.id]} for what is written at this one."
         )
     if release.conversion_func == "sparsify":
         raise UserError(f"'{spec}' is in the format of sparsify: name it sparsify:{release.repo_id}#{spec.id}.")

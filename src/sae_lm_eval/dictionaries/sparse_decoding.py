@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,6 +43,37 @@ def gather_pays(activations: Tensor, decoder: Tensor) -> bool:
     if torch.is_grad_enabled() and (activations.requires_grad or decoder.requires_grad):
         return False
     return int(activations.count_nonzero()) < PAYS_BELOW[activations.device.type] * activations.numel()
+
+
+@dataclass(frozen=True)
+class Active:
+    """The latents that are not 0 among activations of `shape` (..., latents).
+
+    `latents` are those that are active anywhere, each once; of each activation that is not 0 `place` is its latent's
+    place among them, and `values` what it is. `starts` is where each position's begin.
+    """
+
+    shape: torch.Size
+    latents: Tensor
+    place: Tensor
+    values: Tensor
+    starts: Tensor
+
+    @classmethod
+    def of(cls, activations: Tensor) -> Active:
+        rows = activations.reshape(-1, activations.shape[-1])
+        row, latent = rows.nonzero(as_tuple=True)
+        starts = torch.searchsorted(row, torch.arange(len(rows), device=rows.device))
+        latents, place = latent.unique(return_inverse=True)
+        return cls(activations.shape[:-1], latents, place, rows[row, latent], starts)
+
+    def sums(self, rows: Tensor) -> Tensor:
+        """Of `rows` (latents, width) of a decoder, what each position's activations make of them, (..., width)."""
+        # embedding_bag adds up in the dtype of its weights, of which half precision would lose digits.
+        wide = torch.promote_types(self.values.dtype, torch.float32)
+        values, rows = self.values.to(wide), rows.to(self.values.device, wide)
+        out = nn.functional.embedding_bag(self.place, rows, self.starts, mode="sum", per_sample_weights=values)
+        return out.unflatten(0, self.shape)
 
 
 def gather(activations: Tensor, decoder: Tensor) -> Tensor:

@@ -70,6 +70,9 @@ class SaeHFLM(CausalHFLM):
         splice_tokens: `non_special` keeps the original activation where the token is the tokenizer's bos, eos or pad,
             or where the release says that the dictionary was not trained; `non_special:N` at the first N positions
             in place of what the release says of these; `all` nowhere.
+        splice_layers: of dictionaries at several layers those that are spliced in: `0-4+9`.
+        splice_input: what dictionaries read: `spliced`, what earlier splices have left, or `clean`, what passes the
+            untouched model on the same text.
         hook: the site, where the release's own is not wanted; `IN:OUT` for a transcoder; joined by `+`.
         hook_map: the activation map: `raw`, `centered`, `value_bias`, `folded_value_bias`; joined by `+`.
         norm_factor: what activations were multiplied by in training, where the release does not say; `IN:OUT` for a
@@ -97,6 +100,8 @@ class SaeHFLM(CausalHFLM):
         sae: Any = None,
         splice: str | None = SpliceArguments.splice,
         splice_tokens: str = SpliceArguments.splice_tokens,
+        splice_layers: str | int | None = None,
+        splice_input: str = SpliceArguments.splice_input,
         hook: str | None = None,
         hook_map: str | None = None,
         norm_factor: float | str | None = None,

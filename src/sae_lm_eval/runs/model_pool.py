@@ -112,8 +112,9 @@ class LoadedSweep:
             return Look({name: edited_bytes(model, wanted.edit)}, False, variant_record(wanted))
         build_variant(model, wanted.dictionaries, wanted.choices, tokens.special_ids, tokens.declared_special)
         sizes: dict[Hashable, int] = {}
-        for key, dictionary in self._dictionaries.items():
-            sizes[key] = sum(p.numel() * p.element_size() for p in dictionary.module.parameters())
+        for key, dictionaries in self._dictionaries.items():
+            tensors = {id(p): p for one in dictionaries for p in one.module.parameters()}  # layers share them
+            sizes[key] = sum(p.numel() * p.element_size() for p in tensors.values())
         wants_bos = any(dictionary.prepend_bos for dictionary in wanted.dictionaries)
         return Look(sizes, wants_bos, variant_record(wanted))
 
@@ -123,7 +124,7 @@ class LoadedSweep:
 
     def _wanted(self, asked: VariantRequest) -> Any:
         """As the adapter takes it, a dictionary that several variants share loaded once."""
-        from sae_lm_eval.dictionaries.loading import load_dictionary
+        from sae_lm_eval.dictionaries.loading import load_dictionaries
         from sae_lm_eval.splicing.arguments import dtype_of, requested_splices
 
         arguments = dict(asked.arguments)
@@ -133,8 +134,8 @@ class LoadedSweep:
             spec = source if isinstance(source, str) else id(source)
             key = (spec, dtype, factor, arguments.get("hook"))  # elsewhere it may be needed on another device
             if key not in self._dictionaries:
-                self._dictionaries[key] = load_dictionary(source, dtype=dtype_of(dtype), norm_factor=factor)
-            found.append(self._dictionaries[key])
+                self._dictionaries[key] = load_dictionaries(source, dtype=dtype_of(dtype), norm_factor=factor)
+            found.extend(self._dictionaries[key])
         return requested_splices(**arguments, dictionaries=found)
 
     def forget(self) -> None:

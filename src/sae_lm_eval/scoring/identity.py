@@ -79,7 +79,7 @@ def choice_facts(model: Any) -> dict[str, Any]:
     """How the dictionaries of a spliced model are used, or its edit, as plain values."""
     choices, variant = model.choices, model.variant
     return {
-        **choices.edits.record,
+        **choices.record,
         **({} if variant.edit is None else {"edit": dict(variant.edit)}),
         "splice": model.mode,
         "scale": choices.scale,

@@ -179,7 +179,7 @@ class SplicedModel:
 
         Raises `UserError` at its end where the logits of a token were nan.
         """
-        with self.attached(), uncached(self.model, self.variant.sequential), NanWatch(self.model) as watch:
+        with self.attached(), uncached(self.model, self.variant.needs_whole_text), NanWatch(self.model) as watch:
             yield
         if watch.found:
             prompt = self.tokens.tokenizer.decode(prompts[0].tolist(), skip_special_tokens=True)
@@ -318,7 +318,7 @@ class Group:
 
     def texts(self) -> SharedTexts | None:
         """What writes for those that can, from keys and values alone; None where nobody can."""
-        numbers = [i for i, member in enumerate(self.members) if not member.variant.sequential]
+        numbers = [i for i, member in enumerate(self.members) if not member.variant.needs_whole_text]
         models = [None if self.baseline_first and not i else self.members[i].variant for i in numbers]
 
         def make(identities: list[str], journal: Journal | None) -> SharedTexts | None:

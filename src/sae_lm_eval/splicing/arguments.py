@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.loading import load_dictionary
+from sae_lm_eval.dictionaries.loading import load_dictionaries
 from sae_lm_eval.dictionaries.spec import SaeSpec, parse_specs
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.runtime import text_files
@@ -53,7 +53,11 @@ def requested_splices(
     if dictionaries is None:
         untouched = edit is not None or (choices.splice == "none" and arguments.sae in (None, []))
         sources = [] if untouched else sources_of(arguments.sae)
-        dictionaries = [load_dictionary(source, dtype=dtype, norm_factor=arguments.norm_factor) for source in sources]
+        dictionaries = [
+            dictionary
+            for source in sources
+            for dictionary in load_dictionaries(source, dtype=dtype, norm_factor=arguments.norm_factor)
+        ]
     return RequestedSplices(tuple(dictionaries), choices, arguments.mean_text, mean_tokens, edit)
 
 

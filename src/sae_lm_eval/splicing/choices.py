@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sae_lm_eval.dictionaries.latent_edits import NO_EDITS, LatentEdits, edits_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
-from sae_lm_eval.splicing.splice_arguments import MODES, OF_SITES, TOKENS, SpliceArguments
+from sae_lm_eval.splicing.splice_arguments import INPUTS, MODES, OF_SITES, TOKENS, SpliceArguments
 
 if TYPE_CHECKING:
     from sae_lm_eval.dictionaries.dictionary import Dictionary
@@ -24,7 +25,7 @@ class Choices:
 
     A hook is written `IN:OUT` where a transcoder reads and writes at different sites. None is what the release says.
     `splice_tokens` is "all", "non_special", or "non_special:N", where the first N positions keep their activation,
-    whatever the release says of them.
+    whatever the release says of them. `layers` are those at which something is spliced in, None for all that there are.
     """
 
     splice: str = str(SpliceArguments.splice)
@@ -34,9 +35,12 @@ class Choices:
     seed: int = SpliceArguments.seed
     scale: float = SpliceArguments.scale
     edits: LatentEdits = NO_EDITS
+    layers: tuple[range, ...] | None = None
+    splice_input: str = SpliceArguments.splice_input
 
     def __post_init__(self) -> None:
         one_of(self.splice, MODES, "splice")
+        one_of(self.splice_input, INPUTS, "splice_input")
         if self.edits and self.splice in OF_SITES:
             raise UserError(
                 f"splice={self.splice} does not ask the dictionary, so that {self.edits} would change nothing: "
@@ -51,6 +55,13 @@ class Choices:
         one_of(kind if colon and kind == "non_special" else self.splice_tokens, TOKENS, "splice_tokens")
         for name in self.hook_maps or ():
             one_of(name, MAPS, "hook_map")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is written down of the choices that are not made as a rule."""
+        layers = {} if self.layers is None else {"splice_layers": "+".join(map(_layers_text, self.layers))}
+        reads = {} if self.splice_input == SpliceArguments.splice_input else {"splice_input": self.splice_input}
+        return {**self.edits.record, **layers, **reads}
 
     @property
     def keeps_special(self) -> bool:
@@ -77,7 +88,23 @@ def choices_of(arguments: SpliceArguments) -> Choices:
         seed=whole(arguments.seed, "seed", least=0),
         scale=_share(arguments.scale, "scale"),
         edits=edits_of(arguments.keep_top, arguments.ablate, arguments.clamp),
+        layers=_layers(arguments.splice_layers),
+        splice_input=str(arguments.splice_input),
     )
+
+
+def _layers(given: Any) -> tuple[range, ...] | None:
+    if given is None:
+        return None
+    parts = [re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part) for part in str(given).split("+")]
+    layers = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
+    if isinstance(given, bool) or not all(parts) or not all(layers):
+        raise UserError(f"splice_layers={given} names no layers: give numbers and ranges, as in splice_layers=0-4+9.")
+    return tuple(layers)
+
+
+def _layers_text(layers: range) -> str:
+    return str(layers[0]) if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
 
 
 def finite_number(value: Any, name: str) -> float:

@@ -31,7 +31,8 @@ class Splice:
     The dictionary reads at `site_in` and its output takes the place of what passes `site_out`; the two differ
     for transcoders only. `mean` (d_out,) is needed by the mode "mean" alone. `scale` is how much of what the mode
     changes is changed: the activation y becomes y + scale (new - y). Positions below `first_position` keep theirs.
-    `restored` gives, of the activation and the dictionary's error, the part of the error that is put back.
+    `restored` gives, of the activation and the dictionary's error, the part of the error that is put back. `earlier`
+    are the sites at which the latents of earlier layers read that write here too: those of a cross-layer transcoder.
     """
 
     dictionary: Dictionary
@@ -45,6 +46,7 @@ class Splice:
     scale: float = 1.0
     first_position: int = 0
     restored: Callable[[Tensor, Tensor], Tensor] | None = None
+    earlier: tuple[Site, ...] = ()
 
     def dictionary_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Raw `x` in the dictionary's own space, on its device and in its dtype."""
@@ -73,12 +75,20 @@ class Splice:
     ) -> Float[Tensor, "batch positions d_out"]:
         known = {} if context.reconstructed is None else context.reconstructed
         if self.reads not in known:
-            known[self.reads] = self._by_row(x, y, context) if self.dictionary.sequential else self.reconstruct(x, y)
+            known[self.reads] = self._all_rows(x, y, context)
         new = known[self.reads]
         if self.restored is None:
             return new
         wide = y.to(new)
         return new + self.restored(wide, wide - new)
+
+    def _all_rows(
+        self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], context: Context
+    ) -> Float[Tensor, "batch positions d_out"]:
+        if self.dictionary.cross_layer is not None:
+            assert context.written is not None, "an attachment has it where there are cross-layer transcoders"
+            return self.map_out.back(context.written(self, x), y.to(self.dictionary.device, self.dictionary.dtype))
+        return self._by_row(x, y, context) if self.dictionary.sequential else self.reconstruct(x, y)
 
     @property
     def reads(self) -> tuple[Any, ...]:
@@ -150,7 +160,7 @@ class Context:
 
     The mask is as long as what a cache holds and the ids together. `labels` are those of the queries, where they have
     any. `reconstructed` holds, where a pass has it, what dictionaries make of what the untouched model passes. `real`
-    is which ids are no padding, where there is no mask to tell it.
+    is which ids are no padding, where there is no mask to tell it. `written` gives what cross-layer transcoders write.
     """
 
     input_ids: Int[Tensor, "batch positions"]
@@ -159,6 +169,7 @@ class Context:
     labels: Int[Tensor, "batch positions"] | None = None
     reconstructed: dict[Any, Tensor] | None = None
     real: Bool[Tensor, "batch positions"] | None = None
+    written: Callable[[Splice, Tensor], Tensor] | None = None
 
     @classmethod
     def of_call(cls, input_ids: Int[Tensor, "batch positions"], kwargs: dict) -> Context:
@@ -186,7 +197,8 @@ class Context:
 class Variant:
     """The splices that are applied together, and the token ids whose positions keep the original activation.
 
-    `places` narrows them to a class of positions or sites.
+    `places` narrows them to a class of positions or sites. With `reads_clean` dictionaries read what passes the
+    untouched model on the same text, and not what earlier splices have left.
 
     Or the `edits` of the model's own modules, which hold at every position; `edit` says of these what is recorded.
     """
@@ -196,6 +208,7 @@ class Variant:
     places: Places | None = None
     edits: tuple[ModuleEdit, ...] = ()
     edit: Mapping[str, Any] | None = None
+    reads_clean: bool = False
 
     def __post_init__(self) -> None:
         seen: dict[tuple[ModuleSide | None, ModuleSide | None], Splice] = {}
@@ -239,6 +252,11 @@ class Variant:
         return ordered[0]
 
     @property
+    def is_cross_layer(self) -> bool:
+        """Whether latents of one layer write at another."""
+        return any(splice.dictionary.cross_layer is not None for splice in self.splices)
+
+    @property
     def first_position(self) -> int:
         """The first position at which every dictionary is spliced in."""
         return max((splice.first_position for splice in self.splices), default=0)
@@ -249,3 +267,8 @@ class Variant:
         return any(
             splice.dictionary.sequential and splice.mode not in ("none", "zero", "mean") for splice in self.splices
         )
+
+    @property
+    def needs_whole_text(self) -> bool:
+        """Whether each token of a text is generated from the whole text before it: no cache holds what it needs."""
+        return self.sequential or (self.reads_clean and not self.changes_nothing)

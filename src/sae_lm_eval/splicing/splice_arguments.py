@@ -21,6 +21,7 @@ MODES = {
 }
 OF_SITES = ("none", "zero", "mean")  # what does not depend on the dictionaries, but for where they write
 TOKENS = ("non_special", "all")  # the first also with a position, as in non_special:4
+INPUTS = ("spliced", "clean")
 
 
 @no_type_check  # what is of a wrong type is refused in a sentence, where it is read
@@ -46,6 +47,20 @@ class SpliceArguments:
             "meaning": "positions that hold the tokenizer's bos, eos or pad keep their activation, and those on which "
             "the release was not trained: the first four for Gemma Scope 2's `-it` transcoders (default); "
             "`non_special:N`: the first N, whatever the release says; `all` splices everything"
+        },
+    )
+    splice_layers: str | int | None = field(
+        default=None,
+        metadata={
+            "meaning": "of dictionaries at several layers those that are spliced in, as in `0-4+9`; at the others the "
+            "model's own activations stay (default: all)"
+        },
+    )
+    splice_input: str = field(
+        default="spliced",
+        metadata={
+            "meaning": "what dictionaries read: `spliced`, what earlier splices have left (default), or `clean`, what "
+            "passes the untouched model on the same text"
         },
     )
     hook: str | None = field(

@@ -27,6 +27,8 @@ from sae_lm_eval.splicing.unstated import warn_of_unstated_processing
 
 logger = logger_of(__name__)
 
+CLEAN = "clean"  # of splice_input
+
 
 def build_variant(
     model: nn.Module,
@@ -51,7 +53,12 @@ def build_variant(
     for dictionary, hook, map_ in zip(dictionaries, hooks, maps, strict=True):
         with _other_model_first(architecture, dictionary):
             splices.append(_build_splice(architecture, dictionary, hook, map_, choices))
-    variant = Variant(tuple(splices), _kept_ids(dictionaries, special_ids, declared_special, choices))
+    if choices.layers is not None:
+        splices, maps = _at_layers(splices, maps, choices.layers)
+    kept_ids = _kept_ids(dictionaries, special_ids, declared_special, choices)
+    variant = Variant(tuple(splices), kept_ids, reads_clean=choices.splice_input == CLEAN)
+    if variant.reads_clean:
+        _check_clean(variant)
     if len(splices) > 1 and (choices.edits.ablate or choices.edits.clamp):
         raise UserError(f"{choices.edits} would number latents of {len(splices)} dictionaries: edit those of one.")
     placed_splices = with_widths(architecture, splices)
@@ -68,6 +75,31 @@ def build_variant(
     return variant
 
 
+def _check_clean(variant: Variant) -> None:
+    """Raise `UserError` where what the untouched model passes cannot be had beside what is replaced."""
+    for splice in variant.splices:
+        if splice.site_in == splice.site_out and splice.site_out.residual is not None:
+            raise UserError(
+                f"splice_input=clean is not for '{splice.site_out.hook}', which no module passes whole: leave it out."
+            )
+        if splice.dictionary.sequential:
+            raise UserError(
+                f"splice_input=clean is not for {splice.dictionary.name}, which attends over positions: leave it out."
+            )
+
+
+def _at_layers(
+    splices: Sequence[Splice], maps: Sequence[str | None], layers: Sequence[range]
+) -> tuple[list[Splice], list[str | None]]:
+    """The splices that write at one of `layers`, with their maps."""
+    has = {splice.site_out.layer for splice in splices}
+    if missing := [layer for part in layers for layer in part if layer not in has]:
+        at = ", ".join(str(layer) for layer in sorted(layer for layer in has if layer is not None)) or "none"
+        raise UserError(f"splice_layers= names layer {missing[0]}, and the dictionaries write at the layers {at}.")
+    found = [(s, m) for s, m in zip(splices, maps, strict=True) if any(s.site_out.layer in part for part in layers)]
+    return [splice for splice, _ in found], [map_ for _, map_ in found]
+
+
 def _kept_ids(
     dictionaries: Sequence[Dictionary], special_ids: frozenset[int], declared: frozenset[int], choices: Choices
 ) -> frozenset[int]:
@@ -79,10 +111,13 @@ def _kept_ids(
 
 def place_dictionaries(model: nn.Module, variant: Variant) -> None:
     """Move each dictionary to the device of the module it writes at, as a sharded model has them."""
+    of_all_layers: torch.device | None = None  # a cross-layer transcoder's layers share their latents
     for splice in variant.splices:
         assert splice.site_out.write is not None
         module = model.get_submodule(splice.site_out.write.path)
         device = next((p.device for p in module.parameters()), next(model.parameters()).device)
+        if splice.dictionary.cross_layer is not None:
+            device = of_all_layers = of_all_layers or device
         splice.dictionary.module.to(device=device)
 
 
@@ -106,12 +141,19 @@ def _build_splice(
     map_in, map_out = (build_map(architecture, s, n) for s, n in zip((site_in, site_out), names, strict=True))
     how: dict[str, Any] = {"mode": str(choices.splice), "seed": choices.seed, "scale": choices.scale}
     how["first_position"] = choices.first_position(dictionary)
+    pairs = dictionary.earlier
+    how["earlier"] = tuple(resolve_site(architecture, pair.hook_in, pair.module_hook_in) for pair in pairs)
     return Splice(dictionary, site_in, site_out, map_in, map_out, **how)
 
 
 def find_sites(architecture: Architecture, dictionary: Dictionary, hook: str | None) -> tuple[Site, Site]:
     """Where `dictionary` reads and where it writes; `hook` (`SITE` or `IN:OUT`) overrides what its release says."""
     if hook is not None:
+        if dictionary.cross_layer is not None:
+            raise UserError(
+                f"{dictionary.name} is of a cross-layer transcoder, which reads and writes where its release says: "
+                f"leave out hook=."
+            )
         if not all(hook.split(":")):
             raise UserError(f"hook={hook} names no site: give one, as in hook=blocks.0.hook_resid_post.")
         hook_in, _, hook_out = hook.partition(":")

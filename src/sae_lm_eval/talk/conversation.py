@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.loading import load_dictionary
+from sae_lm_eval.dictionaries.loading import load_dictionaries
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.scoring.identity import choice_facts
@@ -113,7 +113,8 @@ class Model:
     def _load(self, spec: str) -> tuple[Dictionary, ...]:
         dtype = dtype_of(self.model_args.get("sae_dtype", "float32"))
         factor = self.model_args.get("norm_factor")
-        return tuple(load_dictionary(source, dtype=dtype, norm_factor=factor) for source in sources_of(spec))
+        sources = sources_of(spec)
+        return tuple(one for source in sources for one in load_dictionaries(source, dtype=dtype, norm_factor=factor))
 
     # -- prompts ------------------------------------------------------------------------------------------
 

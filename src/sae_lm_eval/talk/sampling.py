@@ -86,7 +86,7 @@ def running_as(model: nn.Module, variant: Variant | None) -> Iterator[None]:
 def next_logits(model: nn.Module, text: Continuation) -> Tensor:
     """Logits (vocabulary,) of what follows; reads what its cache has not, or all where decoding cannot be cached."""
     variant = text.column.variant
-    cached = variant is None or not variant.sequential
+    cached = variant is None or not variant.needs_whole_text
     ids = text.ids[-1:] if text.cache is not None else text.prompt + text.ids
     device = next(model.parameters()).device
     with running_as(model, variant):

@@ -1,0 +1,216 @@
+"""Whole cross-layer transcoders: circuit-tracer's `W_enc_N` and `W_dec_N`, and Gemma Scope 2's `params_layer_N`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import StrictBool, StrictStr
+from torch import Tensor
+
+from sae_lm_eval.dictionaries.circuit_tracer_loader import PROCESSING, SOURCE
+from sae_lm_eval.dictionaries.cross_layer import CrossLayerLatents, CrossLayerOutput, FileRows
+from sae_lm_eval.dictionaries.cross_layer_files import (
+    CIRCUIT_TRACER,
+    GEMMA_SCOPE_2,
+    CrossLayerPlace,
+    FileLayout,
+    find_cross_layer,
+)
+from sae_lm_eval.dictionaries.dictionary import Dictionary, SitePair
+from sae_lm_eval.dictionaries.spec import SaeSpec
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.reading import Foreign, checked, json_value, read_text, shown, yaml_value
+from sae_lm_eval.runtime.devices import free_memory
+from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
+
+IN_MEMORY = 0.5  # of the free memory: decoders that would take more stay in their files
+KIND = "cross_layer_transcoder"  # as circuit-tracer's configurations name it
+ALL = "{all}"  # stands for a layer in Gemma Scope 2's configuration
+
+
+class _Configuration(Foreign):
+    """What is read of either layout's configuration."""
+
+    model_name: StrictStr | None = None
+    model_kind: StrictStr = KIND
+    feature_input_hook: StrictStr = "hook_resid_mid"
+    feature_output_hook: StrictStr = "hook_mlp_out"
+    hf_hook_point_in: StrictStr = "model.layers.{all}.pre_feedforward_layernorm.output"
+    hf_hook_point_out: StrictStr = "model.layers.{all}.post_feedforward_layernorm.output"
+    affine_connection: StrictBool | None = None
+
+
+def load_cross_layer(spec: SaeSpec) -> tuple[Dictionary, ...]:
+    """What a cross-layer transcoder writes at each layer, from the first on; `layer_N` behind the id is that one alone.
+
+    Raises `UserError` for a folder or repository without one, a layer that is missing or of other widths than the
+    first, a tensor that is not of the layout, and unreadable files.
+    """
+    place = find_cross_layer(spec)
+    layout, count = place.layout, place.layers
+    config = _configuration(place)
+    last = count - 1 if place.layer is None else place.layer
+    latents: list[CrossLayerLatents] = []
+    made: list[Dictionary] = []
+    kept_in_files = _decoder_bytes(place, last) > IN_MEMORY * free_memory("cpu")
+    for layer in range(last + 1):
+        tensors = _layer(place, layer, kept_in_files)
+        _check_shapes(place, layer, tensors, latents)
+        if made and ("W_skip" in tensors) != (made[0].module.W_skip is not None):
+            raise UserError(f"'{spec}' has skip connections in some layers and none in others.")
+        decoder = FileRows(tensors["W_dec"], _stamp(place, layer)) if kept_in_files else tensors["W_dec"]
+        latents.append(CrossLayerLatents(layer, tensors["W_enc"], tensors["b_enc"], decoder, tensors.get("threshold")))
+        output = CrossLayerOutput(tuple(latents), tensors["b_dec"], tensors.get("W_skip"))
+        made.append(_dictionary(spec, place, output, config))
+    if config.affine_connection not in (None, made[0].module.W_skip is not None):
+        has = "has none" if config.affine_connection else "has one"
+        said = str(config.affine_connection).lower()
+        raise UserError(f"The {layout.config} of '{spec}' says affine_connection: {said}, and its first layer {has}.")
+    return tuple(made) if place.layer is None else (made[-1],)
+
+
+def _configuration(place: CrossLayerPlace) -> _Configuration:
+    """Where there is no file, the hooks are those of all releases of that layout."""
+    file = place.folder / place.layout.config
+    if not file.is_file():
+        return _Configuration()
+    where = f"'{shown(file)}'"
+    values = (yaml_value if file.suffix == ".yaml" else json_value)(read_text(file), where)
+    config = checked(_Configuration, values, where, f"a configuration of {place.layout.name}")
+    if config.model_kind != KIND:
+        raise UserError(f"{where} says model_kind: {config.model_kind}, where {KIND} is expected.")
+    return config
+
+
+def _decoder_bytes(place: CrossLayerPlace, last: int) -> int:
+    """Of the decoders up to layer `last`, as they lie in the files."""
+    files = {place.file(place.layout.decoder, layer) for layer in range(last + 1)}
+    return sum(file.stat().st_size for file in files)
+
+
+def _stamp(place: CrossLayerPlace, layer: int) -> str:
+    file = place.file(place.layout.decoder, layer)
+    found = file.stat()
+    # Of the hub the name of the blob is the checksum of its content.
+    return file.resolve().name if place.commit else f"{file.name} {found.st_size} {found.st_mtime_ns}"
+
+
+def _layer(place: CrossLayerPlace, layer: int, kept_in_files: bool) -> dict[str, Tensor]:
+    """The tensors of a layer by our names: W_enc (d_in, latents), W_dec (latents, layers written, d_out)."""
+    layout = place.layout
+    found: dict[str, Tensor] = {}
+    for kind in dict.fromkeys((layout.encoder, layout.decoder)):
+        found |= _read(place, place.file(kind, layer))
+    names = {ours: theirs.format(layer) for ours, theirs in {**layout.tensors, **layout.optional}.items()}
+    if missing := [names[ours] for ours in layout.tensors if names[ours] not in found]:
+        raise UserError(f"Layer {layer} of '{place.spec}' has no tensor '{missing[0]}'.")
+    if unknown := sorted(found.keys() - set(names.values())):
+        raise UserError(
+            f"Layer {layer} of '{place.spec}' has a tensor '{unknown[0]}', which {layout.name}'s layout does not have."
+        )
+    tensors = {ours: found[theirs] for ours, theirs in names.items() if theirs in found}
+    axes = {"W_enc": 2, "b_enc": 1, "b_dec": 1, "W_dec": 3, "threshold": 1, "W_skip": 2}
+    if odd := [ours for ours, tensor in tensors.items() if tensor.ndim != axes[ours]]:
+        raise UserError(
+            f"The tensor '{names[odd[0]]}' of layer {layer} of '{place.spec}' has {tensors[odd[0]].ndim} axes, where "
+            f"{axes[odd[0]]} are expected."
+        )
+    if layout is CIRCUIT_TRACER:
+        tensors["W_enc"] = tensors["W_enc"].mT.contiguous()
+    else:
+        tensors["W_dec"] = tensors["W_dec"][:, layer:]  # of the earlier layers nothing can be written any more
+        tensors["W_dec"] = tensors["W_dec"] if kept_in_files else tensors["W_dec"].contiguous()
+    return tensors
+
+
+def _read(place: CrossLayerPlace, file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)  # which maps the file: what is never looked at is never read
+    except (SafetensorError, OSError) as error:
+        raise_if_out_of_memory(error)
+        raise UserError(f"'{shown(file)}' of '{place.spec}' is truncated or corrupt: download it again.") from error
+
+
+def _check_shapes(
+    place: CrossLayerPlace, layer: int, tensors: Mapping[str, Tensor], earlier: Sequence[CrossLayerLatents]
+) -> None:
+    """Raise `UserError` for a layer whose tensors do not fit each other, or not those of the first layer."""
+    width, latents = tensors["W_enc"].shape
+    first_width = earlier[0].W_enc.shape[0] if earlier else width
+    d_out = tensors["b_dec"].shape[0] if not earlier else earlier[0].decoder.shape[-1]
+    expected = {
+        "W_enc": (first_width, latents),
+        "b_enc": (latents,),
+        "b_dec": (d_out,),
+        "W_dec": (latents, place.layers - layer, d_out),
+        "threshold": (latents,),
+        "W_skip": (first_width, d_out),
+    }
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != expected[name]:
+            theirs = {**place.layout.tensors, **place.layout.optional}[name].format(layer)
+            raise UserError(
+                f"The tensor '{theirs}' of layer {layer} of '{place.spec}' does not fit: as {name} it is "
+                f"{tuple(tensor.shape)}, where {expected[name]} is expected."
+            )
+        if not tensor.is_floating_point():
+            raise UserError(f"The tensor '{name}' of layer {layer} of '{place.spec}' holds {tensor.dtype}.")
+    if earlier and (earlier[0].threshold is None) != ("threshold" not in tensors):
+        raise UserError(f"'{place.spec}' has thresholds in some layers and none in others.")
+    if latents and not all(bool(tensor.isfinite().all()) for name, tensor in tensors.items() if name != "W_dec"):
+        raise UserError(f"Layer {layer} of '{place.spec}' holds nan or infinite weights.")
+
+
+def _dictionary(spec: SaeSpec, place: CrossLayerPlace, output: CrossLayerOutput, config: _Configuration) -> Dictionary:
+    own, layer = output.sources[-1], output.layer
+    gemma = place.layout is GEMMA_SCOPE_2
+    pairs = [_sites(place.layout, config, n) for n in range(layer + 1)]
+    kind = "skip_" if output.W_skip is not None else ""
+    one = f"{spec.id}" if place.layer is not None else "/".join(filter(None, (spec.id, f"layer_{layer}")))
+    name = config.model_name
+    if name is not None and gemma:
+        # As SAELens' converter reads it: the configurations name Gemma 3 in their own way.
+        name = name if "google" in name else f"google/{name}"
+        name = name.replace("-v3", "-3")
+        name = name.replace("-pt", "") if "270m" in name else name
+    return Dictionary(
+        name=str(replace(spec, id=one)),
+        module=output,
+        reconstruct=output.forward,
+        encode=own.forward,
+        decode=output.decode,
+        architecture=f"{'relu' if own.threshold is None else 'jumprelu'}_{kind}cross_layer_transcoder",
+        d_in=own.W_enc.shape[0],
+        d_out=own.decoder.shape[-1],
+        d_dictionary=own.W_enc.shape[1],
+        hook_in=pairs[-1].hook_in,
+        hook_out=pairs[-1].hook_out,
+        module_hook_in=pairs[-1].module_hook_in,
+        module_hook_out=pairs[-1].module_hook_out,
+        model_names=() if name is None else (name,),
+        prepend_bos=True if gemma else None,
+        context_size=1024 if gemma else None,
+        processing={} if gemma else PROCESSING,
+        processing_source="the release names modules of the Hugging Face model" if gemma else SOURCE,
+        revision=place.commit,
+        earlier=tuple(pairs[:-1]),
+        cross_layer=output,
+        latent_module=own,
+        is_loaded=True,
+    )
+
+
+def _sites(layout: FileLayout, config: _Configuration, layer: int) -> SitePair:
+    if layout is CIRCUIT_TRACER:
+        return SitePair(*(f"blocks.{layer}.{hook}" for hook in (config.feature_input_hook, config.feature_output_hook)))
+    modules = (config.hf_hook_point_in, config.hf_hook_point_out)
+    return SitePair(
+        f"blocks.{layer}.hook_mlp_in",
+        f"blocks.{layer}.hook_mlp_out",
+        *(path.replace(ALL, str(layer)) for path in modules),
+    )

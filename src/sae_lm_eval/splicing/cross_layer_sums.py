@@ -1,0 +1,53 @@
+"""What the latents of cross-layer transcoders have written, layer after layer, in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lm_eval.dictionaries.cross_layer import CrossLayerLatents
+from sae_lm_eval.splicing.module_io import ModuleSide
+from sae_lm_eval.splicing.splice import Splice
+
+
+class LayerSums:
+    """For each splice of a cross-layer transcoder the sum of what latents have written there so far.
+
+    When the pass comes to a splice, the latents of its layer and of all before it that were not computed yet are: once
+    each. What they write at the later layers is added up there, so that no latents are kept. `passed` is what has
+    passed the sites in this pass.
+    """
+
+    def __init__(self, splices: Sequence[Splice], passed: Mapping[ModuleSide, Tensor]):
+        self._passed = passed
+        self._written_by: dict[int, list[tuple[int, int]]] = {}  # by the id of latents, ids of splices and their layers
+        for splice in splices:
+            if (of_layer := splice.dictionary.cross_layer) is not None:
+                for latents in of_layer.sources:
+                    self._written_by.setdefault(id(latents), []).append((id(splice), of_layer.layer))
+        self._sums: dict[int, Tensor] = {}  # by the id of a splice
+        self._computed: set[int] = set()
+
+    def begin(self) -> None:
+        """Before each forward pass."""
+        self._sums.clear()
+        self._computed.clear()
+
+    def output(self, splice: Splice, x: Float[Tensor, "batch positions d_in"]) -> Tensor:
+        """What takes the place of what passes `splice`, in the dictionary's space and dtype."""
+        of_layer = splice.dictionary.cross_layer
+        assert of_layer is not None
+        for latents, site in zip(of_layer.sources, (*splice.earlier, splice.site_in), strict=True):
+            if id(latents) not in self._computed:
+                self._compute(latents, splice, x if site is splice.site_in else self._passed[site.read])
+        return self._sums[id(splice)] + of_layer.constant(splice.dictionary_input(x))
+
+    def _compute(self, latents: CrossLayerLatents, reader: Splice, x: Tensor) -> None:
+        splices = self._written_by[id(latents)]
+        written = latents.written(latents(reader.dictionary_input(x)), [layer for _, layer in splices])
+        for (splice, _), part in zip(splices, written, strict=True):
+            so_far = self._sums.get(splice)
+            self._sums[splice] = part if so_far is None else so_far + part
+        self._computed.add(id(latents))

@@ -1,0 +1,404 @@
+"""Cross-layer transcoders: both layouts against plain torch, in every way of running, and broken files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import hub_environment_of, serving
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from models import WIDTH, random_model, random_sae, word_tokenizer, words
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sae_lm_eval import SaeHFLM, UserError
+from sae_lm_eval.dictionaries import cross_layer_loader
+from sae_lm_eval.dictionaries.cross_layer import CrossLayerLatents, FileRows
+from sae_lm_eval.harness.joined import joined
+from sae_lm_eval.splicing.arguments import requested_splices
+from sae_lm_eval.splicing.module_io import hook_side
+
+LATENTS, LAYERS = 40, 3
+
+
+def weights(
+    layer: int, *, threshold: bool = False, skip: bool = False, width: int = WIDTH, layers: int = LAYERS
+) -> dict[str, Tensor]:
+    """A layer's, as the formula has them: W_enc (d_in, latents), W_dec (latents, layers from this one on, d_out)."""
+    rng = torch.Generator().manual_seed(layer)
+    shapes = {
+        "W_enc": (width, LATENTS),
+        "b_enc": (LATENTS,),
+        "W_dec": (LATENTS, layers - layer, width),
+        "b_dec": (width,),
+        **({"threshold": (LATENTS,)} if threshold else {}),
+        **({"W_skip": (width, width)} if skip else {}),
+    }
+    made = {name: torch.randn(shape, generator=rng) / 5 for name, shape in shapes.items()}
+    made["b_enc"] -= 0.8  # few are active
+    return made
+
+
+def saved(folder: Path, layout: str, *, layers: int = LAYERS, config: dict | None = None, **kind: bool) -> Path:
+    """The files of a transcoder in a layout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for layer in range(layers):
+        w = weights(layer, layers=layers, **kind)
+        if layout == "circuit-tracer":
+            names = {"W_enc": w["W_enc"].T.contiguous(), **{n: w[n] for n in ("b_enc", "b_dec")}}
+            names |= {n: w[n] for n in ("threshold", "W_skip") if n in w}
+            save_file({f"{n}_{layer}": of for n, of in names.items()}, folder / f"W_enc_{layer}.safetensors")
+            save_file({f"W_dec_{layer}": w["W_dec"]}, folder / f"W_dec_{layer}.safetensors")
+        else:
+            full = torch.randn(LATENTS, layers, WIDTH)  # what stands at earlier layers is never used
+            full[:, layer:] = w["W_dec"]
+            names = {"w_enc": w["W_enc"], "w_dec": full, **{n: w[n] for n in ("b_enc", "b_dec", "threshold")}}
+            if "W_skip" in w:
+                names["affine_skip_connection"] = w["W_skip"]
+            save_file(names, folder / f"params_layer_{layer}.safetensors")
+    if layout == "circuit-tracer":
+        hooks = {"feature_input_hook": "hook_resid_mid", "feature_output_hook": "hook_mlp_out"}
+        said = {"model_name": "org/model", "model_kind": "cross_layer_transcoder", **hooks, **(config or {})}
+        (folder / "config.yaml").write_text(yaml.safe_dump(said))
+    return folder
+
+
+def latents_of(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    before = x @ w["W_enc"] + w["b_enc"]
+    return torch.where(before > w.get("threshold", torch.zeros(())), before, torch.zeros(()))
+
+
+# By architecture: the module whose input is what latents read, and the one whose output they write.
+SITES = {
+    ("circuit-tracer", "llama"): ("model.layers.{}.post_attention_layernorm", "input", "model.layers.{}.mlp"),
+    ("circuit-tracer", "gemma2"): (
+        "model.layers.{}.pre_feedforward_layernorm",
+        "input",
+        "model.layers.{}.post_feedforward_layernorm",
+    ),
+    ("circuit-tracer", "gpt2"): ("transformer.h.{}.ln_2", "input", "transformer.h.{}.mlp"),
+    ("gemma-scope-2", "gemma3"): (
+        "model.layers.{}.pre_feedforward_layernorm",
+        "output",
+        "model.layers.{}.post_feedforward_layernorm",
+    ),
+}
+
+
+def replaced_by_hand(model, sites, layers, kept=(), **kind):
+    """`model` with what the transcoder's formula gives at each of `layers`; the latents of every layer before read."""
+    reads, side, writes = sites
+    seen: dict[int, Tensor] = {}
+    w = [weights(layer, **kind) for layer in range(LAYERS)]
+
+    def read(layer, _module, args, out=None):
+        seen[layer] = args[0] if side == "input" else out
+
+    def write(layer, _module, _args, out):
+        new = sum(latents_of(w[i], seen[i]) @ w[i]["W_dec"][:, layer - i] for i in range(layer + 1)) + w[layer]["b_dec"]
+        if "W_skip" in w[layer]:
+            new = new + seen[layer] @ w[layer]["W_skip"]
+        new = new.clone()
+        new[:, list(kept)] = out[:, list(kept)]
+        return new
+
+    for layer in range(LAYERS):
+        module = model.get_submodule(reads.format(layer))
+        hook = lambda *a, layer=layer: read(layer, *a)  # noqa: E731
+        module.register_forward_pre_hook(hook) if side == "input" else module.register_forward_hook(hook)
+        if layer in layers:
+            model.get_submodule(writes.format(layer)).register_forward_hook(lambda *a, layer=layer: write(layer, *a))
+    return model
+
+
+@pytest.mark.parametrize("place", SITES, ids="-".join)
+@pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
+def test_all_layers_by_the_formula(tmp_path, place, skip):
+    layout, name = place
+    kind = {"threshold": layout != "circuit-tracer", "skip": skip}
+    spec = f"clt:{saved(tmp_path / 'clt', layout, **kind)}"
+    lm = SaeHFLM(pretrained=random_model(name), tokenizer=word_tokenizer(), sae=spec, splice_tokens="all")
+    ids = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
+    model = replaced_by_hand(random_model(name), SITES[place], range(LAYERS), **kind)
+    torch.testing.assert_close(lm._model_call(ids), model(ids).logits, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(lm._model_call(ids), random_model(name)(ids).logits, atol=1e-2)
+
+
+def family(*variants, name="llama", **kwargs):
+    baseline = SaeHFLM(pretrained=random_model(name), tokenizer=word_tokenizer(), sae=[], splice="none", **kwargs)
+    return joined(baseline, [baseline.as_variant(requested_splices(**given)) for given in variants])
+
+
+def by_hand_in_lm_eval(layers=range(LAYERS), name="llama"):
+    """lm_eval's own model, with the transcoder's formula in hooks: behind BOS everything is replaced."""
+    lm = HFLM(pretrained=random_model(name), tokenizer=word_tokenizer(), device="cpu")
+    replaced_by_hand(lm.model, SITES["circuit-tracer", name], layers)
+    return lm
+
+
+def asked(kind, **settings):
+    header = words(12, seed=0)
+    contexts = [f"{header} {words(n, seed=n)}" for n in (2, 5, 3, 9)]
+    if kind == "loglikelihood":
+        arguments = [(context, f" {words(2, seed=50)}") for context in contexts]
+    else:
+        arguments = [(context, *([settings] if settings else [])) for context in contexts]
+    return [Instance(kind, {}, given, i, ("task", i, 1)) for i, given in enumerate(arguments)]
+
+
+OTHERS = (
+    {"sae": random_sae(WIDTH, "blocks.1.hook_resid_post", seed=1), "splice_tokens": "all"},
+    {"sae": [], "splice": "none"},
+)
+
+
+@pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling", "generate_until"])
+def test_every_kind_of_request_beside_other_variants(tmp_path, kind):
+    spec = f"clt:{saved(tmp_path / 'clt', 'circuit-tracer')}"
+    settings = {"until": ["w5"], "max_gen_toks": 8, "do_sample": False} if kind == "generate_until" else {}
+    same = {"sae": spec, "splice_tokens": "all"}
+    # Twice the same, so that the first layer is computed for both at once; and one that begins later.
+    models = family(same, same, {**same, "splice_layers": "1-2"}, *OTHERS)
+    answers = [getattr(lm, kind)(asked(kind, **settings)) for lm in models]
+    for index, layers in ((2, range(LAYERS)), (3, (1, 2))):
+        expected = getattr(by_hand_in_lm_eval(layers), kind)(asked(kind, **settings))
+        if kind == "generate_until":
+            assert answers[index] == expected
+        else:
+            for ours, theirs in zip(answers[index], expected, strict=True):
+                torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=1e-4, rtol=0)
+    assert answers[2] != answers[0]
+
+
+def clean_by_hand(model, layers):
+    """What a model gives as in `replaced_by_hand`, of latents that read what passes the untouched model."""
+    reads, _, writes = SITES["circuit-tracer", "llama"]
+    w = [weights(layer) for layer in range(LAYERS)]
+    seen: dict[int, Tensor] = {}
+    recording = [False]
+
+    def read(layer, args):
+        if recording[0]:
+            seen[layer] = args[0]
+
+    def write(layer, out):
+        if recording[0]:
+            return None
+        return (
+            sum(latents_of(w[i], seen[i]) @ w[i]["W_dec"][:, layer - i] for i in range(layer + 1)) + w[layer]["b_dec"]
+        )
+
+    for layer in range(LAYERS):
+        hook = lambda _m, args, layer=layer: read(layer, args)  # noqa: E731
+        model.get_submodule(reads.format(layer)).register_forward_pre_hook(hook)
+        if layer in layers:
+            hook = lambda _m, _a, out, layer=layer: write(layer, out)  # noqa: E731
+            model.get_submodule(writes.format(layer)).register_forward_hook(hook)
+
+    def run(ids):
+        recording[0] = True
+        model(ids)
+        recording[0] = False
+        return model(ids).logits
+
+    return run
+
+
+@pytest.mark.parametrize("layers", ["0-2", "1+2"])
+def test_latents_that_read_the_clean_run(tmp_path, layers):
+    given = {"sae": f"clt:{saved(tmp_path / 'clt', 'circuit-tracer')}", "splice_tokens": "all", "splice_layers": layers}
+    ids = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
+    numbers = range(LAYERS) if layers == "0-2" else (1, 2)
+    expected = clean_by_hand(random_model("llama"), numbers)(ids)
+    models = family({**given, "splice_input": "clean"}, given, *OTHERS)
+    torch.testing.assert_close(models[1]._model_call(ids), expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(models[2]._model_call(ids), expected, atol=1e-3)
+    together = [lm.loglikelihood(asked("loglikelihood")) for lm in models]
+    alone = SaeHFLM(pretrained=random_model("llama"), tokenizer=word_tokenizer(), splice_input="clean", **given)
+    with alone.spliced.attached():
+        plain = HFLM(pretrained=alone.model, tokenizer=alone.tokenizer).loglikelihood(asked("loglikelihood"))
+    torch.testing.assert_close(torch.tensor(together[1]), torch.tensor(plain), atol=1e-4, rtol=0)
+    texts = asked("generate_until", until=[], max_gen_toks=6, do_sample=False)
+    for request, written in zip(texts, models[1].generate_until(texts), strict=True):
+        ids = models[1].tok_encode(request.args[0])
+        for _ in range(6):
+            ids = [*ids, int(clean_by_hand(random_model("llama"), numbers)(torch.tensor([ids]))[0, -1].argmax())]
+        assert written == models[1].tokenizer.decode(ids[-6:], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("hook", ["blocks.0.hook_resid_post", "blocks.1.hook_mlp_out", "blocks.1.hook_resid_pre"])
+def test_other_dictionaries_read_the_clean_run_too(hook):
+    saes = [random_sae(WIDTH, "blocks.0.hook_attn_out", seed=3), random_sae(WIDTH, hook, seed=4)]
+    models = family(*({"sae": saes, "splice_tokens": "all", "splice_input": kind} for kind in ("clean", "spliced")))
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    splices = models[1].spliced.variant.splices
+    model = random_model("llama")
+    seen: dict = {}
+    with torch.no_grad():
+        for splice in splices:
+            hook_side(model, splice.site_in.read, lambda x, s=splice: seen.__setitem__(s.site_in, x))
+        model(ids)
+        clean = dict(seen)
+        for splice in splices:
+            hook_side(model, splice.site_out.write, lambda y, s=splice: s.reconstruct(clean[s.site_in], y))
+        expected = model(ids).logits
+    torch.testing.assert_close(models[1]._model_call(ids), expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(models[2]._model_call(ids), expected, atol=1e-4)
+    together = [lm.loglikelihood(asked("loglikelihood")) for lm in models]
+    assert together[1] != together[2]
+
+
+def rewritten(file: Path, change) -> None:
+    tensors = load_file(file)
+    tensors = change(tensors) or tensors
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+
+
+BROKEN = {
+    "a layer is missing": (lambda f: (f / "W_enc_1.safetensors").unlink(), "no file W_enc_1.safetensors"),
+    "decoders are missing": (lambda f: (f / "W_dec_2.safetensors").unlink(), "no file W_dec_2.safetensors"),
+    "a tensor is missing": (
+        lambda f: rewritten(
+            f / "W_enc_1.safetensors", lambda t: {name: of for name, of in t.items() if name != "b_dec_1"}
+        ),
+        "Layer 1 of .* has no tensor 'b_dec_1'",
+    ),
+    "a tensor too many": (
+        lambda f: rewritten(f / "W_enc_1.safetensors", lambda t: {**t, "W_up_1": torch.zeros(2)}),
+        "a tensor 'W_up_1', which circuit-tracer's layout does not have",
+    ),
+    "another width in one layer": (
+        lambda f: rewritten(f / "W_enc_2.safetensors", lambda t: {**t, "W_enc_2": torch.zeros(LATENTS, WIDTH + 1)}),
+        "'W_enc_2' of layer 2 .* does not fit",
+    ),
+    "too few layers written": (
+        lambda f: rewritten(f / "W_dec_0.safetensors", lambda t: {"W_dec_0": t["W_dec_0"][:, :2]}),
+        r"'W_dec_0' of layer 0 .* \(40, 2, 32\), where \(40, 3, 32\) is expected",
+    ),
+    "decoders summed over layers": (
+        lambda f: rewritten(f / "W_dec_0.safetensors", lambda t: {"W_dec_0": t["W_dec_0"].sum(1)}),
+        "'W_dec_0' of layer 0 .* has 2 axes, where 3 are expected",
+    ),
+    "whole numbers": (
+        lambda f: rewritten(f / "W_enc_0.safetensors", lambda t: {**t, "b_enc_0": torch.zeros(LATENTS).long()}),
+        "holds torch.int64",
+    ),
+    "thresholds in one layer": (
+        lambda f: rewritten(f / "W_enc_1.safetensors", lambda t: {**t, "threshold_1": torch.zeros(LATENTS)}),
+        "thresholds in some layers",
+    ),
+    "skip connections in one layer": (
+        lambda f: rewritten(f / "W_enc_1.safetensors", lambda t: {**t, "W_skip_1": torch.zeros(WIDTH, WIDTH)}),
+        "skip connections in some layers",
+    ),
+    "truncated": (lambda f: (f / "W_dec_1.safetensors").write_bytes(b"\x80" * 40), "truncated or corrupt"),
+    "no yaml": (lambda f: (f / "config.yaml").write_text("a: [1"), "config.yaml"),
+    "a hook that is none": (
+        lambda f: (f / "config.yaml").write_text("feature_output_hook: hook_mpl_out"),
+        "hook_mpl_out.*hook_mlp_out",
+    ),
+    "a hook that is a number": (
+        lambda f: (f / "config.yaml").write_text("feature_input_hook: 3"),
+        "feature_input_hook",
+    ),
+    "another kind of transcoders": (
+        lambda f: (f / "config.yaml").write_text("model_kind: transcoder_set"),
+        "model_kind",
+    ),
+    "nan": (
+        lambda f: rewritten(f / "W_enc_1.safetensors", lambda t: {**t, "b_enc_1": torch.full((LATENTS,), torch.nan)}),
+        "nan",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken_files_get_a_sentence(tmp_path, what):
+    folder = saved(tmp_path / "clt", "circuit-tracer")
+    change, sentence = BROKEN[what]
+    change(folder)
+    with pytest.raises(UserError, match=sentence):
+        SaeHFLM(pretrained=random_model("llama"), tokenizer=word_tokenizer(), sae=f"clt:{folder}")
+
+
+WRONG = {
+    "no such layer": ("clt:{folder}#layer_3", {}, "no layer 3; the layers run from 0 to 2"),
+    "layers that it does not write": ("clt:{folder}", {"splice_layers": "1-5"}, "names layer 3.*0, 1, 2"),
+    "layers that are none": ("clt:{folder}", {"splice_layers": "5-1"}, "splice_layers=5-1 names no layers"),
+    "a word for layers": ("clt:{folder}", {"splice_layers": "all"}, "splice_layers=all names no layers"),
+    "another site": ("clt:{folder}", {"hook": "blocks.0.hook_mlp_out"}, "hook"),
+    "an input that is none": ("clt:{folder}", {"splice_input": "cleen"}, "splice_input 'cleen'.*clean"),
+    "edited latents": ("clt:{folder}", {"keep_top": 3}, "cross-layer"),
+    "a factor": ("clt:{folder}", {"norm_factor": 2.0}, "needs no norm_factor"),
+    "a folder above": ("clt:{folder.parent}", {}, "There is one at #clt"),
+    "no folder": ("clt:{folder}/none", {}, "neither a folder"),
+    "as SAELens": ("{folder}", {}, "name it clt:"),
+    "a revision": ("clt:{folder}@main", {}, "local folder"),
+    "twice": ("clt:{folder}+clt:{folder}#layer_1", {}, "one site takes one dictionary"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_wrong_words_get_a_sentence(tmp_path, what):
+    folder = saved(tmp_path / "clt", "circuit-tracer")
+    spec, more, sentence = WRONG[what]
+    with pytest.raises(UserError, match=sentence):
+        SaeHFLM(pretrained=random_model("llama"), tokenizer=word_tokenizer(), sae=spec.format(folder=folder), **more)
+
+
+def test_a_model_of_another_depth(tmp_path):
+    spec = f"clt:{saved(tmp_path / 'clt', 'circuit-tracer', layers=4)}"
+    with pytest.raises(UserError, match="Layers run from 0 to 2"):
+        SaeHFLM(pretrained=random_model("llama"), tokenizer=word_tokenizer(), sae=spec)
+
+
+@pytest.mark.parametrize("layout", ["circuit-tracer", "gemma-scope-2"])
+def test_decoders_that_stay_in_their_files(tmp_path, layout, monkeypatch):
+    name = "llama" if layout == "circuit-tracer" else "gemma3"
+    folder = saved(tmp_path / "clt", layout, threshold=layout != "circuit-tracer")
+    given = {"tokenizer": word_tokenizer(), "sae": f"clt:{folder}", "splice_tokens": "all"}
+    resident = SaeHFLM(pretrained=random_model(name), **given)
+    monkeypatch.setattr(cross_layer_loader, "IN_MEMORY", 0.0)
+    kept = SaeHFLM(pretrained=random_model(name), **given)
+    firsts = [lm.spliced.variant.splices[0].dictionary for lm in (resident, kept)]
+    counts = [sum(p.numel() for p in first.module.parameters()) for first in firsts]
+    assert counts[0] - counts[1] == LATENTS * LAYERS * WIDTH
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    torch.testing.assert_close(kept._model_call(ids), resident._model_call(ids), atol=1e-5, rtol=1e-5)
+    assert len({first.fingerprint() for first in firsts}) == 2
+
+
+@pytest.mark.parametrize("density", [0.0, 0.01, 0.6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gather_is_the_product(density, dtype):
+    rng = torch.Generator().manual_seed(0)
+    latents = torch.rand(3, 7, 64, generator=rng) * (torch.rand(3, 7, 64, generator=rng) < density)
+    decoder = torch.randn(64, 4, WIDTH, generator=rng)
+    layer = CrossLayerLatents(2, torch.zeros(WIDTH, 64), torch.zeros(64), FileRows(decoder.to(dtype), "stamp"))
+    found = layer.written(latents.to(dtype), [2, 4])
+    for of, column in zip(found, (0, 2), strict=True):
+        expected = (latents.to(dtype).double() @ decoder.to(dtype)[:, column].double()).to(dtype)
+        torch.testing.assert_close(of, expected)
+
+
+def test_from_the_hub_the_asked_layers_alone(tmp_path):
+    saved(tmp_path / "root" / "models" / "org" / "clt" / "small", "circuit-tracer")
+    command = [sys.executable, "-m", "sae_lm_eval", "inspect", "--model_args"]
+    with serving(tmp_path / "root") as address:
+        environment = hub_environment_of(address, tmp_path / "home")
+        specs = ("clt:org/clt", "org/clt#small", "clt:org/clt#small/layer_1", "clt:org/clt#small/layer_3")
+        asked = [[*command, f"pretrained=world,sae={spec}"] for spec in specs]
+        told = [subprocess.run(words, capture_output=True, text=True, env=environment) for words in asked]
+    errors = [done.stderr for done in told]
+    assert {done.returncode for done in told} == {2}, errors
+    assert "There is one at #small." in errors[0]
+    assert "name it clt:org/clt#small." in errors[1]
+    assert f"reads {WIDTH} values" in errors[2]
+    assert "there is no layer 3; the layers run from 0 to 2" in errors[3]
+    found = {file.name for file in (tmp_path / "home").rglob("snapshots/*/small/*.safetensors")}
+    assert found == {f"W_{kind}_{layer}.safetensors" for kind in ("enc", "dec") for layer in (0, 1)}
