@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from sae_lm_eval.cli.main import app
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.exchange.leaderboard import read_leaderboard, run_folders
+from sae_lm_eval.exchange.leaderboard import read_leaderboard
+from sae_lm_eval.exchange.run_folders import run_folders
 
 GROUPS = {"animals": ["birds", "fish_x"]}
 

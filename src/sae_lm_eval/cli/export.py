@@ -35,7 +35,7 @@ def export_command(
 ) -> None:
     """Write what was measured as results of SAEBench or as a data set of the Hub; from files alone."""
     from sae_lm_eval.errors import UserError
-    from sae_lm_eval.results.find import find_results
+    from sae_lm_eval.exchange.new_files import SAEBENCH_MARK, check_place
 
     if saebench is None and hub is None:
         raise UserError("Say what for: --saebench FOLDER, or --hub org/name.")
@@ -46,6 +46,11 @@ def export_command(
 
         check_repo(hub)
         check_dataset_folder(output_path or out / FOLDER)
+    if saebench is not None:
+        check_place(saebench, (), SAEBENCH_MARK)
+
+    from sae_lm_eval.results.find import find_results
+
     found = find_results(out, baseline)
     if saebench is not None:
         from sae_lm_eval.exchange.saebench_export import say_saebench, write_saebench

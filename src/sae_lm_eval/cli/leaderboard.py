@@ -16,17 +16,21 @@ def leaderboard_command(
 ) -> None:
     """Write a page of all variants of many runs: sortable, with filters, and the provenance of each row."""
     from sae_lm_eval.errors import UserError
-    from sae_lm_eval.exchange.leaderboard import read_leaderboard, run_folders
-    from sae_lm_eval.exchange.leaderboard_page import MARK, leaderboard_html
-    from sae_lm_eval.exchange.new_files import check_place, write_marked
+    from sae_lm_eval.exchange.new_files import LEADERBOARD_MARK, check_place, write_marked
+    from sae_lm_eval.exchange.run_folders import run_folders
 
     if output_path.is_dir():
         where = output_path / "leaderboard.html"
         raise UserError(f"'{output_path}' is a folder. Name the page in it: --output_path {where}")
     run_folders(folders)
-    check_place(output_path.parent, [output_path.name], MARK.encode())
+    check_place(output_path.parent, [output_path.name], LEADERBOARD_MARK)
+
+    from sae_lm_eval.exchange.leaderboard import read_leaderboard
+    from sae_lm_eval.exchange.leaderboard_page import leaderboard_html
+
     board = read_leaderboard(folders, lambda said: typer.echo(said, err=True))
-    write_marked(output_path.parent, {output_path.name: leaderboard_html(board).encode()}, MARK.encode(), "The page")
+    page = {output_path.name: leaderboard_html(board).encode()}
+    write_marked(output_path.parent, page, LEADERBOARD_MARK, "The page")
     for note in board.notes:
         typer.echo(f"Note: {note}")
     typer.echo(f"Written: {output_path}, with {len(board.rows)} variants.")

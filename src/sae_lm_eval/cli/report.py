@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +13,10 @@ from sae_lm_eval.cli.options import BaselineName, CategoriesFile, DocumentsBy, R
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sae_lm_eval.exchange.scores import ScoreSet
     from sae_lm_eval.report.assemble import Report
     from sae_lm_eval.report.formatting import ReportTable
+    from sae_lm_eval.results.results import Results
 
 
 def report(
@@ -55,19 +57,16 @@ def write_report(
     **pairing: Any,
 ) -> Report:
     """The report on the results in `out`, written to `target`; `pairing` is as for `assemble.pair_up`."""
+    from sae_lm_eval.results import find
+
+    results = find.find_results(out, baseline)
+    held = None if scores is None else joined_scores(scores, results[1])
+
     from sae_lm_eval.comparison.compare import with_notes
     from sae_lm_eval.comparison.multiplicity import stars_changed
-    from sae_lm_eval.exchange.score_files import read_scores
-    from sae_lm_eval.exchange.score_join import check_joins
     from sae_lm_eval.report import assemble, writer
-    from sae_lm_eval.results import find
-    from sae_lm_eval.runtime.run_folder import added_names, check_folder
+    from sae_lm_eval.runtime.run_folder import added_names
 
-    check_folder(target)
-    results = find.find_results(out, baseline)
-    held = None if scores is None else read_scores(scores)
-    if held is not None:
-        check_joins(held, results[1])  # before what takes longer
     comparison = assemble.compare_tasks(*results, **pairing)
     comparison = with_notes(comparison, stars_changed(comparison.drops, added_names(out), comparison.level))
     made = assemble.build(comparison, sort=sort)
@@ -77,6 +76,18 @@ def write_report(
         made = with_scores(made, comparison, held)
     writer.write(made, target)
     return made
+
+
+def joined_scores(path: Path, variants: Sequence[Results]) -> ScoreSet:
+    """The scores at `path`, before anything is compared. Raises `UserError` where none is of a variant's dictionary."""
+    from sae_lm_eval.exchange.score_files import read_scores
+
+    scores = read_scores(path)
+
+    from sae_lm_eval.exchange.score_join import check_joins
+
+    check_joins(scores, variants)
+    return scores
 
 
 def print_report(made: Report, most: int | None = None) -> None:

@@ -17,14 +17,14 @@ import yaml
 
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.exchange.hub_upload import CARD, MARK
 from sae_lm_eval.report import render, writer
 from sae_lm_eval.report.assemble import Report
 from sae_lm_eval.report.provenance import dictionary_of, mode_of, requested_model
 from sae_lm_eval.results.documents import document_table, path_of
 from sae_lm_eval.results.results import Results
 
-CARD, DOCUMENTS, HASHES = "README.md", "documents.parquet", "hashes.json"
-MARK = "made by sae-lm-eval export"
+DOCUMENTS, HASHES = "documents.parquet", "hashes.json"
 TABLES = ("drops.csv", "fidelity.csv", "equivalents.csv")
 OF_DOCUMENT = ("doc_hash", "chosen", "logprobs", "kl", "positions", "tokens", "tokens_cut", "l0")
 TEXTS = ("prompt", "answers", "target")

@@ -13,10 +13,12 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from sae_lm_eval.errors import UserError, first_line
-from sae_lm_eval.exchange.hub_dataset import CARD, MARK
 from sae_lm_eval.exchange.new_files import OTHERWISE, check_place
 from sae_lm_eval.files.reading import shown
-from sae_lm_eval.report.writer import place_files
+from sae_lm_eval.runtime.placed_files import place_files
+
+CARD = "README.md"
+MARK = "made by sae-lm-eval export"  # in the card
 
 
 def check_repo(repo: str) -> None:
@@ -38,7 +40,7 @@ def has_token() -> bool:
 
 def check_dataset_folder(folder: Path) -> None:
     """Raise `UserError` where a folder cannot be written, or holds what this command did not make."""
-    check_place(folder, [CARD], MARK.encode())
+    check_place(folder, [CARD], MARK)
     if folder.is_dir() and not (folder / CARD).exists() and any(folder.iterdir()):
         raise UserError(f"'{shown(folder, 200)}' holds files that this command did not make. {OTHERWISE}")
 

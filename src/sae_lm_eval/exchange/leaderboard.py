@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.files.reading import at_home, is_folder, shown
+from sae_lm_eval.exchange.run_folders import run_folders, run_names
 from sae_lm_eval.report.assemble import Shaped, compare_tasks, shape
 from sae_lm_eval.report.drop_tables import DropRow, drop_cell
 from sae_lm_eval.report.formatting import Cell, is_number, number_cell, percent
 from sae_lm_eval.report.provenance import ResultsSource, dictionary_of, mode_of, requested_model, source, top_tasks
 from sae_lm_eval.report.summary_table import Cost, cost_cell
-from sae_lm_eval.results.find import find_results, has_results, natural
+from sae_lm_eval.results.find import find_results
 from sae_lm_eval.results.results import Results
 
 BASELINE = "baseline accuracy (%)"
@@ -70,7 +70,7 @@ def read_leaderboard(paths: Sequence[str | Path], say: Callable[[str], None]) ->
     folders = run_folders(paths)
     rows: list[LeaderboardRow] = []
     notes: list[str] = []
-    names = _told_apart(folders)
+    names = run_names(folders)
     for number, folder in enumerate(folders, 1):
         say(f"{number} of {len(folders)}: {folder}")
         try:
@@ -81,44 +81,6 @@ def read_leaderboard(paths: Sequence[str | Path], say: Callable[[str], None]) ->
         raise UserError(f"None of {len(folders)} runs can be shown. {notes[0]}")
     rows.sort(key=lambda row: (row.overall.value is None, row.overall.value or 0.0))
     return Leaderboard(tuple(rows), tuple(notes))
-
-
-def run_folders(paths: Sequence[str | Path]) -> list[Path]:
-    """The folders that hold a baseline's and variants' results: those named, or the ones directly in them."""
-    found: dict[Path, Path] = {}
-    for given in paths:
-        path = at_home(given)
-        if not is_folder(path):
-            raise UserError(f"There is no folder '{shown(path, 200)}'.")
-        runs = [folder for folder in (path, *sorted(path.iterdir(), key=natural)) if _is_run(folder)]
-        if not runs:
-            raise UserError(
-                f"Neither '{shown(path, 200)}' nor a folder directly in it holds the results of a run: a baseline and "
-                "variants, each in a folder of its own."
-            )
-        for folder in runs[:1] if runs[0] == path else runs:
-            found.setdefault(folder.resolve(), folder)
-    return list(found.values())
-
-
-def _is_run(folder: Path) -> bool:
-    try:
-        return folder.is_dir() and sum(has_results(path) for path in folder.iterdir() if path.is_dir()) > 1
-    except OSError:
-        return False
-
-
-def _told_apart(folders: Sequence[Path]) -> dict[Path, str]:
-    """The folders' names, with that of the folder around where two are called alike, or else the whole path."""
-
-    def around(folder: Path) -> str:
-        return f"{folder.resolve().parent.name}/{folder.resolve().name}"
-
-    names = {folder: folder.resolve().name for folder in folders}
-    for longer in (around, str):
-        counts = Counter(names.values())
-        names = {folder: longer(folder) if counts[name] > 1 else name for folder, name in names.items()}
-    return names
 
 
 def rows_of(folder: Path, run: str) -> list[LeaderboardRow]:

@@ -10,12 +10,11 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from sae_lm_eval.exchange.leaderboard import Leaderboard
+from sae_lm_eval.exchange.new_files import LEADERBOARD_MARK
 from sae_lm_eval.files.escaping import terminal
 from sae_lm_eval.report.render import LOADER, breakable
 
-MARK = "sae-lm-eval leaderboard"
 TITLE = "What dictionaries cost"
-LONGEST_CHOICE = 120  # letters
 
 
 def leaderboard_html(board: Leaderboard) -> str:
@@ -32,7 +31,7 @@ def leaderboard_html(board: Leaderboard) -> str:
     return environment.get_template("leaderboard.html").render(
         board=board,
         title=TITLE,
-        mark=MARK,
+        mark=LEADERBOARD_MARK,
         models=models,
         runs=_distinct(row.run for row in board.rows),
         filters=(

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import shown
-from sae_lm_eval.report.writer import place_files
+from sae_lm_eval.runtime.placed_files import place_files
 
 OTHERWISE = "Name another place."
+# What is in the files of each command.
+LEADERBOARD_MARK, SAEBENCH_MARK = "sae-lm-eval leaderboard", "none: sae_lm_eval"
 
 
-def check_place(folder: Path, names: Iterable[str], mark: bytes) -> None:
+def check_place(folder: Path, names: Iterable[str], mark: str) -> None:
     """Raise `UserError` unless files of these names can be made in `folder`; what is there must hold the `mark`."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
@@ -25,14 +27,14 @@ def check_place(folder: Path, names: Iterable[str], mark: bytes) -> None:
             raise UserError(f"'{shown(path, 200)}' is there, and this command did not make it. {OTHERWISE}")
 
 
-def _has(path: Path, mark: bytes) -> bool:
+def _has(path: Path, mark: str) -> bool:
     try:
-        return mark in path.read_bytes()
+        return mark.encode() in path.read_bytes()
     except OSError:
         return False
 
 
-def write_marked(folder: Path, contents: Mapping[str, bytes], mark: bytes, what: str) -> None:
+def write_marked(folder: Path, contents: Mapping[str, bytes], mark: str, what: str) -> None:
     """Write files that hold the `mark`, each whole or not at all. Raises as `check_place`."""
     check_place(folder, contents, mark)
     place_files(contents, folder, what=what, otherwise=OTHERWISE)

@@ -19,7 +19,7 @@ from typing import Any
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.exchange.dictionary_names import DictionaryName
-from sae_lm_eval.exchange.new_files import write_marked
+from sae_lm_eval.exchange.new_files import SAEBENCH_MARK, write_marked
 from sae_lm_eval.exchange.score_files import some_of
 from sae_lm_eval.report.fidelity_tables import GROUP, METRICS, MetricValue, fidelity_of
 from sae_lm_eval.report.provenance import command, dictionary_of, requested_model, splice_of
@@ -71,7 +71,6 @@ DIFFERENCES = (
     "the mean square in its place, so that its number is nearly 1 - E|error|^2 / E|activation|^2.",
     "ce_loss_score is the loss recovered from zero ablation.",
 )
-MADE_HERE = "none: sae_lm_eval"  # in the place of SAEBench's commit
 LONGEST_NAME = 200  # bytes of a file's name, less its ending
 
 
@@ -89,7 +88,7 @@ def write_saebench(variants: Sequence[Results], folder: Path) -> SaeBenchExport:
     Raises `UserError` where there is nothing to write, or something of somebody else's is in its place.
     """
     made = saebench_files(variants)
-    write_marked(folder, made.files, MADE_HERE.encode(), "The files for SAEBench")
+    write_marked(folder, made.files, SAEBENCH_MARK, "The files for SAEBench")
     return made
 
 
@@ -177,7 +176,7 @@ def core_result(run: Results, text: str, of: Mapping[str, MetricValue], tokens: 
         "datetime_epoch_millis": int(1000 * date) if isinstance(date, int | float) and 0 <= date < 1e10 else 0,
         "eval_result_metrics": {**metrics, "token_stats": dict.fromkeys(TOKENS, tokens)},
         "eval_result_details": [],
-        "sae_bench_commit_hash": f"{MADE_HERE} {packages.get('sae_lm_eval') or version('sae-lm-eval')}",
+        "sae_bench_commit_hash": f"{SAEBENCH_MARK} {packages.get('sae_lm_eval') or version('sae-lm-eval')}",
         "sae_lens_id": name.id,
         "sae_lens_release_id": name.release,
         "sae_lens_version": packages.get("sae_lens"),

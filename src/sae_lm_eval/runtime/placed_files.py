@@ -1,0 +1,29 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from sae_lm_eval.errors import UserError
+
+
+def place_files(contents: Mapping[str, bytes], folder: Path, *, what: str, otherwise: str) -> None:
+    """Write files by their names within `folder`, which is made where it is missing.
+
+    Everything is made in a folder beside them first and then moved, file by file: no file is ever half written.
+    Raises `UserError` where the folder cannot be made or written, with what to do `otherwise`.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as staged:
+            for name, content in contents.items():
+                path = Path(staged) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            for name in contents:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (Path(staged) / name).replace(folder / name)
+    except OSError as error:
+        raise UserError(f"{what} cannot be written to '{folder}': {error.strerror}. {otherwise}") from error
