@@ -231,9 +231,7 @@ class TestNormFactorsOfTranscoders:
 
 class TestWhatSaelensMisreads:
     def test_one_layer_of_a_cross_layer_transcoder(self):
-        with pytest.raises(
-            UserError, match=r"a cross-layer transcoder, .* Name clt:mntss/clt-gemma-2-2b-2.5M for"
-        ):
+        with pytest.raises(UserError, match=r"a cross-layer transcoder, .* Name clt:mntss/clt-gemma-2-2b-2.5M for"):
             load_dictionary("mntss-gemma-2-2b-2.5m-clt-as-per-layer#layer_3")
 
     @pytest.mark.parametrize("config", [{"k": 4}, {"expansion_factor": 32, "k": 4}, {"num_latents": 8}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def test_ranks_are_correlated_as_scipy_does():
 
 def test_a_correlation_that_says_nothing_is_undefined_for_a_reason():
     few = rank_correlation([1, 2, 3], [1, 2, 3], ("drop", "score"))
-    assert (few.rho, few.reason) == (None, f"3 of {LEAST} dictionaries that it takes at least")
+    assert (few.rho, few.reason) == (None, f"fewer than {LEAST} dictionaries")
     same = rank_correlation([1] * 6, range(6), ("drop", "score"))
     assert (same.rho, same.reason) == (None, "the drop of all 6 is the same")
 
@@ -231,7 +232,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch):
 def test_perfect_ranks_have_no_interval():
     made = rank_correlation(range(9), range(9), ("drop", "score"))
     assert (made.rho, made.low, made.high) == (pytest.approx(1), None, None)
-    assert made.reason == "all draws agree as well, so that they give no interval"
+    assert made.reason == "no interval: where all ranks agree, so do all draws"
 
 
 def test_a_report_holds_scores_against_costs(out, tmp_path):
@@ -255,15 +256,25 @@ def test_a_report_holds_scores_against_costs(out, tmp_path):
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[2:4] == ["higher", "5"]
     assert cells[4:7] == [f"{MINUS}0.90", "1.00", f"{MINUS}1.00"]
-    assert cells[7] == "effective compute, drop and L0: 5 of 8 dictionaries that an interval takes"
+    assert cells[7] == "no interval: fewer than 8 dictionaries"
     each = [line for line in markdown.splitlines() if line.startswith("| judge (scores.csv)")]
     assert ["effective compute" in line for line in each] == [True, True, False, True, True]
+
+
+def test_an_interval_stands_below_its_correlation_and_the_caption_says_what_it_covers(out, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "LEAST_FOR_INTERVAL", 5)
+    report(out, table(tmp_path / "scores.csv", {4: 0.9, 8: 0.8, 16: 0.7, 32: 0.6, 64: 0.5}), tmp_path / "report")
+    markdown = (tmp_path / "report" / "report.md").read_text()
+    row = next(line for line in markdown.splitlines() if line.startswith("| judge | scores.csv"))
+    assert re.fullmatch(rf"{MINUS}0\.90 \\\[{MINUS}1\.00, [\d.{MINUS}]+\\\]", row.strip("| ").split(" | ")[4])
+    assert "no interval: where all ranks agree, so do all draws" in row
+    assert "it covers which dictionaries were taken from others like them" in markdown
 
 
 def test_fewer_than_five_dictionaries_have_no_correlation_but_their_values(out, tmp_path):
     report(out, table(tmp_path / "scores.csv", {4: 0.9, 8: 0.8}), tmp_path / "report")
     markdown = (tmp_path / "report" / "report.md").read_text()
-    assert "effective compute, drop and L0: 2 of 5 dictionaries that it takes at least" in markdown
+    assert "fewer than 5 dictionaries" in markdown
     assert len(pd.read_csv(tmp_path / "report" / "scores.csv")) == 2
 
 

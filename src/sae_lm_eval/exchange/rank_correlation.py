@@ -36,15 +36,15 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], what: tuple[str, st
     """The correlation of pairs and its interval by the bootstrap over pairs; `what` names both for a reason."""
     n = len(x)
     if n < LEAST:
-        return RankCorrelation(n, reason=f"{n} of {LEAST} dictionaries that it takes at least")
+        return RankCorrelation(n, reason=f"fewer than {LEAST} dictionaries")
     for values, name in zip((x, y), what, strict=True):
         if len(set(values)) == 1:
             return RankCorrelation(n, reason=f"the {name} of all {n} is the same")
     rho = float(spearman(np.asarray(x), np.asarray(y)))
     if n < LEAST_FOR_INTERVAL:
-        return RankCorrelation(n, rho, reason=f"{n} of {LEAST_FOR_INTERVAL} dictionaries that an interval takes")
+        return RankCorrelation(n, rho, reason=f"no interval: fewer than {LEAST_FOR_INTERVAL} dictionaries")
     if abs(rho) > 1 - 1e-12:
-        return RankCorrelation(n, rho, reason="all draws agree as well, so that they give no interval")
+        return RankCorrelation(n, rho, reason="no interval: where all ranks agree, so do all draws")
     return RankCorrelation(n, rho, *_interval(np.asarray(x, float), np.asarray(y, float)))
 
 

@@ -83,11 +83,14 @@ def correlation_table(joined: Sequence[JoinedScore], axes: Sequence[CostAxis], t
     )
     caption = (
         "Spearman's rank correlation of each score with what the same dictionaries cost, each as it is measured, "
-        f"whichever way is better. Below it is its {LEVEL:.0%} interval by the bootstrap over dictionaries ({DRAWS:,} "
-        f"draws, seed {SEED}): it covers which dictionaries were taken from others like them. It does not cover the "
-        f"errors of the scores and the costs themselves, and nothing is adjusted for the number of rows."
-        f"{_measured_on(axes, text)}"
+        f"whichever way is better.{_measured_on(axes, text)}"
     )
+    if any(cell.detail for row in rows for cell in row):
+        caption += (
+            f" Below it is its {LEVEL:.0%} interval by the bootstrap over dictionaries ({DRAWS:,} draws, seed {SEED}): "
+            "it covers which dictionaries were taken from others like them. It does not cover the errors of the scores "
+            "and the costs themselves, and nothing is adjusted for the number of rows."
+        )
     kept = [row if has_notes else row[:-1] for row in rows]
     return ReportTable("score-correlations", "Scores against costs", caption, columns, tuple(kept))
 
@@ -98,7 +101,10 @@ def _reasons(axes: Sequence[CostAxis], made: Sequence[RankCorrelation]) -> list[
     for axis, one in zip(axes, made, strict=True):
         if one.reason:
             reasons.setdefault(one.reason, []).append(axis.heading)
-    return [f"{listing(headings)}: {reason}" for reason, headings in reasons.items()]
+    return [
+        reason if len(headings) == len(axes) else f"{listing(headings)}: {reason}"
+        for reason, headings in reasons.items()
+    ]
 
 
 def _measured_on(axes: Sequence[CostAxis], text: str | None) -> str:
