@@ -463,6 +463,17 @@ def test_runs_of_one_name_are_told_apart(tmp_path, folders):
     assert names[1] == "gpt2 (dtype=float16)"
 
 
+def test_folders_are_named_as_a_report_names_them(tmp_path, folders):
+    comparison = paired_comparison(folders[0], folders[1:], draws=10)
+    found = find.find_results(tmp_path)
+    assert [comparison.baseline.name, comparison.variants[0].name] == [found[0].name, found[1][0].name]
+    inner = paired_comparison(folders[0] / "model", folders[1] / "model", draws=10)
+    assert [inner.baseline.name, inner.variants[0].name] == ["gpt2", "other"]
+    elsewhere = write_run(tmp_path / "old" / "variant", answers(drawn(1)), groups=GROUPS, model="other")
+    names = [run.name for run in paired_comparison(folders[0], [folders[1], elsewhere], draws=10).variants]
+    assert names == [f"variant [{folder / 'model'}]" for folder in (folders[1], elsewhere)]
+
+
 def test_stars_that_another_variant_takes_away_are_named(folders, tmp_path):
     """By Holm's definition, over the rows of the others alone and with the added ones."""
     runs = [read_results(folder) for folder in folders]

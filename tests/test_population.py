@@ -17,8 +17,12 @@ from typer.testing import CliRunner
 from sae_lm_eval.cli.main import app
 from sae_lm_eval.comparison.clusters import by_cluster, degrees_of_freedom, interval_over_clusters
 from sae_lm_eval.comparison.compare import paired_comparison
+from sae_lm_eval.comparison.floor import above_chance_p
+from sae_lm_eval.comparison.pairs import NONE_RIGHT
 from sae_lm_eval.comparison.power import detectable_drop
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.report import assemble
+from sae_lm_eval.report.drop_tables import overall_tables
 
 
 def test_with_equal_weights_it_is_students_interval():
@@ -128,6 +132,50 @@ def test_a_document_that_is_there_twice_says_no_more_than_once(tmp_path):
         assert once[high] - once[low] == pytest.approx(rows[1, None][high] - rows[1, None][low], rel=0.1)
     assert twice["detectable"] > 1.3 * ignored["detectable"]
     assert once["detectable"] == pytest.approx(rows[1, None]["detectable"], rel=0.15)
+
+
+def test_the_test_against_chance_counts_sets():
+    """Of answers that are alike in a set, more are right by luck; a set each is the exact binomial test."""
+    rng, chance = np.random.default_rng(0), 0.25
+    right = (rng.random(40) < 0.4).astype(float)
+    alone = above_chance_p(right, np.full(40, chance), np.arange(40))
+    assert alone == pytest.approx(stats.binomtest(int(right.sum()), 40, chance, alternative="greater").pvalue)
+    found = [
+        above_chance_p(np.repeat((rng.random(40) < chance).astype(float), 10), np.full(400, chance), labels)
+        for labels in [np.repeat(np.arange(40), 10)]
+        for _ in range(400)
+    ]
+    assert np.mean(np.array(found) < 0.05) < 0.09
+    assert above_chance_p(np.ones(20), np.full(20, chance), np.repeat([0, 1], 10)) == pytest.approx(chance**2)
+
+
+def test_a_task_that_generates_nothing_right_is_at_the_floor(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, share in (("baseline", 0.8), ("k4", 0.5)):
+        samples = {
+            "choices": [question("choices", i, float(rng.random() < share), rng) for i in range(200)],
+            "texts": [{**question("texts", i, 0.0, rng), "target": "x", "filtered_resps": ["y"]} for i in range(200)],
+        }
+        write_run(tmp_path / name, samples)
+    found = paired_comparison(tmp_path / "baseline", [tmp_path / "k4"])
+    rows = found.drops.set_index(["section", "name"])
+    assert rows.loc[("task", "texts"), "above_chance_reason"] == NONE_RIGHT
+    assert (rows.loc[("overall", "overall"), "tasks"], rows.loc[("overall", "overall"), "n"]) == (1, 200)
+    assert any("answers nothing right: texts." in note for note in found.notes)
+    told = CliRunner().invoke(app, ["table", str(tmp_path), "--by", "task"]).output
+    assert "0.0\N{DOUBLE DAGGER}" in told
+    assert "\N{DOUBLE DAGGER} the baseline answers nothing right: it has nothing to lose there." in told
+
+
+def test_no_drop_can_be_seen_that_is_more_than_the_baseline_has(tmp_path):
+    right = {"baseline": [1.0, 1.0] + [0.0] * 38, "k4": [1.0, 0.0] + [0.0] * 38}
+    for name, scores in right.items():
+        write_run(tmp_path / name, answers({"one": scores}))
+    found = paired_comparison(tmp_path / "baseline", [tmp_path / "k4"])
+    assert np.isnan(found.drops["detectable"]).all()
+    shaped = assemble.shape(found)
+    (table,) = overall_tables(shaped.rows, shaped.told)
+    assert "n/a: more than the baseline has to lose" in table.caption
 
 
 def test_many_sets_take_no_room_for_each_pair_of_them():

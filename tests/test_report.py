@@ -717,6 +717,68 @@ def test_without_l0_the_notes_say_why_nothing_is_drawn(out: Path) -> None:
     assert not [picture for picture in report.pictures if picture.name.startswith("l0-")]
 
 
+def test_without_a_task_of_fidelity_nothing_is_said_of_l0(tmp_path: Path) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice=None)
+    for name in ("a", "b"):
+        write_run(tmp_path / name, WORSE, splices=[spliced(1, name=name)])
+    assert not [note for note in made(tmp_path).notes if "L0" in note]
+
+
+def test_controls_of_a_run_go_by_what_they_do(tmp_path: Path) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice=None)
+    for name in ("k4", "k32"):
+        write_run(tmp_path / name, WORSE, splices=[spliced(1, name=name)])
+        splices = [spliced(1, mode="random_error", name=name)]
+        write_run(tmp_path / f"{name},random_error", WORSE, splice="random_error", splices=splices, control_of=[name])
+    both = {"splices": [spliced(1, mode="zero")], "control_of": ["k4", "k32"]}
+    write_run(tmp_path / "k4,zero", WORSE, splice="zero", **both)
+    write_run(tmp_path / "mine,all", WORSE, splice="mean", splices=[spliced(2, mode="mean")])
+    report = made(tmp_path)
+    shown = {row["results"]: row["variant"] for row in cells(report, "variants")}
+    assert shown == {
+        "k4": "k4",
+        "k32": "k32",
+        "k4,random_error": "random_error of k4",
+        "k32,random_error": "random_error of k32",
+        "k4,zero": "zero",
+        "mine,all": "mine,all",
+    }
+    write_run(tmp_path / "k7,zero", WORSE, splice="zero", splices=[spliced(3, mode="zero")], control_of=["k7"])
+    shown = {row["results"]: row["variant"] for row in cells(made(tmp_path), "variants")}
+    assert shown["k4,zero"] == "zero at blocks.1.hook_resid_post"
+    assert shown["k7,zero"] == "zero at blocks.3.hook_resid_post"
+
+
+def test_many_controls_are_one_series_and_clip_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice=None)
+    write_run(tmp_path / "k4", WORSE)
+    for at in range(9):
+        name = f"a_control_with_a_name_of_some_length_{at}"
+        write_run(tmp_path / name, WORSE, splice="zero", splices=[spliced(at, mode="zero")])
+    report = made(tmp_path)
+    picture = next(one for one in report.pictures if one.name == "drop-by-category")
+    assert [text.get_text() for text in picture.figure.legends[0].get_texts()] == ["k4", "9 controls"]
+    assert "Grey strokes: the 9 controls" in picture.caption
+    for picture in report.pictures:
+        figures.as_bytes(picture.figure, "png")
+        for legend in picture.figure.legends:
+            boxes = [axis.get_window_extent() for axis in picture.figure.axes]
+            assert not any(legend.get_window_extent().overlaps(box) for box in boxes), picture.name
+    assert not [warning for warning in recwarn if "constrained_layout" in str(warning.message)]
+
+
+def test_a_legend_of_many_lines_has_room(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice=None)
+    for at in range(6):
+        write_run(tmp_path / f"one_of_many_{'x' * 40}_dictionaries_{at}", WORSE)
+    for picture in made(tmp_path).pictures:
+        figures.as_bytes(picture.figure, "png")
+        for legend in picture.figure.legends:
+            boxes = [axis.get_window_extent() for axis in picture.figure.axes]
+            assert not any(legend.get_window_extent().overlaps(box) for box in boxes), picture.name
+    assert not [warning for warning in recwarn if "constrained_layout" in str(warning.message)]
+
+
 def test_layers_spliced_at_once(tmp_path: Path) -> None:
     write_run(tmp_path / "baseline", QUESTIONS, splice=None)
     for count in (1, 2, 3):

@@ -200,6 +200,16 @@ def test_spread_between_laws_is_apart_from_the_interval_within_one():
     assert effective_compute(ce_baseline=2, ce_spliced=2.1, model="gpt2").law_spread is None
 
 
+def test_the_spread_takes_in_the_law_of_the_text_and_those_asked():
+    losses = {"ce_baseline": 2.9, "ce_spliced": 3.0, "params": 1e9, "tokens": 1e11}
+    alone, of_text = (effective_compute(**losses, text=text) for text in (None, "c4"))
+    assert set(of_text.law_spread.laws) == {*alone.law_spread.laws, "olmo_ladder_c4"}
+    own = next(e.fraction for e in of_text.estimates if (e.curve, e.definition) == ("olmo_ladder_c4", "within the law"))
+    assert of_text.law_spread.low <= own <= of_text.law_spread.high
+    mine = ParametricLaw(name="mine", E=1.7, A=400, B=400, alpha=0.3, beta=0.3)
+    assert effective_compute(**losses, law=mine).law_spread.laws == (*alone.law_spread.laws, "mine")
+
+
 def test_compute_only_laws_say_what_they_cannot():
     estimates = effective_compute(ce_baseline=2, ce_spliced=2.1, model="pythia-2.8b", law="cerebras2023").estimates
     assert estimates[0].fraction is not None

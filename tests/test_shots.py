@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,9 +12,10 @@ from runs import answers, write_run
 
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.comparison.paired_statistics import bonett_price_interval
-from sae_lm_eval.comparison.shots import drop_over_seeds, over_seeds, seeds_of, with_seed
+from sae_lm_eval.comparison.shots import drop_over_seeds, over_seeds
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.results.results import read_results
+from sae_lm_eval.runs.fewshot_seeds import seeds_of, with_seed
 
 
 def drawn(rng: np.random.Generator, seeds: int, questions: int, spread: float) -> np.ndarray:
@@ -118,3 +122,9 @@ def test_the_command_runs_each_seed_and_joins_them(tmp_path):
         read_results(tmp_path / "out" / f"fewshot_seed_{seed}" / "baseline").config["fewshot_seed"] for seed in (1, 2)
     ]
     assert seeds == [1, 2]
+
+
+def test_seeds_are_told_without_the_statistics():
+    code = "import sys; import sae_lm_eval.runs.fewshot_seeds as f; print(f.seeds_of('1,2'), 'scipy' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["[1,", "2]", "False"]

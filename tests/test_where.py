@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from scipy import stats
+from terminals import terminal
 from typer.testing import CliRunner
 
 from sae_lm_eval import UserError
@@ -226,6 +227,20 @@ class TestShares:
         student = stats.ttest_1samp(back, 0).confidence_interval(0.95)
         assert (found.low, found.high) == pytest.approx((student.low, student.high))
 
+    def test_kl_is_a_ratio_of_sums_as_a_run_has_it(self):
+        rng = np.random.default_rng(4)
+        tokens = rng.integers(1, 30, 50)
+        lost = {"whole": rng.gamma(2, 1, 50) * tokens**0.5}
+        losses = PairedLosses(KL, np.zeros(50), lost, tokens)
+        found, ratio = losses.drop("whole", 0.95), lost["whole"].sum() / tokens.sum()
+        error = np.sqrt(np.var(lost["whole"] - ratio * tokens, ddof=1) / 50) / tokens.mean()
+        assert found.value == pytest.approx(ratio)
+        assert found.high - ratio == pytest.approx(stats.t.ppf(0.975, 49) * error)
+        assert losses.restricted(tokens > 3).drop("whole", 0.95).value == pytest.approx(
+            lost["whole"][tokens > 3].sum() / tokens[tokens > 3].sum()
+        )
+        assert losses.by_document("whole") == pytest.approx(lost["whole"] / tokens)
+
     def test_no_share_is_given_where_the_drop_may_be_zero(self):
         rng = np.random.default_rng(2)
         noise = PairedLosses(KL, np.zeros(100), {"whole": rng.normal(0, 1, 100)})
@@ -289,6 +304,8 @@ class TestTheWorld:
         record = json.loads((folder / "where" / f"{found.name}.json").read_text())
         assert record["documents"] == 24
         assert record["aligned"] == 1
+        assert (record["tasks"], record["n_shot"]) == (["sae_world_villages"], {"sae_world_villages": 0})
+        assert record["model"]["weights"]
         assert {row["measure"] for row in record["rows"]} == {"accuracy", "margin", "kl"}
         assert record["provenance"]["splices"][0]["hook_out"] == "blocks.2.hook_resid_post"
         assert (folder / "where" / f"{found.name}.documents.csv").read_text().count("\n") > 24 * 10
@@ -303,8 +320,10 @@ class TestTheWorld:
 
     def test_held_out_documents_are_the_others(self, tmp_path):
         found = explained(tmp_path, "norm:2", limit=12, held_out=True)
-        assert {one.doc_id % 2 for one in found.asked} == {1}
         assert len(found.asked) == 6
+        assert {one.doc_id % 2 for one in found.asked} == {0, 1}, "drawn, and not every other one"
+        again = explained(tmp_path, "norm:2", limit=12, held_out=True)
+        assert [one.doc_id for one in again.asked] == [one.doc_id for one in found.asked]
 
     def test_several_dictionaries_are_divided_by_site(self, tmp_path):
         both = "+".join(f"world#blocks.{layer}.hook_resid_post.k4" for layer in (1, 2))
@@ -347,6 +366,15 @@ class TestReport:
         (axis,) = picture.figure.axes
         names = [label.get_text() for label in axis.get_yticklabels()]
         assert names == [name for _, name, _ in found.classes]
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["sae_world_villages"]
+
+    def test_several_tasks_are_called_by_their_number(self, villages):
+        _, found = villages
+        record = {**found.record(), "tasks": ["one", "two", "three"]}
+        axis = where_picture(record).figure.axes[0]
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["3 tasks together"]
+        assert "on 3 tasks together" in class_tables(record)[0].caption
+        assert "24 questions of 3 tasks" in where_sentences(record)[0]
 
     def test_the_figure_is_of_kl_where_no_margin_has_a_share(self, villages):
         _, found = villages
@@ -379,13 +407,24 @@ class TestReport:
             ({"model_args": {"pretrained": "world", "revision": "main"}}, None),
             ({"model_args": {"pretrained": "gpt2"}}, "another model (pretrained gpt2, and here world)"),
             ({"model_args": {}}, "an earlier version, which did not write down the model"),
+            ({"n_shot": {}}, "an earlier version, which did not write down the shots"),
+            ({"model": {"weights": "b", "tokenizer": "t"}}, "a model with other weights"),
+            ({"model": {"weights": "a", "tokenizer": "u"}}, "a model with another tokenizer"),
+            ({"model": {}}, None),
             ({"tasks": ["sae_world_homes", "arc_easy"]}, "other tasks (arc_easy)"),
+            ({"n_shot": {"sae_world_homes": 5}}, "another number of shots (sae_world_homes has 5, and here 0)"),
+            ({"chat_template": True}, "prompts with a chat template"),
+            ({"system_instruction": "Be brief."}, "another system instruction"),
             ({"provenance": {"splices": [], "scale": 1.0}}, "a variant that is not compared here"),
         ],
     )
     def test_a_record_of_something_else_is_left_out_and_told(self, villages, tmp_path, own, why):
         _, found = villages
-        record = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], **found.record()}
+        of_run = {"model_args": {"pretrained": "world"}, "model": {"weights": "a", "tokenizer": "t"}}
+        of_run |= {"tasks": ["sae_world_homes"], "n_shot": {"sae_world_homes": 0}}
+        record = {**found.record(), **of_run}
+        identity = {"model": of_run["model"], "packages": {}, "variants": {}}
+        (tmp_path / ".identity.json").write_text(json.dumps(identity))
         (tmp_path / "where").mkdir()
         (tmp_path / "where" / "k4.json").write_text(json.dumps({**record, **own}))
         records, left_out = records_beside(compared(tmp_path, record["provenance"]))
@@ -393,9 +432,21 @@ class TestReport:
         assert left_out == ([f"where/k4.json is left out: it is of {why}."] if why else [])
 
 
+def test_other_weights_of_a_dictionary_are_another_variant(villages, tmp_path):
+    _, found = villages
+    record = {**found.record(), "model_args": {"pretrained": "world"}, "tasks": [], "n_shot": {"sae_world_homes": 0}}
+    (tmp_path / "where").mkdir()
+    (tmp_path / "where" / "k4.json").write_text(json.dumps(record))
+    for checksum, count in (("another", 0), (None, 1), (record["provenance"]["splices"][0]["weights_checksum"], 1)):
+        splices = [{**record["provenance"]["splices"][0], "weights_checksum": checksum}]
+        records, _ = records_beside(compared(tmp_path, {**record["provenance"], "splices": splices}))
+        assert len(records) == count
+
+
 def compared(folder, provenance):
     """A comparison of one variant, as far as the records beside it are chosen by it."""
-    baseline = SimpleNamespace(folder=folder, model_args={"pretrained": "world"}, tasks=["sae_world_homes"])
+    told = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "n_shot": {}, "raw": {}}
+    baseline = SimpleNamespace(folder=folder, **told)
     return SimpleNamespace(baseline=baseline, variants=[SimpleNamespace(name="short", provenance=provenance)])
 
 
@@ -425,10 +476,22 @@ def test_the_plan_states_what_it_costs(tmp_path):
     result = CliRunner().invoke(app, [*given, "--by", "first:2", "--by", "component"])
     assert result.exit_code == 0, result.output
     # Three of each of two and three classes, and the variant, behind block 2 of 4; the baseline runs twice.
-    assert "at most 15 variants beside it, of 0.25 forward passes each: at most 6.0 over the tasks" in result.output
-    fitted = "Before, the variant runs on up to 256 requests for norms, and on up to 4,096 for directions."
-    assert fitted in result.output
-    assert fitted not in CliRunner().invoke(app, [*given, "--by", "first:2"]).output
+    assert ": at most 6.0 forward passes over the tasks." in result.output
+    assert "The variant and up to 15 patched ones cost 0.25 of a pass each." in result.output
+    assert "Before that, it reads up to 4,096 requests to fit directions." in result.output
+    assert "Before that" not in CliRunner().invoke(app, [*given, "--by", "first:2"]).output
+
+
+def test_its_tables_fit_a_terminal_and_have_their_caption(tmp_path):
+    given = ["where", "--model_args", "pretrained=world", "--tasks", "sae_world_homes", "--sae", K4, "--device", "cpu"]
+    given += ["--limit", "12", "-o", str(tmp_path), "--by", "norm:2"]
+    result = CliRunner().invoke(app, given, env=terminal(80))
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "quantile 1 of 2" in result.output
+    assert "Share of the drop on sae_world_homes that comes back" in said
+    assert "Edges of the norm: " in said
+    assert all(len(line) <= 80 for line in result.output.splitlines() if not line.startswith("Written"))
 
 
 def test_of_a_task_whose_prompts_differ_by_choice_the_scored_text_is_the_choice():
@@ -444,7 +507,12 @@ def test_of_a_task_whose_prompts_differ_by_choice_the_scored_text_is_the_choice(
     assert document.written == "Ann met Bo was late."
 
 
-@pytest.mark.parametrize(("numbers", "message"), [((0, 2), "leaves none to score"), ((1, 3), "held out to fit on")])
-def test_what_is_fitted_and_what_is_scored_are_both_there(numbers, message):
-    with pytest.raises(UserError, match=message):
-        _chosen(Inquiry(held_out=True), [PromptDocument("t", number, "", ()) for number in numbers])
+def test_what_is_fitted_and_what_is_scored_are_both_there():
+    documents = [PromptDocument(task, number, "", ()) for task in "abc" for number in range(41)]
+    chosen = _chosen(Inquiry(held_out=True), documents)
+    assert {int(chosen[start : start + 41].sum()) for start in (0, 41, 82)} <= {20, 21}
+    assert not (chosen[:41] == chosen[41:82]).all(), "each task has its own draw"
+    alone = _chosen(Inquiry(held_out=True), documents[41:82])
+    assert (alone == chosen[41:82]).all(), "whatever other tasks there are"
+    with pytest.raises(UserError, match="give more than one"):
+        _chosen(Inquiry(held_out=True), documents[:1])

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from sae_lm_eval.capability.inversion import EquivalentCompute, FamilyScores, equivalent_compute, knots
 from sae_lm_eval.comparison.compare import Comparison, documents_of
+from sae_lm_eval.comparison.floor import above_chance_p
 from sae_lm_eval.comparison.subsets import Cut
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.results.results import Results, read_results
@@ -186,12 +186,14 @@ def _of_cut(
 
 
 def _at_chance(documents: pd.DataFrame) -> bool:
-    """Whether right-or-wrong answers of the original are no more than guessing would give: exact binomial, 5%."""
+    """Whether right-or-wrong answers of the original are no more than guessing would give: a test at 5%, over sets of
+    documents where there are any."""
     right, chance = (documents[name].to_numpy(dtype=float) for name in ("baseline", "chance"))
     if np.isnan(chance).any() or not np.isin(right, (0, 1)).all() or chance.mean() >= 1:
         return False
-    p = binomtest(int(right.sum()), len(right), float(chance.mean()), alternative="greater").pvalue
-    return bool(p > ERROR)
+    sets = documents["set"]
+    alone = sets.isna().all()
+    return above_chance_p(right, chance, np.arange(len(right)) if alone else sets.to_numpy()) > ERROR
 
 
 def _drop(scores: FamilyScores) -> float:

@@ -49,11 +49,11 @@ def compare_command(
     from sae_lm_eval.cli.tables import print_sentence
     from sae_lm_eval.report import assemble, writer
     from sae_lm_eval.report.drop_tables import DAGGER
+    from sae_lm_eval.report.formatting import span
     from sae_lm_eval.report.headline import headline
-    from sae_lm_eval.results.find import swapped
-    from sae_lm_eval.results.results import read_results
+    from sae_lm_eval.results.find import named_results, swapped
 
-    untouched, *others = map(read_results, (baseline, *variants))
+    untouched, *others = map(named_results, (baseline, *variants))
     if why := swapped(untouched, others):
         raise UserError(f"{why} Name the untouched model's folder first.")
     comparison = assemble.compare_tasks(
@@ -68,6 +68,8 @@ def compare_command(
     )
     shaped, console = assemble.shape(comparison, sort, metrics), Console()
     alpha, methods = 1 - level, [f"Intervals: {_each(comparison.drops, 'interval')}."]
+    shots = span(row.shots for row in shaped.rows if row.section == "task")
+    methods += [f"In-context examples: {shots}."] if len(comparison.drops) else []
     methods += [f"Tests: {_each(comparison.drops, 'test')}. {comparison.family}"]
     for caution, rows in comparison.drops.groupby("caution", sort=False):
         methods += [f"{DAGGER} {caution}: {', '.join(dict.fromkeys(rows['alias']))}."]

@@ -98,7 +98,7 @@ def run_command(
 
 
 def _check_seeds(sweep: Sweep, fewshot_seeds: str) -> None:
-    from sae_lm_eval.comparison.shots import seeds_of
+    from sae_lm_eval.runs.fewshot_seeds import seeds_of
 
     if not sweep.settings.get("num_fewshot"):
         raise UserError("--fewshot_seeds needs in-context examples to choose: give --num_fewshot, as in 5.")
@@ -121,9 +121,10 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
 
     from sae_lm_eval.cli.tables import TextTable, print_table
     from sae_lm_eval.comparison.compare import paired_comparison
-    from sae_lm_eval.comparison.shots import over_seeds, seeds_of, with_seed
+    from sae_lm_eval.comparison.shots import over_seeds
     from sae_lm_eval.report.formatting import fixed_decimals
     from sae_lm_eval.results import find
+    from sae_lm_eval.runs.fewshot_seeds import seeds_of, with_seed
     from sae_lm_eval.runtime.processes import rank
     from sae_lm_eval.schema import VERSION
 

@@ -53,15 +53,16 @@ def _print(table: ReportTable) -> None:
 
     from rich.console import Console
 
-    from sae_lm_eval.cli.tables import fits_a_terminal, print_report_table, print_sentence
+    from sae_lm_eval.cli.tables import fits_a_terminal, print_report_table, print_sentence, with_intervals
 
     def part(start: int, end: int) -> ReportTable:
         rows = tuple((row[0], *row[start:end]) for row in table.rows)
         return replace(table, columns=(table.columns[0], *table.columns[start:end]), rows=rows)
 
-    console, start = Console(), 1
-    if not console.is_terminal:
-        print_report_table(console, table)
+    console, start, whole = Console(), 1, with_intervals(table)
+    shows_all = fits_a_terminal(console, whole)  # as in a pipe
+    if shows_all:
+        print_report_table(console, whole if console.is_terminal else table)
         start = len(table.columns)
     while start < len(table.columns):
         ends = range(len(table.columns), start + 1, -1)
@@ -69,5 +70,5 @@ def _print(table: ReportTable) -> None:
         print_report_table(console, part(start, end))
         start = end
     print_sentence(console, table.caption)
-    if console.is_terminal:
-        print_sentence(console, "A terminal has no room for the intervals: --format markdown, latex and csv show them.")
+    if not shows_all and any(cell.detail for row in table.rows for cell in row):
+        print_sentence(console, "The intervals have no room here: --format markdown, latex and csv show them.")

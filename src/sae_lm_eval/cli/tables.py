@@ -182,6 +182,12 @@ def fits_a_terminal(console: Console, table: ReportTable) -> bool:
     return not console.is_terminal or _letters(table, gap=1) <= console.width
 
 
+def with_intervals(table: ReportTable) -> ReportTable:
+    """The table with what stands below a cell's number behind it, so that a terminal with room for that shows it."""
+    rows = tuple(tuple(replace(cell, text=f"{cell.text} {cell.detail}".strip()) for cell in row) for row in table.rows)
+    return replace(table, rows=rows)
+
+
 def fitting_table(console: Console, table: ReportTable) -> ReportTable | None:
     """The table for this terminal, less as many of its spare columns as it takes; None where that is not enough."""
     spare = [at for at, column in enumerate(table.columns) if column.spare]

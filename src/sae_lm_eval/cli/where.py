@@ -35,7 +35,7 @@ def where_command(
         ),
     ] = None,
     held_out: Annotated[
-        bool, typer.Option("--held_out", help="Score every other document; what is fitted is fitted on the rest.")
+        bool, typer.Option("--held_out", help="Score half of the documents, drawn by a seed; what is fitted is fitted on the rest.")
     ] = False,
     output_path: Annotated[
         str | None, typer.Option("--output_path", "-o", help="A folder; what is found goes to its folder where/.")
@@ -95,13 +95,14 @@ def _has_error(variant: VariantRequest) -> bool:
 def _print(found: Explained, output_path: Path) -> None:
     from rich.console import Console
 
-    from sae_lm_eval.cli.tables import print_report_table, print_sentence
+    from sae_lm_eval.cli.report import print_findings
+    from sae_lm_eval.cli.tables import print_sentence
     from sae_lm_eval.report.where_records import FOLDER
-    from sae_lm_eval.report.where_tables import class_tables, where_sentences
+    from sae_lm_eval.report.where_tables import caption, class_tables, norm_edges, where_sentences
 
     console, record = Console(), found.record()
-    for sentence in where_sentences(record):
-        print_sentence(console, sentence)
-    for table in class_tables(record):
-        print_report_table(console, table)
+    captions = [caption(record), *([norm_edges(record)] if record["norm_edges"] else [])]
+    if console.is_terminal:
+        captions.append("Intervals, and columns that have no room here, are in the record.")
+    print_findings(console, where_sentences(record), class_tables(record), captions, ())
     print_sentence(console, f"Written: {output_path / FOLDER / found.name}.json", soft_wrap=True)

@@ -25,23 +25,38 @@ def interval_over_clusters(drops: ArrayLike, weights: ArrayLike, *, level: float
     Methodology 28:169-181), both under clusters of equal variance: with equal weights it is Student's interval of the
     mean. Bounds are nan for fewer than two clusters, and where all drops are equal.
     """
-    drop, weight = np.asarray(drops, dtype=float), np.asarray(weights, dtype=float)
-    if len(drop) < 2:
+    found = _mean_over_clusters(drops, weights)
+    if found is None:
         return NAN, NAN
+    mean, error, freedom = found
+    half = float(stats.t.ppf(0.5 + level / 2, freedom) * error)
+    return mean - half, mean + half
+
+
+def above_zero_p(values: ArrayLike, weights: ArrayLike) -> float:
+    """One-sided p of the clusters' weighted mean, as in `interval_over_clusters`; nan where that is undefined."""
+    found = _mean_over_clusters(values, weights)
+    return NAN if found is None else float(stats.t.sf(found[0] / found[1], found[2]))
+
+
+def _mean_over_clusters(values: ArrayLike, weights: ArrayLike) -> tuple[float, float, float] | None:
+    """Mean, standard error and degrees of freedom; None where `interval_over_clusters` is undefined."""
+    drop, weight = np.asarray(values, dtype=float), np.asarray(weights, dtype=float)
+    if len(drop) < 2:
+        return None
     weight = weight / weight.sum()
     top = int(weight.argmax())
     rest = np.delete(weight, top)
     if rest.sum() <= 1e-12:
-        return NAN, NAN
+        return None
     own = _own_variances(weight, top)
     # From the heaviest cluster's drop, which the mean may hardly differ from.
     beyond = drop - drop[top]
     mean = float(drop[top] + weight @ beyond)
     variance = float((weight**2 / own) @ (beyond - weight @ beyond) ** 2)
     if variance <= (1e-12 * max(1.0, float(np.abs(drop).max()))) ** 2:
-        return NAN, NAN
-    half = float(stats.t.ppf(0.5 + level / 2, degrees_of_freedom(weight)) * np.sqrt(variance))
-    return mean - half, mean + half
+        return None
+    return mean, float(np.sqrt(variance)), degrees_of_freedom(weight)
 
 
 def degrees_of_freedom(weight: np.ndarray) -> float:

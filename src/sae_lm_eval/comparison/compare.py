@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sae_lm_eval.comparison.between import between_variants
-from sae_lm_eval.comparison.floor import HOW, left_out
+from sae_lm_eval.comparison.floor import left_out, note_of
 from sae_lm_eval.comparison.multiplicity import adjust, sharpen
 from sae_lm_eval.comparison.pairs import IntervalOptions, Pair, own_scores, pair_documents, row_of
 from sae_lm_eval.comparison.prompt_lengths import SECTION as LENGTH
@@ -20,8 +20,8 @@ from sae_lm_eval.comparison.samples import check_documents, check_runs, read_ans
 from sae_lm_eval.comparison.subsets import Cut, categorise, check_field, group_weights, read_categories_file, structure
 from sae_lm_eval.comparison.task_metrics import measures_of
 from sae_lm_eval.errors import UserError, one_of
-from sae_lm_eval.results.find import is_control, swapped, told_apart
-from sae_lm_eval.results.results import Results, read_results
+from sae_lm_eval.results.find import is_control, named_results, swapped, told_apart
+from sae_lm_eval.results.results import Results
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ def results_of(
     others = [variants] if isinstance(variants, Results | str | Path) else variants
     if not others:
         raise UserError("There is nothing to compare the baseline with: name at least one variant.")
-    return [one if isinstance(one, Results) else read_results(one) for one in (baseline, *others)]
+    return [one if isinstance(one, Results) else named_results(one) for one in (baseline, *others)]
 
 
 def paired_comparison(
@@ -262,11 +262,7 @@ def _rows(
     of_everything = cut.section in ("overall", LENGTH)
     gone = left_out(_accuracies([(task, pair) for task in pairs for pair in pairs[task]])) if of_everything else []
     if gone and cut.section == "overall":
-        few = f"{', '.join(gone[:5])}{f' and {len(gone) - 5} more' if len(gone) > 5 else ''}"
-        notes.append(
-            f"Overall leaves out {len(gone)} of {len(primary)} tasks at which the baseline is not above chance, by "
-            f"{HOW}: {few}."
-        )
+        notes.append(note_of(gone, primary, options.docs_by))
     primary = {task: pair for task, pair in primary.items() if task not in gone}
     if not primary:
         return [], []

@@ -34,6 +34,7 @@ from sae_lm_eval.results.results import Results
 
 NO_CHOICES = "chance is unknown: no fixed choices"
 NOT_ABOVE = "the baseline is not clearly above chance"
+NONE_RIGHT = "the baseline answers nothing right"
 AGAIN = "again"  # in a row, the function from draws to its p
 
 
@@ -148,6 +149,8 @@ def row_of(
         if options.docs_by is not None:
             half = (bounds[1] - bounds[0]) / 2
             row["detectable"] = detectable_by_width(half, options.level)
+        if row["detectable"] > 100 * change.baseline:  # more than there is to lose
+            row["detectable"] = NAN
     row |= _above_chance(first.kind, change.baseline, change.drop, pairs, strata, options)
     return row | _margin_change(pairs, weights, options)
 
@@ -200,7 +203,7 @@ def _above_chance(
     weights, chances = [s.weight for s in strata], [pair.chance for pair in pairs.values()]
     chance = float(sum(w * of.mean() for w, of in zip(weights, chances, strict=True)))
     if np.isnan(chance):
-        return {"above_chance_reason": NO_CHOICES}
+        return {"above_chance_reason": NO_CHOICES if baseline > 0 else NONE_RIGHT}
     labels = None if options.docs_by is None else [pair.labels for pair in pairs.values()]
     above = [s.baseline - of for s, of in zip(strata, chances, strict=True)]
     if _least_accuracy(baseline, strata, sizes, labels, options.level) <= chance:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from sae_lm_eval.comparison.paired_statistics import ALIKE, FEWEST, Stratum, mean_change, paired_drop
+from sae_lm_eval.comparison.paired_statistics import ALIKE, FEWEST, paired_drop
+from sae_lm_eval.comparison.resampling import ratio_of_sums
 from sae_lm_eval.comparison.share_lost import NAN, fieller
 
 ACCURACY, MARGIN, KL = "accuracy", "margin", "kl"
@@ -34,28 +35,45 @@ UNDEFINED = IntervalEstimate(NAN, NAN, NAN)
 class PairedLosses:
     """What each document lost by a measure, in one order: `baseline` less what it has with a patch, by the patch's key.
 
-    Of accuracy they are -1, 0 or 1; of the margin nats; of KL nats per scored token. Documents without a value are nan.
+    Of accuracy they are -1, 0 or 1; of the margin and of KL nats. Documents without a value are nan. `sizes` are the
+    scored tokens of each document where the mean is one over tokens, as of KL.
     """
 
     measure: str
     baseline: np.ndarray
     of: Mapping[str, np.ndarray]
+    sizes: np.ndarray | None = None
+
+    def by_document(self, key: str) -> np.ndarray:
+        """Losses in the measure's own unit: of KL nats per scored token."""
+        return self.of[key] if self.sizes is None else self.of[key] / self.sizes
 
     def restricted(self, chosen: np.ndarray) -> PairedLosses:
         """Some documents, of which those with a value."""
         keep = chosen & np.all([~np.isnan(loss) for loss in self.of.values()], axis=0)
-        return PairedLosses(self.measure, self.baseline[keep], {key: loss[keep] for key, loss in self.of.items()})
+        sizes = None if self.sizes is None else self.sizes[keep]
+        losses = {key: loss[keep] for key, loss in self.of.items()}
+        return PairedLosses(self.measure, self.baseline[keep], losses, sizes)
 
     def drop(self, key: str, level: float) -> IntervalEstimate:
-        """Mean loss: of accuracy in pp with Tango's interval, else with Student's."""
+        """Mean loss: of accuracy in pp with Tango's interval, else a ratio of sums with Student's.
+
+        Bounds are nan for fewer than two documents, and where all changed alike.
+        """
         loss = self.of[key]
         if not len(loss):
             return UNDEFINED
         if self.measure == ACCURACY:
             found = paired_drop(self.baseline, self.baseline - loss, level=level)
             return IntervalEstimate(found.drop, found.low, found.high)
-        mean, low, high = mean_change([Stratum(1.0, np.zeros(len(loss)), loss)], level=level)
-        return IntervalEstimate(mean, low, high)
+        sizes = np.ones(len(loss)) if self.sizes is None else self.sizes
+        if len(loss) < 2:
+            return IntervalEstimate(float(loss.sum() / sizes.sum()), NAN, NAN)
+        mean, variance = map(float, ratio_of_sums(loss, sizes))
+        if np.sqrt(variance) <= 1e-9 * float(np.abs(loss / sizes).max()):
+            return IntervalEstimate(mean, NAN, NAN)
+        half = float(stats.t.ppf(0.5 + level / 2, len(loss) - 1) * np.sqrt(variance))
+        return IntervalEstimate(mean, mean - half, mean + half)
 
     def share(self, numerator: np.ndarray, key: str, level: float) -> IntervalEstimate:
         """Mean numerator / mean loss of `key`, with Fieller's interval.

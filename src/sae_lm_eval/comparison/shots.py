@@ -5,7 +5,7 @@ Neither torch nor lm_eval.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -82,24 +82,3 @@ def _answers(comparison: Comparison) -> pd.Series:
     if found.empty:
         raise UserError("None of the tasks is right or wrong by question, so there is no drop over seeds.")
     return found.set_index(["variant", "task", "doc_id"])["score_lost"].sort_index()
-
-
-def seeds_of(text: str) -> list[int]:
-    """`1,2,3`. Raises `UserError` for what is no list of two different numbers or more."""
-    try:
-        found = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"--fewshot_seeds has '{text}': write numbers joined by commas, as in 1,2,3.") from None
-    if len(set(found)) < 2 or len(set(found)) < len(found):
-        raise UserError(f"--fewshot_seeds has '{text}': give two different numbers or more, each once.")
-    return found
-
-
-def with_seed(seed: object, fewshot: int) -> list[int | None]:
-    """lm_eval's four seeds (random, numpy, torch, few-shot) with another one for the examples."""
-    usual: Sequence[int | None] = (0, 1234, 1234, 1234)
-    if isinstance(seed, int):
-        usual = (seed,) * 4
-    elif isinstance(seed, list | tuple) and len(seed) == 4:
-        usual = tuple(seed)
-    return [*usual[:3], fewshot]

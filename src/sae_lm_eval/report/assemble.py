@@ -32,7 +32,7 @@ from sae_lm_eval.report.drop_tables import (
 )
 from sae_lm_eval.report.fidelity_tables import Fidelity, fidelity_of, fidelity_tables, noise_table, tidy
 from sae_lm_eval.report.figures import Picture
-from sae_lm_eval.report.formatting import ReportTable, TableColumn, listing, text_cell, without_shared_start
+from sae_lm_eval.report.formatting import ReportTable, TableColumn, listing, text_cell
 from sae_lm_eval.report.headline import headline
 from sae_lm_eval.report.length_table import length_tables
 from sae_lm_eval.report.parting_figure import parting_pictures
@@ -41,6 +41,7 @@ from sae_lm_eval.report.provenance import (
     ResultsSource,
     dictionary_of,
     mode_of,
+    names_in_report,
     packages,
     requested_model,
     site_of,
@@ -132,7 +133,7 @@ def shape(comparison: Comparison, sort: str = "task", metrics: str = "primary") 
     """
     one_of(sort, ("task", "drop"), "sort")
     ordered = sorted(comparison.variants, key=is_control)
-    names = without_shared_start([results.name for results in ordered])
+    names = names_in_report(ordered)
     variants = tuple(replace(results, name=names[results.name]) for results in ordered)
     rank = {name: at for at, name in enumerate(names)}
     rows = [row for row in drop_rows(comparison.drops) if row.primary or metrics == "all"]
@@ -287,6 +288,8 @@ def _of_lines(lines: Sequence[DropRow]) -> str:
     if not names:
         return ""
     controls = f"control{'s' if len(names) > 1 else ''} {listing(names)}"
+    if len(names) > len(figures.GREYS):
+        controls = f"{len(names)} controls"
     return f" Grey strokes: the {controls}; an arrow points to what lies beyond the axis."
 
 

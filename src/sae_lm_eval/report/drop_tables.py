@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sae_lm_eval.comparison.multiplicity import has_star
-from sae_lm_eval.comparison.pairs import NOT_ABOVE
+from sae_lm_eval.comparison.pairs import NONE_RIGHT, NOT_ABOVE
 from sae_lm_eval.report.formatting import (
     NA,
     Cell,
@@ -85,8 +85,8 @@ class DropRow:
 
     @property
     def at_chance(self) -> bool:
-        """Whether the baseline is not clearly above chance, so that there is nothing to lose."""
-        return self.above_chance_reason == NOT_ABOVE
+        """Whether the baseline is not clearly above chance, or answers nothing right: there is nothing to lose."""
+        return self.above_chance_reason in (NOT_ABOVE, NONE_RIGHT)
 
 
 @dataclass(frozen=True)
@@ -219,12 +219,13 @@ def overall_tables(rows: Sequence[DropRow], told: Told) -> list[ReportTable]:
         )
         for row in overall
     ]
+    beyond = "; n/a: more than the baseline has to lose" if any(row.detectable is None for row in overall) else ""
     over = f" Interval over tasks: if these tasks were drawn from many like them ({CLUSTERED})." * several
     caption = (
         "Accuracy of the untouched model and of each variant over all tasks, every question counting alike, in "
         "percent; the drop in percentage points, positive where the variant is worse. "
         f"{how_measured(overall, told)}{over} p: {told.family} Detectable: the drop that this many questions show with "
-        f"a power of 80% (two-sided test at 5%).{chance_mark(overall)}"
+        f"a power of 80% (two-sided test at 5%){beyond}.{chance_mark(overall)}"
     )
     columns = (
         TableColumn("variant", "left"),
@@ -268,9 +269,8 @@ CLUSTERED = "cluster-robust, with the tasks' own weights"
 
 def chance_mark(rows: Iterable[DropRow]) -> str:
     """What the mark behind a baseline's accuracy means, where one is shown."""
-    if not any(row.at_chance for row in rows):
-        return ""
-    return f" {AT_CHANCE} the baseline is not clearly above chance: it has nothing to lose there."
+    reasons = distinct_texts(row.above_chance_reason for row in rows if row.at_chance)
+    return f" {AT_CHANCE} {' or '.join(reasons)}: it has nothing to lose there." if reasons else ""
 
 
 def category_tables(shown: CategoryRows, told: Told) -> list[ReportTable]:

@@ -36,7 +36,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREYS = ("#444444", "#888888", "#b0b0b0")
 CHANCE = "down to chance"
 MARKERS = ("o", "s", "^", "D", "v", "P")
-LETTER = 0.058  # width of a letter of 7 points, in inches
+LETTER, LEGEND_LINE = 0.058, 0.15  # width of a letter of 7 points and height of a line of them, in inches
 STYLE: Any = {
     "font.size": 8,
     "font.family": "DejaVu Sans",
@@ -125,7 +125,7 @@ def drop_by_category(rows: Sequence[DropRow], lines: Sequence[DropRow] = ()) -> 
             axis.set_axis_off()
         figure.supxlabel("drop in accuracy (percentage points)", fontsize=8)
         if len(panels[0]) > 1 or lines:
-            legend(figure, axes[0, 0], last=drop_variants(lines))
+            legend(figure, axes[0, 0], last=_series(lines))
     return figure
 
 
@@ -137,11 +137,11 @@ def _strokes(axis: Axes, rows: Sequence[DropRow], lines: Sequence[DropRow], plac
         *_widened([bound for row in rows for bound in (row.low, row.high, row.drop, 0.0) if bound is not None])
     )
     least, most = axis.get_xlim()
-    for index, control in enumerate(drop_variants(lines)):
-        of = [row for row in lines if row.variant == control and row.name in places]
+    for shade, (label, own) in zip(GREYS, _series(lines).items(), strict=False):
+        of = [row for row in own if row.name in places]
         inside = [row for row in of if least <= row.drop <= most]
-        look: dict[str, Any] = {"linestyle": "", "color": GREYS[index % len(GREYS)], "zorder": 1}
-        stroke: dict[str, Any] = {"marker": "|", "markersize": 7, "markeredgewidth": 1.1, "label": control}
+        look: dict[str, Any] = {"linestyle": "", "color": shade, "zorder": 1}
+        stroke: dict[str, Any] = {"marker": "|", "markersize": 7, "markeredgewidth": 1.1, "label": label}
         axis.plot([row.drop for row in inside], [places[row.name] for row in inside], **stroke, **look)
         for edge, beyond, marker in (
             (least, [row for row in of if row.drop < least], "<"),
@@ -153,6 +153,14 @@ def _strokes(axis: Axes, rows: Sequence[DropRow], lines: Sequence[DropRow], plac
             axis.plot([edge] * len(beyond), heights, marker=marker, markersize=3, clip_on=False, **look)
             if marker == "<":  # room between the arrow and the labels
                 axis.tick_params(axis="y", pad=8)
+
+
+def _series(lines: Sequence[DropRow]) -> dict[str, list[DropRow]]:
+    """Controls by their names; more than there are greys look alike, and go by their number."""
+    names = drop_variants(lines)
+    if len(names) > len(GREYS):
+        return {f"{len(names)} controls": list(lines)}
+    return {name: [row for row in lines if row.variant == name] for name in names}
 
 
 def _places(rows: Sequence[DropRow], spread: int) -> tuple[dict[str, float], list[tuple[float, str, str]], float]:
@@ -313,12 +321,16 @@ def _widened(values: Sequence[float]) -> tuple[float, float]:
 
 
 def legend(figure: Figure, axis: Axes, last: Collection[str] = (CHANCE,)) -> None:
-    """Above the axes, in as many columns as the names leave room for, those of `last` behind the others."""
+    """Above the axes, in as many columns as the names leave room for, those of `last` behind the others.
+
+    The figure grows by the lines that are more than two.
+    """
     handles, names = axis.get_legend_handles_labels()
     labels = fitting(names)
     order = sorted(range(len(names)), key=lambda at: names[at] in last)
     columns = max(1, min(len(names), int(19 * figure.get_figwidth()) // (max(map(len, labels.values())) + 8)))
     entries = [handles[at] for at in order], [labels[names[at]] for at in order]
+    figure.set_figheight(figure.get_figheight() + LEGEND_LINE * max(0, -(-len(names) // columns) - 2))
     figure.legend(*entries, loc="outside upper center", ncols=columns)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sae_lm_eval.comparison.compare import Comparison
+from sae_lm_eval.comparison.pairs import NONE_RIGHT
 from sae_lm_eval.report.drop_tables import DropRow
 from sae_lm_eval.report.fidelity_tables import Fidelity, beside_compute
 from sae_lm_eval.report.formatting import NA, fixed_decimals, is_number, listing, percent, significant
@@ -38,11 +39,13 @@ def headline(comparison: Comparison, summary: Summary) -> list[str]:
 
 
 def _at_chance(row: DropRow, model: str) -> list[str]:
-    """Of a baseline that is at chance there is nothing else to say."""
+    """Of a baseline that is at chance, or answers nothing right, there is nothing else to say."""
+    nothing = "Nothing can be lost, so the drops say nothing about the dictionaries."
+    if row.above_chance_reason == NONE_RIGHT:
+        return [f"{model} answers none of these {row.n:,} questions rightly. {nothing}"]
     return [
         f"The baseline is at chance on these tasks: {model} answers {percent(row.baseline)}% of {row.n:,} questions "
-        f"rightly, where guessing gives {percent(row.chance)}%. Nothing can be lost, so the drops say nothing about "
-        "the dictionaries."
+        f"rightly, where guessing gives {percent(row.chance)}%. {nothing}"
     ]
 
 
@@ -92,7 +95,8 @@ def _extremes(summary: Summary, variant: str) -> list[str]:
         said.append(text[0].upper() + text[1:] if not where else text)
     floor = list(dict.fromkeys(row.alias for row in summary.rows if row.at_chance))
     if floor and own:
-        said.append(f"At chance, so with nothing to lose: {listing(floor)}.")
+        chance = all(row.above_chance_reason != NONE_RIGHT for row in summary.rows if row.at_chance)
+        said.append(f"{'At chance' if chance else 'At the floor'}, so with nothing to lose: {listing(floor)}.")
     return said
 
 
@@ -103,7 +107,7 @@ def _bounds(row: DropRow) -> str:
 def _detectable(costs: Sequence[DropRow]) -> list[str]:
     values = sorted(row.detectable for row in costs if row.detectable is not None)
     if not values:
-        return []
+        return ["These questions are too few to show any drop with 80% power, even one of all that the baseline has."]
     ends = (
         fixed_decimals(values[0])
         if fixed_decimals(values[0]) == fixed_decimals(values[-1])

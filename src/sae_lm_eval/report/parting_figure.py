@@ -31,7 +31,7 @@ def parting_pictures(variants: Sequence[Results]) -> list[Picture]:
         some += f" The first {MOST_VARIANTS} variants; {left} are left out."
     caption = (
         "Share of texts whose first tokens are all the baseline's, against the number of tokens. A text that ends "
-        f"without having parted leaves the sample at its end (Kaplan and Meier 1958).{some}"
+        f"without having parted leaves the sample at its end.{some}"
     )
     told = "A panel for each task, a falling line for each variant."
     return [Picture("parted-texts", "How long texts stay the baseline's", caption, told, _figure(shown, [*found]))]

@@ -55,6 +55,10 @@ def methods(comparison: Comparison, rows: Sequence[DropRow], fidelity: Fidelity)
         over_tasks=any(row.tasks_low is not None for row in rows),
         detectable=any(row.detectable is not None for row in rows),
         floor=next((note for note in comparison.notes if note.startswith("Overall leaves out")), ""),
+        above_chance=any(row.above_chance_low is not None for row in rows),
+        parted=any(
+            of["parted"] for run in comparison.variants for of in (run.provenance.get("parted_texts") or {}).values()
+        ),
         beside=not all(comparison.drops["primary"]),
         texts=_texts(comparison.variants, fidelity),
         loss=LOSS,

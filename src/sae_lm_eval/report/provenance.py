@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sae_lm_eval.report.formatting import NA
+from sae_lm_eval.report.formatting import NA, listing, without_shared_start
+from sae_lm_eval.results.find import is_control
 from sae_lm_eval.results.results import Results
 
 SEEDS: dict[str, Any] = {"random_seed": 0, "numpy_seed": 1234, "torch_seed": 1234, "fewshot_seed": 1234}
@@ -25,7 +27,7 @@ SPLICE_LABELS = {
     "map_out": "activation map out",
 }
 
-
+AT_SITES = ("none", "zero", "mean")  # modes that ask no dictionary
 # Of the record, these are splices, shown one by one, or numbers of the tables.
 ELSEWHERE = ("splices", "packages", "effective_compute", "kl_at_answers", "parted_texts", "cut_prompts")
 
@@ -127,6 +129,24 @@ def site_of(results: Results) -> str:
     splices = results.provenance.get("splices") or []
     ends = [(splice.get("hook_in") or NA, splice.get("hook_out") or NA) for splice in splices]
     return " + ".join(out if out == into else f"{into} to {out}" for into, out in ends) or NA
+
+
+def names_in_report(variants: Sequence[Results]) -> dict[str, str]:
+    """What a report calls each of its variants, by the names of their results.
+
+    Long names lose what all begin with. A control that `run` named after a variant (`k4,zero`) is called by what it
+    does, and by where or of what where several do it.
+    """
+    controls = {one.name: one for one in variants if is_control(one) and one.name.endswith(f",{splice_of(one)}")}
+    names = without_shared_start([one.name for one in variants if one.name not in controls])
+    modes = Counter(splice_of(one) for one in controls.values())
+    for name, one in controls.items():
+        mode = splice_of(one)
+        of = one.provenance.get("control_of") or [name.removesuffix(f",{mode}")]
+        where = f"at {site_of(one)}" if mode in AT_SITES else f"of {listing(names.get(each, each) for each in of)}"
+        names[name] = mode if modes[mode] == 1 else f"{mode} {where}"
+    twice = {shown for shown, count in Counter(names.values()).items() if count > 1}
+    return {one.name: one.name if names[one.name] in twice else names[one.name] for one in variants}
 
 
 def mode_of(results: Results) -> str:

@@ -179,9 +179,9 @@ def layers_differ(chosen: Iterable[Setting]) -> bool:
 
 
 def notes(chosen: Sequence[Setting]) -> list[str]:
-    """Why variants that could be compared by L0 are not."""
+    """Why variants whose fidelity was measured cannot be compared by L0."""
     alone = singles(chosen)
-    if len(alone) < 2 or sum(of.value("l0") is not None for of in alone) > 1:
+    if not any(of.fidelity for of in alone) or len(alone) < 2 or sum(of.value("l0") is not None for of in alone) > 1:
         return []
     lacking = sum(of.value("l0") is None for of in alone)
     which = f"{lacking} of the {len(alone)}" if lacking < len(alone) else f"the {lacking}"

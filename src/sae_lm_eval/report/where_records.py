@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.files.reading import Foreign, read_json
+from sae_lm_eval.results.results import Results
+from sae_lm_eval.runtime.run_files import read_identity
 
 FOLDER = "where"  # in that of a run
 OF_MODEL = ("pretrained", "revision", "subfolder", "peft", "delta")
 USUAL = {"revision": "main"}
 OF_SPLICE = ("dictionary", "revision", "hook_in", "hook_out", "mode")
 OF_VARIANT = ("scale", "splice_tokens")
+CHECKSUM = "weights_checksum"  # of a splice; results of earlier versions have none
+OF_MODEL_CONTENT = {"weights": "other weights", "tokenizer": "another tokenizer"}
 
 
 class WhereRecord(Foreign):
@@ -29,7 +34,11 @@ class WhereRecord(Foreign):
     coverage: list[dict[str, Any]]
     provenance: dict[str, Any] = Field(default_factory=dict)
     model_args: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, str | None] = Field(default_factory=dict)
     tasks: list[str] = Field(default_factory=list)
+    n_shot: dict[str, int] = Field(default_factory=dict)
+    chat_template: bool = False
+    system_instruction: str | None = None
 
 
 def records_beside(comparison: Comparison) -> tuple[list[dict[str, Any]], list[str]]:
@@ -42,9 +51,8 @@ def records_beside(comparison: Comparison) -> tuple[list[dict[str, Any]], list[s
     records, left_out = [], []
     for file in (file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json"))):
         record = read_json(file, WhereRecord, "a record of `sae-lm-eval where`")
-        spliced = _spliced(record.provenance)
-        own = [results.name for results in comparison.variants if _spliced(results.provenance) == spliced]
-        mismatch = _mismatch(record, comparison) or (None if own else "a variant that is not compared here")
+        own = [results.name for results in comparison.variants if _is_same(results.provenance, record.provenance)]
+        mismatch = _mismatch(record, comparison.baseline) or (None if own else "a variant that is not compared here")
         if mismatch is None:
             records.append({**record.as_given(), "variant": own[0]})
         else:
@@ -52,17 +60,49 @@ def records_beside(comparison: Comparison) -> tuple[list[dict[str, Any]], list[s
     return records, left_out
 
 
-def _mismatch(record: WhereRecord, comparison: Comparison) -> str | None:
-    """Of which other model or tasks a record is; None for those of the comparison."""
-    if not record.model_args:
-        return "an earlier version, which did not write down the model"
-    asked = comparison.baseline.model_args
+def _mismatch(record: WhereRecord, baseline: Results) -> str | None:
+    """Of which other model, tasks or prompts a record is; None for those of the comparison's baseline."""
+    if not record.model_args or not record.n_shot:
+        lacking = "the model" if not record.model_args else "the shots"
+        return f"an earlier version, which did not write down {lacking}"
+    asked = baseline.model_args
     for name in OF_MODEL:
         here, there = (str(of.get(name) or USUAL.get(name) or "none") for of in (asked, record.model_args))
         if here != there:
             return f"another model ({name} {there}, and here {here})"
-    lacking = [task for task in record.tasks if task not in comparison.baseline.tasks]
-    return f"other tasks ({', '.join(lacking[:3])})" if lacking else None
+    content = _model_content(baseline.folder)
+    for name, other in OF_MODEL_CONTENT.items():
+        if record.model.get(name) and content.get(name) and record.model[name] != content[name]:
+            return f"a model with {other}"
+    lacking = [task for task in record.tasks if task not in baseline.tasks]
+    return f"other tasks ({', '.join(lacking[:3])})" if lacking else _other_prompts(record, baseline)
+
+
+def _other_prompts(record: WhereRecord, baseline: Results) -> str | None:
+    """With which other prompts the tasks of a record were asked; None for those of the baseline."""
+    for task, there in record.n_shot.items():
+        here = baseline.n_shot.get(task, 0)
+        if here != there:
+            return f"another number of shots ({task} has {there}, and here {here})"
+    if record.chat_template != bool(baseline.raw.get("chat_template")):
+        return f"prompts with{'' if record.chat_template else 'out'} a chat template"
+    if (record.system_instruction or None) != (baseline.raw.get("system_instruction") or None):
+        return "another system instruction"
+    return None
+
+
+def _model_content(folder: Path) -> Mapping[str, str | None]:
+    """What the run that made the results wrote down of its model; nothing where no run did."""
+    found = (read_identity(above) for above in (folder, *folder.parents[:2]))
+    return next((identity.model for identity in found if identity is not None), {})
+
+
+def _is_same(here: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
+    """Whether two records are of one variant; weights are compared where both have a checksum of them."""
+    checksums = [[splice.get(CHECKSUM) for splice in of.get("splices") or []] for of in (here, there)]
+    return _spliced(here) == _spliced(there) and all(
+        one is None or other is None or one == other for one, other in zip(*checksums, strict=True)
+    )
 
 
 def _spliced(provenance: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ from sae_lm_eval.report.formatting import (
 
 MEASURES = {ACCURACY: "accuracy", MARGIN: "margin", KL: "KL"}
 KINDS = {"restored": "comes back", "alone": "alone", "random": "random"}
-OVERALL = "overall"
+OVERALL, NORM = "overall", "norm"
 SUM, REST = "all classes together", "the rest"
 MOST_SHOWN = 100.0  # percent; a drop that is little above 0 has shares far beyond it
 WIDTHS = {"pp": 1, "nats": 3, "nats/token": 3}
@@ -62,7 +62,7 @@ def _picture(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], measu
     percent = 100 * values
     left = [name if name != REST else f"{name} ({division})" for division, name in classes]
     largest_share = float(np.nanmax(np.abs(percent))) or 1.0
-    short = {OVERALL: OVERALL} | names_in_figure([part for part in parts if part != OVERALL])
+    short = {OVERALL: _together(record)} | names_in_figure([part for part in parts if part != OVERALL])
     above = [short[part] for part in parts]
     figure = coloured_grid(percent, left, above, min(largest_share, MOST_SHOWN), "share (%)", breaks)
     beyond = f" The colours end at {MOST_SHOWN:.0f}%." if largest_share > MOST_SHOWN else ""
@@ -103,31 +103,34 @@ def class_table(record: Mapping[str, Any], division: str) -> ReportTable | None:
     return ReportTable(
         f"where-{_slug(record['variant'])}-{_slug(division)}",
         f"{record['variant']}: share of the drop by {division}",
-        caption(record, division),
+        f"{caption(record)}{f' {norm_edges(record)}' if division == NORM and record.get('norm_edges') else ''}",
         tuple(columns),
         tuple(lines),
         blocks=blocks,
     )
 
 
-def caption(record: Mapping[str, Any], division: str) -> str:
+def caption(record: Mapping[str, Any]) -> str:
     """What the columns of a table of shares are."""
-    level = f"{record['level']:.0%}"
-    edges = record.get("norm_edges")
-    by_norm = "" if division != "norm" or not edges else f" Edges of the norm: {_edges(edges)}."
+    half = "Half of the documents, drawn at random." if record["held_out"] else "All documents."
     return (
-        f"Share of the drop that comes back when the error of a class is put back, with its {level} interval "
-        "(Fieller's); that a class makes with its error alone; and that a random error of the same norm makes there. "
-        f"Documents that have the class, and its positions in one of them. {_half(record)}{by_norm}"
+        f"Share of the drop on {_together(record)} that comes back when the error of a class is put back, with its "
+        f"{record['level']:.0%} interval (Fieller's); that a class makes with its error alone; and that a random error "
+        f"of the same norm makes there. Documents: how many have the class; positions: how many it has in one. {half}"
     )
 
 
-def _half(record: Mapping[str, Any]) -> str:
-    return "Every other document." if record["held_out"] else "All documents."
+def norm_edges(record: Mapping[str, Any]) -> str:
+    """At which norms of the error the classes of the division by norm end."""
+    edges: Mapping[str, Sequence[float]] = record["norm_edges"]
+    listed = "; ".join(f"{', '.join(significant(edge) for edge in of)} at {hook}" for hook, of in edges.items())
+    return f"Edges of the norm: {listed}."
 
 
-def _edges(edges: Mapping[str, Sequence[float]]) -> str:
-    return "; ".join(f"{', '.join(significant(edge) for edge in of)} at {hook}" for hook, of in edges.items())
+def _together(record: Mapping[str, Any]) -> str:
+    """What the tasks of a record are called together, which need not be all tasks of the run beside it."""
+    tasks = record["tasks"]
+    return str(tasks[0]) if len(tasks) == 1 else f"{len(tasks)} tasks together"
 
 
 def _coverage(covered: Mapping[str, Any] | None, documents: int) -> tuple[Cell, Cell]:
@@ -164,7 +167,8 @@ def where_sentences(record: Mapping[str, Any]) -> list[str]:
         why = "" if row["reason"] is None else f" No share is given: {row['reason']}."
         drop = bounds if is_number(row["drop"]) else NA
         what = name if measure == KL else f"drop in {name}"
-        out.append(f"{record['variant']}: {what} {drop} on {row['n']:,} questions.{why}")
+        questions = f"{row['n']:,} questions of {_together(record).removesuffix(' together')}"
+        out.append(f"{record['variant']}: {what} {drop} on {questions}.{why}")
     for name, energy in (record.get("energy") or {}).items():
         out.append(
             f"{name}: {share(energy)} of the error's squared norm, by a fit to {record['fitted_on']:,} positions of "

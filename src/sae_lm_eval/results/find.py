@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sae_lm_eval.errors import UserError, did_you_mean
-from sae_lm_eval.files.reading import is_folder, shown
+from sae_lm_eval.files.reading import at_home, is_folder, shown
 from sae_lm_eval.results.results import Results, read_results
 
 PLAIN = ("hf", "hf-auto", "huggingface")
@@ -34,6 +34,14 @@ def find_results(out: Path, baseline: str | None = None) -> tuple[Results, tuple
     found = [replace(read_results(path), name=path.name) for path in folders]
     chosen = _choose(found, baseline, out)
     return chosen, tuple(results for results in found if results is not chosen)
+
+
+def named_results(path: str | Path) -> Results:
+    """The results of a folder that was given to lm_eval as --output_path under its name, as `find_results` names them;
+    others under their own. Raises `UserError` as `read_results` does.
+    """
+    found, folder = read_results(path), at_home(path).resolve()
+    return replace(found, name=folder.name) if found.file.resolve().parent.parent == folder else found
 
 
 def natural(path: Path) -> list[tuple[int, str]]:

@@ -28,6 +28,11 @@ class AskedTask:
     documents: tuple[PromptDocument, ...]
     requests: tuple[tuple[Any, ...], ...]
 
+    @property
+    def shots(self) -> int:
+        """In-context examples of its prompts, as lm_eval writes their number."""
+        return int(self.task.get_config("num_fewshot") or 0)
+
     def restricted(self, numbers: Sequence[int]) -> AskedTask:
         """Some of the documents."""
         return replace(

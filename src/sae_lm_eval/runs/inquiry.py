@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 BARE = ("segment", "kind", "distance", SITES, DIRECTIONS, COMPONENTS)  # divisions without a value
 FITTED_ON = 4096  # requests of all tasks, whose errors directions are fitted on
-FITTED = f" Before, the variant runs on up to {NORMS_OF} requests for norms, and on up to {FITTED_ON:,} for directions."
 
 
 @dataclass(frozen=True)
@@ -70,20 +69,27 @@ class Inquiry:
         return PATCHES * sum(counts)
 
     def plan(self, made: Plan) -> list[str]:
-        """A sentence for each variant of a plan: what its patches cost at most, in forward passes over the tasks."""
+        """Of each variant of a plan what its patches cost at most, in forward passes over the tasks."""
         out = []
         for one in made.variants:
             count = self.most_variants(len(one.sites))
             if one.cost is None:
-                out.append(f"{one.asked.name}: at most {count} variants, whose cost is not known: {one.why}.")
+                out.append(f"{one.asked.name}: up to {count} patched variants. Their cost is not known: {one.why}.")
                 continue
-            passes = -(-(count + 1) // VARIANTS_AT_ONCE) + (count + 1) * one.cost
+            groups = -(-(count + 1) // VARIANTS_AT_ONCE)
             out.append(
-                f"{one.asked.name}: at most {count} variants beside it, of {one.cost:.2f} forward passes each: at most "
-                f"{passes:.1f} over the tasks, besides the dictionary's own work, done once for "
-                f"{VARIANTS_AT_ONCE} of them.{FITTED if self.parts or self.of_directions else ''}"
+                f"{one.asked.name}: at most {groups + (count + 1) * one.cost:.1f} forward passes over the tasks. The "
+                f"variant and up to {count} patched ones cost {one.cost:.2f} of a pass each. They run in groups of "
+                f"{VARIANTS_AT_ONCE}, and each group costs one pass of the baseline.{self._fitted}"
             )
         return out
+
+    @property
+    def _fitted(self) -> str:
+        """What runs before the patches do."""
+        norms = [f"up to {NORMS_OF} requests to measure norms"] if self.parts else []
+        directions = [f"up to {FITTED_ON:,} requests to fit directions"] if self.of_directions else []
+        return f" Before that, it reads {' and '.join([*norms, *directions])}." if norms or directions else ""
 
     @property
     def parts(self) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from sae_lm_eval.report.where_records import FOLDER
 from sae_lm_eval.runs.asked_documents import documents_asked
 from sae_lm_eval.runs.asked_tasks import AskedTask, asked_tasks, check_asked
 from sae_lm_eval.runs.folder_names import BASELINE
+from sae_lm_eval.runs.identity_record import model_record
 from sae_lm_eval.runs.inquiry import FITTED_ON, Inquiry
 from sae_lm_eval.runs.model_pool import LoadedSweep
 from sae_lm_eval.runs.sweep import Sweep
@@ -36,6 +39,7 @@ from sae_lm_eval.runtime.run_folder import LOG, held, journal_of, write_json
 from sae_lm_eval.splicing.splice import Variant
 
 WHOLE = "reconstruction"
+SEED = 0  # of the draw of the documents that are scored, where the others are fitted on
 
 
 def explain_drops(sweep: Sweep, settings: Any, output_path: Path, question: Inquiry) -> list[Explained]:
@@ -64,14 +68,25 @@ def explain_drops(sweep: Sweep, settings: Any, output_path: Path, question: Inqu
                 shown.at(f"{name}: {done:,} of {of:,} answers")
 
             found = _explained(asked.name, models[asked.name].spliced, tasks, question, journal, tell)
+            found = replace(found, facts={**_asked_of(sweep, loaded, tasks), **found.facts})
             found = found.with_rows(_cuts(loaded, tasks), question.level)
-            told: dict[str, Any] = {"model_args": {key: str(value) for key, value in sweep.model_args.items()}}
-            told["tasks"] = [one.name for one in tasks]
-            write_json(folder / f"{asked.name}.json", {schema.KEY: schema.VERSION, **told, **found.record()})
+            write_json(folder / f"{asked.name}.json", {schema.KEY: schema.VERSION, **found.record()})
             for_spreadsheets(found.documents()).to_csv(folder / f"{asked.name}.documents.csv", index=False)
             out.append(found)
             loaded.forget()
     return out
+
+
+def _asked_of(sweep: Sweep, loaded: LoadedSweep, tasks: Sequence[AskedTask]) -> dict[str, Any]:
+    """Which model was asked which tasks with which prompts, so that a report takes no record for one of its own run."""
+    return {
+        "model_args": {key: str(value) for key, value in sweep.model_args.items()},
+        "model": model_record(loaded.baseline.spliced)["model"],
+        "tasks": [one.name for one in tasks],
+        "n_shot": {one.name: one.shots for one in tasks},
+        "chat_template": bool(loaded.settings.apply_chat_template),
+        "system_instruction": loaded.settings.system_instruction,
+    }
 
 
 def _cuts(loaded: LoadedSweep, tasks: Sequence[AskedTask]) -> list[Cut]:
@@ -149,12 +164,20 @@ def _explained(
 
 
 def _chosen(question: Inquiry, documents: Sequence[PromptDocument]) -> np.ndarray:
-    """Which documents are scored. Raises `UserError` where none is, or none is left to fit on."""
-    chosen = np.array([not question.fits or document.doc_id % 2 == 1 for document in documents])
-    if not chosen.any():
-        raise UserError("Every other document is held out, which leaves none to score: give at least two of each task.")
-    if question.fits and chosen.all():
-        raise UserError("No document is held out to fit on: those with an even number are, so ask some of these too.")
+    """Which documents are scored: all, or where something is fitted a half of each task's, drawn by `SEED`.
+
+    Raises `UserError` where none is, or none is left to fit on.
+    """
+    chosen = np.ones(len(documents), dtype=bool)
+    if not question.fits:
+        return chosen
+    tasks = np.array([document.task for document in documents])
+    for task in dict.fromkeys(tasks.tolist()):
+        rng, own = np.random.default_rng([SEED, crc32(task.encode())]), np.flatnonzero(tasks == task)
+        fitted = (len(own) + rng.integers(2)) // 2  # of an odd number, one more or one less
+        chosen[rng.permutation(own)[:fitted]] = False
+    if chosen.all() or not chosen.any():
+        raise UserError("Half of the documents are to be fitted on, and the others scored: give more than one.")
     return chosen
 
 
@@ -223,9 +246,8 @@ def _losses(
         values = {key: np.concatenate(parts) for key, parts in of_keys.items()}
         of = {key: values[BASELINE] - value for key, value in values.items() if key != BASELINE}
         out[name] = PairedLosses(name, values[BASELINE], of)
-    tokens = np.bincount(owner, weights=targets, minlength=len(chosen))
-    kl = {key: np.bincount(owner, weights=of[:, 2], minlength=len(chosen)) / tokens for key, of in answers.items()}
-    out[KL] = PairedLosses(
-        KL, np.zeros(int(chosen.sum())), {key: of[chosen] for key, of in kl.items() if key != BASELINE}
-    )
+    tokens = np.bincount(owner, weights=targets, minlength=len(chosen))[chosen]
+    kl = {key: np.bincount(owner, weights=of[:, 2], minlength=len(chosen)) for key, of in answers.items()}
+    lost = {key: of[chosen] for key, of in kl.items() if key != BASELINE}
+    out[KL] = PairedLosses(KL, np.zeros(len(tokens)), lost, tokens)
     return out

@@ -45,7 +45,7 @@ class Explained:
         patches = [("", "", "whole", self.whole)]
         patches += [(*names, kind, key) for *names, keys in self.classes for kind, key in keys.items()]
         for division, name, kind, key in patches:
-            lost = {f"{measure}_lost": of.of[key] for measure, of in self.losses.items()}
+            lost = {f"{measure}_lost": of.by_document(key) for measure, of in self.losses.items()}
             frames.append(pd.DataFrame({**lines, "division": division, "class": name, "patch": kind, **lost}))
         return pd.concat(frames, ignore_index=True)
 

@@ -44,7 +44,10 @@ PREFERENCE = (CHECKPOINTS, INTERPOLATION, FAMILY_FIT, PUBLISHED, CALIBRATED, LAW
 
 @dataclass(frozen=True, kw_only=True)
 class LawSpread:
-    """How far the laws disagree on the effective compute within each: not part of any interval."""
+    """How far the laws disagree on the effective compute within each: not part of any interval.
+
+    The laws are those in force, those that were asked, and that of the text.
+    """
 
     low: float
     high: float
@@ -59,7 +62,7 @@ class LawSpread:
 class EffectiveCompute:
     """The estimates of one splice, with the losses and the original they were made from.
 
-    `law_spread` is that of all laws in force, whichever was asked for; None with fewer than two that apply.
+    `law_spread` is None where fewer than two laws apply.
     """
 
     delta: DeltaCE
@@ -186,7 +189,8 @@ def effective_compute(
     if family is not None:
         family = told_of_text(family if isinstance(family, Family) else read_family(family), text)
         estimates += family_estimates(family, original, drawn)
-    for one in _chosen(law, text):
+    chosen = _chosen(law, text)
+    for one in chosen:
         estimates += _by_law(one, original, drawn, text)
         if law_text == "same":
             estimates.append(at_the_loss(one, drawn, definition=AT_THE_LOSS, caveats=original.caveats))
@@ -200,7 +204,7 @@ def effective_compute(
         original=original,
         estimates=tuple(estimates),
         level=level,
-        law_spread=_spread(delta, original),
+        law_spread=_spread(delta, original, chosen),
         text=text,
     )
 
@@ -249,13 +253,14 @@ def _by_law(law: Law, original: Original, draws: Draws, text: str | None) -> Ite
         yield made
 
 
-def _spread(delta: DeltaCE, original: Original) -> LawSpread | None:
-    """Of the laws in force, the least and greatest effective compute within the law, where there are two or more."""
+def _spread(delta: DeltaCE, original: Original, asked: Sequence[Law]) -> LawSpread | None:
+    """Of the laws in force and those asked, the least and greatest effective compute within the law; None of fewer than
+    two."""
     point = Draws.of(
         replace(delta, per_document=None, standard_error=None), n=100, level=0.95, rng=np.random.default_rng(0)
     )
     found = {}
-    for law in laws().values():
+    for law in {**laws(), **{law.name: law for law in asked}}.values():
         if not law.superseded:
             made = law_relative(law, original, in_units_of(law, original, point)[0])[0]
             if made.fraction is not None:
