@@ -35,7 +35,10 @@ def where_command(
         ),
     ] = None,
     held_out: Annotated[
-        bool, typer.Option("--held_out", help="Score half of the documents, drawn by a seed; what is fitted is fitted on the rest.")
+        bool,
+        typer.Option(
+            "--held_out", help="Score half of the documents, drawn by a seed; what is fitted is fitted on the rest."
+        ),
     ] = False,
     output_path: Annotated[
         str | None, typer.Option("--output_path", "-o", help="A folder; what is found goes to its folder where/.")
