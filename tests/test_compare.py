@@ -561,9 +561,9 @@ def test_swapped_arguments_are_noticed(folders, tmp_path):
     spliced = write_run(tmp_path / "spliced", answers(drawn(1)), config={"sae_lm_eval": record}, groups=GROUPS)
     said = command(spliced, folders[0])
     assert said.returncode == 2
-    assert "The baseline comes first, and d has a dictionary spliced in" in said.stderr
+    assert "The baseline comes first, and spliced has a dictionary spliced in" in said.stderr
     (note,) = [note for note in paired_comparison(spliced, folders[0], draws=10).notes if "comes first" in note]
-    assert "gpt2 is the untouched model" in note
+    assert "baseline is the untouched model" in note
     assert not [note for note in paired_comparison(folders[0], [spliced], draws=10).notes if "comes first" in note]
     assert not [note for note in paired_comparison(spliced, [spliced], draws=10).notes if "comes first" in note]
 

@@ -191,9 +191,9 @@ def _at_chance(documents: pd.DataFrame) -> bool:
     right, chance = (documents[name].to_numpy(dtype=float) for name in ("baseline", "chance"))
     if np.isnan(chance).any() or not np.isin(right, (0, 1)).all() or chance.mean() >= 1:
         return False
-    sets = documents["set"]
-    alone = sets.isna().all()
-    return above_chance_p(right, chance, np.arange(len(right)) if alone else sets.to_numpy()) > ERROR
+    sets = documents["set"].to_numpy()
+    labels = np.arange(len(right)) if pd.isna(sets).all() else sets
+    return above_chance_p(right, chance, labels) > ERROR
 
 
 def _drop(scores: FamilyScores) -> float:
