@@ -222,7 +222,7 @@ class TestBesideTheBaseline:
         assert texts[0] != texts[1]
 
     def test_a_sample_of_many(self, family, monkeypatch):
-        monkeypatch.setattr(generation, "COMPARED_TEXTS", 2)
+        monkeypatch.setattr(generation, "FEWEST_COMPARED", 2)
         baseline, variant = family(SAES[0])
         for lm in (baseline, variant):
             lm.generate_until(self.asked())

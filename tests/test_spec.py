@@ -9,7 +9,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from sae_lm_eval import UserError
 from sae_lm_eval.dictionaries.spec import LOADERS, SaeSpec, parse_specs
+from sae_lm_eval.dictionaries.spec_patterns import specs_of
+from sae_lm_eval.splicing.arguments import requested_splices
 
 NAME = st.text(st.characters(codec="ascii", categories=["L", "N"], include_characters="._-"), min_size=2, max_size=12)
 PATH = st.lists(NAME, min_size=1, max_size=3).map("/".join)
@@ -74,3 +77,44 @@ def test_light_modules_take_no_torch(module):
     code = f"import sys, {module}; print('torch' in sys.modules, 'lm_eval' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["False", "False"]
+
+
+class TestPatterns:
+    def test_all_that_match_in_the_order_of_their_numbers(self, tmp_path):
+        for layer in (10, 9, 2):
+            folder = tmp_path / f"blocks.{layer}.hook_resid_post"
+            folder.mkdir()
+            (folder / "cfg.json").write_text("{}")
+        found = [spec.id for spec in specs_of(f"{tmp_path}#blocks.*")]
+        assert found == [f"blocks.{layer}.hook_resid_post" for layer in (2, 9, 10)]
+
+    def test_of_the_world_a_release_and_files_of_layers(self, tmp_path):
+        (tmp_path / "low").mkdir()
+        for layer in range(3):
+            (tmp_path / "low" / f"layer_{layer}.safetensors").write_bytes(b"")
+        given = {
+            "world#*.k4": ["blocks.1.hook_resid_post.k4", "blocks.2.hook_resid_post.k4", "blocks.3.hook_resid_post.k4"],
+            "gpt2-small-res-jb#blocks.1*.hook_resid_pre": [f"blocks.{n}.hook_resid_pre" for n in (1, 10, 11)],
+            f"circuit_tracer:{tmp_path}#low/layer_*": [f"low/layer_{layer}" for layer in range(3)],
+        }
+        for text, ids in given.items():
+            assert [spec.id for spec in specs_of(text)] == ids
+        joined = specs_of("world#*.k4+world#blocks.2.mlp.transcoder")
+        assert [spec.id for spec in joined] == [*given["world#*.k4"], "blocks.2.mlp.transcoder"]
+
+    @pytest.mark.parametrize(
+        ("text", "sentence"),
+        [
+            ("world#*.k5", r"'world#\*.k5' matches no dictionary of 'world'"),
+            ("gpt2-small-res-jb#layers.*", "matches no dictionary of 'gpt2-small-res-jb'"),
+            ("clt:world#layer_*", r"a '\*' stands for dictionaries of a release or folder"),
+            ("nothing#*", "neither a folder here nor a SAELens release"),
+        ],
+    )
+    def test_what_matches_nothing_is_told(self, text, sentence):
+        with pytest.raises(UserError, match=sentence):
+            specs_of(text)
+
+    def test_they_are_spliced_in_together(self):
+        wanted = requested_splices("world#blocks.*.hook_resid_post.k32")
+        assert [one.hook_out for one in wanted.dictionaries] == [f"blocks.{n}.hook_resid_post" for n in (1, 2, 3)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from sae_lm_eval import world
 from sae_lm_eval.dictionaries.hub_files import check_repository_name, hub_told, refuse_other_format, repository_files
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
@@ -69,7 +70,7 @@ class CrossLayerPlace:
 def find_cross_layer(spec: SaeSpec) -> CrossLayerPlace:
     """Where the transcoder lies, its files on this machine. Raises `UserError` where there is none."""
     layout, layers, layer, id_ = names_of_cross_layer(spec)
-    root, commit = spec.folder, None
+    root, commit = _local_folder(spec), None
     if root is None:
         from huggingface_hub import snapshot_download
 
@@ -83,6 +84,11 @@ def find_cross_layer(spec: SaeSpec) -> CrossLayerPlace:
     return CrossLayerPlace(spec, root / id_, commit, layout, layers, layer)
 
 
+def _local_folder(spec: SaeSpec) -> Path | None:
+    """The user's own folder, or that of the embedded world."""
+    return world.CROSS_LAYER if spec.folder is None and spec.source == world.NAME else spec.folder
+
+
 def names_of_cross_layer(spec: SaeSpec) -> tuple[FileLayout, int, int | None, str]:
     """Of the transcoder that `spec` names, told from names of files alone: layout, layers, the one layer that is asked
     for, and the folder that it lies in.
@@ -91,10 +97,10 @@ def names_of_cross_layer(spec: SaeSpec) -> tuple[FileLayout, int, int | None, st
     """
     one = ONE_LAYER.fullmatch(spec.id or "")
     id_, layer = (one[1] or "", int(one[2])) if one else (spec.id or "", None)
-    if spec.folder is not None:
+    if (folder := _local_folder(spec)) is not None:
         if spec.revision is not None:
             raise UserError(f"'{spec.source}' is a local folder, which has no revision '{spec.revision}'.")
-        names = [path.relative_to(spec.folder).as_posix() for path in spec.folder.rglob("*") if path.is_file()]
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     else:
         check_repository_name(spec)
         with hub_told(spec):

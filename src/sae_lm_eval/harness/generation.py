@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,9 @@ from sae_lm_eval.scoring.generation import UnsharedError, sampling_of
 from sae_lm_eval.scoring.shared_texts import UndefinedLogits
 from sae_lm_eval.scoring.token_sampler import TokenSampler
 
-COMPARED_TEXTS = 200  # of a task, evenly spread, along which the KL is taken
+# Of the texts of a task, evenly spread, along which the KL is taken: a quarter within these bounds, since reading all
+# takes more than half as long as writing them.
+COMPARED_SHARE, FEWEST_COMPARED, MOST_COMPARED = 1 / 4, 20, 200
 LOOKED_BACK = 2  # tokens besides those of a stop sequence, which may be written in others; lm_eval's own number
 
 
@@ -192,12 +195,18 @@ def _compare(lm: Any, texts: Sequence[tuple[Instance, list[int], list[int], list
     by_task: dict[str | None, list[tuple[Instance, list[int], list[int]]]] = defaultdict(list)
     for request, prompt, baseline, _ in texts:
         by_task[request.task_name].append((request, prompt, baseline))
-    sample = [text for of_task in by_task.values() for text in of_task[:: -(-len(of_task) // COMPARED_TEXTS)]]
+    sample = [text for of_task in by_task.values() for text in of_task[:: _every(len(of_task))]]
     if sample:
         requests = [request for request, *_ in sample]
         queries = [lm.spliced.query(prompt, baseline) for _, prompt, baseline in sample]
         answers = lm.spliced.score(queries, [request.task_name for request in requests], counted=False)
         lm.divergence.note(requests, answers.divergences)
+
+
+def _every(texts: int) -> int:
+    """Each how many-th of a task's texts is compared."""
+    wanted = min(max(math.ceil(texts * COMPARED_SHARE), FEWEST_COMPARED), MOST_COMPARED)
+    return math.ceil(texts / wanted)
 
 
 def in_batches(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sae_lm_eval.dictionaries.spec import parse_specs
+from sae_lm_eval.dictionaries.spec_patterns import specs_of
 from sae_lm_eval.runs.object_names import is_object, object_name, object_texts
 
 
@@ -27,7 +27,7 @@ class VariantRequest:
     def sources(self) -> tuple[Any, ...]:
         """Its dictionaries: specs as text, and objects."""
         sae = self.arguments.get("sae", ())  # an edit of the model has none
-        return tuple(str(spec) for spec in parse_specs(sae)) if isinstance(sae, str) else sae
+        return tuple(str(spec) for spec in specs_of(sae)) if isinstance(sae, str) else sae
 
     @property
     def specs(self) -> tuple[str, ...]:

@@ -316,7 +316,8 @@ def _identity(asked: VariantRequest, read: dict[str, Known]) -> str:
         sites = sites if own is None else [each.rsplit(":", 1)[-1] for each in str(own).split("+")]
         if all(sites) and (own is not None or len(specs) == len(asked.sources)):
             scale = float(arguments.get("scale", 1)) if arguments["splice"] != "none" else 1.0
-            arguments = {name: arguments.get(name) for name in ("splice", "splice_tokens", "mean_text", "mean_tokens")}
+            kept = ("splice", "splice_tokens", "splice_layers", "mean_text", "mean_tokens")
+            arguments = {name: arguments.get(name) for name in kept}
             # At the first positions that one of them was not trained on, the modes do nothing.
             rules = [rule_of(parsed.source, parsed.id) for parsed in map(SaeSpec.parse, specs)]
             arguments["untrained"] = sorted({rule.first for rule in rules if rule})

@@ -11,7 +11,8 @@ import torch
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.dictionaries.loading import load_dictionaries
-from sae_lm_eval.dictionaries.spec import SaeSpec, parse_specs
+from sae_lm_eval.dictionaries.spec import SaeSpec
+from sae_lm_eval.dictionaries.spec_patterns import specs_of
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.runtime import text_files
 from sae_lm_eval.splicing.choices import DTYPE_NAMES, Choices, choices_of, whole
@@ -71,7 +72,7 @@ def sources_of(sae: Any) -> list[Any]:
     if sae is None or (isinstance(sae, (str, list, tuple)) and not sae):
         raise UserError("sae= is missing: name a dictionary, as in sae=gpt2-small-res-jb#blocks.8.hook_resid_pre.")
     if isinstance(sae, str):
-        return list(parse_specs(sae))
+        return list(specs_of(sae))
     if isinstance(sae, Path):
         return [SaeSpec(str(sae))]
     if isinstance(sae, (list, tuple)):

@@ -7,6 +7,7 @@ from sae_lm_eval.errors import UserError, did_you_mean
 
 NAME = "world"  # as `pretrained=` and as the source of a spec
 FILES = Path(__file__).parent / "files"
+CROSS_LAYER = FILES / "cross_layer_transcoder"  # in circuit-tracer's layout
 
 
 def is_meant_by(pretrained: object) -> bool:
