@@ -1,11 +1,12 @@
 PYTHON ?= python3
 VENV ?= .venv
+FRAMEWORKS ?= .venv-frameworks
 BIN = $(VENV)/bin
 # Two files at a time, with a thread each: threads of several processes on one core slow each other manyfold. In their
 # order: by number of tests, the one of twenty killed runs would come last and alone.
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test check world docs site
+.PHONY: setup demo test test-frameworks check world docs site
 
 setup: $(VENV)/installed
 
@@ -15,6 +16,10 @@ demo: $(VENV)/installed
 # Without the tests that are marked slow.
 test: $(VENV)/installed
 	$(TEST) -m "not slow"
+
+# Inspect and lighteval need other versions than constraints.txt has, so they are installed apart.
+test-frameworks: $(FRAMEWORKS)/installed
+	OMP_NUM_THREADS=1 $(FRAMEWORKS)/bin/python -m pytest -q tests/frameworks
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -45,4 +50,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt --upgrade pip
 	$(BIN)/python -m pip install -q -c constraints.txt torch
 	$(BIN)/python -m pip install -q -c constraints.txt -e . --group dev
+	touch $@
+
+$(FRAMEWORKS)/installed: pyproject.toml constraints-frameworks.txt
+	@echo "Installing Inspect, lighteval and what sae_lm_eval needs beside them into $(FRAMEWORKS)."
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/python -m pip install -q -c constraints-frameworks.txt --upgrade pip
+	$(FRAMEWORKS)/bin/python -m pip install -q -c constraints-frameworks.txt torch
+	$(FRAMEWORKS)/bin/python -m pip install -q -c constraints-frameworks.txt -e . --group frameworks
 	touch $@

@@ -184,10 +184,10 @@ class TestWhatIsRefused:
         with pytest.raises(UndefinedLogits):
             shared.write(prompts, Ending(10, EOS), TokenSampler(), ["greedy"] * len(prompts), 1, kept.__setitem__)
 
-    @pytest.mark.parametrize("prompt", [[], [5] * (CONTEXT - 9)])
+    @pytest.mark.parametrize("prompt", [[], [5] * CONTEXT])
     def test_a_prompt_without_room(self, prompt):
         decoder = Decoder(random_model("llama"), [None], rows=8, limit=CONTEXT)
-        with pytest.raises(ValueError, match="do not fit"):
+        with pytest.raises(ValueError, match="no room"):
             written(decoder, [prompt])
 
     def test_a_model_without_keys_and_values(self):

@@ -27,8 +27,8 @@ CAPTION = (
 
 
 def compare_command(
-    baseline: Annotated[Path, typer.Argument(help="Folder of results of the untouched model.")],
-    variants: Annotated[list[Path], typer.Argument(help="Folders of results to compare with it.")],
+    baseline: Annotated[Path, typer.Argument(help="Folder of results, or log of Inspect, of the untouched model.")],
+    variants: Annotated[list[Path], typer.Argument(help="Folders of results, or logs of Inspect, to compare with it.")],
     output_path: Annotated[
         Path | None, typer.Option("--output_path", help="Write the report there, as the command report does.")
     ] = None,

@@ -21,6 +21,7 @@ from sae_lm_eval.comparison.subsets import Cut, categorise, check_field, group_w
 from sae_lm_eval.comparison.task_metrics import measures_of
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.results.find import is_control, named_results, swapped, told_apart
+from sae_lm_eval.results.inspect_logs import on_the_same_samples
 from sae_lm_eval.results.results import Results
 
 
@@ -95,11 +96,10 @@ def paired_comparison(
 ) -> Comparison:
     """Pair each variant with the baseline on (task, filter, doc_id, doc_hash, prompt_hash) and measure its drop.
 
-    Results, or the folders that hold them, wherever they lie. `categories` maps a name to tasks, groups or
-    patterns, or to `{field: name}` of the documents, or is a YAML file of such; `metrics` is "primary" (the first
-    right-or-wrong metric of a task, else its first) or "all". `draws` are those of the bootstrap and of the
-    permutations. `docs_by` names a field of the documents, such as a passage: those that have the same there belong
-    together, and intervals and tests are over such sets.
+    Results, folders that hold them, or logs of Inspect. `categories` maps a name to tasks, groups or patterns, or to
+    `{field: name}` of the documents, or is a YAML file of such; `metrics` is "primary" (the first right-or-wrong metric
+    of a task, else its first) or "all". `draws` are those of the bootstrap and of the permutations. `docs_by` names a
+    field of the documents: those that have the same there belong together, and intervals and tests are over such sets.
 
     Raises `UserError` for whatever does not pair, naming it.
     """
@@ -108,6 +108,7 @@ def paired_comparison(
         categories = read_categories_file(Path(categories))
     runs, notes = _runs(results_of(baseline, variants))
     baseline, *others = runs
+    docs_by = docs_by or baseline.docs_by
     pairs, documents, more = _pairs(runs, metrics, docs_by)
     cuts = structure(baseline)
     if categories is not None:
@@ -190,7 +191,7 @@ def _runs(given: Sequence[Results]) -> tuple[list[Results], list[str]]:
 
     Raises `UserError` where there is nothing to pair, or a run was asked otherwise than the baseline.
     """
-    asked = told_apart(given)
+    asked = on_the_same_samples(told_apart(given))
     notes = [note for run in asked for note in run.notes]
     measured = list(dict.fromkeys(task for run in asked for task in run.fidelity_tasks))
     if measured:

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.results.results import KEPT, Results
+from sae_lm_eval.results.results import CHANCE, KEPT, Results
 
 KEY = ["filter", "doc_id"]
-MARGIN, CHANCE, RIGHT = "margin (nats)", "chance (probability)", "right (indices)"  # no metric is called so
+MARGIN, RIGHT = "margin (nats)", "right (indices)"  # no metric is called so
 HASHES = {
     "doc_hash": "is another document",
     "prompt_hash": "was asked with another prompt (few-shot examples, chat template or system instruction)",
@@ -37,7 +37,8 @@ def read_answers(results: Results, task: str) -> pd.DataFrame:
             f"The samples of {results.name} have document {first['doc_id']} of {task} twice (filter {first['filter']})."
         )
     choices = results.task_config(task).output_type == "multiple_choice"
-    frame[MARGIN], frame[CHANCE], frame[RIGHT] = margins_of(frame) if choices else (np.nan, np.nan, None)
+    chance = frame.get(CHANCE, np.nan)
+    frame[MARGIN], frame[CHANCE], frame[RIGHT] = margins_of(frame) if choices else (np.nan, chance, None)
     return frame.set_index(KEY).sort_index().drop(columns=["target", "filtered_resps", "continuations"])
 
 

@@ -55,7 +55,7 @@ class TextSettings:
         sampling, ids = sampling_of(lm.loaded.model, kwargs)
         seed = [] if sampling.warped is None else [sampling.seed]
         label = json.dumps([arguments, length, *seed], sort_keys=True, default=str)
-        return cls(until, Ending(length, ids, _stops(lm.tokenizer, until)), sampling, label)
+        return cls(until, Ending(length, ids, stop_check(lm.tokenizer, until)), sampling, label)
 
     def text(self, lm: Any, ids: list[int]) -> str:
         """What lm_eval makes of the tokens that were written."""
@@ -68,7 +68,7 @@ class TextSettings:
         return postprocess_generated_text(text, self.until, think_end)
 
 
-def _stops(tokenizer: Any, until: Sequence[str]) -> Callable[[Sequence[int]], bool]:
+def stop_check(tokenizer: Any, until: Sequence[str]) -> Callable[[Sequence[int]], bool]:
     """Whether one of the stop sequences stands at the end of tokens."""
     longest = max((len(tokenizer.encode(term, add_special_tokens=False)) for term in until), default=0)
 

@@ -161,7 +161,9 @@ def splice_of(results: Results) -> str:
 
 
 def command(results: Results) -> str:
-    """The lm_eval command with everything that the result file records of it."""
+    """The command with everything that the results record of it."""
+    if results.command is not None:
+        return results.command
     config, raw = results.config, results.raw
     words = ["lm_eval", "--model", str(config.get("model"))]
     if results.model_args:

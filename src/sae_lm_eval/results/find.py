@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sae_lm_eval.errors import UserError, did_you_mean
 from sae_lm_eval.files.reading import at_home, is_folder, shown
+from sae_lm_eval.results.inspect_logs import SUFFIX, read_inspect_log
 from sae_lm_eval.results.results import Results, read_results
 
 PLAIN = ("hf", "hf-auto", "huggingface")
@@ -38,8 +39,10 @@ def find_results(out: Path, baseline: str | None = None) -> tuple[Results, tuple
 
 def named_results(path: str | Path) -> Results:
     """The results of a folder that was given to lm_eval as --output_path under its name, as `find_results` names them;
-    others under their own. Raises `UserError` as `read_results` does.
+    others, and logs of Inspect, under their own. Raises `UserError` as `read_results` and `read_inspect_log` do.
     """
+    if Path(path).suffix == SUFFIX:
+        return read_inspect_log(at_home(path))
     found, folder = read_results(path), at_home(path).resolve()
     return replace(found, name=folder.name) if found.file.resolve().parent.parent == folder else found
 

@@ -20,6 +20,7 @@ from sae_lm_eval.schema import version_of
 
 # Asked for by pairing and scoring; prompts and answers as text would take most of the memory.
 KEPT = ("doc_id", "doc", "target", "filtered_resps", "filter", "doc_hash", "prompt_hash", "target_hash")
+CHANCE = "chance (probability)"  # a column that samples may have besides, of guessing right; no metric is called so
 # Each line of lm_eval's begins with it, so that a document is found without reading the others as JSON.
 DOC_ID = re.compile(r'\{"doc_id": (\d{1,18}),')
 
@@ -35,7 +36,9 @@ class Results:
     `tasks` are what was asked, in lm_eval's order; `scores` lm_eval's numbers by task or group and then by
     "metric,filter", None for what is none; `aliases` what lm_eval's tables call them; `sizes` how many documents of
     each task a group's mean counts, `documents` how many were asked; `groups` the members (tasks, or groups again) of
-    each group; `raw` is the whole file; `notes` is what a reader should know of its choice.
+    each group; `raw` is the whole file; `notes` is what a reader should know of its choice; `docs_by` names a field of
+    the documents that belong together, None where each stands by itself; `command` makes the results again, where it is
+    not lm_eval's.
     """
 
     file: Path
@@ -54,6 +57,8 @@ class Results:
     task_configs: dict[str, TaskConfig]
     raw: dict[str, Any] = field(repr=False)
     notes: tuple[str, ...] = ()
+    docs_by: str | None = None
+    command: str | None = None
 
     def __repr__(self) -> str:
         return f"<Results of {self.name} on {len(self.tasks)} tasks, '{self.file}'>"

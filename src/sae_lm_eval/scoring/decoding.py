@@ -34,7 +34,10 @@ REFILL = 0.25  # of the rows that are free before others enter: entering copies 
 
 @dataclass(frozen=True)
 class Ending:
-    """Where a text ends: behind `length` tokens, with one of `ids`, or where `stopped` says so of its tokens."""
+    """Where a text ends: behind `length` tokens, with one of `ids`, or where `stopped` says so of its tokens.
+
+    It ends before that where prompt and text are as long as the decoder's limit.
+    """
 
     length: int
     ids: frozenset[int] = frozenset()
@@ -111,12 +114,12 @@ class Decoder:
         It is told None in place of tokens where logits are nan. `keys` name the prompts where their texts are drawn.
         What is `known`, by prompt and model, is not written.
 
-        Raises `ValueError` for an empty prompt or one that leaves no room for the text, and what torch raises where
+        Raises `ValueError` for an empty prompt or one that leaves no room for a token, and what torch raises where
         memory does not suffice for a single row.
         """
         for ids in prompts:
-            if not 0 < len(ids) <= self.limit - ending.length:
-                raise ValueError(f"A prompt of {len(ids)} tokens and {ending.length} more do not fit {self.limit}")
+            if not 0 < len(ids) < self.limit:
+                raise ValueError(f"A prompt of {len(ids)} tokens leaves no room for a text in {self.limit}")
         writing = Writing(self, prompts, ending, sampling or TokenSampler(), keys or [b""] * len(prompts), done)
         writing.write({(i, model) for i in range(len(prompts)) for model in range(len(self.models))} - set(known))
 
@@ -140,9 +143,9 @@ class Writing:
         self.postponed: list[Draft] = []  # for which memory did not suffice
         self.likelihoods: dict[tuple[int, int], list[float]] | None = None  # log-probabilities of what is written
         self.capacity: int | None = None  # tokens that a shared beginning has to spare
-        longest = max(map(len, prompts), default=0) + ending.length
+        self.longest = min(max(map(len, prompts), default=0) + ending.length, decoder.limit)
         attention = decoder.attention
-        self.attention = attention if attention is not None and longest <= attention.longest else None
+        self.attention = attention if attention is not None and self.longest <= attention.longest else None
 
     def write(self, wanted: Collection[tuple[int, int]]) -> None:
         """Write the texts that are wanted, by prompt and model."""
@@ -195,7 +198,7 @@ class Writing:
 
     def _fit(self, layers: Sequence[KeysValues]) -> None:
         """Let no more texts be written at once than memory has room for: half of what is free, since they grow."""
-        longest = max(len(prompt) for prompt in self.prompts) + self.ending.length
+        longest = self.longest
         if self.attention is not None and (prefix := layers[0].prefix) is not None:
             longest -= prefix.keys.shape[1]
         bytes_a_row = longest * sum(layer.bytes_a_token for layer in layers)
@@ -302,6 +305,6 @@ class Writing:
                 continue
             text.ids.append(token)
             text.reads, text.position = token, text.position + 1
-            if self.ending.of(text.ids):
+            if self.ending.of(text.ids) or text.position + 1 >= self.decoder.limit:
                 text.has_ended = True
                 self.done(text.prompt, text.model, text.ids)

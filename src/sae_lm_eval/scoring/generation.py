@@ -61,11 +61,16 @@ def sampling_of(model: Any, arguments: Mapping[str, Any]) -> tuple[TokenSampler,
         is_neutral = value is None or name in (*FOLLOWED, *WITHOUT_EFFECT) or value in NEUTRAL.get(name, ())
         if not (is_neutral or name.startswith("_")):
             raise UnsharedError(f"{name}={value!r} is transformers' own")
-    ends = config.eos_token_id
-    ids = frozenset(() if ends is None else [ends] if isinstance(ends, int) else ends)
+    ids = end_ids(config)
     if not config.do_sample:
         return TokenSampler(), ids
     return TokenSampler(_warped(config), torch.initial_seed()), ids
+
+
+def end_ids(config: Any) -> frozenset[int]:
+    """The ids with which a text ends by a configuration for generation."""
+    ends = config.eos_token_id
+    return frozenset(() if ends is None else [ends] if isinstance(ends, int) else ends)
 
 
 def _warped(config: Any) -> Callable[[Tensor], Tensor]:

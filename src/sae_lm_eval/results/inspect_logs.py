@@ -1,0 +1,308 @@
+"""Logs of the framework Inspect as results: scores by sample and epoch, and what made them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.files.reading import checked, shown
+from sae_lm_eval.results.lm_eval_files import SaeEntry
+from sae_lm_eval.results.results import CHANCE, Results
+from sae_lm_eval.results.variant_names import variant_name
+from sae_lm_eval.schema import version_of
+
+SUFFIX = ".eval"
+SAMPLE = "sample_id"  # of a document, what Inspect calls its id: it is answered once in each epoch
+UNREAD = {"events", "store", "timelines"}  # of a sample, which hold most of a log
+AVERAGES = ("accuracy", "mean")  # Inspect's metrics that are the mean over samples
+NEUTRAL_REDUCERS = (None, "mean")
+WHAT_IS_ASKED = ("data set", "task arguments")
+# Inspect's settings that change what is asked or how it is answered.
+SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop_seqs", "system_message")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class InspectResults(Results):
+    """One task of Inspect's with one model; a document is a sample in an epoch, a metric a scorer.
+
+    `answers` has a row for each document with the values of its scorers, nan where it was not scored; `asked` is what
+    else decides whether two logs are of the same questions.
+    """
+
+    answers: pd.DataFrame = field(default_factory=pd.DataFrame)
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+    def samples(self, task: str) -> pd.DataFrame:
+        return self.answers.drop(columns=["prompt", "written"])
+
+    def whole_samples(self, task: str, doc_ids: Container[int] | None = None) -> Iterator[dict[str, Any]]:
+        for row in self.answers.to_dict("records"):
+            if doc_ids is None or row["doc_id"] in doc_ids:
+                request = {"gen_args_0": {"arg_0": row["prompt"], "arg_1": {}}}
+                yield {**row, "arguments": request, "resps": [[row["written"]]]}
+
+    @property
+    def scorers(self) -> list[str]:
+        """The columns of `answers` that are metrics."""
+        return [key.rpartition(",")[0] for key in self.scores[self.tasks[0]]]
+
+    def keys(self) -> set[tuple[str, int]]:
+        """Sample and epoch of each document."""
+        return {(of[SAMPLE], of["epoch"]) for of in self.answers["doc"]}
+
+    def without(self, scorer: str, documents: np.ndarray) -> InspectResults:
+        """The results less a scorer's values of some documents, its mean that of the others."""
+        values = self.answers[scorer].mask(documents)
+        scores = {**self.scores[self.tasks[0]], f"{scorer},none": _mean(values)}
+        return replace(
+            self, answers=self.answers.assign(**{scorer: values}), scores={**self.scores, self.tasks[0]: scores}
+        )
+
+
+def read_inspect_log(path: Path) -> InspectResults:
+    """A log that `inspect eval` wrote.
+
+    Raises `UserError` where Inspect is not installed, and for a log that is damaged, was not finished, or holds no
+    scored samples.
+    """
+    log = _read(path)
+    where = f"'{shown(path, 200)}'"
+    if log.status != "success":
+        raise UserError(
+            f"{where} is the log of an evaluation that did not finish (its status is '{log.status}'): finish it with "
+            f"`inspect eval-retry {path}`."
+        )
+    if not log.samples:
+        raise UserError(f"{where} holds no samples: evaluate again without --no-log-samples.")
+    spec = log.eval
+    record = _record(log, where)
+    answers, scorers = _answers(log)
+    if not scorers:
+        raise UserError(f"{where} has no scores by sample: name a scorer that gives a number or C, I, P, N to each.")
+    api, _, model = spec.model.partition("/")
+    scores = {f"{scorer},none": _score(log, scorer, answers[scorer]) for scorer in scorers}
+    settings = {**log.plan.config.model_dump(exclude_none=True)}
+    return InspectResults(
+        file=path,
+        name=_name(record, model),
+        tasks=[spec.task],
+        config={
+            "model": api,
+            "model_args": {"pretrained": model, **spec.model_args},
+            "model_revision": record.get("revision") or spec.model_args.get("revision"),
+            "model_dtype": record.get("model_dtype"),
+            "limit": spec.config.limit,
+            "sae_lm_eval": record,
+        },
+        provenance=record,
+        scores={spec.task: scores},
+        aliases={spec.task: spec.task_display_name} if spec.task_display_name else {},
+        sizes={spec.task: len(answers)},
+        documents={spec.task: len(answers)},
+        groups={},
+        n_shot={},
+        versions={spec.task: spec.task_version},
+        higher_is_better={spec.task: dict.fromkeys(scorers, True)},
+        task_configs={},
+        raw={
+            "model_name": model,
+            "date": datetime.fromisoformat(str(spec.created)).timestamp(),
+            "max_length": record.get("max_length"),
+        },
+        docs_by=SAMPLE if answers["epoch"].max() > 1 else None,
+        command=_command(spec),
+        answers=answers.drop(columns=["epoch"]),
+        asked={
+            "data set": spec.dataset.name,
+            "task arguments": spec.task_args,
+            "solver": spec.solver,
+            **{name: settings.get(name) for name in SETTINGS},
+        },
+    )
+
+
+def _read(path: Path) -> Any:
+    try:
+        from inspect_ai.log import read_eval_log  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError(
+            f"'{shown(path, 200)}' is a log of Inspect, which is not installed: pip install 'sae-lm-eval[inspect]'."
+        ) from error
+    if not path.is_file():
+        raise UserError(f"There is no '{shown(path, 200)}'.")
+    try:
+        return read_eval_log(str(path), resolve_attachments="core", exclude_fields=UNREAD)
+    except Exception as error:  # whatever a damaged archive brings about in Inspect, zip and pydantic
+        raise UserError(
+            f"'{shown(path, 200)}' cannot be read as a log of Inspect, and may be cut short or damaged: "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def _record(log: Any, where: str) -> dict[str, Any]:
+    """What sae_hf wrote beside the answers; nothing for another model."""
+    given = next((of for sample in log.samples if (of := (sample.output.metadata or {}).get("sae_lm_eval"))), None)
+    if not isinstance(given, dict):
+        return {}
+    version_of(given, where)
+    record = checked(SaeEntry, given, f"{where}, sae_lm_eval,", "a record of sae_hf's").as_given()
+    return {**record, "packages": {"inspect_ai": log.eval.packages.get("inspect_ai"), **record.get("packages", {})}}
+
+
+def _name(record: Mapping[str, Any], model: str) -> str:
+    names = [splice["dictionary"] for splice in record.get("splices") or []]
+    names += [record["edit"]["name"]] if record.get("edit") else []
+    return variant_name(names, record.get("splice"), record.get("scale", 1.0)) if names else model
+
+
+def _answers(log: Any) -> tuple[pd.DataFrame, list[str]]:
+    """A row for each sample and epoch in the order of their ids, and the scorers."""
+    from inspect_ai.scorer import value_to_float  # pyright: ignore[reportMissingImports]
+
+    number = value_to_float()
+    samples = sorted(log.samples, key=lambda sample: (isinstance(sample.id, str), sample.id, sample.epoch))
+    own = all(isinstance(one.id, int) and one.id >= 0 for one in samples) and max(one.epoch for one in samples) == 1
+    rows, scorers = [], dict[str, None]()
+    for place, sample in enumerate(samples):
+        values = {name: number(value) for name, value in _values(sample.scores or {})}
+        scorers.update(dict.fromkeys(values))
+        text = sample.output.completion
+        target = sample.target if isinstance(sample.target, str) else "; ".join(sample.target)
+        found = next((score.answer for score in (sample.scores or {}).values() if score.answer is not None), text)
+        prompt = _prompt(sample)
+        rows.append(
+            {
+                "doc_id": sample.id if own else place,
+                "epoch": sample.epoch,
+                "doc": {**sample.metadata, SAMPLE: str(sample.id), "epoch": sample.epoch},
+                "target": target,
+                "filtered_resps": [found],
+                "filter": "none",
+                "doc_hash": _hash([_text(sample.input), sample.choices, SAMPLE, str(sample.id), sample.epoch]),
+                "prompt_hash": _hash(prompt),
+                "target_hash": _hash(target),
+                "continuations": [{}],
+                CHANCE: 1 / len(sample.choices) if sample.choices and len(target) == 1 else math.nan,
+                "prompt": prompt,
+                "written": text,
+                **values,
+            }
+        )
+    return pd.DataFrame(rows), list(scorers)
+
+
+def _values(scores: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Each scorer's value, and each of those that a scorer gives by name; lists are no numbers."""
+    for scorer, score in scores.items():
+        if isinstance(score.value, dict):
+            yield from ((f"{scorer}.{name}", value) for name, value in score.value.items() if value is not None)
+        elif not isinstance(score.value, list):
+            yield scorer, score.value
+
+
+def _prompt(sample: Any) -> str:
+    """The messages before the first answer."""
+    said = []
+    for message in sample.messages:
+        if message.role == "assistant":
+            break
+        said.append(f"{message.role}: {message.text}")
+    return "\n".join(said) or _text(sample.input)
+
+
+def _text(given: Any) -> str:
+    return given if isinstance(given, str) else "\n".join(f"{message.role}: {message.text}" for message in given)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
+
+
+def _score(log: Any, scorer: str, values: pd.Series) -> float | None:
+    """Inspect's own mean over samples, or where it wrote none, that of what is logged; None where nothing is scored."""
+    name, _, part = scorer.partition(".")
+    for score in log.results.scores if log.results else ():
+        if score.reducer in NEUTRAL_REDUCERS and (score.scorer, score.name) in ((name, part or name), (name, name)):
+            for metric in AVERAGES:
+                if metric in score.metrics and not part:
+                    return float(score.metrics[metric].value)
+    return _mean(values)
+
+
+def _mean(values: pd.Series) -> float | None:
+    mean = float(values.mean())
+    return None if math.isnan(mean) else mean
+
+
+def _command(spec: Any) -> str:
+    words = ["inspect", "eval", spec.task_registry_name or spec.task_file or spec.task, "--model", spec.model]
+    for flag, given in (("-M", spec.model_args), ("-T", spec.task_args_passed)):
+        words += [word for name, value in given.items() for word in (flag, f"{name}={value}")]
+    for flag, value in (("--limit", spec.config.limit), ("--epochs", spec.config.epochs)):
+        words += (
+            [] if value in (None, 1) else [flag, "-".join(map(str, value)) if isinstance(value, tuple) else f"{value}"]
+        )
+    return shlex.join(map(str, words))
+
+
+def on_the_same_samples(runs: Sequence[Results]) -> list[Results]:
+    """The runs; logs of Inspect's without the values of samples that a scorer did not score in each of them.
+
+    What is left out is said in the notes of the first. Raises `UserError` where logs are of different tasks, arguments,
+    data sets or samples.
+    """
+    logs = [run for run in runs if isinstance(run, InspectResults)]
+    if len(logs) < 2 or len(logs) < len(runs):
+        return list(runs)
+    notes: list[str] = []
+    for log in logs[1:]:
+        notes += _check_asked(logs[0], log)
+    shared = [scorer for scorer in logs[0].scorers if all(scorer in log.scorers for log in logs)]
+    for scorer in shared:
+        missing = [log.answers[scorer].isna().to_numpy() for log in logs]
+        anywhere = np.logical_or.reduce(missing)
+        if not (anywhere & ~np.logical_and.reduce(missing)).any():
+            continue
+        logs = [log.without(scorer, anywhere) for log in logs]
+        counts = ", ".join(f"{of.sum()} in {log.name}" for log, of in zip(logs, missing, strict=True) if of.any())
+        notes.append(
+            f"{logs[0].tasks[0]}: {anywhere.sum()} of {len(anywhere)} answers are left out of {scorer}, which did not "
+            f"score them in every log ({counts})."
+        )
+    return [replace(logs[0], notes=(*logs[0].notes, *dict.fromkeys(notes))), *logs[1:]]
+
+
+def _check_asked(first: InspectResults, other: InspectResults) -> list[str]:
+    """What is to be said of differences that leave two logs comparable."""
+    pair = f"'{shown(first.file)}' and '{shown(other.file)}'"
+    if first.tasks != other.tasks:
+        raise UserError(f"{pair} are logs of different tasks: {first.tasks[0]} and {other.tasks[0]}.")
+    differing = [name for name in first.asked if first.asked[name] != other.asked[name]]
+    for name in WHAT_IS_ASKED:
+        if name in differing:
+            raise UserError(f"{pair} differ in the {name} of {first.tasks[0]}: {_both(first, other, name)}.")
+    here, there = first.keys(), other.keys()
+    for one, missing in ((other, here - there), (first, there - here)):
+        if missing:
+            sample, epoch = min(missing, key=str)
+            raise UserError(
+                f"'{shown(one.file)}' lacks {len(missing)} of {len(here | there)} samples, the first of them "
+                f"'{shown(sample)}' in epoch {epoch}: evaluate both on the same samples and epochs."
+            )
+    told = "; ".join(f"{name} {_both(first, other, name)}" for name in differing)
+    return [f"{first.name} and {other.name} were asked with other settings: {told}."] if told else []
+
+
+def _both(first: InspectResults, other: InspectResults, name: str) -> str:
+    return " and ".join(shown("not set" if of.asked[name] is None else of.asked[name]) for of in (first, other))
