@@ -11,7 +11,7 @@ from models import CONTEXT, VOCABULARY, WIDTH, random_model, random_sae, word_to
 
 from sae_lm_eval.harness.gathered_requests import GatheredRequests
 from sae_lm_eval.harness.model import SaeHFLM
-from sae_lm_eval.harness.requested_texts import PromptTooLong, TextRequest, TextWriter, sampling_arguments
+from sae_lm_eval.harness.requested_texts import PromptTooLong, TextWriter, WantedText, sampling_arguments
 from sae_lm_eval.splicing.attach import attached
 
 SPLICES = {
@@ -53,7 +53,7 @@ def text_of(ids: list[int]) -> str:
 
 
 def test_texts_of_several_lengths_are_those_of_each_alone(writes):
-    requests = [TextRequest(prompt, length) for prompt in PROMPTS for length in (7, 1000)]
+    requests = [WantedText(prompt, length) for prompt in PROMPTS for length in (7, 1000)]
     for request, written in zip(requests, writes.write(requests), strict=True):
         ids, _ = alone(writes, request.prompt, request.length)
         assert list(written.ids) == ids
@@ -63,7 +63,7 @@ def test_texts_of_several_lengths_are_those_of_each_alone(writes):
 
 
 def test_log_probabilities_are_those_of_a_forward_pass(writes):
-    (written,) = writes.write([TextRequest(PROMPTS[1], 6, likeliest=4)])
+    (written,) = writes.write([WantedText(PROMPTS[1], 6, likeliest=4)])
     ids, logprobs = alone(writes, PROMPTS[1], 6)
     assert written.logprobs is not None
     for token, step, expected in zip(ids, written.logprobs, logprobs, strict=True):
@@ -74,7 +74,7 @@ def test_log_probabilities_are_those_of_a_forward_pass(writes):
 
 
 def test_the_token_that_was_drawn_has_its_own_log_probability(writes):
-    (written,) = writes.write([TextRequest(PROMPTS[1], 12, sampling=DRAWN, likeliest=VOCABULARY)])
+    (written,) = writes.write([WantedText(PROMPTS[1], 12, sampling=DRAWN, likeliest=VOCABULARY)])
     for token, step in zip(written.ids, written.logprobs, strict=True):
         assert step.logprob == dict(step.likeliest)[token]
     assert any(token != step.likeliest[0][0] for token, step in zip(written.ids, written.logprobs, strict=True))
@@ -83,20 +83,20 @@ def test_the_token_that_was_drawn_has_its_own_log_probability(writes):
 def test_a_text_ends_with_what_ends_it(writes):
     ids, _ = alone(writes, PROMPTS[0], 20)
     at = next(i for i in range(4, 20) if ids[i] > 2 and ids[i] not in ids[:i])
-    (written,) = writes.write([TextRequest(PROMPTS[0], 20, stop=(f"w{ids[at]}", "never"))])
+    (written,) = writes.write([WantedText(PROMPTS[0], 20, stop=(f"w{ids[at]}", "never"))])
     assert written.ended == "stop"
     assert written.text == text_of(ids[: at + 1])
     ending = writer(
         ends=ids[at], **(SPLICES["together"] if writes.spliced.variant.splices else SPLICES["by transformers"])
     )
-    first, second = ending.write([TextRequest(PROMPTS[0], 20), TextRequest(PROMPTS[2], 5)])
+    first, second = ending.write([WantedText(PROMPTS[0], 20), WantedText(PROMPTS[2], 5)])
     assert (first.ended, list(first.ids)) == ("stop", ids[: at + 1])
     assert second.ended in ("max_tokens", "stop")
 
 
 def test_prompts_that_fill_the_context(writes):
     full, longer = words(CONTEXT - 1, seed=0), words(CONTEXT - 2, seed=1)
-    short, whole, cut = writes.write([TextRequest(PROMPTS[0], 3), TextRequest(full, 3), TextRequest(longer, 3)])
+    short, whole, cut = writes.write([WantedText(PROMPTS[0], 3), WantedText(full, 3), WantedText(longer, 3)])
     assert len(short.ids) == 3
     assert isinstance(whole, PromptTooLong)
     assert str(whole) == f"A prompt of {CONTEXT} tokens leaves no room for a text: the model reads at most {CONTEXT}."
@@ -104,12 +104,12 @@ def test_prompts_that_fill_the_context(writes):
 
 
 def test_draws_repeat_with_their_seed_and_differ_where_a_prompt_comes_again(writes):
-    requests = [TextRequest(PROMPTS[0], 12, sampling=DRAWN, seed=5)] * 2
+    requests = [WantedText(PROMPTS[0], 12, sampling=DRAWN, seed=5)] * 2
     first, again = writes.write(requests)
     assert first.ids != again.ids
     other = TextWriter(writes.spliced)
     assert [one.ids for one in other.write(requests)] == [first.ids, again.ids]
-    third = TextWriter(writes.spliced).write([TextRequest(PROMPTS[0], 12, sampling=DRAWN, seed=6)])
+    third = TextWriter(writes.spliced).write([WantedText(PROMPTS[0], 12, sampling=DRAWN, seed=6)])
     assert third[0].ids != first.ids
 
 
@@ -117,14 +117,14 @@ def test_variants_draw_with_the_noise_of_the_baseline():
     """So that texts of equal distributions are equal."""
     unchanged = writer(sae=random_sae(WIDTH, "blocks.1.hook_resid_post"), splice="with_error")
     other = writer(sae=random_sae(WIDTH, "blocks.0.hook_resid_post", seed=3), splice="with_error")
-    request = TextRequest(PROMPTS[2], 20, sampling=DRAWN, seed=1)
+    request = WantedText(PROMPTS[2], 20, sampling=DRAWN, seed=1)
     assert unchanged.write([request])[0].ids == other.write([request])[0].ids
 
 
 def test_what_only_transformers_can_follow_is_written_by_it():
     plain, penalised = writer(**SPLICES["together"]), writer(**SPLICES["together"])
     penalised.spliced.model.generation_config.repetition_penalty = 30.0
-    request = TextRequest(PROMPTS[0], 30)
+    request = WantedText(PROMPTS[0], 30)
     (twice,), (once,) = plain.write([request]), penalised.write([request])
     assert len(set(twice.ids)) < len(twice.ids)
     assert len(set(once.ids)) == len(once.ids)
@@ -136,13 +136,13 @@ def test_undefined_logits_are_an_error_of_their_request(splice):
     writes = writer(**splice)
     with torch.no_grad():
         writes.spliced.model.lm_head.weight.fill_(torch.nan)
-    (error,) = writes.write([TextRequest(PROMPTS[0], 3)])
+    (error,) = writes.write([WantedText(PROMPTS[0], 3)])
     assert str(error).startswith("The logits are nan while ")
 
 
 def test_memory_that_does_not_suffice_halves_the_batch(monkeypatch):
     writes = writer(**SPLICES["by transformers"])
-    whole = [one.ids for one in writes.write([TextRequest(prompt, 5) for prompt in PROMPTS])]
+    whole = [one.ids for one in writes.write([WantedText(prompt, 5) for prompt in PROMPTS])]
     plainly, sizes = writes._generated, []
 
     def generated(request, prompts, key):
@@ -152,7 +152,7 @@ def test_memory_that_does_not_suffice_halves_the_batch(monkeypatch):
         return plainly(request, prompts, key)
 
     monkeypatch.setattr(writes, "_generated", generated)
-    assert [one.ids for one in writes.write([TextRequest(prompt, 5) for prompt in PROMPTS])] == whole
+    assert [one.ids for one in writes.write([WantedText(prompt, 5) for prompt in PROMPTS])] == whole
     assert sizes == [3, 1, 1, 1, 1]
 
 

@@ -116,7 +116,9 @@ def test_what_made_an_answer_stands_beside_it(letters, tmp_path):
 def test_the_world_and_a_grader(tmp_path):
     grader = saying(f"GRADE: {grade}" for grade in "CIPC")
     samples = [Sample(f"the {word} of", target="anything", id=number) for number, word in enumerate("abcd")]
-    task = Task(name="graded", dataset=samples, solver=generate(), scorer=model_graded_qa(model=grader))
+    task = Task(
+        name="graded", dataset=samples, solver=generate(), scorer=model_graded_qa(model=grader, partial_credit=True)
+    )
     log = run(task, "sae_hf/world", tmp_path, model_args={"sae": WORLD}, max_tokens=8, max_samples=1)
     assert values(log) == ["C", "I", "P", "C"]
     (scored,) = log.results.scores

@@ -38,8 +38,8 @@ from sae_lm_eval.harness.gathered_requests import GatheredRequests
 from sae_lm_eval.harness.model import KNOWN, SaeHFLM
 from sae_lm_eval.harness.requested_texts import (
     PromptTooLong,
-    TextRequest,
     TextWriter,
+    WantedText,
     WrittenText,
     sampling_arguments,
 )
@@ -162,7 +162,7 @@ class SaeHFAPI(HuggingFaceAPI):
             metadata=self._metadata(request),
         )
 
-    async def _answer(self, request: TextRequest) -> WrittenText:
+    async def _answer(self, request: WantedText) -> WrittenText:
         future = self._gathered.ask(request)
         try:
             # A look now and then serves on asyncio and on trio, and wherever Inspect cancels a sample.
@@ -172,14 +172,14 @@ class SaeHFAPI(HuggingFaceAPI):
         finally:
             future.cancel()
 
-    def _request(self, prompt: str, config: GenerateConfig) -> TextRequest:
+    def _request(self, prompt: str, config: GenerateConfig) -> WantedText:
         for name in UNKNOWN_TO_HF:
             if getattr(config, name, None) not in (None, 1):
                 self.spliced.loaded.say_once(name, f"sae_hf does not follow {name}, nor does Inspect's hf.")
         sampling = sampling_arguments(
             do_sample=self.do_sample, temperature=config.temperature, top_p=config.top_p, top_k=config.top_k
         )
-        return TextRequest(
+        return WantedText(
             prompt,
             length=config.max_tokens or self.max_tokens(),
             stop=tuple(config.stop_seqs or ()),
@@ -208,7 +208,7 @@ class SaeHFAPI(HuggingFaceAPI):
             ]
         )
 
-    def _metadata(self, request: TextRequest) -> dict[str, Any]:
+    def _metadata(self, request: WantedText) -> dict[str, Any]:
         """What the answer comes from, as lm_eval's results have it."""
         config = self.lm.loaded.model.config
         model = {"model": self.model_name, "revision": getattr(config, "_commit_hash", None) or self.lm.revision}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sae_lm_eval.errors import UserError, shortened
 from sae_lm_eval.files.logs import logger_of
-from sae_lm_eval.harness.generation import stop_check
+from sae_lm_eval.harness.generation import drawing, stop_check
 from sae_lm_eval.scoring.decoding import Ending
 from sae_lm_eval.scoring.generation import UnsharedError, end_ids, sampling_of
 from sae_lm_eval.scoring.shared_texts import SharedTexts
@@ -31,7 +30,7 @@ logger = logger_of(__name__)
 
 
 @dataclass(frozen=True)
-class TextRequest:
+class WantedText:
     """A prompt, and how its text is written.
 
     Args:
@@ -121,7 +120,7 @@ class TextWriter:
         self.rows = spliced.loaded.settings.texts_at_once  # of a batch of transformers'
         self._asked: Counter[str] = Counter()
 
-    def write(self, requests: Sequence[TextRequest]) -> list[WrittenText | BaseException]:
+    def write(self, requests: Sequence[WantedText]) -> list[WrittenText | BaseException]:
         """A text for each request, or the `UserError` that it ends with: a prompt too long, or logits that are nan."""
         out: list[WrittenText | BaseException] = [UserError("No text was written.")] * len(requests)
         with self.spliced.evaluation():
@@ -151,7 +150,7 @@ class TextWriter:
         return tokens.encode(prompt) or [tokens.prefix_token_id]
 
     def _batch(
-        self, requests: Sequence[TextRequest], prompts: Sequence[Sequence[int]]
+        self, requests: Sequence[WantedText], prompts: Sequence[Sequence[int]]
     ) -> list[tuple[int, WrittenText | UserError]]:
         """The number of each request, whose settings are equal, with its text."""
         keys = [self._key(request.prompt) for request in requests]
@@ -174,14 +173,15 @@ class TextWriter:
     # -- in the batches of the shared decoder -------------------------------------------------------------
 
     def _together(
-        self, shared: SharedTexts, request: TextRequest, prompts: Sequence[Sequence[int]], keys: Sequence[bytes]
+        self, shared: SharedTexts, request: WantedText, prompts: Sequence[Sequence[int]], keys: Sequence[bytes]
     ) -> Iterator[tuple[int, WrittenText | UserError]]:
         """Raises `UnsharedError` where only transformers can follow the request's settings."""
         sampler, ends = sampling_of(self.spliced.loaded.model, dict(request.sampling))
-        sampler = TokenSampler(sampler.warped, request.seed)
-        watched = request.likeliest is not None
-        if watched:
-            sampler = WatchedSampler(sampler.warped, sampler.seed, max(1, request.likeliest or 1))
+        if request.likeliest is None:
+            sampler, steps_of = TokenSampler(sampler.warped, request.seed), None
+        else:
+            sampler = WatchedSampler(sampler.warped, request.seed, max(1, request.likeliest))
+            steps_of = sampler.steps
         ending = Ending(request.length, ends, self._stops(request))
         found: dict[int, list[int] | None] = {}
         shared.decoder.generate(
@@ -192,13 +192,13 @@ class TextWriter:
                 yield number, self._undefined(prompts[number])
                 continue
             ended = "stop" if ids[-1] in ends or ending.stopped(ids) else self._cut(ids, request)
-            steps = [sampler.steps[keys[number]][i] for i in range(len(ids))] if watched else None
+            steps = None if steps_of is None else [steps_of[keys[number]][i] for i in range(len(ids))]
             yield number, self._text(prompts[number], ids, ended, steps)
 
-    def _stops(self, request: TextRequest) -> Callable[[Sequence[int]], bool]:
+    def _stops(self, request: WantedText) -> Callable[[Sequence[int]], bool]:
         return stop_check(self.spliced.tokens.tokenizer, request.stop) if request.stop else Ending.stopped
 
-    def _cut(self, ids: Sequence[int], request: TextRequest) -> str:
+    def _cut(self, ids: Sequence[int], request: WantedText) -> str:
         return "max_tokens" if len(ids) >= request.length else "model_length"
 
     def _undefined(self, prompt: Sequence[int]) -> UserError:
@@ -215,7 +215,7 @@ class TextWriter:
     # -- by transformers ----------------------------------------------------------------------------------
 
     def _plainly(
-        self, request: TextRequest, prompts: Sequence[Sequence[int]], keys: Sequence[bytes]
+        self, request: WantedText, prompts: Sequence[Sequence[int]], keys: Sequence[bytes]
     ) -> Iterator[tuple[int, WrittenText | UserError]]:
         start = 0
         while start < len(prompts):
@@ -232,7 +232,7 @@ class TextWriter:
             start = stop
 
     def _generated(
-        self, request: TextRequest, prompts: Sequence[Sequence[int]], key: bytes
+        self, request: WantedText, prompts: Sequence[Sequence[int]], key: bytes
     ) -> Sequence[WrittenText | UserError]:
         """The texts of a batch, padded on the left, by the model's own `generate`."""
         tokenizer, loaded = self.spliced.tokens.tokenizer, self.spliced.loaded
@@ -247,7 +247,11 @@ class TextWriter:
             self._stops(request),
         )
         try:
-            with drawing(request.seed, key, loaded.device), torch.no_grad(), self.spliced.generating(ids):
+            with (
+                drawing(b"%d %s" % (request.seed, key), loaded.device.type),
+                torch.no_grad(),
+                self.spliced.generating(ids),
+            ):
                 out = loaded.wrapped.generate(
                     input_ids=ids,
                     attention_mask=mask,
@@ -289,7 +293,7 @@ class RowEnds(StoppingCriteria):
         self.lengths, self.stopped = list(rooms), [False] * len(rooms)
         self._done = np.zeros(len(rooms), dtype=bool)
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         texts = input_ids[:, self.prompt :].tolist()
         for row, text in enumerate(texts):
             if not self._done[row]:
@@ -297,15 +301,6 @@ class RowEnds(StoppingCriteria):
                 if stopped or len(text) >= self.rooms[row]:
                     self._done[row], self.stopped[row], self.lengths[row] = True, stopped, len(text)
         return torch.from_numpy(self._done).to(input_ids.device)
-
-
-@contextmanager
-def drawing(seed: int, key: bytes, device: torch.device) -> Iterator[None]:
-    """Inside the scope, what torch draws depends on `seed` and `key` alone."""
-    own = hashlib.blake2b(b"%d %s" % (seed, key), digest_size=8).digest()
-    with torch.random.fork_rng([torch.cuda.current_device()] if device.type == "cuda" else []):
-        torch.manual_seed(int.from_bytes(own))
-        yield
 
 
 def sampling_arguments(

@@ -120,7 +120,7 @@ def read_inspect_log(path: Path) -> InspectResults:
             "date": datetime.fromisoformat(str(spec.created)).timestamp(),
             "max_length": record.get("max_length"),
         },
-        docs_by=SAMPLE if answers["epoch"].max() > 1 else None,
+        docs_by=SAMPLE if any(epoch > 1 for epoch in answers["epoch"]) else None,
         command=_command(spec),
         answers=answers.drop(columns=["epoch"]),
         asked={
@@ -229,7 +229,7 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, default=str).encode()).hexdigest()
 
 
-def _score(log: Any, scorer: str, values: pd.Series) -> float | None:
+def _score(log: Any, scorer: str, values: Any) -> float | None:
     """Inspect's own mean over samples, or where it wrote none, that of what is logged; None where nothing is scored."""
     name, _, part = scorer.partition(".")
     for score in log.results.scores if log.results else ():
@@ -240,7 +240,7 @@ def _score(log: Any, scorer: str, values: pd.Series) -> float | None:
     return _mean(values)
 
 
-def _mean(values: pd.Series) -> float | None:
+def _mean(values: Any) -> float | None:
     mean = float(values.mean())
     return None if math.isnan(mean) else mean
 
