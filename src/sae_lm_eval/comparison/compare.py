@@ -100,6 +100,7 @@ def paired_comparison(
     `{field: name}` of the documents, or is a YAML file of such; `metrics` is "primary" (the first right-or-wrong metric
     of a task, else its first) or "all". `draws` are those of the bootstrap and of the permutations. `docs_by` names a
     field of the documents: those that have the same there belong together, and intervals and tests are over such sets.
+
     Raises `UserError` for whatever does not pair, naming it.
     """
     _check(metrics, level, draws, seed)
