@@ -16,6 +16,12 @@ from runs import answers, write_run
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.comparison.subsets import read_categories_file
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.exchange.dictionary_names import DictionaryName
+from sae_lm_eval.exchange.leaderboard import Leaderboard, rows_of
+from sae_lm_eval.exchange.leaderboard_page import leaderboard_html
+from sae_lm_eval.exchange.saebench_export import saebench_files
+from sae_lm_eval.exchange.score_report import with_scores
+from sae_lm_eval.exchange.scores import DictionaryScore, ScoreKind, ScoreSet
 from sae_lm_eval.report.assemble import build
 from sae_lm_eval.results.results import read_results
 from sae_lm_eval.runs.sweep import read_sweep
@@ -38,11 +44,14 @@ RECORD = {
     "packages": {"lm_eval": "0.4.13"},
     "kl_at_answers": {"one": KL, "two": KL},
     "cut_prompts": {"one": {"prompts": 6, "cut": 1, "tokens_of_cut_prompts": 20, "tokens_lost": 3}},
-    "fidelity": {"text": {"by_category": {"c": {"documents": 2, **FIDELITY}}, "as_released": [RELEASED]}},
+    "fidelity": {
+        "text": {"tokens": 600, "by_category": {"c": {"documents": 2, **FIDELITY}}, "as_released": [RELEASED]}
+    },
     "effective_compute": {
         "text": {"fraction": 0.5, "low": 0.4, "high": 0.6, "law": "x", "flags": ["f"], "reason": None}
     },
 }
+SCORES = ScoreSet((DictionaryScore(ScoreKind("judge", "x"), DictionaryName("a", "b"), 0.5, "x"),))
 
 
 def run_of(folder: Path, record=None, seed: int = 0) -> tuple[Path, dict]:
@@ -70,7 +79,10 @@ def told(folder: Path) -> None:
     try:
         baseline, variant = (read_results(folder / name) for name in ("baseline", "variant"))
         comparison = paired_comparison(baseline, [variant], categories={"c": {"field": "text"}}, draws=20)
-        build(comparison)
+        report = build(comparison)
+        leaderboard_html(Leaderboard(tuple(rows_of(comparison, "run")), ()))
+        saebench_files([variant])
+        with_scores(report, comparison, SCORES)
     except UserError as error:
         text = str(error)
         text.encode()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.exchange.run_folders import run_folders, run_names
 from sae_lm_eval.report.assemble import Shaped, compare_tasks, shape
@@ -74,7 +75,7 @@ def read_leaderboard(paths: Sequence[str | Path], say: Callable[[str], None]) ->
     for number, folder in enumerate(folders, 1):
         say(f"{number} of {len(folders)}: {folder}")
         try:
-            rows += rows_of(folder, names[folder])
+            rows += rows_of(compare_tasks(*find_results(folder)), names[folder])
         except UserError as error:
             notes.append(f"Left out is the run {names[folder]}: {error}")
     if not rows:
@@ -83,9 +84,8 @@ def read_leaderboard(paths: Sequence[str | Path], say: Callable[[str], None]) ->
     return Leaderboard(tuple(rows), tuple(notes))
 
 
-def rows_of(folder: Path, run: str) -> list[LeaderboardRow]:
-    """The rows of one run. Raises `UserError` where its results cannot be read or do not pair."""
-    comparison = compare_tasks(*find_results(folder))
+def rows_of(comparison: Comparison, run: str) -> list[LeaderboardRow]:
+    """The rows of one run of this name."""
     shaped = shape(comparison)
     full = {short: name for name, short in shaped.names.items()}
     originals = {results.name: results for results in comparison.variants}

@@ -144,6 +144,7 @@ class Config(Foreign):
     model_args: Annotated[dict[str, Any] | StrictStr, BeforeValidator(_or_empty)] = Field(default_factory=dict)
     model_revision: OptionalText = None
     model_num_parameters: Count | None = None
+    limit: Annotated[StrictInt | StrictFloat, Field(ge=0, le=1e12)] | None = None
     sae_lm_eval: Annotated[SaeEntry, BeforeValidator(_or_empty)] = SaeEntry()
 
 
