@@ -13,6 +13,7 @@ from runs import question, write_run
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.results.digests import DIGESTS, ChangedFile, check_digest, check_digests, write_digests
+from sae_lm_eval.results.results import read_results
 from sae_lm_eval.runs.finished import set_damaged_aside
 
 
@@ -146,3 +147,16 @@ def test_what_cannot_be_read_is_set_aside_beside_what_was_before(run_folder, dam
     assert (older / "kept").is_file()
     assert not (run_folder / "v").exists()
     assert (run_folder / ".v.damaged.2" / DIGESTS).is_file()
+
+
+@pytest.mark.parametrize("content", ["", "[", "[]", '{"a": 3}', "\x00"])
+def test_digests_that_cannot_be_read_cost_no_results(run_folder, content):
+    (run_folder / "v" / DIGESTS).write_text(content)
+    before = sorted(run_folder.rglob("*"))
+    for read in (lambda: set_damaged_aside(run_folder, ["baseline", "v"]), lambda: read_results(run_folder / "v")):
+        with pytest.raises(ChangedFile, match=f"To keep it as it is, delete '{run_folder}/v/{DIGESTS}'"):
+            read()
+    assert sorted(run_folder.rglob("*")) == before
+    (run_folder / "v" / DIGESTS).unlink()
+    set_damaged_aside(run_folder, ["baseline", "v"])
+    assert read_results(run_folder / "v").tasks

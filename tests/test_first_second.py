@@ -305,7 +305,10 @@ OF_COMMANDS: Mapping[str, tuple[Sequence[str], str]] = {
         "gen_kwargs: temperature=hot must be a number",
     ),
     "a seed below zero": (["run", *RUN, "--sae", K4, "--seed", "-1"], "seed=-1 must be a whole number of at least 0."),
-    "no scores": (["run", *RUN, "--sae", K4, "--predict_only"], "predict_only leaves out the scores, which a run com"),
+    "no scores": (
+        ["run", *RUN, "--sae", K4, "--predict_only"],
+        "run compares scores, which --predict_only leaves out: ",
+    ),
     "samples of nothing": (["run", *RUN, "--sae", K4, "--samples", "{}"], "samples: {} names no document: leave it "),
     "samples of another task": (
         ["run", *RUN, "--sae", K4, "--samples", '{"sae_world_home": [1]}'],

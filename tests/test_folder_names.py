@@ -12,6 +12,7 @@ from sae_lm_eval import UserError
 from sae_lm_eval.runs.additions import with_earlier
 from sae_lm_eval.runs.folder_names import OF_RUN, TAKEN, check_name, folder_name, free_name
 from sae_lm_eval.runs.sweep import sweep_of
+from sae_lm_eval.runtime.run_folder import remember
 
 
 def names(*variants: object) -> list[str]:
@@ -73,6 +74,24 @@ def test_an_odd_entry_of_a_record_costs_no_other_its_place(odd, tmp_path, caplog
     (tmp_path / "run.json").write_text(json.dumps({"variants": [odd, GOOD, {**GOOD, "name": "c"}]}))
     assert [one.name for one in with_earlier(sweep, tmp_path).variants] == ["a", "c", "k32"]
     assert "left out. run.json, variants.0" in caplog.text
+    assert json.loads((tmp_path / "run.json").read_text()) == {"variants": [GOOD, {**GOOD, "name": "c"}]}
+    assert json.loads((tmp_path / ".run.json.before").read_text())["variants"][0] == odd
+    caplog.clear()
+    continued = with_earlier(sweep, tmp_path)
+    remember(tmp_path, {"variants": [one.record for one in continued.variants]})
+    assert not caplog.text
+
+
+def test_edits_that_a_control_of_before_carried_in_vain_are_left_out(tmp_path):
+    sweep = sweep_of({"model_args": "pretrained=world", "tasks": "sae_world_homes", "variants": ["k32"]})
+    arguments = {"sae": "a", "splice": "zero", "ablate": 3, "keep_top": 2, "clamp": "1:2"}
+    (tmp_path / "run.json").write_text(json.dumps({"variants": [{**GOOD, "arguments": arguments}]}))
+    before = with_earlier(sweep, tmp_path).variants[0]
+    assert before.arguments == {"sae": "a", "splice": "zero"}
+    remember(tmp_path, {"variants": [before.record]})
+    arguments = {"sae": "a", "ablate": 3}
+    (tmp_path / "run.json").write_text(json.dumps({"variants": [{**GOOD, "arguments": arguments}]}))
+    assert with_earlier(sweep, tmp_path).variants[0].arguments == arguments
 
 
 @pytest.mark.parametrize("name", sorted(TAKEN - OF_RUN))

@@ -18,10 +18,17 @@ from sae_lm_eval.dictionaries.config_file import read_configuration, with_metada
 from sae_lm_eval.errors import LONGEST, UserError
 from sae_lm_eval.exchange.delphi_scores import delphi_scores
 from sae_lm_eval.exchange.score_files import read_scores
+from sae_lm_eval.harness.chat_template import has_chat_template
+from sae_lm_eval.report.where_records import read_where_record
+from sae_lm_eval.report.where_tables import class_tables, where_picture, where_sentences
+from sae_lm_eval.results.digests import check_digests
+from sae_lm_eval.runs.additions import with_earlier
 from sae_lm_eval.runs.members import MemberRow
+from sae_lm_eval.runs.model_files import LAYERS, check_length, model_config, stated
 from sae_lm_eval.runs.sweep import read_sweep, sweep_of
+from sae_lm_eval.runs.task_index import check_tasks, members
 from sae_lm_eval.runtime.run_files import read_groups, read_identity, read_pace
-from sae_lm_eval.runtime.run_folder import remember
+from sae_lm_eval.runtime.run_folder import added_names, remember
 from sae_lm_eval.runtime.text_files import read_documents
 from sae_lm_eval.scaling import effective_compute
 from sae_lm_eval.scaling.data_files import read_rows
@@ -56,6 +63,29 @@ GROUPS = {"bos": True, "groups": [["a", "b"]]}
 PACE = {"tokens": 152, "token_passes_per_second": 3265.7}
 IDENTITY = {"model": {"weights": "a", "computed": None}, "packages": {"torch": "2"}, "variants": {"v": {"w": "x"}}}
 ASKED = {"schema": 3, "model_args": {"pretrained": "world"}, "variants": [{"name": "a", "arguments": {"sae": "b"}}]}
+DIGESTS = {"digests.json": "00", "own.json": "0" * 64}
+TASK = {"task": "own", "tag": ["tagged"], "dataset_path": "x"}
+GROUP = {"group": "inside", "task": ["own", {"task": "own", "num_fewshot": 1}, "sae_world_homes"]}
+MODEL = {"model_type": "llama", "num_hidden_layers": 4, "max_position_embeddings": 128, "text_config": {"n_ctx": 16}}
+TOKENIZER = {"chat_template": [{"name": "default", "template": "x"}]}
+SHARES = {f"{kind}{end}": 0.5 for kind in ("drop", "restored", "alone", "random") for end in ("", "_low", "_high")}
+PLACE = {"section": "overall", "name": "overall", "division": "segment", "class": "question", **SHARES}
+WHERE = {
+    "variant": "k4",
+    "level": 0.95,
+    "documents": 12,
+    "held_out": False,
+    "aligned": 0.5,
+    "fitted_on": 100,
+    "rows": [
+        {**PLACE, "measure": "margin", "unit": "nats", "n": 12, "reason": None},
+        {**PLACE, "measure": "accuracy", "unit": "pp", "n": 12, "reason": "the drop does not exclude 0"},
+    ],
+    "coverage": [{"division": "segment", "class": "question", "documents": 12, "positions": 3.5}],
+    "norm_edges": {"h": [1.0, 2.0]},
+    "energy": {"direction: a": 0.5},
+    "provenance": {"splices": [{"dictionary": "a"}]},
+}
 CONFIG = {"architecture": "topk", "d_in": 64, "d_sae": 8, "metadata": {"hook_name": "h", "model_name": "m"}}
 SUMS = json.dumps({"c": {"nats": 300.5, "tokens": 100, "bytes": 400}}).replace('"', '""')
 CURVE = (
@@ -89,6 +119,31 @@ def swept(path: Path) -> None:
     sweep_of(read_sweep(path))
 
 
+def continued(path: Path) -> None:
+    with_earlier(sweep_of(SWEEP), path.parent)
+    added_names(path.parent)
+
+
+def tasks(path: Path) -> None:
+    members(["own", "inside", "tagged"], path.parent)
+    check_tasks(["sae_world_homes"], path.parent)
+
+
+def model(path: Path) -> None:
+    given = {"pretrained": str(path.parent), "max_length": 8}
+    config = model_config(given)
+    check_length(given, config)
+    stated(config, LAYERS)
+
+
+def where(path: Path) -> None:
+    record = read_where_record(path).as_given()
+    assert where_sentences(record)
+    for table in class_tables(record):
+        assert table.title
+    where_picture(record)
+
+
 def remembered(path: Path) -> None:
     remember(path.parent, {"model_args": {"pretrained": "world"}, "variants": []})
 
@@ -112,6 +167,13 @@ KINDS: dict[str, Kind] = {
     "pace": (".pace.json", PACE, lambda path: read_pace(path.parent)),
     "identity": (".identity.json", IDENTITY, lambda path: read_identity(path.parent)),
     "what was asked": ("run.json", ASKED, remembered),
+    "what was asked before": ("run.json", ASKED, continued),
+    "digests": ("digests.json", DIGESTS, lambda path: check_digests(path.parent)),
+    "task": ("own.yaml", TASK, tasks),
+    "group": ("group.yaml", GROUP, tasks),
+    "model": ("config.json", MODEL, model),
+    "tokenizer": ("tokenizer_config.json", TOKENIZER, lambda path: has_chat_template({"pretrained": str(path.parent)})),
+    "where": ("k4.json", WHERE, where),
     "configuration": ("cfg.json", CONFIG, lambda path: with_metadata(read_configuration(path))),
     "prompts": ("prompts.jsonl", [{"prompt": "a"}, {"prompt": "b"}], read_prompts),
     "text": ("text.jsonl", [{"text": "a"}, {"text": "b"}], lambda path: list(read_documents(path, tokens=50))),
@@ -127,6 +189,17 @@ KINDS: dict[str, Kind] = {
     "scores": ("scores.csv", SCORES, read_scores),
     "delphi's settings": ("run_config.json", {"sparse_model": "a"}, lambda path: list(delphi_scores(path.parent))),
     "scores in Parquet": ("scores.parquet", "PAR1", read_scores),
+}
+WITHOUT = {
+    "groups",
+    "pace",
+    "identity",
+    "what was asked",
+    "what was asked before",
+    "digests",
+    "task",
+    "group",
+    "tokenizer",
 }
 BYTES = {
     "empty": b"", "blank": b"\n \n", "binary": bytes(range(256)), "NUL": b"\0" * 99, "cut": b'{"a": [1, 2',
@@ -200,14 +273,14 @@ def test_changed_values_and_bytes(kind, tmp_path_factory, rng):
     read(kind, tmp_path_factory.mktemp("malformed"), bytes(content))
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"parquet", "scores in Parquet", "what was asked"}))
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"parquet", "scores in Parquet", "what was asked", "digests"}))
 def test_sound_ones_are_read(kind, tmp_path):
     name, _, reader = KINDS[kind]
     (tmp_path / name).write_bytes(sound(kind))
     reader(tmp_path / name)
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"groups", "pace", "identity", "what was asked"}))
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - WITHOUT))
 def test_what_is_no_file(kind, tmp_path):
     name, _, reader = KINDS[kind]
     with pytest.raises(UserError, match=name):

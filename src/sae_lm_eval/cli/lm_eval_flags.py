@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import typer
 from typer.core import TyperCommand
 
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
@@ -16,6 +15,7 @@ from sae_lm_eval.errors import UserError, did_you_mean, first_line
 # lm_eval's flags that mean nothing here, and what to do instead.
 REFUSED = {
     "model": "run evaluates --model sae_hf and the untouched model: leave out --model",
+    "predict_only": "run compares scores, which --predict_only leaves out: leave it out",
     "config": "run takes lm_eval's settings from a sweep file: sae-lm-eval run FILE",
     "wandb_args": "run does not log to W&B: log the results folders afterwards",
     "wandb_config_args": "run does not log to W&B: log the results folders afterwards",
@@ -99,7 +99,7 @@ class RunCommand(TyperCommand):
 
         super().format_help(ctx, formatter)
         keys = ", ".join([*OURS, *lm_eval_settings()])
-        typer.echo(
+        formatter.write(
             BEHIND_HELP.format(keys=fill(keys, _width(), initial_indent="   ", subsequent_indent="   "), flags=_flags())
         )
 

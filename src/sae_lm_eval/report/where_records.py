@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.files.reading import Foreign, read_json
@@ -18,27 +18,82 @@ OF_MODEL = ("pretrained", "revision", "subfolder", "peft", "delta")
 USUAL = {"revision": "main"}
 OF_SPLICE = ("dictionary", "revision", "hook_in", "hook_out", "mode")
 OF_VARIANT = ("scale", "splice_tokens")
+Number = Annotated[float, Field(allow_inf_nan=False)] | None
 CHECKSUM = "weights_checksum"  # of a splice; results of earlier versions have none
 OF_MODEL_CONTENT = {"weights": "other weights", "tokenizer": "another tokenizer"}
+
+
+class WhereRow(Foreign):
+    """What one measure lost in a part of the tasks, and the shares of it that are those of a class."""
+
+    section: str
+    name: str
+    measure: str
+    unit: Literal["pp", "nats", "nats/token"]
+    n: int
+    division: str
+    class_: str = Field(alias="class")
+    reason: str | None
+    drop: Number
+    drop_low: Number
+    drop_high: Number
+    restored: Number
+    restored_low: Number
+    restored_high: Number
+    alone: Number
+    alone_low: Number
+    alone_high: Number
+    random: Number
+    random_low: Number
+    random_high: Number
+
+
+class Coverage(Foreign):
+    """How many documents have a class, and how many positions of it in one of them."""
+
+    division: str
+    class_: str = Field(alias="class")
+    documents: int
+    positions: Number
+
+
+class WhereProvenance(Foreign):
+    """Of a variant, what tells it from others."""
+
+    splices: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class WhereRecord(Foreign):
     """A file that `where` wrote, as far as a report reads it."""
 
     variant: str
-    level: float
-    documents: int
+    level: Annotated[float, Field(gt=0, lt=1)]
+    documents: Annotated[int, Field(gt=0)]
     held_out: bool
-    aligned: float
-    rows: list[dict[str, Any]]
-    coverage: list[dict[str, Any]]
-    provenance: dict[str, Any] = Field(default_factory=dict)
+    aligned: Annotated[float, Field(ge=0, le=1)]
+    rows: list[WhereRow]
+    coverage: list[Coverage]
+    fitted_on: int | None = None
+    energy: dict[str, Number] | None = None
+    norm_edges: dict[str, list[Annotated[float, Field(allow_inf_nan=False)]]] | None = None
+    provenance: WhereProvenance = Field(default_factory=WhereProvenance)
     model_args: dict[str, Any] = Field(default_factory=dict)
     model: dict[str, str | None] = Field(default_factory=dict)
     tasks: list[str] = Field(default_factory=list)
     n_shot: dict[str, int] = Field(default_factory=dict)
     chat_template: bool = False
     system_instruction: str | None = None
+
+    @model_validator(mode="after")
+    def _is_fitted_where_it_says_how_well(self) -> WhereRecord:
+        if self.energy and self.fitted_on is None:
+            raise ValueError("the energy of directions needs fitted_on, on how many positions they were fitted")
+        return self
+
+
+def read_where_record(file: Path) -> WhereRecord:
+    """Raises `UserError` for a file that is none."""
+    return read_json(file, WhereRecord, "a record of `sae-lm-eval where`")
 
 
 def records_beside(comparison: Comparison) -> tuple[list[dict[str, Any]], list[str]]:
@@ -50,8 +105,9 @@ def records_beside(comparison: Comparison) -> tuple[list[dict[str, Any]], list[s
     folders = [folder / FOLDER for folder in (home, *home.parents[:2])]
     records, left_out = [], []
     for file in (file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json"))):
-        record = read_json(file, WhereRecord, "a record of `sae-lm-eval where`")
-        own = [results.name for results in comparison.variants if _is_same(results.provenance, record.provenance)]
+        record = read_where_record(file)
+        spliced = record.provenance.as_given()
+        own = [results.name for results in comparison.variants if _is_same(results.provenance, spliced)]
         mismatch = _mismatch(record, comparison.baseline) or (None if own else "a variant that is not compared here")
         if mismatch is None:
             records.append({**record.as_given(), "variant": own[0]})

@@ -45,14 +45,15 @@ def check_digest(file: Path) -> None:
     """Raise `ChangedFile` where `file` is not as the digest beside it says; where there is none, nothing is known."""
     for folder in (file.parent, file.parent.parent):
         if is_file(written := folder / DIGESTS):
-            _check(file, _known(written).get(file.relative_to(folder).as_posix()), written)
+            if _is_checked.get():
+                _check(file, _known(written).get(file.relative_to(folder).as_posix()), written)
             return
 
 
 def check_digests(folder: Path) -> None:
     """Raise `UserError` where a file in `folder` is missing or cannot be read; of others nothing is known.
 
-    Raises `ChangedFile` where all are there, and one is not as its digest says.
+    Raises `ChangedFile` where all are there, and one is not as its digest says, or the digests cannot be read.
     """
     if not is_file(written := folder / DIGESTS):
         return
@@ -69,11 +70,16 @@ def check_digests(folder: Path) -> None:
 
 
 def _known(written: Path) -> dict[str, str]:
-    return read_json(written, dict[str, StrictStr], "a record of digests")
+    try:
+        return read_json(written, dict[str, StrictStr], "a record of digests")
+    except UserError as error:
+        raise ChangedFile(
+            f"{error} So nothing tells whether the results are as they were written. {_ways(written)}"
+        ) from error
 
 
 def _check(file: Path, digest: str | None, written: Path) -> None:
-    if digest is None or not _is_checked.get():
+    if digest is None:
         return
     try:
         told = file.stat()
@@ -82,10 +88,16 @@ def _check(file: Path, digest: str | None, written: Path) -> None:
         raise UserError(f"'{shown(file, 200)}' cannot be read: {error.strerror or error}.") from error
     if digest != found:
         raise ChangedFile(
-            f"'{shown(file, 200)}' is not as it was written: something changed or damaged it. To keep it as it is, "
-            f"delete '{shown(written, 200)}'; to evaluate anew, delete the folder '{shown(written.parent, 200)}' and "
-            f"give the command of the run again."
+            f"'{shown(file, 200)}' is not as it was written: something changed or damaged it. {_ways(written)}"
         )
+
+
+def _ways(written: Path) -> str:
+    """What can be done about a folder that is not as its digests say."""
+    return (
+        f"To keep it as it is, delete '{shown(written, 200)}'; to evaluate anew, delete the folder "
+        f"'{shown(written.parent, 200)}' and give the command of the run again."
+    )
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.results.digests import ChangedFile, check_digests, unchecked, write_digests
 from sae_lm_eval.results.documents import document_table
 from sae_lm_eval.results.results import read_results
+from sae_lm_eval.runtime.run_folder import free_path
 from sae_lm_eval.schema import NewerVersion
 
 logger = logger_of(__name__)
@@ -33,15 +33,9 @@ def set_damaged_aside(output_path: Path, names: Iterable[str]) -> None:
     for name, why in [(name, damage_of(output_path / name)) for name in finished]:
         if why is None:
             continue
-        aside = _free(output_path / f".{name}.damaged")
+        aside = free_path(output_path / f".{name}.damaged")
         os.replace(output_path / name, aside)
         logger.warning("The results of '%s' are damaged: set aside as '%s', and evaluated anew. %s", name, aside, why)
-
-
-def _free(path: Path) -> Path:
-    """The path, with a number where there is something already."""
-    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
-    return next(one for one in itertools.chain([path], numbered) if not os.path.lexists(one))
 
 
 def damage_of(folder: Path) -> str | None:

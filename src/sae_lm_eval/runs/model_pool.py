@@ -20,7 +20,7 @@ CACHES = ("cache_requests", "rewrite_requests_cache", "delete_requests_cache")
 PASSED = (
     *("num_fewshot", "batch_size", "max_batch_size", "device", "use_cache", "limit", "samples"),
     *("check_integrity", "write_out", "system_instruction", "apply_chat_template", "fewshot_as_multiturn"),
-    *("gen_kwargs", "verbosity", "predict_only", "confirm_run_unsafe_code", "metadata"),
+    *("gen_kwargs", "verbosity", "confirm_run_unsafe_code", "metadata"),
 )
 SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 

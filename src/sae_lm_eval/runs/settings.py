@@ -158,12 +158,6 @@ def _cache(name: str, value: Any) -> None:
     check_folder(at_home(value).parent, f"--{name}")
 
 
-def _scores(name: str, value: Any) -> None:
-    _truth(name, value)
-    if value:
-        raise UserError(f"{name} leaves out the scores, which a run compares: leave it out.")
-
-
 def _generation(name: str, value: Any) -> None:
     _mapping(name, value)
     given = named_values(value, name) if isinstance(value, str) else value
@@ -190,7 +184,6 @@ CHECKS: Mapping[str, Callable[[str, Any], object]] = {
     "hf_hub_log_args": _mapping,
     "samples": _samples,
     "use_cache": _cache,
-    "predict_only": _scores,
     "system_instruction": _text,
     "verbosity": _level,
     "apply_chat_template": _of_type((bool, str), "true, false or the name of a template"),

@@ -8,7 +8,16 @@ OURS = (
     *("model_args", "variants", "controls", "mean_text", "mean_tokens", "categories", "docs_by", "memory", "ray"),
     "output_path",
 )
-NOT_FOR_RUN = ("config", "model", "wandb_args", "wandb_config_args", "trackio_args", "log_samples", "show_config")
+NOT_FOR_RUN = (
+    "config",
+    "model",
+    "wandb_args",
+    "wandb_config_args",
+    "trackio_args",
+    "log_samples",
+    "show_config",
+    "predict_only",
+)
 
 
 def lm_eval_settings() -> list[str]:

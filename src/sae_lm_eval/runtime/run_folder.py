@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -90,6 +91,12 @@ def refuse_links(folder: Path) -> None:
 def journal_of(process: int | str = 0) -> str:
     """The journal's file, one for each process of a run."""
     return f".answers.{process}.sqlite"
+
+
+def free_path(path: Path) -> Path:
+    """The path, with a number where there is something already."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
+    return next(one for one in itertools.chain([path], numbered) if not os.path.lexists(one))
 
 
 def write_json(file: Path, value: Any) -> None:
