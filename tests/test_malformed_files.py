@@ -137,7 +137,7 @@ def model(path: Path) -> None:
 
 
 def where(path: Path) -> None:
-    record = read_where_record(path).as_given()
+    record = read_where_record(path).model_dump(by_alias=True)
     assert where_sentences(record)
     for table in class_tables(record):
         assert table.title
@@ -260,6 +260,19 @@ def changed(kind: str, rng: Random) -> bytes:
 @pytest.mark.parametrize("kind", KINDS)
 def test_other_content(kind, content, tmp_path):
     read(kind, tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        *({"include": odd, "task": "own"} for odd in (3, [None], [[]], {"a": 1})),
+        *({"group": odd, "task": ["own"]} for odd in (3, ["inside"], None)),
+        *({"task": "own", "tag": odd} for odd in (3, [None], [["tagged"]], {"a": 1})),
+        *({"group": "inside", "task": odd} for odd in (3, [None], [["own"]], [{"task": ["own"]}], {"a": 1})),
+    ],
+)
+def test_a_task_that_includes_or_is_called_something_odd(task, tmp_path):
+    read("task", tmp_path, json.dumps(task).encode())
 
 
 @pytest.mark.parametrize("kind", KINDS)

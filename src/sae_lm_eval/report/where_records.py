@@ -110,7 +110,7 @@ def records_beside(comparison: Comparison) -> tuple[list[dict[str, Any]], list[s
         own = [results.name for results in comparison.variants if _is_same(results.provenance, spliced)]
         mismatch = _mismatch(record, comparison.baseline) or (None if own else "a variant that is not compared here")
         if mismatch is None:
-            records.append({**record.as_given(), "variant": own[0]})
+            records.append({**record.model_dump(by_alias=True), "variant": own[0]})
         else:
             left_out.append(f"{'/'.join(file.parts[-2:])} is left out: it is of {mismatch}.")
     return records, left_out

@@ -53,6 +53,8 @@ def naming_keys(
     included = own.pop("include", None)
     merged: dict[str, Any] = {}
     for one in included if isinstance(included, list) else [included] if included else []:
+        if not isinstance(one, str):
+            raise ValueError(f"{path} includes {one!r}, which is no path")
         there = os.path.normpath(os.path.join(os.path.dirname(path), one))
         merged |= naming_keys(there, own_keys, (*seen, path))
     return merged | own
@@ -68,7 +70,7 @@ def _own_keys(path: str) -> dict[str, Any]:
                 raise ValueError(f"{path} is no mapping")
             return {key: found[key] for key in KEYS if key in found}
         return {key: _value(block) for _, key, block in NAMING.findall(text)}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError, TypeError, KeyError, OverflowError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -171,10 +173,11 @@ def _included(folders: Iterable[str | Path]) -> Iterator[tuple[str, dict[str, An
 
 def _names(found: dict[str, Any]) -> Iterator[str]:
     if "class" not in found and "group" in found:
-        yield found["group"]
-    elif "task" in found and isinstance(found["task"], str):
+        yield from (name for name in [found["group"]] if isinstance(name, str))
+    elif isinstance(found.get("task"), str):
         tags = found.get("tag") or []
-        yield from (found["task"], *(tags if isinstance(tags, list) else [tags]))
+        listed = tags if isinstance(tags, list) else [tags]
+        yield from (found["task"], *(tag for tag in listed if isinstance(tag, str)))
 
 
 def check_tasks(asked: Iterable[Any], include_path: str | Path | Sequence[str | Path] | None = None) -> None:

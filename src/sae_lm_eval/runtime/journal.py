@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sae_lm_eval.errors import UserError
+from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.files.logs import logger_of
 
 logger = logger_of(__name__)
@@ -133,7 +133,7 @@ class Journal:
         logger.warning(
             "The journal of answers is damaged (%s): set aside as '%s', and begun anew with the %d answers that are "
             "sound.",
-            *(error, aside, len(kept)),
+            *(first_line(error), aside, len(kept)),
         )
         try:
             _insert(self._opened(), kept)
