@@ -15,12 +15,13 @@ from pathlib import Path
 
 import torch
 import world_card
+import world_cross_layer as cross_layer
 import world_dictionaries as dictionaries
 import world_measure as measure
 import world_training as training
 from transformers import LlamaForCausalLM
 
-from sae_lm_eval.world import FILES
+from sae_lm_eval.world import CROSS_LAYER, FILES
 
 MAIN = training.Run("main", 128, 4, 4, 6_500_000, 2.5e-3, checkpoints=12)
 FAMILY = (
@@ -95,6 +96,18 @@ def train_dictionaries(build: Path) -> list[dict]:
     return [json.loads((build / "dictionaries" / f"{plan.id}.json").read_text()) for plan in DICTIONARIES]
 
 
+def train_cross_layer(build: Path) -> list[dict]:
+    """The rows of the cross-layer transcoder, one for each layer."""
+    folder = build / "cross_layer_transcoder"
+
+    def make() -> dict:
+        tokenizer, model = training.make_tokenizer(), load(build / "main" / "final")
+        cross_layer.train(model, tokenizer, folder)
+        return {"rows": cross_layer.figures(folder, model, tokenizer)}
+
+    return once(build / "cross_layer_transcoder.json", make)["rows"]
+
+
 def ship(build: Path, kept: list[str]) -> None:
     shutil.rmtree(FILES, ignore_errors=True)
     shutil.copytree(build / "main" / "final", FILES / "model")
@@ -102,6 +115,7 @@ def ship(build: Path, kept: list[str]) -> None:
         shutil.copytree(build / "main" / name, FILES / "checkpoints" / name)
     for plan in DICTIONARIES:
         shutil.copytree(build / "dictionaries" / plan.id, FILES / "dictionaries" / plan.id)
+    shutil.copytree(build / "cross_layer_transcoder", CROSS_LAYER)
     for path in FILES.rglob("*.safetensors"):
         path.chmod(0o644)  # safetensors writes files that only their owner may read
 
@@ -112,11 +126,11 @@ def main() -> None:
     build = parser.parse_args().build
     torch.set_num_threads(1)
     runs = [train_model(MAIN, build)]
-    trained = train_dictionaries(build)
+    trained, of_layers = train_dictionaries(build), train_cross_layer(build)
     runs += [train_model(run, build) for run in FAMILY]
     measured = once(build / "measured.json", lambda: measure.measure(build, runs[0]["checkpoint_table"], trained))
     ship(build, measured["kept_checkpoints"])
-    world_card.write(FILES, runs, trained, measured)
+    world_card.write(FILES, runs, trained, of_layers, measured)
 
 
 if __name__ == "__main__":

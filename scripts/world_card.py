@@ -42,7 +42,8 @@ Checkpoints of the main run (the learning rate is not annealed at them; shipped:
 ## Dictionaries
 Trained by SAELens' SAETrainer at the words of documents that begin with `<s>`; `<s>` and `</s>` were left
 out. Explained variance 1 - E|y - y^|^2 / (E|y|^2 - |E y|^2), L0 and dead latents are of 50,000 held-out
-words.
+words. The cross-layer transcoder `clt:world` was trained at all layers at once, on what passes the untouched model; its
+rows are of that too.
 
 {dictionaries}
 
@@ -62,13 +63,13 @@ Seconds by stage, one thread: {seconds}.
 """
 
 
-def write(files: Path, runs: list[dict], trained: list[dict], measured: dict) -> None:
-    facts = gather(runs, trained, measured)
+def write(files: Path, runs: list[dict], trained: list[dict], of_layers: list[dict], measured: dict) -> None:
+    facts = gather(runs, trained, of_layers, measured)
     (files / "world.json").write_text(json.dumps(facts, indent=1) + "\n")
     (files / "README.md").write_text(card(facts))
 
 
-def gather(runs: list[dict], trained: list[dict], measured: dict) -> dict:
+def gather(runs: list[dict], trained: list[dict], of_layers: list[dict], measured: dict) -> dict:
     family = sorted(({key: run[key] for key in RUN_KEYS} for run in runs), key=lambda run: run["compute"])
     shares = dict(mixture().probabilities())
     seconds = {run["name"]: run["seconds"] for run in runs}
@@ -88,6 +89,7 @@ def gather(runs: list[dict], trained: list[dict], measured: dict) -> dict:
         "family": family,
         "checkpoints": runs[0]["checkpoint_table"],
         "dictionaries": [{k: v for k, v in row.items() if k != "stage_seconds"} for row in trained],
+        "cross_layer": of_layers,
         "measured": measured,
         "log": {
             "seconds": {name: round(value) for name, value in seconds.items()},
@@ -107,7 +109,7 @@ def card(facts: dict) -> str:
         family=_family(facts["family"], facts["entropy"]["nats_per_token"]),
         kept=", ".join(facts["measured"]["kept_checkpoints"]),
         checkpoints=_checkpoints(facts["checkpoints"]),
-        dictionaries=_dictionaries(facts["dictionaries"]),
+        dictionaries=_dictionaries([*facts["dictionaries"], *facts["cross_layer"]]),
         drops=_drops(facts),
         findings="\n".join(f"- {line}." for line in findings(facts["measured"])),
         seconds=_listed(log["seconds"]),

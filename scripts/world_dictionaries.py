@@ -59,6 +59,7 @@ def hooked_module(model: LlamaForCausalLM, hook: str) -> tuple[torch.nn.Module, 
     block = model.model.layers[int(layer)]
     return {
         "hook_resid_post": (block, "output"),
+        "hook_resid_mid": (block.post_attention_layernorm, "input"),
         "mlp.hook_in": (block.mlp, "input"),
         "hook_mlp_out": (block.mlp, "output"),
     }[point]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
@@ -16,12 +19,15 @@ from models import WIDTH, random_model, random_sae, word_tokenizer, words
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sae_lm_eval import SaeHFLM, UserError
+from sae_lm_eval import SaeHFLM, UserError, world
 from sae_lm_eval.dictionaries import cross_layer_loader
 from sae_lm_eval.dictionaries.cross_layer import CrossLayerLatents, FileRows
 from sae_lm_eval.harness.joined import joined
 from sae_lm_eval.splicing.arguments import requested_splices
+from sae_lm_eval.splicing.attach import Attachment
 from sae_lm_eval.splicing.module_io import hook_side
+from sae_lm_eval.splicing.splice import Context
+from sae_lm_eval.world import text
 
 LATENTS, LAYERS = 40, 3
 
@@ -402,3 +408,35 @@ def test_from_the_hub_the_asked_layers_alone(tmp_path):
     assert "there is no layer 3; the layers run from 0 to 2" in errors[3]
     found = {file.name for file in (tmp_path / "home").rglob("snapshots/*/small/*.safetensors")}
     assert found == {f"W_{kind}_{layer}.safetensors" for kind in ("enc", "dec") for layer in (0, 1)}
+
+
+def test_the_world_has_one_as_its_card_says():
+    lm = SaeHFLM(pretrained="world", sae="clt:world", device="cpu")
+    rows = world.world_facts()["cross_layer"]
+    splices = lm.spliced.variant.splices
+    assert [splice.dictionary.name for splice in splices] == [row["id"] for row in rows]
+    held_out = text.documents(Random(world.world_facts()["seeds"]["held_out_text"]))
+    documents = [document.text for document in islice(held_out, 60)]
+    variant = lm.spliced.variant.in_mode("none")  # latents read the untouched model, as in training
+    seen = [0.0] * len(splices)
+    errors, means, count = [0.0] * len(splices), [torch.zeros(()) for _ in splices], 0
+
+    def watch(splice, x, y, new, context):
+        nonlocal count
+        number = variant.number_of(splice)
+        words = ~torch.isin(context.input_ids, torch.tensor(sorted(lm.spliced.variant.special_ids)))
+        own, made = y[words].double(), splice.reconstruction(x, y, context)[words].double()
+        errors[number] += (own - made).square().sum().item()
+        seen[number] += own.square().sum().item()
+        means[number] = means[number] + own.sum(0)
+        count += int(words.sum()) if number == 0 else 0
+
+    with torch.no_grad(), ExitStack() as scope:
+        attachment = Attachment(lm.model, variant, scope)
+        for document in documents:
+            ids = torch.tensor([lm.tok_encode(document)])
+            attachment.begin(Context.of_call(ids, {}), watch)
+            lm.model(ids)
+    for row, error, square, mean in zip(rows, errors, seen, means, strict=True):
+        variance = square - count * (mean / count).square().sum().item()
+        assert 1 - error / variance == pytest.approx(row["explained_variance"], abs=0.01)

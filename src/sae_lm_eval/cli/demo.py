@@ -18,7 +18,7 @@ SWEEP = {
         {"name": "k32", "sae": f"{MIDDLE}.k32"},
         {"name": "k4", "sae": f"{MIDDLE}.k4"},
         {"name": "transcoder", "sae": "world#blocks.2.mlp.skip_transcoder"},
-        {"name": "3_saes", "sae": [f"world#blocks.{layer}.hook_resid_post.k32" for layer in (1, 2, 3)]},
+        {"name": "all_mlps", "sae": "clt:world"},
         {"name": "zero", "sae": f"{MIDDLE}.k32", "splice": "zero"},
     ],
 }

@@ -77,10 +77,10 @@ def _apart(comparison: Comparison, worse: str, better: str) -> list[str]:
         adjusted = "" if clear else ", not adjusted"
         ends = f"{fixed_decimals(row['low'])} to {fixed_decimals(row['high'])}"
         bounds = f" ({comparison.level:.0%} interval {ends}{adjusted})"
-    differ = f"they differ by {fixed_decimals(row['difference'])} points{bounds}"
+    differ = f"differ by {fixed_decimals(row['difference'])} points{bounds}"
     if clear:
-        return [f"The two can be told apart: {differ}."]
-    return [f"After adjustment for {len(between)} comparisons the two cannot be told apart: {differ}."]
+        return [f"They {differ}, and can be told apart."]
+    return [f"After adjustment for {len(between)} comparisons the two cannot be told apart: they {differ}."]
 
 
 def _extremes(summary: Summary, variant: str) -> list[str]:
