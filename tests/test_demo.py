@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_is_told_of_first(tmp_path):
     command = [str(Path(sys.executable).parent / "sae-lm-eval"), "demo", "--output_path", str(tmp_path / "a_file")]
     said = subprocess.run(command, env=OFFLINE, capture_output=True, text=True)
     assert said.returncode == 2
-    assert "cannot be made: File exists. Give another --output_path." in said.stderr
+    assert "is a file. Give another --output_path." in said.stderr
 
 
 def test_the_command_prints_the_tables(report):
