@@ -199,8 +199,16 @@ def test_what_is_no_score_file_is_told(tmp_path):
     (tmp_path / "a.json").write_text('{"eval_type_id": ')
     with pytest.raises(UserError, match="cannot be read as JSON"):
         read_scores(tmp_path / "a.json")
-    with pytest.raises(UserError, match="sae_lens_release_id"):
+    with pytest.raises(UserError, match="names its dictionary in sae_lens_release_id"):
         read_scores(saved(tmp_path / "b.json", result(release=None, autointerp_score=1)))
+
+
+def test_a_result_of_a_dictionary_without_a_name_is_named_beside_the_others(tmp_path):
+    saved(tmp_path / "a.json", result(release=None, autointerp_score=1))
+    saved(tmp_path / "b.json", result(autointerp_score=0.5))
+    found = read_scores(tmp_path)
+    assert [score.value for score in found.scores] == [0.5]
+    assert found.notes == ("No scores of dictionaries are in a.json.",)
 
 
 def test_ranks_are_correlated_as_scipy_does():

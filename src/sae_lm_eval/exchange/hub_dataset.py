@@ -18,6 +18,7 @@ import yaml
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.exchange.hub_upload import CARD, MARK
+from sae_lm_eval.files.reading import shown
 from sae_lm_eval.report import render, writer
 from sae_lm_eval.report.assemble import Report
 from sae_lm_eval.report.provenance import dictionary_of, mode_of, requested_model
@@ -38,8 +39,8 @@ def dataset_files(comparison: Comparison, report: Report, *, command: str, texts
 
     Raises `UserError` where one of them holds what looks like a token.
     """
-    shown = report if texts else replace(report, worst=())
-    made = writer.files(shown)
+    told = report if texts else replace(report, worst=())
+    made = writer.files(told)
     files = {name: made[name] for name in (*TABLES, "report.html") if name in made}
     files |= {name: content for name, content in made.items() if name.startswith("figures/") and name.endswith(".png")}
     documents = document_rows(comparison, texts=texts)
@@ -47,7 +48,7 @@ def dataset_files(comparison: Comparison, report: Report, *, command: str, texts
         buffer = io.BytesIO()
         documents.to_parquet(buffer, index=False, compression="zstd")
         files[DOCUMENTS] = buffer.getvalue()
-    files[CARD] = _card(shown, files, command=command, rows=len(documents), texts=texts).encode()
+    files[CARD] = _card(told, files, command=command, rows=len(documents), texts=texts).encode()
     files[HASHES] = json.dumps(_hashes(comparison, files, command), indent=1).encode()
     for name, content in files.items():
         if name.endswith(TEXTUAL) and TOKEN.search(content):
@@ -66,7 +67,9 @@ def document_rows(comparison: Comparison, *, texts: bool) -> pd.DataFrame:
         own = own.assign(model=requested_model(run), dictionary=dictionary_of(run), mode=mode_of(run))
         wanted = ["task", "doc_id", *OF_DOCUMENT, *(TEXTS if texts else ())]
         held = document_table(run, wanted)
-        parts.append(own if held is None else own.merge(held, on=["task", "doc_id"], how="left", validate="1:1"))
+        if held is not None and held.duplicated(["task", "doc_id"]).any():
+            raise UserError(f"'{shown(path_of(run), 200)}' has a document twice: it is no table of a run's documents.")
+        parts.append(own if held is None else own.merge(held, on=["task", "doc_id"], how="left"))
     first = ["model", "variant", "dictionary", "mode", "task", "doc_id"]
     rows = pd.concat(parts, ignore_index=True)
     return rows.reindex(columns=[*first, *(name for name in rows if name not in first)])

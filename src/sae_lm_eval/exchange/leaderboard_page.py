@@ -12,6 +12,7 @@ from markupsafe import Markup
 from sae_lm_eval.exchange.leaderboard import Leaderboard
 from sae_lm_eval.exchange.new_files import LEADERBOARD_MARK
 from sae_lm_eval.files.escaping import terminal
+from sae_lm_eval.report.formatting import abridged
 from sae_lm_eval.report.render import LOADER, breakable
 
 TITLE = "What dictionaries cost"
@@ -21,7 +22,7 @@ def leaderboard_html(board: Leaderboard) -> str:
     """The page. Everything that results hold is escaped, and its control characters are named."""
     loader = ChoiceLoader([PackageLoader("sae_lm_eval", "exchange/templates"), LOADER])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"shown": terminal, "breakable": breakable}
+    environment.filters |= {"shown": terminal, "breakable": breakable, "abridged": abridged}
 
     def joined(kind: str) -> str:
         return "".join(loader.get_source(environment, f"{name}.{kind}")[0] for name in ("report", "leaderboard"))

@@ -57,14 +57,15 @@ def is_unreliable(value: dict[str, Any]) -> bool:
 
 
 def saebench_scores(value: Any, path: Path) -> list[DictionaryScore]:
-    """The scores in a result's content; undefined ones are missing.
+    """The scores in a result's content; undefined ones are missing, and all of a dictionary without a name.
 
-    Raises `UserError` where it is no result of SAEBench's, or names no dictionary.
+    Raises `UserError` where it is no result of SAEBench's.
     """
     where = f"'{shown(path, 200)}'"
     held = checked(SaeBenchFile, value, where, WHAT)
-    release = checked(str, held.sae_lens_release_id, f"{where}, sae_lens_release_id,", WHAT)
-    dictionary = DictionaryName.of_parts(release, held.sae_lens_id)
+    if not (held.sae_lens_release_id or "").strip():
+        return []
+    dictionary = DictionaryName.of_parts(held.sae_lens_release_id or "", held.sae_lens_id)
     known = SCORES.get(held.eval_type_id)
     scores = []
     for metrics in held.eval_result_metrics.values():

@@ -20,6 +20,7 @@ KINDS = (".json", ".csv", ".parquet")
 SPEC, RELEASE, ID = "sae", "release", "sae_id"  # columns that name a dictionary
 LOWER = "(lower is better)"  # at the end of a column's heading
 MOST_FILES, MOST_COLUMNS, MOST_ROWS = 20_000, 64, 100_000
+NO_NAME = "A result of SAEBench's names its dictionary in sae_lens_release_id, and has numbers that are defined."
 FORM = f"a column '{SPEC}' with specs, or the columns '{RELEASE}' and '{ID}'"
 Row = dict[str, Any]
 
@@ -54,7 +55,8 @@ def _of_file(path: Path) -> tuple[list[DictionaryScore], list[str]]:
     value = json_value(read_text(path), where)
     if is_saebench(value) and is_unreliable(value):
         return [], [LEFT_OUT]
-    return saebench_scores(value, path), []
+    scores = saebench_scores(value, path)
+    return scores, [] if scores else [NO_NAME]
 
 
 def _of_folder(folder: Path) -> tuple[list[DictionaryScore], list[str]]:
@@ -70,8 +72,10 @@ def _of_folder(folder: Path) -> tuple[list[DictionaryScore], list[str]]:
                 other.append(path.name)
             elif is_unreliable(value):
                 notes.append(LEFT_OUT)
+            elif found := saebench_scores(value, path):
+                scores += found
             else:
-                scores += saebench_scores(value, path)
+                other.append(path.name)
         else:
             rows = _table_rows(path)
             if not rows or not _is_keyed(rows[0]):

@@ -109,7 +109,7 @@ def join_scores(scores: ScoreSet, chosen: Sequence[Setting]) -> Joined:
             name = next((name for name in by_name if name.fits(score.dictionary)), None)
             if name is None:
                 missed[score.dictionary] = None
-            else:
+            elif name not in partners or name == score.dictionary:  # rather than one that tells less of the revision
                 partners[name] = ScoredVariant(by_name[name], score.value, score.file)
         if partners:
             found |= partners.keys()
