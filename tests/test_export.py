@@ -18,6 +18,7 @@ import jsonschema
 import pandas as pd
 import pytest
 import yaml
+from datasets import load_dataset
 from test_report import FIDELITY, QUESTIONS, SPLICE, write_run
 from typer.testing import CliRunner
 
@@ -230,9 +231,15 @@ def test_a_data_set_is_uploaded_with_a_row_for_each_document_and_variant(out, tm
     }
     assert "k4/results_2026-01-01T00-00-00.000000.json" in hashes["sources"]
     header = yaml.safe_load(written["README.md"].decode().split("---")[1])
-    assert [config["data_files"] for config in header["configs"]] == ["documents.parquet", "drops.csv", "fidelity.csv"]
-    for config in header["configs"]:
-        assert config["data_files"] in written
+    assert [config["config_name"] for config in header["configs"]] == ["documents", "drops", "fidelity"]
+
+
+def test_every_table_of_the_data_set_can_be_loaded(out, tmp_path):
+    command(out, "--hub", "me/numbers", "--dry_run")
+    for name in ("documents", "drops", "fidelity"):
+        held = load_dataset(str(out / "hub"), name, split="test", cache_dir=str(tmp_path / "cache"))
+        assert held.num_rows == len(pd.read_parquet(out / "hub" / f"{name}.parquet")) > 0
+    assert load_dataset(str(out / "hub"), split="test", cache_dir=str(tmp_path / "cache")).num_rows == 180
 
 
 def test_without_a_token_nothing_is_uploaded_and_the_folder_is_what_would_be(out, hub):

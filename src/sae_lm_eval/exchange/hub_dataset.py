@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,17 +21,18 @@ from sae_lm_eval.exchange.hub_upload import CARD, MARK
 from sae_lm_eval.files.reading import shown
 from sae_lm_eval.report import render, writer
 from sae_lm_eval.report.assemble import Report
+from sae_lm_eval.report.formatting import listing
 from sae_lm_eval.report.provenance import dictionary_of, mode_of, requested_model
 from sae_lm_eval.results.documents import document_table, path_of
 from sae_lm_eval.results.results import Results
 
 DOCUMENTS, HASHES = "documents.parquet", "hashes.json"
-TABLES = ("drops.csv", "fidelity.csv", "equivalents.csv")
+SPLIT = "test"  # the only one of each table
 OF_DOCUMENT = ("doc_hash", "chosen", "logprobs", "kl", "positions", "tokens", "tokens_cut", "l0")
 TEXTS = ("prompt", "answers", "target")
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 LONGEST_FACT = 300  # letters
-TEXTUAL = (".md", ".csv", ".json", ".html")
+TEXTUAL = (".md", ".json", ".html")
 
 
 def dataset_files(comparison: Comparison, report: Report, *, command: str, texts: bool = False) -> dict[str, bytes]:
@@ -41,19 +42,30 @@ def dataset_files(comparison: Comparison, report: Report, *, command: str, texts
     """
     told = report if texts else replace(report, worst=())
     made = writer.files(told)
-    files = {name: made[name] for name in (*TABLES, "report.html") if name in made}
-    files |= {name: content for name, content in made.items() if name.startswith("figures/") and name.endswith(".png")}
     documents = document_rows(comparison, texts=texts)
-    if len(documents):
-        buffer = io.BytesIO()
-        documents.to_parquet(buffer, index=False, compression="zstd")
-        files[DOCUMENTS] = buffer.getvalue()
-    files[CARD] = _card(told, files, command=command, rows=len(documents), texts=texts).encode()
+    frames = {
+        DOCUMENTS: documents,
+        "drops.parquet": report.drops,
+        "fidelity.parquet": report.fidelity,
+        "equivalents.parquet": report.equivalents,
+    }
+    # Of one format: `datasets` reads all tables of a repository as it reads the first.
+    files = {name: _parquet(frame) for name, frame in frames.items() if frame is not None and len(frame)}
+    tables = list(files)
+    files["report.html"] = made["report.html"]
+    files |= {name: content for name, content in made.items() if name.startswith("figures/") and name.endswith(".png")}
+    files[CARD] = _card(told, tables, command=command, rows=len(documents), texts=texts).encode()
     files[HASHES] = json.dumps(_hashes(comparison, files, command), indent=1).encode()
     for name, content in files.items():
         if name.endswith(TEXTUAL) and TOKEN.search(content):
             raise UserError(f"{name} would hold what looks like a token of the Hub, from the results: nothing is made.")
     return files
+
+
+def _parquet(frame: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False, compression="zstd")
+    return buffer.getvalue()
 
 
 def document_rows(comparison: Comparison, *, texts: bool) -> pd.DataFrame:
@@ -75,26 +87,28 @@ def document_rows(comparison: Comparison, *, texts: bool) -> pd.DataFrame:
     return rows.reindex(columns=[*first, *(name for name in rows if name not in first)])
 
 
-def _card(report: Report, files: Mapping[str, bytes], *, command: str, rows: int, texts: bool) -> str:
+def _card(report: Report, tables: Sequence[str], *, command: str, rows: int, texts: bool) -> str:
     """The data set's card: its header, what is in it, and the report's short tables."""
     configs = [
-        {"config_name": Path(name).stem, "data_files": name, **({"default": True} if name == DOCUMENTS else {})}
-        for name in (DOCUMENTS, *TABLES)
-        if name in files
+        {"config_name": Path(name).stem, "data_files": [{"split": SPLIT, "path": name}], "default": name == tables[0]}
+        for name in tables
     ]
     header = {
         "pretty_name": report.title,
         "tags": ["sparse-autoencoder", "interpretability", "lm-evaluation-harness", "sae-lm-eval"],
         "configs": configs,
     }
-    tables = tuple(table for table in report.tables if table.extent == "short")
+    short = tuple(table for table in report.tables if table.extent == "short")
     sources = tuple(replace(source, facts=tuple(filter(_is_short, source.facts))) for source in report.sources)
-    body = render.markdown_report(replace(report, tables=tables, worst=(), sources=sources))
+    body = render.markdown_report(replace(report, tables=short, worst=(), sources=sources))
     title, _, rest = body.partition("\n")
     held = "with the benchmarks' texts, under the benchmarks' licences" if texts else "without the benchmarks' texts"
     contents = [
-        f"- `{DOCUMENTS}`: {rows:,} rows, one for each document and variant, {held}." if DOCUMENTS in files else "",
-        "- `drops.csv`, `fidelity.csv`: the tables in full, unrounded; `report.html`: the report as a page.",
+        f"- `{DOCUMENTS}`: {rows:,} rows, one for each document and variant, {held}." if DOCUMENTS in tables else "",
+        f"- {listing(f'`{name}`' for name in tables if name != DOCUMENTS)}: the numbers of the report, unrounded."
+        if tables != [DOCUMENTS]
+        else "",
+        "- `report.html`: the report as a page.",
         f"- `{HASHES}`: SHA-256 of every file here and of the result files that they were made from.",
     ]
     listed = "\n".join(filter(None, contents))
