@@ -65,10 +65,13 @@ def write_report(
     from sae_lm_eval.comparison.compare import with_notes
     from sae_lm_eval.comparison.multiplicity import stars_changed
     from sae_lm_eval.report import assemble, writer
+    from sae_lm_eval.report.provenance import names_in_report
     from sae_lm_eval.runtime.run_folder import added_names
 
     comparison = assemble.compare_tasks(*results, **pairing)
-    comparison = with_notes(comparison, stars_changed(comparison.drops, added_names(out), comparison.level))
+    names = names_in_report(comparison.variants)
+    drops, added = comparison.drops.replace({"variant": names}), [names.get(name, name) for name in added_names(out)]
+    comparison = with_notes(comparison, stars_changed(drops, added, comparison.level))
     made = assemble.build(comparison, sort=sort)
     if held is not None:
         from sae_lm_eval.exchange.score_report import with_scores

@@ -104,7 +104,10 @@ def _print(found: Explained, output_path: Path) -> None:
     from sae_lm_eval.report.where_tables import caption, class_tables, norm_edges, where_sentences
 
     console, record = Console(), found.record()
-    captions = [caption(record), *([norm_edges(record)] if record["norm_edges"] else [])]
+    captions = [
+        caption(record, counted=bool(record["coverage"])),
+        *([norm_edges(record)] if record["norm_edges"] else []),
+    ]
     if console.is_terminal:
         captions.append("Intervals, and columns that have no room here, are in the record.")
     print_findings(console, where_sentences(record), class_tables(record), captions, ())

@@ -255,7 +255,7 @@ def between_tables(between: pd.DataFrame, told: Told) -> list[ReportTable]:
     caption = (
         "How much more the first variant loses than the second over all tasks, question by question, in percentage "
         f"points; {told.level:.0%} interval: {alternatives(between['interval'])}; p: {alternatives(between['test'])}, "
-        f"Holm's adjustment over {len(between)} pairs."
+        f"Holm's adjustment over {len(between)} pair{'s' * (len(between) > 1)}."
     )
     columns = (
         *(TableColumn("variant", "left"), TableColumn("beside", "left")),

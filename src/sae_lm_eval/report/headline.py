@@ -74,13 +74,14 @@ def _apart(comparison: Comparison, worse: str, better: str) -> list[str]:
     clear = row["p_adjusted"] < 1 - comparison.level
     bounds = ""
     if is_number(row["low"]):
-        adjusted = "" if clear else ", not adjusted"
+        adjusted = "" if clear or len(between) == 1 else ", not adjusted"
         ends = f"{fixed_decimals(row['low'])} to {fixed_decimals(row['high'])}"
         bounds = f" ({comparison.level:.0%} interval {ends}{adjusted})"
     differ = f"differ by {fixed_decimals(row['difference'])} points{bounds}"
     if clear:
         return [f"They {differ}, and can be told apart."]
-    return [f"After adjustment for {len(between)} comparisons the two cannot be told apart: they {differ}."]
+    after = "The" if len(between) == 1 else f"After adjustment for {len(between)} comparisons the"
+    return [f"{after} two cannot be told apart: they {differ}."]
 
 
 def _extremes(summary: Summary, variant: str) -> list[str]:
@@ -90,9 +91,9 @@ def _extremes(summary: Summary, variant: str) -> list[str]:
     said = []
     if len(own) > 1:
         most, least = (f"{row.alias} ({fixed_decimals(row.drop)}{_bounds(row)})" for row in (own[-1], own[0]))
-        where = "" if len(summary.variants or summary.controls) == 1 else f"In {variant}, "
-        text = f"{where}{most} loses most and {least} least."
-        said.append(text[0].upper() + text[1:] if not where else text)
+        alone = len(summary.variants or summary.controls) == 1
+        apart = f"In {variant}, {most} loses most and {least} least."
+        said.append(f"It loses most in {most} and least in {least}." if alone else apart)
     floor = list(dict.fromkeys(row.alias for row in summary.rows if row.at_chance))
     if floor and own:
         chance = all(row.above_chance_reason != NONE_RIGHT for row in summary.rows if row.at_chance)

@@ -142,7 +142,7 @@ def converted_rows(found: list[Converted], notes: dict[str, int]) -> list[dict[s
 
 def _marks(estimate: Estimate, notes: dict[str, int], further: tuple[str, ...] = ()) -> str:
     own = [*([estimate.reason] if estimate.reason else []), *estimate.flags, *further]
-    return ",".join(map(str, sorted(notes.setdefault(note, len(notes) + 1) for note in own)))
+    return ",".join(map(str, sorted({notes.setdefault(note, len(notes) + 1) for note in own})))
 
 
 def literature_rows(table: pd.DataFrame) -> list[dict[str, str]]:

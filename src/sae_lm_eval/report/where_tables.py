@@ -89,7 +89,8 @@ def class_table(record: Mapping[str, Any], division: str) -> ReportTable | None:
     if not rows:
         return None
     covered = {row["class"]: row for row in record["coverage"] if row["division"] == division}
-    columns = [TableColumn("class", "left"), TableColumn("documents", spare=1), TableColumn("positions", spare=1)]
+    columns = [TableColumn("class", "left")]
+    columns += [TableColumn("documents", spare=1), TableColumn("positions", spare=1)] if covered else []
     columns += [
         TableColumn(f"{shown}: {name}", spare={"restored": 0, "alone": 2, "random": 3}[kind])
         for kind, shown in KINDS.items()
@@ -98,25 +99,28 @@ def class_table(record: Mapping[str, Any], division: str) -> ReportTable | None:
     lines = []
     for name in dict.fromkeys(row["class"] for row in rows):
         own = {row["measure"]: row for row in rows if row["class"] == name}
-        lines.append((text_cell(name), *_coverage(covered.get(name), record["documents"]), *_shares(own)))
+        coverage = _coverage(covered.get(name), record["documents"]) if covered else ()
+        lines.append((text_cell(name), *coverage, *_shares(own)))
     blocks = (len(lines) - 1,) if lines and lines[-1][0].text == SUM else ()
+    edges = f" {norm_edges(record)}" if division == NORM and record.get("norm_edges") else ""
     return ReportTable(
         f"where-{_slug(record['variant'])}-{_slug(division)}",
         f"{record['variant']}: share of the drop by {division}",
-        f"{caption(record)}{f' {norm_edges(record)}' if division == NORM and record.get('norm_edges') else ''}",
+        f"{caption(record, counted=bool(covered))}{edges}",
         tuple(columns),
         tuple(lines),
         blocks=blocks,
     )
 
 
-def caption(record: Mapping[str, Any]) -> str:
-    """What the columns of a table of shares are."""
+def caption(record: Mapping[str, Any], *, counted: bool) -> str:
+    """What the columns of a table of shares are; `counted` where it has those of documents and positions."""
+    counts = " Documents: how many have the class; positions: how many it has in one." if counted else ""
     half = "Half of the documents, drawn at random." if record["held_out"] else "All documents."
     return (
         f"Share of the drop on {_together(record)} that comes back when the error of a class is put back, with its "
         f"{record['level']:.0%} interval (Fieller's); that a class makes with its error alone; and that a random error "
-        f"of the same norm makes there. Documents: how many have the class; positions: how many it has in one. {half}"
+        f"of the same norm makes there.{counts} {half}"
     )
 
 
