@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from sae_lm_eval.comparison.compare import Comparison
+from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import Foreign, read_json
 from sae_lm_eval.results.results import Results
 from sae_lm_eval.runtime.run_files import read_identity
@@ -148,9 +149,12 @@ def _other_prompts(record: WhereRecord, baseline: Results) -> str | None:
 
 
 def _model_content(folder: Path) -> Mapping[str, str | None]:
-    """What the run that made the results wrote down of its model; nothing where no run did."""
+    """What the run that made the results wrote down of its model; nothing where no run did, or it cannot be read."""
     found = (read_identity(above) for above in (folder, *folder.parents[:2]))
-    return next((identity.model for identity in found if identity is not None), {})
+    try:
+        return next((identity.model for identity in found if identity is not None), {})
+    except UserError:
+        return {}
 
 
 def _is_same(here: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
