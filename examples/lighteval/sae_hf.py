@@ -14,6 +14,7 @@ from lighteval.models.abstract_model import LightevalModel
 from lighteval.models.model_output import ModelResponse
 from lighteval.tasks.prompt_manager import PromptManager
 from lighteval.tasks.requests import Doc
+from lighteval.utils.cache_management import SampleCache
 from lm_eval.api.instance import Instance
 from lm_eval.utils import simple_parse_args_string
 
@@ -25,6 +26,7 @@ class SaeLightevalModel(LightevalModel):
 
     def __init__(self, config: Any) -> None:
         self.config = config
+        self._cache = SampleCache(config)  # the pipeline wants one; no answer is kept in it, for it knows names alone
         self.lm = SaeHFLM(**{"batch_size": 32, **simple_parse_args_string(config.model_name)})
         has_template = self.tokenizer.chat_template is not None
         self.prompts = PromptManager(has_template, self.tokenizer, config.system_prompt)
