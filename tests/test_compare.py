@@ -613,3 +613,11 @@ def test_fidelity_is_left_out_and_told(folders, tmp_path):
     only = write_run(tmp_path / "only", alone, {"sae_fidelity_x": {"ce_baseline,none": 3.0}})
     with pytest.raises(UserError, match=r"nothing else to compare.*`sae-lm-eval report` shows"):
         paired_comparison(read_results(only), [read_results(only)])
+
+
+def test_a_log_of_inspect_without_inspect_is_told(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "inspect_ai", None)
+    log = tmp_path / "a.eval"
+    log.write_bytes(b"")
+    with pytest.raises(UserError, match=r"is not installed: pip install 'sae-lm-eval\[inspect\]'\."):
+        paired_comparison(log, log)

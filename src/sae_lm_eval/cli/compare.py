@@ -68,8 +68,8 @@ def compare_command(
     )
     shaped, console = assemble.shape(comparison, sort, metrics), Console()
     alpha, methods = 1 - level, [f"Intervals: {_each(comparison.drops, 'interval')}."]
-    shots = span(row.shots for row in shaped.rows if row.section == "task")
-    methods += [f"In-context examples: {shots}."] if len(comparison.drops) else []
+    shots = (row.shots for row in shaped.rows if row.section == "task")
+    methods += [told] if (told := span(shots, "In-context examples: {}.", unknown="")) else []
     methods += [f"Tests: {_each(comparison.drops, 'test')}. {comparison.family}"]
     for caution, rows in comparison.drops.groupby("caution", sort=False):
         methods += [f"{DAGGER} {caution}: {', '.join(dict.fromkeys(rows['alias']))}."]

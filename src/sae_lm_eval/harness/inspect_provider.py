@@ -214,7 +214,9 @@ class SaeHFAPI(HuggingFaceAPI):
         model = {"model": self.model_name, "revision": getattr(config, "_commit_hash", None) or self.lm.revision}
         drawn = dict(request.sampling)["do_sample"]
         sampling = {**dict(request.sampling), **({"seed": request.seed} if drawn else {})}
-        return {"sae_lm_eval": {schema.KEY: schema.VERSION, **model, **self.writer.provenance, "sampling": sampling}}
+        has_template = self.use_chat_template is not False and bool(self.chat_template or self.tokenizer.chat_template)
+        told = {"prompt_format": "chat template" if has_template else "role: text", "sampling": sampling}
+        return {"sae_lm_eval": {schema.KEY: schema.VERSION, **model, **self.writer.provenance, **told}}
 
 
 def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,8 +25,8 @@ from sae_lm_eval.report.formatting import (
     number_cell,
     percent,
     probability,
+    questions_a_row,
     significant,
-    span,
     text_cell,
 )
 
@@ -193,9 +193,9 @@ def how_measured(rows: Sequence[DropRow], told: Told) -> str:
     """Metric, n, shots and interval; the test is told of once, in the methods."""
     metrics = listing(dict.fromkeys(metric_name(row) for row in rows))
     return (
-        f"n = {span(row.n for row in rows)} questions per row, {span(row.shots for row in rows)} shots, "
-        f"metric {metrics}. {told.level:.0%} interval: {alternatives(row.interval for row in rows)}, over questions "
-        f"like those of these tasks, not adjusted for their number.{_cautions(rows)}"
+        f"{questions_a_row(rows)}, metric {metrics}. {told.level:.0%} interval: "
+        f"{alternatives(row.interval for row in rows)}, over questions like those of these tasks, not adjusted for "
+        f"their number.{_cautions(rows)}"
     )
 
 

@@ -118,13 +118,19 @@ def interval_text(low: Any, high: Any, shown: Callable[[Any], str] = fixed_decim
     return f"{shown(low)} to {shown(high)}" if is_number(low) and is_number(high) else NA
 
 
-def span(values: Iterable[Any], what: str = "{}") -> str:
-    """One value where all agree, otherwise the least and the most of them; n/a where none is defined."""
+def span(values: Iterable[Any], what: str = "{}", unknown: str | None = None) -> str:
+    """One value where all agree, otherwise the least and the most of them; `unknown` or n/a where none is defined."""
     defined = sorted({value for value in values if is_number(value)})
     if not defined:
-        return what.format(NA)
+        return what.format(NA) if unknown is None else unknown
     ends = [f"{int(value):,}" if value == int(value) else f"{value:g}" for value in defined]
     return what.format(ends[0] if len(ends) == 1 else f"{ends[0]} to {ends[-1]}")
+
+
+def questions_a_row(rows: Sequence[Any]) -> str:
+    """`n = 40 questions per row, 5 shots`, the shots where they are known."""
+    shots = span((row.shots for row in rows), ", {} shots", unknown="")
+    return f"n = {span(row.n for row in rows)} questions per row{shots}"
 
 
 def text_cell(text: Any) -> Cell:

@@ -30,6 +30,7 @@ WORKS = {
 }
 LIBRARIES = {
     "sae_lm_eval": ("sae_lm_eval", "sae-lm-eval"),
+    "inspect_ai": ("Inspect", None),
     "lm_eval": ("the Language Model Evaluation Harness", "lm-eval"),
     "sae_lens": ("SAELens", "saelens"),
     "transformers": ("Transformers", "transformers"),
@@ -103,7 +104,7 @@ def _setting(runs: Sequence[Results], tasks: Sequence[DropRow]) -> dict[str, Any
         "limit": "" if limit is None or not tasks else f", {_limit(limit)}",
         "software": [f"{name} {version}{f' [@{key}]' if key else ''}" for _, (name, key), version in software],
         "ran": [f"{what} {value}" for what, value in ran.items() if value is not None],
-        "shots": span(row.shots for row in tasks),
+        "shots": span((row.shots for row in tasks), unknown=""),
     }
 
 

@@ -76,15 +76,8 @@ def read_inspect_log(path: Path) -> InspectResults:
     Raises `UserError` where Inspect is not installed, and for a log that is damaged, was not finished, or holds no
     scored samples.
     """
-    log = _read(path)
-    where = f"'{shown(path, 200)}'"
-    if log.status != "success":
-        raise UserError(
-            f"{where} is the log of an evaluation that did not finish (its status is '{log.status}'): finish it with "
-            f"`inspect eval-retry {path}`."
-        )
-    if not log.samples:
-        raise UserError(f"{where} holds no samples: evaluate again without --no-log-samples.")
+    log, where = _read(path), f"'{shown(path, 200)}'"
+    _check_whole(log, path)
     spec = log.eval
     record = _record(log, where)
     answers, scorers = _answers(log)
@@ -119,6 +112,7 @@ def read_inspect_log(path: Path) -> InspectResults:
             "model_name": model,
             "date": datetime.fromisoformat(str(spec.created)).timestamp(),
             "max_length": record.get("max_length"),
+            "chat_template": record.get("prompt_format") == "chat template",
         },
         docs_by=SAMPLE if any(epoch > 1 for epoch in answers["epoch"]) else None,
         command=_command(spec),
@@ -148,6 +142,17 @@ def _read(path: Path) -> Any:
             f"'{shown(path, 200)}' cannot be read as a log of Inspect, and may be cut short or damaged: "
             f"{type(error).__name__}: {first_line(error)}"
         ) from error
+
+
+def _check_whole(log: Any, path: Path) -> None:
+    where = f"'{shown(path, 200)}'"
+    if log.status != "success":
+        raise UserError(
+            f"{where} is the log of an evaluation that did not finish (its status is '{log.status}'): finish it with "
+            f"`inspect eval-retry {path}`."
+        )
+    if not log.samples:
+        raise UserError(f"{where} holds no samples: evaluate again without --no-log-samples.")
 
 
 def _record(log: Any, where: str) -> dict[str, Any]:
