@@ -784,12 +784,14 @@ def test_layers_spliced_at_once(tmp_path: Path) -> None:
     for count in (1, 2, 3):
         write_run(tmp_path / f"n{count}", WORSE, splices=[spliced(layer) for layer in range(count)])
     report = made(tmp_path)
-    figure = next(picture.figure for picture in report.pictures if picture.name == "drop-against-layers")
+    figure = next(picture.figure for picture in report.pictures if picture.name == "loss-against-layers")
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "2", "3"]
+    (line,) = [one for one in figure.axes[0].get_lines() if len(one.get_xdata()) == 3]  # each has all before it
+    assert list(line.get_xdata()) == [1, 2, 3]
     assert [row["layer"] for row in cells(report, "sweep")] == ["0", "0+1", "0+1+2"]
     shutil.rmtree(tmp_path / "n2")
     shutil.rmtree(tmp_path / "n3")
-    assert "drop-against-layers" not in [picture.name for picture in made(tmp_path).pictures]
+    assert "loss-against-layers" not in [picture.name for picture in made(tmp_path).pictures]
 
 
 def test_damage_beside_that_of_a_random_error(tmp_path: Path) -> None:

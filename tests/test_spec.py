@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from sae_lm_eval import UserError
 from sae_lm_eval.dictionaries.spec import LOADERS, SaeSpec, parse_specs
 from sae_lm_eval.dictionaries.spec_patterns import specs_of
+from sae_lm_eval.runs.sweep import sweep_of
 from sae_lm_eval.splicing.arguments import requested_splices
 
 NAME = st.text(st.characters(codec="ascii", categories=["L", "N"], include_characters="._-"), min_size=2, max_size=12)
@@ -118,3 +119,10 @@ class TestPatterns:
     def test_they_are_spliced_in_together(self):
         wanted = requested_splices("world#blocks.*.hook_resid_post.k32")
         assert [one.hook_out for one in wanted.dictionaries] == [f"blocks.{n}.hook_resid_post" for n in (1, 2, 3)]
+
+
+def test_a_list_of_layers_makes_variants():
+    entry = {"sae": "clt:world", "name": "mlps", "splice_layers": [3, "2-3"]}
+    made = sweep_of({"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "variants": [entry]})
+    assert [one.name for one in made.variants] == ["mlps,splice_layers=3", "mlps,splice_layers=2-3"]
+    assert [one.arguments["splice_layers"] for one in made.variants] == [3, "2-3"]

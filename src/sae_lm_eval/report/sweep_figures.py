@@ -29,6 +29,7 @@ from sae_lm_eval.report.formatting import listing, without_shared_start
 from sae_lm_eval.report.sweep_tables import (
     RECONSTRUCTION,
     Setting,
+    by_layers,
     by_scale,
     compute_lost,
     drop_of,
@@ -50,18 +51,7 @@ def sweep_pictures(texts: Mapping[str | None, Sequence[Setting]], told: Told) ->
         suffix, on = (f"-{number}", f" ({text})") if len(texts) > 1 else ("", "")
         made += _paretos(chosen, suffix, on, told)
         made += _doses(chosen, suffix, on, told)
-    first = next(iter(texts.values()), [])
-    drawn = [of for of in first if of.whole and of.layers and of.drop]
-    if layers_differ(drawn):
-        made.append(
-            Picture(
-                "drop-against-layers",
-                "Drop against the number of layers",
-                f"Drop in accuracy with its {told.level:.0%} interval, by how many layers are spliced at once.",
-                f"A point for each variant. {_of_each(drawn, drop_of, 'points')}",
-                drop_against_layers(drawn),
-            )
-        )
+        made += _layers(chosen, suffix, on, told)
     return made
 
 
@@ -170,35 +160,9 @@ def name_points(axis: Axes, named: Sequence[tuple[str, Any, Any]]) -> None:
         axis.annotate(name, (x, y), textcoords="offset points", fontsize=6, **place).set_in_layout(False)
 
 
-def drop_against_layers(chosen: Sequence[Setting]) -> Figure:
-    """Drop (pp) by the number of layers; variants with as many stand side by side, the least drop first."""
-    with mpl.rc_context(STYLE):
-        figure = Figure((NARROW, 2.9))
-        axis = figure.subplots()
-        named = []
-        counts = sorted({len(of.layers) for of in chosen})
-        for at, count in enumerate(counts):
-            own = sorted((of for of in chosen if len(of.layers) == count), key=lambda of: drop_of(of) or 0.0)
-            for of, x in zip(own, at + np.linspace(-0.25, 0.25, len(own) + 2)[1:-1], strict=True):
-                _bar(axis, x, drop_bounds(of), fmt=MARKERS[0], color=COLOURS[0])
-                named.append((of.name, x, drop_of(of)))
-        name_points(axis, named)
-        axis.axhline(0, color=INK, linewidth=0.6, zorder=0.5)
-        axis.set_xticks(range(len(counts)), [str(count) for count in counts])
-        axis.set_xlim(-0.6, len(counts) - 0.4)
-        axis.set_xlabel("layers spliced at once")
-        axis.set_ylabel("drop (percentage points)")
-        axis.grid(axis="y")
-    return figure
-
-
 def _doses(chosen: Sequence[Setting], suffix: str, on: str, told: Told) -> list[Picture]:
     families = by_scale(chosen)
-    panels = {
-        label: of
-        for label, of in _responses(told).items()
-        if any(of(setting) is not None for family in families for setting in family)
-    }
+    panels = _panels(families, _responses(told))
     if not panels:
         return []
     named = listing(_family_names(families).values())
@@ -209,9 +173,41 @@ def _doses(chosen: Sequence[Setting], suffix: str, on: str, told: Told) -> list[
             f"Variants that differ in nothing but the scale ({named}): 0 leaves the activation as it "
             f"is, 1 is the whole edit. Bars: {told.level:.0%} intervals.",
             f"A panel for each of {', '.join(panels)}, a line for each dictionary. All numbers are in the tables.",
-            dose_response(families[: len(COLOURS)], panels),
+            responses(families[: len(COLOURS)], _family_names(families), panels, lambda of: of.scale, "scale"),
         )
     ]
+
+
+def _layers(chosen: Sequence[Setting], suffix: str, on: str, told: Told) -> list[Picture]:
+    """What is lost against the number of layers at which something is spliced in, where variants differ in it."""
+    families = by_layers(chosen)
+    of_compute = {"effective compute": lambda of: _compute_bounds(of) if of.value("effective_compute") else None}
+    panels = _panels(families, {**_responses(told), **of_compute})
+    if not panels or not layers_differ(chosen):
+        return []
+    largest = {at: family[-1].name for at, family in enumerate(families)}
+    drawn = [of for family in families for of in family if of.drop]
+    return [
+        Picture(
+            f"loss-against-layers{suffix}",
+            f"Loss against the number of layers{on}",
+            f"By how many layers are spliced at once; a line joins variants of which each has all splices of the one "
+            f"before. Bars: {told.level:.0%} intervals.",
+            f"A panel for each of {', '.join(panels)}. {_of_each(drawn, drop_of, 'points')}",
+            responses(families[: len(COLOURS)], largest, panels, lambda of: len(of.layers), "layers spliced at once"),
+        )
+    ]
+
+
+def _panels(
+    families: Sequence[Sequence[Setting]], responses_by_label: Mapping[str, Callable[[Setting], Bounds | None]]
+) -> dict[str, Callable[[Setting], Bounds | None]]:
+    """The responses that some variant has."""
+    return {
+        label: of
+        for label, of in responses_by_label.items()
+        if any(of(setting) is not None for family in families for setting in family)
+    }
 
 
 def _family_names(families: Sequence[Sequence[Setting]]) -> dict[int, str]:
@@ -243,32 +239,35 @@ def _responses(told: Told) -> dict[str, Callable[[Setting], Bounds | None]]:
     }
 
 
-def dose_response(
-    families: Sequence[Sequence[Setting]], panels: Mapping[str, Callable[[Setting], Bounds | None]]
+def responses(
+    families: Sequence[Sequence[Setting]],
+    names: Mapping[int, str],
+    panels: Mapping[str, Callable[[Setting], Bounds | None]],
+    at: Callable[[Setting], float],
+    label_at: str,
 ) -> Figure:
-    """Each response against the scale, side by side; a line for each family of variants."""
+    """Each response against what `at` gives of a variant, side by side; a line for each family of variants."""
     columns = min(len(panels), 2)
     lines = -(-len(panels) // columns)
-    scales = sorted({of.scale for family in families for of in family})
-    names = _family_names(families)
+    ticks = sorted({at(of) for family in families for of in family})
     with mpl.rc_context(STYLE):
         figure = Figure((NARROW if columns == 1 else WIDTH, 0.4 + 2.2 * lines))
         axes = figure.subplots(lines, columns, squeeze=False, sharex=True)
         for axis, (label, bounds) in zip(axes.flat, panels.items(), strict=False):
             for index, family in enumerate(families):
-                known = [(of.scale, made) for of in family if (made := bounds(of)) is not None]
+                known = [(at(of), made) for of in family if (made := bounds(of)) is not None]
                 values = np.array([made for _, made in known]).reshape(-1, 3)
                 reach = [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]
                 look: dict[str, Any] = {"fmt": f"{MARKERS[index]}-", "color": COLOURS[index], "label": names[index]}
-                axis.errorbar([scale for scale, _ in known], values[:, 0], yerr=reach, **look)
+                axis.errorbar([x for x, _ in known], values[:, 0], yerr=reach, **look)
             axis.axhline(0, color=INK, linewidth=0.6, zorder=0.5)
             axis.set_ylabel(label)
             axis.grid(axis="y")
-            if len(scales) <= MOST_TICKS:
-                axis.set_xticks(scales, [f"{scale:g}" for scale in scales])
+            if len(ticks) <= MOST_TICKS:
+                axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         for axis in list(axes.flat)[len(panels) :]:
             axis.set_axis_off()
-        figure.supxlabel("scale", fontsize=8)
+        figure.supxlabel(label_at, fontsize=8)
         if len(families) > 1:
             legend(figure, axes[0, 0])
     return figure

@@ -113,6 +113,7 @@ def _setting(
         same=(
             tuple(tuple(str(splice.get(key)) for key in IDENTITY) for splice in splices),
             record.get("splice_tokens"),
+            record.get("splice_input"),
         ),
         drop=drop,
         fidelity=fidelity,
@@ -172,6 +173,23 @@ def by_scale(chosen: Iterable[Setting]) -> list[list[Setting]]:
             families.setdefault((of.same, of.mode), []).append(of)
     several = (family for family in families.values() if len({of.scale for of in family}) > 1)
     return [sorted(family, key=lambda of: of.scale) for family in several]
+
+
+def by_layers(chosen: Iterable[Setting]) -> list[list[Setting]]:
+    """Of the reconstructions at several layers, each once, those that add splices to one another, the fewest first.
+
+    A variant stands in the family of the largest that has all its splices; one that is in none is a family of its own.
+    """
+    families: list[list[Setting]] = []
+    for of in sorted((of for of in chosen if of.whole and of.layers), key=lambda of: -of.splices):
+        splices, how = set(of.same[0]), of.same[1:]
+        fits = (family for family in families if family[-1].same[1:] == how and splices < set(family[-1].same[0]))
+        family = next(fits, None)
+        if family is None:
+            families.append([of])
+        else:
+            family.append(of)
+    return [family[::-1] for family in families]
 
 
 def layers_differ(chosen: Iterable[Setting]) -> bool:

@@ -40,6 +40,7 @@ LADDERS = {
 FILTERS = ("width", "l0", "layer")
 TOGETHER = ("each", "all")
 ARGUMENTS = tuple(name for name in SpliceArguments.names() if name != "sae")  # besides the dictionaries
+SERIES = {"scale": "[0.5, 1]", "splice_layers": "[0-2, 0-5]"}  # arguments that a list makes variants of
 OF_DICTIONARIES = ("scale", "keep_top", "ablate", "clamp")  # which controls at their sites do not take over
 PATHS = ("pretrained", "tokenizer", "peft", "delta", "include_path", "use_cache")
 RAY = re.compile(r"local|auto|(ray://)?[^/\s]+:\d+")
@@ -171,28 +172,33 @@ def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Variant
     if "edit" in entry:
         return [_of_edit(entry, where)]
     for name in ARGUMENTS:
-        if isinstance(entry.get(name), list | Mapping) and name != "scale":
+        if isinstance(entry.get(name), list | Mapping) and not (name in SERIES and isinstance(entry[name], list)):
             joined = ", several joined by '+'" if name in ("hook", "hook_map") else ", and another entry for another"
             raise UserError(f"{where}: {name}: {entry[name]!r} is no single value: give one{joined}.")
-    own = {name: entry[name] for name in ARGUMENTS if name in entry and name != "scale"}
-    scales = entry["scale"] if isinstance(entry.get("scale"), list) else [entry.get("scale")]
-    if not scales:
-        raise UserError(f"{where}: scale: the list is empty: give a number, or several as in [0.5, 1].")
+    own = {name: entry[name] for name in ARGUMENTS if name in entry and name not in SERIES}
+    series = {name: _series(entry, name, where) for name in SERIES if entry.get(name) is not None}
     texts = _from_pattern(entry, where) if "pattern" in entry else {None: _joined(entry, where)}
-    name = entry.get("name")
     made = []
-    for (label, sae), scale in product(texts.items(), scales):
-        scaled = own if scale is None else {**own, "scale": scale}
-        asked = {"sae": sae, **_normal({**common, **scaled})}
+    for (label, sae), *given in product(texts.items(), *series.values()):
+        varied = dict(zip(series, given, strict=True))
+        asked = {"sae": sae, **_normal({**common, **own, **varied})}
         labels = [label] if len(texts) > 1 else []
-        labels += [f"scale={scale}"] if len(scales) > 1 else []
-        if name is None:
+        labels += [f"{each}={value}" for each, value in varied.items() if len(series[each]) > 1]
+        if entry.get("name") is None:
             label = label or re.sub("[<>]", "", object_texts({"sae": sae})["sae"])
-            chosen = free_name(folder_name({"sae": label, **_normal(scaled)}))
+            chosen = free_name(folder_name({"sae": label, **_normal({**own, **varied})}))
         else:
-            chosen = folder_name({"sae": ",".join([str(name), *map(str, labels)])}) if labels else str(name)
+            chosen = ",".join([str(entry["name"]), *map(str, labels)])
+            chosen = folder_name({"sae": chosen}) if labels else chosen
         made.append(VariantRequest(check_name(chosen, where), asked))
     return made
+
+
+def _series(entry: Mapping[str, Any], name: str, where: str) -> list[Any]:
+    """The values of an argument of which each makes a variant."""
+    if not (values := entry[name] if isinstance(entry[name], list) else [entry[name]]):
+        raise UserError(f"{where}: {name}: the list is empty: give a value, or several as in {SERIES[name]}.")
+    return values
 
 
 def _of_edit(entry: Mapping[str, Any], where: str) -> VariantRequest:
