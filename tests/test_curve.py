@@ -411,3 +411,9 @@ def test_the_report_takes_the_curve_beside_the_results(file, losses, tmp_path):
     assert made.law == "family"
     assert made.value == pytest.approx(4_514_811 / 6_500_208)
     assert made.low is not None
+
+
+def test_a_hint_for_authors_of_tasks_is_left_out(caplog):
+    with pytest.raises(UserError, match="The task 'sae_world_homes' asks multiple_choice"):
+        task_documents("sae_world_homes")
+    assert "Custom kwargs" not in caplog.text

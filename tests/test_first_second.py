@@ -435,7 +435,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def told(folder: Path, commands: Sequence[Sequence[str]]) -> list[tuple[int | None, str, list[str]]]:
+def told(
+    folder: Path, commands: Sequence[Sequence[str]], environment: Mapping[str, str] | None = None
+) -> list[tuple[int | None, str, list[str]]]:
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS],
         input=json.dumps(commands),
@@ -443,7 +445,7 @@ def told(folder: Path, commands: Sequence[Sequence[str]]) -> list[tuple[int | No
         text=True,
         check=True,
         cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1"} if environment is None else dict(environment),
     )
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -461,6 +463,33 @@ def test_a_mistake_is_told_before_anything_is_loaded(case, of_flags, folder):
     assert code == 2
     assert loaded == []
     assert not (folder / "out").exists()
+
+
+# What small files on a hub tell.
+TOPK8 = "stories/sae-stories3M#blocks.2.hook_resid_post.topk8"
+ON_HUB = ["--model_args", "pretrained=stories3M", *HOMES, *OUT, "--sae"]
+OF_HUB: Mapping[str, tuple[Sequence[str], str]] = {
+    "a latent": (
+        ["run", *ON_HUB, f"{TOPK8},ablate=1536"],
+        f"{TOPK8} has no latent 1536: they run from 0 to 1535.",
+    ),
+    "a layer": (
+        ["run", *ON_HUB, f"{TOPK8},hook=blocks.6.hook_resid_post"],
+        "hook= is at layer 6, and the layers of st",
+    ),
+    "a template": (["run", *ON_HUB, TOPK8, "--apply_chat_template"], "The tokenizer has no chat template: leave out"),
+    "a chat": (
+        ["talk", "--model_args", f"pretrained=stories3M,sae={TOPK8}", "--prompt_format", "chat"],
+        "stories3M has no chat template: use --prompt_format plain.",
+    ),
+}
+
+
+def test_small_files_on_the_hub_tell_of_mistakes(folder, hub_environment):
+    found = told(folder, [arguments for arguments, _ in OF_HUB.values()], hub_environment)
+    for (_, expected), (code, words, loaded) in zip(OF_HUB.values(), found, strict=True):
+        assert words.startswith(f"sae-lm-eval: {expected}")
+        assert (code, loaded) == (2, [])
 
 
 # What the model's shapes tell: torch is loaded, and neither tasks nor weights are.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sae_lm_eval.files.escaping import printable
 
@@ -13,6 +15,17 @@ class _Printable(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = printable(record.getMessage()), ()
         return True
+
+
+@contextmanager
+def without(logger: str, words: str) -> Iterator[None]:
+    """Inside the scope the logger of that name leaves out messages that hold `words`."""
+    of, leave_out = logging.getLogger(logger), lambda record: words not in record.getMessage()
+    of.addFilter(leave_out)
+    try:
+        yield
+    finally:
+        of.removeFilter(leave_out)
 
 
 def logger_of(module: str) -> logging.Logger:

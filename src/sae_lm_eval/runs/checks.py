@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sae_lm_eval import world
 from sae_lm_eval.catalog import lookup
+from sae_lm_eval.catalog.hub_headers import with_headers
 from sae_lm_eval.dictionaries import python_loader
 from sae_lm_eval.dictionaries.norm_factors import check_norm_factor
 from sae_lm_eval.dictionaries.presence import check_presence, training_site
+from sae_lm_eval.dictionaries.saelens_package import is_registered_repository, registry_sections
 from sae_lm_eval.dictionaries.spec import PYTHON, SaeSpec
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.files.reading import at_home
@@ -180,10 +183,17 @@ def _written_at(spec: str) -> str:
 
 
 def _check_latents(spec: SaeSpec, asked: VariantRequest) -> None:
-    """Raise `UserError` where an edit names a latent beyond those that a folder's or a registered dictionary has."""
+    """Raise `UserError` where an edit names a latent beyond those that a dictionary has, as far as small files tell."""
     edits = choices_of(SpliceArguments(**asked.arguments)).edits
-    if edits and (width := lookup.known(str(spec)).width) is not None:
-        edits.check_width(str(spec), width)
+    if not edits:
+        return
+    known = lookup.known(str(spec))
+    of_saelens = spec.source in registry_sections() or is_registered_repository(spec.source)
+    if known.width is None and not of_saelens:  # whose files SAELens alone knows
+        with suppress(UserError):  # told when it is loaded
+            known = with_headers(known)
+    if known.width is not None:
+        edits.check_width(str(spec), known.width)
 
 
 def _check_rank(edit: Edit, width: int | None, model: str) -> None:

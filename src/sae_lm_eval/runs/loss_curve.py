@@ -24,6 +24,7 @@ from torch import nn
 from tqdm import tqdm
 
 from sae_lm_eval.errors import UserError, did_you_mean
+from sae_lm_eval.files.logs import without
 from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.runs.members import DOCUMENT_TYPES, Member, check_curve_file
 from sae_lm_eval.runs.settings import check_limit
@@ -66,7 +67,8 @@ def task_documents(
         manager = TaskManager(include_path=include_path, metadata=metadata)
     if task not in manager.all_subtasks:
         raise UserError(f"lm_eval has no task '{task}'.{did_you_mean(task, manager.all_subtasks)}")
-    loaded: Any = manager.load([task])["tasks"][task]
+    with without("lm_eval.api.task", "Custom kwargs can be passed"):  # a hint for authors of tasks
+        loaded: Any = manager.load([task])["tasks"][task]
     if loaded.OUTPUT_TYPE not in DOCUMENT_TYPES:
         raise UserError(
             f"The task '{task}' asks {loaded.OUTPUT_TYPE}; a curve needs the loss of whole documents, as wikitext does."
