@@ -314,3 +314,25 @@ def test_a_folder_of_somebody_elses_is_not_filled(out, tmp_path):
     with pytest.raises(UserError, match="holds files that this command did not make"):
         command(out, "--hub", "me/numbers", "--dry_run", "--output_path", tmp_path / "mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_neither_torch_nor_lm_eval_is_loaded(out, tmp_path):
+    scores = tmp_path / "scores.csv"
+    scores.write_text(f"sae,judge\n{SPLICE['dictionary']},0.5\n")
+    commands = [
+        ["export", out, "--saebench", tmp_path / "core", "--hub", "me/numbers", "--dry_run"],
+        ["leaderboard", out, "--output_path", tmp_path / "page.html"],
+        ["report", out, "--scores", scores],
+    ]
+    code = f"""
+import sys
+from sae_lm_eval.cli.main import app
+for command in {[[str(word) for word in words] for words in commands]}:
+    app(command, standalone_mode=False)
+print({{"torch", "lm_eval", "transformers", "sae_lens"}} & set(sys.modules))
+"""
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.splitlines()[-1] == "set()"
+    assert (tmp_path / "page.html").is_file()
+    assert (out / "report" / "scores.csv").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,26 @@ def test_an_interval_stands_below_its_correlation_and_the_caption_says_what_it_c
     assert re.fullmatch(rf"{MINUS}0\.90 \\\[{MINUS}1\.00, [\d.{MINUS}]+\\\]", row.strip("| ").split(" | ")[4])
     assert "no interval: where all ranks agree, so do all draws" in row
     assert "it covers which dictionaries were taken from others like them" in markdown
+
+
+def test_dictionaries_without_a_cost_are_counted(out, tmp_path):
+    (file,) = (out / "k128").glob("*/results_*.json")
+    content = json.loads(file.read_text())
+    del content["results"]["sae_fidelity"]["effective_compute,none"]
+    file.write_text(json.dumps(content))
+    report(out, table(tmp_path / "scores.csv", dict(zip(COSTS, (0.9, 0.7, 0.8, 0.5, 0.6, 0.4), strict=True))), tmp_path)
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith("| judge | scores.csv"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[3] == "6"
+    assert [cell.partition(" ")[2] for cell in cells[4:7]] == ["n = 5", "", ""]
+
+
+def test_what_is_no_plain_file_is_not_read(tmp_path):
+    saved(tmp_path / "a.json", result(autointerp_score=0.5))
+    os.mkfifo(tmp_path / "b.json")
+    (tmp_path / "c.csv").mkdir()
+    assert len(read_scores(tmp_path).scores) == 1
 
 
 def test_fewer_than_five_dictionaries_have_no_correlation_but_their_values(out, tmp_path):

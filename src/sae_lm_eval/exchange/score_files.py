@@ -106,9 +106,8 @@ def _below(folder: Path) -> list[Path]:
                 yield here
                 continue
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from (
-                here / name for name in sorted(files) if Path(name).suffix.lower() in KINDS and not name.startswith(".")
-            )
+            seen = (here / name for name in sorted(files) if not name.startswith("."))
+            yield from (path for path in seen if path.suffix.lower() in KINDS and is_file(path))
 
     found = list(islice(walk(), MOST_FILES + 1))
     if len(found) > MOST_FILES:

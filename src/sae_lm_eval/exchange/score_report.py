@@ -70,7 +70,7 @@ def correlation_table(joined: Sequence[JoinedScore], axes: Sequence[CostAxis], t
             (
                 *map(text_cell, (of.kind.name, of.kind.origin, HIGHER if of.kind.higher_is_better else LOWER)),
                 number_cell(len(of.scored), f"{len(of.scored):,}"),
-                *map(_correlation_cell, made),
+                *(_correlation_cell(one, len(of.scored)) for one in made),
                 text_cell("; ".join(why)),
             )
         )
@@ -85,7 +85,7 @@ def correlation_table(joined: Sequence[JoinedScore], axes: Sequence[CostAxis], t
         "Spearman's rank correlation of each score with what the same dictionaries cost, each as it is measured, "
         f"whichever way is better.{_measured_on(axes, text)}"
     )
-    if any(cell.detail for row in rows for cell in row):
+    if any(cell.detail.startswith("[") for row in rows for cell in row):
         caption += (
             f" Below it is its {LEVEL:.0%} interval by the bootstrap over dictionaries ({DRAWS:,} draws, seed {SEED}): "
             "it covers which dictionaries were taken from others like them. It does not cover the errors of the scores "
@@ -112,11 +112,13 @@ def _measured_on(axes: Sequence[CostAxis], text: str | None) -> str:
     return f" {listing(told)} on {text}.".replace(" effective", " Effective", 1) if told and text else ""
 
 
-def _correlation_cell(made: RankCorrelation) -> Cell:
+def _correlation_cell(made: RankCorrelation, scored: int) -> Cell:
+    """Below the correlation stand its interval, and how many dictionaries have that cost where some lack it."""
     if made.rho is None:
         return Cell(NA)
     bounds = "" if made.low is None else f"[{fixed_decimals(made.low, 2)}, {fixed_decimals(made.high, 2)}]"
-    return number_cell(made.rho, fixed_decimals(made.rho, 2), bounds)
+    count = "" if made.n == scored else f"n = {made.n}"
+    return number_cell(made.rho, fixed_decimals(made.rho, 2), ", ".join(filter(None, (bounds, count))))
 
 
 def value_table(joined: Sequence[JoinedScore], axes: Sequence[CostAxis], text: str | None) -> ReportTable:
