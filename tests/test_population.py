@@ -90,6 +90,8 @@ def test_a_task_at_chance_is_no_part_of_overall(out):
     overall = comparison.drops.query("section == 'overall'").iloc[0]
     assert (overall["tasks"], overall["n"]) == (10, 1000)
     assert any("leaves out 1 of 11 tasks" in note and note.endswith("t10.") for note in comparison.notes)
+    (everything,) = [cut for cut in comparison.cuts if cut.section == "overall"]
+    assert everything.tasks == [f"t{number}" for number in range(10)], "of equivalent compute and the ruler too"
     tasks = comparison.drops.query("section == 'task' and name != 't10'")
     usual = stats.ttest_1samp(tasks["drop"], 0).confidence_interval(0.95)
     assert (overall["tasks_low"], overall["tasks_high"]) == pytest.approx((usual.low, usual.high))

@@ -220,11 +220,12 @@ def _strength(strengths: Sequence[float], start: float | None, costs: Sequence[f
 
 
 def _by_question(comparison: Comparison) -> dict[str, pd.Series]:
-    """Drops of each variant by task and document, which add up to the drop."""
-    if not comparison.cuts:
+    """Drops of each variant by task and document, which add up to the drop, of the tasks that count in it."""
+    counted = [task for cut in comparison.cuts if cut.section == "overall" for task in cut.tasks]
+    if not counted:
         return {}
-    found = {}
-    for name, part in comparison.documents().groupby("variant"):
+    found, documents = {}, comparison.documents()
+    for name, part in documents[documents["task"].isin(counted)].groupby("variant"):
         lost = part.set_index(DOCUMENT)["score_lost"].astype(float)
         if np.isfinite(lost).all():
             found[str(name)] = lost / len(lost)

@@ -313,7 +313,10 @@ def _weights(cut: Cut, tasks: Sequence[str], runs: Sequence[Results], key: str) 
 
 
 def _weighted(cut: Cut, runs: Sequence[Results], pairs: Mapping[str, list[Pair]]) -> Cut:
-    """A group with the weights that lm_eval gave its tasks by the first metric that all have; another cut as it is."""
+    """A group with lm_eval's weights by the first metric that all have, and everything less tasks at the floor."""
+    if cut.section == "overall":
+        gone = left_out(_accuracies([(task, pair) for task in pairs for pair in pairs[task]]))
+        return replace(cut, tasks=[task for task in cut.tasks if task not in gone])
     keys = [{pair.measure.key: None for pair in pairs[task]} for task in cut.tasks] if cut.section == "group" else []
     for key in keys[0] if keys else ():
         if all(key in of for of in keys) and all(one.scores.get(cut.name, {}).get(key) is not None for one in runs):
