@@ -19,6 +19,7 @@ from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.fidelity.source import TextSource
 from sae_lm_eval.harness.joined import joined
 from sae_lm_eval.harness.model import SaeHFLM
+from sae_lm_eval.harness.requested_texts import TextWriter, WantedText
 from sae_lm_eval.runtime import checksum
 from sae_lm_eval.runtime.content import contents
 from sae_lm_eval.scoring import scorer as scoring
@@ -175,6 +176,18 @@ class TestAdapter:
             assert answers[0] == answers[1]
         else:
             np.testing.assert_allclose(*answers, atol=1e-4)
+
+    @pytest.mark.parametrize("splice", ["reconstruction", "none"])
+    def test_requested_texts_are_those_of_a_cpu(self, splice, model_on):
+        asked = [WantedText(words(4 + i, seed=i), 6, stop=("w7 ",), likeliest=3) for i in range(6)]
+        written = []
+        for model in (model_on("llama"), random_model("llama")):
+            lm = adapter(model, random_sae(WIDTH, "blocks.1.hook_resid_post"), splice=splice)
+            written.append(TextWriter(lm.spliced).write(asked))
+        for here, there in zip(*written, strict=True):
+            assert (here.ids, here.ended) == (there.ids, there.ended)
+            for some, other in zip(here.logprobs, there.logprobs, strict=True):
+                assert some.logprob == pytest.approx(other.logprob, abs=1e-4)
 
     def test_several_variants_answer_as_each_by_itself(self, model_on):
         model = model_on("llama")

@@ -276,6 +276,7 @@ def test_inspects_cache_tells_variants_apart(letters):
         ({"sae": "world#nowhere"}, "sae_hf: The world has no dictionary 'nowhere'."),
         ({"params": 1e6}, "sae_hf: params= is not for Inspect"),
         ({"max_length": 0, "sae": WORLD}, "sae_hf: max_length"),
+        ({"batch_size": 0, "sae": WORLD}, "sae_hf: batch_size=0 must be a whole number of at least 1."),
     ],
 )
 def test_a_mistake_is_told_in_a_sentence(given, sentence):

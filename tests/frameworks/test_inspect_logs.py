@@ -225,6 +225,16 @@ def test_other_settings_are_told(logs, tmp_path):
     assert "max_tokens not set and 9; temperature not set and 0.5." in note
 
 
+def test_chosen_samples_are_told(tmp_path):
+    logs = [
+        log_of(answers[4:12], tmp_path, name, task(), limit=(4, 12))
+        for answers, name in ((BEFORE, "before"), (AFTER, "after"))
+    ]
+    comparison = sae_lm_eval.compare(*logs)
+    assert only(comparison, section="task")["n"] == 8
+    assert sum("holds 8 of the 24 samples of its data set." in note for note in comparison.notes) == 2
+
+
 class TestDamage:
     @pytest.fixture
     def log(self, tmp_path):

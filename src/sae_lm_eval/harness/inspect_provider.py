@@ -43,7 +43,7 @@ from sae_lm_eval.harness.requested_texts import (
     WrittenText,
     sampling_arguments,
 )
-from sae_lm_eval.splicing.choices import refuse_misspelt
+from sae_lm_eval.splicing.choices import refuse_misspelt, whole
 
 logger = logger_of(__name__)
 
@@ -102,6 +102,8 @@ class SaeHFAPI(HuggingFaceAPI):
         self.chat_template, self.use_chat_template = own.get("chat_template"), own.get("use_chat_template")
         self.enable_thinking = own.get("enable_thinking")
         self.batch_size = arguments.setdefault("batch_size", config.max_connections or ROWS)
+        if not str(self.batch_size).startswith("auto"):
+            whole(self.batch_size, "batch_size", least=1)
         pretrained = own.get("model_path") or self.model_name
         if own.get("tokenizer_path"):
             arguments.setdefault("tokenizer", own["tokenizer_path"])
@@ -182,7 +184,7 @@ class SaeHFAPI(HuggingFaceAPI):
         return WantedText(
             prompt,
             length=config.max_tokens or self.max_tokens(),
-            stop=tuple(config.stop_seqs or ()),
+            stop=tuple(filter(None, config.stop_seqs or ())),
             sampling=sampling,
             seed=self.seed if config.seed is None else config.seed,
             likeliest=(config.top_logprobs or 1) if config.logprobs else None,

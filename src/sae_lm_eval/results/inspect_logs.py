@@ -85,7 +85,7 @@ def read_inspect_log(path: Path) -> InspectResults:
         raise UserError(f"{where} has no scores by sample: name a scorer that gives a number or C, I, P, N to each.")
     api, _, model = spec.model.partition("/")
     scores = {f"{scorer},none": _score(log, scorer, answers[scorer]) for scorer in scorers}
-    settings = {**log.plan.config.model_dump(exclude_none=True)}
+    settings = spec.model_generate_config.model_dump(exclude_none=True) | log.plan.config.model_dump(exclude_none=True)
     return InspectResults(
         file=path,
         name=_name(record, model),
@@ -95,7 +95,7 @@ def read_inspect_log(path: Path) -> InspectResults:
             "model_args": {"pretrained": model, **spec.model_args},
             "model_revision": record.get("revision") or spec.model_args.get("revision"),
             "model_dtype": record.get("model_dtype"),
-            "limit": spec.config.limit,
+            "limit": spec.config.limit if isinstance(spec.config.limit, int) else None,
             "sae_lm_eval": record,
         },
         provenance=record,
@@ -114,6 +114,7 @@ def read_inspect_log(path: Path) -> InspectResults:
             "max_length": record.get("max_length"),
             "chat_template": record.get("prompt_format") == "chat template",
         },
+        notes=_of_the_data(log, answers, where),
         docs_by=SAMPLE if any(epoch > 1 for epoch in answers["epoch"]) else None,
         command=_command(spec),
         answers=answers.drop(columns=["epoch"]),
@@ -142,6 +143,14 @@ def _read(path: Path) -> Any:
             f"'{shown(path, 200)}' cannot be read as a log of Inspect, and may be cut short or damaged: "
             f"{type(error).__name__}: {first_line(error)}"
         ) from error
+
+
+def _of_the_data(log: Any, answers: pd.DataFrame, where: str) -> tuple[str, ...]:
+    """What is to be said of samples that were chosen by range or by id."""
+    whole, count = log.eval.dataset.samples, answers["doc"].map(lambda doc: doc[SAMPLE]).nunique()
+    if whole is None or count >= whole or isinstance(log.eval.config.limit, int):
+        return ()
+    return (f"{where} holds {count} of the {whole} samples of its data set.",)
 
 
 def _check_whole(log: Any, path: Path) -> None:
