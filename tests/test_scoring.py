@@ -15,7 +15,7 @@ from models import ARCHITECTURES, COMMON, CONTEXT, LAYERS, VOCABULARY, WIDTH, ra
 from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.scoring import batches, executor, last_block
 from sae_lm_eval.scoring import scorer as scoring
-from sae_lm_eval.scoring.divergences import MEASURES
+from sae_lm_eval.scoring.divergences import MEASURES, Predicted
 from sae_lm_eval.scoring.last_block import FewQueries, paths_of_last_block
 from sae_lm_eval.scoring.request import Query, ScoreRequest
 from sae_lm_eval.scoring.scorer import LAYOUTS, Layout, Scorer
@@ -504,3 +504,23 @@ def test_answered_batches_are_not_run_and_change_no_bit_of_the_others(scorer):
 def test_a_query_without_targets_or_with_too_many_is_refused(targets, count):
     with pytest.raises(ValueError, match=f"{count} targets cannot be asked of 3 positions"):
         ScoreRequest([Query([1, 2, 3], targets)])
+
+
+def test_tokens_that_a_model_masks_add_nothing_to_a_divergence():
+    some, other = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0)).unbind()
+    some[:, 2] = other[:, 2] = -torch.inf
+    variant = Predicted(other.log_softmax(-1), Predicted(some.log_softmax(-1)))
+    kept = [number for number in range(7) if number != 2]
+    p, q = (torch.distributions.Categorical(logits=logits[:, kept]) for logits in (some, other))
+    torch.testing.assert_close(MEASURES["kl"](variant), torch.distributions.kl_divergence(p, q))
+    torch.testing.assert_close(MEASURES["kl_reverse"](variant), torch.distributions.kl_divergence(q, p))
+    some[:, 3] = -torch.inf  # only the baseline excludes it
+    variant = Predicted(other.log_softmax(-1), Predicted(some.log_softmax(-1)))
+    assert MEASURES["kl"](variant).isfinite().all()
+    assert MEASURES["kl_reverse"](variant).isposinf().all()
+    some[1] = torch.nan
+    assert MEASURES["kl"](Predicted(other.log_softmax(-1), Predicted(some.log_softmax(-1)))).isnan().tolist() == [
+        False,
+        True,
+        False,
+    ]

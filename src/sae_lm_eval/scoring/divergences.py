@@ -39,13 +39,21 @@ class Predicted:
 
 
 def kl(variant: Predicted) -> Float[Tensor, "*batch"]:
-    """KL(baseline || variant) = sum of p_baseline (log p_baseline - log p_variant), in nats."""
-    return torch.linalg.vecdot(variant.baseline.probability, variant.lost)
+    """KL(baseline || variant) = sum of p_baseline (log p_baseline - log p_variant), in nats; 0 log 0 is 0."""
+    return _expected(variant.baseline, variant.lost)
 
 
 def kl_reverse(variant: Predicted) -> Float[Tensor, "*batch"]:
-    """KL(variant || baseline) in nats."""
-    return -torch.linalg.vecdot(variant.probability, variant.lost)
+    """KL(variant || baseline) in nats; 0 log 0 is 0."""
+    return -_expected(variant, variant.lost)
+
+
+def _expected(under: Predicted, lost: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch"]:
+    """The sum of p `lost`, of tokens that are not impossible: those with logits of -inf, as some models mask them."""
+    sums = torch.linalg.vecdot(under.probability, lost)
+    if not bool(sums.isnan().any()):
+        return sums
+    return torch.where(under.logprob == -torch.inf, 0.0, under.probability * lost).sum(-1)
 
 
 def same_top_token(variant: Predicted) -> Float[Tensor, "*batch"]:

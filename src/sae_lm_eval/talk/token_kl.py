@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.scoring.divergences import Predicted, kl
 from sae_lm_eval.splicing.module_io import keeping_last
 from sae_lm_eval.splicing.splice import Variant
 from sae_lm_eval.talk.sampling import BASELINE, AnswerColumn, running_as
@@ -53,21 +54,20 @@ def token_view(model: nn.Module, variants: Sequence[AnswerColumn], ids: Sequence
         of_variants.append(_predictions(logits, tokens))
         kls.append(kl_divergence(baseline, logits))
     return [
-        Place(token, of_baseline[i], tuple(p[i] for p in of_variants), tuple(kl[i] for kl in kls))
+        Place(token, of_baseline[i], tuple(p[i] for p in of_variants), tuple(of[i] for of in kls))
         for i, token in enumerate(ids[start:])
     ]
 
 
 def kl_divergence(baseline: Tensor, variant: Tensor) -> list[float]:
-    """KL(baseline || variant) = sum p (log p - log q) in nats at each position, from logits (positions, vocabulary).
+    """`scoring.divergences.kl` at each position, from logits (positions, vocabulary).
 
     Log-softmax in float32; what rounding leaves below zero is zero.
     """
     out: list[float] = []
     for ours, theirs in zip(baseline.split(PIECE), variant.split(PIECE), strict=True):
         p, q = ours.float().log_softmax(-1), theirs.to(ours.device).float().log_softmax(-1)
-        terms = torch.where(p > -torch.inf, p.exp() * (p - q), 0.0)
-        out += terms.sum(-1).clamp(min=0).tolist()
+        out += kl(Predicted(q, Predicted(p))).clamp(min=0).tolist()
     return out
 
 
