@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from torch import Tensor
 from sae_lm_eval import SaeHFLM, UserError, world
 from sae_lm_eval.dictionaries import cross_layer_loader
 from sae_lm_eval.dictionaries.cross_layer import CrossLayerLatents, FileRows
+from sae_lm_eval.harness.inspection import fits
 from sae_lm_eval.harness.joined import joined
 from sae_lm_eval.splicing.arguments import requested_splices
 from sae_lm_eval.splicing.attach import Attachment
@@ -440,3 +442,14 @@ def test_the_world_has_one_as_its_card_says():
     for row, error, square, mean in zip(rows, errors, seen, means, strict=True):
         variance = square - count * (mean / count).square().sum().item()
         assert 1 - error / variance == pytest.approx(row["explained_variance"], abs=0.01)
+
+
+def test_inspection_measures_the_whole_output(tmp_path):
+    held_out = text.documents(Random(world.world_facts()["seeds"]["held_out_text"]))
+    file = tmp_path / "text.jsonl"
+    file.write_text("\n".join(json.dumps({"text": document.text}) for document in islice(held_out, 40)))
+    given = {"pretrained": "world", "sae": "clt:world", "device": "cpu"}
+    found, _ = fits(given, str(file), 1500)
+    for row, (fit, *_) in zip(world.world_facts()["cross_layer"], found, strict=True):
+        assert fit.explained_variance == pytest.approx(row["explained_variance"], abs=0.01)
+        assert fit.l0 == pytest.approx(row["l0"], rel=0.1)

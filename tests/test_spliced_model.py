@@ -124,5 +124,7 @@ def test_a_variants_name():
     assert variant_name(["a", "b"], "reconstruction", 1.0) == "a+b"
     assert variant_name(["a"], None) == "a"
     assert variant_name(["a"], "zero") == "a (zero)"
+    layers = [f"clt:a/b#c/layer_{layer}" for layer in (0, 1, 2, 5)]
+    assert variant_name(["x", *layers, "x"], None) == "x+clt:a/b#c/layer_0-2+clt:a/b#c/layer_5+x"
     assert variant_name(["a"], "reconstruction", 0.5) == "a (scale 0.5)"
     assert variant_name(["a"], "with_error", 2.0) == "a (with_error, scale 2)"

@@ -190,10 +190,10 @@ def _of_library(source: Any) -> Callable[[Any], Dictionary] | None:
 
 def _copied(dictionary: Dictionary) -> Dictionary:
     module, memo = snapshot(dictionary.module)
-    latent_module = None if dictionary.latent_module is None else memo.get(id(dictionary.latent_module))
+    parts: dict[str, Any] = {name: memo.get(id(getattr(dictionary, name))) for name in ("latent_module", "cross_layer")}
     given = {name: getattr(dictionary, name) for name in ("reconstruct", "encode", "decode", "formula")}
     functions: dict[str, Any] = {name: None if f is None else rebound(f, memo) for name, f in given.items()}
-    return replace(dictionary, module=module, latent_module=latent_module, **functions)
+    return replace(dictionary, module=module, **parts, **functions)
 
 
 LOADERS: dict[str, Callable[[SaeSpec], Dictionary | tuple[Dictionary, ...]]] = {

@@ -16,6 +16,7 @@ from sae_lm_eval.fidelity import metrics
 from sae_lm_eval.splicing.activation_map import build_map
 from sae_lm_eval.splicing.activations import passing
 from sae_lm_eval.splicing.choices import MAPS
+from sae_lm_eval.splicing.cross_layer_sums import LayerSums
 from sae_lm_eval.splicing.hook_names import Architecture
 from sae_lm_eval.splicing.module_io import ModuleSide
 from sae_lm_eval.splicing.site import Site, resolve_site
@@ -156,9 +157,8 @@ def _measured(
     """In one pass of each window."""
     if not splices:
         return []
-    ports: list[ModuleSide] = list(
-        dict.fromkeys(s.read for each in splices.values() for s in (each.site_in, each.site_out))
-    )
+    sites = [site for each in splices.values() for site in (*each.earlier, each.site_in, each.site_out)]
+    ports: list[ModuleSide] = list(dict.fromkeys(site.read for site in sites))
     sums = {name: _Sums() for name in splices}
     first = next(iter(splices.values())).first_position  # one splice's, in several guises
     every = passing(model, ports, texts, special_ids, dict.fromkeys(ports, first))
@@ -167,15 +167,18 @@ def _measured(
         for name, splice in splices.items():
             x, y = seen.get(splice.site_in.read), seen.get(splice.site_out.read)
             if x is not None and y is not None and x.shape[-1] == splice.dictionary.d_in and len(places):
-                _add(sums[name], splice, x, y, places >= stated.EARLY)
+                _add(sums[name], splice, seen, places >= stated.EARLY)
     return [_fit(name, each) for name, each in sums.items() if each.count]
 
 
 @torch.no_grad()
-def _add(sums: _Sums, splice: Splice, x: Tensor, y: Tensor, later: Tensor) -> None:
-    """What passes in one window, (positions, width)."""
-    dictionary = splice.dictionary
-    z = splice.reconstruct(x[None], y[None])[0]
+def _add(sums: _Sums, splice: Splice, seen: Mapping[ModuleSide, Tensor], later: Tensor) -> None:
+    """What passes in one window, (positions, width) by module."""
+    dictionary, x, y = splice.dictionary, seen[splice.site_in.read], seen[splice.site_out.read]
+    if dictionary.cross_layer is None:
+        z = splice.reconstruct(x[None], y[None])[0]
+    else:
+        z = splice.map_out.back(LayerSums([splice], seen).output(splice, x), y.to(dictionary.device, dictionary.dtype))
     read = splice.dictionary_input(x)
     active = torch.full((len(y),), math.nan)
     if dictionary.encode is not None:

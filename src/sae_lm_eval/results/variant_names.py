@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 BASELINE = "baseline"
 EDIT = "edit"  # in the place of a mode, where the model itself is changed
+OF_CROSS_LAYER = re.compile(r"(clt:.+layer_)(\d+)")
 
 
 def variant_name(dictionaries: Sequence[Any], splice: str | None, scale: float | None = None) -> str:
@@ -18,5 +21,17 @@ def variant_name(dictionaries: Sequence[Any], splice: str | None, scale: float |
         return BASELINE
     how = [] if splice in (None, "reconstruction", EDIT) else [str(splice)]
     how += [] if scale in (None, 1) else [f"scale {scale:g}"]
-    names = "+".join(map(str, dictionaries))
+    names = "+".join(_joined(dictionaries))
     return f"{names} ({', '.join(how)})" if how else names
+
+
+def _joined(dictionaries: Sequence[Any]) -> list[str]:
+    """The names, with one for successive layers of a cross-layer transcoder."""
+    found = [OF_CROSS_LAYER.fullmatch(str(name)) for name in dictionaries]
+    runs = groupby(range(len(found)), lambda at: (of[1], int(of[2]) - at) if (of := found[at]) else at)
+    out = []
+    for _, places in runs:
+        first, *rest = places
+        of_last = found[rest[-1]] if rest else None
+        out.append(f"{dictionaries[first]}-{of_last[2]}" if of_last else str(dictionaries[first]))
+    return out

@@ -35,7 +35,7 @@ class LayerSums:
         self._sums.clear()
         self._computed.clear()
 
-    def output(self, splice: Splice, x: Float[Tensor, "batch positions d_in"]) -> Tensor:
+    def output(self, splice: Splice, x: Float[Tensor, "*batch d_in"]) -> Tensor:
         """What takes the place of what passes `splice`, in the dictionary's space and dtype."""
         of_layer = splice.dictionary.cross_layer
         assert of_layer is not None
