@@ -15,6 +15,7 @@ from mutations import mutated
 
 from sae_lm_eval.comparison.subsets import read_categories_file
 from sae_lm_eval.dictionaries.config_file import read_configuration, with_metadata
+from sae_lm_eval.dictionaries.untrained import first_of_slice, tokens_left_out
 from sae_lm_eval.errors import LONGEST, UserError
 from sae_lm_eval.exchange.delphi_scores import delphi_scores
 from sae_lm_eval.exchange.score_files import read_scores
@@ -86,7 +87,21 @@ WHERE = {
     "energy": {"direction: a": 0.5},
     "provenance": {"splices": [{"dictionary": "a"}]},
 }
-CONFIG = {"architecture": "topk", "d_in": 64, "d_sae": 8, "metadata": {"hook_name": "h", "model_name": "m"}}
+TRAINED = {"context_size": 128, "seqpos_slice": [1, None], "exclude_special_tokens": [0, 1], "prepend_bos": True}
+CONFIG = {
+    "architecture": "topk",
+    "d_in": 64,
+    "d_sae": 8,
+    "metadata": {"hook_name": "h", "model_name": "m", "model_from_pretrained_kwargs": {}, **TRAINED},
+}
+
+
+def configured(path: Path) -> None:
+    said = with_metadata(read_configuration(path))
+    first_of_slice(said)
+    tokens_left_out(said)
+
+
 SUMS = json.dumps({"c": {"nats": 300.5, "tokens": 100, "bytes": 400}}).replace('"', '""')
 CURVE = (
     "model,revision,commit,dtype,params,params_non_embedding,tokens,tokens_source,loss,nats_per_byte,text_nats,"
@@ -174,7 +189,7 @@ KINDS: dict[str, Kind] = {
     "model": ("config.json", MODEL, model),
     "tokenizer": ("tokenizer_config.json", TOKENIZER, lambda path: has_chat_template({"pretrained": str(path.parent)})),
     "where": ("k4.json", WHERE, where),
-    "configuration": ("cfg.json", CONFIG, lambda path: with_metadata(read_configuration(path))),
+    "configuration": ("cfg.json", CONFIG, configured),
     "prompts": ("prompts.jsonl", [{"prompt": "a"}, {"prompt": "b"}], read_prompts),
     "text": ("text.jsonl", [{"text": "a"}, {"text": "b"}], lambda path: list(read_documents(path, tokens=50))),
     "plain text": ("text.txt", "one two", lambda path: list(read_documents(path, tokens=50))),

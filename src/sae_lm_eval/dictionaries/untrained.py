@@ -50,7 +50,7 @@ def rule_by_metadata(metadata: Mapping[str, Any]) -> Rule | None:
 def first_of_slice(metadata: Mapping[str, Any]) -> int | None:
     """The first position that SAELens' `seqpos_slice` left in; None where it says nothing."""
     given, length = metadata.get("seqpos_slice"), metadata.get("context_size")
-    if not given or not length:
+    if not given or not length or 0 in given[2:]:  # a step of 0 is none
         return None
     kept = range(int(length))[slice(*given)]
     return kept[0] if len(kept) and kept[0] > 0 else None
