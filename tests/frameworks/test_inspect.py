@@ -285,29 +285,51 @@ def test_a_mistake_is_told_in_a_sentence(given, sentence):
     assert str(error.value.message).startswith(sentence)
 
 
-def test_the_command(letters, hub_environment, tmp_path):
-    folder, dictionaries = letters
+def commanded(tmp_path: Path, task: str, environment: dict[str, str], *arguments: str):
+    """What `inspect eval` does with one of this file's tasks, and what it says."""
     (tmp_path / "tasks.py").write_text(
         "import sys\n"
         f"sys.path[:0] = [{str(Path(__file__).parent)!r}]\n"
         "from inspect_ai import task\n"
         "import test_inspect\n"
         "@task\n"
-        "def colours():\n"
-        "    return test_inspect.colours()\n"
+        f"def {task}():\n"
+        f"    return test_inspect.{task}()\n"
     )
-    command = [Path(sys.executable).parent / "inspect", "eval", "tasks.py@colours", "--model", f"sae_hf/{folder}"]
-    command += ["-M", f"sae={dictionaries['white']}", "-M", "device=cpu", "-M", "batch_size=4", "--display", "plain"]
-    environment = {**os.environ, **hub_environment, "INSPECT_LOG_DIR": "logs"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    command = [Path(sys.executable).parent / "inspect", "eval", f"tasks.py@{task}", *arguments, "--display", "plain"]
+    environment = {**os.environ, **environment, "INSPECT_LOG_DIR": "logs"}
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+
+def logged(tmp_path: Path):
     (file,) = (tmp_path / "logs").glob("*.eval")
-    log = inspect_ai.log.read_eval_log(str(file))
+    return inspect_ai.log.read_eval_log(str(file))
+
+
+def test_the_command_with_names_of_the_hub(hub_environment, tmp_path):
+    given = ["sae=stories/sae-stories3M#" + STORY, "device=cpu", "use_chat_template=false"]
+    arguments = [word for one in given for word in ("-M", one)]
+    arguments = ["--model", "sae_hf/stories3M", *arguments, "--max-tokens", "8"]
+    done = commanded(tmp_path, "stories_task", hub_environment, *arguments)
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    log = logged(tmp_path)
+    assert log.status == "success"
+    record = log.samples[0].output.metadata["sae_lm_eval"]
+    assert (record["model"], record["prompt_format"]) == ("stories3M", "role: text")
+    assert record["splices"][0]["dictionary"] == "stories/sae-stories3M#" + STORY
+    assert len(record["model_sha"]) == 40
+    assert record["model_num_parameters"] > 3e6
+
+
+def test_the_command(letters, hub_environment, tmp_path):
+    folder, dictionaries = letters
+    given = ["--model", f"sae_hf/{folder}", "-M", f"sae={dictionaries['white']}", "-M", "device=cpu"]
+    done = commanded(tmp_path, "colours", hub_environment, *given, "-M", "batch_size=4")
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]
+    log = logged(tmp_path)
     assert values(log) == ["C", "C", "C", "N", "C", "C", "C", "N"]
     assert log.eval.model_args == {"sae": str(dictionaries["white"]), "device": "cpu", "batch_size": 4}
-    wrong = subprocess.run(
-        [*command, "-M", "splice=zerro"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    wrong = commanded(tmp_path, "colours", hub_environment, *given, "-M", "splice=zerro")
     said = wrong.stdout + wrong.stderr
     assert "splice 'zerro' is unknown. Did you mean 'zero'?" in said
     assert "Traceback" not in said

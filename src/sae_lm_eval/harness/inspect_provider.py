@@ -57,6 +57,7 @@ NOT_HERE = {
     "think_end_token": "Inspect tells reasoning from answers by itself",
     "chat_template_args": "Inspect hands enable_thinking alone to a template",
 }
+MODEL_INFO = ("model_revision", "model_sha", "model_num_parameters")  # by lm_eval's names
 TEXTS = ("chat_template",)  # which are taken as they are
 UNKNOWN_TO_HF = ("frequency_penalty", "presence_penalty", "logit_bias", "num_choices", "best_of", "response_schema")
 
@@ -110,6 +111,8 @@ class SaeHFAPI(HuggingFaceAPI):
         self.lm = SaeHFLM(pretrained=pretrained, **arguments)
         self.spliced, self.tokenizer = self.lm.spliced, self.lm.tokenizer
         self.writer = TextWriter(self.spliced)
+        info = self.lm.get_model_info()
+        self.model_info = {name: info.get(name) or None for name in MODEL_INFO}
         self.seed = secrets.randbits(32) if config.seed is None else config.seed
 
     def close(self) -> None:
@@ -212,13 +215,12 @@ class SaeHFAPI(HuggingFaceAPI):
 
     def _metadata(self, request: WantedText) -> dict[str, Any]:
         """What the answer comes from, as lm_eval's results have it."""
-        config = self.lm.loaded.model.config
-        model = {"model": self.model_name, "revision": getattr(config, "_commit_hash", None) or self.lm.revision}
         drawn = dict(request.sampling)["do_sample"]
         sampling = {**dict(request.sampling), **({"seed": request.seed} if drawn else {})}
         has_template = self.use_chat_template is not False and bool(self.chat_template or self.tokenizer.chat_template)
         told = {"prompt_format": "chat template" if has_template else "role: text", "sampling": sampling}
-        return {"sae_lm_eval": {schema.KEY: schema.VERSION, **model, **self.writer.provenance, **told}}
+        record = {schema.KEY: schema.VERSION, "model": self.model_name, **self.model_info}
+        return {"sae_lm_eval": {**record, **self.writer.provenance, **told}}
 
 
 def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:

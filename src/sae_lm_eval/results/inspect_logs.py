@@ -27,6 +27,7 @@ SAMPLE = "sample_id"  # of a document, what Inspect calls its id: it is answered
 UNREAD = {"events", "store", "timelines"}  # of a sample, which hold most of a log
 AVERAGES = ("accuracy", "mean")  # Inspect's metrics that are the mean over samples
 NEUTRAL_REDUCERS = (None, "mean")
+OF_THE_MODEL = ("model_revision", "model_sha", "model_num_parameters", "model_dtype")  # lm_eval's names
 WHAT_IS_ASKED = ("data set", "task arguments")
 # Inspect's settings that change what is asked or how it is answered.
 SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop_seqs", "system_message")
@@ -93,12 +94,11 @@ def read_inspect_log(path: Path) -> InspectResults:
         config={
             "model": api,
             "model_args": {"pretrained": model, **spec.model_args},
-            "model_revision": record.get("revision") or spec.model_args.get("revision"),
-            "model_dtype": record.get("model_dtype"),
+            **{name: record.get(name) for name in OF_THE_MODEL},
             "limit": spec.config.limit if isinstance(spec.config.limit, int) else None,
             "sae_lm_eval": record,
         },
-        provenance=record,
+        provenance={name: value for name, value in record.items() if name not in OF_THE_MODEL},
         scores={spec.task: scores},
         aliases={spec.task: spec.task_display_name} if spec.task_display_name else {},
         sizes={spec.task: len(answers)},
