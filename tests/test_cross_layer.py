@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -21,8 +22,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sae_lm_eval import SaeHFLM, UserError, world
+from sae_lm_eval.catalog.hub_headers import headers_of
 from sae_lm_eval.dictionaries import cross_layer_loader
 from sae_lm_eval.dictionaries.cross_layer import CrossLayerLatents, FileRows
+from sae_lm_eval.dictionaries.loading import load_dictionaries
 from sae_lm_eval.harness.inspection import fits
 from sae_lm_eval.harness.joined import joined
 from sae_lm_eval.splicing.arguments import requested_splices
@@ -453,3 +456,18 @@ def test_inspection_measures_the_whole_output(tmp_path):
     for row, (fit, *_) in zip(world.world_facts()["cross_layer"], found, strict=True):
         assert fit.explained_variance == pytest.approx(row["explained_variance"], abs=0.01)
         assert fit.l0 == pytest.approx(row["l0"], rel=0.1)
+
+
+def test_what_is_planned_of_one_before_it_is_loaded(tmp_path):
+    known = headers_of("clt:world")
+    loaded = load_dictionaries("clt:world")
+    parameters = {id(p): p.numel() for one in loaded for p in one.module.parameters()}
+    assert sum(math.prod(shape) for one in known for shape in one.shapes.values()) == sum(parameters.values())
+    assert [(one.spec, one.hook_out, one.width) for one in known] == [(one.name, one.hook_out, 256) for one in loaded]
+    folder = saved(tmp_path / "clt", "gemma-scope-2", threshold=True)
+    (alone,) = headers_of(f"clt:{folder}#layer_1")
+    assert alone.module_out == "model.layers.1.post_feedforward_layernorm.output"
+    assert len(alone.shapes) == 2 * 5
+    (folder / "params_layer_1.safetensors").write_bytes(b"\x80" * 40)
+    with pytest.raises(UserError, match=r"params_layer_1\.safetensors' of .* is truncated or corrupt"):
+        headers_of(f"clt:{folder}")

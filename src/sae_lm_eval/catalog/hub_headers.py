@@ -8,16 +8,80 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval import world
+from sae_lm_eval.catalog import lookup
 from sae_lm_eval.catalog.lookup import Known
+from sae_lm_eval.dictionaries.cross_layer_files import local_folder, names_of_cross_layer
 from sae_lm_eval.dictionaries.hub_files import hub_told, quietly
 from sae_lm_eval.dictionaries.presence import CONFIG
 from sae_lm_eval.dictionaries.saelens_package import import_saelens, is_registered_repository, registry_sections
 from sae_lm_eval.dictionaries.saelens_reads import shapes_in
-from sae_lm_eval.dictionaries.spec import SaeSpec
+from sae_lm_eval.dictionaries.spec import CROSS_LAYER, SaeSpec
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import json_value
 
 WEIGHTS = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
+
+
+def headers_of(spec: str) -> list[Known]:
+    """What is known of the dictionaries that a spec names before they are loaded: one, or one a layer.
+
+    Raises `UserError` as `with_headers` does.
+    """
+    parsed = SaeSpec.parse(spec)
+    return [with_headers(lookup.known(spec))] if parsed.loader != CROSS_LAYER else _of_cross_layer(parsed)
+
+
+def _of_cross_layer(spec: SaeSpec) -> list[Known]:
+    """Each layer with the shapes of its own tensors; one layer alone with those of all that write there."""
+    from sae_lm_eval.dictionaries.cross_layer_loader import read_configuration, site_pair
+
+    layout, layers, layer, id_ = names_of_cross_layer(spec)
+    folder, prefix = local_folder(spec), f"{id_}/" if id_ else ""
+    config_file = (folder or Path()) / prefix / layout.config
+    if folder is None:
+        config_file = _downloaded(spec, f"{prefix}{layout.config}") or config_file
+    config = read_configuration(layout, config_file)
+    found = []
+    for number in range(layers if layer is None else layer + 1):
+        shapes: dict[str, tuple[int, ...]] = {}
+        for kind in dict.fromkeys((layout.encoder, layout.decoder)):
+            shapes |= _shapes(spec, folder, f"{prefix}{kind.format(number)}")
+        hook_in, hook_out, module_in, module_out = site_pair(layout, config, number)
+        names = {"hook_in": hook_in, "hook_out": hook_out, "module_in": module_in, "module_out": module_out}
+        latents = next((shape[0] for name, shape in shapes.items() if name.startswith("b_enc")), None)
+        name = replace(spec, id="/".join(filter(None, (id_, f"layer_{number}"))))
+        found.append(Known(str(name), **names, width=latents, shapes=shapes))
+    if layer is not None:  # of those before, which write there too, nothing but their size matters
+        every = {f"{one.spec} {name}": shape for one in found for name, shape in (one.shapes or {}).items()}
+        return [replace(found[-1], shapes=every)]
+    return found
+
+
+def _downloaded(spec: SaeSpec, name: str) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with hub_told(spec):
+        try:
+            return Path(hf_hub_download(spec.source, name, revision=spec.revision))
+        except EntryNotFoundError:
+            return None
+
+
+def _shapes(spec: SaeSpec, folder: Path | None, name: str) -> dict[str, tuple[int, ...]]:
+    """Of the tensors of a file, by its header."""
+    from huggingface_hub import parse_safetensors_file_metadata
+    from huggingface_hub.errors import SafetensorsParsingError
+    from safetensors import SafetensorError
+
+    try:
+        if folder is not None:
+            return {tensor: tuple(shape) for tensor, shape in shapes_in(folder / name).items()}
+        with hub_told(spec):
+            found = parse_safetensors_file_metadata(spec.source, name, revision=spec.revision)
+    except (SafetensorError, SafetensorsParsingError) as error:
+        raise UserError(f"'{name}' of '{spec}' is truncated or corrupt: download it again.") from error
+    return {tensor: tuple(of.shape) for tensor, of in found.tensors.items()}
 
 
 def with_headers(known: Known) -> Known:

@@ -70,7 +70,7 @@ class CrossLayerPlace:
 def find_cross_layer(spec: SaeSpec) -> CrossLayerPlace:
     """Where the transcoder lies, its files on this machine. Raises `UserError` where there is none."""
     layout, layers, layer, id_ = names_of_cross_layer(spec)
-    root, commit = _local_folder(spec), None
+    root, commit = local_folder(spec), None
     if root is None:
         from huggingface_hub import snapshot_download
 
@@ -84,7 +84,7 @@ def find_cross_layer(spec: SaeSpec) -> CrossLayerPlace:
     return CrossLayerPlace(spec, root / id_, commit, layout, layers, layer)
 
 
-def _local_folder(spec: SaeSpec) -> Path | None:
+def local_folder(spec: SaeSpec) -> Path | None:
     """The user's own folder, or that of the embedded world."""
     return world.CROSS_LAYER if spec.folder is None and spec.source == world.NAME else spec.folder
 
@@ -97,7 +97,7 @@ def names_of_cross_layer(spec: SaeSpec) -> tuple[FileLayout, int, int | None, st
     """
     one = ONE_LAYER.fullmatch(spec.id or "")
     id_, layer = (one[1] or "", int(one[2])) if one else (spec.id or "", None)
-    if (folder := _local_folder(spec)) is not None:
+    if (folder := local_folder(spec)) is not None:
         if spec.revision is not None:
             raise UserError(f"'{spec.source}' is a local folder, which has no revision '{spec.revision}'.")
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]

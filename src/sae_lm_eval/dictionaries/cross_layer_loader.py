@@ -30,7 +30,7 @@ KIND = "cross_layer_transcoder"  # as circuit-tracer's configurations name it
 ALL = "{all}"  # stands for a layer in Gemma Scope 2's configuration
 
 
-class _Configuration(Foreign):
+class CrossLayerConfiguration(Foreign):
     """What is read of either layout's configuration."""
 
     model_name: StrictStr | None = None
@@ -50,7 +50,7 @@ def load_cross_layer(spec: SaeSpec) -> tuple[Dictionary, ...]:
     """
     place = find_cross_layer(spec)
     layout, count = place.layout, place.layers
-    config = _configuration(place)
+    config = read_configuration(layout, place.folder / layout.config)
     last = count - 1 if place.layer is None else place.layer
     latents: list[CrossLayerLatents] = []
     made: list[Dictionary] = []
@@ -71,14 +71,13 @@ def load_cross_layer(spec: SaeSpec) -> tuple[Dictionary, ...]:
     return tuple(made) if place.layer is None else (made[-1],)
 
 
-def _configuration(place: CrossLayerPlace) -> _Configuration:
+def read_configuration(layout: FileLayout, file: Path) -> CrossLayerConfiguration:
     """Where there is no file, the hooks are those of all releases of that layout."""
-    file = place.folder / place.layout.config
     if not file.is_file():
-        return _Configuration()
+        return CrossLayerConfiguration()
     where = f"'{shown(file)}'"
     values = (yaml_value if file.suffix == ".yaml" else json_value)(read_text(file), where)
-    config = checked(_Configuration, values, where, f"a configuration of {place.layout.name}")
+    config = checked(CrossLayerConfiguration, values, where, f"a configuration of {layout.name}")
     if config.model_kind != KIND:
         raise UserError(f"{where} says model_kind: {config.model_kind}, where {KIND} is expected.")
     return config
@@ -166,10 +165,12 @@ def _check_shapes(
         raise UserError(f"Layer {layer} of '{place.spec}' holds nan or infinite weights.")
 
 
-def _dictionary(spec: SaeSpec, place: CrossLayerPlace, output: CrossLayerOutput, config: _Configuration) -> Dictionary:
+def _dictionary(
+    spec: SaeSpec, place: CrossLayerPlace, output: CrossLayerOutput, config: CrossLayerConfiguration
+) -> Dictionary:
     own, layer = output.sources[-1], output.layer
     gemma = place.layout is GEMMA_SCOPE_2
-    pairs = [_sites(place.layout, config, n) for n in range(layer + 1)]
+    pairs = [site_pair(place.layout, config, n) for n in range(layer + 1)]
     kind = "skip_" if output.W_skip is not None else ""
     one = f"{spec.id}" if place.layer is not None else "/".join(filter(None, (spec.id, f"layer_{layer}")))
     name = config.model_name
@@ -205,7 +206,8 @@ def _dictionary(spec: SaeSpec, place: CrossLayerPlace, output: CrossLayerOutput,
     )
 
 
-def _sites(layout: FileLayout, config: _Configuration, layer: int) -> SitePair:
+def site_pair(layout: FileLayout, config: CrossLayerConfiguration, layer: int) -> SitePair:
+    """Where the latents of a layer read, and where what is written at that layer goes."""
     if layout is CIRCUIT_TRACER:
         return SitePair(*(f"blocks.{layer}.{hook}" for hook in (config.feature_input_hook, config.feature_output_hook)))
     modules = (config.hf_hook_point_in, config.hf_hook_point_out)

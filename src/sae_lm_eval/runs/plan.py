@@ -8,8 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from sae_lm_eval.catalog import lookup
-from sae_lm_eval.catalog.hub_headers import with_headers
+from sae_lm_eval.catalog.hub_headers import headers_of
 from sae_lm_eval.catalog.lookup import Known
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runs.folder_names import BASELINE
@@ -19,6 +18,7 @@ from sae_lm_eval.runtime.progress import duration
 from sae_lm_eval.runtime.run_files import Pace, read_groups, read_pace
 from sae_lm_eval.runtime.time_left import DOCUMENTS, PASSES_OF_VARIANT, REQUESTS, TEXTS
 from sae_lm_eval.scoring.forked_pass import START, Point, earliest, fork_point, point_of
+from sae_lm_eval.splicing.choices import layers_of
 from sae_lm_eval.splicing.edit_spec import KINDS, edit_of
 from sae_lm_eval.splicing.hook_names import Architecture, blocks_path
 from sae_lm_eval.splicing.model_edits import edited_bytes
@@ -120,7 +120,7 @@ def _planned(asked: VariantRequest, model: Any) -> Planned:
     if "edit" in asked.arguments:
         return _planned_edit(asked, model)
     try:
-        known = [with_headers(lookup.known(spec)) for spec in asked.specs]
+        known = [one for spec in asked.specs for one in headers_of(spec)]
     except UserError as error:
         return Planned(asked, (), None, None, {}, whole=False, why=str(error))
     bytes_each = BYTES.get(str(asked.arguments.get("sae_dtype", "float32")), 4)
@@ -129,6 +129,8 @@ def _planned(asked: VariantRequest, model: Any) -> Planned:
         "sizes": {key: count * bytes_each for key, count in sizes.items() if count is not None},
         "whole": None not in sizes.values(),
     }
+    if (layers := layers_of(asked.arguments.get("splice_layers"))) is not None:
+        known = [one for one in known if any(one.layer in part for part in layers)]
     own = asked.arguments.get("hook")
     hooks = [one.hook_out for one in known] if own is None else str(own).split("+")
     sites = tuple(str(hook).split(":")[-1] for hook in hooks if hook is not None)

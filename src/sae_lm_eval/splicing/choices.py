@@ -88,12 +88,13 @@ def choices_of(arguments: SpliceArguments) -> Choices:
         seed=whole(arguments.seed, "seed", least=0),
         scale=_share(arguments.scale, "scale"),
         edits=edits_of(arguments.keep_top, arguments.ablate, arguments.clamp),
-        layers=_layers(arguments.splice_layers),
+        layers=layers_of(arguments.splice_layers),
         splice_input=str(arguments.splice_input),
     )
 
 
-def _layers(given: Any) -> tuple[range, ...] | None:
+def layers_of(given: Any) -> tuple[range, ...] | None:
+    """The layers that `splice_layers=` names, None for all. Raises `UserError` where it names none."""
     if given is None:
         return None
     parts = [re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part) for part in str(given).split("+")]
