@@ -32,17 +32,17 @@ def headers_of(spec: str) -> list[Known]:
 
 
 def _of_cross_layer(spec: SaeSpec) -> list[Known]:
-    """Each layer with the shapes of its own tensors; one layer alone with those of all that write there."""
+    """Each layer with the shapes of its own tensors; the first that is asked for with those of all before it."""
     from sae_lm_eval.dictionaries.cross_layer_loader import read_configuration, site_pair
 
-    layout, layers, layer, id_ = names_of_cross_layer(spec)
+    layout, layers, asked, id_ = names_of_cross_layer(spec)
     folder, prefix = local_folder(spec), f"{id_}/" if id_ else ""
     config_file = (folder or Path()) / prefix / layout.config
     if folder is None:
         config_file = _downloaded(spec, f"{prefix}{layout.config}") or config_file
     config = read_configuration(layout, config_file)
     found = []
-    for number in range(layers if layer is None else layer + 1):
+    for number in range(layers if asked is None else asked[-1] + 1):
         shapes: dict[str, tuple[int, ...]] = {}
         for kind in dict.fromkeys((layout.encoder, layout.decoder)):
             shapes |= _shapes(spec, folder, f"{prefix}{kind.format(number)}")
@@ -51,10 +51,13 @@ def _of_cross_layer(spec: SaeSpec) -> list[Known]:
         latents = next((shape[0] for name, shape in shapes.items() if name.startswith("b_enc")), None)
         name = replace(spec, id="/".join(filter(None, (id_, f"layer_{number}"))))
         found.append(Known(str(name), **names, width=latents, shapes=shapes))
-    if layer is not None:  # of those before, which write there too, nothing but their size matters
-        every = {f"{one.spec} {name}": shape for one in found for name, shape in (one.shapes or {}).items()}
-        return [replace(found[-1], shapes=every)]
-    return found
+    if asked is None:
+        return found
+    # Of the layers before, which write there too, nothing but their size matters.
+    first, *others = found[asked[0] :]
+    before = [*found[: asked[0]], first]
+    shapes = {f"{one.spec} {name}": shape for one in before for name, shape in (one.shapes or {}).items()}
+    return [replace(first, shapes=shapes), *others]
 
 
 def _downloaded(spec: SaeSpec, name: str) -> Path | None:

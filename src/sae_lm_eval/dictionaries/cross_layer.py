@@ -14,16 +14,22 @@ from torch import Tensor, nn
 
 from sae_lm_eval.dictionaries.sparse_decoding import Active, gather_pays
 
+SAMPLED = 2**12  # numbers, evenly spread
+
 
 class FileRows:
     """Decoder rows that stay in their file and are read where latents are active.
 
-    `tensor` (latents, layers written, d_out) is backed by the file; `stamp` is what a checksum takes of it: reading it
-    whole would take longer than an evaluation.
+    `tensor` (latents, layers written, d_out) is backed by the file. A checksum takes `stamp` of it, `SAMPLED` of its
+    numbers: reading it whole would take longer than an evaluation.
     """
 
-    def __init__(self, tensor: Tensor, stamp: str):
-        self.tensor, self.stamp = tensor, stamp
+    def __init__(self, tensor: Tensor):
+        self.tensor = tensor
+        places = torch.linspace(0, tensor.numel() - 1, min(SAMPLED, tensor.numel()), dtype=torch.float64).long()
+        at = torch.unravel_index(places, tensor.shape)
+        # As whole numbers, which no cast to another dtype touches.
+        self.stamp = torch.cat([torch.tensor(tensor.shape), tensor[at].double().view(torch.int64)])
 
     def __deepcopy__(self, _memo: object) -> FileRows:
         return self  # nothing writes to it
@@ -37,6 +43,7 @@ class CrossLayerLatents(nn.Module):
     """
 
     threshold: Tensor | None
+    stamp: Tensor | None
 
     def __init__(
         self,
@@ -52,9 +59,9 @@ class CrossLayerLatents(nn.Module):
         self.register_buffer("threshold", threshold)
         in_file = isinstance(decoder, FileRows)
         self.W_dec = None if in_file else nn.Parameter(decoder, requires_grad=False)
-        # Private, so that no checksum reads it: the stamp stands for it.
+        # Private, so that no checksum reads it: the stamp stands for it among the weights.
         self._rows_in_file = decoder if in_file else None
-        self.stamp = decoder.stamp if in_file else None
+        self.register_buffer("stamp", decoder.stamp if in_file else None)
 
     @property
     def decoder(self) -> Float[Tensor, "latents layers d_out"]:
@@ -80,7 +87,7 @@ class CrossLayerLatents(nn.Module):
             return [latents @ decoder[:, layer - self.layer] for layer in layers]
         active = Active.of(latents)
         return [
-            active.sums(decoder[active.latents.to(decoder.device), layer - self.layer]).to(latents.dtype)
+            active.sums(decoder[active.latents.to(decoder.device), layer - self.layer].to(latents)).to(latents.dtype)
             for layer in layers
         ]
 

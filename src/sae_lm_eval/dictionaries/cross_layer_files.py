@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 
 from sae_lm_eval import world
@@ -13,7 +12,7 @@ from sae_lm_eval.dictionaries.hub_files import check_repository_name, hub_told, 
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
 
-ONE_LAYER = re.compile(r"(?:(.*)/)?layer_(\d+)")
+SOME_LAYERS = re.compile(r"(?:(.*)/)?layer_(\d{1,4})(?:-(\d{1,4}))?")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ LAYOUTS = (CIRCUIT_TRACER, GEMMA_SCOPE_2)
 class CrossLayerPlace:
     """A cross-layer transcoder in a local folder: its own, or the snapshot of a repository at `commit`.
 
-    `layer` is the one that is asked for, None for all.
+    `wanted` are the layers that are asked for, None for all; `id` is the folder in the source.
     """
 
     spec: SaeSpec
@@ -61,7 +60,8 @@ class CrossLayerPlace:
     commit: str | None
     layout: FileLayout
     layers: int
-    layer: int | None
+    wanted: range | None
+    id: str
 
     def file(self, kind: str, layer: int) -> Path:
         return self.folder / kind.format(layer)
@@ -69,19 +69,19 @@ class CrossLayerPlace:
 
 def find_cross_layer(spec: SaeSpec) -> CrossLayerPlace:
     """Where the transcoder lies, its files on this machine. Raises `UserError` where there is none."""
-    layout, layers, layer, id_ = names_of_cross_layer(spec)
+    layout, layers, asked, id_ = names_of_cross_layer(spec)
     root, commit = local_folder(spec), None
     if root is None:
         from huggingface_hub import snapshot_download
 
         prefix = f"{id_}/" if id_ else ""
-        last = layers - 1 if layer is None else layer
+        last = layers - 1 if asked is None else asked[-1]
         files = {kind.format(n) for kind in (layout.encoder, layout.decoder) for n in range(last + 1)}
         wanted = [f"{prefix}{name}" for name in (*sorted(files), layout.config)]
         with hub_told(spec):
             root = Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=wanted))
         commit = root.name
-    return CrossLayerPlace(spec, root / id_, commit, layout, layers, layer)
+    return CrossLayerPlace(spec, root / id_, commit, layout, layers, asked, id_)
 
 
 def local_folder(spec: SaeSpec) -> Path | None:
@@ -89,17 +89,18 @@ def local_folder(spec: SaeSpec) -> Path | None:
     return world.CROSS_LAYER if spec.folder is None and spec.source == world.NAME else spec.folder
 
 
-def names_of_cross_layer(spec: SaeSpec) -> tuple[FileLayout, int, int | None, str]:
-    """Of the transcoder that `spec` names, told from names of files alone: layout, layers, the one layer that is asked
-    for, and the folder that it lies in.
+def names_of_cross_layer(spec: SaeSpec) -> tuple[FileLayout, int, range | None, str]:
+    """Of the transcoder that `spec` names, told from names of files alone: layout, how many layers, those that are
+    asked for, None for all, and the folder that it lies in.
 
-    Raises `UserError` where there is none, a layer is missing, or the one that is asked for is not there.
+    Raises `UserError` where there is none, a layer is missing, or one that is asked for is not there.
     """
-    one = ONE_LAYER.fullmatch(spec.id or "")
-    id_, layer = (one[1] or "", int(one[2])) if one else (spec.id or "", None)
+    some = SOME_LAYERS.fullmatch(spec.id or "")
+    id_, asked = (some[1] or "", range(int(some[2]), int(some[3] or some[2]) + 1)) if some else (spec.id or "", None)
     if (folder := local_folder(spec)) is not None:
         if spec.revision is not None:
-            raise UserError(f"'{spec.source}' is a local folder, which has no revision '{spec.revision}'.")
+            what = "The embedded world" if folder == world.CROSS_LAYER else f"'{spec.source}' is a local folder, which"
+            raise UserError(f"{what} has no revision '{spec.revision}': leave it out.")
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     else:
         check_repository_name(spec)
@@ -107,14 +108,15 @@ def names_of_cross_layer(spec: SaeSpec) -> tuple[FileLayout, int, int | None, st
             names = repository_files(spec)
     prefix = f"{id_}/" if id_ else ""
     here = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    layout = next((one for one in LAYOUTS if any(fnmatch(name, one.encoder.format("*")) for name in here)), None)
+    layout = next((one for one in LAYOUTS if _numbers(one, here)), None)
     if layout is None:
         refuse_other_format(spec, here)
         raise UserError(f"'{spec}' holds no cross-layer transcoder.{_others(names)}")
     layers = _count(spec, layout, set(here))
-    if layer is not None and layer >= layers:
-        raise UserError(f"'{spec}': there is no layer {layer}; the layers run from 0 to {layers - 1}.")
-    return layout, layers, layer, id_
+    if asked is not None and (not asked or asked[-1] >= layers):
+        which = f"no layer {asked[-1]}" if asked else f"nothing in {spec.id}"
+        raise UserError(f"'{spec}': there is {which}; the layers run from 0 to {layers - 1}.")
+    return layout, layers, asked, id_
 
 
 def _others(names: Sequence[str]) -> str:
@@ -122,13 +124,18 @@ def _others(names: Sequence[str]) -> str:
     found = sorted(name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in firsts)
     if not found:
         return " One has files " + " or ".join(one.encoder.format("N") for one in LAYOUTS) + "."
-    return f" There is one at #{', #'.join(found[:8])}."
+    return f" There is one {', '.join(f'at #{folder}' if folder else 'at the top' for folder in found[:8])}."
+
+
+def _numbers(layout: FileLayout, names: Iterable[str]) -> list[int]:
+    """Of the layers that have a first file."""
+    return [int(found[1]) for name in names if (found := re.fullmatch(layout.encoder.format(r"(\d{1,4})"), name))]
 
 
 def _count(spec: SaeSpec, layout: FileLayout, names: set[str]) -> int:
-    numbers = [int(found[1]) for name in names if (found := re.fullmatch(layout.encoder.format(r"(\d+)"), name))]
-    for layer in range(max(numbers) + 1):
+    last = max(_numbers(layout, names))
+    for layer in range(last + 1):
         for kind in (layout.encoder, layout.decoder):
             if kind.format(layer) not in names:
                 raise UserError(f"'{spec}' has no file {kind.format(layer)}: a layer is missing.")
-    return max(numbers) + 1
+    return last + 1

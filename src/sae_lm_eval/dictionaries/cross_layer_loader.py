@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
+import psutil
 from pydantic import StrictBool, StrictStr
 from torch import Tensor
 
@@ -19,13 +21,14 @@ from sae_lm_eval.dictionaries.cross_layer_files import (
     find_cross_layer,
 )
 from sae_lm_eval.dictionaries.dictionary import Dictionary, SitePair
+from sae_lm_eval.dictionaries.saelens_reads import shapes_in
 from sae_lm_eval.dictionaries.spec import SaeSpec
-from sae_lm_eval.errors import UserError
+from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.files.reading import Foreign, checked, json_value, read_text, shown, yaml_value
-from sae_lm_eval.runtime.devices import free_memory
 from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 
-IN_MEMORY = 0.5  # of the free memory: decoders that would take more stay in their files
+IN_MEMORY = 0.5  # of the machine's memory: decoders that would take more in float32 stay in their files
+ACTIVATIONS = ("relu", "jumprelu")
 KIND = "cross_layer_transcoder"  # as circuit-tracer's configurations name it
 ALL = "{all}"  # stands for a layer in Gemma Scope 2's configuration
 
@@ -35,6 +38,7 @@ class CrossLayerConfiguration(Foreign):
 
     model_name: StrictStr | None = None
     model_kind: StrictStr = KIND
+    activation: StrictStr | None = None
     feature_input_hook: StrictStr = "hook_resid_mid"
     feature_output_hook: StrictStr = "hook_mlp_out"
     hf_hook_point_in: StrictStr = "model.layers.{all}.pre_feedforward_layernorm.output"
@@ -43,24 +47,29 @@ class CrossLayerConfiguration(Foreign):
 
 
 def load_cross_layer(spec: SaeSpec) -> tuple[Dictionary, ...]:
-    """What a cross-layer transcoder writes at each layer, from the first on; `layer_N` behind the id is that one alone.
+    """What a cross-layer transcoder writes at each layer, from the first on; `layer_N` behind the id is that one alone,
+    `layer_N-M` those.
 
     Raises `UserError` for a folder or repository without one, a layer that is missing or of other widths than the
     first, a tensor that is not of the layout, and unreadable files.
     """
     place = find_cross_layer(spec)
     layout, count = place.layout, place.layers
+    first = 0 if place.wanted is None else place.wanted[0]
     config = read_configuration(layout, place.folder / layout.config)
-    last = count - 1 if place.layer is None else place.layer
+    last = count - 1 if place.wanted is None else place.wanted[-1]
     latents: list[CrossLayerLatents] = []
     made: list[Dictionary] = []
-    kept_in_files = _decoder_bytes(place, last) > IN_MEMORY * free_memory("cpu")
+    # Of all memory, not of what is free at the moment: it decides what the checksum of the weights is.
+    kept_in_files = _decoder_bytes(place, last) > IN_MEMORY * psutil.virtual_memory().total
     for layer in range(last + 1):
         tensors = _layer(place, layer, kept_in_files)
-        _check_shapes(place, layer, tensors, latents)
+        if not latents:
+            count = _layers_written(place, tensors["W_dec"])
+        _check_shapes(place, layer, count, tensors, latents)
         if made and ("W_skip" in tensors) != (made[0].module.W_skip is not None):
             raise UserError(f"'{spec}' has skip connections in some layers and none in others.")
-        decoder = FileRows(tensors["W_dec"], _stamp(place, layer)) if kept_in_files else tensors["W_dec"]
+        decoder = FileRows(tensors["W_dec"]) if kept_in_files else tensors["W_dec"]
         latents.append(CrossLayerLatents(layer, tensors["W_enc"], tensors["b_enc"], decoder, tensors.get("threshold")))
         output = CrossLayerOutput(tuple(latents), tensors["b_dec"], tensors.get("W_skip"))
         made.append(_dictionary(spec, place, output, config))
@@ -68,7 +77,11 @@ def load_cross_layer(spec: SaeSpec) -> tuple[Dictionary, ...]:
         has = "has none" if config.affine_connection else "has one"
         said = str(config.affine_connection).lower()
         raise UserError(f"The {layout.config} of '{spec}' says affine_connection: {said}, and its first layer {has}.")
-    return tuple(made) if place.layer is None else (made[-1],)
+    if (own := made[0].module).sources[0].threshold is None and config.activation == "jumprelu":
+        raise UserError(f"The {layout.config} of '{spec}' says activation: jumprelu, and its files hold no thresholds.")
+    if own.sources[0].threshold is not None and config.activation == "relu":
+        raise UserError(f"The {layout.config} of '{spec}' says activation: relu, and its files hold thresholds.")
+    return tuple(made[first:])
 
 
 def read_configuration(layout: FileLayout, file: Path) -> CrossLayerConfiguration:
@@ -80,20 +93,33 @@ def read_configuration(layout: FileLayout, file: Path) -> CrossLayerConfiguratio
     config = checked(CrossLayerConfiguration, values, where, f"a configuration of {layout.name}")
     if config.model_kind != KIND:
         raise UserError(f"{where} says model_kind: {config.model_kind}, where {KIND} is expected.")
+    if config.activation is not None:
+        one_of(config.activation, ACTIVATIONS, f"In {where} the activation")
     return config
 
 
 def _decoder_bytes(place: CrossLayerPlace, last: int) -> int:
-    """Of the decoders up to layer `last`, as they lie in the files."""
-    files = {place.file(place.layout.decoder, layer) for layer in range(last + 1)}
-    return sum(file.stat().st_size for file in files)
+    """Of the decoders up to layer `last`, in float32."""
+    from safetensors import SafetensorError
+
+    total = 0
+    for layer in range(last + 1):
+        try:
+            shapes = shapes_in(place.file(place.layout.decoder, layer))
+        except SafetensorError:
+            continue  # which is told when it is read
+        total += 4 * prod(shapes.get(place.layout.tensors["W_dec"].format(layer), ()))
+    return total
 
 
-def _stamp(place: CrossLayerPlace, layer: int) -> str:
-    file = place.file(place.layout.decoder, layer)
-    found = file.stat()
-    # Of the hub the name of the blob is the checksum of its content.
-    return file.resolve().name if place.commit else f"{file.name} {found.st_size} {found.st_mtime_ns}"
+def _layers_written(place: CrossLayerPlace, decoder: Tensor) -> int:
+    """How many layers there are, by what the first one writes: of a hub the files may have been taken in part."""
+    if place.wanted is None and decoder.shape[1] != place.layers:
+        raise UserError(
+            f"The first layer of '{place.spec}' writes at {decoder.shape[1]} layers, and there are files of "
+            f"{place.layers}."
+        )
+    return decoder.shape[1]
 
 
 def _layer(place: CrossLayerPlace, layer: int, kept_in_files: bool) -> dict[str, Tensor]:
@@ -136,7 +162,7 @@ def _read(place: CrossLayerPlace, file: Path) -> dict[str, Tensor]:
 
 
 def _check_shapes(
-    place: CrossLayerPlace, layer: int, tensors: Mapping[str, Tensor], earlier: Sequence[CrossLayerLatents]
+    place: CrossLayerPlace, layer: int, count: int, tensors: Mapping[str, Tensor], earlier: Sequence[CrossLayerLatents]
 ) -> None:
     """Raise `UserError` for a layer whose tensors do not fit each other, or not those of the first layer."""
     width, latents = tensors["W_enc"].shape
@@ -146,7 +172,7 @@ def _check_shapes(
         "W_enc": (first_width, latents),
         "b_enc": (latents,),
         "b_dec": (d_out,),
-        "W_dec": (latents, place.layers - layer, d_out),
+        "W_dec": (latents, count - layer, d_out),
         "threshold": (latents,),
         "W_skip": (first_width, d_out),
     }
@@ -172,7 +198,7 @@ def _dictionary(
     gemma = place.layout is GEMMA_SCOPE_2
     pairs = [site_pair(place.layout, config, n) for n in range(layer + 1)]
     kind = "skip_" if output.W_skip is not None else ""
-    one = f"{spec.id}" if place.layer is not None else "/".join(filter(None, (spec.id, f"layer_{layer}")))
+    one = "/".join(filter(None, (place.id, f"layer_{layer}")))
     name = config.model_name
     if name is not None and gemma:
         # As SAELens' converter reads it: the configurations name Gemma 3 in their own way.
@@ -185,6 +211,7 @@ def _dictionary(
         reconstruct=output.forward,
         encode=own.forward,
         decode=output.decode,
+        formula=output.forward,
         architecture=f"{'relu' if own.threshold is None else 'jumprelu'}_{kind}cross_layer_transcoder",
         d_in=own.W_enc.shape[0],
         d_out=own.decoder.shape[-1],

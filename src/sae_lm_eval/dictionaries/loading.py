@@ -44,7 +44,9 @@ def load_dictionary(
 
     Raises `UserError` for whatever cannot be found, read or applied.
     """
-    (dictionary,) = load_dictionaries(source, dtype=dtype, norm_factor=norm_factor)
+    dictionary, *others = load_dictionaries(source, dtype=dtype, norm_factor=norm_factor)
+    if others:
+        raise UserError(f"'{source}' names {len(others) + 1} dictionaries: load_dictionaries gives them all.")
     return dictionary
 
 

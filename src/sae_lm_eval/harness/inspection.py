@@ -44,7 +44,9 @@ def planned_variant(model_args: Mapping[str, Any]) -> Variant:
 def splice_facts(splice: Splice, special: str) -> dict[str, str]:
     """What a reader has to know of a splice, as label and text; what the release does not say is said to be missing."""
     dictionary = splice.dictionary
-    parameters = sum(p.numel() for p in dictionary.module.parameters())
+    of_earlier = () if dictionary.cross_layer is None else dictionary.cross_layer.sources[:-1]
+    earlier = {id(p) for latents in of_earlier for p in latents.parameters()}  # counted at their own layers
+    parameters = sum(p.numel() for p in dictionary.module.parameters() if id(p) not in earlier)
     writes = str(splice.site_out.write)
     if splice.site_out.residual is not None:
         writes += f", less {splice.site_out.residual}"

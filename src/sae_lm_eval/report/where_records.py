@@ -18,7 +18,7 @@ FOLDER = "where"  # in that of a run
 OF_MODEL = ("pretrained", "revision", "subfolder", "peft", "delta")
 USUAL = {"revision": "main"}
 OF_SPLICE = ("dictionary", "revision", "hook_in", "hook_out", "mode")
-OF_VARIANT = ("scale", "splice_tokens")
+OF_VARIANT = ("scale", "splice_tokens", "splice_input")
 Number = Annotated[float, Field(allow_inf_nan=False)] | None
 CHECKSUM = "weights_checksum"  # of a splice; results of earlier versions have none
 OF_MODEL_CONTENT = {"weights": "other weights", "tokenizer": "another tokenizer"}

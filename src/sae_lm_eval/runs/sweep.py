@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.catalog import lookup
-from sae_lm_eval.catalog.hub_headers import with_headers
 from sae_lm_eval.catalog.lookup import Known
 from sae_lm_eval.dictionaries.spec import SaeSpec
-from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runs.argument_text import named_values
 from sae_lm_eval.runs.asked import VariantRequest as VariantRequest
 from sae_lm_eval.runs.asked_documents import category_map, field_of, user_path
+from sae_lm_eval.runs.equal_variants import variant_identity
 from sae_lm_eval.runs.folder_names import AGAIN, check_name, folder_name, free_name, refuse_twice, short_name
 from sae_lm_eval.runs.object_names import is_object, object_texts
 from sae_lm_eval.runs.sweep_keys import OURS, lm_eval_settings
@@ -41,7 +39,8 @@ FILTERS = ("width", "l0", "layer")
 TOGETHER = ("each", "all")
 ARGUMENTS = tuple(name for name in SpliceArguments.names() if name != "sae")  # besides the dictionaries
 SERIES = {"scale": "[0.5, 1]", "splice_layers": "[0-2, 0-5]"}  # arguments that a list makes variants of
-OF_DICTIONARIES = ("scale", "keep_top", "ablate", "clamp")  # which controls at their sites do not take over
+# Which controls at their sites do not take over.
+OF_DICTIONARIES = ("scale", "keep_top", "ablate", "clamp", "splice_input")
 PATHS = ("pretrained", "tokenizer", "peft", "delta", "include_path", "use_cache")
 RAY = re.compile(r"local|auto|(ray://)?[^/\s]+:\d+")
 OF_LOADING = ("batch_size", "max_batch_size", "device")  # settings that lm_eval takes among the model's arguments too
@@ -275,7 +274,7 @@ def _with_controls(variants: Sequence[VariantRequest], controls: Sequence[str], 
     place: dict[str, int] = {}
     out: list[VariantRequest] = []
     for asked in variants:
-        index = place.setdefault(_identity(asked, read), len(out))
+        index = place.setdefault(variant_identity(asked, read), len(out))
         if index == len(out) or asked.arguments.get("splice") not in OF_SITES:
             out.append(asked)
         else:
@@ -290,45 +289,13 @@ def _with_controls(variants: Sequence[VariantRequest], controls: Sequence[str], 
             if control == "mean" and arguments.get("mean_text") is None:
                 raise UserError("controls: 'mean' needs mean_text: FILE, the text whose activations are averaged.")
             made = VariantRequest(check_name(short_name(f"{asked.name},{control}"), "controls"), _normal(arguments))
-            index = place.setdefault(_identity(made, read), len(out))
+            index = place.setdefault(variant_identity(made, read), len(out))
             if index == len(out):
                 out.append(made)
             of = out[index]
             out[index] = replace(of, control_of=(*of.control_of, asked.name))
     refuse_twice(one.name for one in out)
     return out
-
-
-def _known_site(spec: str) -> Known:
-    """Where a dictionary writes, by names or by its configuration on the hub, as far as these tell."""
-    found = lookup.known(spec)
-    try:
-        return found if found.hook_out else with_headers(found)
-    except UserError:
-        return found  # what is wrong with it is told when it is looked for
-
-
-def _identity(asked: VariantRequest, read: dict[str, Known]) -> str:
-    """Equal for variants that compute the same: where a mode depends on the sites alone, its dictionaries do not.
-
-    `read` holds what is known of dictionaries by their specs, and is added to.
-    """
-    arguments = dict(asked.arguments)
-    if arguments.get("splice", "reconstruction") in OF_SITES:
-        specs = [one for one in asked.sources if isinstance(one, str)]
-        read |= {spec: _known_site(spec) for spec in specs if spec not in read}
-        own = arguments.get("hook")
-        sites = [read[spec].module_out or read[spec].hook_out for spec in specs]
-        sites = sites if own is None else [each.rsplit(":", 1)[-1] for each in str(own).split("+")]
-        if all(sites) and (own is not None or len(specs) == len(asked.sources)):
-            scale = float(arguments.get("scale", 1)) if arguments["splice"] != "none" else 1.0
-            kept = ("splice", "splice_tokens", "splice_layers", "mean_text", "mean_tokens")
-            arguments = {name: arguments.get(name) for name in kept}
-            # At the first positions that one of them was not trained on, the modes do nothing.
-            rules = [rule_of(parsed.source, parsed.id) for parsed in map(SaeSpec.parse, specs)]
-            arguments["untrained"] = sorted({rule.first for rule in rules if rule})
-            arguments |= {"scale": scale, "sites": sorted(map(str, sites))}
-    return json.dumps(arguments, sort_keys=True, default=lambda one: f"{id(one)}" if is_object(one) else str(one))
 
 
 def _check_keys(given: Mapping[Any, Any], known: Sequence[str], where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -96,8 +97,15 @@ def uncached(model: Any, wanted: bool) -> Iterator[None]:
         yield
         return
 
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+
     def whole(input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        return {"input_ids": input_ids, "attention_mask": kwargs.get("attention_mask"), "use_cache": False}
+        mask = kwargs.get("attention_mask")
+        given = {"input_ids": input_ids, "attention_mask": mask, "use_cache": False}
+        if mask is None or not takes_positions:
+            return given
+        # Prompts are padded on the left, and positions count from the first real token.
+        return {**given, "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
 
     with instead(model, "prepare_inputs_for_generation", whole):
         yield

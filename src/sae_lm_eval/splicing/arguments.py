@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,31 @@ def requested_splices(
             for source in sources
             for dictionary in load_dictionaries(source, dtype=dtype, norm_factor=arguments.norm_factor)
         ]
+    dictionaries, choices = _at_layers(dictionaries, choices)
     return RequestedSplices(tuple(dictionaries), choices, arguments.mean_text, mean_tokens, edit)
+
+
+def _at_layers(dictionaries: Sequence[Dictionary], choices: Choices) -> tuple[Sequence[Dictionary], Choices]:
+    """The dictionaries that write at the layers that were chosen, with their own hooks and maps: nothing of the others
+    counts.
+    """
+    if choices.layers is None:
+        return dictionaries, choices
+    given = choices.hooks or [one.hook_out for one in dictionaries]
+    found = [re.search(r"(?:^|\.)(\d+)\.", str(hook).split(":")[-1]) for hook in given]
+    has = [int(match[1]) if match else None for match in found]
+    if missing := [layer for part in choices.layers for layer in part if layer not in has]:
+        at = ", ".join(str(layer) for layer in sorted({layer for layer in has if layer is not None})) or "none"
+        raise UserError(f"splice_layers= names layer {missing[0]}, and the dictionaries write at the layers {at}.")
+    places = [place for place, layer in enumerate(has) if any(layer in part for part in choices.layers)]
+
+    def own(each: Sequence[Any] | None) -> tuple[Any, ...] | None:
+        if each is None or len(each) != len(dictionaries):
+            return None if each is None else tuple(each)
+        return tuple(each[place] for place in places)
+
+    kept = replace(choices, hooks=own(choices.hooks), hook_maps=own(choices.hook_maps))
+    return [dictionaries[place] for place in places], kept
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -40,7 +40,8 @@ def attached(model: nn.Module, variant: Variant) -> Iterator[None]:
             context = Context.of_call(input_ids, kwargs)
             attachment.begin(context)
             if variant.reads_clean:
-                # Nothing is behind a cache here: `Variant.needs_whole_text`.
+                if kwargs.get("past_key_values") is not None:  # see `Variant.needs_whole_text`
+                    raise UserError("splice_input=clean reads whole texts: call the model with use_cache=False.")
                 with attachment.recording():
                     model(*args, **kwargs)
 

@@ -42,12 +42,15 @@ class LayerSums:
         for latents, site in zip(of_layer.sources, (*splice.earlier, splice.site_in), strict=True):
             if id(latents) not in self._computed:
                 self._compute(latents, splice, x if site is splice.site_in else self._passed[site.read])
-        return self._sums[id(splice)] + of_layer.constant(splice.dictionary_input(x))
+        constant = of_layer.constant(splice.map_in.there(x.to(of_layer.b_dec)))
+        return self._sums[id(splice)].to(constant.device) + constant
 
     def _compute(self, latents: CrossLayerLatents, reader: Splice, x: Tensor) -> None:
         splices = self._written_by[id(latents)]
-        written = latents.written(latents(reader.dictionary_input(x)), [layer for _, layer in splices])
+        # The layers of a transcoder share their latents, whatever device each layer is on.
+        read = reader.map_in.there(x.to(latents.W_enc))
+        written = latents.written(latents(read), [layer for _, layer in splices])
         for (splice, _), part in zip(splices, written, strict=True):
             so_far = self._sums.get(splice)
-            self._sums[splice] = part if so_far is None else so_far + part
+            self._sums[splice] = part if so_far is None else so_far.to(part.device) + part
         self._computed.add(id(latents))

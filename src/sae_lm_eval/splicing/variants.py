@@ -48,13 +48,11 @@ def build_variant(
     """
     architecture = Architecture(model)
     hooks = _one_each(choices.hooks, dictionaries, "hook")
-    maps = _one_each(choices.hook_maps, dictionaries, "hook_map")
+    maps = _maps_of(choices, dictionaries)
     splices = []
     for dictionary, hook, map_ in zip(dictionaries, hooks, maps, strict=True):
         with _other_model_first(architecture, dictionary):
             splices.append(_build_splice(architecture, dictionary, hook, map_, choices))
-    if choices.layers is not None:
-        splices, maps = _at_layers(splices, maps, choices.layers)
     kept_ids = _kept_ids(dictionaries, special_ids, declared_special, choices)
     variant = Variant(tuple(splices), kept_ids, reads_clean=choices.splice_input == CLEAN)
     if variant.reads_clean:
@@ -88,18 +86,6 @@ def _check_clean(variant: Variant) -> None:
             )
 
 
-def _at_layers(
-    splices: Sequence[Splice], maps: Sequence[str | None], layers: Sequence[range]
-) -> tuple[list[Splice], list[str | None]]:
-    """The splices that write at one of `layers`, with their maps."""
-    has = {splice.site_out.layer for splice in splices}
-    if missing := [layer for part in layers for layer in part if layer not in has]:
-        at = ", ".join(str(layer) for layer in sorted(layer for layer in has if layer is not None)) or "none"
-        raise UserError(f"splice_layers= names layer {missing[0]}, and the dictionaries write at the layers {at}.")
-    found = [(s, m) for s, m in zip(splices, maps, strict=True) if any(s.site_out.layer in part for part in layers)]
-    return [splice for splice, _ in found], [map_ for _, map_ in found]
-
-
 def _kept_ids(
     dictionaries: Sequence[Dictionary], special_ids: frozenset[int], declared: frozenset[int], choices: Choices
 ) -> frozenset[int]:
@@ -119,6 +105,16 @@ def place_dictionaries(model: nn.Module, variant: Variant) -> None:
         if splice.dictionary.cross_layer is not None:
             device = of_all_layers = of_all_layers or device
         splice.dictionary.module.to(device=device)
+
+
+def _maps_of(choices: Choices, dictionaries: Sequence[Dictionary]) -> Sequence[str | None]:
+    """A map for each dictionary; the layers of cross-layer transcoders, whose latents they share, have one."""
+    given = choices.hook_maps
+    if given is None or all(dictionary.cross_layer is None for dictionary in dictionaries):
+        return _one_each(given, dictionaries, "hook_map")
+    if len(given) != 1:
+        raise UserError(f"hook_map names {len(given)}: the layers of a cross-layer transcoder take one for all.")
+    return given * len(dictionaries)
 
 
 def _one_each(given: tuple[str, ...] | None, dictionaries: Sequence[Dictionary], what: str) -> Sequence[str | None]:
