@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -25,9 +26,10 @@ from sae_lm_eval import SaeHFLM, UserError, world
 from sae_lm_eval.catalog.hub_headers import headers_of
 from sae_lm_eval.dictionaries import cross_layer_loader
 from sae_lm_eval.dictionaries.cross_layer import CrossLayerLatents, FileRows
-from sae_lm_eval.dictionaries.loading import load_dictionaries
+from sae_lm_eval.dictionaries.loading import load_dictionaries, load_dictionary
 from sae_lm_eval.harness.inspection import fits
 from sae_lm_eval.harness.joined import joined
+from sae_lm_eval.results.variant_names import variant_name
 from sae_lm_eval.splicing.arguments import requested_splices
 from sae_lm_eval.splicing.attach import Attachment
 from sae_lm_eval.splicing.module_io import hook_side
@@ -172,8 +174,8 @@ OTHERS = (
 def test_every_kind_of_request_beside_other_variants(tmp_path, kind):
     spec = f"clt:{saved(tmp_path / 'clt', 'circuit-tracer')}"
     settings = {"until": ["w5"], "max_gen_toks": 8, "do_sample": False} if kind == "generate_until" else {}
-    same = {"sae": spec, "splice_tokens": "all"}
-    # Twice the same, so that the first layer is computed for both at once; and one that begins later.
+    # Twice the same dictionaries, so that the first layer is computed for both at once; and one that begins later.
+    same = {"sae": spec, "splice_tokens": "all", "dictionaries": load_dictionaries(spec)}
     models = family(same, same, {**same, "splice_layers": "1-2"}, *OTHERS)
     answers = [getattr(lm, kind)(asked(kind, **settings)) for lm in models]
     for index, layers in ((2, range(LAYERS)), (3, (1, 2))):
@@ -317,6 +319,18 @@ BROKEN = {
         lambda f: (f / "config.yaml").write_text("feature_input_hook: 3"),
         "feature_input_hook",
     ),
+    "another activation": (
+        lambda f: (f / "config.yaml").write_text("activation: topk\nk: 3"),
+        "activation 'topk' is unknown",
+    ),
+    "thresholds that are not there": (
+        lambda f: (f / "config.yaml").write_text("activation: jumprelu"),
+        "its files hold no thresholds",
+    ),
+    "no number of a layer": (
+        lambda f: [file.rename(f / "W_enc_all.safetensors") for file in f.glob("W_enc_*")],
+        "holds no cross-layer transcoder",
+    ),
     "another kind of transcoders": (
         lambda f: (f / "config.yaml").write_text("model_kind: transcoder_set"),
         "model_kind",
@@ -345,6 +359,9 @@ WRONG = {
     "another site": ("clt:{folder}", {"hook": "blocks.0.hook_mlp_out"}, "hook"),
     "an input that is none": ("clt:{folder}", {"splice_input": "cleen"}, "splice_input 'cleen'.*clean"),
     "edited latents": ("clt:{folder}", {"keep_top": 3}, "cross-layer"),
+    "layers backwards": ("clt:{folder}#layer_2-1", {}, "there is nothing in layer_2-1"),
+    "a map for each layer": ("clt:{folder}", {"hook_map": "raw+raw+raw"}, "take one for all"),
+    "a revision of the world": ("clt:world@main", {}, "The embedded world has no revision 'main'"),
     "a factor": ("clt:{folder}", {"norm_factor": 2.0}, "needs no norm_factor"),
     "a folder above": ("clt:{folder.parent}", {}, "There is one at #clt"),
     "no folder": ("clt:{folder}/none", {}, "neither a folder"),
@@ -471,3 +488,59 @@ def test_what_is_planned_of_one_before_it_is_loaded(tmp_path):
     (folder / "params_layer_1.safetensors").write_bytes(b"\x80" * 40)
     with pytest.raises(UserError, match=r"params_layer_1\.safetensors' of .* is truncated or corrupt"):
         headers_of(f"clt:{folder}")
+
+
+def test_a_range_of_layers_and_the_name_of_a_variant(tmp_path):
+    folder = saved(tmp_path / "clt", "circuit-tracer")
+    names = [f"clt:{folder}#layer_{layer}" for layer in (1, 2)]
+    assert [one.name for one in load_dictionaries(f"clt:{folder}#layer_1-2")] == names
+    assert variant_name(names, None) == f"clt:{folder}#layer_1-2"
+    with pytest.raises(UserError, match="names 2 dictionaries: load_dictionaries gives them all"):
+        load_dictionary(f"clt:{folder}#layer_1-2")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_texts_of_the_clean_run_in_a_padded_batch(name):
+    sae = random_sae(WIDTH, "blocks.1.hook_resid_post", seed=4)
+    texts = asked("generate_until", until=[], max_gen_toks=5, do_sample=False)
+    given = {"sae": sae, "splice_input": "clean"}
+    together, alone = (family(given, name=name, batch_size=size)[1].generate_until(texts) for size in (4, 1))
+    assert together == alone
+
+
+def test_a_cache_of_the_spliced_model_is_refused():
+    given = {"sae": random_sae(WIDTH, "blocks.1.hook_resid_post", seed=4), "splice_input": "clean"}
+    lm = SaeHFLM(pretrained=random_model("llama"), tokenizer=word_tokenizer(), **given)
+    with lm.spliced.attached(), pytest.raises(UserError, match="use_cache=False"):
+        lm.model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2)
+
+
+def test_nothing_counts_of_dictionaries_at_other_layers():
+    saes = [random_sae(WIDTH, f"blocks.{layer}.hook_resid_post", seed=layer) for layer in (0, 1)]
+    loaded = [load_dictionary(sae) for sae in saes]
+    loaded[1] = replace(loaded[1], untrained_tokens=(7, 8), context_size=8, prepend_bos=True)
+    alone = requested_splices(saes, dictionaries=loaded[:1])
+    chosen = requested_splices(saes, dictionaries=loaded, splice_layers=0)
+    assert chosen.dictionaries == alone.dictionaries
+    given = {"hook": "blocks.2.hook_mlp_out+blocks.1.hook_mlp_out", "hook_map": "raw+raw", "splice_layers": 1}
+    (one,) = requested_splices(saes, dictionaries=loaded, **given).choices.hooks or ()
+    assert one == "blocks.1.hook_mlp_out"
+
+
+def test_rows_of_a_file_are_of_the_dictionarys_dtype_and_their_sample_of_their_content():
+    rng = torch.Generator().manual_seed(0)
+    decoder = torch.randn(64, 2, WIDTH, generator=rng)
+    latents = torch.rand(5, 64, generator=rng).bfloat16()
+    encoder = torch.zeros(WIDTH, 64), torch.zeros(64)
+    in_file, resident = (CrossLayerLatents(0, *encoder, of).bfloat16() for of in (FileRows(decoder), decoder.clone()))
+    torch.testing.assert_close(in_file.written(latents, [1]), resident.written(latents, [1]))
+    stamps = [CrossLayerLatents(0, *encoder, FileRows(of)).stamp for of in (decoder, decoder.clone(), -decoder)]
+    assert torch.equal(stamps[0], stamps[1])
+    assert not torch.equal(stamps[0], stamps[2])
+    assert torch.equal(in_file.stamp, stamps[0])
+
+
+def test_another_function_than_its_weights_is_refused():
+    layer = load_dictionaries("clt:world")[1]
+    with pytest.raises(UserError, match="does not give what its own weights make"):
+        load_dictionary(replace(layer, reconstruct=lambda x: 2 * layer.reconstruct(x)))

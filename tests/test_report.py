@@ -794,6 +794,18 @@ def test_layers_spliced_at_once(tmp_path: Path) -> None:
     assert "loss-against-layers" not in [picture.name for picture in made(tmp_path).pictures]
 
 
+def test_variants_that_add_nothing_to_one_another_are_one_series(tmp_path: Path) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice=None)
+    for layer in range(8):
+        write_run(tmp_path / f"k{layer}", WORSE, splices=[spliced(layer)])
+    write_run(tmp_path / "elsewhere", WORSE, splices=[spliced(layer) for layer in (9, 10, 11)])
+    report = made(tmp_path)
+    picture = next(one for one in report.pictures if one.name == "loss-against-layers")
+    containers = picture.figure.axes[0].containers
+    assert [len(of.lines[0].get_xdata()) for of in containers] == [9]
+    assert containers[0].lines[0].get_linestyle() == "None"
+
+
 def test_damage_beside_that_of_a_random_error(tmp_path: Path) -> None:
     write_run(tmp_path / "baseline", QUESTIONS, splice=None)
     answers = {"one": {"kl": 0.4, "stderr": 0.01, "positions": 30}, "two": {"kl": 0.8, "stderr": 0.01, "positions": 10}}

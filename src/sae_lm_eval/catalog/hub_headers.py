@@ -33,14 +33,14 @@ def headers_of(spec: str) -> list[Known]:
 
 def _of_cross_layer(spec: SaeSpec) -> list[Known]:
     """Each layer with the shapes of its own tensors; the first that is asked for with those of all before it."""
-    from sae_lm_eval.dictionaries.cross_layer_loader import read_configuration, site_pair
+    from sae_lm_eval.dictionaries.cross_layer_loader import cross_layer_configuration, site_pair
 
     layout, layers, asked, id_ = names_of_cross_layer(spec)
     folder, prefix = local_folder(spec), f"{id_}/" if id_ else ""
     config_file = (folder or Path()) / prefix / layout.config
     if folder is None:
         config_file = _downloaded(spec, f"{prefix}{layout.config}") or config_file
-    config = read_configuration(layout, config_file)
+    config = cross_layer_configuration(layout, config_file)
     found = []
     for number in range(layers if asked is None else asked[-1] + 1):
         shapes: dict[str, tuple[int, ...]] = {}

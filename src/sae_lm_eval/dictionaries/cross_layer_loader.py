@@ -56,7 +56,7 @@ def load_cross_layer(spec: SaeSpec) -> tuple[Dictionary, ...]:
     place = find_cross_layer(spec)
     layout, count = place.layout, place.layers
     first = 0 if place.wanted is None else place.wanted[0]
-    config = read_configuration(layout, place.folder / layout.config)
+    config = cross_layer_configuration(layout, place.folder / layout.config)
     last = count - 1 if place.wanted is None else place.wanted[-1]
     latents: list[CrossLayerLatents] = []
     made: list[Dictionary] = []
@@ -84,7 +84,7 @@ def load_cross_layer(spec: SaeSpec) -> tuple[Dictionary, ...]:
     return tuple(made[first:])
 
 
-def read_configuration(layout: FileLayout, file: Path) -> CrossLayerConfiguration:
+def cross_layer_configuration(layout: FileLayout, file: Path) -> CrossLayerConfiguration:
     """Where there is no file, the hooks are those of all releases of that layout."""
     if not file.is_file():
         return CrossLayerConfiguration()

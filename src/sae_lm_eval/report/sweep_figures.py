@@ -185,16 +185,22 @@ def _layers(chosen: Sequence[Setting], suffix: str, on: str, told: Told) -> list
     panels = _panels(families, {**_responses(told), **of_compute})
     if not panels or not layers_differ(chosen):
         return []
-    largest = {at: family[-1].name for at, family in enumerate(families)}
+    chains = [family for family in families if len(family) > 1]
+    alone = [family[0] for family in families if len(family) == 1]
+    shown = [*chains[: len(COLOURS) - 1], *([alone] if alone else [])]
+    loose = len(shown) - bool(alone)
+    names = {at: family[-1].name if at < loose else "others" for at, family in enumerate(shown)}
+    missing = chains[len(COLOURS) - 1 :]
+    left_out = f" Not drawn: those that end in {listing([chain[-1].name for chain in missing])}." if missing else ""
     drawn = [of for family in families for of in family if of.drop]
     return [
         Picture(
             f"loss-against-layers{suffix}",
             f"Loss against the number of layers{on}",
             f"By how many layers are spliced at once; a line joins variants of which each has all splices of the one "
-            f"before. Bars: {told.level:.0%} intervals.",
+            f"before. Bars: {told.level:.0%} intervals.{left_out}",
             f"A panel for each of {', '.join(panels)}. {_of_each(drawn, drop_of, 'points')}",
-            responses(families[: len(COLOURS)], largest, panels, lambda of: len(of.layers), "layers spliced at once"),
+            responses(shown, names, panels, lambda of: len(of.layers), "layers spliced at once", loose),
         )
     ]
 
@@ -245,8 +251,12 @@ def responses(
     panels: Mapping[str, Callable[[Setting], Bounds | None]],
     at: Callable[[Setting], float],
     label_at: str,
+    loose: int | None = None,
 ) -> Figure:
-    """Each response against what `at` gives of a variant, side by side; a line for each family of variants."""
+    """Each response against what `at` gives of a variant, side by side; a line for each family of variants.
+
+    From family `loose` on points are not joined: their variants have nothing to do with each other.
+    """
     columns = min(len(panels), 2)
     lines = -(-len(panels) // columns)
     ticks = sorted({at(of) for family in families for of in family})
@@ -258,7 +268,12 @@ def responses(
                 known = [(at(of), made) for of in family if (made := bounds(of)) is not None]
                 values = np.array([made for _, made in known]).reshape(-1, 3)
                 reach = [values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]]
-                look: dict[str, Any] = {"fmt": f"{MARKERS[index]}-", "color": COLOURS[index], "label": names[index]}
+                line = "-" if loose is None or index < loose else ""
+                look: dict[str, Any] = {
+                    "fmt": f"{MARKERS[index]}{line}",
+                    "color": COLOURS[index],
+                    "label": names[index],
+                }
                 axis.errorbar([x for x, _ in known], values[:, 0], yerr=reach, **look)
             axis.axhline(0, color=INK, linewidth=0.6, zorder=0.5)
             axis.set_ylabel(label)
