@@ -26,7 +26,7 @@ FILE = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "va
 def of_flags(*flags: str, file=None) -> Sweep:
     given = {"categories": None, "memory": None, "ray": None, "output_path": None}
     args = [*([str(file)] if file else []), "--tasks", "sae_world_homes", *flags]
-    context = SimpleNamespace(args=args, command=SimpleNamespace(params=[]))
+    context = SimpleNamespace(args=args, command=SimpleNamespace(params=[]), info_name="run")
     return sweep_from(context, "pretrained=world", ([K4], []), [], given)
 
 
