@@ -148,8 +148,10 @@ def _samples(name: str, value: Any) -> None:
 
 
 def _seeds(name: str, value: Any) -> None:
-    for one in value if isinstance(value, list | tuple) else str(value).split(","):
-        if one is not None and str(one).strip() != "None" and whole(one, name, least=0) > LARGEST_SEED:
+    given = value.split(",") if isinstance(value, str) else value
+    for one in given if isinstance(given, list | tuple) else [given]:
+        number = int(one) if isinstance(one, str) and one.strip().isdecimal() else one
+        if number is not None and str(number).strip() != "None" and whole(number, name, least=0) > LARGEST_SEED:
             raise UserError(f"{name}={one} is more than {LARGEST_SEED}, the most that numpy takes.")
 
 
