@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,9 +23,11 @@ from datasets import load_dataset
 from test_report import FIDELITY, QUESTIONS, SPLICE, write_run
 from typer.testing import CliRunner
 
+from sae_lm_eval.cli.leaderboard import leaderboard_command
 from sae_lm_eval.cli.main import app
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.exchange.dictionary_names import DictionaryName
+from sae_lm_eval.exchange.hub_upload import MARK, write_folder
 from sae_lm_eval.exchange.saebench_export import CATEGORIES, file_name
 from sae_lm_eval.exchange.score_files import read_scores
 from sae_lm_eval.results.documents import write_documents
@@ -75,6 +78,25 @@ def test_the_form_is_saebenchs_own(out, tmp_path):
         assert made["eval_result_metrics"][category].keys() == known.keys()
     assert made.keys() <= CORE["properties"].keys()
     assert made["eval_config"].keys() <= CORE["$defs"]["CoreEvalConfig"]["properties"].keys()
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ({"latent_edits": "ablate=12+57"}, "(ablate=12+57)"),
+        ({"splice_input": "clean"}, "(splice_input=clean)"),
+        ({"latent_edits": "keep_top=4", "splice_input": "clean"}, "(keep_top=4, splice_input=clean)"),
+    ],
+)
+def test_a_changed_splice_is_not_exported_as_its_dictionary(out, tmp_path, record, told):
+    spliced_run(out / "changed", **record)
+    said = command(out, "--saebench", tmp_path / "core")
+    assert f"Left out: changed has {told[1:-1]}, two is no reconstruction" in said
+    (file,) = (tmp_path / "core").iterdir()
+    assert json.loads(file.read_text())["eval_result_unstructured"]["sae_lm_eval"]["variant"] == "k4"
+    command(out, "--hub", "me/numbers", "--dry_run")
+    rows = pd.read_parquet(out / "hub" / "documents.parquet")
+    assert set(rows.loc[rows["variant"] == "changed", "mode"]) == {f"reconstruction {told}"}
 
 
 def test_numbers_are_ours_and_what_was_not_measured_is_undefined(out, tmp_path):
@@ -149,6 +171,47 @@ def test_mistakes_are_told_in_a_sentence(out, tmp_path):
     assert not (tmp_path / "core").exists()
 
 
+def test_files_beside_the_made_ones_stay(out):
+    folder = out / "hub"
+    command(out, "--hub", "me/numbers", "--dry_run")
+    figures = sorted(path.name for path in (folder / "figures").iterdir())
+    hashes = json.loads((folder / "hashes.json").read_text())
+    stale = {"equivalents.parquet": b"old", "figures/old.png": b"old", "edited.md": b"old", "../k4/kept": b"old"}
+    mine = {"LICENSE": b"mine", "figures/mine.png": b"mine", "edited.md": b"mine", "../k4/kept": b"old"}
+    hashes["files"] |= {name: hashlib.sha256(content).hexdigest() for name, content in stale.items()}
+    (folder / "hashes.json").write_text(json.dumps(hashes))
+    for name, content in {**stale, **mine}.items():
+        (folder / name).write_bytes(content)
+    command(out, "--hub", "me/numbers", "--dry_run")
+    assert {name: (folder / name).read_bytes() for name in mine} == mine
+    assert not (folder / "equivalents.parquet").exists()
+    assert sorted(path.name for path in (folder / "figures").iterdir()) == sorted([*figures, "mine.png"])
+
+
+@pytest.mark.parametrize("content", ["[", "[]", '{"files": 1}'])
+def test_a_damaged_list_of_made_files_deletes_nothing(tmp_path, content):
+    files = {"README.md": MARK.encode(), "hashes.json": b"{}"}
+    write_folder(files, tmp_path)
+    (tmp_path / "hashes.json").write_text(content)
+    (tmp_path / "LICENSE").write_text("mine")
+    write_folder(files, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"LICENSE", *files}
+
+
+def test_an_upload_leaves_out_files_of_others_and_deletes_its_own_of_before(out, hub):
+    kind, environment = hub
+    command(out, "--hub", "me/numbers", "--dry_run")
+    (out / "hub" / "LICENSE").write_text("mine")
+    before = {"theirs.md": b"theirs", "old[1].parquet": b"old"}
+    before["hashes.json"] = json.dumps({"files": {"old[1].parquet": hashlib.sha256(b"old").hexdigest()}}).encode()
+    kind.received |= before
+    code, said = started(environment, out, "--hub", "me/numbers")
+    assert code == 0, said
+    assert {"theirs.md", "hashes.json", "README.md", "documents.parquet"} <= kind.received.keys()
+    assert not {"LICENSE", "old[1].parquet"} & kind.received.keys()
+    assert kind.received["theirs.md"] == b"theirs"
+
+
 class Hub(BaseHTTPRequestHandler):
     """As much of the Hub's API as an upload asks for; `received` are the files of its commits by name."""
 
@@ -169,6 +232,8 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.decode().splitlines()):
                 if line["key"] == "file":
                     self.received[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "deletedFile":
+                    del self.received[line["value"]["path"]]
             return self.answer(
                 {"success": True, "commitUrl": f"{self.address}/datasets/me/numbers/commit/0", "commitOid": "0" * 40}
             )
@@ -181,11 +246,28 @@ class Hub(BaseHTTPRequestHandler):
             return self.answer({"files": files})
         return self.answer({}) if path == "/api/validate-yaml" else self.answer({"error": path}, 404)
 
-    def answer(self, content: dict[str, Any], status: int = 200) -> None:
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        if path == "/api/datasets/me/numbers/tree/main":
+            listed = [{"type": "file", "path": of, "oid": "0" * 40, "size": 1} for of in self.received]
+            return self.answer(listed)
+        name = path.removeprefix("/datasets/me/numbers/resolve/main/")
+        if name not in self.received:
+            return self.answer({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
+        headers = {"X-Repo-Commit": "0" * 40, "ETag": hashlib.sha256(self.received[name]).hexdigest()}
+        return self.answer(self.received[name], 200, headers)
+
+    do_HEAD = do_GET
+
+    def answer(self, content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(json.dumps(content).encode())
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -285,14 +367,20 @@ def test_texts_of_documents_are_there_if_they_are_asked_for(out, tmp_path):
     assert list(own["prompt"]) == [f"{task} {at}?" for task, at in zip(own["task"], own["doc_id"], strict=True)]
 
 
-def test_a_token_in_the_results_is_not_exported(out):
+@pytest.mark.parametrize("kind", ["hub", "saebench", "leaderboard"])
+def test_a_token_in_the_results_is_not_written_out(out, tmp_path, kind):
     (file,) = (out / "k4").glob("*/results_*.json")
     content = json.loads(file.read_text())
     content["config"]["model_args"]["token"] = "hf_" + "a" * 34
     file.write_text(json.dumps(content))
+    commands = {
+        "hub": lambda: command(out, "--hub", "me/numbers", "--dry_run", "--output_path", tmp_path / "made"),
+        "saebench": lambda: command(out, "--saebench", tmp_path / "made"),
+        "leaderboard": lambda: leaderboard_command([out], tmp_path / "made"),
+    }
     with pytest.raises(UserError, match="what looks like a token of the Hub"):
-        command(out, "--hub", "me/numbers", "--dry_run")
-    assert not (out / "hub").exists()
+        commands[kind]()
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,11 @@ def test_a_result_of_a_dictionary_without_a_name_is_named_beside_the_others(tmp_
     assert found.notes == ("No scores of dictionaries are in a.json.",)
 
 
+def test_a_loaders_name_stands_at_the_start():
+    specs = ("saelens:a#b", "a#b", "/data/aa:1/x", "/data/bb:1/x", "https://aa:1/x")
+    assert [str(DictionaryName.of_spec(spec)) for spec in specs] == ["a#b", "a#b", *specs[2:]]
+
+
 def test_ranks_are_correlated_as_scipy_does():
     rng = np.random.default_rng(1)
     for _ in range(20):
@@ -268,6 +274,20 @@ def test_a_report_holds_scores_against_costs(out, tmp_path):
     assert cells[7] == "no interval: fewer than 8 dictionaries"
     each = [line for line in markdown.splitlines() if line.startswith("| judge (scores.csv)")]
     assert ["effective compute" in line for line in each] == [True, True, False, True, True]
+
+
+@pytest.mark.parametrize("record", [{"latent_edits": "keep_top=2"}, {"splice_input": "clean"}])
+def test_a_score_is_not_joined_to_a_changed_splice_of_its_dictionary(out, tmp_path, record):
+    splice = {**SPLICE, "dictionary": f"{RELEASE}#{SITE}.k4"}
+    answers = {task: [0] * 40 for task in QUESTIONS}
+    write_run(out / "a_changed", answers, fidelity=FIDELITY, splices=[splice], **record)
+    scores = table(tmp_path / "scores.csv", {4: 0.9, 8: 0.8})
+    report(out, scores, tmp_path / "report")
+    assert list(pd.read_csv(tmp_path / "report" / "scores.csv")["variant"]) == ["k4", "k8"]
+    for k in COSTS:
+        shutil.rmtree(out / f"k{k}")
+    with pytest.raises(UserError, match="No variant is a reconstruction by one dictionary as it is"):
+        report(out, scores, tmp_path / "other")
 
 
 def test_an_interval_stands_below_its_correlation_and_the_caption_says_what_it_covers(out, tmp_path, monkeypatch):

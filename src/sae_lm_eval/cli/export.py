@@ -75,5 +75,5 @@ def _to_hub(found: tuple, repo: str, folder: Path, *, texts: bool, dry_run: bool
         why = "" if dry_run else " There is no token of the Hub here: `hf auth login` stores one."
         typer.echo(f"Nothing was uploaded.{why} In '{folder}' is what would be: {len(files)} files.")
         return
-    typer.echo(f"Uploaded to the data set {repo}: {upload(folder, repo, command)}")
+    typer.echo(f"Uploaded to the data set {repo}: {upload(folder, repo, command, files)}")
     typer.echo("A data set that was made for it is private; its settings on the Hub make it public.")

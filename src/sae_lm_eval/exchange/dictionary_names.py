@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 # A loader's name before a colon; a Windows drive and a URL have none.
-LOADER = re.compile(r"[A-Za-z_]\w+:(?!//)")
+LOADER = re.compile(r"\A[A-Za-z_]\w+:(?!//)")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,7 +16,8 @@ import yaml
 
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.exchange.hub_upload import CARD, MARK
+from sae_lm_eval.exchange.hub_upload import CARD, HASHES, MARK
+from sae_lm_eval.exchange.new_files import refuse_tokens
 from sae_lm_eval.files.reading import shown
 from sae_lm_eval.report import render, writer
 from sae_lm_eval.report.assemble import Report
@@ -26,13 +26,11 @@ from sae_lm_eval.report.provenance import dictionary_of, mode_of, requested_mode
 from sae_lm_eval.results.documents import document_table, path_of
 from sae_lm_eval.results.results import Results
 
-DOCUMENTS, HASHES = "documents.parquet", "hashes.json"
+DOCUMENTS = "documents.parquet"
 SPLIT = "test"  # the only one of each table
 OF_DOCUMENT = ("doc_hash", "chosen", "logprobs", "kl", "positions", "tokens", "tokens_cut", "l0")
 TEXTS = ("prompt", "answers", "target")
-TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 LONGEST_FACT = 300  # letters
-TEXTUAL = (".md", ".json", ".html")
 
 
 def dataset_files(comparison: Comparison, report: Report, *, command: str, texts: bool = False) -> dict[str, bytes]:
@@ -56,9 +54,7 @@ def dataset_files(comparison: Comparison, report: Report, *, command: str, texts
     files |= {name: content for name, content in made.items() if name.startswith("figures/") and name.endswith(".png")}
     files[CARD] = _card(told, tables, command=command, rows=len(documents), texts=texts).encode()
     files[HASHES] = json.dumps(_hashes(comparison, files, command), indent=1).encode()
-    for name, content in files.items():
-        if name.endswith(TEXTUAL) and TOKEN.search(content):
-            raise UserError(f"{name} would hold what looks like a token of the Hub, from the results: nothing is made.")
+    refuse_tokens(files)
     return files
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from sae_lm_eval.runtime.placed_files import place_files
 
 OTHERWISE = "Name another place."
 # What is in the files of each command.
+TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+BINARY = (".parquet", ".png")
 LEADERBOARD_MARK, SAEBENCH_MARK = "sae-lm-eval leaderboard", "none: sae_lm_eval"
 
 
@@ -34,7 +37,17 @@ def _has(path: Path, mark: str) -> bool:
         return False
 
 
+def refuse_tokens(contents: Mapping[str, bytes]) -> None:
+    """Raise `UserError` where a file for others holds what looks like a token of the Hub."""
+    for name, content in contents.items():
+        if not name.endswith(BINARY) and TOKEN.search(content):
+            raise UserError(
+                f"'{shown(name, 200)}' would hold what looks like a token of the Hub, from the results: it is not made."
+            )
+
+
 def write_marked(folder: Path, contents: Mapping[str, bytes], mark: str, what: str) -> None:
-    """Write files that hold the `mark`, each whole or not at all. Raises as `check_place`."""
+    """Write files that hold the `mark`, each whole or not at all. Raises as `check_place` and `refuse_tokens`."""
+    refuse_tokens(contents)
     check_place(folder, contents, mark)
     place_files(contents, folder, what=what, otherwise=OTHERWISE)

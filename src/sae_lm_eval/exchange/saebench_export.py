@@ -22,8 +22,8 @@ from sae_lm_eval.exchange.dictionary_names import DictionaryName
 from sae_lm_eval.exchange.new_files import SAEBENCH_MARK, write_marked
 from sae_lm_eval.exchange.score_files import some_of
 from sae_lm_eval.report.fidelity_tables import GROUP, METRICS, MetricValue, fidelity_of
-from sae_lm_eval.report.provenance import command, dictionary_of, requested_model, splice_of
-from sae_lm_eval.report.sweep_tables import RECONSTRUCTION
+from sae_lm_eval.report.provenance import changes_of, command, dictionary_of, requested_model
+from sae_lm_eval.report.sweep_tables import is_single
 from sae_lm_eval.results.results import Results
 
 # SAEBench's numbers by category: our metric, or None for what is not measured here.
@@ -94,8 +94,8 @@ def write_saebench(variants: Sequence[Results], folder: Path) -> SaeBenchExport:
 
 def saebench_files(variants: Sequence[Results]) -> SaeBenchExport:
     """The files for each variant and text. Raises `UserError` where no variant can be one of SAEBench's results."""
-    whole = {run.name: run for run in variants if _is_single(run)}
-    left_out = [f"{run.name} is no reconstruction by one dictionary" for run in variants if run.name not in whole]
+    whole = {run.name: run for run in variants if is_single(run)}
+    left_out = [f"{run.name} {_why_not(run)}" for run in variants if run.name not in whole]
     fidelity = fidelity_of(list(whole.values()))
     texts = list(dict.fromkeys(text for _, text in fidelity))
     left_out += [f"{name} has no fidelity" for name in whole if not any(name == of for of, _ in fidelity)]
@@ -119,10 +119,9 @@ def saebench_files(variants: Sequence[Results]) -> SaeBenchExport:
     return SaeBenchExport(files, tuple(left_out))
 
 
-def _is_single(run: Results) -> bool:
-    record = run.provenance
-    scales = {splice.get("scale", record.get("scale", 1)) for splice in record.get("splices") or []}
-    return splice_of(run) == RECONSTRUCTION and len(record.get("splices") or []) == 1 and scales <= {1}
+def _why_not(run: Results) -> str:
+    changes = ", ".join(changes_of(run))
+    return f"has {changes}" if changes else "is no reconstruction by one dictionary"
 
 
 def _tokens(run: Results, text: str) -> int | None:

@@ -10,8 +10,8 @@ from sae_lm_eval.exchange.dictionary_names import DictionaryName
 from sae_lm_eval.exchange.rank_correlation import RankCorrelation, rank_correlation
 from sae_lm_eval.exchange.score_files import some_of
 from sae_lm_eval.exchange.scores import ScoreKind, ScoreSet
-from sae_lm_eval.report.provenance import dictionary_of, splice_of
-from sae_lm_eval.report.sweep_tables import RECONSTRUCTION, Setting, drop_of, frontier, singles
+from sae_lm_eval.report.provenance import dictionary_of
+from sae_lm_eval.report.sweep_tables import Setting, drop_of, frontier, is_single, singles
 from sae_lm_eval.results.results import Results
 
 
@@ -92,8 +92,8 @@ class Joined:
 def join_scores(scores: ScoreSet, chosen: Sequence[Setting]) -> Joined:
     """Each score with the variants, on release and id of the dictionary.
 
-    Variants are reconstructions by one dictionary; of several with the same dictionary the first stands for it. Raises
-    `UserError` where no score has a variant.
+    Variants are reconstructions by one dictionary as it is; of several with the same dictionary the first stands for
+    it. Raises `UserError` where no score has a variant.
     """
     alone = singles(chosen)
     by_name: dict[DictionaryName, Setting] = {}
@@ -124,8 +124,7 @@ def join_scores(scores: ScoreSet, chosen: Sequence[Setting]) -> Joined:
 
 def check_joins(scores: ScoreSet, variants: Sequence[Results]) -> None:
     """Before anything is compared. Raises `UserError` where no score is of a dictionary of the variants."""
-    whole = [run for run in variants if splice_of(run) == RECONSTRUCTION and len(run.provenance["splices"]) == 1]
-    ours = [DictionaryName.of_spec(dictionary_of(run)) for run in whole]
+    ours = [DictionaryName.of_spec(dictionary_of(run)) for run in variants if is_single(run)]
     theirs = list(dict.fromkeys(score.dictionary for score in scores.scores))
     if not any(one.fits(other) for one in ours for other in theirs):
         _refuse(theirs, ours)
@@ -134,7 +133,7 @@ def check_joins(scores: ScoreSet, variants: Sequence[Results]) -> None:
 def _refuse(missed: Sequence[DictionaryName], ours: Sequence[DictionaryName]) -> None:
     theirs = some_of([str(name) for name in missed], 3)
     if not ours:
-        raise UserError("No variant is a reconstruction by one dictionary, so no score can be joined to one.")
+        raise UserError("No variant is a reconstruction by one dictionary as it is, so no score can be joined to one.")
     raise UserError(
         f"No score can be joined to a variant: the scores are of {theirs}; the variants of "
         f"{some_of([str(name) for name in ours], 3)}. Both are compared by release and id."

@@ -27,6 +27,7 @@ SPLICE_LABELS = {
     "map_out": "activation map out",
 }
 
+SPLICED = "spliced"  # of splice_input: what earlier splices have left
 AT_SITES = ("none", "zero", "mean")  # modes that ask no dictionary
 # Of the record, these are splices, shown one by one, or numbers of the tables.
 ELSEWHERE = ("splices", "packages", "effective_compute", "kl_at_answers", "parted_texts", "cut_prompts")
@@ -151,8 +152,17 @@ def names_in_report(variants: Sequence[Results]) -> dict[str, str]:
 
 def mode_of(results: Results) -> str:
     """What takes the place of the activations, and how much of that."""
-    mode, scale = splice_of(results), results.provenance.get("scale", 1)
+    changes, scale = ", ".join(changes_of(results)), results.provenance.get("scale", 1)
+    mode = f"{splice_of(results)} ({changes})" if changes else splice_of(results)
     return mode if scale == 1 else f"{mode}, scale {scale:g}"
+
+
+def changes_of(results: Results) -> tuple[str, ...]:
+    """What makes a splice another one than that of its dictionaries as they are: edits of latents, a clean input."""
+    record = results.provenance
+    reads = record.get("splice_input") or SPLICED
+    edits = (str(record["latent_edits"]),) if record.get("latent_edits") else ()
+    return edits if reads == SPLICED else (*edits, f"splice_input={reads}")
 
 
 def splice_of(results: Results) -> str:

@@ -23,7 +23,7 @@ from sae_lm_eval.report.formatting import (
     significant,
     text_cell,
 )
-from sae_lm_eval.report.provenance import dictionary_of, splice_of
+from sae_lm_eval.report.provenance import changes_of, dictionary_of, splice_of
 from sae_lm_eval.results.results import Results
 
 BLOCK = re.compile(r"blocks\.(\d+)\.")
@@ -36,7 +36,8 @@ RANDOM_ERROR, RECONSTRUCTION = "random_error", "reconstruction"
 class Setting:
     """What a variant is and what was measured with it; None where that is not known.
 
-    `same` is equal for variants that differ at most in mode and scale. `fidelity` is by metric, on one text.
+    `same` is equal for variants that differ at most in mode and scale. `fidelity` is by metric, on one text. `changes`
+    are edits of latents and what else makes it another splice than that of its dictionaries as they are.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Setting:
     drop: DropRow | None
     fidelity: Mapping[str, MetricValue]
     kl_at_answers: MetricValue | None
+    changes: tuple[str, ...] = ()
 
     @property
     def splices(self) -> int:
@@ -113,11 +115,12 @@ def _setting(
         same=(
             tuple(tuple(str(splice.get(key)) for key in IDENTITY) for splice in splices),
             record.get("splice_tokens"),
-            record.get("splice_input"),
+            *changes_of(results),
         ),
         drop=drop,
         fidelity=fidelity,
         kl_at_answers=answered and marked(answered, floor),
+        changes=changes_of(results),
     )
 
 
@@ -161,8 +164,13 @@ def compute_lost(of: Setting) -> float | None:
 
 
 def singles(chosen: Iterable[Setting]) -> list[Setting]:
-    """The reconstructions by a single dictionary, which have one L0."""
-    return [of for of in chosen if of.whole and of.splices == 1]
+    """The reconstructions by a single dictionary as it is, which have one L0."""
+    return [of for of in chosen if of.whole and of.splices == 1 and not of.changes]
+
+
+def is_single(results: Results) -> bool:
+    """Whether the results are of a reconstruction by a single dictionary as it is."""
+    return bool(singles([_setting(results, None, {}, {})]))
 
 
 def by_scale(chosen: Iterable[Setting]) -> list[list[Setting]]:
@@ -233,7 +241,7 @@ def _sweep_table(chosen: Sequence[Setting], text: str | None, suffix: str, told:
                 "variant": text_cell(of.name),
                 "layer": text_cell(of.layer),
                 "width": number_cell(sum(of.widths) or None, of.width),
-                "mode": text_cell(of.mode),
+                "mode": text_cell(f"{of.mode} ({', '.join(of.changes)})" if of.changes else of.mode),
                 "scale": number_cell(of.scale, f"{of.scale:g}"),
                 "L0": number_cell(of.value("l0"), of.l0),
                 "drop": Cell(NA)
