@@ -77,10 +77,12 @@ def load_cross_layer(spec: SaeSpec) -> tuple[Dictionary, ...]:
         has = "has none" if config.affine_connection else "has one"
         said = str(config.affine_connection).lower()
         raise UserError(f"The {layout.config} of '{spec}' says affine_connection: {said}, and its first layer {has}.")
-    if (own := made[0].module).sources[0].threshold is None and config.activation == "jumprelu":
-        raise UserError(f"The {layout.config} of '{spec}' says activation: jumprelu, and its files hold no thresholds.")
-    if own.sources[0].threshold is not None and config.activation == "relu":
-        raise UserError(f"The {layout.config} of '{spec}' says activation: relu, and its files hold thresholds.")
+    has_thresholds = latents[0].threshold is not None
+    if config.activation not in (None, "jumprelu" if has_thresholds else "relu"):
+        holds = "hold" if has_thresholds else "hold no"
+        raise UserError(
+            f"The {layout.config} of '{spec}' says activation: {config.activation}, and its files {holds} thresholds."
+        )
     return tuple(made[first:])
 
 
