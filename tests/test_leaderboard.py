@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.exchange.leaderboard import read_leaderboard
 from sae_lm_eval.exchange.run_folders import run_folders
 
+COSTS = ("delta CE", "KL", "effective compute", "L0")
 GROUPS = {"animals": ["birds", "fish_x"]}
 
 
@@ -78,15 +80,15 @@ def test_every_variant_is_a_row_with_its_model_drops_and_costs(runs, tmp_path):
     head, *rows = ([cell.strip() for cell in row] for row in made.rows)
     assert head == [
         *("dictionary", "overall drop", "model", "mode", "baseline (%)"),
-        *("animals", "birds", "fish_x", "plants", "delta CE", "KL", "effective compute", "L0", "questions", "run"),
+        *("animals", "birds", "fish_x", "plants", *(f"{cost} on sae_fidelity" for cost in COSTS), "questions", "run"),
     ]
     by_name = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
     assert [row[0] for row in rows] == ["r#good", "r#bad", SPLICE["dictionary"]]
     assert by_name["r#bad"]["overall drop"].startswith("28.3")
     assert by_name["r#good"]["overall drop"].startswith("0.0")
     assert by_name["r#bad"]["baseline (%)"] == "88.3"
-    assert by_name["r#bad"]["L0"].startswith("32.0")
-    assert by_name["r#good"]["L0"] == "n/a"
+    assert by_name["r#bad"]["L0 on sae_fidelity"].startswith("32.0")
+    assert by_name["r#good"]["L0 on sae_fidelity"] == "n/a"
     assert [row["model"] for row in by_name.values()] == ["gpt2", "gpt2", "pythia"]
     assert by_name["r#bad"]["questions"] == "animals, plants; 0-shot; limit 4"
     assert by_name["r#bad"]["run"].startswith("first: bad")
@@ -164,3 +166,78 @@ def test_filters_name_what_there_is(runs, tmp_path):
     command(runs, "--output_path", page)
     choices = re.findall(r'<option value="([^"]*)">', page.read_text())
     assert {"gpt2", "pythia", "reconstruction", "zero"} <= set(choices)
+
+
+def changed(run: Path, **raw: Any) -> None:
+    """Other entries in a run's results, those of `config` beside its own."""
+    for file in run.glob("*/*/results_*.json"):
+        content = json.loads(file.read_text())
+        config = {**content["config"], **raw.get("config", {})}
+        file.write_text(json.dumps({**content, **raw, "config": config}))
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        ({"chat_template": "{{ a }}"}, r"limit 4; chat template [0-9a-f]{6}"),
+        ({"system_instruction": "Be brief."}, r"limit 4; system instruction [0-9a-f]{6}"),
+        ({"n-shot": {"birds": 2, "fish_x": 2, "plants": 2}, "config": {"fewshot_seed": 7}}, "limit 4; few-shot seed 7"),
+        ({"config": {"fewshot_seed": 7}}, "limit 4"),
+        ({"config": {"limit": None}}, "0-shot"),
+        (
+            {
+                "config": {"limit": None},
+                "n-samples": {task: {"original": 1000, "effective": 20} for task in QUESTIONS},
+            },
+            "60 of 3,000 documents",
+        ),
+    ],
+)
+def test_what_was_asked_tells_apart_what_cannot_be_compared(runs, raw, told):
+    changed(runs / "second", **raw)
+    (row,) = read_leaderboard([runs / "second"], lambda _: None).rows
+    assert re.search(f"{told}$", row.asked)
+    assert (row.model, row.overall.text) == ("pythia", "28.3*")
+
+
+def test_a_models_revision_stands_behind_its_name(runs):
+    changed(runs / "second", config={"model_revision": "step1000"})
+    changed(runs / "first", config={"model_revision": "main"})
+    board = read_leaderboard([runs], lambda _: None)
+    assert {row.model for row in board.rows} == {"gpt2", "pythia@step1000"}
+
+
+def test_costs_on_other_texts_are_other_columns(runs):
+    write_run(runs / "second" / "k4", WORSE, pretrained="pythia", fidelity=FIDELITY)
+    for file in (runs / "second" / "k4").glob("*/results_*.json"):
+        file.write_text(file.read_text().replace("sae_fidelity", "sae_fidelity_prose"))
+    costs = read_leaderboard([runs], lambda _: None).costs
+    assert [name for name in costs if name.startswith("KL")] == ["KL on sae_fidelity", "KL on prose"]
+
+
+def test_groups_of_one_alias_are_two_columns(runs):
+    for file in (runs / "second").glob("*/*/results_*.json"):
+        content = json.loads(file.read_text())
+        for task in ("birds", "plants"):
+            content["results"][task]["alias"] = "living"
+        file.write_text(json.dumps(content))
+    board = read_leaderboard([runs], lambda _: None)
+    headings = board.categories
+    assert {headings["birds"], headings["plants"]} == {"living (birds)", "living (plants)"}
+    assert headings["animals"] == "animals"
+    zero = next(row for row in board.rows if row.variant == "zero")
+    assert [zero.categories[name].value for name in ("birds", "plants")] == pytest.approx([40, 5])
+
+
+def test_a_baseline_at_chance_is_marked_and_the_marks_are_told(tmp_path):
+    guesses = [int(at % 4 == 0) for at in range(40)]
+    for name, splice in (("baseline", "none"), ("k4", "reconstruction")):
+        write_run(tmp_path / "run" / name, {"birds": guesses, "fish_x": guesses}, splice=splice)
+    board = read_leaderboard([tmp_path / "run"], lambda _: None)
+    (row,) = board.rows
+    assert (row.overall.text, row.baseline.text) == ("0.0‡", "25.0‡")
+    assert row.categories["birds"].text == "0.0‡"
+    command(tmp_path / "run", "--output_path", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "it has nothing to lose there." in page
+    assert "1 variant of 1 model" in page

@@ -33,4 +33,4 @@ def leaderboard_command(
     write_marked(output_path.parent, page, LEADERBOARD_MARK, "The page")
     for note in board.notes:
         typer.echo(f"Note: {note}")
-    typer.echo(f"Written: {output_path}, with {len(board.rows)} variants.")
+    typer.echo(f"Written: {output_path}, with {len(board.rows)} variant{'s' if len(board.rows) != 1 else ''}.")

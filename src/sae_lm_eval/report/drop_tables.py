@@ -195,11 +195,11 @@ def how_measured(rows: Sequence[DropRow], told: Told) -> str:
     return (
         f"{questions_a_row(rows)}, metric {metrics}. {told.level:.0%} interval: "
         f"{alternatives(row.interval for row in rows)}, over questions like those of these tasks, not adjusted for "
-        f"their number.{_cautions(rows)}"
+        f"their number.{caution_mark(rows)}"
     )
 
 
-def _cautions(rows: Sequence[DropRow]) -> str:
+def caution_mark(rows: Sequence[DropRow]) -> str:
     found = distinct_texts(row.caution for row in rows)
     return f" {DAGGER} {'; '.join(found)}." if found else ""
 
