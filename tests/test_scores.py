@@ -24,6 +24,8 @@ from sae_lm_eval.exchange.dictionary_names import DictionaryName
 from sae_lm_eval.exchange.rank_correlation import LEAST, LEAST_FOR_INTERVAL, rank_correlation, spearman
 from sae_lm_eval.exchange.saebench_results import LEFT_OUT
 from sae_lm_eval.exchange.score_files import read_scores
+from sae_lm_eval.exchange.score_join import partners_of
+from sae_lm_eval.exchange.scores import DictionaryScore, ScoreKind
 from sae_lm_eval.report.formatting import MINUS
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "saebench_world"
@@ -211,6 +213,42 @@ def test_a_result_of_a_dictionary_without_a_name_is_named_beside_the_others(tmp_
     found = read_scores(tmp_path)
     assert [score.value for score in found.scores] == [0.5]
     assert found.notes == ("No scores of dictionaries are in a.json.",)
+
+
+@pytest.mark.parametrize(
+    ("scored", "asked", "joined", "told"),
+    [
+        ({"r#x@A": 1, "r#x@B": 2}, ["r#x"], {}, "r#x has scores of several revisions"),
+        ({"r#x@A": 1, "r#x": 2}, ["r#x"], {"r#x": 2}, ""),
+        ({"r#x@A": 1, "r#x@B": 2}, ["r#x@B"], {"r#x@B": 2}, ""),
+        ({"r#x@A": 1, "r#x@B": 2}, ["r#x@B", "r#x"], {"r#x@B": 2}, "r#x has scores of several revisions"),
+        ({"r#x@A": 1}, ["r#x", "r#x@A"], {"r#x@A": 1}, ""),
+        ({"r#x": 1}, ["r#x@A", "r#x@B"], {}, "The score of r#x fits variants of several revisions"),
+        ({"r#x": 1}, ["r#x@A"], {"r#x@A": 1}, ""),
+        ({"r#x@A": 1}, ["r#x@B"], {}, ""),
+    ],
+)
+def test_revisions_that_leave_it_open_whose_a_score_is_join_nothing(scored, asked, joined, told):
+    kind = ScoreKind("judge", "a test")
+    scores = [DictionaryScore(kind, DictionaryName.of_spec(of), value, "f") for of, value in scored.items()]
+    found, unclear = partners_of(scores, [DictionaryName.of_spec(of) for of in asked])
+    assert {str(name): of.value for name, of in found.items()} == joined
+    assert bool(unclear) == bool(told)
+    assert all(told in sentence for sentence in unclear)
+
+
+def test_huge_scores_are_in_the_tables_and_not_drawn(out, tmp_path):
+    scores = table(tmp_path / "scores.csv", dict(zip(COSTS, (1e308, -1e308, 1, 2, 3, 4), strict=True)))
+    report(out, scores, tmp_path / "report")
+    assert "judge (scores.csv) has values too large to be drawn" in (tmp_path / "report" / "report.md").read_text()
+    assert not (tmp_path / "report" / "figures" / "score-1.svg").exists()
+    assert 1e308 in list(pd.read_csv(tmp_path / "report" / "scores.csv")["value"])
+
+
+def test_of_an_unknown_eval_higher_is_taken_to_be_better(tmp_path):
+    (new,) = read_scores(saved(tmp_path / "new.json", result("new_eval", a=1))).scores
+    (known,) = read_scores(saved(tmp_path / "known.json", result(autointerp_score=1))).scores
+    assert (new.kind.better, known.kind.better) == ("taken to be higher", "higher")
 
 
 def test_a_loaders_name_stands_at_the_start():

@@ -19,7 +19,7 @@ MARKS = ("eval_type_id", "eval_result_metrics")  # by which such a file is known
 # Left out, by the eval's id.
 UNRELIABLE = ("scr", "tpp")
 LEFT_OUT = "SCR and TPP are left out: they fail audits of their reliability (arXiv 2605.18229)."
-# By eval and metric, whether higher is better. Of other evals every number is taken, and higher counts as better.
+# By eval and metric, whether higher is better. Of other evals every number is taken, and higher is taken to be better.
 PROBING = {f"sae_top_{k}_test_accuracy": True for k in (1, 2, 5)}
 SCORES = {
     "absorption_first_letter": {
@@ -74,7 +74,8 @@ def saebench_scores(value: Any, path: Path) -> list[DictionaryScore]:
                 continue
             if held.eval_type_id == CORE and number == UNDEFINED_IN_CORE:
                 continue
-            kind = ScoreKind(name, f"SAEBench {held.eval_type_id}", True if known is None else known[name])
+            origin = f"SAEBench {held.eval_type_id}"
+            kind = ScoreKind(name, origin, is_assumed=True) if known is None else ScoreKind(name, origin, known[name])
             scores.append(DictionaryScore(kind, dictionary, float(number), str(path)))
     return scores
 

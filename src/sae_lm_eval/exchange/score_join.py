@@ -9,7 +9,7 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.exchange.dictionary_names import DictionaryName
 from sae_lm_eval.exchange.rank_correlation import RankCorrelation, rank_correlation
 from sae_lm_eval.exchange.score_files import some_of
-from sae_lm_eval.exchange.scores import ScoreKind, ScoreSet
+from sae_lm_eval.exchange.scores import DictionaryScore, ScoreKind, ScoreSet
 from sae_lm_eval.report.provenance import dictionary_of
 from sae_lm_eval.report.sweep_tables import Setting, drop_of, frontier, is_single, singles
 from sae_lm_eval.results.results import Results
@@ -102,24 +102,49 @@ def join_scores(scores: ScoreSet, chosen: Sequence[Setting]) -> Joined:
         name = DictionaryName.of_spec(setting.dictionary)
         if by_name.setdefault(name, setting) is not setting:
             again.append(f"{setting.name} (by {by_name[name].name})")
-    joined, found, missed = [], set[DictionaryName](), dict[DictionaryName, None]()
+    joined, found = [], set[DictionaryName]()
+    unclear: dict[str, None] = {}
     for kind, held in scores.by_kind().items():
-        partners: dict[DictionaryName, ScoredVariant] = {}
-        for score in held:
-            name = next((name for name in by_name if name.fits(score.dictionary)), None)
-            if name is None:
-                missed[score.dictionary] = None
-            elif name not in partners or name == score.dictionary:  # rather than one that tells less of the revision
-                partners[name] = ScoredVariant(by_name[name], score.value, score.file)
+        partners, told = partners_of(held, list(by_name))
+        unclear |= dict.fromkeys(told)
         if partners:
             found |= partners.keys()
-            joined.append(JoinedScore(kind, tuple(partners[name] for name in by_name if name in partners)))
+            scored = (ScoredVariant(by_name[name], of.value, of.file) for name, of in partners.items())
+            joined.append(JoinedScore(kind, tuple(scored)))
+    missed = list(dict.fromkeys(of.dictionary for of in scores.scores if not any(map(of.dictionary.fits, by_name))))
+    if not joined and unclear:
+        raise UserError(f"No score can be joined to a variant. {' '.join(unclear)}")
     if not joined:
-        _refuse([*missed], list(by_name))
-    notes = [*scores.notes, *_not_joined([*missed], by_name, found)]
+        _refuse(missed, list(by_name))
+    notes = [*scores.notes, *unclear, *_not_joined(missed, by_name, found)]
     if again:
         notes.append(f"One variant stands for each dictionary that was scored; left out are {some_of(again)}.")
     return Joined(tuple(joined), tuple(notes))
+
+
+def partners_of(
+    scores: Sequence[DictionaryScore], names: Sequence[DictionaryName]
+) -> tuple[dict[DictionaryName, DictionaryScore], list[str]]:
+    """The score of each dictionary that has one, and in words those of which revisions leave it open whose they are.
+
+    The same revision comes before one that is not known.
+    """
+    partners: dict[DictionaryName, DictionaryScore] = {}
+    unclear = []
+    for name in names:
+        fitting = [of for of in scores if name.fits(of.dictionary)]
+        chosen = [of for of in fitting if of.dictionary == name] or fitting
+        if len(chosen) > 1:
+            unclear.append(f"{name} has scores of several revisions: say in its spec which one it is.")
+        elif chosen and chosen[0].dictionary != name:
+            theirs = chosen[0].dictionary
+            if theirs not in names and sum(map(theirs.fits, names)) == 1:
+                partners[name] = chosen[0]
+            elif theirs not in names:
+                unclear.append(f"The score of {theirs} fits variants of several revisions: name one with it.")
+        elif chosen:
+            partners[name] = chosen[0]
+    return partners, unclear
 
 
 def check_joins(scores: ScoreSet, variants: Sequence[Results]) -> None:

@@ -32,7 +32,7 @@ from sae_lm_eval.report.sweep_figures import name_points
 from sae_lm_eval.report.sweep_tables import settings
 
 MOST_PICTURES = 16
-HIGHER, LOWER = "higher", "lower"
+LARGEST_DRAWN = 1e100  # beyond which the axes of a figure overflow
 
 
 def with_scores(report: Report, comparison: Comparison, scores: ScoreSet) -> Report:
@@ -48,7 +48,9 @@ def with_scores(report: Report, comparison: Comparison, scores: ScoreSet) -> Rep
     tables = [correlation_table(joined.scores, axes, text), value_table(joined.scores, axes, text)]
     first_long = next((at for at, table in enumerate(report.tables) if table.extent == "long"), len(report.tables))
     notes = list(joined.notes)
-    drawn = [of for of in joined.scores if any(len(of.on(axis)) > 1 for axis in axes)]
+    huge = [of for of in joined.scores if any(abs(one.score) > LARGEST_DRAWN for one in of.scored)]
+    drawn = [of for of in joined.scores if of not in huge and any(len(of.on(axis)) > 1 for axis in axes)]
+    notes += [f"{of.kind.title} has values too large to be drawn; the tables have them." for of in huge]
     if len(drawn) > MOST_PICTURES:
         notes.append(f"Of {len(drawn)} scores the first {MOST_PICTURES} are drawn; the tables have them all.")
     return replace(
@@ -68,7 +70,7 @@ def correlation_table(joined: Sequence[JoinedScore], axes: Sequence[CostAxis], t
         why = _reasons(axes, made)
         rows.append(
             (
-                *map(text_cell, (of.kind.name, of.kind.origin, HIGHER if of.kind.higher_is_better else LOWER)),
+                *map(text_cell, (of.kind.name, of.kind.origin, of.kind.better)),
                 number_cell(len(of.scored), f"{len(of.scored):,}"),
                 *(_correlation_cell(one, len(of.scored)) for one in made),
                 text_cell("; ".join(why)),
@@ -180,9 +182,9 @@ def scores_frame(joined: Joined, names: Mapping[str, str]) -> pd.DataFrame:
 
 def _picture(number: int, of: JoinedScore, axes: Sequence[CostAxis]) -> Picture:
     shown = [axis for axis in axes if len(of.on(axis)) > 1]
-    better = HIGHER if of.kind.higher_is_better else LOWER
+    better = of.kind.better.replace("taken to be ", "") + (" is taken to be" if of.kind.is_assumed else " is")
     caption = (
-        f"A point for each dictionary; {better} is better by this score. The line is the frontier: no other dictionary "
+        f"A point for each dictionary; {better} better by this score. The line is the frontier: no other dictionary "
         "is at least as good by both numbers, and better by one. Bars, where there are any: 95% intervals."
     )
     best = (max if of.kind.higher_is_better else min)(of.scored, key=lambda one: one.score)

@@ -12,11 +12,17 @@ from sae_lm_eval.files.reading import shown
 
 @dataclass(frozen=True)
 class ScoreKind:
-    """A score's name, who measured it, and which way is better."""
+    """A score's name, who measured it, and which way is better, which may be no more than what is usual."""
 
     name: str
     origin: str
     higher_is_better: bool = True
+    is_assumed: bool = False
+
+    @property
+    def better(self) -> str:
+        """Which way is better, in words."""
+        return f"{'taken to be ' if self.is_assumed else ''}{'higher' if self.higher_is_better else 'lower'}"
 
     @property
     def title(self) -> str:
