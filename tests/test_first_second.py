@@ -739,6 +739,34 @@ def test_files_tell_of_a_chat_template(files, has, tmp_path):
     assert has_chat_template({"pretrained": str(tmp_path), "trust_remote_code": True}) is None
 
 
+@pytest.mark.parametrize(
+    ("files", "has"),
+    [
+        ({}, None),
+        ({"tokenizer_config.json": "{}"}, None),
+        ({"tokenizer_config.json": '{"chat_template": "x"}'}, True),
+        ({"chat_template.jinja": "x"}, True),
+    ],
+)
+def test_the_cache_tells_of_a_chat_template_where_the_hub_is_out_of_reach(files, has, tmp_path, monkeypatch):
+    from huggingface_hub.errors import HTTPError
+
+    from sae_lm_eval.harness.chat_template import has_chat_template
+
+    def unreachable(*_, **__):
+        raise HTTPError("connection refused")
+
+    commit = "0" * 40
+    for name, text in {"refs/main": commit, **{f"snapshots/{commit}/{name}": of for name, of in files.items()}}.items():
+        path = tmp_path / "models--some--model" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", unreachable)
+    assert has_chat_template({"pretrained": "some/model"}) is has
+
+
 class TestSamples:
     """Which are told once the tasks are read, and before a model is loaded."""
 

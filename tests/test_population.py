@@ -23,6 +23,7 @@ from sae_lm_eval.comparison.power import detectable_drop
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report import assemble
 from sae_lm_eval.report.drop_tables import overall_tables
+from sae_lm_eval.report.headline import headline
 
 
 def test_with_equal_weights_it_is_students_interval():
@@ -178,6 +179,20 @@ def test_no_drop_can_be_seen_that_is_more_than_the_baseline_has(tmp_path):
     shaped = assemble.shape(found)
     (table,) = overall_tables(shaped.rows, shaped.told)
     assert "n/a: more than the baseline has to lose" in table.caption
+
+
+def test_sets_that_lost_alike_do_not_tell_what_would_be_seen(tmp_path):
+    for name in ("baseline", "same"):
+        write_run(tmp_path / name, answers({"one": [1.0] * 30 + [0.0] * 10, "two": [1.0] * 40}))
+    found = paired_comparison(tmp_path / "baseline", [tmp_path / "same"], docs_by="text")
+    shaped = assemble.shape(found)
+    (table,) = overall_tables(shaped.rows, shaped.told)
+    assert "n/a: the sets of documents do not differ in what they lost." in table.caption
+    assert "more than the baseline" not in table.caption
+    said = " ".join(headline(found, shaped.summary()))
+    assert "How small a drop these questions would show cannot be told: the sets of documents do not differ" in said
+    assert "loses most" not in said
+    assert "too few" not in said
 
 
 def test_many_sets_take_no_room_for_each_pair_of_them():

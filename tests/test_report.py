@@ -494,7 +494,8 @@ def test_writing_again_leaves_what_is_not_the_reports(out: Path) -> None:
     (folder / "figures").mkdir(parents=True)
     for mine in ("notes.txt", "figures/mine.pdf"):
         (folder / mine).write_text("mine")
-    (folder / "figures" / "drop-by-category-9.pdf").write_text("of an earlier report")
+    for stale in ("figures/drop-by-category-9.pdf", "figures/loss-against-layers.svg", "scores.csv"):
+        (folder / stale).write_text("of an earlier report")
     paths = writer.write(report, folder)
     before = {path: path.read_bytes() for path in paths}
     assert {path: path.read_bytes() for path in writer.write(made(out), folder)} == before, "the same bytes"

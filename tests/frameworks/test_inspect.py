@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -177,15 +178,20 @@ def ask(model, text: str, **config) -> ModelOutput:
     return asyncio.run(answer())
 
 
-@pytest.fixture(scope="module")
-def stories_model(stories):
+def stories_model_of(stories, **own) -> Model:
     return get_model(
         f"sae_hf/{stories}/stories3M",
         sae=f"{stories}/stories/sae-stories3M#{STORY}",
         device="cpu",
         chat_template=RAW,
         memoize=False,
+        **own,
     )
+
+
+@pytest.fixture(scope="module")
+def stories_model(stories):
+    return stories_model_of(stories)
 
 
 def test_log_probabilities(stories_model):
@@ -200,12 +206,34 @@ def test_log_probabilities(stories_model):
     assert output.choices[0].stop_reason == "max_tokens"
 
 
-def test_draws_repeat_with_their_seed(stories_model):
+def test_draws_repeat_with_their_seed(stories):
+    asked = ((BEGINNINGS[0], 1), (BEGINNINGS[0], 2), (BEGINNINGS[1], 1), (BEGINNINGS[0], 1))
     said = [
-        ask(stories_model, text, max_tokens=20, temperature=1.0, seed=seed).completion
-        for text, seed in ((BEGINNINGS[0], 1), (BEGINNINGS[0], 2), (BEGINNINGS[1], 1))
+        [ask(model, text, max_tokens=20, temperature=1.0, seed=seed).completion for text, seed in asked]
+        for model in (stories_model_of(stories), stories_model_of(stories))
     ]
-    assert len(set(said)) == 3
+    assert said[0] == said[1]
+    assert len(set(said[0])) == len(asked)
+
+
+def test_variants_draw_with_the_same_noise(stories):
+    unchanged, with_error, spliced = (
+        [ask(model, text, max_tokens=20, temperature=1.0, seed=1).completion for text in BEGINNINGS]
+        for model in (stories_model_of(stories, **own) for own in ({"scale": 0}, {"splice": "with_error"}, {}))
+    )
+    assert unchanged == with_error
+    assert unchanged != spliced
+
+
+def test_a_closed_provider_lets_its_model_go(stories):
+    model = stories_model_of(stories)
+    ask(model, BEGINNINGS[0], max_tokens=2)
+    spliced = weakref.ref(model.api.spliced)
+    model.api.close()
+    assert spliced() is None
+
+
+def test_sampling_stands_beside_what_was_drawn(stories_model):
     output = ask(stories_model, BEGINNINGS[2], max_tokens=20, temperature=0.7, top_p=0.9, top_k=40, seed=3)
     sampling = output.metadata["sae_lm_eval"]["sampling"]
     assert sampling == {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "top_k": 40, "seed": 3}
@@ -273,6 +301,7 @@ def test_inspects_cache_tells_variants_apart(letters):
         ({"pretrained": "gpt2"}, "sae_hf: pretrained= is not for Inspect: the model is named behind sae_hf/"),
         ({"do_sampel": True}, "sae_hf: sae_hf has no argument 'do_sampel'. Did you mean 'do_sample'?"),
         ({"clamp": 723.5}, "sae_hf: Inspect reads -M values as YAML, where clamp=12:3.5 is a time of day"),
+        ({"norm_factor": 1650}, "sae_hf: Inspect reads -M values as YAML, where norm_factor=27:30 is a time of day"),
         ({"sae": "world#nowhere"}, "sae_hf: The world has no dictionary 'nowhere'."),
         ({"params": 1e6}, "sae_hf: params= is not for Inspect"),
         ({"max_length": 0, "sae": WORLD}, "sae_hf: max_length"),

@@ -191,6 +191,49 @@ def test_samples_that_were_not_scored_in_every_log_are_left_out_and_told(tmp_pat
     assert note.startswith("quiz: 2 of 24 answers are left out of said, which did not score them in every log (2 in ")
 
 
+def test_samples_that_no_log_scored_are_told(tmp_path):
+    before, after = [*BEFORE], [*AFTER]
+    before[0] = after[0] = "nan"
+    logs = log_of(before, tmp_path, "before"), log_of(after, tmp_path, "after")
+    comparison = sae_lm_eval.compare(*logs)
+    assert only(comparison, section="task")["n"] == 23
+    (note,) = [note for note in comparison.notes if "left out" in note]
+    assert note.startswith("quiz: 1 of 24 answers are left out of said, which did not score them in every log (1 in ")
+
+
+@scorer(metrics=[accuracy()])
+def words():
+    """Words of its own."""
+
+    async def score(state, target):
+        return Score(value="good" if state.output.completion == "C" else "bad")
+
+    return score
+
+
+@scorer(metrics=[accuracy()])
+def truths():
+    async def score(state, target):
+        return Score(value="Yes" if state.output.completion == "C" else "false")
+
+    return score
+
+
+def test_a_scorer_with_words_of_its_own_is_left_out_and_told(tmp_path):
+    logs = [
+        log_of(answers, tmp_path, name, task(scorers=[words(), truths()]))
+        for answers, name in ((BEFORE, "before"), (AFTER, "after"))
+    ]
+    comparison = sae_lm_eval.compare(*logs, metrics="all")
+    assert only(comparison, section="task")["metric"] == "truths"
+    assert only(comparison, section="task")["lost"] == 7
+    told = [note for note in comparison.notes if "words is left out" in note]
+    assert len(told) == 2
+    assert told[0].endswith("since it gives 'good', which is neither a number nor C, I, P, N.")
+    with pytest.raises(UserError, match=r"has no scores by sample: .* to each; words gives 'good'\."):
+        read_inspect_log(log_of(BEFORE, tmp_path, "alone", task(scorers=words())))
+
+
 # -- what does not pair -----------------------------------------------------------------------------------------
 
 

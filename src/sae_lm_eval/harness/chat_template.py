@@ -34,18 +34,25 @@ def has_chat_template(model_args: Mapping[str, Any]) -> bool | None:
 
 def _hub_template(name: str, revision: str | None) -> bool | None:
     from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import (
+        HTTPError,  # of its HTTP client, which is no OSError  # pyright: ignore[reportPrivateImportUsage]
+    )
 
-    if constants.HF_HUB_OFFLINE:
-        cached = try_to_load_from_cache(name, TEMPLATES[0], revision=revision)
-        return True if isinstance(cached, str) else None
     try:
+        cached = {file: try_to_load_from_cache(name, file, revision=revision) for file in (TEMPLATES[0], CONFIG)}
+        if isinstance(cached[TEMPLATES[0]], str) or (
+            isinstance(file := cached[CONFIG], str) and _names_one(Path(file))
+        ):
+            return True
+        if constants.HF_HUB_OFFLINE:
+            return None
         names = HfApi().list_repo_files(name, revision=revision)
         if any(name.split("/")[0] in TEMPLATES for name in names):
             return True
         if CONFIG not in names:
             return None
         file = Path(hf_hub_download(name, CONFIG, revision=revision))
-    except (OSError, ValueError):
+    except (HTTPError, OSError, ValueError):
         return None  # what is wrong with it is told when it is loaded
     return _names_one(file)
 

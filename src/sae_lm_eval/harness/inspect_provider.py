@@ -58,6 +58,8 @@ NOT_HERE = {
     "chat_template_args": "Inspect hands enable_thinking alone to a template",
 }
 MODEL_INFO = ("model_revision", "model_sha", "model_num_parameters")  # by lm_eval's names
+OF_COLONS = {"clamp": "12:3.5", "norm_factor": "27:30"}
+HOUR = 60  # YAML makes no smaller number of IN:OUT, but of 0:OUT
 TEXTS = ("chat_template",)  # which are taken as they are
 UNKNOWN_TO_HF = ("frequency_penalty", "presence_penalty", "logit_bias", "num_choices", "best_of", "response_schema")
 
@@ -117,7 +119,7 @@ class SaeHFAPI(HuggingFaceAPI):
 
     def close(self) -> None:
         self._gathered.close()
-        del self.lm, self.spliced, self.writer, self.tokenizer
+        del self._gathered, self.lm, self.spliced, self.writer, self.tokenizer
         gc.collect()
 
     def max_connections(self) -> int:
@@ -229,11 +231,13 @@ def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, why in NOT_HERE.items():
         if given.get(name) is not None:
             raise UserError(f"{name}= is not for Inspect: {why}.")
-    if isinstance(given.get("clamp"), int | float):
-        raise UserError(
-            f"Inspect reads -M values as YAML, where clamp=12:3.5 is a time of day and became {given['clamp']}: put it "
-            f"into quotes twice, as in -M clamp='\"12:3.5\"'."
-        )
+    for name, meant in OF_COLONS.items():
+        number = given.get(name)
+        if isinstance(number, int | float) and (name == "clamp" or number >= HOUR):
+            raise UserError(
+                f"Inspect reads -M values as YAML, where {name}={meant} is a time of day, and {name} became {number}: "
+                f"put it into quotes twice, as in -M {name}='\"{meant}\"'."
+            )
     return {
         name: handle_arg_string(value) if isinstance(value, str) and name not in TEXTS else value
         for name, value in given.items()

@@ -14,13 +14,13 @@ from sae_lm_eval.capability.ruler import ruler
 from sae_lm_eval.comparison.compare import COLUMNS, Comparison, paired_comparison
 from sae_lm_eval.errors import one_of
 from sae_lm_eval.report import figures
+from sae_lm_eval.report.between_table import between_tables
 from sae_lm_eval.report.capability_figure import capability_pictures
 from sae_lm_eval.report.capability_tables import Equivalents, equivalent_tables, equivalents_of, published_table
 from sae_lm_eval.report.drop_tables import (
     CategoryRows,
     DropRow,
     Told,
-    between_tables,
     by_drop,
     category_rows,
     category_tables,

@@ -20,7 +20,6 @@ from sae_lm_eval.report.formatting import (
     alternatives,
     distinct_texts,
     fixed_decimals,
-    is_number,
     listing,
     number_cell,
     percent,
@@ -31,6 +30,8 @@ from sae_lm_eval.report.formatting import (
 )
 
 AT_CHANCE = "\N{DOUBLE DAGGER}"
+SETS_ALIKE = "the sets of documents do not differ in what they lost"
+BEYOND_BASELINE = "more than the baseline has to lose"
 DAGGER, TIMES = "\N{DAGGER}", "\N{MULTIPLICATION SIGN}"
 # More rows than these make a figure that no page holds.
 MOST_ROWS = 36
@@ -87,6 +88,13 @@ class DropRow:
     def at_chance(self) -> bool:
         """Whether the baseline is not clearly above chance, or answers nothing right: there is nothing to lose."""
         return self.above_chance_reason in (NOT_ABOVE, NONE_RIGHT)
+
+    @property
+    def undetectable_reason(self) -> str | None:
+        """Why `detectable` is undefined: over sets of documents it comes from the interval, which they may not have."""
+        if self.detectable is not None:
+            return None
+        return SETS_ALIKE if self.low is None else BEYOND_BASELINE
 
 
 @dataclass(frozen=True)
@@ -219,7 +227,8 @@ def overall_tables(rows: Sequence[DropRow], told: Told) -> list[ReportTable]:
         )
         for row in overall
     ]
-    beyond = "; n/a: more than the baseline has to lose" if any(row.detectable is None for row in overall) else ""
+    reasons = distinct_texts(row.undetectable_reason for row in overall)
+    beyond = f"; n/a: {' or '.join(reasons)}" if reasons else ""
     over = f" Interval over tasks: if these tasks were drawn from many like them ({CLUSTERED})." * several
     caption = (
         "Accuracy of the untouched model and of each variant over all tasks, every question counting alike, in "
@@ -235,33 +244,6 @@ def overall_tables(rows: Sequence[DropRow], told: Told) -> list[ReportTable]:
         ),
     )
     return [ReportTable("overall", "Over all tasks", caption, columns, tuple(body))]
-
-
-def between_tables(between: pd.DataFrame, told: Told) -> list[ReportTable]:
-    """How much more one variant loses than another; no table where there are not two to compare."""
-    if between.empty:
-        return []
-    body = []
-    for record in between.to_dict("records"):
-        mark = "*" if has_star(record["p_adjusted"], told.level) else ""
-        difference = number_cell(record["difference"], f"{fixed_decimals(record['difference'])}{mark}")
-        low, high = (of if is_number(of) else None for of in (record["low"], record["high"]))
-        body.append(
-            (
-                *(text_cell(record["variant"]), text_cell(record["other"]), count_cell(record["n"]), difference),
-                *(Cell(bounds_of(low, high), low), p_cell(record["p_adjusted"])),
-            )
-        )
-    caption = (
-        "How much more the first variant loses than the second over all tasks, question by question, in percentage "
-        f"points; {told.level:.0%} interval: {alternatives(between['interval'])}; p: {alternatives(between['test'])}, "
-        f"Holm's adjustment over {len(between)} pair{'s' * (len(between) > 1)}."
-    )
-    columns = (
-        *(TableColumn("variant", "left"), TableColumn("beside", "left")),
-        *map(TableColumn, ("n", "difference", f"{told.level:.0%} interval", "p")),
-    )
-    return [ReportTable("between", "Variants against each other", caption, columns, tuple(body))]
 
 
 CLUSTERED = "cluster-robust, with the tasks' own weights"

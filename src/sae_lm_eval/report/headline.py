@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.comparison.pairs import NONE_RIGHT
-from sae_lm_eval.report.drop_tables import DropRow
+from sae_lm_eval.report.drop_tables import SETS_ALIKE, DropRow
 from sae_lm_eval.report.fidelity_tables import Fidelity, beside_compute
 from sae_lm_eval.report.formatting import NA, fixed_decimals, is_number, listing, percent, significant
 from sae_lm_eval.report.provenance import requested_model
@@ -85,11 +85,11 @@ def _apart(comparison: Comparison, worse: str, better: str) -> list[str]:
 
 
 def _extremes(summary: Summary, variant: str) -> list[str]:
-    """Which category loses most in a variant, and which least; those at chance have nothing to lose."""
+    """Which category loses most in a variant, and which least, if they differ; those at chance have nothing to lose."""
     own = [row for row in summary.rows if row.variant == variant and not row.at_chance]
     own.sort(key=lambda row: row.drop)
     said = []
-    if len(own) > 1:
+    if len(own) > 1 and round(own[-1].drop, 1) > max(0, round(own[0].drop, 1)):
         most, least = (f"{row.alias} ({fixed_decimals(row.drop)}{_bounds(row)})" for row in (own[-1], own[0]))
         alone = len(summary.variants or summary.controls) == 1
         apart = f"In {variant}, {most} loses most and {least} least."
@@ -107,6 +107,8 @@ def _bounds(row: DropRow) -> str:
 
 def _detectable(costs: Sequence[DropRow]) -> list[str]:
     values = sorted(row.detectable for row in costs if row.detectable is not None)
+    if not values and all(row.undetectable_reason == SETS_ALIKE for row in costs):
+        return [f"How small a drop these questions would show cannot be told: {SETS_ALIKE}."]
     if not values:
         return ["These questions are too few to show any drop with 80% power, even one of all that the baseline has."]
     ends = (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 
+from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets
 from sae_lm_eval.report import latex, render
 from sae_lm_eval.report.assemble import Report
@@ -11,8 +13,13 @@ from sae_lm_eval.report.figures import as_bytes
 from sae_lm_eval.runtime.placed_files import place_files
 from sae_lm_eval.schema import VERSION
 
+OTHERWISE = "Give another --output_path."
+SOMETIMES = ("equivalents.csv", "scores.csv")  # tables that not every report has
 KINDS = ("pdf", "svg", "png")
-PICTURES = ("drop-by-category", "heat-map", "drop-against", "l0-against", "equivalent", "where-", "score-")
+PICTURES = (
+    *("drop-by-category", "heat-map", "drop-against", "l0-against", "loss-against-layers", "equivalent", "where-"),
+    *("score-", "parted-texts"),
+)
 
 
 def write(report: Report, folder: Path) -> list[Path]:
@@ -21,16 +28,24 @@ def write(report: Report, folder: Path) -> list[Path]:
     What else the folder holds stays. Raises `UserError` where the folder cannot be made or written.
     """
     contents = files(report)
-    place_files(contents, folder, what="The report", otherwise="Give another --output_path.")
-    _forget(folder / "figures", {Path(name).name for name in contents})
+    place_files(contents, folder, what="The report", otherwise=OTHERWISE)
+    try:
+        _forget(folder, contents)
+    except OSError as error:
+        raise UserError(
+            f"What an earlier report left in '{folder}' cannot be removed: {error.strerror}. {OTHERWISE}"
+        ) from error
     return [folder / name for name in contents]
 
 
-def _forget(pictures: Path, made: set[str]) -> None:
-    """Remove figures of an earlier report that this one has no numbers for."""
-    for path in pictures.glob("*"):
-        if path.name not in made and path.suffix[1:] in KINDS and path.name.startswith(PICTURES):
-            path.unlink()
+def _forget(folder: Path, made: Container[str]) -> None:
+    """Remove figures and tables of an earlier report that this one has no numbers for."""
+    pictures = [
+        path for path in (folder / "figures").glob("*") if path.suffix[1:] in KINDS and path.name.startswith(PICTURES)
+    ]
+    for path in (*pictures, *(folder / name for name in SOMETIMES)):
+        if path.relative_to(folder).as_posix() not in made:
+            path.unlink(missing_ok=True)
 
 
 def files(report: Report) -> dict[str, bytes]:
@@ -43,7 +58,7 @@ def files(report: Report) -> dict[str, bytes]:
         "drops.csv": for_spreadsheets(report.drops.assign(schema=VERSION)).to_csv(index=False),
         "fidelity.csv": for_spreadsheets(report.fidelity.assign(schema=VERSION)).to_csv(index=False),
     }
-    for name, frame in (("equivalents.csv", report.equivalents), ("scores.csv", report.scores)):
+    for name, frame in zip(SOMETIMES, (report.equivalents, report.scores), strict=True):
         if frame is not None:
             text[name] = for_spreadsheets(frame.assign(schema=VERSION)).to_csv(index=False)
     pictures = {

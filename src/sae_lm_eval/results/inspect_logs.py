@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.files.escaping import terminal
 from sae_lm_eval.files.reading import checked, shown
 from sae_lm_eval.results.lm_eval_files import SaeEntry
 from sae_lm_eval.results.results import CHANCE, Results
@@ -29,6 +30,8 @@ AVERAGES = ("accuracy", "mean")  # Inspect's metrics that are the mean over samp
 NEUTRAL_REDUCERS = (None, "mean")
 OF_THE_MODEL = ("model_revision", "model_sha", "model_num_parameters", "model_dtype")  # lm_eval's names
 WHAT_IS_ASKED = ("data set", "task arguments")
+WORDS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}  # Inspect's own for right, wrong, partly right, and no answer
+TRUTHS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 # Inspect's settings that change what is asked or how it is answered.
 SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop_seqs", "system_message")
 
@@ -81,9 +84,12 @@ def read_inspect_log(path: Path) -> InspectResults:
     _check_whole(log, path)
     spec = log.eval
     record = _record(log, where)
-    answers, scorers = _answers(log)
+    answers, scorers, unread = _answers(log)
     if not scorers:
-        raise UserError(f"{where} has no scores by sample: name a scorer that gives a number or C, I, P, N to each.")
+        others = "".join(f"; {scorer} gives '{shown(value)}'" for scorer, value in unread.items())
+        raise UserError(
+            f"{where} has no scores by sample: name a scorer that gives a number or C, I, P, N to each{others}."
+        )
     api, _, model = spec.model.partition("/")
     scores = {f"{scorer},none": _score(log, scorer, answers[scorer]) for scorer in scorers}
     settings = spec.model_generate_config.model_dump(exclude_none=True) | log.plan.config.model_dump(exclude_none=True)
@@ -114,7 +120,7 @@ def read_inspect_log(path: Path) -> InspectResults:
             "max_length": record.get("max_length"),
             "chat_template": record.get("prompt_format") == "chat template",
         },
-        notes=_of_the_data(log, answers, where),
+        notes=(*_of_the_data(log, answers, where), *_of_words(unread, where)),
         docs_by=SAMPLE if any(epoch > 1 for epoch in answers["epoch"]) else None,
         command=_command(spec),
         answers=answers.drop(columns=["epoch"]),
@@ -153,12 +159,19 @@ def _of_the_data(log: Any, answers: pd.DataFrame, where: str) -> tuple[str, ...]
     return (f"{where} holds {count} of the {whole} samples of its data set.",)
 
 
+def _of_words(unread: Mapping[str, str], where: str) -> list[str]:
+    return [
+        f"{where}: {scorer} is left out, since it gives '{shown(value)}', which is neither a number nor C, I, P, N."
+        for scorer, value in unread.items()
+    ]
+
+
 def _check_whole(log: Any, path: Path) -> None:
     where = f"'{shown(path, 200)}'"
     if log.status != "success":
         raise UserError(
             f"{where} is the log of an evaluation that did not finish (its status is '{log.status}'): finish it with "
-            f"`inspect eval-retry {path}`."
+            f"`inspect eval-retry {terminal(shlex.quote(str(path)))}`."
         )
     if not log.samples:
         raise UserError(f"{where} holds no samples: evaluate again without --no-log-samples.")
@@ -180,16 +193,17 @@ def _name(record: Mapping[str, Any], model: str) -> str:
     return variant_name(names, record.get("splice"), record.get("scale", 1.0)) if names else model
 
 
-def _answers(log: Any) -> tuple[pd.DataFrame, list[str]]:
-    """A row for each sample and epoch in the order of their ids, and the scorers."""
-    from inspect_ai.scorer import value_to_float  # pyright: ignore[reportMissingImports]
-
-    number = value_to_float()
+def _answers(log: Any) -> tuple[pd.DataFrame, list[str], dict[str, str]]:
+    """A row for each sample and epoch in the order of their ids, the scorers, and a word of each that gives others."""
     samples = sorted(log.samples, key=lambda sample: (isinstance(sample.id, str), sample.id, sample.epoch))
     own = all(isinstance(one.id, int) and one.id >= 0 for one in samples) and max(one.epoch for one in samples) == 1
-    rows, scorers = [], dict[str, None]()
+    rows, scorers, unread = [], dict[str, None](), dict[str, str]()
     for place, sample in enumerate(samples):
-        values = {name: number(value) for name, value in _values(sample.scores or {})}
+        values = {}
+        for name, value in _values(sample.scores or {}):
+            values[name] = _number(value)
+            if values[name] is None:
+                unread.setdefault(name, str(value))
         scorers.update(dict.fromkeys(values))
         text = sample.output.completion
         target = sample.target if isinstance(sample.target, str) else "; ".join(sample.target)
@@ -213,7 +227,21 @@ def _answers(log: Any) -> tuple[pd.DataFrame, list[str]]:
                 **values,
             }
         )
-    return pd.DataFrame(rows), list(scorers)
+    answers = pd.DataFrame(rows).drop(columns=[*unread])
+    return answers, [name for name in scorers if name not in unread], unread
+
+
+def _number(value: Any) -> float | None:
+    """A score as Inspect's metrics take it; None for a word of the scorer's own, which they take for 0."""
+    if isinstance(value, int | float):
+        return float(value)
+    said = str(value)
+    if said in WORDS or said.lower() in TRUTHS:
+        return WORDS.get(said, TRUTHS.get(said.lower()))
+    try:
+        return number if math.isfinite(number := float(said)) else None
+    except ValueError:
+        return None
 
 
 def _values(scores: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -245,11 +273,10 @@ def _hash(value: Any) -> str:
 
 def _score(log: Any, scorer: str, values: Any) -> float | None:
     """Inspect's own mean over samples, or where it wrote none, that of what is logged; None where nothing is scored."""
-    name, _, part = scorer.partition(".")
     for score in log.results.scores if log.results else ():
-        if score.reducer in NEUTRAL_REDUCERS and (score.scorer, score.name) in ((name, part or name), (name, name)):
+        if score.reducer in NEUTRAL_REDUCERS and score.scorer == score.name == scorer:
             for metric in AVERAGES:
-                if metric in score.metrics and not part:
+                if metric in score.metrics:
                     return float(score.metrics[metric].value)
     return _mean(values)
 
@@ -286,7 +313,7 @@ def on_the_same_samples(runs: Sequence[Results]) -> list[Results]:
     for scorer in shared:
         missing = [log.answers[scorer].isna().to_numpy() for log in logs]
         anywhere = np.logical_or.reduce(missing)
-        if not (anywhere & ~np.logical_and.reduce(missing)).any():
+        if not anywhere.any():
             continue
         logs = [log.without(scorer, anywhere) for log in logs]
         counts = ", ".join(f"{of.sum()} in {log.name}" for log, of in zip(logs, missing, strict=True) if of.any())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
 from sae_lm_eval.errors import UserError, first_line
@@ -189,7 +189,11 @@ def _check_shots(shots: int, tasks: Mapping[str, Any]) -> None:
         if not shots or task.config.num_fewshot == 0:  # which takes none, whatever is asked
             continue
         documents = task.fewshot_docs()
-        if documents is not None and (count := len(list(documents))) < shots:
+        if documents is None:
+            continue
+        # A list of a split decodes every document of it.
+        count = len(documents) if isinstance(documents, Sized) else sum(1 for _ in documents)
+        if count < shots:
             raise UserError(f"num_fewshot={shots}: {name} has {count:,} documents to take examples from.")
 
 
