@@ -128,3 +128,24 @@ def test_seeds_are_told_without_the_statistics():
     code = "import sys; import sae_lm_eval.runs.fewshot_seeds as f; print(f.seeds_of('1,2'), 'scipy' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["[1,", "2]", "False"]
+
+
+def test_a_split_is_counted_without_being_read():
+    from types import SimpleNamespace
+
+    from sae_lm_eval.runs.model_pool import _check_shots
+
+    class Split:
+        def __len__(self):
+            return 3
+
+        def __iter__(self):
+            raise AssertionError("the split was read")
+
+    def task(documents):
+        return SimpleNamespace(config=SimpleNamespace(num_fewshot=None), fewshot_docs=lambda: documents)
+
+    _check_shots(3, {"one": task(Split()), "two": task(iter("abc"))})
+    for documents in (Split(), iter("abc")):
+        with pytest.raises(UserError, match="num_fewshot=4: one has 3 documents to take examples from"):
+            _check_shots(4, {"one": task(documents)})
