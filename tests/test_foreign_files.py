@@ -22,7 +22,7 @@ from sae_lm_eval.exchange.leaderboard_page import leaderboard_html
 from sae_lm_eval.exchange.saebench_export import saebench_files
 from sae_lm_eval.exchange.score_report import with_scores
 from sae_lm_eval.exchange.scores import DictionaryScore, ScoreKind, ScoreSet
-from sae_lm_eval.report.assemble import build
+from sae_lm_eval.report.assemble import build, shape
 from sae_lm_eval.results.results import read_results
 from sae_lm_eval.runs.sweep import read_sweep
 
@@ -80,7 +80,7 @@ def told(folder: Path) -> None:
         baseline, variant = (read_results(folder / name) for name in ("baseline", "variant"))
         comparison = paired_comparison(baseline, [variant], categories={"c": {"field": "text"}}, draws=20)
         report = build(comparison)
-        leaderboard_html(Leaderboard(tuple(rows_of(comparison, "run")), ()))
+        leaderboard_html(Leaderboard(tuple(rows_of(shape(comparison), "run")), ()))
         saebench_files([variant])
         with_scores(report, comparison, SCORES)
     except UserError as error:

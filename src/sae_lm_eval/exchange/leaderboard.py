@@ -200,5 +200,7 @@ def _some_documents(results: Results) -> list[str]:
     measured = results.fidelity_tasks
     counts = results.raw.get("n-samples") or {}
     of = [counts[name] for name in results.tasks if name not in measured and name in counts]
-    asked, there = (sum(count.get(key) or 0 for count in of) for key in ("effective", "original"))
+    if not all(is_number(count.get(key)) for count in of for key in ("effective", "original")):
+        return []
+    asked, there = (sum(count[key] for count in of) for key in ("effective", "original"))
     return [f"{asked:,} of {there:,} documents"] if asked < there else []
