@@ -112,6 +112,7 @@ def hub_told(spec: SaeSpec) -> Iterator[None]:
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
+        HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -132,7 +133,7 @@ def hub_told(spec: SaeSpec) -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         raise UserError(f"The hub does not give the files of '{spec.source}': {first_line(error)}") from error
-    except (LocalEntryNotFoundError, OSError) as error:
+    except (LocalEntryNotFoundError, OSError, HTTPError) as error:  # the last is no OSError
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise UserError(f"The hub repository '{spec.source}' is not in the local cache, and {why}.") from error
 
@@ -140,10 +141,11 @@ def hub_told(spec: SaeSpec) -> Iterator[None]:
 def repository_files(spec: SaeSpec, snapshot: Path | None = None) -> list[str]:
     """The files of the repository; where the hub cannot be asked, those of it that are in the cache."""
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HTTPError
 
     try:
         return HfApi().list_repo_files(spec.source, revision=spec.revision)
-    except OSError:
+    except (OSError, HTTPError):
         if snapshot is None:
             snapshot = Path(snapshot_download(spec.source, revision=spec.revision, local_files_only=True))
         return [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
