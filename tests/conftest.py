@@ -89,3 +89,26 @@ def hub_environment_of(address: str, home: Path) -> dict[str, str]:
 def hub_environment(hub: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a command that is to see that hub, with a cache of its own."""
     return hub_environment_of(hub, tmp_path_factory.mktemp("hf_home"))
+
+
+# Fixtures of the tests of other frameworks, which `make test-frameworks` installs. They stand here, since two files of
+# the name conftest.py are one module to whoever imports it.
+
+
+@pytest.fixture(scope="session")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str | None, Path]]:
+    """The model that knows colours, and its dictionaries."""
+    from letters import save
+
+    return save(tmp_path_factory.mktemp("letters"))
+
+
+@pytest.fixture(scope="session")
+def stories(hub: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the hub's stories3M and its dictionaries."""
+    from huggingface_hub import snapshot_download
+
+    folder = tmp_path_factory.mktemp("stories")
+    for repository in ("stories3M", "stories/sae-stories3M"):
+        snapshot_download(repository, endpoint=hub, local_dir=folder / repository, cache_dir=folder / "cache")
+    return folder

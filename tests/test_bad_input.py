@@ -186,7 +186,7 @@ CASES: dict[str, tuple[Case, str]] = {
     ),
     "a folder of a cross-layer transcoder": (
         lambda p: load_dictionary(a_folder_with(p, "config.yaml", "W_enc_0.safetensors", "W_dec_0.safetensors")),
-        r"is in the format of circuit-tracer's cross-layer transcoders, which is not read from a folder",
+        r"is in the format of circuit-tracer's cross-layer transcoders: name it clt:",
     ),
     "a SAELens folder without its weights": (
         lambda p: load_dictionary(a_folder_with(p, "cfg.json", "sparsity.safetensors")),

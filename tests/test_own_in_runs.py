@@ -153,7 +153,7 @@ class TestPython:
             ("python:{}:text", r"gives the text 'a text', where it must give a module"),
             ("python:{}:fails", r"fails: RuntimeError: no weights$"),
             ("python:nowhere.py:scaled", r"There is no file 'nowhere\.py' to run\."),
-            ("python:no.such.module:scaled", r"'no\.such\.module' cannot be run: ModuleNotFoundError"),
+            ("python:no.such.module:scaled", r"There is no module 'no\.such\.module'"),
             ("org/name?rank=3", r"holds '=', which a spec cannot\."),
         ],
     )
