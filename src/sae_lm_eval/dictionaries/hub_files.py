@@ -112,7 +112,7 @@ def hub_told(spec: SaeSpec) -> Iterator[None]:
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
-        HTTPError,
+        HTTPError,  # of its HTTP client, which is no OSError  # pyright: ignore[reportPrivateImportUsage]
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -133,7 +133,7 @@ def hub_told(spec: SaeSpec) -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         raise UserError(f"The hub does not give the files of '{spec.source}': {first_line(error)}") from error
-    except (LocalEntryNotFoundError, OSError, HTTPError) as error:  # the last is no OSError
+    except (LocalEntryNotFoundError, OSError, HTTPError) as error:
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
         raise UserError(f"The hub repository '{spec.source}' is not in the local cache, and {why}.") from error
 
@@ -141,7 +141,7 @@ def hub_told(spec: SaeSpec) -> Iterator[None]:
 def repository_files(spec: SaeSpec, snapshot: Path | None = None) -> list[str]:
     """The files of the repository; where the hub cannot be asked, those of it that are in the cache."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     try:
         return HfApi().list_repo_files(spec.source, revision=spec.revision)
