@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def _of_cross_layer(spec: SaeSpec) -> list[Known]:
     for number in range(layers if asked is None else asked[-1] + 1):
         shapes: dict[str, tuple[int, ...]] = {}
         for kind in dict.fromkeys((layout.encoder, layout.decoder)):
-            shapes |= _shapes(spec, folder, f"{prefix}{kind.format(number)}")
+            shapes |= _told_shapes(spec, folder, f"{prefix}{kind.format(number)}")
         hook_in, hook_out, module_in, module_out = site_pair(layout, config, number)
         names = {"hook_in": hook_in, "hook_out": hook_out, "module_in": module_in, "module_out": module_out}
         latents = next((shape[0] for name, shape in shapes.items() if name.startswith("b_enc")), None)
@@ -60,6 +61,18 @@ def _of_cross_layer(spec: SaeSpec) -> list[Known]:
     return [replace(first, shapes=shapes), *others]
 
 
+def _told_shapes(spec: SaeSpec, folder: Path | None, name: str) -> dict[str, tuple[int, ...]]:
+    """Raises `UserError` where the file is damaged or the hub refuses it."""
+    from huggingface_hub.errors import SafetensorsParsingError
+    from safetensors import SafetensorError
+
+    try:
+        with hub_told(spec) if folder is None else nullcontext():
+            return _shapes(spec, folder, name)
+    except (SafetensorError, SafetensorsParsingError) as error:
+        raise UserError(f"'{name}' of '{spec}' is truncated or corrupt: download it again.") from error
+
+
 def _downloaded(spec: SaeSpec, name: str) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -72,18 +85,12 @@ def _downloaded(spec: SaeSpec, name: str) -> Path | None:
 
 
 def _shapes(spec: SaeSpec, folder: Path | None, name: str) -> dict[str, tuple[int, ...]]:
-    """Of the tensors of a file, by its header."""
+    """Of the tensors of a file, by its header. Raises what the libraries raise."""
     from huggingface_hub import parse_safetensors_file_metadata
-    from huggingface_hub.errors import SafetensorsParsingError
-    from safetensors import SafetensorError
 
-    try:
-        if folder is not None:
-            return {tensor: tuple(shape) for tensor, shape in shapes_in(folder / name).items()}
-        with hub_told(spec):
-            found = parse_safetensors_file_metadata(spec.source, name, revision=spec.revision)
-    except (SafetensorError, SafetensorsParsingError) as error:
-        raise UserError(f"'{name}' of '{spec}' is truncated or corrupt: download it again.") from error
+    if folder is not None:
+        return {tensor: tuple(shape) for tensor, shape in shapes_in(folder / name).items()}
+    found = parse_safetensors_file_metadata(spec.source, name, revision=spec.revision)
     return {tensor: tuple(of.shape) for tensor, of in found.tensors.items()}
 
 
@@ -121,21 +128,19 @@ def _by_saelens(spec: SaeSpec) -> Mapping[str, Any] | None:
 
 
 def _of_files(spec: SaeSpec) -> tuple[Mapping[str, Any], Mapping[str, tuple[int, ...]] | None]:
-    from huggingface_hub import hf_hub_download, parse_safetensors_file_metadata
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, SafetensorsParsingError
 
     prefix = f"{spec.id}/" if spec.id else ""
     weights = f"{prefix}{WEIGHTS[spec.loader]}"
     if spec.folder is not None:
-        config_file, header = spec.folder / f"{prefix}{CONFIG}", shapes_in(spec.folder / weights)
-        return _read(config_file), {name: tuple(shape) for name, shape in header.items()}
+        return _read(spec.folder / f"{prefix}{CONFIG}"), _shapes(spec, spec.folder, weights)
     with hub_told(spec):
         try:
             config = _read(Path(hf_hub_download(spec.source, f"{prefix}{CONFIG}", revision=spec.revision)))
-            found = parse_safetensors_file_metadata(spec.source, weights, revision=spec.revision)
+            return config, _shapes(spec, None, weights)
         except (EntryNotFoundError, SafetensorsParsingError):
             return {}, None  # loading tells which file is missing, or what is wrong with it
-    return config, {name: tuple(tensor.shape) for name, tensor in found.tensors.items()}
 
 
 def _read(file: Path) -> Mapping[str, Any]:

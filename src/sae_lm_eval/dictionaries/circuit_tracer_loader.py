@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from sae_lm_eval.dictionaries import stated
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.hub_files import layer_files
+from sae_lm_eval.dictionaries.hub_files import layer_files, read_safetensors
 from sae_lm_eval.dictionaries.saelens_object import from_sae
 from sae_lm_eval.dictionaries.saelens_package import import_saelens
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.files.reading import Foreign, checked, read_text, shown, yaml_value
-from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 
 CONFIG = "config.yaml"
 LAYER = re.compile(r"(?:.*/)?layer_(\d+)")
@@ -147,22 +146,9 @@ def _sae(spec: SaeSpec, tensors: Mapping[str, Tensor], metadata: Mapping[str, An
 
 def _tensors(spec: SaeSpec, file: Path) -> dict[str, Tensor]:
     """The tensors of a file, which has all that it must have and none that is not known."""
-    tensors = _read(spec, file)
+    tensors: dict[str, Tensor] = read_safetensors(spec, file)
     if missing := [name for name in TENSORS if name not in tensors]:
         raise UserError(f"'{spec}' has no tensor '{missing[0]}': it is no transcoder of one layer.")
     if unknown := [name for name in tensors if name not in (*TENSORS, *OPTIONAL.values(), K)]:
         raise UserError(f"'{spec}' has a tensor '{unknown[0]}', which circuit-tracer's format does not have.")
     return tensors
-
-
-def _read(spec: SaeSpec, file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise UserError(f"The weights of '{spec}' are truncated or corrupt ({error}): download them again.") from error
-    except Exception as error:
-        raise_if_out_of_memory(error)
-        raise

@@ -86,10 +86,9 @@ class CrossLayerLatents(nn.Module):
         if self._rows_in_file is None and not gather_pays(latents, decoder):
             return [latents @ decoder[:, layer - self.layer] for layer in layers]
         active = Active.of(latents)
-        return [
-            active.sums(decoder[active.latents.to(decoder.device), layer - self.layer].to(latents)).to(latents.dtype)
-            for layer in layers
-        ]
+        read, place = active.latents.unique(return_inverse=True)  # of a file, each row once
+        read = read.to(decoder.device)
+        return [active.sums(decoder[read, layer - self.layer].to(latents), place).to(latents.dtype) for layer in layers]
 
 
 class CrossLayerOutput(nn.Module):

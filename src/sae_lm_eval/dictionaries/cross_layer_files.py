@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_lm_eval import world
-from sae_lm_eval.dictionaries.hub_files import check_repository_name, hub_told, refuse_other_format, repository_files
+from sae_lm_eval.dictionaries.hub_files import hub_told, names_of_files, refuse_other_format, refuse_revision
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
 
@@ -97,15 +97,12 @@ def names_of_cross_layer(spec: SaeSpec) -> tuple[FileLayout, int, range | None, 
     """
     some = SOME_LAYERS.fullmatch(spec.id or "")
     id_, asked = (some[1] or "", range(int(some[2]), int(some[3] or some[2]) + 1)) if some else (spec.id or "", None)
-    if (folder := local_folder(spec)) is not None:
-        if spec.revision is not None:
-            what = "The embedded world" if folder == world.CROSS_LAYER else f"'{spec.source}' is a local folder, which"
-            raise UserError(f"{what} has no revision '{spec.revision}': leave it out.")
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    else:
-        check_repository_name(spec)
-        with hub_told(spec):
-            names = repository_files(spec)
+    folder = local_folder(spec)
+    if folder == world.CROSS_LAYER and spec.revision is not None:
+        raise UserError(f"The embedded world has no revision '{spec.revision}': leave it out.")
+    if folder is not None:
+        refuse_revision(spec)
+    names = names_of_files(spec, folder)
     prefix = f"{id_}/" if id_ else ""
     here = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
     layout = next((one for one in LAYOUTS if _numbers(one, here)), None)

@@ -21,11 +21,11 @@ from sae_lm_eval.dictionaries.cross_layer_files import (
     find_cross_layer,
 )
 from sae_lm_eval.dictionaries.dictionary import Dictionary, SitePair
+from sae_lm_eval.dictionaries.hub_files import read_safetensors
 from sae_lm_eval.dictionaries.saelens_reads import shapes_in
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.files.reading import Foreign, checked, json_value, read_text, shown, yaml_value
-from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 
 IN_MEMORY = 0.5  # of the machine's memory: decoders that would take more in float32 stay in their files
 ACTIVATIONS = ("relu", "jumprelu")
@@ -129,7 +129,7 @@ def _layer(place: CrossLayerPlace, layer: int, kept_in_files: bool) -> dict[str,
     layout = place.layout
     found: dict[str, Tensor] = {}
     for kind in dict.fromkeys((layout.encoder, layout.decoder)):
-        found |= _read(place, place.file(kind, layer))
+        found |= read_safetensors(place.spec, place.file(kind, layer))
     names = {ours: theirs.format(layer) for ours, theirs in {**layout.tensors, **layout.optional}.items()}
     if missing := [names[ours] for ours in layout.tensors if names[ours] not in found]:
         raise UserError(f"Layer {layer} of '{place.spec}' has no tensor '{missing[0]}'.")
@@ -150,17 +150,6 @@ def _layer(place: CrossLayerPlace, layer: int, kept_in_files: bool) -> dict[str,
         tensors["W_dec"] = tensors["W_dec"][:, layer:]  # of the earlier layers nothing can be written any more
         tensors["W_dec"] = tensors["W_dec"] if kept_in_files else tensors["W_dec"].contiguous()
     return tensors
-
-
-def _read(place: CrossLayerPlace, file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(file)  # which maps the file: what is never looked at is never read
-    except (SafetensorError, OSError) as error:
-        raise_if_out_of_memory(error)
-        raise UserError(f"'{shown(file)}' of '{place.spec}' is truncated or corrupt: download it again.") from error
 
 
 def _check_shapes(

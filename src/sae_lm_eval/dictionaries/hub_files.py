@@ -12,6 +12,7 @@ from typing import Any
 from sae_lm_eval.dictionaries.formats import format_of, refusal
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
+from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 
 LAYER_SUFFIX = ".safetensors"
 LAYER_FILE = f"layer_*{LAYER_SUFFIX}"
@@ -24,8 +25,7 @@ def weights_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str | None]:
     """
     local = spec.folder
     if local is not None:
-        if spec.revision is not None:
-            raise UserError(f"'{spec.source}' is a local folder, which has no revision '{spec.revision}'.")
+        refuse_revision(spec)
         folder = local / (spec.id or "")
         if not (folder / wanted).is_file():
             refuse_other_format(spec, (path.name for path in folder.glob("*")))
@@ -48,9 +48,9 @@ def layer_files(spec: SaeSpec, beside: str) -> tuple[Path, Path | None, str | No
     wanted = None if spec.id is None else f"{spec.id}{LAYER_SUFFIX}"
     also = beside if wanted is None else Path(wanted).with_name(beside).as_posix()
     root, commit = spec.folder, None
-    if root is not None and spec.revision is not None:
-        raise UserError(f"'{spec.source}' is a local folder, which has no revision '{spec.revision}'.")
-    if root is None:
+    if root is not None:
+        refuse_revision(spec)
+    else:
         check_repository_name(spec)
         with hub_told(spec):
             root = Path(
@@ -58,13 +58,32 @@ def layer_files(spec: SaeSpec, beside: str) -> tuple[Path, Path | None, str | No
             )
         commit = root.name
     if wanted is None or not (root / wanted).is_file():
-        names = (
-            [path.relative_to(root).as_posix() for path in root.rglob("*")]
-            if commit is None
-            else repository_files(spec, root)
-        )
+        names = files_below(root) if commit is None else repository_files(spec, root)
         raise UserError(none_at(spec, LAYER_FILE, layers_among(names)))
     return root / wanted, root / also if (root / also).is_file() else None, commit
+
+
+def refuse_revision(spec: SaeSpec) -> None:
+    """Raise `UserError` where a revision of a local folder is asked for."""
+    if spec.revision is not None:
+        raise UserError(f"'{spec.source}' is a local folder, which has no revision '{spec.revision}'.")
+
+
+def names_of_files(spec: SaeSpec, folder: Path | None) -> list[str]:
+    """The names of all files of a source: of its local `folder`, or else of the hub repository.
+
+    Raises `UserError` where there is no such repository, or the hub refuses it.
+    """
+    if folder is not None:
+        return files_below(folder)
+    check_repository_name(spec)
+    with hub_told(spec):
+        return repository_files(spec)
+
+
+def files_below(folder: Path) -> list[str]:
+    """The names of all files below a folder."""
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def layers_among(names: Iterable[str]) -> list[str]:
@@ -148,7 +167,7 @@ def repository_files(spec: SaeSpec, snapshot: Path | None = None) -> list[str]:
     except (OSError, HTTPError):
         if snapshot is None:
             snapshot = Path(snapshot_download(spec.source, revision=spec.revision, local_files_only=True))
-        return [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
+        return files_below(snapshot)
 
 
 def refuse_other_format(spec: SaeSpec, names: Iterable[str]) -> None:
@@ -156,6 +175,25 @@ def refuse_other_format(spec: SaeSpec, names: Iterable[str]) -> None:
     found = format_of(names)
     if found is not None and found.loader != spec.loader:
         raise UserError(refusal(spec, found))
+
+
+def read_safetensors(spec: SaeSpec, file: Path) -> dict[str, Any]:
+    """The tensors of a file, by name. They are backed by it: what is never looked at is never read.
+
+    Raises `UserError` where it cannot be read, and `HostMemoryError` where memory does not suffice.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except Exception as error:
+        raise_if_out_of_memory(error)
+        if not isinstance(error, SafetensorError | OSError):
+            raise
+        raise UserError(
+            f"The weights of '{spec}' are truncated or corrupt ({file.name}: {error}): download them again."
+        ) from error
 
 
 def pickle_refusal(spec: SaeSpec) -> UserError:

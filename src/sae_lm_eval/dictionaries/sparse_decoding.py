@@ -47,15 +47,12 @@ def gather_pays(activations: Tensor, decoder: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Active:
-    """The latents that are not 0 among activations of `shape` (..., latents).
-
-    `latents` are those that are active anywhere, each once; of each activation that is not 0 `place` is its latent's
-    place among them, and `values` what it is. `starts` is where each position's begin.
+    """The activations that are not 0 among those of `shape` (..., latents): whose `latents` they are and their
+    `values`, position after position; `starts` is where each position's begin.
     """
 
     shape: torch.Size
     latents: Tensor
-    place: Tensor
     values: Tensor
     starts: Tensor
 
@@ -64,22 +61,20 @@ class Active:
         rows = activations.reshape(-1, activations.shape[-1])
         row, latent = rows.nonzero(as_tuple=True)
         starts = torch.searchsorted(row, torch.arange(len(rows), device=rows.device))
-        latents, place = latent.unique(return_inverse=True)
-        return cls(activations.shape[:-1], latents, place, rows[row, latent], starts)
+        return cls(activations.shape[:-1], latent, rows[row, latent], starts)
 
-    def sums(self, rows: Tensor) -> Tensor:
-        """Of `rows` (latents, width) of a decoder, what each position's activations make of them, (..., width)."""
+    def sums(self, rows: Tensor, place: Tensor) -> Tensor:
+        """What each position's activations make of `rows` (any, width) of a decoder, (..., width); `place` says which
+        of them is that of each activation.
+        """
         # embedding_bag adds up in the dtype of its weights, of which half precision would lose digits.
         wide = torch.promote_types(self.values.dtype, torch.float32)
         values, rows = self.values.to(wide), rows.to(self.values.device, wide)
-        out = nn.functional.embedding_bag(self.place, rows, self.starts, mode="sum", per_sample_weights=values)
+        out = nn.functional.embedding_bag(place, rows, self.starts, mode="sum", per_sample_weights=values)
         return out.unflatten(0, self.shape)
 
 
 def gather(activations: Tensor, decoder: Tensor) -> Tensor:
     """`activations @ decoder`, (..., latents) by (latents, width), from the latents that are not 0 alone."""
-    rows = activations.reshape(-1, activations.shape[-1])
-    row, latent = rows.nonzero(as_tuple=True)
-    starts = torch.searchsorted(row, torch.arange(len(rows), device=rows.device))
-    out = nn.functional.embedding_bag(latent, decoder, starts, mode="sum", per_sample_weights=rows[row, latent])
-    return out.unflatten(0, activations.shape[:-1])
+    active = Active.of(activations)
+    return active.sums(decoder, active.latents)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from sae_lm_eval import world
-from sae_lm_eval.dictionaries.hub_files import check_repository_name, hub_told, layers_among, repository_files
+from sae_lm_eval.dictionaries.hub_files import layers_among, names_of_files
 from sae_lm_eval.dictionaries.presence import CONFIG, FILES, ids_of
 from sae_lm_eval.dictionaries.saelens_package import registry_sections
 from sae_lm_eval.dictionaries.spec import CROSS_LAYER, PYTHON, SaeSpec, loaders_of_others, parse_specs
@@ -47,12 +47,7 @@ def _ids(spec: SaeSpec) -> Sequence[str]:
         return world.dictionary_ids()
     if spec.folder is None and spec.loader == "saelens" and spec.source in registry_sections():
         return ids_of(spec.source)
-    if spec.folder is not None:
-        names = [path.relative_to(spec.folder).as_posix() for path in spec.folder.rglob("*") if path.is_file()]
-    else:
-        check_repository_name(spec)
-        with hub_told(spec):
-            names = repository_files(spec)
+    names = names_of_files(spec, spec.folder)
     if spec.loader == "circuit_tracer":
         return layers_among(names)
     wanted = FILES.get(spec.loader, CONFIG)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterable
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
@@ -13,7 +11,7 @@ from sae_lm_eval.exchange.leaderboard import Leaderboard
 from sae_lm_eval.exchange.new_files import LEADERBOARD_MARK
 from sae_lm_eval.files.escaping import terminal
 from sae_lm_eval.report.formatting import abridged
-from sae_lm_eval.report.render import LOADER, breakable
+from sae_lm_eval.report.render import LOADER, breakable, script_digest
 
 TITLE = "What dictionaries cost"
 
@@ -42,7 +40,7 @@ def leaderboard_html(board: Leaderboard) -> str:
         ),
         script=Markup(script),
         style=Markup(joined("css")),
-        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        digest=script_digest(script),
     )
 
 

@@ -12,9 +12,9 @@ from sae_lm_eval.files.reading import shown
 from sae_lm_eval.runtime.placed_files import place_files
 
 OTHERWISE = "Name another place."
-# What is in the files of each command.
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 BINARY = (".parquet", ".png")
+# What is in the files of each command.
 LEADERBOARD_MARK, SAEBENCH_MARK = "sae-lm-eval leaderboard", "none: sae_lm_eval"
 
 

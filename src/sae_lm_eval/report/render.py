@@ -50,11 +50,16 @@ def citing(
         yield cite(works.index(piece) + 1, piece) if index % 2 else plain(piece)
 
 
+def script_digest(script: str) -> str:
+    """The SHA-256 by which a page's content security policy lets this script run, in base64."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
 def html(report: Report) -> str:
     """One page that needs nothing else: its style, script and figures are in it."""
     environment = Environment(loader=LOADER, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     script, style = (LOADER.get_source(environment, f"report.{kind}")[0] for kind in ("js", "css"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    digest = script_digest(script)
 
     def cite(text: str) -> Markup:
         link = Markup('<a href="#ref-{1}">[{0}]</a>')

@@ -54,12 +54,7 @@ def requested_splices(
         text_files.check_file(arguments.mean_text)
     if dictionaries is None:
         untouched = edit is not None or (choices.splice == "none" and arguments.sae in (None, []))
-        sources = [] if untouched else sources_of(arguments.sae)
-        dictionaries = [
-            dictionary
-            for source in sources
-            for dictionary in load_dictionaries(source, dtype=dtype, norm_factor=arguments.norm_factor)
-        ]
+        dictionaries = () if untouched else dictionaries_of(arguments.sae, dtype, arguments.norm_factor)
     dictionaries, choices = _at_layers(dictionaries, choices)
     return RequestedSplices(tuple(dictionaries), choices, arguments.mean_text, mean_tokens, edit)
 
@@ -85,6 +80,12 @@ def _at_layers(dictionaries: Sequence[Dictionary], choices: Choices) -> tuple[Se
 
     kept = replace(choices, hooks=own(choices.hooks), hook_maps=own(choices.hook_maps))
     return [dictionaries[place] for place in places], kept
+
+
+def dictionaries_of(sae: Any, dtype: torch.dtype, norm_factor: float | str | None) -> tuple[Dictionary, ...]:
+    """The dictionaries that `sae=` names or holds, loaded. Raises `UserError` as `load_dictionaries` does."""
+    each = (load_dictionaries(source, dtype=dtype, norm_factor=norm_factor) for source in sources_of(sae))
+    return tuple(dictionary for some in each for dictionary in some)
 
 
 def dtype_of(name: str) -> torch.dtype:

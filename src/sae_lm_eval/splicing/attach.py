@@ -88,9 +88,6 @@ class Attachment(Rows):
         attach_edits(model, variant.edits, self, scope)
         for splice in variant.in_order():
             read = {site.read for site in (*splice.earlier, splice.site_in)}
-            if variant.reads_clean and splice.site_in.read == splice.site_out.write:
-                # Before the write, which it shares the module with, and only where a pass records.
-                scope.callback(hook_side(model, splice.site_in.read, partial(self._record, splice.site_in.read)).remove)
             for port in (read | {splice.site_out.residual}) - {splice.site_out.write}:
                 if port is not None:
                     scope.callback(hook_side(model, port, partial(self._read, port)).remove)
@@ -138,7 +135,7 @@ class Attachment(Rows):
 
     def _read(self, port: ModuleSide, passing: Float[Tensor, "*batch width"]) -> None:
         if self.is_recording:
-            self._record(port, passing)
+            self.clean[port] = self._by_position(passing)
             return
         everything = self._by_position(passing)
         rows = rows_given(self.rows, len(everything))
@@ -146,10 +143,6 @@ class Attachment(Rows):
             self.passed[port] = everything[rows]
             if self.variant.reads_clean:
                 self.inputs[port] = self._clean_rows(port, everything)
-
-    def _record(self, port: ModuleSide, passing: Float[Tensor, "*batch width"]) -> None:
-        if self.is_recording:
-            self.clean[port] = self._by_position(passing)
 
     def _clean_rows(
         self, port: ModuleSide, everything: Float[Tensor, "all_rows positions width"]
@@ -159,7 +152,11 @@ class Attachment(Rows):
         return self.clean[port] if port in self.clean else everything[: len(self.context.input_ids)]
 
     def _write(self, splice: Splice, passing: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"] | None:
-        if self.is_recording or (splice.mode == "none" and self.watch is None):
+        if self.is_recording:
+            assert splice.site_out.write is not None
+            self.clean[splice.site_out.write] = self._by_position(passing)
+            return None
+        if splice.mode == "none" and self.watch is None:
             return None
         assert self.context is not None
         assert self.behind_first is not None

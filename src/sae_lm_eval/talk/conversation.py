@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.loading import load_dictionaries
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.scoring.identity import choice_facts
 from sae_lm_eval.scoring.parting import parting
 from sae_lm_eval.scoring.spliced_model import Group
 from sae_lm_eval.scoring.tokenization import Tokenization
-from sae_lm_eval.splicing.arguments import dtype_of, sources_of
+from sae_lm_eval.splicing.arguments import dictionaries_of, dtype_of
 from sae_lm_eval.splicing.splice_arguments import MODES
 from sae_lm_eval.splicing.variants import provenance_of
 from sae_lm_eval.talk.chosen import Sampling, check_columns, check_system, prompt_format_of
@@ -112,9 +111,7 @@ class Model:
 
     def _load(self, spec: str) -> tuple[Dictionary, ...]:
         dtype = dtype_of(self.model_args.get("sae_dtype", "float32"))
-        factor = self.model_args.get("norm_factor")
-        sources = sources_of(spec)
-        return tuple(one for source in sources for one in load_dictionaries(source, dtype=dtype, norm_factor=factor))
+        return dictionaries_of(spec, dtype, self.model_args.get("norm_factor"))
 
     # -- prompts ------------------------------------------------------------------------------------------
 

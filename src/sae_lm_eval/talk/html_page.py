@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from functools import cache
@@ -13,6 +11,7 @@ from typing import Any
 import jinja2
 
 from sae_lm_eval.report.formatting import nats, share
+from sae_lm_eval.report.render import script_digest
 from sae_lm_eval.talk.conversation import Model
 from sae_lm_eval.talk.detokenize import token_label, visible
 from sae_lm_eval.talk.passages import Passage, tables
@@ -36,7 +35,7 @@ def render(model: Model, passages: Sequence[Passage]) -> str:
             special=model.tokens.special_ids,
             ranges=_ranges(),
             script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            script_hash=script_digest(script),
         )
     )
 
