@@ -499,13 +499,27 @@ def test_a_range_of_layers_and_the_name_of_a_variant(tmp_path):
         load_dictionary(f"clt:{folder}#layer_1-2")
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_texts_of_the_clean_run_in_a_padded_batch(name):
-    sae = random_sae(WIDTH, "blocks.1.hook_resid_post", seed=4)
-    texts = asked("generate_until", until=[], max_gen_toks=5, do_sample=False)
-    given = {"sae": sae, "splice_input": "clean"}
-    together, alone = (family(given, name=name, batch_size=size)[1].generate_until(texts) for size in (4, 1))
-    assert together == alone
+WHOLE_TEXTS = {
+    "clean": {
+        "sae": [random_sae(WIDTH, f"blocks.{layer}.hook_resid_post", seed=3 + layer) for layer in (0, 1)],
+        "splice_input": "clean",
+    },
+    "attending": {"sae": random_sae(WIDTH, "blocks.1.hook_resid_post", "temporal", seed=4)},
+}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neo", "llama"])
+@pytest.mark.parametrize("kind", WHOLE_TEXTS)
+def test_texts_that_no_cache_serves_in_a_padded_batch(name, kind):
+    settings = {"until": [], "max_gen_toks": 6, "do_sample": False}
+    prompts = [words(n, seed=n) for n in (2, 5, 3, 9)]
+    texts = [Instance("generate_until", {}, (prompt, settings), i, ("t", i, 1)) for i, prompt in enumerate(prompts)]
+
+    def written(size: int) -> list[str]:
+        given = {"pretrained": random_model(name), "tokenizer": word_tokenizer(), "batch_size": size, "device": "cpu"}
+        return SaeHFLM(**given, **WHOLE_TEXTS[kind]).generate_until(texts, disable_tqdm=True)
+
+    assert written(4) == written(1)
 
 
 def test_a_cache_of_the_spliced_model_is_refused():

@@ -126,3 +126,14 @@ def test_a_list_of_layers_makes_variants():
     made = sweep_of({"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "variants": [entry]})
     assert [one.name for one in made.variants] == ["mlps,splice_layers=3", "mlps,splice_layers=2-3"]
     assert [one.arguments["splice_layers"] for one in made.variants] == [3, "2-3"]
+
+
+def test_controls_at_the_same_sites_are_run_once():
+    chosen = {"sae": "world#blocks.*.hook_resid_post.k4", "name": "chosen", "splice_layers": 1}
+    clean = {"sae": "world#blocks.1.hook_resid_post.k4", "name": "clean", "splice_input": "clean"}
+    entries = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "variants": [chosen, clean]}
+    made = sweep_of({**entries, "controls": ["zero"]})
+    (control,) = [one for one in made.variants if one.control_of]
+    assert control.control_of == ("chosen", "clean")
+    chosen["splice_layers"] = "1-2"
+    assert len([one for one in sweep_of({**entries, "controls": ["zero"]}).variants if one.control_of]) == 2

@@ -432,6 +432,17 @@ class TestReport:
         assert left_out == ([f"where/k4.json is left out: it is of {why}."] if why else [])
 
 
+def test_what_read_the_clean_run_is_another_variant(villages, tmp_path):
+    _, found = villages
+    record = {**found.record(), "model_args": {"pretrained": "world"}, "tasks": [], "n_shot": {"sae_world_homes": 0}}
+    clean = {**record["provenance"], "splice_input": "clean"}
+    (tmp_path / "where").mkdir()
+    (tmp_path / "where" / "k4.json").write_text(json.dumps({**record, "provenance": clean}))
+    records, left_out = records_beside(compared(tmp_path, record["provenance"]))
+    assert not records
+    assert left_out == ["where/k4.json is left out: it is of a variant that is not compared here."]
+
+
 def test_other_weights_of_a_dictionary_are_another_variant(villages, tmp_path):
     _, found = villages
     record = {**found.record(), "model_args": {"pretrained": "world"}, "tasks": [], "n_shot": {"sae_world_homes": 0}}
