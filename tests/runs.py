@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from sae_lm_eval.cli.main import app
+
 CHOICES = 4
 
 
@@ -86,3 +88,11 @@ def write_run(
 def answers(right: Mapping[str, Sequence[float]], *, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     rng = np.random.default_rng(seed)
     return {task: [question(task, i, value, rng) for i, value in enumerate(values)] for task, values in right.items()}
+
+
+def curve(**given: Any) -> None:
+    """`sae-lm-eval curve` with flags by their names; what is None is left out, and True is a flag alone."""
+    flags = []
+    for name, value in given.items():
+        flags += [] if value is None else [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    app(["curve", *flags], standalone_mode=False)

@@ -15,7 +15,6 @@ LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 350, 60, 12
 # What is longer, and why. An entry that is no longer needed fails the test.
 EXCEPTIONS = {
     "harness/model.py __init__ parameters": "lm_eval makes keywords of --model_args: they are the user's interface",
-    "cli/curve.py curve parameters": "a flag each",
     "cli/effective_compute.py effective_compute_command parameters": "a flag each",
 }
 

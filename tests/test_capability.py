@@ -11,13 +11,12 @@ import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
-from runs import answers, write_run
+from runs import answers, curve, write_run
 
 from sae_lm_eval import schema
 from sae_lm_eval.capability.family import COLUMNS, NAME, category_curves, cut_scores, equivalents, read_task_family
 from sae_lm_eval.capability.inversion import FamilyScores, equivalent_compute
 from sae_lm_eval.capability.published_scores import drawn_drops, published_equivalents
-from sae_lm_eval.cli.curve import curve
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report import assemble, writer

@@ -17,11 +17,10 @@ import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from runs import answers, write_run
+from runs import answers, curve, write_run
 from transformers import AutoModelForCausalLM
 
 from sae_lm_eval import world
-from sae_lm_eval.cli.curve import curve
 from sae_lm_eval.cli.effective_compute import offer_curves
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.text_tables import curve_command
@@ -159,7 +158,10 @@ def test_a_killed_process_leaves_what_it_had_measured(tmp_path):
         ({"output_path": None}, "--output_path is missing"),
         ({"output_path": "family"}, "must end in .csv"),
         ({"model_args": "pretrained=gpt2"}, "--model_args has pretrained=, which curve sets by itself"),
-        ({"metadata": "{"}, "--metadata cannot be read as JSON"),
+        ({"metadata": "{"}, "lm_eval does not take these flags: "),
+        ({"metadata": '{"sae_fidelity_text": 5}'}, "--metadata"),
+        ({"num_fewshot": 5}, "curve has no flag '--num_fewshot'. 'sae-lm-eval curve --help' lists them."),
+        ({"limits": 5}, "curve has no flag '--limits'. Did you mean '--limit'?"),
         ({"max_length": 4096}, "max_length=4096 is more than the 128 tokens that world reads"),
         ({"limit": 5, "output_path": "MEASURED"}, "holds losses on another text"),
         ({"max_length": 64, "output_path": "MEASURED"}, "windows of 32 tokens, not 64"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import weakref
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from models import ARCHITECTURES, CONTEXT, VOCABULARY, WIDTH, random_model, rand
 from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring import decoding, decoding_trial, prefill, row_cache
-from sae_lm_eval.scoring.decoding import Decoder, Ending
+from sae_lm_eval.scoring.decoding import Decoder
+from sae_lm_eval.scoring.drafts import Ending
+from sae_lm_eval.scoring.memory import in_pieces
+from sae_lm_eval.scoring.row_cache import KeysValues
 from sae_lm_eval.scoring.shared_texts import SharedTexts, UndefinedLogits
 from sae_lm_eval.scoring.token_sampler import TokenSampler
 from sae_lm_eval.splicing.attach import attached
@@ -123,6 +127,37 @@ class TestMemory:
         decoder = Decoder(model, decoder.models, rows=16, limit=CONTEXT)
         assert written(decoder, prompts) == texts
         assert max(sizes) == 3 or decoder.rows <= 3
+
+    @pytest.mark.parametrize("most", [1, 2, 5])
+    def test_texts_are_the_same_where_a_batch_cannot_be_arranged(self, prompts, monkeypatch, most):
+        model = random_model("llama")
+        models = [None, variant(model, "blocks.1.hook_resid_pre"), variant(model, "blocks.2.hook_resid_pre")]
+        texts = written(Decoder(model, models, rows=16, limit=CONTEXT), prompts)
+        arranged, calls = row_cache._arranged, [0]
+
+        def small(pieces):
+            calls[0] += 1
+            if len(pieces) > most and calls[0] % 3 == 0:  # in the last of three layers
+                raise RuntimeError("CUDA out of memory.")
+            return arranged(pieces)
+
+        monkeypatch.setattr(row_cache, "_arranged", small)
+        decoder = Decoder(model, models, rows=16, limit=CONTEXT)
+        assert written(decoder, prompts) == texts
+        assert decoder.rows < 16
+
+    def test_states_are_held_once(self, prompts):
+        """Of a batch that has been arranged nothing is left where it comes from."""
+
+        class Result:
+            pass
+
+        pieces = in_pieces([1, 2], lambda _items: 1, lambda _items: Result(), lambda _items, _most: None)
+        result = weakref.ref(next(pieces))
+        assert result() is None
+        states = [KeysValues(torch.ones(2, 3, 4), torch.ones(2, 3, 4)) for _ in range(2)]
+        row_cache.RowCache().arrange([states])
+        assert states == [None, None]
 
     def test_a_row_that_does_not_fit_is_told(self, prompts, monkeypatch):
         model = random_model("llama")

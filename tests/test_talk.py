@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
@@ -16,13 +17,11 @@ from scipy.stats import chisquare
 
 from sae_lm_eval import UserError
 from sae_lm_eval.scoring.parting import parting
-from sae_lm_eval.scoring.token_sampler import gumbel
 from sae_lm_eval.splicing.attach import attached
-from sae_lm_eval.talk import sampling as generation
 from sae_lm_eval.talk import token_kl as token_view
 from sae_lm_eval.talk.chosen import Sampling
 from sae_lm_eval.talk.conversation import Conversation, Model, exchange_record
-from sae_lm_eval.talk.sampling import AnswerColumn, Continuation, generate, next_logits
+from sae_lm_eval.talk.sampling import AnswerColumn, Continuation, Writers, next_logits
 from sae_lm_eval.talk.token_kl import kl_divergence
 from sae_lm_eval.world import text
 
@@ -51,11 +50,8 @@ def hooks(model: torch.nn.Module) -> int:
 
 
 def write(model: Model, prompt: list[int], sampling: Sampling, stop: frozenset[int] = frozenset()) -> list[list[int]]:
-    columns = model.columns
-    *_, last = generate(
-        model.model, columns, [prompt] * len(columns), sampling, stop_ids=stop, context=model.lm.max_length
-    )
-    return [written.ids for written in last]
+    texts = model.writers.write([prompt] * len(model.columns), sampling, stop_ids=stop)
+    return [written.ids for written in texts]
 
 
 class TestGeneration:
@@ -98,18 +94,58 @@ class TestGeneration:
         written = []
         for seed in (0, 0, 1):
             sampling = Sampling(1.5, seed, 20)
-            *_, last = generate(model.model, columns, [[1, 5, 6]] * 2, sampling, stop_ids=frozenset(), context=CONTEXT)
-            a, b = (w.ids for w in last)
+            writers = Writers(model.lm.loaded, columns)
+            a, b = (text.ids for text in writers.write([[1, 5, 6]] * 2, sampling, stop_ids=frozenset()))
             assert a == b
             written.append(a)
         assert written[0] == written[1] != written[2]
 
-    def test_tokens_are_drawn_from_the_softmax_at_the_temperature(self):
-        logits, temperature = torch.tensor([1.0, 0.0, -1.0, 2.0]), 2.0
-        generator = torch.Generator().manual_seed(0)
-        drawn = [generation._choose(logits, temperature, gumbel(4, generator)) for _ in range(4000)]
-        expected = (logits / temperature).softmax(-1).double()
-        assert chisquare(np.bincount(drawn, minlength=4), 4000 * (expected / expected.sum()).numpy()).pvalue > 0.01
+    def test_first_tokens_are_drawn_from_the_softmax_at_the_temperature(self):
+        model, prompt, temperature = small(), [1, 5, 6], 2.0
+        with torch.no_grad():
+            logits = model.model(torch.tensor([prompt])).logits[0, -1]
+        drawn = [write(model, prompt, Sampling(temperature, seed, 1))[0][0] for seed in range(600)]
+        likely = logits.topk(5).indices.tolist()
+        expected = (logits / temperature).softmax(-1)[likely].double().tolist()
+        counts = [*(drawn.count(token) for token in likely), sum(token not in likely for token in drawn)]
+        assert chisquare(counts, 600 * np.array([*expected, 1 - sum(expected)])).pvalue > 0.01
+
+    def test_columns_of_a_chat_write_behind_prompts_of_their_own(self):
+        """Together as each by itself, in the order of the columns, of which one reads the whole text anew."""
+        arguments = {"pretrained": random_model("llama"), "tokenizer": word_tokenizer()}
+        saes = [
+            random_sae(WIDTH, RESID),
+            random_sae(WIDTH, "blocks.0.hook_resid_post", "temporal"),
+            random_sae(WIDTH, RESID, "topk"),
+        ]
+        model = Model({**arguments, "sae": saes[0]}, saes[1:])
+        prompts = [random_ids(1, 6 + n, seed=n)[0].tolist() for n in range(3)]
+        prompts.append(prompts[1])
+        order: list[str] = []
+
+        def watch(texts: list[Continuation]) -> bool:
+            order.append("".join(str(len(text.ids)) for text in texts))
+            return True
+
+        texts = model.writers.write(prompts, Sampling(max_new_tokens=8), stop_ids=frozenset(), watch=watch)
+        options = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None, "pad_token_id": 0}
+        for written, prompt, one in zip(texts, prompts, [None, *model.variants], strict=True):
+            ids = torch.tensor([prompt])
+            with nullcontext() if one is None else one.generating(ids):
+                assert model.model.generate(ids, **options)[0, len(prompt) :].tolist() == written.ids
+        assert order == [*(f"{n}{n}0{n}" for n in range(1, 9)), *(f"88{n}8" for n in range(1, 9))]
+
+    def test_a_model_that_cannot_decode_several_at_once_writes_in_turns(self, monkeypatch, caplog):
+        model, prompt = small(), random_ids(1, 12)[0].tolist()
+        together = write(model, prompt, Sampling(0.7, 3, 12))
+        model.set_splice("reconstruction")
+
+        def refuse(_decoder: Any) -> None:
+            raise ValueError("its layers keep a state")
+
+        monkeypatch.setattr("sae_lm_eval.scoring.decoding_trial.check_decoding", refuse)
+        assert write(model, prompt, Sampling(0.7, 3, 12)) == together
+        assert "Texts are generated for each variant by itself: its layers keep a state." in caplog.text
 
     def test_each_column_ends_at_a_stop_token_or_for_want_of_room(self):
         model = small()
@@ -325,17 +361,18 @@ def test_ctrl_c_ends_the_answer_after_the_step(the_world, monkeypatch):
 
     conversation = Conversation(the_world, Sampling(max_new_tokens=40))
     before, handler = hooks(the_world.model), signal.getsignal(signal.SIGINT)
-    asked = conversation.ask
+    answer = conversation.answer
 
-    def interrupted_at_the_third_turn(prompt: str):
-        for turn, texts in enumerate(asked(prompt)):
-            if turn == 2:
+    def interrupted_at_the_third_turn(prompt: str, watch: Any):
+        def watch_and_interrupt(texts: list[Continuation]) -> bool:
+            if len(texts[0].ids) == 3:
                 signal.raise_signal(signal.SIGINT)
-            yield texts
+            return watch(texts)
 
-    monkeypatch.setattr(conversation, "ask", interrupted_at_the_third_turn)
+        return answer(prompt, watch_and_interrupt)
+
+    monkeypatch.setattr(conversation, "answer", interrupted_at_the_third_turn)
     exchange = terminal.show(conversation, "The pet of", Console(quiet=True))
-    assert exchange is not None
     assert [len(answer.ids) for answer in exchange.answers] == [3, 3, 3]
     assert [answer.ended for answer in exchange.answers] == [None] * 3
     assert hooks(the_world.model) == before

@@ -7,10 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 from models import WIDTH, random_model, random_sae, word_tokenizer
-from runs import answers, write_run
+from runs import answers, curve, write_run
 
 from sae_lm_eval import SaeHFLM, UserError
-from sae_lm_eval.cli.curve import curve
 from sae_lm_eval.cli.run import sweep_from
 from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.harness.fidelity_task import FidelityTask

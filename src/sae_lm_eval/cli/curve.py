@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 LOSSES = ("loss", "nats_per_byte")
 SHOWN_SECTIONS = ("overall", "category", "group")  # on a terminal; the report has each task as well
 FIXED = ("pretrained", "revision", "sae", "splice", "max_length")  # what the command sets by itself
+LM_EVAL_SETTINGS = ("limit", "batch_size", "device", "metadata", "include_path")
 
 
 class Per(enum.StrEnum):
@@ -36,33 +38,32 @@ TokensOf = Annotated[str, typer.Option(help="Training tokens of models that are 
 
 
 def curve(
+    context: typer.Context,
     models: Models,
     task: Annotated[str | None, typer.Option(help="A task of whole documents, such as wikitext.")] = None,
     like: Annotated[
         Path | None, typer.Option(help="A results folder: its text, --limit and context length are taken.")
     ] = None,
     tasks: AskTasks = False,
-    limit: Annotated[float | None, typer.Option(help="As for lm_eval: the first documents only.")] = None,
     max_length: Annotated[
         int | None, typer.Option("--max_length", help="Windows of so many tokens; otherwise the first model's context.")
     ] = None,
     tokens: TokensOf = "",
     per: Annotated[Per, typer.Option(help="What losses are compared by; byte where tokenizers differ.")] = Per.token,
     model_args: Annotated[str, typer.Option("--model_args", help="For every model: dtype=bfloat16,...")] = "",
-    batch_size: Annotated[str, typer.Option("--batch_size", help="As for lm_eval.")] = "1",
-    device: Annotated[str | None, typer.Option(help="As for lm_eval.")] = None,
-    metadata: Annotated[str | None, typer.Option(help="As for lm_eval: options of a task, as JSON.")] = None,
-    include_path: Annotated[Path | None, typer.Option("--include_path", help="Tasks of your own.")] = None,
     output_path: Annotated[Path | None, typer.Option("--output_path", help="The family: a CSV file.")] = None,
 ) -> None:
     """Measure the loss of models or checkpoints on one text, for effective compute on a curve of that text.
 
-    The file is written after each model; the same command again continues where it was cut short. Beside the results
-    of a run on the same text, it is that run's curve without being named.
+    Of lm_eval's flags --limit, --batch_size, --device, --metadata and --include_path may follow. The file is written
+    after each model; the same command again continues where it was cut short. Beside the results of a run on the same
+    text, it is that run's curve without being named.
     """
     from sae_lm_eval.runs.argument_text import named_values
 
-    loading = {**named_values(model_args), **({} if device is None else {"device": device})}
+    settings = _lm_eval_settings(context)
+    limit, include_path = settings.get("limit"), settings.get("include_path")
+    loading = named_values(model_args) | {key: settings[key] for key in ("device", "batch_size") if key in settings}
     if fixed := [name for name in FIXED if name in loading and not (tasks and name == "max_length")]:
         raise UserError(f"--model_args has {fixed[0]}=, which curve sets by itself; models stand in --models.")
     if tasks:
@@ -79,8 +80,7 @@ def curve(
             raise UserError("--output_path is missing: name the CSV file of the family, as in family.csv.")
         output_path = like / f"family_{asked['task']}.csv"
     members = _members(models, _mapping(tokens))
-    options = asked.get("metadata") if metadata is None else _options(metadata)
-    loading["batch_size"] = batch_size
+    options = _options(settings["metadata"]) if "metadata" in settings else asked.get("metadata")
     _check(members, asked, loading, include_path, output_path)
     say_loading()
     from sae_lm_eval.runs import loss_curve as curves
@@ -91,13 +91,27 @@ def curve(
             f"{asked['task']} has {len(text.documents)} documents here, and {asked['documents']} in '{like}': "
             "it is another text."
         )
-    context = asked.get("context")
-    rows = curves.measure_curve(members, text, output_path, context=context, per=per.value, loading=loading)
+    windows = asked.get("context")
+    rows = curves.measure_curve(members, text, output_path, context=windows, per=per.value, loading=loading)
     _print(rows, per, output_path)
 
 
+def _lm_eval_settings(context: typer.Context) -> dict[str, Any]:
+    """What was given of lm_eval's flags. Raises `UserError` for those that a curve does not take."""
+    if not context.args:
+        return {}
+    from sae_lm_eval.cli.lm_eval_flags import settings_of
+
+    flags = [re.sub(r"^--[\w-]+", lambda name: "--" + name[0][2:].replace("-", "_"), flag) for flag in context.args]
+    own = [f"--{option.name}" for option in context.command.params]
+    found = settings_of(flags, own, "curve", LM_EVAL_SETTINGS)
+    if isinstance(limit := found.get("limit"), float) and limit.is_integer():
+        found["limit"] = int(limit)
+    return found
+
+
 def _check(
-    members: list[Member], asked: dict[str, Any], loading: dict[str, Any], include_path: Path | None, output_path: Path
+    members: list[Member], asked: dict[str, Any], loading: dict[str, Any], include_path: str | None, output_path: Path
 ) -> None:
     """Raise `UserError` for what measuring a text would stumble over, as far as files tell."""
     from sae_lm_eval.runs.checks import check_model_args
@@ -170,11 +184,10 @@ def _text_of(like: Path, task: str | None) -> dict[str, Any]:
     raise UserError(f"'{like}' has no results of {task or 'a task of whole documents'}: name the text with --task.")
 
 
-def _options(text: str) -> dict[str, Any]:
-    from sae_lm_eval.files.reading import checked, json_value
+def _options(metadata: object) -> dict[str, Any]:
+    from sae_lm_eval.files.reading import checked
 
-    kind = dict[str, dict[str, Any]]
-    return checked(kind, json_value(text, "--metadata"), "--metadata", 'an object, as in {"sae_fidelity_text": {...}}')
+    return checked(dict[str, dict[str, Any]], metadata, "--metadata", 'an object, as in {"sae_fidelity_text": {...}}')
 
 
 def _mapping(text: str) -> dict[str, float]:

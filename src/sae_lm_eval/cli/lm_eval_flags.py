@@ -43,14 +43,18 @@ def parser() -> argparse.ArgumentParser:
     return Run.create(_Parser(prog="sae-lm-eval").add_subparsers())._parser
 
 
-def settings_of(flags: Sequence[str], own: Iterable[str], command: str = "run") -> dict[str, Any]:
+def settings_of(
+    flags: Sequence[str], own: Iterable[str], command: str = "run", of_lm_eval: Sequence[str] | None = None
+) -> dict[str, Any]:
     """The settings that lm_eval's parser makes of `flags`; those that are not given are left out.
 
-    `own` are the flags that the `command` has besides. Raises `UserError` for a flag that neither knows, with the
-    nearest, and for those of lm_eval's that `run` does not take.
+    `own` are the flags that the `command` has besides, and `of_lm_eval` the settings of lm_eval's that it takes, all
+    but a few if None. Raises `UserError` for a flag that neither knows, with the nearest, and for those of lm_eval's
+    that the command does not take.
     """
     reader = parser()
-    known = {flag for action in reader._actions for flag in action.option_strings}
+    actions = [action for action in reader._actions if of_lm_eval is None or action.dest in of_lm_eval]
+    known = {flag for action in actions for flag in action.option_strings}
     taken = sorted({*known, *own} - {f"--{name}" for name in REFUSED})
     for flag in flags:
         name = flag.partition("=")[0]
@@ -65,7 +69,8 @@ def settings_of(flags: Sequence[str], own: Iterable[str], command: str = "run") 
     except ValueError as error:  # of lm_eval's own types, which argparse lets pass
         raise UserError(f"lm_eval does not take these flags: {first_line(error)}") from error
     if rest:
-        raise UserError(f"run does not know what to do with '{rest[0]}'. A sweep file comes first, flags behind it.")
+        sweep = " A sweep file comes first, flags behind it." if of_lm_eval is None else ""
+        raise UserError(f"{command} does not know what to do with '{rest[0]}'.{sweep}")
     given = vars(found)
     for name, why in REFUSED.items():
         if given.get(name) not in (None, "sae_hf"):

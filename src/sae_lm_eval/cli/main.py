@@ -37,7 +37,7 @@ app = typer.Typer(
 
 
 app.command("effective-compute", context_settings=EITHER_SPELLING)(effective_compute_command)
-app.command("curve", context_settings=EITHER_SPELLING)(curve)
+app.command("curve", context_settings={**EITHER_SPELLING, **LM_EVAL_FLAGS})(curve)
 app.command("compare")(compare_command)
 app.command("report")(report)
 app.command("table")(table_command)

@@ -20,7 +20,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from sae_lm_eval.errors import UserError, shortened
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.harness.generation import drawing, stop_check
-from sae_lm_eval.scoring.decoding import Ending
+from sae_lm_eval.scoring.drafts import Ending
 from sae_lm_eval.scoring.generation import UnsharedError, end_ids, sampling_of
 from sae_lm_eval.scoring.shared_texts import SharedTexts
 from sae_lm_eval.scoring.spliced_model import SplicedModel

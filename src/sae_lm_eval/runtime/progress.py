@@ -92,7 +92,7 @@ class Progress:
         self._step()
 
     def wrote(self, tokens: int) -> None:
-        """So many more tokens of texts are written; they are told before the texts are whole, or with them."""
+        """So many more tokens of texts are written, by all models together."""
         self.written += tokens
         self.show()
 
@@ -111,7 +111,7 @@ class Progress:
 
     @property
     def written_rate(self) -> float | None:
-        """Tokens of texts a second, of the pass under way; None before any was written."""
+        """Tokens of texts a second, by all models together in the pass under way; None before any was written."""
         took = time.monotonic() - self._began
         return self.written / took if self.written and took else None
 

@@ -6,9 +6,10 @@ the weights are read once for all of them. Finished sequences leave the batch, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runtime.devices import free_memory
 from sae_lm_eval.scoring.attention_kernels import attention_without_plans
+from sae_lm_eval.scoring.drafts import Arrival, Draft, Ending
 from sae_lm_eval.scoring.lm_head import Head
 from sae_lm_eval.scoring.prefill import Prefill, Prefilled
 from sae_lm_eval.scoring.prefix_attention import PrefixAttention
@@ -30,34 +32,6 @@ logger = logger_of(__name__)
 
 UNDEFINED = -1  # in place of a token where logits are nan
 REFILL = 0.25  # of the rows that are free before others enter: entering copies the whole batch
-
-
-@dataclass(frozen=True)
-class Ending:
-    """Where a text ends: behind `length` tokens, with one of `ids`, or where `stopped` says so of its tokens.
-
-    It ends before that where prompt and text are as long as the decoder's limit.
-    """
-
-    length: int
-    ids: frozenset[int] = frozenset()
-    stopped: Callable[[Sequence[int]], bool] = lambda _ids: False
-
-    def of(self, ids: Sequence[int]) -> bool:
-        return len(ids) >= self.length or ids[-1] in self.ids or self.stopped(ids)
-
-
-@dataclass
-class Draft:
-    """A text that a model is writing: what it reads next and at which position, and its tokens so far."""
-
-    prompt: int
-    model: int
-    position: int
-    reads: int
-    beginning: int  # the number of the shared one that its rows attend to
-    ids: list[int] = field(default_factory=list)
-    has_ended: bool = False
 
 
 class Decoder:
@@ -86,11 +60,22 @@ class Decoder:
         self.model, self.models, self.rows, self.limit, self.dtype = model, tuple(models), rows, limit, dtype
         self.head = Head(model)
         self.device = next(model.parameters()).device
-        self.prefill = Prefill(model, self.head.trunk, self.models, limit=limit)
+        self._prefills: dict[tuple[int, ...], Prefill] = {}
+        self.prefill(range(len(self.models)))  # raises where this model cannot
         try:
             self.attention: PrefixAttention | None = PrefixAttention(model)
         except ValueError as error:
             self.copy_prefixes(error)
+
+    def prefill(self, wanted: Iterable[int]) -> tuple[tuple[int, ...], Prefill]:
+        """What runs prompts through the models that are wanted, by their numbers, and the numbers of its own."""
+        numbers = tuple(sorted(wanted))
+        if self.models[0] is None and len(numbers) > 1:
+            numbers = (0, *(number for number in numbers if number))  # others are forked from the untouched model
+        if numbers not in self._prefills:
+            models = [self.models[number] for number in numbers]
+            self._prefills[numbers] = Prefill(self.model, self.head.trunk, models, limit=self.limit)
+        return numbers, self._prefills[numbers]
 
     def copy_prefixes(self, why: object) -> None:
         """Let each row that is decoded have its own copy of a shared beginning."""
@@ -108,11 +93,13 @@ class Decoder:
         sampling: TokenSampler | None = None,
         keys: Sequence[bytes] | None = None,
         known: Collection[tuple[int, int]] = (),
+        wrote: Callable[[list[tuple[int, int, int]]], object] | None = None,
     ) -> None:
         """Write a text behind each prompt by each model; `done` is told of prompt, model and tokens, in any order.
 
         It is told None in place of tokens where logits are nan. `keys` name the prompts where their texts are drawn.
-        What is `known`, by prompt and model, is not written.
+        What is `known`, by prompt and model, is not written. `wrote` is told of each step: prompt, model and token of
+        every text that has grown.
 
         Raises `ValueError` for an empty prompt or one that leaves no room for a token, and what torch raises where
         memory does not suffice for a single row.
@@ -121,6 +108,7 @@ class Decoder:
             if not 0 < len(ids) < self.limit:
                 raise ValueError(f"A prompt of {len(ids)} tokens leaves no room for a text in {self.limit}")
         writing = Writing(self, prompts, ending, sampling or TokenSampler(), keys or [b""] * len(prompts), done)
+        writing.wrote = wrote
         writing.write({(i, model) for i in range(len(prompts)) for model in range(len(self.models))} - set(known))
 
 
@@ -138,9 +126,12 @@ class Writing:
     ) -> None:
         self.decoder, self.prompts, self.keys, self.done = decoder, prompts, keys, done
         self.ending, self.sampling = ending, sampling
+        self.wrote: Callable[[list[tuple[int, int, int]]], object] | None = None
         self.cache = RowCache()
         self.texts: list[Draft] = []  # by the row of the cache
+        self.entering = 0  # texts that have arrived and have no row yet
         self.postponed: list[Draft] = []  # for which memory did not suffice
+        self.ran_out = False  # whether it ever did not: a prompt's models may be more than the rows otherwise
         self.likelihoods: dict[tuple[int, int], list[float]] | None = None  # log-probabilities of what is written
         self.capacity: int | None = None  # tokens that a shared beginning has to spare
         self.longest = min(max(map(len, prompts), default=0) + ending.length, decoder.limit)
@@ -156,33 +147,42 @@ class Writing:
 
     def _write(self, begun: Mapping[tuple[int, int], list[int]]) -> None:
         """Write texts of which some tokens are there already, and are read as a part of the prompt."""
-        beginnings = sorted({(number, *ids) for (number, _), ids in begun.items()})
-        read = [[*self.prompts[n], *ids][:-1] for n, *ids in beginnings]
-        arriving = self.decoder.prefill(read, self._free, self.capacity)
-        while self._admit(arriving, beginnings, begun) or self._live():
+        arriving = self._arriving(begun)
+        while self._admit(arriving, begun) or self._live():
             self._decode()
+
+    def _arriving(self, begun: Mapping[tuple[int, int], list[int]]) -> Iterator[list[Arrival]]:
+        """The prompts, with the texts that are begun, each run through the models that go on from it."""
+        models: dict[tuple[int, ...], set[int]] = defaultdict(set)
+        for (number, model), ids in begun.items():
+            models[number, *ids].add(model)
+        beginnings: dict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
+        for beginning in sorted(models):
+            beginnings[tuple(sorted(models[beginning]))].append(beginning)
+        for wanted, of_models in beginnings.items():
+            numbers, prefill = self.decoder.prefill(wanted)
+            read = [[*self.prompts[number], *ids][:-1] for number, *ids in of_models]
+
+            def arrivals(batch: list[Prefilled], models: Any = of_models, numbers: Any = numbers) -> list[Arrival]:
+                return [Arrival(models[prompt.number], numbers, prompt) for prompt in batch]
+
+            yield from map(arrivals, prefill(read, self._free, self.capacity))  # nothing holds a batch that is written
 
     def _live(self) -> list[Draft]:
         return [text for text in self.texts if not text.has_ended]
 
     def _free(self) -> int:
         """Prompts for which there are rows."""
-        return (self.decoder.rows - len(self._live())) // len(self.decoder.models)
+        return (self.decoder.rows - len(self._live()) - self.entering) // len(self.decoder.models)
 
-    def _admit(
-        self,
-        arriving: Iterator[list[Prefilled]],
-        beginnings: Sequence[tuple[int, ...]],
-        begun: Mapping[tuple[int, int], list[int]],
-    ) -> bool:
+    def _admit(self, arriving: Iterator[list[Arrival]], begun: Mapping[tuple[int, int], list[int]]) -> bool:
         """Let prompts enter, as many as there are rows for; whether there were any."""
         new: list[tuple[Draft, Any]] = []
         live = len(self._live())
         while not live + len(new) or live + len(new) + len(self.decoder.models) <= self.decoder.rows:
             if (batch := next(arriving, None)) is None:
                 break
-            for prompt in batch:
-                number, *ids = beginnings[prompt.number]
+            for (number, *ids), models, prompt in batch:
                 whole = [*self.prompts[number], *ids]
                 self._fit(prompt.states[0])
                 new += [
@@ -190,9 +190,11 @@ class Writing:
                         Draft(number, model, len(whole) - 1, whole[-1], prompt.beginning, ids.copy()),
                         states if self.attention is not None else [layer.joined() for layer in states],
                     )
-                    for model, states in enumerate(prompt.states)
+                    for model, states in zip(models, prompt.states, strict=True)
                     if begun.get((number, model)) == ids
                 ]
+            self.entering = len(new)
+        self.entering = 0
         self._arrange(new)
         return bool(new)
 
@@ -212,31 +214,39 @@ class Writing:
     def _arrange(self, new: Sequence[tuple[Draft, Any]] = ()) -> None:
         """Give rows to new texts, and take them from those that have ended."""
         kept = [(text, row) for row, text in enumerate(self.texts) if not text.has_ended]
-        both = sorted([*kept, *new], key=lambda pair: (pair[0].model, pair[0].beginning))
-        while True:
-            try:
-                self.cache.arrange([place for _, place in both])
-                break
-            except Exception as error:
-                if len(both) < 2 or not should_reduce_batch_size(error):
-                    raise
-                both = self._without_half(both)
+        both = [*kept, *new]
+        if self.ran_out:
+            self.postponed += [text for text, _ in both[self.decoder.rows :]]
+            both = both[: self.decoder.rows]
+        both = sorted(both, key=self._order)
         self.texts = [text for text, _ in both]
+        try:
+            self.cache.arrange([place for _, place in both])
+        except Exception as error:
+            if len(both) < 2 or not should_reduce_batch_size(error):
+                raise
+            self._halve()
+            self.postponed += self.texts  # all of them: the layers are arranged one by one, and some have been
+            self.texts, self.cache = [], RowCache()
+
+    def _order(self, row: tuple[Draft, Any]) -> tuple[int, int, int]:
+        """By model and shared beginning, the longest first."""
+        text, place = row
+        return text.model, text.beginning, -self.cache.length(place)
+
+    def _halve(self) -> None:
+        """Where memory does not suffice, no batch is as large again."""
+        self.decoder.rows, self.ran_out = min(self.decoder.rows, len(self._live()) // 2), True
+        logger.warning("Out of memory: continuing with %d texts at once.", self.decoder.rows)
 
     def _postpone_half(self) -> None:
-        kept = self._without_half([(text, None) for text in self._live()])
-        places = {id(text) for text, _ in kept}
-        for row, text in enumerate(self.texts):
-            if id(text) not in places and not text.has_ended:
-                self.texts[row] = replace(text, has_ended=True)
-
-    def _without_half(self, rows: Sequence[tuple[Draft, Any]]) -> list[tuple[Draft, Any]]:
-        """Where memory does not suffice, the other half is written later, and no batch is as large again."""
-        half = len(rows) // 2
-        self.decoder.rows = min(self.decoder.rows, half)
-        self.postponed += [text for text, _ in rows[half:]]
-        logger.warning("Out of memory: continuing with %d texts at once.", self.decoder.rows)
-        return list(rows[:half])
+        """Let one half of the texts go on, and begin the other anew later, behind what they have."""
+        live = self._live()
+        self._halve()
+        late = live[len(live) // 2 :]
+        self.postponed += [replace(text) for text in late]
+        for text in late:
+            text.has_ended = True
 
     def _decode(self) -> None:
         """Steps, until rows are free for others."""
@@ -295,6 +305,7 @@ class Writing:
             for text, logprob in zip(self.texts, logprobs, strict=True):
                 if not text.has_ended:
                     self.likelihoods.setdefault((text.prompt, text.model), []).append(logprob)
+        grown: list[tuple[int, int, int]] = []
         # The device is waited for once a step.
         for text, token in zip(self.texts, chosen.where(~logits.isnan().any(-1), UNDEFINED).tolist(), strict=True):
             if text.has_ended:
@@ -305,6 +316,9 @@ class Writing:
                 continue
             text.ids.append(token)
             text.reads, text.position = token, text.position + 1
+            grown.append((text.prompt, text.model, token))
             if self.ending.of(text.ids) or text.position + 1 >= self.decoder.limit:
                 text.has_ended = True
                 self.done(text.prompt, text.model, text.ids)
+        if self.wrote is not None:
+            self.wrote(grown)

@@ -11,7 +11,8 @@ from jaxtyping import Float
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.scoring.attention_kernels import attention_without_plans
-from sae_lm_eval.scoring.decoding import Decoder, Ending, Writing
+from sae_lm_eval.scoring.decoding import Decoder, Writing
+from sae_lm_eval.scoring.drafts import Ending
 from sae_lm_eval.scoring.rounding import is_rounding, rounded_otherwise
 from sae_lm_eval.scoring.token_sampler import TokenSampler
 from sae_lm_eval.splicing.attach import attached
@@ -69,8 +70,10 @@ def _compare(decoder: Decoder) -> None:
         with rounded_otherwise(model):
             return _apart(texts, [_plainly(decoder, *each) for each in asked], alone)
 
+    if not texts:
+        raise ValueError(f"the logits of {type(model).__name__} are nan")
     off = _apart(texts, together, alone)
-    if not texts or not is_rounding(off, TOLERANCE[model.dtype], moved):
+    if not is_rounding(off, TOLERANCE[model.dtype], moved):
         raise ValueError(f"{type(model).__name__} is {np.nanmax(off):.2g} nats off where several models decode at once")
 
 

@@ -23,11 +23,11 @@ def in_pieces(
     while len(items):
         count = size(items)
         try:
-            result = run(items[:count])
+            results = [run(items[:count])]
         except Exception as error:
             if count == 1 or not should_reduce_batch_size(error):
                 raise
             shrink(items, count // 2)
         else:
-            yield result
+            yield results.pop()  # which is not held here while it is used
             items = items[count:]

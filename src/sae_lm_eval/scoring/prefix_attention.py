@@ -29,11 +29,19 @@ class AttentionPrefix(NamedTuple):
     values: Tensor
 
 
+class RowGroup(NamedTuple):
+    """Consecutive rows of a segment, counted from its first, that have no token of their own before `start`."""
+
+    rows: slice
+    start: int
+
+
 class Segment(NamedTuple):
-    """Consecutive rows of a batch that are behind the same prefix, or behind none."""
+    """Consecutive rows of a batch that are behind the same prefix, or behind none, and the parts that they make."""
 
     rows: slice
     prefix: AttentionPrefix | None
+    parts: Sequence[RowGroup]
 
 
 class PrefixAttention:
@@ -98,39 +106,39 @@ def _attention(
     rows, heads, _, width = query.shape
     # Heads of queries by the head of keys that they read.
     grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], width) * (scaling or width**-0.5)
-    own = grouped @ key.mT
     out = grouped.new_empty(*grouped.shape[:-1], value.shape[-1])
     look = _looks.get()
     look.layers.add(module.layer_idx)
-    for part, prefix in look.segments[module.layer_idx]:
-        mask = None if attention_mask is None else attention_mask.expand(rows, -1, -1, -1)[part]
-        out[part] = _behind(prefix, grouped[part], own[part], value[part], mask, softcap)
+    for segment in look.segments[module.layer_idx]:
+        of = segment.rows
+        mask = None if attention_mask is None else attention_mask.expand(rows, -1, -1, -1)[of]
+        out[of] = _behind(segment, grouped[of], key[of], value[of], mask, softcap)
     return out.reshape(rows, 1, heads, value.shape[-1]), None
 
 
 def _behind(
-    prefix: AttentionPrefix | None,
-    query: Tensor,
-    own: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    softcap: float | None,
+    segment: Segment, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softcap: float | None
 ) -> Tensor:
-    """(rows, heads, queries of a head, width), from scores `own` of the rows' keys and a mask of what these see."""
-    scores = own
+    """(rows, heads, queries of a head, width), from the rows' own keys and values and a mask of what they see."""
+    out = query.new_empty(*query.shape[:-1], value.shape[-1])
+    prefix, length, before, of_prefix = segment.prefix, 0, None, []
     if prefix is not None:
         merged = query.transpose(0, 1).flatten(1, 2)  # (heads, rows x queries, width)
         before = (merged @ prefix.keys.mT).unflatten(1, (len(query), -1)).transpose(0, 1)
-        scores = torch.cat([before, own], dim=-1)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    length = scores.shape[-1] - own.shape[-1]
-    if mask is not None:
-        scores[..., length:] = scores[..., length:].masked_fill(~mask, -torch.inf)
-    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    out = weights[..., length:] @ value
+        length = before.shape[-1]
+    for rows, start in segment.parts:
+        scores = query[rows] @ key[rows, :, start:].mT
+        if before is not None:
+            scores = torch.cat([before[rows], scores], dim=-1)
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        if mask is not None:
+            scores[..., length:] = scores[..., length:].masked_fill(~mask[rows, ..., start:], -torch.inf)
+        weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+        out[rows] = weights[..., length:] @ value[rows, :, start:]
+        of_prefix.append(weights[..., :length])
     if prefix is not None:
-        merged = weights[..., :length].transpose(0, 1).flatten(1, 2)
+        merged = torch.cat(of_prefix).transpose(0, 1).flatten(1, 2)
         out += (merged @ prefix.values).unflatten(1, (len(query), -1)).transpose(0, 1)
     return out
 

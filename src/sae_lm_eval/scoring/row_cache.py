@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from sae_lm_eval.scoring.prefix_attention import AttentionPrefix, Segment
+from sae_lm_eval.scoring.prefix_attention import AttentionPrefix, RowGroup, Segment
 
+LEAST_USED = 3 / 4  # of the tokens of the longest row in a part, in rows that come longest first
 ROOM = 32  # tokens by which a batch may grow before its rows are copied again
 
 
@@ -86,7 +87,10 @@ class RowCache:
     @property
     def segments(self) -> list[list[Segment]]:
         """By layer, the rows behind each prefix."""
-        return [_segments(prefixes) for prefixes in self._prefixes]
+        starts = [self.used - length for length in self.lengths]
+        # On a CPU what lies before a row costs as much as its tokens; on a GPU a call for some rows costs more.
+        least = LEAST_USED if self._layers and self._layers[0].device == torch.device("cpu") else 0.0
+        return [_segments(prefixes, starts, self.used, least) for prefixes in self._prefixes]
 
     def forget_last(self) -> None:
         """Take the token back whose pass was begun and failed."""
@@ -95,16 +99,28 @@ class RowCache:
         for layer in self._layers:
             layer.used = self.used
 
-    def arrange(self, rows: Sequence[int | list[KeysValues]]) -> None:
-        """Make it a batch of these rows, in this order: those that it has by their number, new ones by their layers."""
+    def arrange(self, rows: Sequence[int | list[Any]]) -> None:
+        """Make it a batch of these rows, in this order: those that it has by their number, new ones by their layers.
+
+        A layer takes the place of the one before, and its states are taken out of the lists of new rows, so that
+        memory holds one layer twice at a time. Where it does not suffice, the cache is not to be used any more.
+        """
+        lengths = [self.length(row) for row in rows]
         count = next((len(row) for row in rows if not isinstance(row, int)), len(self._layers)) if rows else 0
-        layers, prefixes = [], []
+        prefixes = []
         for index in range(count):
             pieces = [self._piece(index, row) if isinstance(row, int) else row[index] for row in rows]
-            layers.append(_arranged(pieces))
             prefixes.append([piece.prefix for piece in pieces])
-        self.lengths = [self.lengths[row] if isinstance(row, int) else row[0].length for row in rows]
-        self._layers, self._prefixes, self.used = layers, prefixes, max(self.lengths, default=0)
+            self._layers[index : index + 1] = [_arranged(pieces)]
+            for row in rows:
+                if not isinstance(row, int):
+                    row[index] = None
+        self._layers, self._prefixes = self._layers[:count], prefixes
+        self.lengths, self.used = lengths, max(lengths, default=0)
+
+    def length(self, row: int | list[Any]) -> int:
+        """Of a row that it has, or of a new one, in tokens without the prefix."""
+        return self.lengths[row] if isinstance(row, int) else row[0].length
 
     def _piece(self, index: int, row: int) -> KeysValues:
         layer, start = self._layers[index], self.used - self.lengths[row]
@@ -138,11 +154,24 @@ def _arranged(pieces: Sequence[KeysValues]) -> _RowLayer:
     return _RowLayer(keys, values, used)
 
 
-def _segments(prefixes: Sequence[AttentionPrefix | None]) -> list[Segment]:
+def _segments(
+    prefixes: Sequence[AttentionPrefix | None], starts: Sequence[int], used: int, least: float
+) -> list[Segment]:
+    """Rows behind the same prefix, in parts whose shortest row has at least that share of the longest's tokens."""
     out: list[Segment] = []
-    for row, prefix in enumerate(prefixes):
-        if out and out[-1].prefix is prefix:
-            out[-1] = Segment(slice(out[-1].rows.start, row + 1), prefix)
-        else:
-            out.append(Segment(slice(row, row + 1), prefix))
+    first = 0
+    for row in range(1, len(prefixes) + 1):
+        if row == len(prefixes) or prefixes[row] is not prefixes[first]:
+            out.append(Segment(slice(first, row), prefixes[first], _parts(starts[first:row], used, least)))
+            first = row
+    return out
+
+
+def _parts(starts: Sequence[int], used: int, least: float) -> list[RowGroup]:
+    first, out = 0, []
+    for row in range(1, len(starts) + 1):
+        longest = used - min(starts[first:row])
+        if row == len(starts) or used - starts[row] < least * longest:
+            out.append(RowGroup(slice(first, row), used - longest))
+            first = row
     return out

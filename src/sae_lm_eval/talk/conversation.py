@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from sae_lm_eval.splicing.splice_arguments import MODES
 from sae_lm_eval.splicing.variants import provenance_of
 from sae_lm_eval.talk.chosen import Sampling, check_columns, check_system, prompt_format_of
 from sae_lm_eval.talk.detokenize import decoder, namer, pieces
-from sae_lm_eval.talk.sampling import BASELINE, AnswerColumn, Continuation, generate
+from sae_lm_eval.talk.sampling import BASELINE, AnswerColumn, Continuation, Writers
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Model:
         others = [first.as_variant(one, wants_bos=bos) for one in wanted[1:]]
         self.variants = [first.in_group(Group(), wants_bos=bos), *others]
         self._provenance: dict[str, Any] | None = None
+        self._writers: Writers | None = None
         self.format = prompt_format_of(prompt_format, self.name, has_template=bool(self.tokens.tokenizer.chat_template))
         self.decode = decoder(self.tokens.tokenizer)
         self.name_token = namer(self.tokens.tokenizer, self.tokens.encode("a", add_special_tokens=False)[-1])
@@ -107,7 +108,14 @@ class Model:
             )
             for one in self.variants
         ]
-        self._provenance = None
+        self._provenance = self._writers = None
+
+    @property
+    def writers(self) -> Writers:
+        """What writes as the columns; whether they can in one batch is tried before the first answer."""
+        if self._writers is None:
+            self._writers = Writers(self.lm.loaded, self.columns)
+        return self._writers
 
     def _load(self, spec: str) -> tuple[Dictionary, ...]:
         dtype = dtype_of(self.model_args.get("sae_dtype", "float32"))
@@ -176,25 +184,16 @@ class Conversation:
         first = [] if system is None else [{"role": "system", "content": system}]
         self.messages: list[list[dict[str, str]]] = [list(first) for _ in model.columns]
 
-    def ask(self, prompt: str) -> Iterator[list[Continuation]]:
-        """What the columns have written so far, at each turn; see `generate`."""
+    def answer(self, prompt: str, watch: Callable[[list[Continuation]], bool] = lambda _texts: True) -> Exchange:
+        """The answers to `prompt`, which the conversation then goes on from; `watch` is as in `Writers.write`."""
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"The prompt {prompt!r} is not text in UTF-8: {error.reason}.") from error
         model, asked = self.model, {"role": "user", "content": prompt}
-        return generate(
-            model.model,
-            model.columns,
-            [model.encode(prompt, [*before, asked]) for before in self.messages],
-            self.sampling,
-            stop_ids=model.stop_ids,
-            context=model.variants[0].max_length,
-        )
-
-    def finish(self, prompt: str, texts: Sequence[Continuation]) -> Exchange:
-        """The exchange that `texts` make, which the conversation then goes on from."""
-        model, baseline = self.model, texts[0].ids
+        prompts = [model.encode(prompt, [*before, asked]) for before in self.messages]
+        texts = model.writers.write(prompts, self.sampling, stop_ids=model.stop_ids, watch=watch)
+        baseline = texts[0].ids
         answers = tuple(
             Answer(
                 written.column,
@@ -207,15 +206,10 @@ class Conversation:
             for written in texts
         )
         for messages, answer in zip(self.messages, answers, strict=True):
-            messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer.text}]
+            messages += [asked, {"role": "assistant", "content": answer.text}]
         longest = max(len(answer.prompt) + len(answer.ids) for answer in answers)
         beyond = max(0, longest - model.context_size)
         return Exchange(prompt, self.system, self.sampling, answers, beyond, model.provenance)
-
-    def answer(self, prompt: str) -> Exchange:
-        """Ask, and wait for the end."""
-        *_, last = self.ask(prompt)
-        return self.finish(prompt, last)
 
 
 def exchange_record(exchange: Exchange) -> dict[str, Any]:

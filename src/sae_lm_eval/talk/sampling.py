@@ -1,8 +1,8 @@
-"""Baseline and variants writing in turns, a token each, from the same noise."""
+"""Baseline and variants writing side by side, from the same noise."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runtime.model_lock import lock_of
-from sae_lm_eval.scoring.token_sampler import gumbel
+from sae_lm_eval.scoring.decoding import Decoder
+from sae_lm_eval.scoring.drafts import Ending
+from sae_lm_eval.scoring.loaded_model import LoadedModel
+from sae_lm_eval.scoring.shared_texts import decoder_of
+from sae_lm_eval.scoring.token_sampler import TokenSampler
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.module_io import keeping_last
 from sae_lm_eval.splicing.splice import Variant
@@ -28,6 +32,11 @@ class AnswerColumn:
     name: str
     variant: Variant | None = None
 
+    @property
+    def needs_whole_text(self) -> bool:
+        """Whether it reads the whole text anew for each token."""
+        return self.variant is not None and self.variant.needs_whole_text
+
 
 @dataclass
 class Continuation:
@@ -40,39 +49,107 @@ class Continuation:
     cache: Any = None
 
 
-def generate(
-    model: nn.Module,
-    columns: Sequence[AnswerColumn],
-    prompts: Sequence[list[int]],
-    sampling: Sampling,
-    *,
-    stop_ids: frozenset[int],
-    context: int,
-) -> Iterator[list[Continuation]]:
-    """A token more for every column at each turn, until all have ended, at one of `stop_ids` or for want of room.
+class Writers:
+    """Baseline and variants of a loaded model, which write together in one batch.
 
-    The next token is argmax(logits / temperature + g), g Gumbel noise of the vocabulary's size that is the same for
-    all columns at a turn: each column samples its own softmax, and equal distributions give equal tokens (Gumbel-max;
-    Maddison, Tarlow & Minka 2014).
-
-    Raises `UserError` for a prompt that leaves no room in `context`, and for logits that are nan.
+    Columns that read the whole text anew for each token, and all columns of a model that cannot decode several at
+    once (which is said), write behind the others, each by itself.
     """
-    for prompt in prompts:
-        if len(prompt) >= context:
-            raise UserError(f"The prompt is {len(prompt):,} tokens long, and the model reads at most {context:,}.")
-    texts = [Continuation(column, list(prompt)) for column, prompt in zip(columns, prompts, strict=True)]
-    generator = torch.Generator().manual_seed(sampling.seed)
-    while any(text.ended is None for text in texts):
-        noise = None
-        for text in texts:
-            if text.ended is not None:
-                continue
-            logits = next_logits(model, text)
-            if sampling.temperature and noise is None:
-                noise = gumbel(logits.shape[-1], generator)
-            text.ids.append(_choose(logits, sampling.temperature, noise))
-            text.ended = _end(text, sampling, stop_ids, context)
-        yield texts
+
+    def __init__(self, loaded: LoadedModel, columns: Sequence[AnswerColumn]) -> None:
+        self.loaded, self.columns = loaded, list(columns)
+        self._together = [column for column in columns if not column.needs_whole_text]
+        self._decoder: Decoder | None = None
+        with lock_of(loaded.model):
+            self._decoder = decoder_of(
+                loaded, [column.variant for column in self._together], prompts=len(self._together)
+            )
+        if self._decoder is None:
+            self._together = []
+
+    def write(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: Sampling,
+        *,
+        stop_ids: frozenset[int],
+        watch: Callable[[list[Continuation]], bool] = lambda _texts: True,
+    ) -> list[Continuation]:
+        """What each column writes behind its prompt until one of `stop_ids`, or for want of room.
+
+        The next token is argmax(logits / temperature + g), g Gumbel noise of the vocabulary's size that is the same for
+        all columns at a turn: each column samples its own softmax, and equal distributions give equal tokens
+        (Gumbel-max; Maddison, Tarlow & Minka 2014). `watch` is told of the texts so far at each turn, and says
+        whether to go on.
+
+        Raises `UserError` for a prompt that leaves no room in the context, and for logits that are nan.
+        """
+        context = self.loaded.settings.max_length
+        for prompt in prompts:
+            if len(prompt) >= context:
+                raise UserError(f"The prompt is {len(prompt):,} tokens long, and the model reads at most {context:,}.")
+        texts = [Continuation(column, list(prompt)) for column, prompt in zip(self.columns, prompts, strict=True)]
+        drawing = (lambda logits: logits.float() / sampling.temperature) if sampling.temperature else None
+        sampler = TokenSampler(drawing, sampling.seed)
+
+        def grow(tokens: Sequence[tuple[Continuation, int]]) -> None:
+            for text, token in tokens:
+                text.ids.append(token)
+                text.ended = _end(text, sampling, stop_ids, context)
+            if not watch(texts):
+                raise _Interrupted
+
+        try:
+            with lock_of(self.loaded.model), self.loaded.autocast():
+                self._write_together(texts, sampling, sampler, stop_ids, grow)
+                while left := [text for text in texts if text.ended is None]:
+                    logits = [next_logits(self.loaded.model, text) for text in left]
+                    steps = [len(text.ids) for text in left]
+                    grow(
+                        list(
+                            zip(
+                                left,
+                                sampler.choose(torch.stack(logits), [b""] * len(left), steps).tolist(),
+                                strict=True,
+                            )
+                        )
+                    )
+        except _Interrupted:
+            pass
+        return texts
+
+    def _write_together(
+        self,
+        texts: Sequence[Continuation],
+        sampling: Sampling,
+        sampler: TokenSampler,
+        stop_ids: frozenset[int],
+        grow: Callable[[Sequence[tuple[Continuation, int]]], None],
+    ) -> None:
+        if self._decoder is None:
+            return
+        columns = self._together
+        by_model = [next(text for text in texts if text.column is column) for column in columns]
+        prompts = list(dict.fromkeys(tuple(text.prompt) for text in by_model))
+        wanted = {(prompts.index(tuple(text.prompt)), model) for model, text in enumerate(by_model)}
+        others = {(i, model) for i in range(len(prompts)) for model in range(len(columns))} - wanted
+
+        def done(_prompt: int, model: int, ids: list[int] | None) -> None:
+            if ids is None:
+                raise _undefined(by_model[model])
+
+        self._decoder.generate(
+            prompts,
+            Ending(sampling.max_new_tokens, stop_ids),
+            done,
+            sampling=sampler,
+            known=others,
+            wrote=lambda step: grow([(by_model[model], token) for _, model, token in step]),
+        )
+
+
+class _Interrupted(Exception):
+    """Writing was to go no further."""
 
 
 @contextmanager
@@ -85,11 +162,10 @@ def running_as(model: nn.Module, variant: Variant | None) -> Iterator[None]:
 @torch.no_grad()
 def next_logits(model: nn.Module, text: Continuation) -> Tensor:
     """Logits (vocabulary,) of what follows; reads what its cache has not, or all where decoding cannot be cached."""
-    variant = text.column.variant
-    cached = variant is None or not variant.needs_whole_text
+    cached = not text.column.needs_whole_text
     ids = text.ids[-1:] if text.cache is not None else text.prompt + text.ids
     device = next(model.parameters()).device
-    with running_as(model, variant):
+    with running_as(model, text.column.variant):
         out = model(
             input_ids=torch.tensor([ids], device=device),
             past_key_values=text.cache,
@@ -100,12 +176,12 @@ def next_logits(model: nn.Module, text: Continuation) -> Tensor:
         text.cache = out.past_key_values
     logits = out.logits[0, -1].float()
     if bool(logits.isnan().any()):
-        raise UserError(f"The logits of '{text.column.name}' are nan after {len(text.ids)} tokens.")
+        raise _undefined(text)
     return logits
 
 
-def _choose(logits: Tensor, temperature: float, noise: Tensor | None) -> int:
-    return int((logits if noise is None else logits / temperature + noise.to(logits.device)).argmax())
+def _undefined(text: Continuation) -> UserError:
+    return UserError(f"The logits of '{text.column.name}' are nan after {len(text.ids)} tokens.")
 
 
 def _end(text: Continuation, sampling: Sampling, stop_ids: frozenset[int], context: int) -> str | None:

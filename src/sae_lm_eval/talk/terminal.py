@@ -6,7 +6,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from sae_lm_eval.talk.conversation import Conversation, Exchange, Model, exchang
 from sae_lm_eval.talk.detokenize import visible
 from sae_lm_eval.talk.html_page import render
 from sae_lm_eval.talk.passages import of_exchange
+from sae_lm_eval.talk.sampling import Continuation
 from sae_lm_eval.talk.side_by_side import Columns
 
 PROMPT = "> "
@@ -45,10 +46,9 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def show(conversation: Conversation, prompt: str, console: Console) -> Exchange | None:
-    """Ask, let the answers grow on the screen, and leave them there; None where Ctrl-C came before the first token."""
-    columns, texts = Columns(conversation.model.decode), None
-    asked = conversation.ask(prompt)
+def show(conversation: Conversation, prompt: str, console: Console) -> Exchange:
+    """Ask, let the answers grow on the screen, and leave them there, as far as they came before Ctrl-C."""
+    columns = Columns(conversation.model.decode)
     # On a screen of its own: what is resized there leaves nothing behind.
     growing = Live(
         get_renderable=lambda: columns.table(console, max(1, console.height - 6)),
@@ -56,13 +56,12 @@ def show(conversation: Conversation, prompt: str, console: Console) -> Exchange 
     )  # fmt: skip
     shows = console.is_terminal and not console.is_dumb_terminal
     with interruptible() as interrupted, growing if shows else contextlib.nullcontext():
-        for texts in asked:
+
+        def watch(texts: Sequence[Continuation]) -> bool:
             columns.update(texts)
-            if interrupted():
-                break
-    if texts is None:
-        return None
-    exchange = conversation.finish(prompt, texts)
+            return not interrupted()
+
+        exchange = conversation.answer(prompt, watch)
     console.print(columns.table(console))
     if exchange.beyond:
         console.print(f"The last {exchange.beyond} tokens lie beyond the context that a dictionary was trained on.")
@@ -123,8 +122,7 @@ class Session:
         else:
             exchange = self.conversation.answer(prompt)
             print(json.dumps(exchange_record(exchange), ensure_ascii=False), flush=True)
-        if exchange is not None:
-            self.exchanges.append(exchange)
+        self.exchanges.append(exchange)
 
     def say(self, text: str, style: str = "dim") -> None:
         """A remark, which is no answer: on stderr where answers go to a program."""
