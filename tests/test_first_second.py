@@ -254,6 +254,14 @@ SPLICED = [*ON_WORLD[:1], f"pretrained=world,sae={K4}"]
 CURVE = ["curve", "--models", "world", "--task", "sae_fidelity_world", "--output_path", "c.csv"]
 WHERE = ["where", *RUN, "--sae", K4]
 OF_COMMANDS: Mapping[str, tuple[Sequence[str], str]] = {
+    "a task of a group": (
+        ["run", *RUN[:2], "--tasks", "sae_world,sae_world_homes", *OUT, "--sae", K4],
+        "tasks: 'sae_world_homes' is in the group 'sae_world' as well: name one of them.",
+    ),
+    "a group of a group": (
+        ["run", *RUN[:2], "--tasks", "mmlu_stem,mmlu", *OUT, "--sae", K4],
+        "tasks: 'mmlu_abstract_algebra' is in 'mmlu_stem' and in 'mmlu': name one of these groups.",
+    ),
     "a task of a category": (
         ["run", *RUN, "--sae", K4, "--categories", "categories.yaml"],
         "Category 'a': 'sae_world_hommes' is no task or group of those asked. Did you mean 'sae_world_homes'?",

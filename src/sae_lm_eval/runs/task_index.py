@@ -181,7 +181,10 @@ def _names(found: dict[str, Any]) -> Iterator[str]:
 
 
 def check_tasks(asked: Iterable[Any], include_path: str | Path | Sequence[str | Path] | None = None) -> None:
-    """Raise `UserError` where one of `asked`, as `--tasks` takes them, is no task; with the nearest names."""
+    """Raise `UserError` where one of `asked`, as `--tasks` takes them, is no task, with the nearest names, or where a
+    task is asked by itself and in a group, or in two.
+    """
+    asked = list(asked)
     known: frozenset[str] | None = None
     for name in asked:
         if not isinstance(name, str) or _is_file(name):
@@ -189,6 +192,21 @@ def check_tasks(asked: Iterable[Any], include_path: str | Path | Sequence[str | 
         known = task_names(include_path) if known is None else known
         if not (name in known or any(fnmatchcase(one, name) for one in known)):
             raise UserError(f"There is no task '{name}'.{did_you_mean(name, known)} 'lm_eval ls tasks' lists them.")
+    _check_repeated([name for name in asked if isinstance(name, str)], include_path)
+
+
+def _check_repeated(asked: Sequence[str], include_path: str | Path | Sequence[str | Path] | None) -> None:
+    """Raise `UserError` for what lm_eval calls a duplicate task; a tag stands for its tasks, each by itself."""
+    by: dict[str, str] = {}
+    for name in dict.fromkeys(asked if len(asked) > 1 else ()):
+        groups, tasks = members([name], include_path) or ({}, [])
+        for task in sorted(tasks):
+            source = name if name in groups else task
+            if (other := by.setdefault(task, source)) != source:
+                if task in (other, source):
+                    group = source if task == other else other
+                    raise UserError(f"tasks: '{task}' is in the group '{group}' as well: name one of them.")
+                raise UserError(f"tasks: '{task}' is in '{other}' and in '{source}': name one of these groups.")
 
 
 def _is_file(name: str) -> bool:
