@@ -136,3 +136,17 @@ def test_a_hub_repository_at_a_revision(hub_environment):
     )
     said = subprocess.run([sys.executable, "-c", code], env=hub_environment, capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["True", "True", "stories3M"]
+
+
+def test_without_an_id_no_dictionary_of_a_repository_is_downloaded(hub_environment, tmp_path):
+    environment = {**hub_environment, "HF_HOME": str(tmp_path)}
+    code = """
+from sae_lm_eval.dictionaries.hub_files import weights_folder
+from sae_lm_eval.dictionaries.spec import SaeSpec
+weights_folder(SaeSpec.parse("stories/sae-stories3M"), "sae_weights.safetensors")
+"""
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    last = said.stderr.strip().splitlines()[-1]
+    assert "holds no dictionary" in last
+    assert "blocks.2.hook_resid_post.topk8" in last
+    assert not list(tmp_path.rglob("*.safetensors"))

@@ -109,6 +109,7 @@ def _hub_folder(spec: SaeSpec, wanted: str) -> tuple[Path, str]:
                 spec.source,
                 revision=spec.revision,
                 allow_patterns=[f"{prefix}*.json", f"{prefix}*.safetensors", f"{prefix}{wanted}"],
+                ignore_patterns=[f"{prefix}*/*"],  # a star goes on below folders, where other dictionaries are
             )
         )
     folder = snapshot / (spec.id or "")
