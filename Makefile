@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 # order: by number of tests, the one of twenty killed runs would come last and alone.
 TEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-frameworks check world docs site
+.PHONY: setup demo test test-frameworks check first-hour screenshots world docs site
 
 setup: $(VENV)/installed
 
@@ -27,6 +27,14 @@ check: $(VENV)/installed
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
 	$(TEST)
+
+# The commands of README and tutorials, in a fresh clone with the package installed anew.
+first-hour: $(VENV)/installed
+	sh scripts/first_hour.sh $(VENV)
+
+# What the report and the talk page look like: out/demo/screenshots. Needs Chromium.
+screenshots: demo
+	$(BIN)/python scripts/screenshots.py out/demo --readme
 
 # About half an hour on one core, to the same weights bit for bit on the same machine; rewrites the embedded world in src/sae_lm_eval/world/files.
 world: $(VENV)/installed

@@ -3,8 +3,9 @@
     python scripts/reproduce_released.py out/released                        # all: needs a GPU and a network
     python scripts/reproduce_released.py out/released --only gpt2 --limit 50    # whose model or dictionary has this
 
-Prints a table of expected and found, and exits with 1 where one is not the other. What is expected, with its source and
-how near a run has to come, stands in released_dictionaries.yaml. A run that was cut short continues.
+Prints a table of expected and found. Exits with 1 where a value is different from what was published, or where a model
+or a dictionary could not be evaluated. What is expected, with its source and tolerance, stands in
+released_dictionaries.yaml. A run that was cut short continues.
 """
 
 from __future__ import annotations
@@ -21,56 +22,91 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from sae_lm_eval.results.find import find_results
+
 CASES = Path(__file__).with_name("released_dictionaries.yaml")
+NOT_PUBLISHED, SAME, DIFFERENT = "no published value", "yes", "different"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One published value of a dictionary, and the run's; `within` is relative."""
+    """A published value of a dictionary, None where none is known, and the run's own; `within` is relative."""
 
     sae: str
     metric: str
-    expected: float
+    expected: float | None
     within: float
     found: float | None
     source: str
 
     @property
-    def agrees(self) -> bool:
-        return self.found is not None and abs(self.found - self.expected) <= self.within * abs(self.expected)
+    def verdict(self) -> str:
+        if self.expected is None:
+            return ""
+        near = self.found is not None and abs(self.found - self.expected) <= self.within * abs(self.expected)
+        return SAME if near else DIFFERENT
 
 
-def by_run(cases: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
-    """The cases of one model and text, which are evaluated together."""
+def by_run(cases: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """The cases of one model and its tasks, which are evaluated together."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for case in cases:
-        groups.setdefault(json.dumps([case["model_args"], case["task"]], sort_keys=True), []).append(case)
-    for of_run in groups.values():
-        yield of_run[0], of_run
+        groups.setdefault(json.dumps([case["model_args"], tasks_of(case)], sort_keys=True), []).append(case)
+    yield from groups.values()
 
 
-def checks(cases: Sequence[Mapping[str, Any]], folder: Path, settings: Mapping[str, Any]) -> list[Check]:
-    """Evaluate dictionaries of one model on one text, and compare. Raises `CalledProcessError` where `run` fails."""
-    first, names = cases[0], [f"dictionary{number}" for number in range(len(cases))]
-    variants = [{"sae": case["sae"], "name": name} for case, name in zip(cases, names, strict=True)]
-    sweep = {"model_args": first["model_args"], "tasks": [first["task"]], "variants": variants, **settings}
+def tasks_of(case: Mapping[str, Any]) -> list[str]:
+    return [case["task"], *case.get("questions", ())]
+
+
+def evaluate(cases: Sequence[Mapping[str, Any]], folder: Path, settings: Mapping[str, Any]) -> None:
+    """One run of a model and its dictionaries. Raises `CalledProcessError` where it fails."""
+    variants = [{"sae": case["sae"], "name": name_of(number)} for number, case in enumerate(cases)]
+    sweep = {"model_args": cases[0]["model_args"], "tasks": tasks_of(cases[0]), "variants": variants, **settings}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sweep.yaml").write_text(yaml.safe_dump(sweep))
     command = [sys.executable, "-m", "sae_lm_eval", "run", folder / "sweep.yaml", "--output_path", folder / "run"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    found = pd.read_csv(folder / "run" / "report" / "fidelity.csv").set_index(["variant", "metric"])["value"].to_dict()
-    return [
-        Check(
-            case["sae"],
-            metric,
-            float(asked["value"]),
-            float(asked["within"]),
-            found.get((name, metric)),
-            case["source"],
-        )
-        for case, name in zip(cases, names, strict=True)
-        for metric, asked in case["expected"].items()
-    ]
+
+
+def name_of(number: int) -> str:
+    return f"dictionary{number}"
+
+
+def checks(cases: Sequence[Mapping[str, Any]], folder: Path) -> list[Check]:
+    """The values of a finished run beside what was published."""
+    written = pd.read_csv(folder / "run" / "report" / "fidelity.csv")
+    fidelity = {
+        (str(row["variant"]), str(row["task"]), str(row["metric"])): float(row["value"])
+        for row in written.dropna(subset=["value"]).to_dict("records")
+    }
+    baseline, variants = find_results(folder / "run")
+    scores = {results.name: results.scores for results in (baseline, *variants)}
+
+    def found(name: str, task: str, asked: Mapping[str, Any]) -> float | None:
+        if task.startswith("sae_fidelity"):
+            return fidelity.get((name, task, asked["metric"]))
+        of = baseline.name if asked.get("of") == "baseline" else name
+        return scores[of].get(task, {}).get(f"{asked['metric']},none")
+
+    made = []
+    for number, case in enumerate(cases):
+        for asked in case["expected"]:
+            task = asked.get("task", case["task"])
+            words = [] if task == case["task"] else [task]
+            words += [asked["metric"], *([f"({asked['of']})"] if "of" in asked else [])]
+            value = asked["value"]
+            made.append(
+                Check(
+                    case["sae"],
+                    " ".join(words),
+                    None if value is None else float(value),
+                    float(asked.get("within", 0)),
+                    found(name_of(number), task, asked),
+                    asked.get("source", ""),
+                )
+            )
+    return made
 
 
 def table(made: Sequence[Check]) -> str:
@@ -78,16 +114,23 @@ def table(made: Sequence[Check]) -> str:
         [
             check.sae,
             check.metric,
-            f"{check.expected:.4g} ± {100 * check.within:.0f}%",
+            NOT_PUBLISHED if check.expected is None else f"{check.expected:.4g} ± {100 * check.within:.0f}%",
             "n/a" if check.found is None else f"{check.found:.4g}",
-            "yes" if check.agrees else "NO",
+            check.verdict,
             check.source,
         ]
         for check in made
     ]
-    return pd.DataFrame(rows, columns=["dictionary", "metric", "expected", "found", "agrees", "source"]).to_string(
-        index=False
-    )
+    columns = ["dictionary", "metric", "expected", "found", "agrees", "source"]
+    return pd.DataFrame(rows, columns=columns).to_string(index=False)
+
+
+def selected(arguments: argparse.Namespace) -> list[Mapping[str, Any]]:
+    return [
+        case
+        for case in yaml.safe_load(arguments.cases.read_text())
+        if (arguments.only or "") in f"{case['model_args']['pretrained']} {case['sae']}"
+    ]
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -95,34 +138,34 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path)
     parser.add_argument("--cases", type=Path, default=CASES, help="another file of published values")
     parser.add_argument("--only", help="cases whose model or dictionary has this in its name")
-    parser.add_argument("--limit", type=int, default=200, help="documents of each text")
+    parser.add_argument("--limit", type=int, default=200, help="documents of each task")
     parser.add_argument("--batch_size", default="auto")
     parser.add_argument("--device")
     arguments = parser.parse_args(words)
-    cases = [
-        case
-        for case in yaml.safe_load(arguments.cases.read_text())
-        if (arguments.only or "") in f"{case['model_args']['pretrained']} {case['sae']}"
-    ]
+    cases = selected(arguments)
     if not cases:
         parser.error(f"No case has '{arguments.only}' in its name.")
     settings = {"limit": arguments.limit, "batch_size": arguments.batch_size}
     settings |= {} if arguments.device is None else {"device": arguments.device}
     made: list[Check] = []
     failed = []
-    for number, (first, of_run) in enumerate(by_run(cases)):
-        name = f"{number}-{str(first['model_args']['pretrained']).replace('/', '_')}"
+    for of_run in by_run(cases):
+        model = str(of_run[0]["model_args"]["pretrained"])
+        folder = arguments.out / f"{model.replace('/', '_')}-{of_run[0]['task']}"
         try:
-            made += checks(of_run, arguments.out / name, settings)
-        except (
-            subprocess.CalledProcessError
-        ):  # it has said why; a gated model, say: the others are checked all the same
-            failed.append(first["model_args"]["pretrained"])
+            evaluate(of_run, folder, settings)
+        except subprocess.CalledProcessError:
+            # `run` has said why, a gated model for example: the others are checked all the same.
+            failed.append(model)
+        else:
+            made += checks(of_run, folder)
     if made:
+        judged = [check.verdict for check in made if check.verdict]
         print(table(made))
+        print(f"{judged.count(DIFFERENT)} of {len(judged)} published values are different from what was found.")
     if failed:
         print(f"Not checked: {', '.join(failed)}.")
-    return int(bool(failed) or not all(check.agrees for check in made))
+    return int(bool(failed) or any(check.verdict == DIFFERENT for check in made))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from sae_lm_eval import schema
 PAGE = Path(__file__).parents[1] / "docs" / "schema.md"
 INTRODUCTION = f"""# What the files hold
 
-The package writes seven kinds of data of its own. Each has a version, {schema.VERSION} at present, and a JSON Schema
+The package writes seven kinds of data. Each has a version, {schema.VERSION} at present, and a JSON Schema
 (draft 2020-12) in `src/sae_lm_eval/schemas`, which comes with the package:
 
 ```python
@@ -19,10 +19,10 @@ from sae_lm_eval.schema import VERSION, schema
 schema("results")  # or "run", "drops", "fidelity", "equivalents", "scores", "documents"
 ```
 
-A record without a version is of version 1. Older versions are read, and what they lack is said where it matters:
-version 1 has not {schema.lacking(1)}. A newer version than the package's is refused with a sentence. A field is added,
-renamed or given another meaning only with a new version; readers ignore fields that they do not know. An undefined
-value is null, or an empty cell of a CSV.
+A record without a version has version 1. The package also reads older versions, and says what they lack where it
+matters: version 1 lacks {schema.lacking(1)}. It refuses newer versions than its own. Fields are added, renamed or given
+another meaning only with a new version. Readers should ignore fields that they do not know. An undefined value is null,
+or an empty cell of a CSV.
 
 The tables below are made from the schemas: `python scripts/schema_tables.py`.
 """

@@ -90,3 +90,11 @@ def test_every_page_is_in_the_navigation_and_every_link_leads_somewhere(tmp_path
 
 def test_the_readme_is_read_in_a_minute():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_every_task_is_described():
+    text = (ROOT / "docs" / "tasks.md").read_text()
+    files = "\n".join(path.read_text() for path in sorted((ROOT / "tasks").rglob("*.yaml")))
+    named = re.findall(r"^(?:task|group): (sae_\w+)", files, re.MULTILINE)
+    assert len(named) > 20
+    assert [name for name in named if f"`{name}`" not in text] == []

@@ -30,7 +30,7 @@ def compare_command(
     baseline: Annotated[Path, typer.Argument(help="Folder of results, or log of Inspect, of the untouched model.")],
     variants: Annotated[list[Path], typer.Argument(help="Folders of results, or logs of Inspect, to compare with it.")],
     output_path: Annotated[
-        Path | None, typer.Option("--output_path", help="Write the report there, as the command report does.")
+        Path | None, typer.Option("--output_path", help="Also write a report into this folder.")
     ] = None,
     categories: CategoriesFile = None,
     docs_by: DocumentsBy = None,
@@ -41,7 +41,7 @@ def compare_command(
     draws: Annotated[int, typer.Option(help="Draws of bootstrap and permutations.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
 ) -> None:
-    """What variants lost, document by document; folders are those of lm_eval's --output_path with --log_samples."""
+    """Compare results folders, document by document. lm_eval writes them with --output_path and --log_samples."""
     _check_writable(csv, output_path)
     from rich.console import Console
 

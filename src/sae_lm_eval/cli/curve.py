@@ -31,10 +31,8 @@ class Per(enum.StrEnum):
 Models = Annotated[
     str, typer.Option(help="name or name@revision, joined by commas; or a CSV of model and, if need be, tokens.")
 ]
-AskTasks = Annotated[
-    bool, typer.Option("--tasks", help="Ask the models what the run --like was asked, instead of their losses.")
-]
-TokensOf = Annotated[str, typer.Option(help="Training tokens of models that are not known: name@revision=1e11,...")]
+AskTasks = Annotated[bool, typer.Option("--tasks", help="Evaluate the tasks of the run --like, instead of losses.")]
+TokensOf = Annotated[str, typer.Option(help="Training tokens of unknown models: name@revision=1e11,...")]
 
 
 def curve(
@@ -42,22 +40,23 @@ def curve(
     models: Models,
     task: Annotated[str | None, typer.Option(help="A task of whole documents, such as wikitext.")] = None,
     like: Annotated[
-        Path | None, typer.Option(help="A results folder: its text, --limit and context length are taken.")
+        Path | None, typer.Option(help="A results folder: use its text, --limit and context length.")
     ] = None,
     tasks: AskTasks = False,
     max_length: Annotated[
-        int | None, typer.Option("--max_length", help="Windows of so many tokens; otherwise the first model's context.")
+        int | None,
+        typer.Option("--max_length", help="Tokens in a window (default: the first model's context)."),
     ] = None,
     tokens: TokensOf = "",
-    per: Annotated[Per, typer.Option(help="What losses are compared by; byte where tokenizers differ.")] = Per.token,
+    per: Annotated[Per, typer.Option(help="Compare losses per token, or per byte if tokenizers differ.")] = Per.token,
     model_args: Annotated[str, typer.Option("--model_args", help="For every model: dtype=bfloat16,...")] = "",
-    output_path: Annotated[Path | None, typer.Option("--output_path", help="The family: a CSV file.")] = None,
+    output_path: Annotated[Path | None, typer.Option("--output_path", help="The CSV file to write.")] = None,
 ) -> None:
-    """Measure the loss of models or checkpoints on one text, for effective compute on a curve of that text.
+    """Measure the loss of several models or checkpoints on one text, as a curve for effective compute.
 
     Of lm_eval's flags --limit, --batch_size, --device, --metadata and --include_path may follow. The file is written
-    after each model; the same command again continues where it was cut short. Beside the results of a run on the same
-    text, it is that run's curve without being named.
+    after each model, and the same command continues an interrupted one. If the file lies beside the results of a run on
+    the same text, that run uses it without being told.
     """
     from sae_lm_eval.runs.argument_text import named_values
 

@@ -35,7 +35,7 @@ def demo(
         DEMO_FOLDER
     ),
 ) -> None:
-    """Splice the dictionaries of the embedded world into its model, and show what it loses; no network, no GPU."""
+    """Splice dictionaries into the embedded model and show what it loses; no network, no GPU."""
     from rich.console import Console
 
     from sae_lm_eval.cli.run import run_and_report

@@ -21,9 +21,9 @@ Finding = tuple[str, str, bool]  # what was looked at, what was found, whether i
 
 
 def doctor() -> None:
-    """Say which versions, devices, hub, cache and tasks there are, and what lm_eval's `--model sae_hf` resolves to.
+    """Check versions, devices, hub, cache and tasks, and what lm_eval's `--model sae_hf` resolves to.
 
-    The exit code is 1 where something is not as it should be.
+    The exit code is 1 if something is wrong.
     """
     sound = True
     for find in EXAMINATIONS:

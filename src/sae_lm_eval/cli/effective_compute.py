@@ -60,7 +60,7 @@ def effective_compute_command(
     seed: options.Seed = 0,
     output_format: options.OutputFormat = Format.table,
 ) -> None:
-    """What fraction of the original's training compute buys the loss of the spliced model."""
+    """Convert a rise of the loss into effective compute: the fraction of training compute that gives the same loss."""
     from rich.console import Console
 
     from sae_lm_eval import scaling

@@ -27,20 +27,20 @@ CeBaseline = Annotated[float | None, typer.Option(help="CE of the original, nats
 CeSpliced = Annotated[float | None, typer.Option(help="CE with the dictionary spliced in, nats/token.")]
 DeltaSe = Annotated[float | None, typer.Option(help="Standard error of delta CE, paired over documents.")]
 Documents = Annotated[Path | None, typer.Option(help="CSV with baseline_nats, spliced_nats, tokens per document.")]
-LossRecovered = Annotated[float | None, typer.Option(help="Instead of --ce-spliced: a fraction, with its ablation CE.")]
-CeAblated = Annotated[float | None, typer.Option(help="Ablation CE behind --loss-recovered.")]
-Ablation = Annotated[str | None, typer.Option(help="Kind of the ablation: zero or mean.")]
+LossRecovered = Annotated[float | None, typer.Option(help="A fraction, in place of --ce-spliced; needs --ce-ablated.")]
+CeAblated = Annotated[float | None, typer.Option(help="CE of the ablation that --loss-recovered refers to.")]
+Ablation = Annotated[str | None, typer.Option(help="The ablation: zero or mean.")]
 Model = Annotated[str | None, typer.Option(help="A known model, such as pythia-70m or google/gemma-7b.")]
 Params = Annotated[float | None, typer.Option(help="Parameters with embeddings, such as 124e6.")]
 Tokens = Annotated[float | None, typer.Option(help="Training tokens, such as 1e10.")]
-Flops = Annotated[float | None, typer.Option(help="Training FLOPs; with one of the two above, the other follows.")]
+Flops = Annotated[float | None, typer.Option(help="Training FLOPs; give --params or --tokens with it.")]
 Vocabulary = Annotated[
-    int | None, typer.Option(help="Tokens in the vocabulary; a spliced CE above its logarithm is not converted.")
+    int | None, typer.Option(help="Size of the vocabulary; a spliced CE above its logarithm is not converted.")
 ]
 LawName = Annotated[str, typer.Option(help="A law by name, a JSON file of constants, or a CSV of runs to fit.")]
 AllLaws = Annotated[bool, typer.Option("--all-laws", help="Tabulate every law.")]
 SameText = Annotated[
-    bool, typer.Option("--same-text", help="The law's text and tokenizer are those of the losses: also R = L - E.")
+    bool, typer.Option("--same-text", help="The losses are on the law's own text and tokenizer: also use R = L - E.")
 ]
 FamilyFile = Annotated[
     str | None, typer.Option(help="Losses of several models on the same text: a CSV, or a built-in family.")
@@ -49,15 +49,16 @@ CheckpointsFile = Annotated[
     Path | None, typer.Option(help="Losses of the original's own checkpoints on the same text: a CSV.")
 ]
 TextName = Annotated[
-    str | None, typer.Option(help="The text of the losses, one with known pairs: pile, c4, wikitext, ...")
+    str | None, typer.Option(help="The text of the losses, for the calibration: pile, c4, wikitext, ...")
 ]
 BytesPerToken = Annotated[
-    float | None, typer.Option(help="Of the model's tokenizer; converts losses where the law's is known.")
+    float | None,
+    typer.Option(help="Of the model's tokenizer: converts losses to the law's, if that is known."),
 ]
 Fraction = Annotated[
-    float | None, typer.Option(help="The inverse: which rise of the loss leaves this fraction, such as 0.1.")
+    float | None, typer.Option(help="The inverse: the rise of the loss that leaves this fraction, such as 0.1.")
 ]
-Literature = Annotated[bool, typer.Option("--literature", help="Published figures, converted.")]
+Literature = Annotated[bool, typer.Option("--literature", help="Convert published figures and list them.")]
 Level = Annotated[float, typer.Option(help="Level of the intervals.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the resampling.")]
 OutputFormat = Annotated[Format, typer.Option("--format", help="How to print.")]

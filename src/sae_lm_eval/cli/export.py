@@ -20,20 +20,24 @@ def export_command(
     ] = None,
     hub: Annotated[
         str | None,
-        typer.Option(help="Make a data set of the Hugging Face Hub, org/name: a row for each document and variant."),
+        typer.Option(help="Make a data set for the Hugging Face Hub, org/name: a row for each document and variant."),
     ] = None,
     texts: Annotated[
         bool, typer.Option("--texts", help="With --hub: the benchmarks' prompts and answers as well.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry_run", help="With --hub: write the folder, upload nothing; so too without a token.")
+        bool,
+        typer.Option(
+            "--dry_run",
+            help="With --hub: write the folder, but upload nothing.",
+        ),
     ] = False,
     output_path: Annotated[
         Path | None, typer.Option("--output_path", help="With --hub: the folder to upload. Default: OUT/hub.")
     ] = None,
     baseline: BaselineName = None,
 ) -> None:
-    """Write what was measured as results of SAEBench or as a data set of the Hub; from files alone."""
+    """Export results to SAEBench's format or as a data set for the Hub; no model is loaded."""
     from sae_lm_eval.errors import UserError
     from sae_lm_eval.exchange.new_files import SAEBENCH_MARK, check_place
 

@@ -17,12 +17,12 @@ def inspect(
         str | None, typer.Option("--model_args", help="As for lm_eval: pretrained=gpt2,sae=...,hook_map=...")
     ] = None,
     text: Annotated[str | None, typer.Option(help="A .txt, .jsonl or .parquet file to measure the fit on.")] = None,
-    tokens: Annotated[int, typer.Option(help="How many tokens of it.")] = 16384,
+    tokens: Annotated[int, typer.Option(help="Tokens of it to read.")] = 16384,
     pattern: Annotated[
         str | None, typer.Option("--list", help="List registered dictionaries, release#id, by glob.")
     ] = None,
 ) -> None:
-    """Say what would be spliced where, and what the dictionary's metadata says; evaluate nothing."""
+    """Show what would be spliced where, and the dictionary's metadata; evaluate nothing."""
     from rich.console import Console
 
     from sae_lm_eval.dictionaries.saelens_package import check_pattern

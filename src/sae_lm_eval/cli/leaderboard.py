@@ -14,7 +14,7 @@ def leaderboard_command(
     ],
     output_path: Annotated[Path, typer.Option("--output_path", help="The page to write.")] = Path("leaderboard.html"),
 ) -> None:
-    """Write a page of all variants of many runs: sortable, with filters, and the provenance of each row."""
+    """Put the variants of many runs on one page, with sorting, filters and provenance."""
     from sae_lm_eval.errors import UserError
     from sae_lm_eval.exchange.new_files import LEADERBOARD_MARK, check_place, write_marked
     from sae_lm_eval.exchange.run_folders import run_folders

@@ -8,13 +8,11 @@ from typing import Annotated
 import typer
 
 ResultsFolder = Annotated[Path, typer.Argument(help="A folder with the results of a baseline and of variants in it.")]
-BaselineName = Annotated[
-    str | None, typer.Option(help="The baseline's folder, where it is not called baseline and not plain to see.")
-]
+BaselineName = Annotated[str | None, typer.Option(help="The baseline's folder, if it cannot be recognised.")]
 CategoriesFile = Annotated[
     Path | None, typer.Option(help="YAML: category -> tasks or groups, or {field: name} of the documents.")
 ]
 DocumentsBy = Annotated[
-    str | None, typer.Option("--docs_by", help="Field of the documents, such as a passage, that groups them.")
+    str | None, typer.Option("--docs_by", help="Field that groups documents which belong together, such as a passage.")
 ]
 TaskOrder = Annotated[str, typer.Option(help="task: lm_eval's order of tasks; drop: the largest drop first.")]

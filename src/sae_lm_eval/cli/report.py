@@ -31,7 +31,7 @@ def report(
     scores: Annotated[
         Path | None,
         typer.Option(
-            help="Scores of the dictionaries, to be held against what they cost: a file or folder of SAEBench's or "
+            help="Scores of the dictionaries, to compare with the drops: a file or folder of SAEBench's or "
             "delphi's results, or a CSV or Parquet file with a column sae, or release and sae_id."
         ),
     ] = None,

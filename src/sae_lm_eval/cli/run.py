@@ -64,16 +64,16 @@ def run_command(
         str | None,
         typer.Option(
             "--fewshot_seeds",
-            help="1,2,3: the run once for each choice of in-context examples, and intervals that include the choice.",
+            help="1,2,3: repeat the run with other few-shot examples, and include their choice in the intervals.",
         ),
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Say what would run and for how long; write nothing.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what would run and for how long; write nothing.")] = False,
 ) -> None:
     """Evaluate the untouched model and variants in one go: run SWEEP.yaml, or --model_args ... --sae ... --tasks ...
 
     lm_eval's flags (--tasks, --num_fewshot, --limit, ...) come last, and override the file. Each model is written as
-    an ordinary results folder of lm_eval's; the comparison and the report follow. The same command again continues
-    where it was cut short.
+    an ordinary results folder of lm_eval's; the comparison and the report follow. The same command continues an
+    interrupted run.
     """
     from sae_lm_eval.runs.checks import check
 

@@ -25,25 +25,25 @@ def talk(
         str, typer.Option("--model_args", help="As for lm_eval: pretrained=gpt2,sae=SPEC,splice=reconstruction")
     ],
     sae: Annotated[
-        list[str] | None, typer.Option("--sae", help="One more variant, as a column of its own; may be repeated.")
+        list[str] | None, typer.Option("--sae", help="Another variant, in its own column. Repeatable.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help='Answer these instead of asking: one a line, or a .jsonl with "prompt".')
+        Path | None, typer.Option(help='Answer the prompts of this file: one a line, or a .jsonl with "prompt".')
     ] = None,
     text: Annotated[
-        Path | None, typer.Option(help="Where in a .txt, .jsonl or .parquet file the splice hurts, token by token.")
+        Path | None, typer.Option(help="Show where the splice hurts in a text (.txt, .jsonl or .parquet), by token.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="The page to write for --prompts and --text.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page for --prompts and --text.")] = None,
     system: Annotated[str | None, typer.Option(help="The system prompt of a chat model.")] = None,
     prompt_format: Annotated[
-        str | None, typer.Option("--prompt_format", help="chat or plain; chat where the tokenizer has a template.")
+        str | None, typer.Option("--prompt_format", help="chat or plain (default: chat, if there is a template).")
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the noise that all columns are given.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Of an answer.")] = 128,
-    tokens: Annotated[int, typer.Option(help="How many tokens of --text.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Seed of the noise, which all columns share.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("--max_new_tokens", help="Longest answer, in tokens.")] = 128,
+    tokens: Annotated[int, typer.Option(help="Tokens of --text to read.")] = 2048,
 ) -> None:
-    """Talk to the baseline and its variants side by side, and see at which tokens they part."""
+    """Talk to the baseline and its variants side by side, and see where their answers part."""
     from sae_lm_eval.runs.argument_text import named_values
     from sae_lm_eval.runtime.text_files import check_readable, check_writable
     from sae_lm_eval.splicing.choices import whole

@@ -36,20 +36,18 @@ def where_command(
     ] = None,
     held_out: Annotated[
         bool,
-        typer.Option(
-            "--held_out", help="Score half of the documents, drawn by a seed; what is fitted is fitted on the rest."
-        ),
+        typer.Option("--held_out", help="Score half of the documents, and fit on the other half."),
     ] = False,
     output_path: Annotated[
-        str | None, typer.Option("--output_path", "-o", help="A folder; what is found goes to its folder where/.")
+        str | None, typer.Option("--output_path", "-o", help="A folder; results go into its subfolder where/.")
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Say what it would cost; load and write nothing.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the cost; load and write nothing.")] = False,
 ) -> None:
-    """Find out which positions' errors cost what a variant lost: --model_args ... --sae ... --tasks ...
+    """Find out which positions' errors cause a variant's drop: --model_args ... --sae ... --tasks ...
 
-    The tasks are scored once more for each class of positions, with the variant's error put back there, and with it
-    there alone. lm_eval's flags (--tasks, --num_fewshot, --limit, ...) come last, as for run. The same command again
-    continues where it was cut short.
+    For each class of positions, the tasks are scored without the variant's error there, and with the error there alone.
+    lm_eval's flags (--tasks, --num_fewshot, --limit, ...) come last, as for run. The same command continues an
+    interrupted run.
     """
     from sae_lm_eval.attribution.classes import DEFAULT
     from sae_lm_eval.cli.first_words import say_loading

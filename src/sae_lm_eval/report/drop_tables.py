@@ -202,8 +202,8 @@ def how_measured(rows: Sequence[DropRow], told: Told) -> str:
     metrics = listing(dict.fromkeys(metric_name(row) for row in rows))
     return (
         f"{questions_a_row(rows)}, metric {metrics}. {told.level:.0%} interval: "
-        f"{alternatives(row.interval for row in rows)}, over questions like those of these tasks, not adjusted for "
-        f"their number.{caution_mark(rows)}"
+        f"{alternatives(row.interval for row in rows)}, for other questions like these, not adjusted for the number "
+        f"of intervals.{caution_mark(rows)}"
     )
 
 

@@ -71,7 +71,7 @@ TABLES = (
         "outputs",
         "Output distribution",
         tuple(METRICS)[7:12],
-        "What becomes of the next-token distribution: KL from the baseline to the spliced model and its reverse in "
+        "How the next-token distribution changes: KL from the baseline to the spliced model and its reverse in "
         "nats/token, the share of positions with the same likeliest token, and bits/byte of both models "
         "(± standard error).",
     ),
@@ -305,7 +305,7 @@ def _compute_table(fidelity: Fidelity) -> ReportTable:
         notes = text_cell(made.flags if made.value is not None else made.reason)
         rows.append((*_names(key), value, Cell(bounds, made.low), text_cell(made.law or NA), *cells, notes))
     caption = (
-        "The fraction of the original's training compute that would have bought the spliced loss. n/a: undefined, for "
+        "The fraction of the original's training compute that gives the spliced loss. n/a: undefined, for "
         "the reason in the notes. Beside it stand the fraction within the law, the least and greatest within the laws "
         "in force, and the fraction calibrated on known pairs of models."
     )

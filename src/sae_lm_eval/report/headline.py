@@ -40,12 +40,12 @@ def headline(comparison: Comparison, summary: Summary) -> list[str]:
 
 def _at_chance(row: DropRow, model: str) -> list[str]:
     """Of a baseline that is at chance, or answers nothing right, there is nothing else to say."""
-    nothing = "Nothing can be lost, so the drops say nothing about the dictionaries."
+    nothing = "It has nothing to lose, so the drops say nothing about the dictionaries."
     if row.above_chance_reason == NONE_RIGHT:
-        return [f"{model} answers none of these {row.n:,} questions rightly. {nothing}"]
+        return [f"{model} answers none of these {row.n:,} questions correctly. {nothing}"]
     return [
         f"The baseline is at chance on these tasks: {model} answers {percent(row.baseline)}% of {row.n:,} questions "
-        f"rightly, where guessing gives {percent(row.chance)}%. {nothing}"
+        f"correctly, and guessing gives {percent(row.chance)}%. {nothing}"
     ]
 
 
@@ -79,9 +79,9 @@ def _apart(comparison: Comparison, worse: str, better: str) -> list[str]:
         bounds = f" ({comparison.level:.0%} interval {ends}{adjusted})"
     differ = f"differ by {fixed_decimals(row['difference'])} points{bounds}"
     if clear:
-        return [f"They {differ}, and can be told apart."]
+        return [f"They {differ}, which is significant."]
     after = "The" if len(between) == 1 else f"After adjustment for {len(between)} comparisons the"
-    return [f"{after} two cannot be told apart: they {differ}."]
+    return [f"{after} difference is not significant: they {differ}."]
 
 
 def _extremes(summary: Summary, variant: str) -> list[str]:
@@ -108,15 +108,15 @@ def _bounds(row: DropRow) -> str:
 def _detectable(costs: Sequence[DropRow]) -> list[str]:
     values = sorted(row.detectable for row in costs if row.detectable is not None)
     if not values and all(row.undetectable_reason == SETS_ALIKE for row in costs):
-        return [f"How small a drop these questions would show cannot be told: {SETS_ALIKE}."]
+        return [f"The smallest drop that these questions can detect is unknown: {SETS_ALIKE}."]
     if not values:
-        return ["These questions are too few to show any drop with 80% power, even one of all that the baseline has."]
+        return ["These questions are too few to detect any drop with 80% power."]
     ends = (
         fixed_decimals(values[0])
         if fixed_decimals(values[0]) == fixed_decimals(values[-1])
         else f"{fixed_decimals(values[0])} to {fixed_decimals(values[-1])}"
     )
-    return [f"These questions would show a drop of {ends} points with 80% power."]
+    return [f"With these questions, a drop of {ends} points is detected with 80% power."]
 
 
 def _all_losses(names: Sequence[str], fidelity: Fidelity) -> list[str]:

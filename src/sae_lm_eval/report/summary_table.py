@@ -178,8 +178,8 @@ def _caption(summary: Summary, told: Told) -> str:
     parts = []
     if shown:
         parts.append(
-            "First row: accuracy of the untouched model, in percent. Below: drop in percentage points, positive where "
-            f"the variant is worse, with its {told.level:.0%} interval. * adjusted p < {1 - told.level:.2g}: "
+            "First row: accuracy of the untouched model, in percent. Below: drop in percentage points, positive if the "
+            f"variant is worse, with its {told.level:.0%} interval. * adjusted p < {1 - told.level:.2g}: "
             f"{told.family} {how_measured(shown, told)}{chance_mark(shown)}"
         )
     if summary.costs:
@@ -188,7 +188,7 @@ def _caption(summary: Summary, told: Told) -> str:
         told_costs = "; ".join(meanings)
         parts.append(f"{told_costs[:1].upper()}{told_costs[1:]}.")
     if summary.controls:
-        parts.append(f"Controls, with no dictionary's reconstruction: {', '.join(summary.controls)}.")
+        parts.append(f"Controls, without a dictionary's reconstruction: {', '.join(summary.controls)}.")
     return " ".join(parts)
 
 

@@ -1,0 +1,156 @@
+"""The blocks of README.md and of the tutorials, run one after the other as they stand there.
+
+    python scripts/first_hour.py [PAGE ...]
+
+`sh scripts/first_hour.sh` does this in a fresh clone and environment. Each page has a folder of its own, which goes
+afterwards. Python and YAML blocks are saved where the text or their first line names a file. A comment before a block
+says what it needs that is not here:
+
+    <!-- needs: network -->    (or a GPU) its commands go as far as parsing and planning: without a network each must
+                               end in one sentence about what is missing; Python is compiled
+    <!-- elsewhere: WHO -->    what runs it instead
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TUTORIALS = ROOT / "docs" / "tutorials"
+PAGES = (
+    ROOT / "README.md",
+    *(TUTORIALS / f"{name}.md" for name in ("first-table", "your-own-sae", "gemma-scope")),
+    ROOT / "docs" / "paper.md",
+)
+MARK = r"(?:<!-- (needs|elsewhere): ([^\n]+?) -->\n+)?"
+BLOCK = re.compile(MARK + r"^```(bash|python|yaml)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+TYPED = "Tom saw\n"  # at the prompt of `talk`
+SHOWN = 2000  # characters of what a command that failed printed
+# How a sentence ends where a model, a dictionary or a file cannot be had without a network or somebody's files.
+MISSING = re.compile(r"There is no |not in the local cache|cannot be reached|cannot be had|HF_HUB_OFFLINE|is no folder")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code of a page, what its mark says, and the text before it."""
+
+    language: str
+    code: str
+    mark: str | None
+    what: str | None
+    before: str
+
+    @property
+    def file(self) -> str | None:
+        """The name of the file that it is: its first line is a comment with it, or the text before ends with it."""
+        first = re.match(r"# (\S+\.(?:py|yaml))\n", self.code)
+        told = re.findall(r"`([\w.-]+\.yaml)`", self.before[-300:]) if self.language == "yaml" else []
+        return first[1] if first else (told[-1] if told else None)
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    text = page.read_text(encoding="utf-8")
+    for found in BLOCK.finditer(text):
+        mark, what, language, code = found.groups()
+        yield Block(language, code, mark, what, text[: found.start()])
+
+
+def commands_of(code: str) -> list[list[str]]:
+    """The words of each command of a shell block."""
+    lines = code.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(re.sub(r"(^|\s)#.*", "", line)))]
+
+
+def command_line(words: Sequence[str]) -> list[str]:
+    """Words with the commands of this interpreter's environment, whatever the PATH has."""
+    if words[0] == "sae-lm-eval":
+        return [str(Path(sys.executable).with_name(words[0])), *words[1:]]
+    if words[0] == "lm_eval":
+        return [sys.executable, "-m", *words]
+    return [sys.executable, *words[1:]] if words[0] == "python" else list(words)
+
+
+def run(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """The command, whose output goes to the file behind `>` if there is one."""
+    before, into = (words[: words.index(">")], words[-1]) if ">" in words else (words, None)
+    done = subprocess.run(
+        command_line(before), cwd=folder, env=environment, input=TYPED, capture_output=True, text=True, check=False
+    )
+    if into is not None:
+        (folder / into).write_text(done.stdout, encoding="utf-8")
+    return done
+
+
+def failed(done: subprocess.CompletedProcess[str], *, planned: bool) -> bool:
+    """Whether a command did not do what it should; one that is only planned may end for want of what it needs."""
+    if done.returncode == 0:
+        return False
+    last = done.stderr.strip().splitlines()[-1:] or [""]
+    return not (
+        planned and done.returncode in (1, 2) and "Traceback" not in done.stderr and MISSING.search(" ".join(last))
+    )
+
+
+def planned_words(words: Sequence[str]) -> list[str]:
+    """A run is planned; other commands stop by themselves where the network ends."""
+    asks = words[:2] == ["sae-lm-eval", "run"] and "--plan" not in words
+    return [*words, "--plan"] if asks else list(words)
+
+
+def do_block(block: Block, folder: Path, environment: Mapping[str, str]) -> bool:
+    """Run a block in `folder`; whether all went well. Prints a line for each command."""
+    planned = block.mark == "needs"
+    if block.file is not None:
+        (folder / block.file).write_text(block.code, encoding="utf-8")
+        return True
+    if block.language == "python":
+        compile(block.code, "block", "exec")
+        asked = [] if planned else [["python", "-c", block.code]]
+    else:
+        asked = commands_of(block.code) if block.language == "bash" else []
+    for words in asked:
+        begun = time.monotonic()
+        done = run(planned_words(words) if planned else words, folder, environment)
+        wrong = failed(done, planned=planned)
+        shown = " ".join(words).partition("\n")[0]
+        verdict = "FAILED" if wrong else (f"planned, needs {block.what}" if planned else "ok")
+        print(f"  {verdict} ({time.monotonic() - begun:.0f} s): {shown}", flush=True)
+        if wrong:
+            print(done.stdout[-SHOWN:], done.stderr[-SHOWN:], sep="\n")
+            return False
+    return True
+
+
+def do_page(page: Path, environment: Mapping[str, str]) -> bool:
+    print(page.relative_to(ROOT), flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copytree(ROOT / "examples", folder / "examples")
+        for block in blocks_of(page):
+            if block.mark == "elsewhere":
+                print(f"  run by {block.what}: {block.code.splitlines()[0]}")
+            elif not do_block(block, folder, environment):
+                return False
+    return True
+
+
+def main(pages: Sequence[str]) -> int:
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "HF_HOME": home, "HF_HUB_OFFLINE": "1"}
+        chosen = [Path(page).resolve() for page in pages] or PAGES
+        wrong = [page for page in chosen if not do_page(page, environment)]
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
