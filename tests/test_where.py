@@ -14,19 +14,21 @@ from typer.testing import CliRunner
 
 from sae_lm_eval import UserError
 from sae_lm_eval.attribution.classes import Labels, Reading, division
-from sae_lm_eval.attribution.patches import spread
+from sae_lm_eval.attribution.patches import classes_of, spread
 from sae_lm_eval.attribution.segments import PromptDocument, segments, tails
 from sae_lm_eval.attribution.token_kinds import KINDS, Words, token_kinds
 from sae_lm_eval.cli.main import app
 from sae_lm_eval.comparison.paired_statistics import ALIKE
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses, shares, why_no_share
 from sae_lm_eval.report.where_records import records_beside
-from sae_lm_eval.report.where_tables import class_tables, where_picture, where_sentences
+from sae_lm_eval.report.where_tables import class_tables, norm_edges, where_picture, where_sentences
 from sae_lm_eval.runs.asked_tasks import _choices, _own
 from sae_lm_eval.runs.inquiry import Inquiry
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import sweep_of
-from sae_lm_eval.runs.where import _chosen, explain_drops
+from sae_lm_eval.runs.where import explain_drops
+from sae_lm_eval.runs.where_variant import chosen_documents
+from sae_lm_eval.splicing.splice import Variant
 
 K4 = "world#blocks.2.hook_resid_post.k4"
 MMLU = "The following are questions about art.\n\n{}Which is red?\nA. a rose\nB. the sky\nC. snow\nD. grass\nAnswer:"
@@ -131,10 +133,32 @@ class TestKinds:
             *("rare word", "rare word", "word", "rare word")
         ]
 
+    def test_a_bracket_and_the_word_behind_it_are_of_that_word(self):
+        spans = np.array([(0, 4), (4, 9), (9, 10)])
+        found = token_kinds("(the mouse)", spans, np.zeros(3, dtype=bool), Words(["the mouse", "mouse the"]))
+        assert [KINDS[kind] for kind in found] == ["word", "part of a word", "part of a word"]
+
     def test_blanks_alone_are_no_part_of_the_word_behind(self):
         spans = np.array([(0, 1), (1, 4), (4, 6), (6, 10)])
         found = token_kinds(" cat  mouse", spans, np.zeros(4, dtype=bool), Words(["cat mouse", "mouse cat"]))
         assert [KINDS[kind] for kind in found] == ["punctuation", "word", "punctuation", "word"]
+
+
+class TestNorms:
+    def test_positions_without_an_error_are_a_part(self):
+        edges = {"a": [1e-38, 1e-38, 0.5]}
+        classes = classes_of(Labels([]), Variant(()), edges)
+        norms = [one for one in classes if one.division == "norm"]
+        assert [one.name for one in norms] == ["quantiles 1 to 2 of 4", "quantile 3 of 4", "quantile 4 of 4"]
+        assert [one.inside.norms["a"] for one in norms] == [(0.0, 1e-38), (1e-38, 0.5), (0.5, float("inf"))]
+
+    def test_a_part_that_is_empty_at_one_site_alone_stays(self):
+        edges = {"a": [0.2, 0.2], "b": [0.1, 0.3]}
+        norms = [one.name for one in classes_of(Labels([]), Variant(()), edges) if one.division == "norm"]
+        assert norms == [f"quantile {part} of 3" for part in (1, 2, 3)]
+
+    def test_an_edge_above_0_is_written_as_that(self):
+        assert norm_edges({"norm_edges": {"a": [2e-38, 2e-38, 0.5]}}) == "Edges of the norm: above 0, 0.500 at a."
 
 
 class TestClasses:
@@ -471,6 +495,11 @@ def compared(folder, provenance):
         (["--by", "field:evidnce"], "no document has this field; they have "),
         (["--sae", f"{K4},splice=zero"], "no dictionary's error to put back"),
         (["--tasks", "sae_world_text"], "leave out sae_world_text"),
+        (["--limt", "2"], "where has no flag '--limt'. Did you mean '--limit'?"),
+        (["--config", "x.yaml"], "where takes lm_eval's settings from a sweep file: sae-lm-eval where FILE"),
+        (["--num_fewshot", "many"], "sae-lm-eval where --help lists the flags"),
+        (["--question", "first"], "--question first is no question"),
+        (["--latents", "-1"], "it takes a number from 1 to 100"),
     ],
 )
 def test_bad_input_is_told_in_a_sentence(flags, message, tmp_path):
@@ -520,10 +549,10 @@ def test_of_a_task_whose_prompts_differ_by_choice_the_scored_text_is_the_choice(
 
 def test_what_is_fitted_and_what_is_scored_are_both_there():
     documents = [PromptDocument(task, number, "", ()) for task in "abc" for number in range(41)]
-    chosen = _chosen(Inquiry(held_out=True), documents)
+    chosen = chosen_documents(Inquiry(held_out=True), documents)
     assert {int(chosen[start : start + 41].sum()) for start in (0, 41, 82)} <= {20, 21}
     assert not (chosen[:41] == chosen[41:82]).all(), "each task has its own draw"
-    alone = _chosen(Inquiry(held_out=True), documents[41:82])
+    alone = chosen_documents(Inquiry(held_out=True), documents[41:82])
     assert (alone == chosen[41:82]).all(), "whatever other tasks there are"
     with pytest.raises(UserError, match="give more than one"):
-        _chosen(Inquiry(held_out=True), documents[:1])
+        chosen_documents(Inquiry(held_out=True), documents[:1])

@@ -128,7 +128,7 @@ def test_an_error_that_is_the_same_everywhere_is_linear_by_its_mean():
     linear, rest = moments.classes(("direction",), moments)
     assert linear.energy == pytest.approx(1, abs=1e-6)
     assert rest.energy == pytest.approx(0, abs=1e-6)
-    found = linear.parts["a"](y.float(), torch.ones_like(y).float())
+    found = linear.parts["a"](y.float(), y.float(), torch.ones_like(y).float())
     torch.testing.assert_close(found, torch.ones_like(found), atol=1e-3, rtol=0)
 
 

@@ -20,7 +20,11 @@ from sae_lm_eval.splicing.splice import Splice, Variant
 LINEAR, REST = "linear in the activation", "not linear"
 RIDGE = 1e-3  # of the mean variance of the activation
 
-Part = Callable[[Float[Tensor, "*batch d_out"], Float[Tensor, "*batch d_out"]], Float[Tensor, "*batch d_out"]]
+# Of what a dictionary reads, the activation and its error, a part of the error.
+Part = Callable[
+    [Float[Tensor, "*batch d_in"], Float[Tensor, "*batch d_out"], Float[Tensor, "*batch d_out"]],
+    Float[Tensor, "*batch d_out"],
+]
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,10 @@ class LinearPart:
     mean: Float[Tensor, " d_out"]
 
     def __call__(
-        self, y: Float[Tensor, "*batch d_out"], error: Float[Tensor, "*batch d_out"]
+        self,
+        x: Float[Tensor, "*batch d_in"],
+        y: Float[Tensor, "*batch d_out"],
+        error: Float[Tensor, "*batch d_out"],
     ) -> Float[Tensor, "*batch d_out"]:
         return self.mean.to(error) + (y - self.centre.to(y)) @ self.map.to(y)
 
@@ -44,7 +51,10 @@ class Projection:
     basis: Float[Tensor, "d_out some"]
 
     def __call__(
-        self, y: Float[Tensor, "*batch d_out"], error: Float[Tensor, "*batch d_out"]
+        self,
+        x: Float[Tensor, "*batch d_in"],
+        y: Float[Tensor, "*batch d_out"],
+        error: Float[Tensor, "*batch d_out"],
     ) -> Float[Tensor, "*batch d_out"]:
         basis = self.basis.to(error)
         return error @ basis @ basis.mT
@@ -57,9 +67,12 @@ class Remainder:
     part: Part
 
     def __call__(
-        self, y: Float[Tensor, "*batch d_out"], error: Float[Tensor, "*batch d_out"]
+        self,
+        x: Float[Tensor, "*batch d_in"],
+        y: Float[Tensor, "*batch d_out"],
+        error: Float[Tensor, "*batch d_out"],
     ) -> Float[Tensor, "*batch d_out"]:
-        return error - self.part(y, error)
+        return error - self.part(x, y, error)
 
 
 @dataclass(frozen=True)
@@ -98,7 +111,11 @@ class Moments(EditedWatch[dict[str, Tensor]]):
         self.of: dict[str, dict[str, Tensor]] = {}
 
     def measured(
-        self, splice: Splice, y: Float[Tensor, "edited d_out"], new: Float[Tensor, "edited d_out"]
+        self,
+        splice: Splice,
+        x: Float[Tensor, "edited d_in"],
+        y: Float[Tensor, "edited d_out"],
+        new: Float[Tensor, "edited d_out"],
     ) -> dict[str, Tensor]:
         activation = y.double()
         # Of the dictionary's own error, of which `scale` is what is made of it.

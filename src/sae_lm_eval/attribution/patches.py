@@ -56,17 +56,20 @@ def classes_of(
             if own:
                 rest = frozenset(labels.seen) - own
                 out.append(PlaceClass(division.name, name, Places(labels=own), Places(labels=rest)))
-    if norms is not None:
-        count = len(next(iter(norms.values()))) + 1
-        for index in range(count):
-            bounds = {hook: _between([0.0, *edges, float("inf")], index) for hook, edges in norms.items()}
-            inside = Places(norms=bounds)
-            out.append(PlaceClass(NORMS, f"quantile {index + 1} of {count}", inside, replace(inside, outside=True)))
-    return [*out, *_sites(variant)]
+    return [*out, *(_quantiles(norms) if norms else []), *_sites(variant)]
 
 
-def _between(edges: Sequence[float], index: int) -> tuple[float, float]:
-    return edges[index], edges[index + 1]
+def _quantiles(edges: Mapping[str, Sequence[float]]) -> list[PlaceClass]:
+    """Classes between `edges` by hook; a part that can hold no norm at any hook is one with the part below it."""
+    bounds = {hook: [0.0, *of, float("inf")] for hook, of in edges.items()}
+    parts = len(next(iter(edges.values()))) + 1
+    starts = [at for at in range(parts) if not at or any(of[at] < of[at + 1] for of in bounds.values())]
+    out = []
+    for start, end in zip(starts, [*starts[1:], parts], strict=True):
+        inside = Places(norms={hook: (of[start], of[end]) for hook, of in bounds.items()})
+        quantile = f"quantile {start + 1}" if end == start + 1 else f"quantiles {start + 1} to {end}"
+        out.append(PlaceClass(NORMS, f"{quantile} of {parts}", inside, replace(inside, outside=True)))
+    return out
 
 
 def _sites(variant: Variant) -> list[PlaceClass]:
@@ -143,11 +146,18 @@ class Patched:
         return out
 
     def norm_edges(self, queries: Sequence[Query], parts: int) -> dict[str, list[float]]:
-        """By hook the quantiles of the error's norm that divide the positions of some queries into equal parts."""
+        """By hook the quantiles of the error's norm that divide the positions of some queries into equal parts.
+
+        A quantile of 0 becomes the least number above it, so that positions without an error are a part.
+        """
         watch = _Norms(self.spliced.variant)
         self.watched(spread(queries, NORMS_OF), watch)
         levels = [part / parts for part in range(1, parts)]
-        return {hook: np.quantile(np.concatenate(of), levels).tolist() for hook, of in watch.found.items()}
+        least = float(np.finfo(np.float32).tiny)
+        return {
+            hook: np.maximum(np.quantile(np.concatenate(of), levels), least).tolist()
+            for hook, of in watch.found.items()
+        }
 
     def watched(self, queries: Sequence[Query], watch: Watch) -> None:
         """Let a watch see what passes the variant's splices while queries are read."""
@@ -167,9 +177,13 @@ class EditedWatch(Generic[Measured]):
         self.special = variant.special_ids
 
     def measured(
-        self, splice: Splice, y: Float[Tensor, "edited d_out"], new: Float[Tensor, "edited d_out"]
+        self,
+        splice: Splice,
+        x: Float[Tensor, "edited d_in"],
+        y: Float[Tensor, "edited d_out"],
+        new: Float[Tensor, "edited d_out"],
     ) -> Measured:
-        """Of the activations in a batch, and of what takes their place."""
+        """Of what is read in a batch, of the activations, and of what takes their place."""
         raise NotImplementedError
 
     def add(self, hook: str, measured: Measured) -> None:
@@ -187,7 +201,7 @@ class EditedWatch(Generic[Measured]):
             counted = spliced_positions(context.input_ids, context.positions, self.special, first).to(y.device)
             if context.real is not None:  # padding is spliced too, and read by nobody
                 counted = counted & context.real.to(y.device)
-            found[splice.site_out.hook] = self.measured(splice, y[counted], new[counted])
+            found[splice.site_out.hook] = self.measured(splice, x[counted.to(x.device)], y[counted], new[counted])
 
         yield record
         for hook, measured in found.items():
@@ -202,7 +216,11 @@ class _Norms(EditedWatch[np.ndarray]):
         self.found: dict[str, list[np.ndarray]] = {splice.site_out.hook: [] for splice in variant.splices}
 
     def measured(
-        self, splice: Splice, y: Float[Tensor, "edited d_out"], new: Float[Tensor, "edited d_out"]
+        self,
+        splice: Splice,
+        x: Float[Tensor, "edited d_in"],
+        y: Float[Tensor, "edited d_out"],
+        new: Float[Tensor, "edited d_out"],
     ) -> np.ndarray:
         return error_norm(y, new).cpu().numpy()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -32,17 +33,36 @@ class Words:
         return RARE if self._texts[word.lower()] <= 1 else PLAIN
 
 
+class TokenWords(NamedTuple):
+    """The words of a text, and by its number the word that each token is of: that of its first letter; -1 is none."""
+
+    words: list[str]
+    owner: Int[np.ndarray, " tokens"]
+
+    @classmethod
+    def of(cls, text: str, spans: Int[np.ndarray, "tokens 2"]) -> TokenWords:
+        """Of tokens whose text is `text[start:end]`; those without text are of no word."""
+        inside, words = np.full(len(text), -1), []
+        for number, match in enumerate(WORD.finditer(text)):
+            inside[match.start() : match.end()] = number
+            words.append(match[0])
+        letters = np.append(np.flatnonzero(inside >= 0), len(text))
+        first = letters[np.searchsorted(letters[:-1], spans[:, 0])]
+        return cls(words, np.where(first < spans[:, 1], np.append(inside, -1)[first], -1))
+
+
+def has_digit(piece: str) -> bool:
+    return any(letter.isdigit() for letter in piece)
+
+
 def token_kinds(
     text: str, spans: Int[np.ndarray, "tokens 2"], special: np.ndarray, words: Words
 ) -> Int[np.ndarray, " tokens"]:
     """The kind of each token, whose text is `text[start:end]`; `special` are those without one."""
-    owner, kinds = np.full(len(text) + 1, -1), []
-    for number, match in enumerate(WORD.finditer(text)):
-        owner[match.start() : match.end()] = number
-        kinds.append(words.kind(match[0]))
-    word = np.where(special, -1, owner[first_letters(text, spans)])
-    pieces = np.bincount(word[word >= 0], minlength=max(1, len(kinds)))
-    of_word = np.array([*kinds, PLAIN])[word]
+    of_text = TokenWords.of(text, spans)
+    word = np.where(special, -1, of_text.owner)
+    pieces = np.bincount(word[word >= 0], minlength=max(1, len(of_text.words)))
+    of_word = np.array([*map(words.kind, of_text.words), PLAIN])[word]
     torn = (word >= 0) & (pieces[word] > 1) & (of_word != NAME)
     out = np.where(word < 0, PUNCTUATION, np.where(torn, PART, of_word))
     for at, (start, end) in enumerate(spans.tolist()):
@@ -51,7 +71,7 @@ def token_kinds(
             out[at] = SPECIAL
         elif "\n" in piece:
             out[at] = NEWLINE
-        elif any(letter.isdigit() for letter in piece):
+        elif has_digit(piece):
             out[at] = DIGIT
     return out
 

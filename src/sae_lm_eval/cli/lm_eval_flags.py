@@ -12,28 +12,30 @@ from typer.core import TyperCommand
 
 from sae_lm_eval.errors import UserError, did_you_mean, first_line
 
-# lm_eval's flags that mean nothing here, and what to do instead.
+# lm_eval's flags that mean nothing to a command, and what to do instead.
 REFUSED = {
-    "model": "run evaluates --model sae_hf and the untouched model: leave out --model",
-    "predict_only": "run compares scores, which --predict_only leaves out: leave it out",
-    "config": "run takes lm_eval's settings from a sweep file: sae-lm-eval run FILE",
-    "wandb_args": "run does not log to W&B: log the results folders afterwards",
-    "wandb_config_args": "run does not log to W&B: log the results folders afterwards",
-    "trackio_args": "run does not log to Trackio: log the results folders afterwards",
+    "model": "{0} evaluates --model sae_hf and the untouched model: leave out --model",
+    "predict_only": "{0} compares scores, which --predict_only leaves out: leave it out",
+    "config": "{0} takes lm_eval's settings from a sweep file: sae-lm-eval {0} FILE",
+    "wandb_args": "{0} does not log to W&B: log the results folders afterwards",
+    "wandb_config_args": "{0} does not log to W&B: log the results folders afterwards",
+    "trackio_args": "{0} does not log to Trackio: log the results folders afterwards",
 }
 UNUSED = ("command", "func", "model", "log_samples", "show_config")  # samples are logged in any case
 OF_RUN = ("model_args", "output_path")  # flags of lm_eval's that run has as its own
 
 
 class _Parser(argparse.ArgumentParser):
-    """No abbreviations, of which a later release may have two; and mistakes are a `UserError`."""
+    """No abbreviations, of which a later release may have two; and mistakes are a `UserError` that names `command`."""
+
+    command = "run"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def error(self, message: str) -> Any:
         message = re.sub(r"invalid functools\.partial\(.*\) value", "invalid value", message)
-        raise UserError(f"{message[:1].upper()}{message[1:]}. sae-lm-eval run --help lists the flags.")
+        raise UserError(f"{message[:1].upper()}{message[1:]}. sae-lm-eval {self.command} --help lists the flags.")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,7 +54,8 @@ def settings_of(
     but a few if None. Raises `UserError` for a flag that neither knows, with the nearest, and for those of lm_eval's
     that the command does not take.
     """
-    reader = parser()
+    reader: Any = parser()
+    reader.command = command
     actions = [action for action in reader._actions if of_lm_eval is None or action.dest in of_lm_eval]
     known = {flag for action in actions for flag in action.option_strings}
     taken = sorted({*known, *own} - {f"--{name}" for name in REFUSED})
@@ -74,7 +77,7 @@ def settings_of(
     given = vars(found)
     for name, why in REFUSED.items():
         if given.get(name) not in (None, "sae_hf"):
-            raise UserError(f"{why}.")
+            raise UserError(f"{why.format(command)}.")
     # What is not given is None or absent; False, 0 and "" are as good as any other value.
     return {name: value for name, value in given.items() if value is not None and name not in UNUSED}
 

@@ -16,6 +16,26 @@ if TYPE_CHECKING:
     from sae_lm_eval.runs.sweep import Sweep
     from sae_lm_eval.runs.where_rows import Explained
 
+Divisions = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What divides the error: segment, kind, first:N, distance, norm:PARTS, regex:NAME=PATTERN, "
+        "field:NAME, direction, component, missed. Repeatable; segment and kind if none is named. "
+        "Several dictionaries are divided by site too."
+    ),
+]
+Latents = Annotated[
+    int,
+    typer.Option(help="How many latents to name whose activations the margins depend on; each of them is ablated."),
+]
+Questions = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A question to show token by token: DOC_ID, TASK:DOC_ID, or 'worst' for those that lost and gained "
+        "most. Repeatable."
+    ),
+]
+
 
 def where_command(
     context: typer.Context,
@@ -26,18 +46,13 @@ def where_command(
     model_args: Annotated[
         str, typer.Option("--model_args", "-a", help="As for lm_eval: pretrained=gpt2,dtype=...")
     ] = "",
-    by: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What divides the error: segment, kind, first:N, distance, norm:PARTS, regex:NAME=PATTERN, "
-            "field:NAME, direction, component. Repeatable; segment and kind if none is named. "
-            "Several dictionaries are divided by site too."
-        ),
-    ] = None,
+    by: Divisions = None,
     held_out: Annotated[
         bool,
         typer.Option("--held_out", help="Score half of the documents, and fit on the other half."),
     ] = False,
+    latents: Latents = 0,
+    question: Questions = None,
     output_path: Annotated[
         str | None, typer.Option("--output_path", "-o", help="A folder; results go into its subfolder where/.")
     ] = None,
@@ -55,7 +70,7 @@ def where_command(
     from sae_lm_eval.runs.inquiry import Inquiry
     from sae_lm_eval.runtime.run_folder import check_folder
 
-    question = Inquiry(tuple(by or DEFAULT), held_out)
+    inquiry = Inquiry(tuple(by or DEFAULT), held_out, latents=latents, questions=tuple(question or ()))
     sweep = sweep_from(context, model_args, (sae or [], []), [], {"output_path": output_path})
     if sweep.output_path is None and not plan:
         raise UserError("--output_path is missing: name a folder for what is found.")
@@ -66,24 +81,24 @@ def where_command(
         check_folder(sweep.output_path)
     say_loading()
     if plan or sweep.output_path is None:
-        _show_plan(sweep, question)
+        _show_plan(sweep, inquiry)
         return
     from sae_lm_eval.runs.settings import lm_eval_config
     from sae_lm_eval.runs.where import explain_drops
 
     with resumable():
-        found = explain_drops(sweep, lm_eval_config(sweep), sweep.output_path, question)
+        found = explain_drops(sweep, lm_eval_config(sweep), sweep.output_path, inquiry)
     for one in found:
         _print(one, sweep.output_path)
 
 
-def _show_plan(sweep: Sweep, question: Inquiry) -> None:
+def _show_plan(sweep: Sweep, inquiry: Inquiry) -> None:
     from rich.console import Console
 
     from sae_lm_eval.cli.tables import print_sentence
     from sae_lm_eval.runs.plan import plan_sweep
 
-    for sentence in question.plan(plan_sweep(sweep, None)):
+    for sentence in inquiry.plan(plan_sweep(sweep, None)):
         print_sentence(Console(), sentence, soft_wrap=True)
 
 
@@ -99,7 +114,7 @@ def _print(found: Explained, output_path: Path) -> None:
     from sae_lm_eval.cli.report import print_findings
     from sae_lm_eval.cli.tables import print_sentence
     from sae_lm_eval.report.where_records import FOLDER
-    from sae_lm_eval.report.where_tables import caption, class_tables, norm_edges, where_sentences
+    from sae_lm_eval.report.where_tables import caption, class_tables, latent_tables, norm_edges, where_sentences
 
     console, record = Console(), found.record()
     captions = [
@@ -108,5 +123,8 @@ def _print(found: Explained, output_path: Path) -> None:
     ]
     if console.is_terminal:
         captions.append("Intervals, and columns that have no room here, are in the record.")
-    print_findings(console, where_sentences(record), class_tables(record), captions, ())
-    print_sentence(console, f"Written: {output_path / FOLDER / found.name}.json", soft_wrap=True)
+    told = latent_tables(record, overall=True)
+    captions += [table.caption for table in told]
+    print_findings(console, where_sentences(record), (*class_tables(record), *told), captions, ())
+    for kind in ("json", *(["html"] if record.get("questions") else [])):
+        print_sentence(console, f"Written: {output_path / FOLDER / found.name}.{kind}", soft_wrap=True)

@@ -54,7 +54,14 @@ from sae_lm_eval.report.sweep_figures import sweep_pictures
 from sae_lm_eval.report.sweep_tables import notes, settings, sweep_tables
 from sae_lm_eval.report.task_tables import detail_tables
 from sae_lm_eval.report.where_records import records_beside
-from sae_lm_eval.report.where_tables import class_tables, where_picture
+from sae_lm_eval.report.where_tables import (
+    QuestionPage,
+    class_tables,
+    latent_tables,
+    question_pages,
+    untold,
+    where_picture,
+)
 from sae_lm_eval.report.worst_documents import Worst, worst_documents
 from sae_lm_eval.results.find import is_control, told_apart
 from sae_lm_eval.results.results import Results
@@ -77,6 +84,7 @@ class Report:
     fidelity: pd.DataFrame
     equivalents: pd.DataFrame | None = None
     scores: pd.DataFrame | None = None
+    questions: tuple[QuestionPage, ...] = ()
 
 
 def compare_tasks(
@@ -174,7 +182,7 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
             *(table for table in [released_table(variants)] if table.rows),
             *noise_table(variants),
             *ruler_table(ruled, names),
-            *(table for record in explained for table in class_tables(record)),
+            *(table for record in explained for table in (*class_tables(record), *latent_tables(record))),
             *equivalent_tables(shaped.equivalents.found, [*rows], names),
             *(published_table(published_equivalents(comparison), names) if shaped.equivalents.found is None else ()),
             *detail_tables(rows, told, "group"),
@@ -197,11 +205,12 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
         common=common,
         sources=own,
         packages=packages(variants[0]),
-        notes=(*_notes(comparison, variants, swept), *shaped.equivalents.notes, *unexplained),
+        notes=(*_notes(comparison, variants, swept), *shaped.equivalents.notes, *unexplained, *untold(explained)),
         worst=worst_documents(comparison, rows, shown, names),
         drops=comparison.drops,
         fidelity=tidy(fidelity_of(comparison.variants)),
         equivalents=shaped.equivalents.found,
+        questions=question_pages(explained),
     )
 
 

@@ -31,11 +31,14 @@ class TableColumn:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown, what the column is sorted by (None: undefined, sorted last), and what stands below that."""
+    """What is shown, what the column is sorted by (None: undefined, sorted last), what stands below that, and where a
+    link leads in the formats that have links.
+    """
 
     text: str
     value: float | str | None = None
     detail: str = ""
+    link: str | None = None
 
 
 @dataclass(frozen=True)

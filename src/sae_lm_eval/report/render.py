@@ -16,7 +16,7 @@ from sae_lm_eval.files.escaping import printable
 from sae_lm_eval.report import references
 from sae_lm_eval.report.assemble import Report
 from sae_lm_eval.report.figures import INK, NARROW, RULE, Picture, as_bytes
-from sae_lm_eval.report.formatting import ReportTable
+from sae_lm_eval.report.formatting import Cell, ReportTable
 from sae_lm_eval.report.prose import CITED
 from sae_lm_eval.report.worst_documents import CAPTION
 
@@ -157,6 +157,11 @@ def table_markdown(table: ReportTable) -> str:
     lines = [
         [render_markdown(column.heading) for column in table.columns],
         ["---:" if column.align == "right" else "---" for column in table.columns],
-        *([render_markdown(f"{cell.text} {cell.detail}".strip()) for cell in row] for row in table.rows),
+        *(list(map(_cell_markdown, row)) for row in table.rows),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell_markdown(cell: Cell) -> str:
+    text = f"[{render_markdown(cell.text)}]({cell.link})" if cell.link else render_markdown(cell.text)
+    return f"{text} {render_markdown(cell.detail)}".strip()

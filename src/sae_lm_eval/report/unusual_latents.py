@@ -70,5 +70,9 @@ def _latent(of: Mapping[str, float], splices: Sequence[Mapping[str, object]]) ->
     splice = splices[int(of["splice"])] if 0 <= of["splice"] < len(splices) else {}
     number, page = int(of["latent"]), splice.get("neuronpedia")
     name = f"{splice.get('hook_out')}, {number}" if len(splices) > 1 else str(number)
-    link = f"{SITE}/{page}/{number}" if isinstance(page, str) and PAGE.fullmatch(page) else None
-    return Latent(name, f"{significant(of['activation'])}, {int(of['as_active'])}", link)
+    return Latent(name, f"{significant(of['activation'])}, {int(of['as_active'])}", latent_page(page, number))
+
+
+def latent_page(page: object, number: int) -> str | None:
+    """The address of a latent's page on Neuronpedia, where the dictionary's `page` is one."""
+    return f"{SITE}/{page}/{number}" if isinstance(page, str) and PAGE.fullmatch(page) else None

@@ -15,6 +15,7 @@ from sae_lm_eval.results.results import Results
 from sae_lm_eval.runtime.run_files import read_identity
 
 FOLDER = "where"  # in that of a run
+MISSED = "missed: "  # what divisions of the error that are not fitted are called by
 OF_MODEL = ("pretrained", "revision", "subfolder", "peft", "delta")
 USUAL = {"revision": "main"}
 OF_SPLICE = ("dictionary", "revision", "hook_in", "hook_out", "mode")
@@ -58,6 +59,67 @@ class Coverage(Foreign):
     positions: Number
 
 
+class ActivatedToken(Foreign):
+    """A token at which a latent is active, between what stands before and behind it."""
+
+    before: str
+    token: str
+    after: str
+    activation: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class WhereLatent(Foreign):
+    """What a latent is worth to the margins of a part of the tasks (nats)."""
+
+    name: str
+    hook: str
+    latent: Annotated[int, Field(ge=0)]
+    attributed: Number
+    ablated: Number
+    ablated_low: Number
+    ablated_high: Number
+    active: int
+    neuronpedia: str | None = None
+    tokens: list[ActivatedToken]
+
+
+class LatentsPart(Foreign):
+    """What a part of the tasks lost of its margins (nats), and what the error is worth to first order."""
+
+    name: str
+    lost: Number
+    error: Number
+
+
+class WhereLatents(Foreign):
+    """The latents that margins depend on, or the reason why there are none."""
+
+    reason: str | None
+    documents: int
+    parts: list[LatentsPart]
+    rows: list[WhereLatent]
+
+
+class QuestionToken(Foreign):
+    """A token with what its error is worth (nats), None where nothing is spliced in."""
+
+    text: str
+    part: Literal["prompt", "right", "wrong"]
+    value: Number
+
+
+class WhereQuestion(Foreign):
+    """A question token by token, or the reason why it is not."""
+
+    task: str
+    doc_id: int
+    reason: str | None = None
+    method: Literal["exact", "gradient"] = "exact"
+    margin_baseline: Number = None
+    margin_variant: Number = None
+    tokens: list[QuestionToken] = Field(default_factory=list)
+
+
 class WhereProvenance(Foreign):
     """Of a variant, what tells it from others."""
 
@@ -84,10 +146,13 @@ class WhereRecord(Foreign):
     n_shot: dict[str, int] = Field(default_factory=dict)
     chat_template: bool = False
     system_instruction: str | None = None
+    latents: WhereLatents | None = None
+    questions: list[WhereQuestion] = Field(default_factory=list)
+    not_told: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _is_fitted_where_it_says_how_well(self) -> WhereRecord:
-        if self.energy and self.fitted_on is None:
+        if any(not name.startswith(MISSED) for name in self.energy or {}) and self.fitted_on is None:
             raise ValueError("the energy of directions needs fitted_on, on how many positions they were fitted")
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,15 @@ from sae_lm_eval.report.formatting import (
     significant,
     text_cell,
 )
+from sae_lm_eval.report.latent_tables import OVERALL, latent_sentences, latent_table, tasks_together
+from sae_lm_eval.report.where_records import MISSED
 
 MEASURES = {ACCURACY: "accuracy", MARGIN: "margin", KL: "KL"}
 KINDS = {"restored": "comes back", "alone": "alone", "random": "random"}
-OVERALL, NORM = "overall", "norm"
+NORM = "norm"
 SUM, REST = "all classes together", "the rest"
 MOST_SHOWN = 100.0  # percent; a drop that is little above 0 has shares far beyond it
+LEAST = 1e-37  # edges below stand for the least norm above 0
 WIDTHS = {"pp": 1, "nats": 3, "nats/token": 3}
 
 
@@ -35,6 +39,40 @@ def class_tables(record: Mapping[str, Any]) -> list[ReportTable]:
     """A table of each division."""
     tables = [class_table(record, division) for division in dict.fromkeys(row["division"] for row in record["rows"])]
     return [table for table in tables if table is not None]
+
+
+def latent_tables(record: Mapping[str, Any], *, overall: bool = False) -> list[ReportTable]:
+    """The table of latents, if there are any; `overall` leaves those of all tasks together."""
+    latents = record.get("latents")
+    if overall and latents:
+        record = {**record, "latents": {**latents, "rows": [of for of in latents["rows"] if of["name"] == OVERALL]}}
+    table = latent_table(record, f"where-{_slug(record['variant'])}-latents")
+    return [] if table is None else [table]
+
+
+@dataclass(frozen=True)
+class QuestionPage:
+    """The questions of a variant token by token: the name of the page's file, its title, and the record."""
+
+    file: str
+    title: str
+    record: Mapping[str, Any]
+
+
+def question_pages(records: Sequence[Mapping[str, Any]]) -> tuple[QuestionPage, ...]:
+    """A page of each record that has questions."""
+    return tuple(
+        QuestionPage(f"questions-{_slug(record['variant'])}.html", record["variant"], record)
+        for record in records
+        if record.get("questions")
+    )
+
+
+def untold(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why records have no numbers of something that was asked."""
+    reasons = [(record.get("latents") or {}).get("reason") for record in records]
+    told = [sentence for record in records for sentence in record.get("not_told") or []]
+    return [*told, *(f"No latents: {reason}" for reason in reasons if reason)]
 
 
 def where_picture(record: Mapping[str, Any]) -> Picture | None:
@@ -62,7 +100,7 @@ def _picture(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], measu
     percent = 100 * values
     left = [name if name != REST else f"{name} ({division})" for division, name in classes]
     largest_share = float(np.nanmax(np.abs(percent))) or 1.0
-    short = {OVERALL: _together(record)} | names_in_figure([part for part in parts if part != OVERALL])
+    short = {OVERALL: tasks_together(record)} | names_in_figure([part for part in parts if part != OVERALL])
     above = [short[part] for part in parts]
     figure = coloured_grid(percent, left, above, min(largest_share, MOST_SHOWN), "share (%)", breaks)
     beyond = f" The colours end at {MOST_SHOWN:.0f}%." if largest_share > MOST_SHOWN else ""
@@ -118,23 +156,20 @@ def caption(record: Mapping[str, Any], *, counted: bool) -> str:
     counts = " Documents: how many have the class; positions: how many it has in one." if counted else ""
     half = "Half of the documents, drawn at random." if record["held_out"] else "All documents."
     return (
-        f"Share of the drop on {_together(record)} that comes back when the error of a class is put back, with its "
-        f"{record['level']:.0%} interval (Fieller's); that a class makes with its error alone; and that a random error "
-        f"of the same norm makes there.{counts} {half}"
+        f"Share of the drop on {tasks_together(record)} that comes back when the error of a class is put back, with "
+        f"its {record['level']:.0%} interval (Fieller's); that a class makes with its error alone; and that a random "
+        f"error of the same norm makes there.{counts} {half}"
     )
 
 
 def norm_edges(record: Mapping[str, Any]) -> str:
     """At which norms of the error the classes of the division by norm end."""
     edges: Mapping[str, Sequence[float]] = record["norm_edges"]
-    listed = "; ".join(f"{', '.join(significant(edge) for edge in of)} at {hook}" for hook, of in edges.items())
+    listed = "; ".join(
+        f"{', '.join(dict.fromkeys(significant(edge) if edge > LEAST else 'above 0' for edge in of))} at {hook}"
+        for hook, of in edges.items()
+    )
     return f"Edges of the norm: {listed}."
-
-
-def _together(record: Mapping[str, Any]) -> str:
-    """What the tasks of a record are called together, which need not be all tasks of the run beside it."""
-    tasks = record["tasks"]
-    return str(tasks[0]) if len(tasks) == 1 else f"{len(tasks)} tasks together"
 
 
 def _coverage(covered: Mapping[str, Any] | None, documents: int) -> tuple[Cell, Cell]:
@@ -171,13 +206,12 @@ def where_sentences(record: Mapping[str, Any]) -> list[str]:
         why = "" if row["reason"] is None else f" No share is given: {row['reason']}."
         drop = bounds if is_number(row["drop"]) else NA
         what = name if measure == KL else f"drop in {name}"
-        questions = f"{row['n']:,} questions of {_together(record).removesuffix(' together')}"
+        questions = f"{row['n']:,} questions of {tasks_together(record).removesuffix(' together')}"
         out.append(f"{record['variant']}: {what} {drop} on {questions}.{why}")
     for name, energy in (record.get("energy") or {}).items():
-        out.append(
-            f"{name}: {share(energy)} of the error's squared norm, by a fit to {record['fitted_on']:,} positions of "
-            "the other documents."
-        )
+        fit = f", by a fit to {record['fitted_on']:,} positions of the other documents" if record["fitted_on"] else ""
+        out.append(f"{name}: {share(energy)} of the error's squared norm{'' if name.startswith(MISSED) else fit}.")
+    out += [*(record.get("not_told") or []), *latent_sentences(record)]
     if record["aligned"] < 1:
         out.append(
             f"The tokens of {share(1 - record['aligned'])} of the requests could not be found in their text: by "

@@ -10,6 +10,7 @@ from sae_lm_eval.files.escaping import for_spreadsheets
 from sae_lm_eval.report import latex, render
 from sae_lm_eval.report.assemble import Report
 from sae_lm_eval.report.figures import as_bytes
+from sae_lm_eval.report.question_page import question_page
 from sae_lm_eval.runtime.placed_files import place_files
 from sae_lm_eval.schema import VERSION
 
@@ -39,11 +40,11 @@ def write(report: Report, folder: Path) -> list[Path]:
 
 
 def _forget(folder: Path, made: Container[str]) -> None:
-    """Remove figures and tables of an earlier report that this one has no numbers for."""
+    """Remove figures, pages and tables of an earlier report that this one has no numbers for."""
     pictures = [
         path for path in (folder / "figures").glob("*") if path.suffix[1:] in KINDS and path.name.startswith(PICTURES)
     ]
-    for path in (*pictures, *(folder / name for name in SOMETIMES)):
+    for path in (*pictures, *folder.glob("questions-*.html"), *(folder / name for name in SOMETIMES)):
         if path.relative_to(folder).as_posix() not in made:
             path.unlink(missing_ok=True)
 
@@ -58,6 +59,7 @@ def files(report: Report) -> dict[str, bytes]:
         "drops.csv": for_spreadsheets(report.drops.assign(schema=VERSION)).to_csv(index=False),
         "fidelity.csv": for_spreadsheets(report.fidelity.assign(schema=VERSION)).to_csv(index=False),
     }
+    text |= {page.file: question_page(page.record) for page in report.questions}
     for name, frame in zip(SOMETIMES, (report.equivalents, report.scores), strict=True):
         if frame is not None:
             text[name] = for_spreadsheets(frame.assign(schema=VERSION)).to_csv(index=False)

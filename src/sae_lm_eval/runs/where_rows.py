@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.attribution.classes import COMPONENTS
+from sae_lm_eval.attribution.classes import NESTED
 from sae_lm_eval.attribution.patches import ONLY, RANDOM, RESTORED
 from sae_lm_eval.attribution.segments import PromptDocument
 from sae_lm_eval.comparison.restored import UNITS, IntervalEstimate, PairedLosses, shares, why_no_share
@@ -66,7 +66,7 @@ def where_rows(found: Explained, cut: Cut, level: float) -> Iterator[dict[str, A
         head |= {"n": len(part.baseline), **_columns("drop", drop)}
         for division in divisions:
             own = [(name, keys) for of, name, keys in found.classes if of == division]
-            together = len(own) > 1 and division != COMPONENTS  # which lie inside one another
+            together = len(own) > 1 and division not in NESTED
             sums = [(SUM, [keys for _, keys in own])] if together else []
             for name, group in [*((name, [keys]) for name, keys in own), *sums]:
                 row = {**head, "division": division, "class": name, "reason": why}

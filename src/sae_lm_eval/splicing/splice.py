@@ -31,8 +31,9 @@ class Splice:
     The dictionary reads at `site_in` and its output takes the place of what passes `site_out`; the two differ
     for transcoders only. `mean` (d_out,) is needed by the mode "mean" alone. `scale` is how much of what the mode
     changes is changed: the activation y becomes y + scale (new - y). Positions below `first_position` keep theirs.
-    `restored` gives, of the activation and the dictionary's error, the part of the error that is put back. `earlier`
-    are the sites at which the latents of earlier layers read that write here too: those of a cross-layer transcoder.
+    `restored` gives, of what is read, the activation and the dictionary's error, the part of the error that is put
+    back. `earlier` are the sites at which the latents of earlier layers read that write here too: those of a
+    cross-layer transcoder.
     """
 
     dictionary: Dictionary
@@ -45,7 +46,7 @@ class Splice:
     seed: int = 0
     scale: float = 1.0
     first_position: int = 0
-    restored: Callable[[Tensor, Tensor], Tensor] | None = None
+    restored: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     earlier: tuple[Site, ...] = ()
 
     def dictionary_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
@@ -80,7 +81,7 @@ class Splice:
         if self.restored is None:
             return new
         wide = y.to(new)
-        return new + self.restored(wide, wide - new)
+        return new + self.restored(x, wide, wide - new)
 
     def _all_rows(
         self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], context: Context

@@ -5,24 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import jinja2
 
 from sae_lm_eval.report.formatting import nats, share
-from sae_lm_eval.report.render import script_digest
+from sae_lm_eval.report.question_page import outer, shade, shades
+from sae_lm_eval.report.render import LOADER, script_digest
 from sae_lm_eval.talk.conversation import Model
 from sae_lm_eval.talk.detokenize import token_label, visible
 from sae_lm_eval.talk.passages import Passage, tables
-
-EDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # of the shades, in nats
 
 
 def render(model: Model, passages: Sequence[Passage]) -> str:
     """The page. Everything that a model or a user wrote is escaped, and its control characters are named."""
     provenances = {json.dumps(p.provenance, indent=1, ensure_ascii=False): None for p in passages}
-    script = _environment().get_template("page.js").render()
+    script = _environment().get_template("tokens.js").render()
     return (
         _environment()
         .get_template("page.html")
@@ -33,26 +31,11 @@ def render(model: Model, passages: Sequence[Passage]) -> str:
             provenances=list(provenances),
             name=model.name_token,
             special=model.tokens.special_ids,
-            ranges=_ranges(),
+            ranges=shades(),
             script=script,
             script_hash=script_digest(script),
         )
     )
-
-
-def shade(kl: float) -> int:
-    """The index of the shade of `kl`, from 0 below the first of `EDGES` to their number above the last."""
-    return sum(kl >= edge for edge in EDGES)
-
-
-def _ranges() -> list[str]:
-    between = [f"{low:g} to {high:g}" for low, high in pairwise(EDGES)]
-    return [f"below {EDGES[0]:g}", *between, f"{EDGES[-1]:g} and more"]
-
-
-def outer(text: str) -> str:
-    """The spaces before a token's text, which are not shaded with it."""
-    return text[: len(text) - len(text.lstrip(" "))] if text.strip(" ") else ""
 
 
 def inner(text: str) -> str:
@@ -63,7 +46,7 @@ def inner(text: str) -> str:
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sae_lm_eval.talk", ""),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader("sae_lm_eval.talk", ""), LOADER]),
         autoescape=lambda name: name == "page.html",
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

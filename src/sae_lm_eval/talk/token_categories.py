@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sae_lm_eval.attribution.token_kinds import WORD
+import numpy as np
+
+from sae_lm_eval.attribution.token_kinds import TokenWords, has_digit
 
 SENTENCE_END = re.compile(r"[.!?。！？\n]")  # noqa: RUF001
 EXAMPLES = 3
@@ -45,7 +47,7 @@ CATEGORIES: dict[str, dict[str, Category]] = {
         "whole word": lambda t: t.word is not None and t.word[1] == 1,
         "split word, 1st token": lambda t: t.word is not None and t.word[1] > 1 and t.word[0] == 0,
         "split word, later token": lambda t: t.word is not None and t.word[0] > 0,
-        "digit": lambda t: not t.special and any(c.isdigit() for c in t.text),
+        "digit": lambda t: not t.special and has_digit(t.text),
         "punctuation": lambda t: not t.special and bool(t.text.strip()) and not any(c.isalnum() for c in t.text),
         "special token": lambda t: t.special,
     },
@@ -134,13 +136,9 @@ def _in_sentence(pieces: Sequence[str]) -> list[int]:
 
 def _in_word(pieces: Sequence[str]) -> list[tuple[int, int] | None]:
     """Index in its word and the word's number of tokens, for each piece that holds a part of one word."""
-    text = "".join(pieces)
-    owner = {position: n for n, match in enumerate(WORD.finditer(text)) for position in range(*match.span())}
-    words: list[int | None] = []
-    start = 0
-    for piece in pieces:
-        words.append(next((owner[p] for p in range(start, start + len(piece)) if p in owner), None))
-        start += len(piece)
+    ends = np.cumsum([0, *map(len, pieces)])
+    found = TokenWords.of("".join(pieces), np.stack([ends[:-1], ends[1:]], axis=1)).owner.tolist()
+    words = [None if word < 0 else word for word in found]
     sizes, seen, out = Counter(words), Counter(), []
     for word in words:
         out.append(None if word is None else (seen[word], sizes[word]))

@@ -1,0 +1,165 @@
+"""The latents that a variant's lost margins depend on: attributed by gradients, verified by ablating each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from sae_lm_eval.attribution.gradients import Contrast, TextGradient, margin_gradients
+from sae_lm_eval.attribution.latents import (
+    ActivatingToken,
+    AttributedLatent,
+    LatentAttributions,
+    ablated,
+    check_latents,
+)
+from sae_lm_eval.attribution.segments import PromptDocument
+from sae_lm_eval.comparison.resampling import ratio_of_sums
+from sae_lm_eval.comparison.restored import NO_MARGIN
+from sae_lm_eval.comparison.subsets import Cut
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.runs.inquiry import MOST_PARTS
+from sae_lm_eval.scoring.spliced_model import SplicedModel
+
+OVERALL = "overall"
+AROUND = 12  # tokens that are shown before a token, and behind it
+# Scores some variants by key, and gives what each document lost of its margin (nats) with each.
+Scored = Callable[[Mapping[str, Any]], Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class MarginLosses:
+    """The documents that have a margin: their two answers, and by number what each lost (nats)."""
+
+    contrasts: Sequence[Contrast]
+    lost: Mapping[int, float]
+
+
+def told_latents(
+    spliced: SplicedModel,
+    documents: Sequence[PromptDocument],
+    margins: MarginLosses,
+    cuts: Sequence[Cut],
+    count: int,
+    score: Scored,
+    level: float,
+    tell: Callable[[int, int], object] = lambda *_: None,
+) -> dict[str, Any]:
+    """The record of `count` latents of all tasks and of each part of them; of what has none the reason.
+
+    `score` gives by key what each document of `margins` lost, in their order. `tell` is told how many documents of how
+    many are differentiated.
+    """
+    reason = _why_none(spliced, margins)
+    if reason is not None:
+        return {"reason": reason, "documents": 0, "parts": [], "rows": []}
+    parts = _parts(documents, margins, cuts)
+    attributions = LatentAttributions(spliced.variant, margins.lost, {name: of for name, (_, of) in parts.items()})
+    seen: set[int] = set()
+
+    def add(text: TextGradient) -> None:
+        attributions(text)
+        seen.add(text.document)
+        tell(len(seen), len(margins.contrasts))
+
+    margin_gradients(spliced, margins.contrasts, add)
+    listed = {name: attributions.top(name, count) for name in parts}
+    places = dict.fromkeys((one.splice, one.latent) for of in listed.values() for one in of)
+    keys = {place: f"ablate {place[1]} of splice {place[0]}" for place in places}
+    scored = score({key: ablated(spliced.variant, *place) for place, key in keys.items()})
+    lost = np.array([margins.lost[one.document] for one in margins.contrasts])
+    numbers = np.array([one.document for one in margins.contrasts])
+    rows, totals = [], []
+    for name, (section, own) in parts.items():
+        inside = np.isin(numbers, own)
+        head = {"section": section, "name": name, "n": int(inside.sum())}
+        whole = _weighted(lost, lost, inside, level)
+        totals.append({**head, "lost": whole[0], "error": attributions.of_error(name)})
+        for one in listed[name]:
+            change = scored[keys[one.splice, one.latent]] - lost  # of the margin, less what it is without the latent
+            told = _latent_record(spliced, documents, attributions, one)
+            rows.append({**head, **told, **_bounds(_weighted(change, lost, inside, level))})
+    return {"reason": None, "documents": len(lost), "parts": totals, "rows": rows}
+
+
+def _bounds(ablated: tuple[float, float | None, float | None]) -> dict[str, float | None]:
+    return dict(zip(("ablated", "ablated_low", "ablated_high"), ablated, strict=True))
+
+
+def _latent_record(
+    spliced: SplicedModel,
+    documents: Sequence[PromptDocument],
+    attributions: LatentAttributions,
+    one: AttributedLatent,
+) -> dict[str, Any]:
+    """Which latent it is, what is attributed to it, and where it is active."""
+    splice = spliced.variant.splices[one.splice]
+    return {
+        "hook": splice.site_out.hook,
+        "latent": one.latent,
+        "attributed": one.attributed,
+        "active": int(attributions.active[one.splice][one.latent]),
+        "neuronpedia": splice.dictionary.neuronpedia,
+        "tokens": [_example(spliced, documents, token) for token in attributions.examples(one.splice, one.latent)],
+    }
+
+
+def _why_none(spliced: SplicedModel, margins: MarginLosses) -> str | None:
+    try:
+        check_latents(spliced.variant)
+    except UserError as error:
+        return str(error)
+    if not margins.contrasts:
+        return f"Nothing is attributed to latents: {NO_MARGIN}."
+    return None if any(margins.lost.values()) else "Nothing is attributed to latents: no margin changed."
+
+
+def _parts(
+    documents: Sequence[PromptDocument], margins: MarginLosses, cuts: Sequence[Cut]
+) -> dict[str, tuple[str, list[int]]]:
+    """Section and documents of all tasks together, and of each group, or each task where there is no group: of many,
+    those that lost most margin.
+    """
+    inner = "group" if any(cut.section == "group" for cut in cuts) else "task"
+    found = {
+        cut.name: (cut.section, [at for at in margins.lost if documents[at].task in cut.tasks])
+        for cut in cuts
+        if cut.section in (OVERALL, inner)
+    }
+    moved = {name: sum(margins.lost[at] for at in own) for name, (_, own) in found.items()}
+    kept = [name for name, (_, own) in found.items() if any(margins.lost[at] for at in own)]
+    most = sorted((name for name in kept if name != OVERALL), key=lambda name: -moved[name])[:MOST_PARTS]
+    return {name: found[name] for name in kept if name == OVERALL or name in most}
+
+
+def _weighted(
+    values: np.ndarray, lost: np.ndarray, inside: np.ndarray, level: float
+) -> tuple[float, float | None, float | None]:
+    """Mean of `values` weighted by `lost`, over the sum of its absolute values, with Student's interval."""
+    numerators, sizes = (values * lost)[inside], np.abs(lost)[inside]
+    if len(sizes) < 2:
+        return float(numerators.sum() / sizes.sum()), None, None
+    mean, variance = map(float, ratio_of_sums(numerators, sizes))
+    half = float(stats.t.ppf(0.5 + level / 2, len(sizes) - 1) * np.sqrt(variance))
+    return mean, mean - half, mean + half
+
+
+def _example(spliced: SplicedModel, documents: Sequence[PromptDocument], token: ActivatingToken) -> dict[str, Any]:
+    """A token in its text; what a tokenizer makes of ids by themselves begins without a space."""
+    decode: Callable[..., str] = spliced.tokens.tokenizer.decode
+    start = max(0, token.position - AROUND)
+    before, whole = (decode(list(token.ids[start : token.position + more])) for more in (0, 1))
+    further = decode(list(token.ids[start : token.position + 1 + AROUND]))
+    document = documents[token.document]
+    return {
+        "task": document.task,
+        "doc_id": document.doc_id,
+        "before": before,
+        "token": whole[len(before) :],
+        "after": further[len(whole) :],
+        "activation": token.activation,
+    }

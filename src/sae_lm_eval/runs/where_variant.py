@@ -1,0 +1,243 @@
+"""One variant explained: its classes are scored, and what is told of its latents and of single questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from sae_lm_eval.attribution.classes import MISSED, NORMS_OF, SITES, Labels, division
+from sae_lm_eval.attribution.directions import DirectionClass, Moments
+from sae_lm_eval.attribution.near_misses import MissedEnergy
+from sae_lm_eval.attribution.patches import Patched, PlaceClass, classes_of, spread
+from sae_lm_eval.attribution.segments import PromptDocument
+from sae_lm_eval.attribution.token_kinds import Words
+from sae_lm_eval.comparison.restored import MARGIN, NO_MARGIN, PairedLosses
+from sae_lm_eval.comparison.subsets import Cut
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.runs.asked_tasks import AskedTask
+from sae_lm_eval.runs.folder_names import BASELINE
+from sae_lm_eval.runs.inquiry import FITTED_ON, Inquiry
+from sae_lm_eval.runs.where_latents import MarginLosses, told_latents
+from sae_lm_eval.runs.where_losses import contrasts_of, losses_of
+from sae_lm_eval.runs.where_questions import named_questions, question_record, shown_questions
+from sae_lm_eval.runs.where_requests import Requests, labelled
+from sae_lm_eval.runs.where_rows import Explained
+from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.splicing.splice import Variant
+
+WHOLE = "reconstruction"
+SEED = 0  # of the draw of the documents that are scored, where the others are fitted on
+Answers = Mapping[str, np.ndarray]  # by key (requests, 3), nan of those that are not scored
+
+
+@dataclass(frozen=True, eq=False)
+class VariantInquiry:
+    """What is asked of a variant, and with which documents and requests.
+
+    Raises `UserError` where it has no classes, is run by itself, or nothing is left to score or to fit on.
+    """
+
+    name: str
+    spliced: Any
+    tasks: Sequence[AskedTask]
+    cuts: Sequence[Cut]
+    question: Inquiry
+    journal: Journal
+    tell: Callable[[int, int], object]
+
+    def __post_init__(self) -> None:
+        check_variant(self.question, self.name, self.spliced)
+        _ = self.named
+
+    @cached_property
+    def documents(self) -> list[PromptDocument]:
+        return [document for one in self.tasks for document in one.documents]
+
+    @cached_property
+    def chosen(self) -> np.ndarray:
+        return chosen_documents(self.question, self.documents)
+
+    @cached_property
+    def named(self) -> list[int]:
+        """The documents that the user names."""
+        return named_questions(self.question, self.documents, self.chosen)
+
+    @cached_property
+    def requests(self) -> Requests:
+        words = Words(document.written for document in self.documents)
+        labels = Labels([division(text, words) for text in self.question.of_tokens])
+        return labelled(self.spliced, self.tasks, labels, self.chosen)
+
+    @cached_property
+    def scored(self) -> np.ndarray:
+        """Which requests are."""
+        return self.chosen[self.requests.owner]
+
+    @cached_property
+    def patched(self) -> Patched:
+        meaning = repr([(one.name, one.classes) for one in self.requests.labels.divisions])
+        return Patched(self.spliced, meaning, self.journal, self.tell)
+
+    def queries(self, which: np.ndarray) -> list[Any]:
+        return np.array(self.requests.queries, dtype=object)[which].tolist()
+
+    def answers(self, variants: Mapping[str, Variant]) -> dict[str, np.ndarray]:
+        """What the baseline and some variants answer to the requests that are scored."""
+        tasks = [task for task, use in zip(self.requests.tasks, self.scored, strict=True) if use]
+        whole = {}
+        for key, of in self.patched.score(variants, self.queries(self.scored), tasks).items():
+            whole[key] = np.full((len(self.requests.queries), of.shape[1]), np.nan)
+            whole[key][self.scored] = of
+        return whole
+
+    def losses(self, answers: Answers) -> dict[str, PairedLosses]:
+        targets = np.array([len(query.targets) for query in self.requests.queries])
+        return losses_of(self.tasks, self.chosen, self.requests.owner, answers, targets)
+
+    def margins(self, answers: Answers, losses: Mapping[str, PairedLosses]) -> MarginLosses:
+        """The documents that have a margin, and what each lost of it."""
+        queries = self.requests.queries
+        contrasts = contrasts_of(self.tasks, self.chosen, self.requests.owner, answers, queries, WHOLE)
+        lost = dict(zip(np.flatnonzero(self.chosen).tolist(), losses[MARGIN].of[WHOLE].tolist(), strict=True))
+        kept = [one for one in contrasts if np.isfinite(lost[one.document])]
+        return MarginLosses(kept, {one.document: lost[one.document] for one in kept})
+
+
+def explained(asked: VariantInquiry) -> Explained:
+    """What each document lost to the variant and to each of its patches; its latents and questions, where asked for."""
+    question, spliced, requests = asked.question, asked.spliced, asked.requests
+    fitted = asked.queries(~asked.scored if question.fits else asked.scored)
+    edges = asked.patched.norm_edges(fitted, question.parts) if question.parts else None
+    moments, directions, not_told = _directions(asked, fitted)
+    classes: list[PlaceClass | DirectionClass] = [*classes_of(requests.labels, spliced.variant, edges), *directions]
+    if not classes:
+        raise UserError(not_told[0] if not_told else f"--by divides nothing of {asked.name}.")
+    variants, keys = _variants(classes, spliced.variant)
+    answers = asked.answers(variants)
+    losses = asked.losses(answers)
+    return Explained(
+        asked.name,
+        tuple(asked.documents[at] for at in np.flatnonzero(asked.chosen)),
+        losses,
+        WHOLE,
+        tuple((place.division, place.name, keys[at]) for at, place in enumerate(classes)),
+        facts={
+            "variant": asked.name,
+            "by": list(question.by),
+            "held_out": question.fits,
+            "level": question.level,
+            "requests": int(asked.scored.sum()),
+            "scored_variants": len(variants),
+            "aligned": float(requests.aligned[asked.scored].mean()),
+            "norm_edges": edges,
+            "fitted_on": moments.positions or None,
+            "energy": {
+                f"{one.division}: {one.name}": one.energy if np.isfinite(one.energy) else None for one in directions
+            },
+            "not_told": not_told,
+            "coverage": requests.coverage(asked.chosen),
+            **_of_margins(asked, answers, losses),
+            "provenance": spliced.provenance(),
+        },
+    )
+
+
+def _directions(asked: VariantInquiry, fitted: Sequence[Any]) -> tuple[Moments, list[DirectionClass], list[str]]:
+    """The parts of the error that are asked for, what they are fitted by, and why there is none of what cannot be."""
+    question, variant, not_told = asked.question, asked.spliced.variant, []
+    moments, others, scored = Moments(variant), Moments(variant), asked.queries(asked.scored)
+    if question.of_directions:
+        asked.patched.watched(spread(fitted, FITTED_ON), moments)
+        asked.patched.watched(spread(scored, FITTED_ON), others)
+    directions = moments.classes(question.of_directions, others)
+    if MISSED in question.by:
+        try:
+            energy = MissedEnergy(variant)
+        except UserError as error:
+            not_told.append(str(error))
+        else:
+            asked.patched.watched(spread(scored, NORMS_OF), energy)
+            directions += energy.classes()
+    return moments, directions, not_told
+
+
+def _of_margins(asked: VariantInquiry, answers: Answers, losses: Mapping[str, PairedLosses]) -> dict[str, Any]:
+    """What is told of latents and of single questions, as far as it is asked for."""
+    question, out = asked.question, {}
+    if not question.latents and not question.questions:
+        return out
+    margins = asked.margins(answers, losses)
+    kept = [one.document for one in margins.contrasts]
+
+    def score(variants: Mapping[str, Variant]) -> dict[str, np.ndarray]:
+        found = {**{key: answers[key] for key in (BASELINE, WHOLE)}, **asked.answers(variants)}
+        places = np.searchsorted(np.flatnonzero(asked.chosen), kept)
+        return {key: of[places] for key, of in asked.losses(found)[MARGIN].of.items()}
+
+    if question.latents:
+        out["latents"] = told_latents(
+            asked.spliced, asked.documents, margins, asked.cuts, question.latents, score, question.level, asked.tell
+        )
+    if question.questions:
+        out["questions"] = _questions(asked, margins)
+    return out
+
+
+def _questions(asked: VariantInquiry, margins: MarginLosses) -> list[dict[str, Any]]:
+    contrasts = {one.document: one for one in margins.contrasts}
+    first = np.searchsorted(asked.requests.owner, np.arange(len(asked.documents) + 1))
+    requests = [request for one in asked.tasks for of in one.requests for request in of]
+    out = []
+    for number in shown_questions(asked.question, asked.named, margins.lost):
+        document, own = asked.documents[number], slice(first[number], first[number + 1])
+        if number not in contrasts:
+            head = {"task": document.task, "doc_id": document.doc_id}
+            out.append({**head, "reason": f"Nothing is told of its tokens: {NO_MARGIN}."})
+            continue
+        queries = asked.requests.queries[own]
+        out.append(question_record(asked.patched, document, contrasts[number], requests[own], queries))
+    return out
+
+
+def chosen_documents(question: Inquiry, documents: Sequence[PromptDocument]) -> np.ndarray:
+    """Which documents are scored: all, or where something is fitted a half of each task's, drawn by `SEED`.
+
+    Raises `UserError` where none is, or none is left to fit on.
+    """
+    chosen = np.ones(len(documents), dtype=bool)
+    if not question.fits:
+        return chosen
+    tasks = np.array([document.task for document in documents])
+    for task in dict.fromkeys(tasks.tolist()):
+        rng, own = np.random.default_rng([SEED, crc32(task.encode())]), np.flatnonzero(tasks == task)
+        fitted = (len(own) + rng.integers(2)) // 2  # of an odd number, one more or one less
+        chosen[rng.permutation(own)[:fitted]] = False
+    if chosen.all() or not chosen.any():
+        raise UserError("Half of the documents are to be fitted on, and the others scored: give more than one.")
+    return chosen
+
+
+def check_variant(question: Inquiry, name: str, spliced: Any) -> None:
+    """Raises `UserError` for a variant without classes, and for one that is run by itself."""
+    if {*question.by} == {SITES} and len(spliced.variant.splices) < 2:
+        raise UserError(f"--by site divides nothing: {name} is spliced in at one site.")
+    if not spliced.is_scored:
+        raise UserError(f"where scores the variants of {name} in shared passes, and its model runs each by itself.")
+
+
+def _variants(
+    classes: Sequence[PlaceClass | DirectionClass], variant: Variant
+) -> tuple[dict[str, Variant], list[dict[str, str]]]:
+    """What is to be scored by key, the variant itself first, and the keys of each class by kind; equal ones once."""
+    out, keys = {WHOLE: variant}, []
+    random = variant.in_mode("random_error")
+    for one in classes:
+        of = one.patches(variant, random)
+        out |= {key: patched for key, patched in of.values() if key not in out}
+        keys.append({kind: key for kind, (key, _) in of.items()})
+    return out, keys
