@@ -277,3 +277,10 @@ def test_batch_size_auto_finds_one():
     assert first == pytest.approx(
         [answer[0] for answer in adapter().loglikelihood(requests("loglikelihood"))], abs=1e-4
     )
+
+
+def test_more_tokens_than_the_model_reads_are_told():
+    most = f"max_length={CONTEXT + 1} is more than the {CONTEXT} tokens that .* reads by its configuration"
+    with pytest.raises(UserError, match=most):
+        adapter(max_length=CONTEXT + 1)
+    assert adapter(max_length=CONTEXT).max_length == CONTEXT

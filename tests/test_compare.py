@@ -556,6 +556,13 @@ def test_the_command_writes_the_report_of_folders_that_lie_anywhere(folders, tmp
     pd.testing.assert_frame_equal(*(of.sort_values([*numbers])[numbers].reset_index(drop=True) for of in (here, there)))
 
 
+@pytest.mark.parametrize("again", [(0, 0), (0, 1, 1)])
+def test_a_run_is_compared_with_others_only(folders, again):
+    said = command(*(folders[which] for which in again))
+    assert said.returncode == 2
+    assert "would be compared with itself: name each run once." in " ".join(said.stderr.split())
+
+
 def test_swapped_arguments_are_noticed(folders, tmp_path):
     record = {"splices": [{"dictionary": "d", "hook_out": "h"}], "splice": "reconstruction"}
     spliced = write_run(tmp_path / "spliced", answers(drawn(1)), config={"sae_lm_eval": record}, groups=GROUPS)

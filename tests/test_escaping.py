@@ -9,12 +9,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from rich.console import Console
+from runs import write_run
 
 from sae_lm_eval.cli.tables import TextTable, print_grouped, print_sentence, print_table
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets, markup, terminal
 from sae_lm_eval.files.logs import logger_of
+from sae_lm_eval.report.formatting import Cell, ReportTable, TableColumn
 from sae_lm_eval.report.latex import tex
+from sae_lm_eval.report.render import table_html
+from sae_lm_eval.results.results import read_results
+from sae_lm_eval.runtime.placed_files import place_files
 
 EVIL = "\x1b[31mred\x07 \u202eright\u2066 \ud800 \x9b2J [/red] \r\n\u2028end"
 
@@ -64,6 +69,35 @@ def test_cells_that_spreadsheets_would_run():
     frame = pd.DataFrame({"name": ["=1+1", "@x", "-2", "a=b"], "drop": [-1.0, 2.0, 3.0, 4.0]})
     assert for_spreadsheets(frame)["name"].tolist() == ["'=1+1", "'@x", "'-2", "a=b"]
     assert for_spreadsheets(frame)["drop"].tolist() == frame["drop"].tolist()
+    assert list(for_spreadsheets(frame.rename(columns={"drop": "=1+1"}))) == ["name", "'=1+1"]
+    assert list(frame) == ["name", "drop"]
+
+
+def test_pages_and_notebooks_name_marks_of_direction():
+    table = ReportTable("t", EVIL, EVIL, (TableColumn(EVIL),), ((Cell(EVIL, 1.0, EVIL),),))
+    html = table_html(table)
+    assert "&lt;U+202E&gt;right" in html
+    assert not set("\x1b\u202e\u2066\ud800\x9b\x07\r\u2028") & set(html)
+
+
+def test_a_result_shows_itself_on_one_line(tmp_path):
+    write_run(tmp_path, {"one": []}, model=EVIL)
+    shown = repr(read_results(tmp_path))
+    assert "<U+202E>right" in shown
+    assert not set("\n\x1b\u202e\u2066\ud800\x9b\x07\r\u2028") & set(shown)
+
+
+def test_no_file_is_placed_through_a_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "figures").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="figures' is a symbolic link, which is not written through"):
+        place_files({"a.txt": b"", "figures/a.svg": b""}, tmp_path / "report", what="It", otherwise="Other place.")
+    assert not list((tmp_path / "elsewhere").iterdir())
+    (tmp_path / "report" / "a.txt").symlink_to(tmp_path / "mine")
+    place_files({"a.txt": b"new"}, tmp_path / "report", what="It", otherwise="Other place.")
+    assert (tmp_path / "report" / "a.txt").read_bytes() == b"new"
+    assert not (tmp_path / "mine").exists()
 
 
 @pytest.mark.parametrize("text", ["[a] b", "*a"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from mutations import mutated
 from runs import answers, write_run
 
+from sae_lm_eval.cli.report import write_report
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.comparison.subsets import read_categories_file
 from sae_lm_eval.errors import UserError
@@ -23,8 +25,10 @@ from sae_lm_eval.exchange.saebench_export import saebench_files
 from sae_lm_eval.exchange.score_report import with_scores
 from sae_lm_eval.exchange.scores import DictionaryScore, ScoreKind, ScoreSet
 from sae_lm_eval.report.assemble import build, shape
+from sae_lm_eval.results.digests import write_digests
 from sae_lm_eval.results.results import read_results
 from sae_lm_eval.runs.sweep import read_sweep
+from sae_lm_eval.scaling.of_results import convert
 
 TRIED = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 RIGHT = {"one": [1.0, 0.0, 1.0, 1.0, 0.0, 1.0], "two": [1.0, 0.0, 1.0, 0.0, 1.0, 1.0]}
@@ -51,6 +55,7 @@ RECORD = {
         "text": {"fraction": 0.5, "low": 0.4, "high": 0.6, "law": "x", "flags": ["f"], "reason": None}
     },
 }
+STAMP = "2026-01-01T00-00-00.000000"
 SCORES = ScoreSet((DictionaryScore(ScoreKind("judge", "x"), DictionaryName("a", "b"), 0.5, "x"),))
 
 
@@ -159,3 +164,35 @@ def test_yaml_is_read_in_one_place(read, text, said, tmp_path):
     file.write_text(text)
     with pytest.raises(UserError, match=said):
         read(file)
+
+
+def placed(path: Path, kind: str) -> None:
+    """What is no file of the kind that is expected, in the place of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"loop": path.name, "broken link": "nowhere\u202e", "endless": "/dev/zero"}[kind])
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "loop", "broken link", "endless"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("variant/model/results_{}.json", "variant/model/results_9.json", "variant/model/samples_one_{}.jsonl"),
+        *("variant/model/documents_{}.parquet", "variant/digests.json", "run.json", ".identity.json"),
+        *("task_family.csv", "curve.csv", "where/x.json"),
+    ],
+)
+def test_what_is_no_file_among_results(name, kind, tmp_path):
+    for place, folder in enumerate(("baseline", "variant")):
+        run_of(tmp_path / folder, RECORD if place else None, seed=place)
+        write_digests(tmp_path / folder)
+    placed(tmp_path / name.format(STAMP), kind)
+    with contextlib.suppress(UserError):
+        write_report(tmp_path, tmp_path / "report", baseline="baseline")
+    with contextlib.suppress(UserError):
+        convert(tmp_path, original={})

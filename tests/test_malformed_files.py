@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -19,13 +22,15 @@ from sae_lm_eval.dictionaries.untrained import first_of_slice, tokens_left_out
 from sae_lm_eval.errors import LONGEST, UserError
 from sae_lm_eval.exchange.delphi_scores import delphi_scores
 from sae_lm_eval.exchange.score_files import read_scores
+from sae_lm_eval.files.reading import read_text
 from sae_lm_eval.harness.chat_template import has_chat_template
+from sae_lm_eval.harness.context_length import check_length, stated
 from sae_lm_eval.report.where_records import read_where_record
 from sae_lm_eval.report.where_tables import class_tables, where_picture, where_sentences
 from sae_lm_eval.results.digests import check_digests
 from sae_lm_eval.runs.additions import with_earlier
 from sae_lm_eval.runs.members import MemberRow
-from sae_lm_eval.runs.model_files import LAYERS, check_length, model_config, stated
+from sae_lm_eval.runs.model_files import LAYERS, model_config
 from sae_lm_eval.runs.sweep import read_sweep, sweep_of
 from sae_lm_eval.runs.task_index import check_tasks, members
 from sae_lm_eval.runtime.run_files import read_groups, read_identity, read_pace
@@ -316,3 +321,33 @@ def test_what_is_no_file(kind, tmp_path):
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match=name):
         reader(tmp_path / name)
+
+
+@pytest.fixture
+def in_time():
+    """What waits for a pipe waits for ever; here it fails."""
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_a_pipe_into_which_nobody_writes(kind, tmp_path, in_time):
+    name, _, reader = KINDS[kind]
+    os.mkfifo(tmp_path / name)
+    with contextlib.suppress(UserError):
+        reader(tmp_path / name)
+
+
+def test_a_pipe_into_which_a_command_writes(tmp_path, in_time):
+    """As a shell makes one of <(command)."""
+    os.mkfifo(tmp_path / "law.json")
+    held = os.open(tmp_path / "law.json", os.O_RDWR)
+    os.write(held, sound("law"))
+    reader = os.open(tmp_path / "law.json", os.O_RDONLY)
+    os.close(held)
+    try:
+        assert read_text(Path(f"/dev/fd/{reader}")) == sound("law").decode()
+    finally:
+        os.close(reader)

@@ -334,9 +334,18 @@ def test_loss_recovered_needs_its_losses(out: Path) -> None:
     assert [column.heading for column in losses.columns][2:] == [
         *("baseline CE", "spliced CE", "delta CE", "zero-ablation CE", "loss recovered (zero ablation)"),
     ]
+    assert "loss recovered from the named ablation" in losses.caption
     assert "0.9000" not in render.html(report)
     activations = next(table for table in report.tables if table.name == "fidelity-activations")
     assert [cell.text for cell in activations.rows[0]] == ["k4", "sae_fidelity", "32.0 ± 1.2"]
+
+
+def test_captions_speak_of_the_columns_that_are_there(tmp_path: Path) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice="none")
+    write_run(tmp_path / "k4", WORSE, fidelity={"ce_baseline": 3.0, "ce_spliced": 3.2, "kl": 0.1})
+    captions = {table.name: table.caption for table in made(tmp_path).tables}
+    assert captions["fidelity-losses"] == "On each text: mean cross-entropy in nats/token."
+    assert captions["fidelity-outputs"].endswith(": KL from the baseline to the spliced model in nats/token.")
 
 
 def test_effective_compute_as_the_run_recorded_it(tmp_path: Path) -> None:

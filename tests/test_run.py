@@ -402,7 +402,9 @@ class TestTrouble:
             assert without_journals(contents(folder)) == expected
         assert told
 
-    @pytest.mark.parametrize("name", [".run.json.part", "run.json", "run.log", "report", ".baseline", ".lock", ".k4"])
+    @pytest.mark.parametrize(
+        "name", [".run.json.part", "run.json", "run.log", "report", "where", ".baseline", ".lock", ".k4", "c.csv"]
+    )
     def test_symbolic_links_are_not_written_through(self, tmp_path, name):
         target = tmp_path / "mine"
         target.write_text("mine")
@@ -411,6 +413,12 @@ class TestTrouble:
         with pytest.raises(UserError, match=rf"{re.escape(name)}' is a symbolic link"):
             evaluated(sweep({"sae": K4, "name": "k4"}), tmp_path / "out")
         assert target.read_text() == "mine"
+
+    @pytest.mark.parametrize("name", [".identity.json", "run.log", ".answers.0.sqlite", "extra.csv"])
+    def test_pipes_are_not_written_to(self, tmp_path, name):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(UserError, match=rf"{re.escape(name)}' is neither a file nor a folder"):
+            evaluated(sweep({"sae": K4, "name": "k4"}), tmp_path)
 
     def test_a_folder_that_is_removed_in_the_middle(self, tmp_path):
         def write():

@@ -12,10 +12,13 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
     from sae_lm_eval.report.assemble import Shaped
     from sae_lm_eval.report.formatting import ReportTable
+    from sae_lm_eval.results.results import Results
 
 CAPTION = (
     "Accuracies in percent; drops in percentage points for accuracies, as the rise in nats (and as a ratio) for "
@@ -54,6 +57,7 @@ def compare_command(
     from sae_lm_eval.results.find import named_results, swapped
 
     untouched, *others = map(named_results, (baseline, *variants))
+    _refuse_twice([untouched, *others])
     if why := swapped(untouched, others):
         raise UserError(f"{why} Name the untouched model's folder first.")
     comparison = assemble.compare_tasks(
@@ -86,6 +90,16 @@ def compare_command(
     if output_path is not None:
         writer.write(assemble.build(comparison, sort=sort), output_path)
         print_sentence(console, f"Written: {output_path / 'report.html'}, ...", soft_wrap=True)
+
+
+def _refuse_twice(runs: Sequence[Results]) -> None:
+    from sae_lm_eval.files.reading import shown
+
+    seen: set[Path] = set()
+    for run in runs:
+        if (file := run.file.resolve()) in seen:
+            raise UserError(f"'{shown(run.file, 200)}' would be compared with itself: name each run once.")
+        seen.add(file)
 
 
 def _check_writable(csv: Path | None, output_path: Path | None) -> None:

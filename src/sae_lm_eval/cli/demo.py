@@ -54,6 +54,7 @@ def demo(
 
 def write_page(folder: Path) -> Path:
     """talk.html in `folder`: what the untouched model and two variants answer to a question of each category."""
+    from sae_lm_eval.runtime.placed_files import place_files
     from sae_lm_eval.runtime.progress import quiet
     from sae_lm_eval.talk.chosen import Sampling
     from sae_lm_eval.talk.conversation import Conversation, Model
@@ -67,5 +68,5 @@ def write_page(folder: Path) -> Path:
         prompts = [text.questions(category, 1)[0].prompt for category in categories.world_categories()]
         answers = [Conversation(model, Sampling(max_new_tokens=16)).answer(prompt) for prompt in prompts]
         page = render(model, [of_exchange(model, answer) for answer in answers])
-    path.write_text(page, encoding="utf-8")
+    place_files({path.name: page.encode()}, folder, what="The page", otherwise="Give another --output_path.")
     return path

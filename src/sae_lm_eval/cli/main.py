@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -75,11 +75,13 @@ def main() -> None:
     except UserError as error:
         _leave(error)
     except Exception as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            _leave(TOLD)
+        if not isinstance(error, OSError) or error.filename is None:
             raise
-        _leave(TOLD)
+        _leave(UserError(f"'{error.filename}' cannot be read or written: {error.strerror or error}."))
 
 
-def _leave(sentence: UserError | str) -> None:
+def _leave(sentence: UserError | str) -> NoReturn:
     print(f"sae-lm-eval: {sentence}", file=sys.stderr)
     raise SystemExit(2)

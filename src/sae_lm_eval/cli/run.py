@@ -27,6 +27,7 @@ RUNS_CODE = {
     "(--model_args trust_remote_code=True or --trust_remote_code)",
     "confirm_run_unsafe_code": "code that the model writes would run on this machine (--confirm_run_unsafe_code)",
 }
+OVER_SEEDS = "over_seeds.csv"
 INTERRUPTED = 130  # as a shell has it for Ctrl-C
 Edits = Annotated[
     list[str] | None,
@@ -125,6 +126,7 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
     from sae_lm_eval.report.formatting import fixed_decimals
     from sae_lm_eval.results import find
     from sae_lm_eval.runs.fewshot_seeds import seeds_of, with_seed
+    from sae_lm_eval.runtime.placed_files import place_files
     from sae_lm_eval.runtime.processes import rank
     from sae_lm_eval.schema import VERSION
 
@@ -138,14 +140,15 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
     if rank() != 0 or failed:
         return failed
     found = over_seeds(comparisons)
-    for_spreadsheets(found.assign(schema=VERSION)).to_csv(output_path / "over_seeds.csv", index=False)
+    table = for_spreadsheets(found.assign(schema=VERSION)).to_csv(index=False).encode()
+    place_files({OVER_SEEDS: table}, output_path, what="The table", otherwise="Give another --output_path.")
     title = "Drops (pp) with 95% intervals over questions and the choice of examples"
     shown = found.drop(columns="interval")
     rows = [
         [fixed_decimals(value) if isinstance(value, float) else str(value) for value in row] for row in shown.to_numpy()
     ]
     print_table(Console(), TextTable(list(shown), rows, title, words=(0, 1)))
-    typer.echo(f"Written: {output_path / 'over_seeds.csv'}")
+    typer.echo(f"Written: {output_path / OVER_SEEDS}")
     return False
 
 

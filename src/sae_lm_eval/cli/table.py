@@ -28,6 +28,7 @@ def table_command(
 ) -> None:
     """Print what each variant loses: variants in rows, categories in columns; no model is loaded."""
     from sae_lm_eval.errors import one_of
+    from sae_lm_eval.files.escaping import for_spreadsheets
     from sae_lm_eval.report import assemble, latex, render, summary_table
     from sae_lm_eval.results import find
 
@@ -36,7 +37,7 @@ def table_command(
     shaped = assemble.shape(comparison, sort)
     summary = shaped.summary(by)
     if format == "csv":
-        typer.echo(summary_table.summary_frame(summary).to_csv(index=False), nl=False)
+        typer.echo(for_spreadsheets(summary_table.summary_frame(summary)).to_csv(index=False), nl=False)
         return
     made = summary_table.summary_table(summary, shaped.told)
     if format == "latex":

@@ -56,13 +56,20 @@ def above_chance_p(right: np.ndarray, chance: np.ndarray, labels: np.ndarray) ->
 def left_out(pairs: Mapping[str, Pair]) -> list[str]:
     """The tasks at the floor that do not enter the overall drop.
 
-    None where fewer than a fifth of the tasks are above chance, and of no task with fewer than 100 documents or sets of
-    them: to choose tasks by the baseline's own answers makes its luck a drop. docs/metrics.md has how large that is.
+    None where fewer than a fifth of the tasks are above chance, and of no task with fewer than 100 documents, or sets
+    of them where the test was over sets: to choose tasks by the baseline's own answers makes its luck a drop.
+    docs/metrics.md has how large that is.
     """
     found = at_floor(pairs)
     if len(pairs) - len(found) < LEAST_ABOVE * len(pairs):
         return []
-    return [task for task in found if len(set(pairs[task].labels)) >= FEWEST_DOCUMENTS]
+    return [task for task in found if _tested(pairs[task]) >= FEWEST_DOCUMENTS]
+
+
+def _tested(pair: Pair) -> int:
+    """Over how many documents or sets of them it was decided that a task is at the floor."""
+    by_test = not np.isnan(pair.chance).any()
+    return len(set(pair.labels)) if by_test else len(pair.doc_ids)
 
 
 def note_of(gone: Sequence[str], pairs: Mapping[str, Pair], docs_by: str | None) -> str:

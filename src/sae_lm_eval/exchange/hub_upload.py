@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.exchange.new_files import OTHERWISE, check_place
-from sae_lm_eval.files.reading import shown
+from sae_lm_eval.files.reading import shown, without_waiting
 from sae_lm_eval.runtime.placed_files import place_files
 
 CARD = "README.md"
@@ -68,7 +68,8 @@ def write_folder(files: Mapping[str, bytes], folder: Path) -> None:
 def made_before(path: Path) -> dict[str, str]:
     """The SHA-256 of the files that this command made, by name, from the list beside them; none where it is no list."""
     try:
-        files = json.loads(path.read_bytes())["files"]
+        with open(path, "rb", opener=without_waiting) as opened:
+            files = json.loads(opened.read())["files"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
     return {name: str(digest) for name, digest in files.items()} if isinstance(files, dict) else {}

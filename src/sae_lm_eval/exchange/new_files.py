@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.files.reading import shown
+from sae_lm_eval.files.reading import shown, without_waiting
 from sae_lm_eval.runtime.placed_files import place_files
 
 OTHERWISE = "Name another place."
@@ -32,7 +32,8 @@ def check_place(folder: Path, names: Iterable[str], mark: str) -> None:
 
 def _has(path: Path, mark: str) -> bool:
     try:
-        return mark.encode() in path.read_bytes()
+        with open(path, "rb", opener=without_waiting) as opened:
+            return mark.encode() in opened.read()
     except OSError:
         return False
 

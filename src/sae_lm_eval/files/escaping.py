@@ -40,7 +40,7 @@ def markup(text: Any) -> str:
 
 
 def for_spreadsheets(frame: pd.DataFrame) -> pd.DataFrame:
-    """A frame whose texts no spreadsheet takes for a formula: a quote before those that begin like one."""
+    """A frame whose texts and headings no spreadsheet takes for a formula: a quote before those that begin like one."""
     import pandas as pd
 
     def quoted(value: Any) -> Any:
@@ -49,5 +49,8 @@ def for_spreadsheets(frame: pd.DataFrame) -> pd.DataFrame:
         text = printable(value)
         return f"'{text}" if FORMULA.match(text) else text
 
-    texts = [name for name in frame if not pd.api.types.is_numeric_dtype(frame[name].dtype)]
-    return frame.assign(**{name: frame[name].map(quoted) for name in texts})
+    made = frame.copy()
+    for name in made:
+        if not pd.api.types.is_numeric_dtype(made[name].dtype):
+            made[name] = made[name].map(quoted)
+    return made.set_axis([quoted(name) for name in made], axis="columns")

@@ -43,7 +43,7 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
         size = path.stat().st_size
         if size > most:
             raise UserError(f"'{shown(path)}' has {size / 1e6:,.0f} MB; at most {most / 1e6:,.0f} MB are read.")
-        with path.open("rb") as opened:
+        with open(path, "rb", opener=without_waiting) as opened:
             content = opened.read(most + 1)  # what is no file on a disk says nothing of its size
         if len(content) > most:
             raise UserError(f"'{shown(path)}' has more than {most / 1e6:,.0f} MB, which are read at most.")
@@ -55,10 +55,17 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
 def read_start(path: Path, letters: int) -> str:
     """The first letters of a text file, all of them for -1. Raises `UserError` as `read_text` does."""
     try:
-        with path.open(encoding="utf-8") as opened:
+        with open(path, encoding="utf-8", opener=without_waiting) as opened:
             return opened.read(letters)
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """An opener of files to read, for `open`: a pipe into which nobody writes is empty, and holds nothing up."""
+    opened = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    os.set_blocking(opened, True)
+    return opened
 
 
 def at_home(path: str | Path) -> Path:
@@ -90,7 +97,7 @@ def read_json(path: Path, kind: type[Kind], what: str) -> Kind:
 def read_lines(path: Path) -> Iterator[str]:
     """The lines of a text file, one at a time. Raises `UserError` as `read_text` does."""
     try:
-        with path.open(encoding="utf-8") as lines:
+        with open(path, encoding="utf-8", opener=without_waiting) as lines:
             while line := lines.readline(MOST_BYTES):
                 if len(line) == MOST_BYTES:
                     raise UserError(f"'{shown(path)}' has a line of more than {MOST_BYTES / 1e6:,.0f} MB.")

@@ -15,6 +15,7 @@ from lm_eval.models.utils import configure_pad_token, resolve_max_length
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, first_line
 from sae_lm_eval.harness import chat_template
+from sae_lm_eval.harness.context_length import check_length
 from sae_lm_eval.runtime.content import contents
 from sae_lm_eval.runtime.devices import check_placement
 from sae_lm_eval.scaling import Original
@@ -69,6 +70,8 @@ class CausalHFLM(_HFLM):
             super().__init__(str(world.model_path()) if self._is_embedded else pretrained, **kwargs)
         if self._is_embedded:
             self.model.config._name_or_path = world.NAME
+        name = pretrained if isinstance(pretrained, str) else self.model.name_or_path or "the model"
+        check_length({**kwargs, "pretrained": name}, self.model.config.to_dict())
         self._join_other_processes()
         self._max_length = self.max_length  # which lm_eval finds anew each time it is asked: for every request
         self.loaded = LoadedModel(

@@ -17,6 +17,7 @@ from sae_lm_eval.report.formatting import (
     TableColumn,
     fixed_decimals,
     is_number,
+    listing,
     number_cell,
     significant,
     text_cell,
@@ -58,31 +59,29 @@ NEEDED = {
     "loss_recovered_mean": ("ce_baseline", "ce_spliced", "ce_mean"),
 }
 LOSS = f"(ablation CE {MINUS} spliced CE) / (ablation CE {MINUS} baseline CE)"
-# name, title, metrics and caption of each table
+# What the captions say of metrics; of several with one meaning it is said once.
+CE, LOST = "mean cross-entropy in nats/token", f"loss recovered from the named ablation, {LOSS}"
+MEANINGS = {
+    **dict.fromkeys(tuple(METRICS)[:5], CE),
+    "loss_recovered_zero": LOST,
+    "loss_recovered_mean": LOST,
+    "kl": "KL from the baseline to the spliced model in nats/token",
+    "kl_reverse": "reverse KL in nats/token",
+    "top1_agreement": "share of positions with the same likeliest token",
+    "bits_per_byte_baseline": "bits/byte of both models",
+    "bits_per_byte_spliced": "bits/byte of both models",
+    "l0": "active latents per token (L0)",
+    "fvu": "fraction of variance unexplained (FVU)",
+    "explained_variance": "explained variance",
+    "cosine": "cosine of reconstruction and activation",
+    "norm_ratio": "ratio of the norms of reconstruction and activation",
+    "fraction_fired": "share of the dictionary that fired at all",
+}
+# name, title, metrics and first words of the caption of each table
 TABLES = (
-    (
-        "losses",
-        "Loss",
-        tuple(METRICS)[:7],
-        "Mean cross-entropy on each text, in nats/token ± standard error, and the loss recovered from the named "
-        f"ablation: {LOSS}.",
-    ),
-    (
-        "outputs",
-        "Output distribution",
-        tuple(METRICS)[7:12],
-        "How the next-token distribution changes: KL from the baseline to the spliced model and its reverse in "
-        "nats/token, the share of positions with the same likeliest token, and bits/byte of both models "
-        "(± standard error).",
-    ),
-    (
-        "activations",
-        "Activations",
-        tuple(METRICS)[12:18],
-        "The reconstruction at the site: active latents per token (L0), fraction of variance unexplained (FVU), "
-        "explained variance, cosine and ratio of norms of reconstruction and activation, and the share of the "
-        "dictionary that fired at all (± standard error).",
-    ),
+    ("losses", "Loss", tuple(METRICS)[:7], "On each text"),
+    ("outputs", "Output distribution", tuple(METRICS)[7:12], "How the next-token distribution changes"),
+    ("activations", "Activations", tuple(METRICS)[12:18], "The reconstruction at the site"),
 )
 
 
@@ -237,7 +236,7 @@ def fidelity_tables(fidelity: Fidelity) -> list[ReportTable]:
     return [table for table in (*tables, _compute_table(fidelity)) if table.rows]
 
 
-def _table(fidelity: Fidelity, name: str, title: str, metrics: Sequence[str], caption: str) -> ReportTable:
+def _table(fidelity: Fidelity, name: str, title: str, metrics: Sequence[str], opening: str) -> ReportTable:
     shown = [metric for metric in metrics if any(_defined(of, metric) for of in fidelity.values())]
     lacking = {(METRICS[m][0], of[m].reason) for of in fidelity.values() for m in shown if m in NEEDED and of[m].reason}
     notes = "".join(f" No {heading} is shown where {reason}." for heading, reason in sorted(lacking))
@@ -251,7 +250,17 @@ def _table(fidelity: Fidelity, name: str, title: str, metrics: Sequence[str], ca
             rows.append((*_names(key), *place, *map(value_cell, made)))
     left = ("variant", "text", *(["site"] if several else []))
     columns = (*(TableColumn(head, "left") for head in left), *(TableColumn(METRICS[metric][0]) for metric in shown))
-    return ReportTable(f"fidelity-{name}", title, caption + notes, columns, tuple(rows) if shown else ())
+    caption = _caption(fidelity, shown, opening) + notes
+    return ReportTable(f"fidelity-{name}", title, caption, columns, tuple(rows) if shown else ())
+
+
+def _caption(fidelity: Fidelity, shown: Sequence[str], opening: str) -> str:
+    meanings = list(dict.fromkeys(MEANINGS[metric] for metric in shown))
+    made = (
+        value for of in fidelity.values() for metric in shown for value in (of[metric], *parts_of(of, metric).values())
+    )
+    errors = " ±: standard error." if any(value.value is not None and value.stderr for value in made) else ""
+    return f"{opening}: {listing(meanings)}.{errors}" if meanings else ""
 
 
 def _defined(of: Mapping[str, MetricValue], metric: str) -> bool:

@@ -19,8 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from sae_lm_eval.files.escaping import printable
 from sae_lm_eval.report.drop_tables import DropRow, drop_variants, in_order
 from sae_lm_eval.report.formatting import MINUS, MOST_IN_FIGURE, fitting, fixed_decimals, without_shared_start
 
@@ -85,6 +87,8 @@ class Picture:
 def as_bytes(figure: Figure, kind: str) -> bytes:
     """The figure as a file: pdf, svg (letters as text) or png; the same bytes each time, on a clear background."""
     buffer = io.BytesIO()
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text()))
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a name in letters that no font here has
         figure.savefig(buffer, format=kind, metadata=DATELESS[kind], transparent=kind != "png")

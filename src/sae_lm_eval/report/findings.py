@@ -12,6 +12,7 @@ import pandas as pd
 from sae_lm_eval.comparison import compare as comparing
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.files.escaping import printable, terminal
 from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.report import assemble, render, writer
 from sae_lm_eval.report.fidelity_tables import fidelity_of, tidy
@@ -30,14 +31,15 @@ class Findings(Comparison):
 
     def __repr__(self) -> str:
         names, count = ", ".join(run.name for run in self.variants), len(self.variants)
-        return f"<{count} variant{'s' if count > 1 else ''} of {requested_model(self.baseline)}, compared: {names}>"
+        compared = f"{count} variant{'s' if count > 1 else ''} of {requested_model(self.baseline)}, compared: {names}"
+        return f"<{terminal(compared)}>"
 
     def _repr_html_(self) -> str:
         from markupsafe import escape
 
         shaped = assemble.shape(self)
         summary = shaped.summary()
-        said = "".join(f"<p>{escape(sentence)}</p>" for sentence in headline(shaped.comparison, summary))
+        said = "".join(f"<p>{escape(printable(sentence))}</p>" for sentence in headline(shaped.comparison, summary))
         return f"{said}{render.table_html(summary_table(summary, shaped.told))}"
 
     @property

@@ -57,15 +57,15 @@ def script_digest(script: str) -> str:
 
 def html(report: Report) -> str:
     """One page that needs nothing else: its style, script and figures are in it."""
-    environment = Environment(loader=LOADER, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = _page_environment()
     script, style = (LOADER.get_source(environment, f"report.{kind}")[0] for kind in ("js", "css"))
     digest = script_digest(script)
 
     def cite(text: str) -> Markup:
         link = Markup('<a href="#ref-{1}">[{0}]</a>')
-        return Markup("").join(citing(text, report.works, escape, link.format))
+        return Markup("").join(citing(printable(text), report.works, escape, link.format))
 
-    environment.filters |= {"cite": cite, "svg": inline_svg, "breakable": breakable}
+    environment.filters |= {"cite": cite, "svg": inline_svg}
     return environment.get_template("report.html").render(
         report=report,
         references=references,
@@ -78,15 +78,26 @@ def html(report: Report) -> str:
 
 def table_html(table: ReportTable) -> str:
     """A table as the page has it, without style and script."""
-    environment = Environment(loader=LOADER, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["breakable"] = breakable
-    module: Any = environment.get_template("table.html").module
+    module: Any = _page_environment().get_template("table.html").module
     return str(module.table(table))
+
+
+def _page_environment() -> Environment:
+    """Texts in it are escaped, and their control characters and marks of direction are named."""
+    environment = Environment(
+        loader=LOADER, autoescape=True, finalize=_shown, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["breakable"] = breakable
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def breakable(text: str) -> Markup:
     """Text for a cell: long names break before the letters that follow a separator, and nothing breaks elsewhere."""
-    return Markup("<wbr>").join(re.split(r"(?<=[_/#+.=])(?=[^\W\d])", text))
+    return Markup("<wbr>").join(re.split(r"(?<=[_/#+.=])(?=[^\W\d])", printable(text)))
 
 
 def inline_svg(picture: Picture) -> Markup:
@@ -109,9 +120,9 @@ def inline_svg(picture: Picture) -> Markup:
         title,
         description,
         title,
-        picture.title,
+        printable(picture.title),
         description,
-        picture.alternative,
+        printable(picture.alternative),
     )
     return head + Markup(svg[svg.index(">") + 1 :])
 

@@ -81,6 +81,8 @@ def _known(written: Path) -> dict[str, str]:
 def _check(file: Path, digest: str | None, written: Path) -> None:
     if digest is None:
         return
+    if not is_file(file):
+        raise UserError(f"'{shown(file, 200)}' is no file.")
     try:
         told = file.stat()
         found = _digest_of_version(file, told.st_mtime_ns, told.st_size)

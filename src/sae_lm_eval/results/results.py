@@ -61,7 +61,7 @@ class Results:
     command: str | None = None
 
     def __repr__(self) -> str:
-        return f"<Results of {self.name} on {len(self.tasks)} tasks, '{self.file}'>"
+        return f"<Results of {shown(self.name)} on {len(self.tasks)} tasks, '{shown(self.file, 200)}'>"
 
     @property
     def folder(self) -> Path:

@@ -19,10 +19,11 @@ from sae_lm_eval.dictionaries.spec import PYTHON, SaeSpec
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.harness import chat_template
+from sae_lm_eval.harness.context_length import check_length, stated
 from sae_lm_eval.runs.asked_documents import check_named_tasks
 from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.lm_eval_source import hflm_arguments
-from sae_lm_eval.runs.model_files import LAYERS, WIDTHS, check_length, hub_file, model_config, stated
+from sae_lm_eval.runs.model_files import LAYERS, WIDTHS, hub_file, model_config
 from sae_lm_eval.runs.settings import check_settings, tasks_of
 from sae_lm_eval.runs.sweep import Sweep, VariantRequest
 from sae_lm_eval.runs.task_index import check_tasks

@@ -12,7 +12,8 @@ from typing import Any
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import Foreign
-from sae_lm_eval.runs.model_files import check_length, model_config
+from sae_lm_eval.harness.context_length import check_length
+from sae_lm_eval.runs.model_files import model_config
 from sae_lm_eval.runtime.run_folder import check_folder
 from sae_lm_eval.scaling.data_files import Amount, Name
 from sae_lm_eval.scaling.loss_curves import MAIN

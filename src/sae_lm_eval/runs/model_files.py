@@ -14,7 +14,6 @@ from sae_lm_eval.files.reading import Foreign, at_home, read_json
 
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 WIDTHS = ("hidden_size", "n_embd", "d_model")  # of the residual stream, which every matrix of a block reads or writes
-LENGTHS = ("n_positions", "max_position_embeddings", "n_ctx")  # in the order in which lm_eval asks for them
 
 
 class ModelConfig(Foreign):
@@ -84,23 +83,3 @@ def hub_file(name: str, file: str, revision: Any, what: str = "model") -> Path |
         ) from error
     except OSError:
         return None  # whether the hub can be reached is told when the model is loaded
-
-
-def stated(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
-    """The first of `names` that a configuration, or that of the language model inside, has as a whole number."""
-    for part in (config.get("text_config") or {}, config):
-        for name in names:
-            value = part.get(name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                return value
-    return None
-
-
-def check_length(model_args: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """Raise `UserError` where `max_length` is more than the model reads, by its configuration or `--model_args`."""
-    asked, most = model_args.get("max_length"), stated(model_args, LENGTHS) or stated(config, LENGTHS)
-    if asked is not None and most is not None and int(asked) > most:
-        raise UserError(
-            f"max_length={asked} is more than the {most:,} tokens that {model_args['pretrained']} reads by its "
-            f"configuration. Where it reads more, say so: max_position_embeddings={asked}."
-        )

@@ -20,6 +20,7 @@ from sae_lm_eval.runs.members import Member
 from sae_lm_eval.runs.run import evaluate
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import Sweep
+from sae_lm_eval.runtime.placed_files import place_files
 from sae_lm_eval.runtime.run_files import read_record
 from sae_lm_eval.runtime.run_folder import SETTINGS
 from sae_lm_eval.scaling.loss_curves import MAIN
@@ -60,7 +61,10 @@ def measure_tasks(members: Sequence[Member], like: Path, loading: Mapping[str, A
             evaluate(sweep, lm_eval_config(sweep), folder)
             results = replace(read_results(folder / "baseline"), name=str(member))
         rows.append(_row(member, results, folder, like))
-        pd.DataFrame(rows).to_csv(like / NAME, index=False)
+        table = pd.DataFrame(rows).to_csv(index=False).encode()
+        place_files(
+            {NAME: table}, like, what="The family's file", otherwise="Make room, or give the run another folder."
+        )
     return like / NAME
 
 

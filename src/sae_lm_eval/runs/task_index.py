@@ -16,7 +16,7 @@ import yaml
 
 from sae_lm_eval._autoload import tasks_folder
 from sae_lm_eval.errors import UserError, did_you_mean
-from sae_lm_eval.files.reading import at_home
+from sae_lm_eval.files.reading import at_home, without_waiting
 from sae_lm_eval.runs.kept_reads import KeptReads
 from sae_lm_eval.runs.lm_eval_source import lm_eval_folder
 
@@ -61,7 +61,7 @@ def naming_keys(
 
 
 def _own_keys(path: str) -> dict[str, Any]:
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", opener=without_waiting) as file:
         text = file.read()
     try:
         if FLOW.match(text):

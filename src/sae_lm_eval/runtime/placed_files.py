@@ -12,9 +12,13 @@ from sae_lm_eval.errors import UserError
 def place_files(contents: Mapping[str, bytes], folder: Path, *, what: str, otherwise: str) -> None:
     """Write files by their names within `folder`, which is made where it is missing.
 
-    Everything is made in a folder beside them first and then moved, file by file: no file is ever half written.
-    Raises `UserError` where the folder cannot be made or written, with what to do `otherwise`.
+    Everything is made in a folder beside them first and then moved, file by file: no file is ever half written, and a
+    file that is a symbolic link is replaced. Raises `UserError` where the folder cannot be made or written, or a folder
+    in it is a symbolic link, with what to do `otherwise`.
     """
+    for inner in {parent for name in contents for parent in Path(name).parents}:
+        if inner.parts and (folder / inner).is_symlink():
+            raise UserError(f"'{folder / inner}' is a symbolic link, which is not written through. {otherwise}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as staged:

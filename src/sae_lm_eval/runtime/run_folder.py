@@ -24,6 +24,7 @@ from sae_lm_eval.schema import KEY, VERSION, version_of
 
 ADDED = "added"
 LOCK, LOG, REPORT = ".lock", "run.log", "report"
+WRITTEN_FOLDERS = (REPORT, "where")  # which are written anew, unlike those of results
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -76,14 +77,17 @@ def check_folder(folder: Path, flag: str = "--output_path") -> None:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raise `UserError` where a file that a run writes is a symbolic link: it would be written to somewhere else.
+    """Raise `UserError` where what a run writes is a symbolic link, a pipe or a device: it would go somewhere else.
 
-    Finished results may be links, since they are only read.
+    Folders of finished results may be links, since they are only read.
     """
     for path in folder.iterdir():
-        if path.is_symlink() and (path.name.startswith(".") or path.name in (SETTINGS, LOG, REPORT)):
+        if path.is_dir() and not path.name.startswith(".") and path.name not in WRITTEN_FOLDERS:
+            continue
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            what = "a symbolic link" if path.is_symlink() else "neither a file nor a folder"
             raise UserError(
-                f"'{path}' is a symbolic link, which a run does not write through. Remove it, or give another "
+                f"'{shown(path, 200)}' is {what}, and a run does not write through it. Remove it, or give another "
                 "--output_path."
             )
 

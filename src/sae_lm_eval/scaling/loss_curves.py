@@ -15,7 +15,7 @@ from typing import Annotated
 import pandas as pd
 from pydantic import AfterValidator, StrictStr
 
-from sae_lm_eval.files.reading import Foreign, checked, json_value
+from sae_lm_eval.files.reading import Foreign, checked, json_value, without_waiting
 from sae_lm_eval.scaling.curve_estimates import same_loss
 from sae_lm_eval.scaling.data_files import Amount, Count, Name, Positive, Row, read_rows
 from sae_lm_eval.scaling.family import CurveRow, Family, Kind, family_of, row_name
@@ -101,7 +101,8 @@ def read_measured(path: Path) -> list[Row]:
 def is_measured(path: Path) -> bool:
     """Whether `path` is a CSV with the columns that `curve` writes."""
     try:
-        return set(COLUMNS) <= set(pd.read_csv(path, nrows=0).columns)
+        with open(path, encoding="utf-8", opener=without_waiting) as opened:
+            return set(COLUMNS) <= set(pd.read_csv(opened, nrows=0).columns)
     except (OSError, ValueError, OverflowError):  # pandas' own errors are ValueErrors
         return False
 
