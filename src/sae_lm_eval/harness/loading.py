@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -13,11 +14,12 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import configure_pad_token, resolve_max_length
 
 from sae_lm_eval import world
-from sae_lm_eval.errors import UserError, first_line
+from sae_lm_eval.errors import UserError, error_sentence, first_line
 from sae_lm_eval.harness import chat_template
 from sae_lm_eval.harness.context_length import check_length
 from sae_lm_eval.runtime.content import contents
 from sae_lm_eval.runtime.devices import check_placement
+from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 from sae_lm_eval.scaling import Original
 from sae_lm_eval.scaling.original_model import OriginalNumbers
 from sae_lm_eval.scaling.which_original import original_of
@@ -121,7 +123,8 @@ class CausalHFLM(_HFLM):
     def _get_config(self, pretrained: str, **kwargs: Any) -> None:
         try:
             super()._get_config(pretrained, **kwargs)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # whatever a configuration of somebody else's makes transformers raise
+            raise_if_out_of_memory(error)
             raise UserError(f"There is no model '{pretrained}' to load: {first_line(error)}") from error
 
     def _get_backend(self, *args: Any, **kwargs: Any) -> None:
@@ -135,25 +138,28 @@ class CausalHFLM(_HFLM):
     def _create_model(self, pretrained: str, **kwargs: Any) -> None:
         try:
             super()._create_model(pretrained, **kwargs)
-        except AttributeError as error:
-            if "module 'torch' has no attribute" not in str(error):
-                raise
-            raise UserError(f"dtype={kwargs.get('dtype')} is none of torch's: {error}.") from error
-        except TypeError as error:
-            if "unexpected keyword argument" not in str(error):
-                raise
-            raise UserError(
-                f"The model does not take that argument: {error}. sae_hf's own are {', '.join(self._own_arguments)}."
-            ) from error
-        except ValueError as error:
-            if "attn_implementation" not in str(error):
-                raise
-            raise UserError(f"The model does not take that argument: {first_line(error)}") from error
-        except OSError as error:
-            raise UserError(f"The weights of '{pretrained}' cannot be loaded: {first_line(error)}") from error
+        except Exception as error:  # whatever weights of somebody else's make transformers raise
+            raise_if_out_of_memory(error)
+            raise UserError(self._why_not_loaded(pretrained, kwargs, error)) from error
+
+    def _why_not_loaded(self, pretrained: str, kwargs: Mapping[str, Any], error: Exception) -> str:
+        if isinstance(error, AttributeError) and "module 'torch' has no attribute" in str(error):
+            return f"dtype={kwargs.get('dtype')} is none of torch's: {error}."
+        if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+            own = ", ".join(self._own_arguments)
+            return f"The model does not take that argument: {error}. sae_hf's own are {own}."
+        if isinstance(error, ValueError) and "attn_implementation" in str(error):
+            return f"The model does not take that argument: {first_line(error)}"
+        why = first_line(error) if isinstance(error, OSError) else error_sentence(error)
+        return f"The weights of '{pretrained}' cannot be loaded: {why}"
 
     def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **kwargs: Any) -> None:
-        super()._create_tokenizer(pretrained, tokenizer, **kwargs)
+        try:
+            super()._create_tokenizer(pretrained, tokenizer, **kwargs)
+        except Exception as error:  # whatever files of somebody else's make transformers raise
+            raise_if_out_of_memory(error)
+            name = next((one for one in (tokenizer, pretrained) if isinstance(one, str)), "the model")
+            raise UserError(f"The tokenizer of '{name}' cannot be loaded: {error_sentence(error)}") from error
         self._pad_is_lent = self.tokenizer.pad_token_id is None
 
     def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:

@@ -31,6 +31,7 @@ NEUTRAL_REDUCERS = (None, "mean")
 OF_THE_MODEL = ("model_revision", "model_sha", "model_num_parameters", "model_dtype")  # lm_eval's names
 WHAT_IS_ASKED = ("data set", "task arguments")
 WORDS = {"C": 1.0, "I": 0.0, "P": 0.5, "N": 0.0}  # Inspect's own for right, wrong, partly right, and no answer
+LARGEST = 1e300  # of a score: what is larger, or infinite, is none
 TRUTHS = {"yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
 # Inspect's settings that change what is asked or how it is answered.
 SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop_seqs", "system_message")
@@ -234,7 +235,7 @@ def _answers(log: Any) -> tuple[pd.DataFrame, list[str], dict[str, str]]:
 def _number(value: Any) -> float | None:
     """A score as Inspect's metrics take it; None for a word of the scorer's own, which they take for 0."""
     if isinstance(value, int | float):
-        return float(value)
+        return None if abs(value) > LARGEST else float(value)
     said = str(value)
     if said in WORDS or said.lower() in TRUTHS:
         return WORDS.get(said, TRUTHS.get(said.lower()))
@@ -277,7 +278,7 @@ def _score(log: Any, scorer: str, values: Any) -> float | None:
         if score.reducer in NEUTRAL_REDUCERS and score.scorer == score.name == scorer:
             for metric in AVERAGES:
                 if metric in score.metrics:
-                    return float(score.metrics[metric].value)
+                    return _number(score.metrics[metric].value)
     return _mean(values)
 
 
