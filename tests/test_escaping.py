@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from rich.console import Console
-from runs import write_run
+from runs import answers, write_run
 
 from sae_lm_eval.cli.tables import TextTable, print_grouped, print_sentence, print_table
 from sae_lm_eval.errors import UserError
@@ -81,7 +81,7 @@ def test_pages_and_notebooks_name_marks_of_direction():
 
 
 def test_a_result_shows_itself_on_one_line(tmp_path):
-    write_run(tmp_path, {"one": []}, model=EVIL)
+    write_run(tmp_path, answers({"one": [1.0]}), model=EVIL)
     shown = repr(read_results(tmp_path))
     assert "<U+202E>right" in shown
     assert not set("\n\x1b\u202e\u2066\ud800\x9b\x07\r\u2028") & set(shown)

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.escaping import terminal
 from sae_lm_eval.files.reading import checked, is_file, is_folder, json_value, read_json, read_lines, shown
 from sae_lm_eval.results.digests import check_digest
 from sae_lm_eval.results.lm_eval_files import ResultsFile, SaeEntry, Sample, TaskConfig, TaskScores
@@ -61,7 +62,7 @@ class Results:
     command: str | None = None
 
     def __repr__(self) -> str:
-        return f"<Results of {shown(self.name)} on {len(self.tasks)} tasks, '{shown(self.file, 200)}'>"
+        return f"<Results of {terminal(self.name)} on {len(self.tasks)} tasks, '{terminal(self.file)}'>"
 
     @property
     def folder(self) -> Path:

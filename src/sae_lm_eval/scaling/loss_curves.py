@@ -6,6 +6,7 @@ as any family; the columns beyond a family's say what was measured, and on what.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,12 +16,13 @@ from typing import Annotated
 import pandas as pd
 from pydantic import AfterValidator, StrictStr
 
-from sae_lm_eval.files.reading import Foreign, checked, json_value, without_waiting
+from sae_lm_eval.files.reading import Foreign, checked, json_value, read_start
 from sae_lm_eval.scaling.curve_estimates import same_loss
 from sae_lm_eval.scaling.data_files import Amount, Count, Name, Positive, Row, read_rows
 from sae_lm_eval.scaling.family import CurveRow, Family, Kind, family_of, row_name
 
 MAIN = "main"
+LONGEST_HEADING = 10_000  # letters in which the names of the columns are looked for
 COLUMNS = (
     *("model", "revision", "commit", "dtype", "params", "params_non_embedding", "tokens", "tokens_source"),
     *("loss", "nats_per_byte", "text_nats", "text_tokens", "text_bytes", "tokens_hash"),
@@ -101,9 +103,8 @@ def read_measured(path: Path) -> list[Row]:
 def is_measured(path: Path) -> bool:
     """Whether `path` is a CSV with the columns that `curve` writes."""
     try:
-        with open(path, encoding="utf-8", opener=without_waiting) as opened:
-            return set(COLUMNS) <= set(pd.read_csv(opened, nrows=0).columns)
-    except (OSError, ValueError, OverflowError):  # pandas' own errors are ValueErrors
+        return set(COLUMNS) <= set(pd.read_csv(io.StringIO(read_start(path, LONGEST_HEADING)), nrows=0).columns)
+    except (ValueError, OverflowError):  # of which pandas' own are
         return False
 
 
