@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from mutations import mutated
 from runs import answers, write_run
 
-from sae_lm_eval.cli.report import write_report
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.comparison.subsets import read_categories_file
 from sae_lm_eval.errors import UserError
@@ -24,10 +23,16 @@ from sae_lm_eval.exchange.leaderboard_page import leaderboard_html
 from sae_lm_eval.exchange.saebench_export import saebench_files
 from sae_lm_eval.exchange.score_report import with_scores
 from sae_lm_eval.exchange.scores import DictionaryScore, ScoreKind, ScoreSet
-from sae_lm_eval.report.assemble import build, shape
+from sae_lm_eval.report.assemble import build, compare_tasks, shape
+from sae_lm_eval.report.capability_tables import equivalents_of
+from sae_lm_eval.report.where_records import records_beside
 from sae_lm_eval.results.digests import write_digests
+from sae_lm_eval.results.documents import document_table
+from sae_lm_eval.results.find import find_results
 from sae_lm_eval.results.results import read_results
 from sae_lm_eval.runs.sweep import read_sweep
+from sae_lm_eval.runtime.run_files import read_identity
+from sae_lm_eval.runtime.run_folder import added_names
 from sae_lm_eval.scaling.of_results import convert
 
 TRIED = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -192,7 +197,17 @@ def test_what_is_no_file_among_results(name, kind, tmp_path):
         run_of(tmp_path / folder, RECORD if place else None, seed=place)
         write_digests(tmp_path / folder)
     placed(tmp_path / name.format(STAMP), kind)
-    with contextlib.suppress(UserError):
-        write_report(tmp_path, tmp_path / "report", baseline="baseline")
-    with contextlib.suppress(UserError):
-        convert(tmp_path, original={})
+    for read in (compared, convert_all, added_names, read_identity):
+        with contextlib.suppress(UserError):
+            read(tmp_path)
+
+
+def compared(folder: Path) -> None:
+    comparison = compare_tasks(*find_results(folder, "baseline"), draws=20)
+    records_beside(comparison)
+    equivalents_of(comparison)
+    document_table(comparison.variants[0])
+
+
+def convert_all(folder: Path) -> None:
+    assert convert(folder, original={})

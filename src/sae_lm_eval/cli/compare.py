@@ -54,12 +54,8 @@ def compare_command(
     from sae_lm_eval.report.drop_tables import DAGGER
     from sae_lm_eval.report.formatting import span
     from sae_lm_eval.report.headline import headline
-    from sae_lm_eval.results.find import named_results, swapped
 
-    untouched, *others = map(named_results, (baseline, *variants))
-    _refuse_twice([untouched, *others])
-    if why := swapped(untouched, others):
-        raise UserError(f"{why} Name the untouched model's folder first.")
+    untouched, *others = _named_once([baseline, *variants])
     comparison = assemble.compare_tasks(
         untouched,
         others,
@@ -92,14 +88,18 @@ def compare_command(
         print_sentence(console, f"Written: {output_path / 'report.html'}, ...", soft_wrap=True)
 
 
-def _refuse_twice(runs: Sequence[Results]) -> None:
+def _named_once(paths: Sequence[Path]) -> list[Results]:
+    """The results of the baseline and of the variants, each of another run."""
     from sae_lm_eval.files.reading import shown
+    from sae_lm_eval.results.find import named_results, swapped
 
-    seen: set[Path] = set()
-    for run in runs:
-        if (file := run.file.resolve()) in seen:
-            raise UserError(f"'{shown(run.file, 200)}' would be compared with itself: name each run once.")
-        seen.add(file)
+    runs = [named_results(path) for path in paths]
+    files = [run.file.resolve() for run in runs]
+    if twice := [run.file for run, file in zip(runs, files, strict=True) if files.count(file) > 1]:
+        raise UserError(f"'{shown(twice[0], 200)}' would be compared with itself: name each run once.")
+    if why := swapped(runs[0], runs[1:]):
+        raise UserError(f"{why} Name the untouched model's folder first.")
+    return runs
 
 
 def _check_writable(csv: Path | None, output_path: Path | None) -> None:
