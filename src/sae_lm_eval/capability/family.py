@@ -128,6 +128,8 @@ def cut_scores(comparison: Comparison, family: TaskFamily) -> list[CutScores]:
     """
     own = _own(comparison.baseline, family)
     others = [one for place, one in enumerate(family.results) if place != own]
+    if not others:
+        raise UserError(f"The family '{family.source}' has no model but the run's own, so there is nothing between.")
     try:
         read = documents_of(comparison.baseline, others)
     except UserError as error:

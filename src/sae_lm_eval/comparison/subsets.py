@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from sae_lm_eval.errors import UserError, did_you_mean
+from sae_lm_eval.files.escaping import printable
 from sae_lm_eval.files.reading import read_text, shown, yaml_value
 from sae_lm_eval.results.results import Results
 
@@ -41,7 +42,7 @@ def leaves(groups: Mapping[str, Sequence[str]], name: str) -> list[str]:
 
 
 def alias_of(results: Results, name: str) -> str:
-    return results.aliases.get(name, name).lstrip(" -")
+    return printable(results.aliases.get(name, name)).lstrip(" -")
 
 
 def structure(results: Results) -> list[Cut]:
@@ -99,7 +100,7 @@ def categorise(
     values; `tasks:` restricts either.
     """
     for key, asked in categories.items():
-        name = str(key)
+        name = printable(key)
         if not isinstance(asked, Mapping):
             yield Cut("category", name, None, name, tasks_meant(name, asked, groups, tasks))
             continue
@@ -111,7 +112,7 @@ def categorise(
             raise UserError(f"Category '{name}': no document has a field '{asked['field']}', only {', '.join(fields)}.")
         if "values" not in asked:
             for value, chosen in found.items():
-                yield Cut("category", f"{name}: {value}", name, value, list(chosen), None, chosen)
+                yield Cut("category", f"{name}: {value}", name, printable(value), list(chosen), None, chosen)
             continue
         wanted = [str(value) for value in _listed(asked["values"])]
         if missing := [value for value in wanted if value not in found]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -178,7 +179,12 @@ def without_shared_start(names: Sequence[str]) -> dict[str, str]:
 
 
 def fitting(names: Iterable[str]) -> dict[str, str]:
-    """Names as a figure has room for them: long ones without their middle, unless two would look alike."""
+    """Names as a figure has room for them: long ones without their middle, numbered where two would look alike."""
     half = MOST_IN_FIGURE // 2
-    short = {name: name if len(name) <= MOST_IN_FIGURE else f"{name[:half]}…{name[-half:]}" for name in names}
-    return short if len(set(short.values())) == len(short) else {name: name for name in short}
+    short: dict[str, str] = {}
+    alike: Counter[str] = Counter()
+    for name in dict.fromkeys(names):
+        cut = name if len(name) <= MOST_IN_FIGURE else f"{name[:half]}…{name[-half:]}"
+        alike[cut] += 1
+        short[name] = cut if alike[cut] == 1 else f"{cut} ({alike[cut]})"
+    return short

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.files.escaping import terminal
+from sae_lm_eval.files.escaping import printable, terminal
 from sae_lm_eval.files.reading import checked, is_file, is_folder, json_value, read_json, read_lines, shown
 from sae_lm_eval.results.digests import check_digest
 from sae_lm_eval.results.lm_eval_files import ResultsFile, SaeEntry, Sample, TaskConfig, TaskScores
@@ -61,8 +61,13 @@ class Results:
     docs_by: str | None = None
     command: str | None = None
 
+    def __post_init__(self) -> None:
+        # Folders and tasks of somebody else's may be called anything; where names are shown they move nothing.
+        object.__setattr__(self, "name", terminal(self.name))
+        object.__setattr__(self, "aliases", {name: printable(alias) for name, alias in self.aliases.items()})
+
     def __repr__(self) -> str:
-        return f"<Results of {terminal(self.name)} on {len(self.tasks)} tasks, '{terminal(self.file)}'>"
+        return f"<Results of {self.name} on {len(self.tasks)} tasks, '{terminal(self.file)}'>"
 
     @property
     def folder(self) -> Path:

@@ -44,6 +44,8 @@ def measure_tasks(members: Sequence[Member], like: Path, loading: Mapping[str, A
     baseline, _ = find_results(like)
     own = Member(str(asked["model_args"]["pretrained"]), str(asked["model_args"].get("revision") or MAIN))
     everyone = list(dict.fromkeys([own, *members]))
+    if len(everyone) < 2:
+        raise UserError(f"{own} is the run's own model: name others of its family, or checkpoints of it, in --models.")
     for member in everyone:
         _ = member.source, member.training  # before anything is loaded
     settings = {name: value for name, value in asked.items() if name not in NOT_ASKED and value not in (None, {}, [])}
