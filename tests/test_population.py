@@ -207,7 +207,7 @@ def test_sets_that_lost_alike_do_not_tell_what_would_be_seen(tmp_path):
     assert "n/a: the sets of documents do not differ in what they lost." in table.caption
     assert "more than the baseline" not in table.caption
     said = " ".join(headline(found, shaped.summary()))
-    assert "How small a drop these questions would show cannot be told: the sets of documents do not differ" in said
+    assert "The smallest drop that these questions can detect is unknown: the sets of documents do not differ" in said
     assert "loses most" not in said
     assert "too few" not in said
 

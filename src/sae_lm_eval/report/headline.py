@@ -120,8 +120,7 @@ def _detectable(costs: Sequence[DropRow]) -> list[str]:
 
 
 def _all_losses(names: Sequence[str], fidelity: Fidelity) -> list[str]:
-    losses = [text for name in names if (text := _losses(name, fidelity))]
-    return [f"{'; '.join(losses)}."] if losses else []
+    return [f"{text}." for name in names if (text := _losses(name, fidelity))]
 
 
 def _losses(name: str, fidelity: Fidelity) -> str:

@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from sae_lm_eval.files.escaping import printable
 from sae_lm_eval.report import references
 from sae_lm_eval.report.assemble import Report
-from sae_lm_eval.report.figures import INK, NARROW, RULE, Picture, as_bytes
+from sae_lm_eval.report.figures import GREYS, INK, NARROW, RULE, Picture, as_bytes
 from sae_lm_eval.report.formatting import Cell, ReportTable
 from sae_lm_eval.report.prose import CITED
 from sae_lm_eval.report.worst_documents import CAPTION
@@ -105,7 +105,8 @@ def inline_svg(picture: Picture) -> Markup:
     svg = as_bytes(picture.figure, "svg").decode()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{picture.name}-", svg)
-    svg = svg.replace(INK, "currentColor").replace(RULE, "var(--rule)")
+    for colour, on_page in ((INK, "currentColor"), (RULE, "var(--rule)"), (GREYS[0], "var(--control)")):
+        svg = svg.replace(colour, on_page)
     width, height = map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
     title, description = f"{picture.name}-title", f"{picture.name}-description"
     head = Markup(
