@@ -340,9 +340,9 @@ def test_what_misses_no_threshold_is_told_and_the_rest_is_scored(tmp_path):
 def test_the_nearest_misses_come_back_alone(tmp_path):
     found = found_by(tmp_path, "sae_world_villages", by=("missed",))
     record = found.record()
-    assert list(record["energy"]) == ["missed: nearest 8", "missed: nearest 32"]
+    assert list(record["energy"]) == ["missed: 8 nearest latents", "missed: 32 nearest latents"]
     few, many = record["energy"].values()
     assert 0 < few < many < 1
     rows = {row["class"]: row for row in record["rows"] if row["measure"] == "kl"}
-    assert list(rows) == ["nearest 8", "nearest 32"], "one lies in the other, so that they have no sum"
+    assert list(rows) == ["8 nearest latents", "32 nearest latents"], "one lies in the other, so that they have no sum"
     assert record["held_out"] is False

@@ -78,6 +78,6 @@ class MissedEnergy(EditedWatch[Tensor]):
         """A class of each span, those of more latents around those of fewer."""
         shares = torch.stack([1 - of[:-1] / of[-1] for of in self.of.values()]).mean(0).tolist()
         return [
-            DirectionClass(MISSED, f"nearest {count}", parts, energy, "")
+            DirectionClass(MISSED, f"{count} nearest latents", parts, energy, "")
             for count, parts, energy in zip(NEAREST, self.spans, shares, strict=True)
         ]

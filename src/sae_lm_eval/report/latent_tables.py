@@ -43,7 +43,7 @@ def latent_table(record: Mapping[str, Any], name: str) -> ReportTable | None:
         part = tasks_together(record) if row["name"] == OVERALL else row["name"]
         lines.append(
             (
-                text_cell(part if row["name"] != before else ""),
+                text_cell(part),
                 _latent(row, several),
                 number_cell(row["attributed"], _nats(row["attributed"])),
                 number_cell(
@@ -52,7 +52,7 @@ def latent_table(record: Mapping[str, Any], name: str) -> ReportTable | None:
                     interval_text(row["ablated_low"], row["ablated_high"], _nats),
                 ),
                 number_cell(row["active"], fixed_decimals(row["active"], 0)),
-                text_cell("; ".join(map(_example, row["tokens"][:EXAMPLES]))),
+                text_cell("; ".join([*dict.fromkeys(map(_example, row["tokens"]))][:EXAMPLES])),
             )
         )
         before = row["name"]
