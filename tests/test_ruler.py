@@ -163,7 +163,7 @@ def test_a_text_is_paired_by_document(folder, monkeypatch):
     comparison = comparison_of(folder)
     texts = {f"pruned_{tenths}": text(tenths / 10, tenths) for tenths in (1, 2, 3, 4)} | {"k4": text(0.25, 9)}
     by_folder = {results.file.parents[1].name: results.name for results in comparison.variants}
-    monkeypatch.setattr(ruler_module, "_texts", lambda _: {by_folder[name]: of for name, of in texts.items()})
+    monkeypatch.setattr(ruler_module, "fidelity_texts", lambda _: {by_folder[name]: of for name, of in texts.items()})
     row = ruler(comparison).query("cost == 'KL'").iloc[0]
     assert row["strength"] == pytest.approx(0.25, abs=0.005)
     assert row["high"] - row["low"] < 0.01, "what documents have in common drops out"

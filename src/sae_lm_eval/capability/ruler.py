@@ -9,7 +9,7 @@ of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -22,11 +22,13 @@ from scipy.optimize import isotonic_regression
 
 from sae_lm_eval.capability.inversion import means_over_sets, resampled_means, too_few
 from sae_lm_eval.comparison.compare import Comparison
+from sae_lm_eval.comparison.subsets import Cut
 from sae_lm_eval.results.results import Results
 from sae_lm_eval.results.variant_names import EDIT
 
 FEWEST_RUNGS = 2
 DRAWS = 1000
+DRAWS_EACH, MOST_CATEGORIES = 400, 8  # of each category, of which there may be so many
 FINE = 65  # points between two rungs at which the cubic is looked up
 COLUMNS = (
     "variant",
@@ -119,26 +121,46 @@ def ruler(comparison: Comparison, *, draws: int = DRAWS, seed: int = 0) -> pd.Da
     Costs are the drop (a share of the score), delta CE and KL (nats/token) on the first text of fidelity. Of the last
     two there are none where the results do not say them by document.
     """
-    ladders, rows = ladders_of(comparison.variants), []
-    if not ladders:
-        return pd.DataFrame(columns=list(COLUMNS), dtype=object)
-    others = [results for results in comparison.variants if results.provenance.get("splice") != EDIT]
-    texts = _texts(comparison)
-    for cost, told in COSTS.items():
-        values = _by_question(comparison) if cost == "drop" else _by_document(texts, cost)
-        for results in others:
-            for ladder in ladders:
-                names = [results.name, *(one.name for of in ladder.rungs.values() for one in of)]
-                if any(name not in values for name in names):
-                    continue
-                own = values[results.name]
-                rungs = [[values[one.name] for one in of] for of in ladder.rungs.values()]
-                found = _paired(ladder, rungs, own, comparison, draws=draws, rng=seed)
-                row = {"variant": results.name, "kind": ladder.kind, "ladder": ladder.name, "cost": told}
-                row |= {"value": float(own.sum()), **vars(found), "level": comparison.level, "rungs": len(rungs)}
-                row["seeds"] = min(map(len, rungs))
-                rows.append(row)
+    rows: list[dict[str, Any]] = []
+    if ladders_of(comparison.variants):
+        texts = fidelity_texts(comparison)
+        for cost, told in COSTS.items():
+            values = _by_question(comparison) if cost == "drop" else by_document(texts, cost)
+            rows += [{**row, "cost": told} for row in _on_ladders(comparison, values, draws=draws, rng=seed)]
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
+
+
+def ruler_by_category(comparison: Comparison, *, draws: int = DRAWS_EACH, seed: int = 0) -> pd.DataFrame:
+    """As `ruler`, by the drop of each category, or else of each of lm_eval's groups; `name` and `alias` say which.
+
+    Of more than `MOST_CATEGORIES` there is nothing, since each has draws of its own.
+    """
+    of = {section: [cut for cut in comparison.cuts if cut.section == section] for section in ("category", "group")}
+    outer = {cut.parent for cut in of["group"]}
+    cuts = of["category"] or [cut for cut in of["group"] if cut.name not in outer]
+    rows: list[dict[str, Any]] = []
+    if ladders_of(comparison.variants) and 1 < len(cuts) <= MOST_CATEGORIES:
+        for cut in cuts:
+            values = _by_question(comparison, cut)
+            told = {"cost": COSTS["drop"], "name": cut.name, "alias": cut.alias}
+            rows += [{**row, **told} for row in _on_ladders(comparison, values, draws=draws, rng=seed)]
+    return pd.DataFrame(rows, columns=[*COLUMNS, "name", "alias"], dtype=object)
+
+
+def _on_ladders(comparison: Comparison, values: Mapping[str, pd.Series], **drawn: int) -> Iterator[dict[str, Any]]:
+    """A row for each variant that is no edit and each ladder, of costs by document."""
+    for results in comparison.variants:
+        if results.provenance.get("splice") == EDIT:
+            continue
+        for ladder in ladders_of(comparison.variants):
+            names = [results.name, *(one.name for of in ladder.rungs.values() for one in of)]
+            if any(name not in values for name in names):
+                continue
+            own = values[results.name]
+            rungs = [[values[one.name] for one in of] for of in ladder.rungs.values()]
+            found = _paired(ladder, rungs, own, comparison, **drawn)
+            row = {"variant": results.name, "kind": ladder.kind, "ladder": ladder.name, "value": float(own.sum())}
+            yield {**row, **vars(found), "level": comparison.level, "rungs": len(rungs), "seeds": min(map(len, rungs))}
 
 
 def _paired(
@@ -219,13 +241,22 @@ def _strength(strengths: Sequence[float], start: float | None, costs: Sequence[f
     return float(np.interp(cost, PchipInterpolator(x, y)(fine), fine))
 
 
-def _by_question(comparison: Comparison) -> dict[str, pd.Series]:
-    """Drops of each variant by task and document, which add up to the drop, of the tasks that count in it."""
-    counted = [task for cut in comparison.cuts if cut.section == "overall" for task in cut.tasks]
+def _by_question(comparison: Comparison, cut: Cut | None = None) -> dict[str, pd.Series]:
+    """Drops of each variant by task and document, which add up to the drop, of the tasks that count in it.
+
+    Of a `cut` these are its own documents, each counting alike.
+    """
+    counted = [task for one in comparison.cuts if one.section == "overall" for task in one.tasks]
     if not counted:
         return {}
-    found, documents = {}, comparison.documents()
-    for name, part in documents[documents["task"].isin(counted)].groupby("variant"):
+    found: dict[str, pd.Series] = {}
+    documents: Any = comparison.documents()
+    inside = [task for task in counted if cut is None or task in cut.tasks]
+    documents = documents[documents["task"].isin(inside)]
+    if cut is not None and cut.chosen is not None:
+        pairs = zip(documents["task"], documents["doc_id"], strict=True)
+        documents = documents[[number in cut.chosen.get(task, ()) for task, number in pairs]]
+    for name, part in documents.groupby("variant"):
         lost = part.set_index(DOCUMENT)["score_lost"].astype(float)
         if np.isfinite(lost).all():
             found[str(name)] = lost / len(lost)
@@ -241,14 +272,14 @@ def _sets(comparison: Comparison, documents: pd.Index) -> np.ndarray | None:
     return first.reindex(documents).to_numpy()
 
 
-def _texts(comparison: Comparison) -> dict[str, pd.DataFrame]:
+def fidelity_texts(comparison: Comparison) -> dict[str, pd.DataFrame]:
     """The first text of fidelity, of each variant that has it."""
     tasks = [task for results in comparison.variants for task in results.fidelity_tasks]
     having = [results for results in comparison.variants if tasks and tasks[0] in results.fidelity_tasks]
     return {results.name: results.samples(tasks[0]) for results in having}
 
 
-def _by_document(texts: Mapping[str, pd.DataFrame], cost: str) -> dict[str, pd.Series]:
+def by_document(texts: Mapping[str, pd.DataFrame], cost: str) -> dict[str, pd.Series]:
     """As `_by_question`, of what each variant's text says of a cost."""
     read = {name: _of_text(samples, cost) for name, samples in texts.items()}
     return {name: of for name, of in read.items() if of is not None}

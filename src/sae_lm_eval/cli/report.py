@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sae_lm_eval.cli.options import BaselineName, CategoriesFile, DocumentsBy, ResultsFolder, TaskOrder
+from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,8 +38,18 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html, report.md, appendix.tex and .bib, drops.csv, fidelity.csv and figures; no model is loaded."""
+    from sae_lm_eval.runtime.run_files import is_of_several_models
+
     target = output_path or out / "report"
     pairing = {"baseline": baseline, "categories": categories, "docs_by": docs_by}
+    if is_of_several_models(out):
+        if scores is not None:
+            raise UserError("--scores is for the run of one model: name its folder, as in OUT/MODEL.")
+        from sae_lm_eval.report.transfer import write_transfer_report
+
+        print_report(write_transfer_report(out, target, **pairing))
+        say_written(target)
+        return
     print_report(write_report(out, target, sort=sort, scores=scores, **pairing))
     say_written(target)
 

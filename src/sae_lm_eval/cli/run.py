@@ -77,9 +77,15 @@ def run_command(
     interrupted run.
     """
     from sae_lm_eval.runs.checks import check
+    from sae_lm_eval.runs.several_models import lists_models
+    from sae_lm_eval.runs.sweep import sweep_of
 
     given = {"categories": categories, "docs_by": docs_by, "memory": memory, "ray": ray, "output_path": output_path}
-    sweep = sweep_from(context, model_args, (sae or [], edit or []), control or [], given)
+    content = content_from(context, model_args, (sae or [], edit or []), control or [], given)
+    if lists_models(content["model_args"]):
+        _run_several(content, fewshot_seeds=fewshot_seeds, plan=plan)
+        return
+    sweep = sweep_of(content)
     if sweep.output_path is None and not plan:
         raise UserError("--output_path is missing: name a folder for the results.")
     check(sweep, sweep.output_path)
@@ -87,7 +93,7 @@ def run_command(
         _check_seeds(sweep, fewshot_seeds)
     say_loading()
     if plan or sweep.output_path is None:
-        _show_plan(sweep)
+        show_plan(sweep, sweep.output_path)
         return
     with resumable():
         if fewshot_seeds is None:
@@ -96,6 +102,54 @@ def run_command(
             failed = run_over_seeds(sweep, sweep.output_path, fewshot_seeds)
     if failed:
         raise typer.Exit(1)
+
+
+def _run_several(content: dict[str, Any], *, fewshot_seeds: str | None, plan: bool) -> None:
+    """Run the sweep that `content` describes for each of its models, or show what would run."""
+    from sae_lm_eval.runs.asked_documents import user_path
+    from sae_lm_eval.runs.several_models import check_models, run_each, sweeps_of, told_before
+
+    sweeps = sweeps_of(content)
+    given = content.get("output_path")
+    output_path = None if given is None else user_path(given, "output_path")
+    if fewshot_seeds is not None:
+        raise UserError("--fewshot_seeds is for a run of one model: give one, or leave it out.")
+    if output_path is None and not plan:
+        raise UserError("--output_path is missing: name a folder for the results.")
+    check_models(sweeps, output_path)
+    say_loading()
+    if plan or output_path is None:
+        for sentence in told_before(sweeps):
+            typer.echo(sentence, err=True)
+        for number, (name, sweep) in enumerate(sweeps.items(), start=1):
+            typer.echo(f"Model {number} of {len(sweeps)}, {name}:")
+            show_plan(sweep, None if output_path is None else output_path / name)
+        return
+
+    def run(sweep: Sweep, folder: Path) -> bool:
+        typer.echo(f"Model {[*sweeps].index(folder.name) + 1} of {len(sweeps)}, {folder.name}:", err=True)
+        return run_and_report(sweep, folder, tables=0)
+
+    with resumable():
+        failed = run_each(sweeps, output_path, run, lambda sentence: print(sentence, file=sys.stderr))
+    _report_several(output_path, sweeps)
+    if any(failed.values()):
+        raise typer.Exit(1)
+
+
+def _report_several(output_path: Path, sweeps: dict[str, Sweep]) -> None:
+    """Write and print the report on several models; of processes the first one does."""
+    from sae_lm_eval.cli.report import print_report, say_written
+    from sae_lm_eval.report.transfer import write_transfer_report
+    from sae_lm_eval.runtime.processes import rank
+    from sae_lm_eval.runtime.run_folder import REPORT
+
+    if rank() != 0:
+        return
+    first = next(iter(sweeps.values()))
+    pairing = {"categories": first.categories, "docs_by": first.docs_by}
+    print_report(write_transfer_report(output_path, output_path / REPORT, **pairing))
+    say_written(output_path / REPORT)
 
 
 def _check_seeds(sweep: Sweep, fewshot_seeds: str) -> None:
@@ -191,10 +245,23 @@ def sweep_from(
     controls: list[str],
     given: dict[str, Any],
 ) -> Sweep:
-    """What the file says, and the command line after it."""
+    """The sweep of what the file says, and the command line after it."""
+    from sae_lm_eval.runs.sweep import sweep_of
+
+    return sweep_of(content_from(context, model_args, variants, controls, given))
+
+
+def content_from(
+    context: typer.Context,
+    model_args: str,
+    variants: tuple[list[str], list[str]],
+    controls: list[str],
+    given: dict[str, Any],
+) -> dict[str, Any]:
+    """What the file says, and the command line after it, under the keys of a sweep file."""
     from sae_lm_eval.files.reading import at_home
     from sae_lm_eval.runs.argument_text import named_values
-    from sae_lm_eval.runs.sweep import as_list, read_sweep, sweep_of
+    from sae_lm_eval.runs.sweep import as_list, read_sweep
 
     flags = list(context.args)
     while flags and "=" in flags[0] and not flags[0].startswith("-") and not Path(flags[0]).exists():
@@ -211,7 +278,7 @@ def sweep_from(
     if not isinstance(of_file, dict):
         raise UserError(f"model_args: {of_file!r} is no mapping, such as {{pretrained: gpt2}}.")
     of_flags = named_values(model_args)
-    _ask_about_code({**content, **of_file}, {**settings, **of_flags}, file)
+    _ask_about_code({**_of_models(of_file), **content, **of_file}, {**settings, **of_flags}, file)
     content["model_args"] = {**of_file, **of_flags}
     saes, edits = variants
     if saes or edits:
@@ -224,8 +291,14 @@ def sweep_from(
         )
     if controls:
         content["controls"] = controls
-    content |= {name: value for name, value in {**settings, **given}.items() if value is not None}
-    return sweep_of(content)
+    return content | {name: value for name, value in {**settings, **given}.items() if value is not None}
+
+
+def _of_models(of_file: dict[str, Any]) -> dict[str, Any]:
+    """What the entries of a list of models say that would run code."""
+    listed = of_file.get("pretrained")
+    entries = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    return {name: True for name in RUNS_CODE if any(entry.get(name) for entry in entries)}
 
 
 def _ask_about_code(of_file: dict[str, Any], of_flags: dict[str, Any], file: Path | None) -> None:
@@ -240,13 +313,14 @@ def _ask_about_code(of_file: dict[str, Any], of_flags: dict[str, Any], file: Pat
             raise UserError(f"{told}. Nothing was run.")
 
 
-def _show_plan(sweep: Sweep) -> None:
+def show_plan(sweep: Sweep, output_path: Path | None) -> None:
+    """What a run of `sweep` in `output_path` would do, and how long it takes."""
     from rich.console import Console
 
     from sae_lm_eval.cli.tables import TextTable, print_sentence, print_table
     from sae_lm_eval.runs import plan
 
-    made = plan.plan_sweep(sweep, sweep.output_path)
+    made = plan.plan_sweep(sweep, output_path)
     console = Console()
     print_table(console, TextTable(plan.HEADS, plan.plan_rows(made), words=range(len(plan.HEADS))))
     for sentence in plan.plan_sentences(made):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,17 +30,45 @@ def table_command(
     """Print what each variant loses: variants in rows, categories in columns; no model is loaded."""
     from sae_lm_eval.errors import one_of
     from sae_lm_eval.files.escaping import for_spreadsheets
-    from sae_lm_eval.report import assemble, latex, render, summary_table
+    from sae_lm_eval.report import assemble, summary_table
     from sae_lm_eval.results import find
+    from sae_lm_eval.runtime.run_files import is_of_several_models
 
     one_of(format, FORMATS, "format")
+    if is_of_several_models(out):
+        _of_several_models(out, by, format, baseline=baseline, categories=categories, docs_by=docs_by)
+        return
     comparison = assemble.compare_tasks(*find.find_results(out, baseline), categories=categories, docs_by=docs_by)
     shaped = assemble.shape(comparison, sort)
     summary = shaped.summary(by)
     if format == "csv":
         typer.echo(for_spreadsheets(summary_table.summary_frame(summary)).to_csv(index=False), nl=False)
         return
-    made = summary_table.summary_table(summary, shaped.told)
+    _show(summary_table.summary_table(summary, shaped.told), format)
+
+
+def _of_several_models(out: Path, by: str | None, format: str, **pairing: Any) -> None:
+    """Variants in rows, models in columns; with `by` a table for each group, category or task."""
+    from sae_lm_eval.errors import one_of
+    from sae_lm_eval.files.escaping import for_spreadsheets
+    from sae_lm_eval.report.summary_table import BY
+    from sae_lm_eval.report.transfer import read_transfer
+
+    if by is not None:
+        one_of(by, BY, "by")
+    transfer = read_transfer(out, **pairing)
+    if format == "csv":
+        typer.echo(for_spreadsheets(transfer.table(by)).to_csv(index=False), nl=False)
+        return
+    for number, made in enumerate(transfer.matrices(by)):
+        if number:
+            typer.echo()
+        _show(made, format)
+
+
+def _show(made: ReportTable, format: str) -> None:
+    from sae_lm_eval.report import latex, render
+
     if format == "latex":
         typer.echo(latex.table_latex(made))
     elif format == "markdown":

@@ -105,7 +105,11 @@ def _show_plan(sweep: Sweep, inquiry: Inquiry) -> None:
 def _has_error(variant: VariantRequest) -> bool:
     """Whether a dictionary's reconstruction takes the place of something."""
     arguments = variant.arguments
-    return arguments.get("edit") is None and arguments.get("splice", "reconstruction") == "reconstruction"
+    return (
+        arguments.get("edit") is None
+        and arguments.get("peft") is None
+        and arguments.get("splice", "reconstruction") == "reconstruction"
+    )
 
 
 def _print(found: Explained, output_path: Path) -> None:

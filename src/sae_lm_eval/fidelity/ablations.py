@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ def ablations(model: SplicedModel, source: TextSource) -> tuple[list[Variant], d
     variant = model.variant
     if not variant.splices:  # the baseline, or an edit of the model, which has no site
         return [], None
+    # What is recovered is told against the model's own activations, whatever adapter the variant has.
+    variant = replace(variant, edits=(), adapter=None)
     zero = variant.in_mode("zero")
     windows = model.windows(source.held_out, model.wanted.mean_tokens)
     if not windows:

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from sae_lm_eval.capability.published_scores import published_equivalents
-from sae_lm_eval.capability.ruler import ruler
+from sae_lm_eval.capability.recovery import recovery
+from sae_lm_eval.capability.ruler import ruler, ruler_by_category
 from sae_lm_eval.comparison.compare import COLUMNS, Comparison, paired_comparison
 from sae_lm_eval.errors import one_of
 from sae_lm_eval.report import figures
@@ -47,8 +48,9 @@ from sae_lm_eval.report.provenance import (
     site_of,
     sources,
 )
+from sae_lm_eval.report.recovery_table import recovery_sentences, recovery_table
 from sae_lm_eval.report.released_table import released_notes, released_table
-from sae_lm_eval.report.ruler_tables import ruler_sentences, ruler_table
+from sae_lm_eval.report.ruler_tables import category_ruler_table, ruler_sentences, ruler_table
 from sae_lm_eval.report.summary_table import Summary, costs_of, summarise, summary_table
 from sae_lm_eval.report.sweep_figures import sweep_pictures
 from sae_lm_eval.report.sweep_tables import notes, settings, sweep_tables
@@ -166,13 +168,13 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
         *(shaped.comparison, shaped.rows, shaped.fidelity, shaped.names, shaped.told),
     )
     variants, shown, summary = named.variants, category_rows(rows), shaped.summary()
-    text, ruled = methods(named, rows, fidelity), ruler(comparison)
+    text, ruled, recovered = methods(named, rows, fidelity), ruler(comparison), recovery(comparison)
     swept = settings(variants, rows, fidelity)
     explained, unexplained = records_beside(shaped.comparison)
     common, own = sources((comparison.baseline, *variants))
     return Report(
         title=f"What a splice costs {requested_model(comparison.baseline)}",
-        headline=(*headline(named, summary), *ruler_sentences(ruled, names)),
+        headline=(*headline(named, summary), *recovery_sentences(recovered, names), *ruler_sentences(ruled, names)),
         tables=(
             *summary_tables(shaped),
             variants_table(named, names),
@@ -181,7 +183,9 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
             *fidelity_tables(fidelity),
             *(table for table in [released_table(variants)] if table.rows),
             *noise_table(variants),
+            *recovery_table(recovered, names),
             *ruler_table(ruled, names),
+            *category_ruler_table(ruler_by_category(comparison), names),
             *(table for record in explained for table in (*class_tables(record), *latent_tables(record))),
             *equivalent_tables(shaped.equivalents.found, [*rows], names),
             *(published_table(published_equivalents(comparison), names) if shaped.equivalents.found is None else ()),

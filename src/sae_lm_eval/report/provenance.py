@@ -158,10 +158,13 @@ def mode_of(results: Results) -> str:
 
 
 def changes_of(results: Results) -> tuple[str, ...]:
-    """What makes a splice another one than that of its dictionaries as they are: edits of latents, a clean input."""
+    """What makes a splice another one than that of its dictionaries as they are: edits of latents, an adapter, a clean
+    input.
+    """
     record = results.provenance
     reads = record.get("splice_input") or SPLICED
     edits = (str(record["latent_edits"]),) if record.get("latent_edits") else ()
+    edits += (f"peft={record['adapter']['name']}",) if record.get("adapter") else ()
     return edits if reads == SPLICED else (*edits, f"splice_input={reads}")
 
 

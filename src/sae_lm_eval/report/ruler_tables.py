@@ -51,6 +51,28 @@ def ruler_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTab
     return [ReportTable("ruler", "What else costs as much", caption, columns, tuple(body))]
 
 
+def category_ruler_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTable]:
+    """A row for each variant and ladder, a column for each category; `names` lead to those shown."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in found.to_dict("records"):
+        rows.setdefault((names[str(row["variant"])], str(row["ladder"])), {})[str(row["name"])] = row
+    if not any(row["strength"] is not None or row["bound"] for of in rows.values() for row in of.values()):
+        return []
+    columns = {str(row["name"]): str(row["alias"]) for row in found.to_dict("records")}
+    body = [
+        (text_cell(variant), text_cell(ladder), *(_cell(of.get(name)) for name in columns))
+        for (variant, ladder), of in rows.items()
+    ]
+    level = float(found["level"].iloc[0])
+    caption = (
+        "How strong an edit of the model costs as much as each variant by its drop in accuracy, category by category, "
+        f"each question counting alike; units as in the table above. Below, the {level:.0%} interval, over questions"
+        f"{_over_seeds(found)}. n/a: the drop of the strongest edit cannot be told from 0, or questions are too few."
+    )
+    heads = (TableColumn("variant", "left"), TableColumn("ladder", "left"), *map(TableColumn, columns.values()))
+    return [ReportTable("ruler-categories", "What else costs as much, by category", caption, heads, tuple(body))]
+
+
 def _over_seeds(found: pd.DataFrame) -> str:
     """What the interval covers of the seeds of random edits; edits without a seed have nothing to cover there."""
     seeds = {int(row["seeds"]) for row in found.to_dict("records") if row["kind"] in RANDOM}

@@ -46,6 +46,13 @@ class EditEntry(Foreign):
     kind: OptionalText = None
 
 
+class AdapterEntry(Foreign):
+    name: StrictStr
+    kind: OptionalText = None
+    trained_on: OptionalText = None
+    weights_checksum: OptionalText = None
+
+
 class KlAtAnswers(Foreign):
     kl: StrictFloat | None
     stderr: StrictFloat | None = None
@@ -123,6 +130,7 @@ class SaeEntry(Foreign):
 
     splices: Annotated[list[SpliceEntry], BeforeValidator(_listed)] = Field(default_factory=list)
     edit: EditEntry | None = None
+    adapter: AdapterEntry | None = None
     splice: OptionalText = None
     scale: StrictFloat = 1.0
     splice_tokens: OptionalText = None

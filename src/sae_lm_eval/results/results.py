@@ -217,8 +217,9 @@ def _newest(folder: Path) -> tuple[Path, tuple[str, ...]]:
 def _name(held: ResultsFile) -> str:
     """The variant's name as sae_hf tells it, or the model's."""
     record: SaeEntry = held.config.sae_lm_eval
-    if record.splices or record.edit:
+    if record.splices or record.edit or record.adapter:
         edited = [] if record.edit is None else [record.edit.name]
+        edited += [] if record.adapter is None else [f"peft={record.adapter.name}"]
         names = [*(splice.dictionary for splice in record.splices), *edited]
         return variant_name(names, record.splice, record.scale)
     named = _by_name(held.config.model_args).get("pretrained")

@@ -8,7 +8,8 @@ from itertools import groupby
 from typing import Any
 
 BASELINE = "baseline"
-EDIT = "edit"  # in the place of a mode, where the model itself is changed
+# In the place of a mode: where the model itself is changed, and where it has an adapter and no dictionary.
+EDIT, ADAPTER = "edit", "adapter"
 OF_CROSS_LAYER = re.compile(r"(clt:.+layer_)(\d+)")
 
 
@@ -19,7 +20,7 @@ def variant_name(dictionaries: Sequence[Any], splice: str | None, scale: float |
     """
     if not dictionaries:
         return BASELINE
-    how = [] if splice in (None, "reconstruction", EDIT) else [str(splice)]
+    how = [] if splice in (None, "reconstruction", EDIT, ADAPTER) else [str(splice)]
     how += [] if scale in (None, 1) else [f"scale {scale:g}"]
     names = "+".join(_joined(dictionaries))
     return f"{names} ({', '.join(how)})" if how else names

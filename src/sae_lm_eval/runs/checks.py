@@ -20,6 +20,7 @@ from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.harness import chat_template
 from sae_lm_eval.harness.context_length import check_length, stated
+from sae_lm_eval.runs.adapter_checks import check_adapter
 from sae_lm_eval.runs.asked_documents import check_named_tasks
 from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.lm_eval_source import hflm_arguments
@@ -28,7 +29,7 @@ from sae_lm_eval.runs.settings import check_settings, tasks_of
 from sae_lm_eval.runs.sweep import Sweep, VariantRequest
 from sae_lm_eval.runs.task_index import check_tasks
 from sae_lm_eval.runtime.devices import check_placement
-from sae_lm_eval.runtime.run_files import read_groups
+from sae_lm_eval.runtime.run_files import is_of_several_models, read_groups
 from sae_lm_eval.runtime.run_folder import check_folder
 from sae_lm_eval.runtime.text_files import check_readable
 from sae_lm_eval.splicing.choices import DTYPE_NAMES, choices_of, finite_number, refuse_misspelt, whole
@@ -56,6 +57,8 @@ def check(sweep: Sweep, output_path: Path | None) -> None:
     """
     if output_path is not None:
         check_folder(output_path)
+        if is_of_several_models(output_path):
+            raise UserError(f"'{output_path}' holds the runs of several models. Give another --output_path for one.")
     check_settings(sweep.settings)
     if sweep.model_args.get("parallelize"):
         check_placement(sweep.settings.get("device"), parallelize=True)
@@ -81,6 +84,7 @@ def check_variants(model_args: Mapping[str, Any], variants: Sequence[VariantRequ
     told: list[str] = []
     for asked in variants:
         try:
+            check_adapter(asked.arguments.get("peft"), model_args)
             _check_dictionaries(asked, config, str(model_args.get("pretrained")))
             if config:
                 _check_sites(asked, model_args)

@@ -45,7 +45,7 @@ def _by_sites(arguments: dict[str, Any], specs: list[str], read: dict[str, Known
     # At the first positions that one of them was not trained on, the modes do nothing.
     rules = [rule_of(parsed.source, parsed.id) for parsed in map(SaeSpec.parse, specs)]
     return {
-        **{name: arguments.get(name) for name in ("splice", "splice_tokens", "mean_text", "mean_tokens")},
+        **{name: arguments.get(name) for name in ("splice", "splice_tokens", "mean_text", "mean_tokens", "peft")},
         "untrained": sorted({rule.first for rule in rules if rule}),
         "scale": float(arguments.get("scale", 1)) if arguments["splice"] != "none" else 1.0,
         "sites": sorted(map(str, sites)),

@@ -19,8 +19,11 @@ LONGEST = 200  # bytes of a folder's name, of which file systems bear 255
 
 def folder_name(arguments: Mapping[str, Any]) -> str:
     """A name for a variant that is legible, and a folder's on every system."""
-    first = "sae" if "sae" in arguments else "edit"
-    parts = [str(arguments[first]), *(f"{key}={value}" for key, value in arguments.items() if key != first)]
+    first = next(name for name in ("sae", "edit", "peft") if name in arguments)
+    parts = [
+        f"peft={arguments[first]}" if first == "peft" else str(arguments[first]),
+        *(f"{key}={value}" for key, value in arguments.items() if key != first),
+    ]
     return short_name(re.sub(r"[^\w.+=,-]+", "_", ",".join(parts)).strip("._"))
 
 

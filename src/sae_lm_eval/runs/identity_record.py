@@ -30,7 +30,7 @@ def model_record(model: Any) -> dict[str, Any]:
     return {"model": {**parts["model"], "tokenizer": parts["tokenizer"]}, "packages": model.versions()}
 
 
-def variant_record(wanted: Any) -> dict[str, str]:
+def variant_record(wanted: Any, adapter: Any = None) -> dict[str, str]:
     """What is written down of a variant: the content of what it is made of, by what errors call it."""
     from sae_lm_eval.scoring.identity import text_content
     from sae_lm_eval.splicing.model_edits import code_checksum
@@ -42,6 +42,8 @@ def variant_record(wanted: Any) -> dict[str, str]:
         found[f"the configuration of {dictionary.name}"] = f"{content.computed} {content.settings}"
     if wanted.edit is not None and (checksum := code_checksum(wanted.edit)) is not None:
         found[f"the file of {wanted.edit}"] = checksum
+    if adapter is not None:
+        found[f"the adapter {wanted.adapter}"] = adapter.record["weights_checksum"]
     if wanted.mean_text is not None:
         found[f"the text {wanted.mean_text}"] = str(text_content(wanted.mean_text))
     return found

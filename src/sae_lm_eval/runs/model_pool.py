@@ -110,13 +110,14 @@ class LoadedSweep:
         model, tokens = self.baseline.loaded.model, self.baseline.spliced.tokens
         if wanted.edit is not None:
             return Look({name: edited_bytes(model, wanted.edit)}, False, variant_record(wanted))
+        adapter = None if wanted.adapter is None else self.baseline.loaded.adapter(wanted.adapter)
         build_variant(model, wanted.dictionaries, wanted.choices, tokens.special_ids, tokens.declared_special)
-        sizes: dict[Hashable, int] = {}
+        sizes: dict[Hashable, int] = {} if adapter is None else {str(wanted.adapter): adapter.size}
         for key, dictionaries in self._dictionaries.items():
             tensors = {id(p): p for one in dictionaries for p in one.module.parameters()}  # layers share them
             sizes[key] = sum(p.numel() * p.element_size() for p in tensors.values())
         wants_bos = any(dictionary.prepend_bos for dictionary in wanted.dictionaries)
-        return Look(sizes, wants_bos, variant_record(wanted))
+        return Look(sizes, wants_bos, variant_record(wanted, adapter))
 
     def variant(self, name: str) -> Any:
         """The model as that variant. Raises as `look` does."""
@@ -168,6 +169,8 @@ class LoadedSweep:
 
         s = self.settings
         arguments = self.asked[name].arguments if name in self.asked else {"splice": "none"}
+        if arguments.keys() == {"peft"}:  # as lm_eval is asked for the model with its adapter alone
+            arguments = {**arguments, "splice": "none"}
         own = {"batch_size": lm.batch_size_per_gpu} if name == AGAIN else {}
         given = {
             "tasks": s.tasks if s.check_integrity else self._asked_for,  # loaded once for all variants

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_lm_eval.errors import UserError
 from sae_lm_eval.runtime.processes import gathered
 from sae_lm_eval.runtime.progress import Progress, duration
 from sae_lm_eval.runtime.run_folder import added_names
@@ -41,6 +42,15 @@ class Finished:
     @property
     def failed(self) -> tuple[Outcome, ...]:
         return tuple(outcome for outcome in self.outcomes if outcome.failed)
+
+
+def refuse_failed(finished: Finished, folder: Path) -> None:
+    """Raise `UserError` where variants of a run in `folder` failed."""
+    if finished.failed:
+        raise UserError(
+            f"{len(finished.failed)} of {len(finished.outcomes) - 1} variants failed; '{folder}' has the others. "
+            + " ".join(f"{outcome.name}: {outcome.failed}" for outcome in finished.failed)
+        )
 
 
 def summary(finished: Finished, seconds: float) -> str:

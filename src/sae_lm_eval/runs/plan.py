@@ -119,6 +119,9 @@ def _cost(point: Point, model: Any) -> float:
 def _planned(asked: VariantRequest, model: Any) -> Planned:
     if "edit" in asked.arguments:
         return _planned_edit(asked, model)
+    if "peft" in asked.arguments:  # where its layers are is not known until it is loaded
+        first = Point(0, "input")
+        return Planned(asked, (f"peft={asked.arguments['peft']}",), first, _cost(first, model), {}, whole=False)
     try:
         known = [one for spec in asked.specs for one in headers_of(spec)]
     except UserError as error:

@@ -20,17 +20,19 @@ from sae_lm_eval.runs.finished import finish, set_damaged_aside
 from sae_lm_eval.runs.folder_names import AGAIN, BASELINE
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
 from sae_lm_eval.runs.identity_record import IdentityRecord, digest_of, model_record
+from sae_lm_eval.runs.kept_pace import counts_of, keep_pace
 from sae_lm_eval.runs.model_pool import LoadedSweep, Look, UnknownModel
 from sae_lm_eval.runs.object_names import object_texts
-from sae_lm_eval.runs.outcome import Finished, Outcome, comparison_of, ran_by_all
+from sae_lm_eval.runs.outcome import Finished, Outcome, comparison_of, ran_by_all, refuse_failed
 from sae_lm_eval.runs.settings import fixed_settings, lm_eval_config
+from sae_lm_eval.runs.several_models import lists_models, run_each, sweeps_of, transfer_of
 from sae_lm_eval.runs.sweep import Sweep, sweep_of
 from sae_lm_eval.runs.turns import kinds_of, turns
 from sae_lm_eval.runtime.host_memory import HostMemoryError, raise_if_out_of_memory
 from sae_lm_eval.runtime.journal import DiskError, Journal
 from sae_lm_eval.runtime.processes import agreed, gathered, is_distributed, rank
 from sae_lm_eval.runtime.progress import ConsoleProgress, quiet
-from sae_lm_eval.runtime.run_files import GROUPS, PACE, read_groups
+from sae_lm_eval.runtime.run_files import GROUPS, read_groups
 from sae_lm_eval.runtime.run_folder import (
     LOG,
     check_written,
@@ -43,6 +45,7 @@ from sae_lm_eval.runtime.run_folder import (
 
 if TYPE_CHECKING:
     from sae_lm_eval.report.findings import Findings
+    from sae_lm_eval.report.transfer import Transfer
 
 logger = logger_of(__name__)
 
@@ -60,11 +63,12 @@ def run(
     ray: str | None = None,
     docs_by: str | None = None,
     **settings: Any,
-) -> Findings:
+) -> Findings | Transfer:
     """Evaluate the untouched model and `variants` on lm_eval's `tasks`, and compare them question by question.
 
     Args:
         model_args: as for lm_eval: `{"pretrained": "gpt2"}` or `"pretrained=gpt2"`; model and tokenizer may be objects.
+            A list of models, or `revision` as a list, is a run for each, in a folder of its own.
         variants: specs, objects that `sae=` takes, or mappings with `sae` or `pattern` and what else an entry of a
             sweep file takes.
         tasks: names of tasks, groups or tags of lm_eval's.
@@ -78,7 +82,8 @@ def run(
         docs_by: a field of the documents, such as a passage, as for `compare`.
         settings: lm_eval's own, under its names: `num_fewshot`, `limit`, `batch_size`, `device`, `gen_kwargs`, ...
 
-    Returns the comparison of the variants with the baseline, whose `drops` are a data frame.
+    Returns the comparison of the variants with the baseline, whose `drops` are a data frame; of several models a
+    `Transfer`, which holds one for each.
 
     Raises `UserError` for whatever the user can mend, among it a variant that failed when the others are done.
     """
@@ -89,16 +94,20 @@ def run(
             raise UserError(f"run takes no '{name}'.{did_you_mean(name, known)} lm_eval's are {', '.join(known)}.")
     given = {"model_args": model_args, "variants": variants, "controls": controls, "mean_text": mean_text}
     given |= {"categories": categories, "docs_by": docs_by}
-    sweep = sweep_of({**given, "memory": memory, "ray": ray, "tasks": tasks, **settings})
+    given |= {"memory": memory, "ray": ray, "tasks": tasks, **settings}
     output_path = at_home(output_path)
+    if lists_models(model_args):
+        sweeps = sweeps_of(given)
+        return transfer_of(sweeps, run_each(sweeps, output_path, _evaluated, logger.warning), output_path)
+    sweep = sweep_of(given)
     check(sweep, output_path)
-    finished = evaluate(sweep, lm_eval_config(sweep), output_path)
-    if finished.failed:
-        raise UserError(
-            f"{len(finished.failed)} of {len(finished.outcomes) - 1} variants failed; '{output_path}' has the others. "
-            + " ".join(f"{outcome.name}: {outcome.failed}" for outcome in finished.failed)
-        )
+    finished = _evaluated(sweep, output_path)
+    refuse_failed(finished, output_path)
     return comparison_of(finished, output_path, categories=sweep.categories, docs_by=sweep.docs_by)
+
+
+def _evaluated(sweep: Sweep, output_path: Path) -> Finished:
+    return evaluate(sweep, lm_eval_config(sweep), output_path)
 
 
 def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
@@ -276,7 +285,7 @@ class _Evaluation:
     def _evaluate_each(self, title: str, group: Sequence[str], missing: Sequence[str], bos: bool) -> None:
         self.shown.at(f"{title}loading {len(group)} variants")
         models = self.loaded.joined(self._made(group), self.journal, bos, self.shown)
-        before = (self.shown.asked, self.shown.tokens, self.shown.seconds)
+        before = counts_of(self.shown)
         for name, lm in models.items():
             if name not in missing:
                 continue
@@ -290,7 +299,8 @@ class _Evaluation:
                     raise
                 self._leave_out(name, _why(error))
             if name == missing[0] and rank() == 0:
-                self._keep_pace(before, models)
+                variants = [one.spliced.variant for other, one in models.items() if other != BASELINE]
+                keep_pace(self.output_path, self.loaded.baseline.loaded.model, variants, before, counts_of(self.shown))
 
     def _made(self, group: Sequence[str]) -> dict[str, Any]:
         """The variants of a group that every process can make."""
@@ -306,18 +316,6 @@ class _Evaluation:
             made.pop(name, None)
             self._leave_out(name, why)
         return made
-
-    def _keep_pace(self, before: tuple[int, int, float], models: Mapping[str, Any]) -> None:
-        """What `--plan` estimates the rest by."""
-        from sae_lm_eval.runs.plan import cost_of
-
-        asked, tokens, seconds = before
-        ran, took = self.shown.tokens - tokens, self.shown.seconds - seconds
-        if ran and took:
-            variants = [lm.spliced.variant for name, lm in models.items() if name != BASELINE]
-            cost = cost_of(self.loaded.baseline.loaded.model, variants)
-            pace = {"tokens": self.shown.asked - asked, "token_passes_per_second": ran / took * cost}
-            write_json(self.output_path / PACE, pace)
 
     def _evaluate(self, name: str, lm: Any, **told: Any) -> None:
         from lm_eval.loggers import EvaluationTracker

@@ -16,6 +16,7 @@ from sae_lm_eval.catalog.lookup import Known
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.files.logs import logger_of
+from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.runs.argument_text import named_values
 from sae_lm_eval.runs.asked import VariantRequest as VariantRequest
 from sae_lm_eval.runs.asked_documents import category_map, field_of, user_path
@@ -23,7 +24,8 @@ from sae_lm_eval.runs.equal_variants import variant_identity
 from sae_lm_eval.runs.folder_names import AGAIN, check_name, folder_name, free_name, refuse_twice, short_name
 from sae_lm_eval.runs.object_names import is_object, object_texts
 from sae_lm_eval.runs.sweep_keys import OURS, lm_eval_settings
-from sae_lm_eval.splicing.splice_arguments import OF_SITES, SpliceArguments
+from sae_lm_eval.splicing.adapter_spec import AdapterSpec
+from sae_lm_eval.splicing.splice_arguments import OF_ENTRIES, OF_SITES, SpliceArguments
 
 logger = logger_of(__name__)
 
@@ -38,9 +40,10 @@ LADDERS = {
 FILTERS = ("width", "l0", "layer")
 TOGETHER = ("each", "all")
 ARGUMENTS = tuple(name for name in SpliceArguments.names() if name != "sae")  # besides the dictionaries
+COMMON = tuple(name for name in ARGUMENTS if name not in OF_ENTRIES)  # that may stand among the model's
 SERIES = {"scale": "[0.5, 1]", "splice_layers": "[0-2, 0-5]"}  # arguments that a list makes variants of
 # Which controls at their sites do not take over.
-OF_DICTIONARIES = ("scale", "keep_top", "ablate", "clamp", "splice_input")
+OF_DICTIONARIES = ("scale", "keep_top", "ablate", "clamp", "splice_input", "peft")
 PATHS = ("pretrained", "tokenizer", "peft", "delta", "include_path", "use_cache")
 RAY = re.compile(r"local|auto|(ray://)?[^/\s]+:\d+")
 OF_LOADING = ("batch_size", "max_batch_size", "device")  # settings that lm_eval takes among the model's arguments too
@@ -89,6 +92,8 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
     if not isinstance(given, Mapping):
         raise UserError(f"model_args: {given!r} is no mapping, such as {{pretrained: gpt2}}.")
     model_args = {name: _expanded(value) if name in PATHS else value for name, value in given.items()}
+    if listed := [name for name in ("pretrained", "revision") if isinstance(given.get(name), list | tuple)]:
+        raise UserError(f"{listed[0]}: {given[listed[0]]!r} are several: only run takes a list of models. Give one.")
     settings = {name: content[name] for name in content if name not in OURS}
     for name in [name for name in OF_LOADING if name in model_args]:
         value = model_args.pop(name)
@@ -97,7 +102,7 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
         settings[name] = value
     variants = as_list(content.get("variants"))
     variants = [*({name: model_args.pop(name)} for name in ("sae", "edit") if name in model_args), *variants]
-    common = {name: model_args.pop(name) for name in ARGUMENTS if name in model_args}
+    common = {name: model_args.pop(name) for name in COMMON if name in model_args}
     common |= {name: content[name] for name in ("mean_text", "mean_tokens") if content.get(name) is not None}
     controls = _listed(content.get("controls"), "controls")
     asked = variant_requests(variants, [name for name in controls if name != AGAIN], common)
@@ -166,10 +171,13 @@ def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Variant
     if not isinstance(entry, Mapping):
         raise UserError(f"{where}: {entry!r} is no mapping with sae, pattern or edit.")
     _check_keys(entry, ("sae", "pattern", "name", "together", "arguments", *FILTERS, *ARGUMENTS), where)
-    if sum(name in entry for name in ("sae", "pattern", "edit")) != 1:
-        raise UserError(f"{where}: give either sae, pattern or edit.")
+    kinds = [name for name in ("sae", "pattern", "edit") if name in entry]
+    if len(kinds) > 1 or not (kinds or "peft" in entry):
+        raise UserError(f"{where}: give either sae, pattern or edit, or peft by itself.")
     if "edit" in entry:
         return [_of_edit(entry, where)]
+    if not kinds:
+        return [_of_adapter(entry, where)]
     for name in ARGUMENTS:
         if isinstance(entry.get(name), list | Mapping) and not (name in SERIES and isinstance(entry[name], list)):
             joined = ", several joined by '+'" if name in ("hook", "hook_map") else ", and another entry for another"
@@ -185,7 +193,8 @@ def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Variant
         labels += [f"{each}={value}" for each, value in varied.items() if len(series[each]) > 1]
         if entry.get("name") is None:
             label = label or re.sub("[<>]", "", object_texts({"sae": sae})["sae"])
-            chosen = free_name(folder_name({"sae": label, **_normal({**own, **varied})}))
+            told = {**own, **({"peft": _adapter_name(own["peft"])} if "peft" in own else {})}
+            chosen = free_name(folder_name({"sae": label, **_normal({**told, **varied})}))
         else:
             chosen = ",".join([str(entry["name"]), *map(str, labels)])
             chosen = folder_name({"sae": chosen}) if labels else chosen
@@ -210,6 +219,20 @@ def _of_edit(entry: Mapping[str, Any], where: str) -> VariantRequest:
     label = re.sub("[<>]", "", object_texts({"edit": edit})["edit"])
     chosen = free_name(folder_name({"edit": label})) if entry.get("name") is None else str(entry["name"])
     return VariantRequest(check_name(chosen, where), {"edit": edit})
+
+
+def _of_adapter(entry: Mapping[str, Any], where: str) -> VariantRequest:
+    """The variant of an entry with `peft` alone: the model with its adapter, and no dictionary."""
+    if further := [name for name in entry if name not in ("peft", "name")]:
+        raise UserError(f"{where}: {further[0]} is of dictionaries, and peft stands alone: give sae, or leave it out.")
+    name = _adapter_name(entry["peft"])
+    chosen = free_name(folder_name({"peft": name})) if entry.get("name") is None else str(entry["name"])
+    return VariantRequest(check_name(chosen, where), {"peft": entry["peft"]})
+
+
+def _adapter_name(given: Any) -> str:
+    spec = AdapterSpec.parse(given)
+    return Path(spec.place).name if at_home(spec.place).is_dir() else str(spec)
 
 
 def _query(given: Any, where: str) -> str:
@@ -280,7 +303,7 @@ def _with_controls(variants: Sequence[VariantRequest], controls: Sequence[str], 
         else:
             logger.warning("%s computes the same as %s, and is left out.", asked.name, out[index].name)
     for asked in tuple(out):
-        if "edit" in asked.arguments or str(asked.arguments.get("splice", "reconstruction")) != "reconstruction":
+        if "sae" not in asked.arguments or str(asked.arguments.get("splice", "reconstruction")) != "reconstruction":
             continue
         for control in controls:
             arguments = {**common, **asked.arguments, "splice": control}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr
 
@@ -11,6 +11,7 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import Foreign, is_file, read_json
 
 SETTINGS, GROUPS, PACE, IDENTITY = "run.json", ".groups.json", ".pace.json", ".identity.json"
+MODELS = "models.json"  # in a folder of several models, of which each has its run in a folder of its own
 Kind = TypeVar("Kind")
 
 
@@ -34,6 +35,23 @@ class Identity(Foreign):
     model: dict[str, StrictStr | None]
     packages: dict[str, StrictStr]
     variants: dict[str, dict[str, StrictStr]]
+
+
+class Models(Foreign):
+    """The models of a folder by the names of their folders, each with its arguments."""
+
+    models: dict[StrictStr, dict[str, Any]]
+
+
+def is_of_several_models(folder: Path) -> bool:
+    """Whether a folder is that of several models, each with a run in a folder of its own."""
+    return is_file(folder / MODELS)
+
+
+def read_models(folder: Path) -> dict[str, dict[str, Any]]:
+    """The models that have runs in the folder, none where it is no folder of several models."""
+    held = read_record(folder / MODELS, Models)
+    return {} if held is None else dict(held.models)
 
 
 def read_groups(folder: Path) -> Groups | None:

@@ -17,16 +17,17 @@ from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.scoring import prefix_cache
 from sae_lm_eval.scoring.batches import Batch, Batches
 from sae_lm_eval.scoring.divergences import MEASURES, Predicted
-from sae_lm_eval.scoring.forked_pass import Fork
 from sae_lm_eval.scoring.last_block import LastBlock
 from sae_lm_eval.scoring.lm_head import Head
 from sae_lm_eval.scoring.memory import in_pieces
 from sae_lm_eval.scoring.packing import PackedRow, Prefix
+from sae_lm_eval.scoring.passes import Passes
 from sae_lm_eval.scoring.request import ScoreRequest, Scores, TargetIndex
 from sae_lm_eval.scoring.score_tables import ScoreTables
 from sae_lm_eval.splicing.splice import Context
 
 logger = logger_of(__name__)
+Caches = Sequence[Cache]  # of each pass its own
 
 # Logits held at a time: on a CPU as many as its cache makes quick work of, elsewhere as many as keep it busy.
 LOGITS_ON_CPU, LOGITS = 2**22, 2**26
@@ -40,7 +41,7 @@ class States(NamedTuple):
 
 
 class Executor:
-    """Runs one request in the scope of a fork.
+    """Runs one request in the scope of its passes.
 
     The order in time: a prefix runs before all that begins with it, and its keys and values stay until the last of
     these has run. Of rows behind the same prefix, batch after batch runs through the trunk until `batches.ENOUGH`
@@ -52,7 +53,7 @@ class Executor:
 
     def __init__(
         self,
-        fork: Fork,
+        passes: Passes,
         head: Head,
         request: ScoreRequest,
         deliver: Callable[[Mapping[int, Scores]], object],
@@ -62,14 +63,14 @@ class Executor:
         uneven: bool = True,
         last_block: LastBlock | None = None,
     ) -> None:
-        self.fork, self.head, self.request, self.deliver = fork, head, request, deliver
+        self.passes, self.head, self.request, self.deliver = passes, head, request, deliver
         self.dtype, self.last_block = dtype, last_block
         self.answered = frozenset(request.answered)
-        self.tables = ScoreTables(request, fork.models)
+        self.tables = ScoreTables(request, passes.models)
         self.measures = {name: MEASURES[name] for name in request.measures}
         config = head.model.config.get_text_config()
         heads = getattr(config, "num_attention_heads", None)
-        copies, starts = fork.copies, self.tables.starts
+        copies, starts = passes.fork.copies, self.tables.starts
         self.batches = Batches(request.queries, starts, tokens=tokens, copies=copies, heads=heads, uneven=uneven)
         self.device = next(head.model.parameters()).device
         logits = LOGITS_ON_CPU if self.device.type == "cpu" else LOGITS
@@ -80,42 +81,45 @@ class Executor:
         """How many tokens a batch may hold, as far as memory has shown until now."""
         return self.batches.tokens
 
-    def run(self, node: Prefix, cache: Cache | None = None) -> None:
-        """Run everything that comes behind a prefix, whose keys and values are in `cache`, None being those of none."""
+    def run(self, node: Prefix, caches: Caches | None = None) -> None:
+        """Run everything behind a prefix, whose keys and values are in `caches`, None being those of none."""
         rows = sorted(node.rows, key=lambda row: -len(row.ids))
         for branches in (True, False):  # not in one batch: a row without them may be longer than a window looks back
-            self._run_rows([row for row in rows if row.branches == branches], cache)
+            self._run_rows([row for row in rows if row.branches == branches], caches)
         for longer in node.longer:
             if not self.answered.issuperset(longer.members):
-                self.run(longer, self._run_prefix(longer, cache))
+                self.run(longer, self._run_prefix(longer, caches))
 
-    def _run_rows(self, rows: Sequence[PackedRow], cache: Cache | None) -> None:
+    def _run_rows(self, rows: Sequence[PackedRow], caches: Caches | None) -> None:
         while rows:
             count = self.batches.rows_for_head(rows)
             numbers = [number for row in rows[:count] for number in row.paths]
             if not self.answered.issuperset(numbers):
-                run, sizes = partial(self._run_batch_of_rows, cache), self.batches
+                run, sizes = partial(self._run_batch_of_rows, caches), self.batches
                 states = [*in_pieces(rows[:count], sizes.rows_at_once, run, sizes.shrink)]
                 self._score([each for each in states if each is not None])
                 self.deliver({number: self.tables.scores(number) for number in numbers})
             rows = rows[count:]
 
-    def _run_batch_of_rows(self, cache: Cache | None, rows: Sequence[PackedRow]) -> States | None:
+    def _run_batch_of_rows(self, caches: Caches | None, rows: Sequence[PackedRow]) -> States | None:
         batch = self.batches.of_rows(rows)
         if batch is None:
             return None
-        return self._run_batch(batch, None if cache is None else prefix_cache.shared(cache))
+        return self._run_batch(batch, None if caches is None else [*map(prefix_cache.shared, caches)])
 
-    def _run_prefix(self, node: Prefix, cache: Cache | None) -> Cache:
-        """Its keys and values behind those of the shorter prefix in `cache`; targets inside it are scored."""
-        cache = prefix_cache.empty() if cache is None else prefix_cache.extended(cache)
-        self._score([self._run_batch(self.batches.of_prefix(node), cache)])
-        return cache
+    def _run_prefix(self, node: Prefix, caches: Caches | None) -> Caches:
+        """Its keys and values behind those of the shorter prefix in `caches`; targets inside it are scored."""
+        if caches is None:
+            caches = [prefix_cache.empty() for _ in range(self.passes.count)]
+        else:
+            caches = [*map(prefix_cache.extended, caches)]
+        self._score([self._run_batch(self.batches.of_prefix(node), caches)])
+        return caches
 
-    def _run_batch(self, batch: Batch, cache: Cache | None) -> States:
-        """One forked pass through the trunk.
+    def _run_batch(self, batch: Batch, caches: Caches | None) -> States:
+        """One forked pass through the trunk, and those of the variants that are apart.
 
-        All that looks into the pass is told of the batch before it: the fork, which appends the variants' rows, the
+        All that looks into a pass is told of the batch before it: the fork, which appends the variants' rows, the
         last block, and the watch.
         """
         targets, watch = batch.targets, self.request.watch
@@ -130,14 +134,16 @@ class Executor:
             record = None
             if watch is not None:
                 record = scope.enter_context(watch.batch(context, targets, self.tables.queries(targets.columns)))
-            self.fork.begin(context, record)
-            if self.last_block is not None:
-                self.last_block.begin(targets.positions, context.input_ids.shape)
-            copies = self.fork.copies
-            kwargs = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in kwargs.items()}
-            ids = context.input_ids.repeat(copies, 1)
-            out: Any = self.head.trunk(input_ids=ids, past_key_values=cache, use_cache=cache is not None, **kwargs)
-            hidden = self.fork.in_order(out.last_hidden_state).flatten(1, 2)
+
+            def trunk(copies: int, number: int) -> Tensor:
+                if self.last_block is not None:
+                    self.last_block.begin(targets.positions, context.input_ids.shape)
+                own = {name: value.repeat(copies, *[1] * (value.ndim - 1)) for name, value in kwargs.items()}
+                ids, cache = context.input_ids.repeat(copies, 1), None if caches is None else caches[number]
+                out: Any = self.head.trunk(input_ids=ids, past_key_values=cache, use_cache=cache is not None, **own)
+                return out.last_hidden_state
+
+            hidden = self.passes.run(context, record, trunk).flatten(1, 2)
         # The last block may be on another device than the first.
         return States(hidden[:, torch.from_numpy(targets.positions).to(hidden.device)], targets)
 
@@ -187,7 +193,9 @@ class Executor:
         columns: dict[str, list[Tensor]] = {name: [] for name in self.tables.tables}
         baseline = None
         for number, of_model in enumerate(hidden):
-            predicted = Predicted(self.head(of_model).to(self.dtype).log_softmax(-1), baseline)
+            with self.passes.head_of(number):
+                logits = self.head(of_model)
+            predicted = Predicted(logits.to(self.dtype).log_softmax(-1), baseline)
             baseline = baseline or predicted
             place, target = place.to(predicted.logprob.device), target.to(predicted.logprob.device)
             columns["logprob"].append(predicted.logprob[place, target])

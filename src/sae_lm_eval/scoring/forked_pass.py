@@ -58,6 +58,7 @@ class Fork:
         self._order: list[int] = []
         self._rows = self._called_with = 0  # as many as the baseline has; as many as the trunk was called with
         self._wider: dict[int, tuple[Tensor, Tensor]] = {}
+        self._is_idle = False
         if path is not None:
             blocks: Any = model.get_submodule(path)
             for index, block in enumerate(blocks):
@@ -83,6 +84,15 @@ class Fork:
             attachment.begin(context, watch if number == 0 else None)
         self._append(self._starting)
 
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """Inside the scope nothing is appended: the model runs on the baseline's rows alone, untouched by the fork."""
+        self._is_idle = True
+        try:
+            yield
+        finally:
+            self._is_idle = False
+
     def in_order(self, hidden: Tensor) -> Tensor:
         """(1 + variants, rows, ...), from the trunk's output (all rows, ...)."""
         groups = hidden.unflatten(0, (-1, self._rows))
@@ -103,13 +113,15 @@ class Fork:
             self._attachments[variant].rows = slice(self._rows * len(self._order), self._rows * (len(self._order) + 1))
 
     def _fork(self, hidden: Tensor, variants: Sequence[int]) -> Tensor:
-        if not variants:
+        if not variants or self._is_idle:
             return hidden
         self._append(variants)
         self._wider.clear()
         return torch.cat([hidden, *[hidden[: self._rows]] * len(variants)])
 
     def _enter(self, variants: Sequence[int], _block: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        if self._is_idle:
+            return args, kwargs
         if args:
             hidden, rest, keywords = self._fork(args[0], variants), args[1:], kwargs
             return (hidden, *(self._widen(value) for value in rest)), {k: self._widen(v) for k, v in keywords.items()}
@@ -148,6 +160,8 @@ SIDES: tuple[Literal["input", "output"], ...] = ("input", "output")
 
 def fork_point(variant: Variant, blocks: str | None) -> Point:
     """Before the first of the variant's sites in a forward pass, as late as rows can be appended."""
+    if variant.is_apart:
+        return START
     edited = [ModuleSide(edit.path, "input") for edit in variant.edits]
     return earliest([point_of(side, blocks) for side in (*(s.site_out.write for s in variant.splices), *edited)])
 

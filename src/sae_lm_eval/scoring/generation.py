@@ -18,8 +18,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from sae_lm_eval.scoring.patching import instead
 from sae_lm_eval.scoring.token_sampler import TokenSampler
+from sae_lm_eval.splicing.patching import instead
 
 # Of a configuration for generation what `TokenSampler` follows, and values that change nothing.
 FOLLOWED = ("do_sample", "temperature", "top_k", "top_p", "min_p", "eos_token_id")

@@ -39,7 +39,7 @@ class Snapshot:
 
     def __init__(self, models: Sequence[Any]) -> None:
         spliced = [splice.dictionary for model in models for splice in model.variant.splices]
-        edited = [model.variant for model in models if model.variant.edit is not None]
+        edited = [model.variant for model in models if model.variant.edits]
         wrapped = models[0].loaded.wrapped
         found = contents(
             {"model": wrapped, **{str(id(d.module)): d.module for d in spliced}}
@@ -64,7 +64,7 @@ class Snapshot:
         return {
             "model": model_parts(self.model, model.loaded.computed_as_loaded),
             "tokenizer": self.tokenizer(model),
-            **({} if model.variant.edit is None else {"edits": vars(self._dictionaries[f"edits {id(model.variant)}"])}),
+            **({"edits": vars(self._dictionaries[f"edits {id(model.variant)}"])} if model.variant.edits else {}),
             "dictionaries": [vars(content) for content in dictionaries],
             "splices": [dict_without(NAMES, splice) for splice in splices],
             "how": {**facts, **model_arguments(model)},
@@ -81,6 +81,7 @@ def choice_facts(model: Any) -> dict[str, Any]:
     return {
         **choices.record,
         **({} if variant.edit is None else {"edit": dict(variant.edit)}),
+        **({} if variant.adapter is None else {"adapter": dict(variant.adapter)}),
         "splice": model.mode,
         "scale": choices.scale,
         "splice_tokens": choices.splice_tokens,
@@ -117,7 +118,7 @@ def model_parts(content: Content, computed_as_loaded: str | None) -> dict[str, s
 
 def package_versions(model: nn.Module, variant: Variant) -> dict[str, str]:
     """Of the packages that took part, in full."""
-    modules = [model, *(splice.dictionary.module for splice in variant.splices)]
+    modules = [model, Edited(variant.edits), *(splice.dictionary.module for splice in variant.splices)]
     met = {type(part).__module__.partition(".")[0] for module in modules for part in module.modules()}
     return _versions(tuple(name for package, name in OPTIONAL.items() if package in met))
 

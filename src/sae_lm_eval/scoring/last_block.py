@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.scoring.patching import instead
 from sae_lm_eval.splicing.hook_names import Architecture, blocks_path
+from sae_lm_eval.splicing.patching import instead
 from sae_lm_eval.splicing.splice import Variant
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_lm_eval.scoring.attention_kernels import attention_without_plans
-from sae_lm_eval.scoring.patching import instead
+from sae_lm_eval.splicing.patching import instead
 
 
 class Head:

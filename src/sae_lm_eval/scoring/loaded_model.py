@@ -5,13 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from sae_lm_eval.dictionaries.model_names import official_name
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.scoring.identity import tokenizer_content
 from sae_lm_eval.scoring.tokenization import Tokenization, copied
+from sae_lm_eval.splicing.adapter_spec import AdapterSpec
+from sae_lm_eval.splicing.adapters import Adapter, load_adapter
+from sae_lm_eval.splicing.hook_names import model_name
 from sae_lm_eval.splicing.special_tokens import special_ids
 
 logger = logger_of(__name__)
@@ -71,6 +76,7 @@ class LoadedModel:
         self._pad_is_lent, self._given, self._configured = pad_is_lent, given, configured
         self._given_content = None if given is None else tokenizer_content(given)
         self._said: set[str] = set()
+        self._adapters: dict[AdapterSpec, Adapter] = {}
 
     @property
     def model(self) -> Any:
@@ -84,6 +90,19 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def adapter(self, spec: AdapterSpec) -> Adapter:
+        """An adapter of variants, loaded once. Raises `UserError` as `load_adapter` does."""
+        if spec not in self._adapters:
+            self._adapters[spec] = adapter = load_adapter(self.model, self.wrapped, spec)
+            trained = adapter.record["trained_on"]
+            if (
+                trained
+                and not Path(trained).is_absolute()
+                and official_name(trained) != official_name(name := model_name(self.model))
+            ):
+                self.say_once(str(spec), f"peft={spec} was trained on {trained}, and the model is {name}.")
+        return self._adapters[spec]
 
     def with_rows(self, rows: int) -> LoadedModel:
         """The same model, run in batches of so many rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from sae_lm_eval.runtime import text_files
@@ -30,9 +31,12 @@ class Made(NamedTuple):
 @attention_without_plans()
 def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSplices, context: int) -> Made:
     """The variant, with the means it may need of windows of `context` tokens. Raises `UserError` as `build_variant`."""
-    with lock_of(loaded.model), evaluating(loaded.wrapped):
+    with lock_of(loaded.model), evaluating(loaded.wrapped), ExitStack() as scope:
         if wanted.edit is not None:
             return Made(edited_variant(loaded.model, wanted.edit), None, _made_of(loaded, tokens, wanted))
+        adapter = None if wanted.adapter is None else loaded.adapter(wanted.adapter)
+        if adapter is not None:  # whose weights decide what activation maps shift by
+            scope.enter_context(adapter.put_on())
         special, declared = tokens.special_ids, tokens.declared_special
         variant = build_variant(loaded.model, wanted.dictionaries, wanted.choices, special, declared)
         for sentence in _surprises(variant, tokens):
@@ -47,6 +51,7 @@ def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSpl
             )
             variant = with_means(variant, mean_activations(loaded.model, variant, texts, tokens.special_ids))
             mean_source = {"text": wanted.mean_text, **record_of_windows(texts)}
+        variant = variant if adapter is None else adapter.beside(variant)
     return Made(variant, mean_source, _made_of(loaded, tokens, wanted))
 
 

@@ -18,11 +18,12 @@ from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runtime.host_memory import raise_if_out_of_memory
 from sae_lm_eval.scoring.attention_kernels import attention_without_plans
 from sae_lm_eval.scoring.executor import Executor
-from sae_lm_eval.scoring.forked_pass import START, forked
+from sae_lm_eval.scoring.forked_pass import START
 from sae_lm_eval.scoring.last_block import LastBlock, Paths, paths_of_last_block
 from sae_lm_eval.scoring.lengths import Lengths
 from sae_lm_eval.scoring.lm_head import Head
 from sae_lm_eval.scoring.packing import pack
+from sae_lm_eval.scoring.passes import Passes
 from sae_lm_eval.scoring.request import Query, ScoreRequest, Scores
 from sae_lm_eval.scoring.rounding import is_rounding, rounded_otherwise
 from sae_lm_eval.splicing.attach import attached
@@ -168,10 +169,10 @@ class Scorer:
         root = pack(request.codes(), capacity=capacity, limit=self.limit, prefixes=layout.prefixes, trees=layout.rows)
         with ExitStack() as scope:
             scope.enter_context(self._lengths.from_nothing())
-            fork = scope.enter_context(forked(self.model, self.variants, None if layout.blocks else START))
+            passes = Passes(self.model, self.variants, scope, None if layout.blocks else START)
             last_block = LastBlock(self.model, self._last_block_paths, scope) if layout.last_block else None
             executor = Executor(
-                fork,
+                passes,
                 self.head,
                 request,
                 deliver,

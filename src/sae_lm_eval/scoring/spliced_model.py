@@ -16,7 +16,7 @@ from tqdm import tqdm
 from sae_lm_eval.dictionaries.loading import renewed
 from sae_lm_eval.errors import UserError, shortened
 from sae_lm_eval.files.logs import logger_of
-from sae_lm_eval.results.variant_names import EDIT, variant_name
+from sae_lm_eval.results.variant_names import ADAPTER, EDIT, variant_name
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.model_lock import lock_of
 from sae_lm_eval.runtime.progress import Progress
@@ -106,12 +106,15 @@ class SplicedModel:
     def name(self) -> str:
         names = [splice.dictionary.name for splice in self.variant.splices]
         names += [] if self.wanted.edit is None else [self.wanted.edit.name]
+        names += [] if self.wanted.adapter is None else [f"peft={self.wanted.adapter}"]
         return variant_name(names, self.mode, self.choices.scale)
 
     @property
     def mode(self) -> str:
-        """What takes the place of the activations; `EDIT` where the model itself is changed."""
-        return str(self.choices.splice) if self.wanted.edit is None else EDIT
+        """What takes the place of the activations; `EDIT` or `ADAPTER` where the model itself is changed alone."""
+        if self.wanted.edit is not None:
+            return EDIT
+        return ADAPTER if self.wanted.adapter and not self.variant.splices else str(self.choices.splice)
 
     def renew(self, snapshot: Snapshot) -> bool:
         """Make the variant anew where something that it is made of has changed, and say whether it had to be."""

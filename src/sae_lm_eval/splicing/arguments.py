@@ -16,6 +16,7 @@ from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.spec_patterns import specs_of
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.runtime import text_files
+from sae_lm_eval.splicing.adapter_spec import AdapterSpec
 from sae_lm_eval.splicing.choices import DTYPE_NAMES, Choices, choices_of, whole
 from sae_lm_eval.splicing.edit_spec import Edit, asked_edit
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
@@ -30,6 +31,7 @@ class RequestedSplices:
     mean_text: str | None
     mean_tokens: int
     edit: Edit | None = None
+    adapter: AdapterSpec | None = None
 
 
 def requested_splices(
@@ -52,11 +54,13 @@ def requested_splices(
         raise UserError(f"mean_text= is for splice=mean, and splice is {choices.splice}.")
     if arguments.mean_text is not None:
         text_files.check_file(arguments.mean_text)
+    adapter = None if arguments.peft is None else AdapterSpec.parse(arguments.peft)
     if dictionaries is None:
-        untouched = edit is not None or (choices.splice == "none" and arguments.sae in (None, []))
+        bare = choices.splice == "none" or adapter is not None
+        untouched = edit is not None or (bare and arguments.sae in (None, [], ()))
         dictionaries = () if untouched else dictionaries_of(arguments.sae, dtype, arguments.norm_factor)
     dictionaries, choices = _at_layers(dictionaries, choices)
-    return RequestedSplices(tuple(dictionaries), choices, arguments.mean_text, mean_tokens, edit)
+    return RequestedSplices(tuple(dictionaries), choices, arguments.mean_text, mean_tokens, edit, adapter)
 
 
 def _at_layers(dictionaries: Sequence[Dictionary], choices: Choices) -> tuple[Sequence[Dictionary], Choices]:

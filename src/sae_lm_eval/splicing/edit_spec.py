@@ -53,6 +53,7 @@ def _weights(where: str, value: Any) -> str:
 # By kind its arguments, each with its default and how it is read.
 KINDS: Mapping[str, Mapping[str, tuple[Any, Callable[[str, Any], Any]]]] = {
     "quantize": {"bits": (REQUIRED, _whole(2, 8)), "group": (0, _whole(0)), "weights": ("all", _weights)},
+    "nf4": {"block": (64, _whole(1)), "weights": ("all", _weights)},
     "prune": {"share": (REQUIRED, _real(0, 1)), "weights": ("mlp", _weights)},
     "lowrank": {"rank": (0, _whole(1)), "share": (0, _real(0, 1)), "weights": ("mlp", _weights)},
     "skip": {"layers": (REQUIRED, _layers)},
@@ -136,6 +137,9 @@ def asked_edit(arguments: SpliceArguments) -> Edit | None:
         raise UserError(f"edit={edit} takes the place of sae=: give one of the two.")
     usual = SpliceArguments()
     for name in SpliceArguments.names():
-        if name not in ("sae", "edit") and getattr(arguments, name) != getattr(usual, name):
-            raise UserError(f"{name}= is of dictionaries, and edit={edit} has none: leave it out.")
+        if name in ("sae", "edit") or getattr(arguments, name) == getattr(usual, name):
+            continue
+        if name == "peft":
+            raise UserError(f"peft= goes beside dictionaries, and not beside edit={edit}: leave one of them out.")
+        raise UserError(f"{name}= is of dictionaries, and edit={edit} has none: leave it out.")
     return edit

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,10 +22,11 @@ from sae_lm_eval.splicing.edit_spec import OWN, Edit, check_layers
 from sae_lm_eval.splicing.hook_names import blocks_path, model_name
 from sae_lm_eval.splicing.module_edits import Edited, ModuleEdit
 from sae_lm_eval.splicing.splice import Variant
-from sae_lm_eval.splicing.weight_edits import low_rank, noised, pruned, quantized
+from sae_lm_eval.splicing.weight_edits import low_rank, noised, normal_float, pruned, quantized
 
 ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 TRIED = [[0, 1], [1, 0]]  # token ids
+Passed = tuple[tuple, dict[str, Any], Any]  # the arguments of a module, those by name, and what it gave
 
 
 def linear_layers(model: nn.Module, weights: str) -> dict[str, nn.Module]:
@@ -112,6 +114,7 @@ def module_edits(model: nn.Module, edit: Edit) -> tuple[ModuleEdit, ...]:
 
 MATRICES: Mapping[str, Callable[[Tensor, Mapping[str, Any], str], Tensor]] = {
     "quantize": lambda weight, of, _path: quantized(weight, of["bits"], of["group"]),
+    "nf4": lambda weight, of, _path: normal_float(weight, of["block"]),
     "prune": lambda weight, of, _path: pruned(weight, of["share"]),
     "lowrank": lambda weight, of, _path: low_rank(weight, of.get("rank") or round(of["share"] * min(weight.shape))),
     "noise": lambda weight, of, path: noised(weight, of["std"], of["seed"], path),
@@ -154,8 +157,7 @@ def _of_own(model: nn.Module, edit: Edit) -> tuple[ModuleEdit, ...]:
         raise UserError(f"edit={edit} gives both '{both[0]}' and parameters of it: give one of the two.")
     edits |= {owner: ModuleEdit(owner, own) for owner, own in weights.items()}
     found = tuple(one for one in edits.values() if one.replacement is not None or _differs(model, one))
-    _try(model, edit, found)
-    return found
+    return _tried(model, edit, found)
 
 
 def _weight(model: nn.Module, edit: Edit, name: str, value: Tensor) -> Tensor:
@@ -195,38 +197,51 @@ def _replacement(model: nn.Module, edit: Edit, name: str, value: Any) -> Any:
 
 
 @torch.no_grad()
-def _try(model: Any, edit: Edit, edits: Sequence[ModuleEdit]) -> None:
-    """Raise `UserError` where a replacement cannot stand for its module in a pass that variants share."""
+def _tried(model: Any, edit: Edit, edits: Sequence[ModuleEdit]) -> tuple[ModuleEdit, ...]:
+    """The edits, with what cannot be in a pass that variants share set apart.
+
+    Raises `UserError` where a replacement cannot stand for its module.
+    """
     replaced = [one for one in edits if one.replacement is not None]
-    outside = [one.path for one in edits if one.path in _heads(model)]
-    if outside:
-        raise UserError(f"edit={edit} changes '{outside[0]}': what makes logits is shared with the untouched model.")
-    seen: dict[str, tuple[tuple, dict[str, Any], Any]] = {}
-    with ExitStack() as scope:
-        for one in replaced:
-            keep = partial(_keep, seen, one.path)
-            scope.callback(model.get_submodule(one.path).register_forward_hook(keep, with_kwargs=True).remove)
-        model(input_ids=torch.tensor(TRIED, device=next(model.parameters()).device), use_cache=False)
+    seen = passed_modules(model, [one.path for one in replaced])
     for one in replaced:
         if one.path not in seen:
             raise UserError(f"edit={edit}: nothing passes '{one.path}' in a forward pass.")
         _try_one(edit, one, *seen[one.path])
+    apart = paths_apart(model, [one.path for one in edits], seen)
+    return tuple(replace(one, is_apart=one.path in apart) for one in edits)
 
 
-def _heads(model: Any) -> set[str]:
+@torch.no_grad()
+def passed_modules(model: Any, paths: Sequence[str]) -> dict[str, Passed]:
+    """What modules are given and give in a short forward pass; those that nothing passes are left out."""
+    seen: dict[str, Passed] = {}
+    with ExitStack() as scope:
+        for path in paths:
+            keep = partial(_keep, seen, path)
+            scope.callback(model.get_submodule(path).register_forward_hook(keep, with_kwargs=True).remove)
+        model(input_ids=torch.tensor(TRIED, device=next(model.parameters()).device), use_cache=False)
+    return seen
+
+
+def paths_apart(model: Any, paths: Sequence[str], seen: Mapping[str, Passed]) -> set[str]:
+    """The modules that no pass can run for some of its rows alone: the head, and those that give no single tensor."""
     head = model.get_output_embeddings()
-    return {path for path, module in model.named_modules() if module is head}
+    heads = {path for path, module in model.named_modules() if module is head}
+    return {path for path in paths if path in heads or (path in seen and not isinstance(seen[path][2], Tensor))}
 
 
-def _keep(seen: dict[str, Any], path: str, _module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+def _keep(seen: dict[str, Passed], path: str, _module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
     seen[path] = args, kwargs, output
 
 
 def _try_one(edit: Edit, one: ModuleEdit, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
     assert one.replacement is not None
-    if not isinstance(output, Tensor) or output.ndim < 2:
+    expected = _first_tensor(output)
+    if expected is None:
         raise UserError(
-            f"edit={edit}: '{one.path}' does not give one tensor, as what can be replaced does: replace modules in it."
+            f"edit={edit}: '{one.path}' does not give a tensor, or a tuple that begins with one, as what can be "
+            f"replaced does: replace modules in it."
         )
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     before = [value.clone() for value in given]
@@ -242,11 +257,27 @@ def _try_one(edit: Edit, one: ModuleEdit, args: tuple, kwargs: dict[str, Any], o
         raise UserError(
             f"edit={edit}: what is given for '{one.path}' changes what it is given in place: let it make a new tensor."
         )
-    if not isinstance(made, Tensor) or made.shape != output.shape:
-        shown = tuple(made.shape) if isinstance(made, Tensor) else f"a {type(made).__name__}"
-        raise UserError(f"edit={edit}: '{one.path}' gives {tuple(output.shape)}, and its replacement {shown}.")
-    if not made.isfinite().all():
+    new = made if isinstance(output, Tensor) and isinstance(made, Tensor) else None
+    if not isinstance(output, Tensor) and isinstance(made, tuple | list) and len(made) == len(output):
+        new = _first_tensor(made)
+    if new is None or new.shape != expected.shape:
+        raise UserError(f"edit={edit}: '{one.path}' gives {_shown(output)}, and its replacement {_shown(made)}.")
+    if not new.isfinite().all():
         raise UserError(f"edit={edit}: what is given for '{one.path}' makes values that are not finite.")
+
+
+def _first_tensor(output: Any) -> Tensor | None:
+    """What a module gives, or the first of what it gives; None where that is no tensor of rows."""
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    return first if isinstance(first, Tensor) and first.ndim > 1 else None
+
+
+def _shown(output: Any) -> str:
+    if isinstance(output, Tensor):
+        return str(tuple(output.shape))
+    first = _first_tensor(output)
+    kind = f"a {type(output).__name__}"
+    return kind if first is None else f"{kind} of {len(output)} that begins with {tuple(first.shape)}"
 
 
 def edited_variant(model: nn.Module, edit: Edit) -> Variant:

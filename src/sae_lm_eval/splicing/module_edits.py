@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.splicing.patching import instead
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,11 +21,13 @@ class ModuleEdit:
     """What becomes of the module at `path`: other `weights`, by its own names, or a `replacement` called as it is.
 
     With neither, what enters the module, a block, is what leaves it. It runs all the same, so that caches are filled.
+    One that `is_apart` stands for what cannot run twice in a pass, as the head or a whole attention module.
     """
 
     path: str
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     replacement: Callable[..., Any] | None = None
+    is_apart: bool = False
 
     @property
     def is_skip(self) -> bool:
@@ -71,11 +74,17 @@ def rows_given(rows: slice, count: int) -> slice:
 
 
 def attach_edits(model: nn.Module, edits: Sequence[ModuleEdit], rows: Rows, scope: ExitStack) -> None:
-    """Inside `scope`, the rows of the batch that `rows` names run through the edited modules, all others as ever."""
+    """Inside `scope`, the rows of the batch that `rows` names run through the edited modules, all others as ever.
+
+    Where one of the edits is apart, `rows` has to be all of the batch.
+    """
+    is_apart = any(edit.is_apart for edit in edits)
     for edit in edits:
         module = model.get_submodule(edit.path)
         if edit.is_skip:
             scope.callback(module.register_forward_hook(partial(_skipped, rows), with_kwargs=True).remove)
+        elif is_apart:
+            scope.enter_context(instead(module, "forward", partial(edit, module, module.forward)))
         else:
             _enter(module, edit, rows, scope)
 

@@ -201,7 +201,8 @@ class Variant:
     `places` narrows them to a class of positions or sites. With `reads_clean` dictionaries read what passes the
     untouched model on the same text, and not what earlier splices have left.
 
-    Or the `edits` of the model's own modules, which hold at every position; `edit` says of these what is recorded.
+    `edits` of the model's own modules hold at every position. They are an edit in the place of splices or an adapter
+    beside them; `edit` and `adapter` say of these what is recorded.
     """
 
     splices: tuple[Splice, ...]
@@ -209,6 +210,7 @@ class Variant:
     places: Places | None = None
     edits: tuple[ModuleEdit, ...] = ()
     edit: Mapping[str, Any] | None = None
+    adapter: Mapping[str, Any] | None = None
     reads_clean: bool = False
 
     def __post_init__(self) -> None:
@@ -225,7 +227,12 @@ class Variant:
     @property
     def is_baseline(self) -> bool:
         """Whether nothing was asked to be changed."""
-        return not self.splices and self.edit is None
+        return not self.splices and self.edit is None and self.adapter is None
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether it takes forward passes of its own, since no pass can run it for some of its rows alone."""
+        return any(edit.is_apart for edit in self.edits)
 
     @property
     def changes_nothing(self) -> bool:
@@ -272,4 +279,5 @@ class Variant:
     @property
     def needs_whole_text(self) -> bool:
         """Whether each token of a text is generated from the whole text before it: no cache holds what it needs."""
-        return self.sequential or (self.reads_clean and not self.changes_nothing)
+        # Whether what stands for a whole attention module keeps a cache is its own affair.
+        return self.sequential or self.is_apart or (self.reads_clean and not self.changes_nothing)

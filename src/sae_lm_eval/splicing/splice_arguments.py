@@ -22,6 +22,7 @@ MODES = {
 OF_SITES = ("none", "zero", "mean")  # what does not depend on the dictionaries, but for where they write
 TOKENS = ("non_special", "all")  # the first also with a position, as in non_special:4
 INPUTS = ("spliced", "clean")
+OF_ENTRIES = ("peft",)  # of variants of a run alone: as an argument of the model it is the model's own
 
 
 @no_type_check  # what is of a wrong type is refused in a sentence, where it is read
@@ -129,6 +130,15 @@ class SpliceArguments:
         },
     )
 
+    peft: Any = field(
+        default=None,
+        metadata={
+            "meaning": "of a variant of a run: a LoRA or another adapter of PEFT's that the variant has and the "
+            "baseline has not, by its folder or its repository: "
+            "[what comes back with it](decompositions.md#recovery-by-an-adapter)"
+        },
+    )
+
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Of all arguments, the dictionary first."""
@@ -137,7 +147,7 @@ class SpliceArguments:
     @classmethod
     def among(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Those of a splice among the arguments of a model."""
-        return {name: arguments[name] for name in cls.names() if name in arguments}
+        return {name: arguments[name] for name in cls.names() if name in arguments and name not in OF_ENTRIES}
 
     @classmethod
     def meanings(cls) -> dict[str, str]:

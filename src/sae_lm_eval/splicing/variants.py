@@ -28,6 +28,7 @@ from sae_lm_eval.splicing.unstated import warn_of_unstated_processing
 logger = logger_of(__name__)
 
 CLEAN = "clean"  # of splice_input
+OF_OTHER_MODEL = "the results say nothing of the dictionary if these differ"
 
 
 def build_variant(
@@ -64,10 +65,7 @@ def build_variant(
     variant = replace(variant, splices=tuple(edited_splices))
     for splice, map_ in zip(variant.splices, maps, strict=True):
         if is_of_other_model(architecture, splice.dictionary):
-            logger.warning(
-                "%s: the results say nothing of the dictionary if these differ.",
-                _trained_elsewhere(architecture, splice.dictionary),
-            )
+            logger.warning("%s: %s.", _trained_elsewhere(architecture, splice.dictionary), OF_OTHER_MODEL)
         if map_ is None:
             warn_of_unstated_processing(architecture, splice)
     return variant

@@ -24,6 +24,30 @@ def quantized(weight: Float[Tensor, "d_out d_in"], bits: int, group: int = 0) ->
     return (levels * step).flatten(1)[:, :width].to(weight.dtype)
 
 
+# The 16 codes of 4-bit NormalFloat (Dettmers et al. 2023, arXiv:2305.14314, appendix E), for weights of at most 1.
+NF4 = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+
+
+def normal_float(weight: Float[Tensor, "d_out d_in"], block: int = 64) -> Float[Tensor, "d_out d_in"]:
+    """Each weight the nearest of `NF4` times max|w| of its block, in float32.
+
+    Blocks are `block` weights that lie together, row by row and on into the next, as bitsandbytes has them; their
+    maxima are not quantised in turn.
+    """
+    flat = weight.float().flatten()
+    blocks = torch.nn.functional.pad(flat, (0, -len(flat) % block)).unflatten(0, (-1, block))
+    most = blocks.abs().amax(-1, keepdim=True)
+    codes = torch.tensor(NF4, device=weight.device)
+    between = (codes[1:] + codes[:-1]) / 2
+    nearest = torch.bucketize(torch.where(most > 0, blocks / most, blocks), between)
+    return (codes[nearest] * most).flatten()[: len(flat)].view_as(weight).to(weight.dtype)
+
+
 def pruned(weight: Float[Tensor, "d_out d_in"], share: float) -> Float[Tensor, "d_out d_in"]:
     """With 0 in the place of the round(share n) weights of the smallest magnitude; of equals, the first.
 

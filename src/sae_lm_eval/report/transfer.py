@@ -1,0 +1,266 @@
+"""The same dictionaries in several models: each model against itself untouched, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sae_lm_eval.comparison.compare import Comparison
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.reading import at_home
+from sae_lm_eval.report import assemble, render, writer
+from sae_lm_eval.report.assemble import Report
+from sae_lm_eval.report.drop_tables import DropRow, drop_rows, main_metric
+from sae_lm_eval.report.fidelity_tables import Fidelity, fidelity_of, tidy
+from sae_lm_eval.report.figures import Picture, heat_map
+from sae_lm_eval.report.formatting import fixed_decimals, interval_text, listing
+from sae_lm_eval.report.prose import cited, methods
+from sae_lm_eval.report.provenance import names_in_report, packages, requested_model, sources
+from sae_lm_eval.report.transfer_tables import Matrix, gap_table, loss_tables, matrix_table
+from sae_lm_eval.results.find import find_results, has_results, is_control
+from sae_lm_eval.results.results import Results
+from sae_lm_eval.runtime.run_files import read_identity, read_models
+
+SECTIONS = ("overall", "category", "group", "task")
+MOST_MATRICES = 12  # of categories, groups or tasks, one each, in a report
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Transfer:
+    """Variants of several models, each compared with its own model untouched; `comparisons` are by the models' names.
+
+    `own` has the variants whose dictionaries were trained on the model, as far as names say; `notes` is what a reader
+    should know besides.
+    """
+
+    comparisons: Mapping[str, Comparison]
+    own: Mapping[str, frozenset[str]]
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<{len(self.variants)} variants in {len(self.comparisons)} models: {', '.join(self.comparisons)}>"
+
+    def _repr_html_(self) -> str:
+        return render.table_html(self.matrices()[0])
+
+    @property
+    def variants(self) -> list[Results]:
+        """The variants of any of the models, reconstructions first."""
+        every = {one.name: one for comparison in self.comparisons.values() for one in comparison.variants}
+        return sorted(every.values(), key=is_control)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What the tables call the variants."""
+        return names_in_report(self.variants)
+
+    @property
+    def drops(self) -> pd.DataFrame:
+        """`Comparison.drops` of each model, with the columns `model` and `trained_here`."""
+        parts = []
+        for model, comparison in self.comparisons.items():
+            part = comparison.drops.copy()
+            part.insert(0, "model", model)
+            part.insert(1, "trained_here", part["variant"].isin([*self.own.get(model, ())]))
+            parts.append(part)
+        return pd.concat(parts, ignore_index=True)
+
+    @property
+    def rows(self) -> dict[str, list[DropRow]]:
+        """The rows of each model by the metric that counts."""
+        return {model: main_metric(drop_rows(of.drops)) for model, of in self.comparisons.items()}
+
+    def matrices(self, by: str | None = None) -> list[Any]:
+        """A table of variants by models over all tasks; with `by` one for each category, group or task.
+
+        Raises `UserError` where there is nothing of what `by` asks for.
+        """
+        rows, wanted = self.rows, by or "overall"
+        found = [row for of in rows.values() for row in of if row.section == wanted]
+        names = list(dict.fromkeys(row.name for row in found))
+        if not names:
+            raise UserError(f"There is nothing to show by {wanted}: no accuracy was measured so.")
+        return [matrix_table(self._matrix(rows, wanted, name)) for name in names]
+
+    def _matrix(self, rows: Mapping[str, Sequence[DropRow]], section: str, name: str) -> Matrix:
+        level = next(iter(self.comparisons.values())).level
+        cells = {
+            model: {r.variant: r for r in of if (r.section, r.name) == (section, name)} for model, of in rows.items()
+        }
+        controls = {one.name for one in self.variants if is_control(one)}
+        return Matrix(section, name, cells, self.names, frozenset(controls), self.own, level)
+
+    def table(self, by: str | None = None) -> pd.DataFrame:
+        """A row for each variant, model and, with `by`, category, group or task, unrounded: drops (pp) with bounds."""
+        wanted = by or "overall"
+        rows = [(model, row) for model, of in self.rows.items() for row in of if row.section == wanted]
+        if not rows:
+            raise UserError(f"There is nothing to show by {wanted}: no accuracy was measured so.")
+        return pd.DataFrame(
+            {
+                "variant": row.variant,
+                "model": model,
+                "trained_here": row.variant in self.own.get(model, ()),
+                **({} if by in (None, "overall") else {by: row.alias}),
+                "baseline": 100 * row.baseline,
+                "score": 100 * row.score,
+                "drop": row.drop,
+                "low": row.low,
+                "high": row.high,
+                "p": row.p_adjusted,
+                "n": row.n,
+            }
+            for model, row in rows
+        )
+
+    def report(self, path: str | Path) -> Path:
+        """Write the report into the folder `path`; returns its page."""
+        folder = at_home(path)
+        writer.write(transfer_report(self), folder)
+        return folder / "report.html"
+
+
+def read_transfer(folder: Path, baseline: str | None = None, **pairing: Any) -> Transfer:
+    """The runs in the folder of several models; `pairing` is as for `assemble.compare_tasks`.
+
+    Raises `UserError` where none of them has results.
+    """
+    comparisons, notes, own = {}, [], {}
+    for name in read_models(folder):
+        if sum(map(has_results, filter(Path.is_dir, (folder / name).glob("*")))) < 2:
+            notes.append(f"{name} has no results yet: the same command continues.")
+            continue
+        untouched, variants = find_results(folder / name, baseline)
+        comparisons[name] = assemble.compare_tasks(untouched, variants, **pairing)
+        own[name] = frozenset(
+            one.name for one in variants if not is_control(one) and _is_own(one, requested_model(untouched))
+        )
+    if not comparisons:
+        raise UserError(f"None of the models in '{folder}' has results yet: the same command continues.")
+    notes += [f"{name}: {note}" for name, of in comparisons.items() for note in of.notes]
+    return Transfer(comparisons, own, (*_tokenizers(folder, list(comparisons)), *_chats(comparisons), *notes))
+
+
+def _is_own(variant: Results, model: str) -> bool:
+    """Whether every dictionary names the model as the one that it was trained on."""
+    splices = variant.provenance.get("splices") or []
+    short = _short(model)
+    return bool(splices) and all(short in map(_short, splice.get("trained_on") or []) for splice in splices)
+
+
+def _short(model: str) -> str:
+    return model.rstrip("/").split("/")[-1].lower().replace("gpt2-small", "gpt2")
+
+
+def _tokenizers(folder: Path, names: Sequence[str]) -> list[str]:
+    held = {name: read_identity(folder / name) for name in names}
+    known = {name: of.model.get("tokenizer") for name, of in held.items() if of is not None}
+    if len(set(known.values())) < 2:
+        return []
+    first = next(iter(known))
+    other = [name for name, digest in known.items() if digest != known[first]]
+    return [f"The tokenizer of {listing(other)} is not that of {first}: texts are other tokens there."]
+
+
+def _chats(comparisons: Mapping[str, Comparison]) -> list[str]:
+    with_one = [name for name, of in comparisons.items() if of.baseline.raw.get("chat_template")]
+    without = [name for name in comparisons if name not in with_one]
+    if not with_one or not without:
+        return []
+    return [f"{listing(with_one)} were asked behind a chat template, {listing(without)} without one."]
+
+
+# -- the report ------------------------------------------------------------------------------------------------
+
+
+def transfer_report(transfer: Transfer) -> Report:
+    """The report on several models: how much each variant costs in which, and what was measured besides."""
+    comparisons = transfer.comparisons
+    first = next(iter(comparisons.values()))
+    fidelity = {model: fidelity_of(of.variants) for model, of in comparisons.items()}
+    shown = {model: _renamed(of, transfer.names) for model, of in comparisons.items()}
+    text = methods(first, drop_rows(first.drops), fidelity_of(first.variants)) if len(first.drops) else ""
+    common, own = sources([replace(of.baseline, name=model) for model, of in comparisons.items()])
+    return Report(
+        title=f"What {len(transfer.variants)} variants cost {len(comparisons)} models",
+        headline=tuple(transfer_headline(transfer)),
+        tables=tuple(_tables(transfer, fidelity)),
+        pictures=tuple(_pictures(transfer, shown)),
+        methods=f"{_of_models(transfer)} {text}".strip(),
+        works=tuple(cited(text)),
+        common=common,
+        sources=own,
+        packages=packages(first.baseline),
+        notes=transfer.notes,
+        worst=(),
+        drops=transfer.drops,
+        fidelity=pd.concat([tidy(of).assign(model=model) for model, of in fidelity.items()], ignore_index=True),
+    )
+
+
+def write_transfer_report(out: Path, target: Path, **pairing: Any) -> Report:
+    """The report on the several models in `out`, written to `target`; `pairing` is as for `read_transfer`."""
+    made = transfer_report(read_transfer(out, **pairing))
+    writer.write(made, target)
+    return made
+
+
+def _of_models(transfer: Transfer) -> str:
+    models = [f"{name} ({requested_model(of.baseline)})" for name, of in transfer.comparisons.items()]
+    return (
+        f"Each of {listing(models)} was asked the same questions untouched and with each variant, and each drop is "
+        "against the same model untouched. The report in each model's own folder has all of its numbers. What follows "
+        "is of the first of them."
+    )
+
+
+def _tables(transfer: Transfer, fidelity: Mapping[str, Fidelity]) -> list[Any]:
+    made = []
+    for section in SECTIONS:
+        names = {row.name for of in transfer.rows.values() for row in of if row.section == section}
+        if names and (section == "overall" or len(names) <= MOST_MATRICES):
+            made += transfer.matrices(section)
+        if section in ("category", "group") and names:
+            break  # tasks by themselves are in each model's own report
+    gaps = gap_table(transfer.comparisons, transfer.own, transfer.names)
+    return [*made[:1], *gaps, *made[1:], *loss_tables(fidelity, transfer.names)]
+
+
+def _renamed(comparison: Comparison, names: Mapping[str, str]) -> list[DropRow]:
+    rows = [row for row in main_metric(drop_rows(comparison.drops)) if row.section == "overall"]
+    return [replace(row, variant=names[row.variant]) for row in rows]
+
+
+def _pictures(transfer: Transfer, shown: Mapping[str, Sequence[DropRow]]) -> list[Picture]:
+    """Drops by model and variant, on colours."""
+    rows = [replace(row, name=model, alias=model, parent=None) for model, of in shown.items() for row in of]
+    figure = heat_map(rows)
+    if figure is None:
+        return []
+    worst = max(rows, key=lambda row: row.drop)
+    told = f"Largest: {fixed_decimals(worst.drop)} points, {worst.variant} in {worst.alias}."
+    caption = "Drop in accuracy over all tasks in percentage points: red is worse, blue better."
+    text = f"A grid, a row for each model and a column for each variant. {told}"
+    return [Picture("heat-map", "Drop by model and variant", caption, text, figure)]
+
+
+def transfer_headline(transfer: Transfer) -> list[str]:
+    """Where each of the first reconstructions costs most and least."""
+    told, controls = [], {one.name for one in transfer.variants if is_control(one)}
+    overall = {model: [row for row in of if row.section == "overall"] for model, of in transfer.rows.items()}
+    for name, shown in transfer.names.items():
+        of = {model: row for model, rows in overall.items() for row in rows if row.variant == name}
+        if name in controls or len(of) < 2 or len(told) == 3:
+            continue
+        ordered = sorted(of, key=lambda model: of[model].drop)
+        ends = [f"{fixed_decimals(of[m].drop)} points ({_bounds(of[m])}) in {m}" for m in (ordered[0], ordered[-1])]
+        told.append(f"{shown} costs {ends[0]} and {ends[1]}.")
+    return told or [f"No accuracy was measured in two of {listing(transfer.comparisons)}."]
+
+
+def _bounds(row: DropRow) -> str:
+    return interval_text(row.low, row.high)

@@ -1,0 +1,375 @@
+"""Variants with an adapter of PEFT's: against plain PEFT and lm_eval's own, and what comes back with it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from models import random_ids, random_model, random_sae, word_tokenizer
+from runs import answers, write_run
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from sae_lm_eval import world
+from sae_lm_eval.capability.recovery import recovery
+from sae_lm_eval.comparison.compare import paired_comparison
+from sae_lm_eval.errors import UserError
+from sae_lm_eval.harness.joined import joined
+from sae_lm_eval.harness.model import SaeHFLM
+from sae_lm_eval.report.recovery_table import recovery_sentences, recovery_table
+from sae_lm_eval.runs.checks import check_variants
+from sae_lm_eval.runs.plan import plan_sweep
+from sae_lm_eval.runs.run import run
+from sae_lm_eval.runs.sweep import sweep_of, variant_requests
+from sae_lm_eval.splicing.arguments import requested_splices
+
+peft = pytest.importorskip("peft")
+PAIRS = [("w3 w4 w5", " w6 w7"), ("w3 w4 w5", " w8"), ("w9 w10", " w3 w4 w5 w6")]
+RESID = "blocks.1.hook_resid_post"
+
+
+def saved(model: nn.Module, folder: Path, config: peft.PeftConfig, *, size: float = 0.3) -> Path:
+    """An adapter for a model, with random weights, as PEFT saves it; the model stays as it is."""
+    adapted = peft.get_peft_model(copy.deepcopy(model), config)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if weight.requires_grad or "lora_" in name:
+                weight.add_(size * torch.randn(weight.shape, generator=generator) / max(weight.shape[-1], 1) ** 0.5)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def lora(*targets: str, **how) -> peft.LoraConfig:
+    return peft.LoraConfig(r=4, target_modules=list(targets), task_type="CAUSAL_LM", **how)
+
+
+def plainly(model: nn.Module, folder: Path) -> nn.Module:
+    return peft.PeftModel.from_pretrained(copy.deepcopy(model), str(folder)).eval()
+
+
+def untouched(model: nn.Module) -> SaeHFLM:
+    return SaeHFLM(pretrained=model, tokenizer=word_tokenizer(), sae=[], splice="none")
+
+
+def variant(lm: SaeHFLM, **arguments) -> SaeHFLM:
+    return lm.as_variant(requested_splices(**arguments))
+
+
+CONFIGS = {
+    "lora": ("llama", lora("q_proj", "v_proj", "up_proj")),
+    "lora of one layer": ("llama", lora("o_proj", "down_proj", layers_to_transform=[2])),
+    "rslora with dropout": ("llama", lora("gate_proj", use_rslora=True, lora_dropout=0.5)),
+    "dora": ("llama", lora("q_proj", "down_proj", use_dora=True)),
+    "gpt2": ("gpt2", lora("c_attn", "c_fc", fan_in_fan_out=True)),
+    "gpt_neox": ("gpt_neox", lora("query_key_value", "dense")),
+    "ia3": (
+        "llama",
+        peft.IA3Config(
+            target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+        ),
+    ),
+    "norms": ("llama", peft.LNTuningConfig(target_modules=["input_layernorm", "norm"], task_type="CAUSAL_LM")),
+    "a norm saved": ("llama", lora("q_proj", modules_to_save=["norm"])),
+    "the head": ("llama", lora("lm_head", "q_proj")),
+    "the head saved": ("llama", lora("q_proj", modules_to_save=["lm_head"])),
+}
+APART = ("the head", "the head saved")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_a_variant_with_an_adapter_is_what_peft_makes_of_the_model(tmp_path, name):
+    architecture, config = CONFIGS[name]
+    model, ids = random_model(architecture), random_ids()
+    folder, before = saved(model, tmp_path, config), model(ids).logits
+    lm = variant(untouched(model), peft=str(folder))
+    assert lm.spliced.variant.is_apart == (name in APART)
+    expected = plainly(model, folder)(input_ids=ids).logits
+    assert (expected - before).abs().max() > 0.01
+    torch.testing.assert_close(lm._model_call(ids), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model(ids).logits, before)
+    assert lm.spliced.variant.adapter["kind"] == config.peft_type.value
+
+
+@pytest.mark.parametrize("name", ["lora", "gpt2", "the head"])
+@pytest.mark.parametrize("hook", [RESID, "blocks.1.attn.hook_z"])
+@torch.no_grad()
+def test_a_dictionary_reads_and_writes_in_the_adapted_model(tmp_path, name, hook):
+    architecture, config = CONFIGS[name]
+    model, ids = random_model(architecture), random_ids()
+    folder = saved(model, tmp_path, config)
+    folded = {"fold_value_biases": True, "fold_ln": True, "center_writing_weights": True} if hook != RESID else {}
+    sae = random_sae(32, hook, model_from_pretrained_kwargs=folded)
+    found = variant(untouched(model), sae=sae, peft=str(folder))._model_call(ids)
+    wholly = SaeHFLM(pretrained=plainly(model, folder), tokenizer=word_tokenizer(), sae=sae)._model_call(ids)
+    torch.testing.assert_close(found, wholly, rtol=1e-4, atol=1e-4)
+
+
+def state(model: nn.Module) -> dict[str, object]:
+    """All of a model that an adapter could change."""
+    parts = {path: (id(part), part.training, sorted(part.__dict__)) for path, part in model.named_modules()}
+    own = {name: (id(p), p.requires_grad, p.clone()) for name, p in model.named_parameters()}
+    return {"parts": parts, "own": own, "config": model.config.to_dict(), "attributes": sorted(model.__dict__)}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_model_is_given_back_as_it_was(tmp_path, name):
+    architecture, config = CONFIGS[name]
+    model = random_model(architecture).train()
+    next(model.parameters()).requires_grad_(True)
+    folder, before = saved(model, tmp_path, config), state(model)
+    lm = variant(untouched(model), sae=random_sae(32, RESID), peft=str(folder))
+    lm._model_call(random_ids())
+    after = state(model)
+    assert after["parts"] == before["parts"]
+    assert after["config"] == before["config"]
+    assert after["attributes"] == before["attributes"]
+    for parameter, (number, grad, value) in before["own"].items():
+        assert after["own"][parameter][:2] == (number, grad), parameter
+        assert torch.equal(after["own"][parameter][2], value)
+
+
+def test_an_adapter_that_does_not_fit_leaves_nothing_behind(tmp_path):
+    model = random_model("llama")
+    folder, before = saved(random_model("gpt2"), tmp_path, CONFIGS["gpt2"][1]), state(model)
+    with pytest.raises(UserError, match=r"peft=.* cannot be put on LlamaForCausalLM: .*Error: "):
+        variant(untouched(model), peft=str(folder))
+    after = state(model)
+    assert (after["parts"], after["attributes"]) == (before["parts"], before["attributes"])
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "gpt2", "the head"])
+def test_the_four_are_scored_together_as_each_by_itself(tmp_path, name):
+    from lm_eval.api.instance import Instance
+
+    architecture, config = CONFIGS[name]
+    model = random_model(architecture)
+    folder, sae = str(saved(model, tmp_path, config)), random_sae(32, RESID)
+    lm = untouched(model)
+    variants = [variant(lm, **of) for of in ({"sae": sae}, {"peft": folder}, {"sae": sae, "peft": folder})]
+    together = joined(lm, variants)
+    assert together[0].spliced.is_scored
+    asked = [Instance("loglikelihood", {}, pair, 0, ("task", number, 1)) for number, pair in enumerate(PAIRS)]
+    for one in together[1:]:
+        expected = []
+        with torch.no_grad(), one.spliced.attached():
+            for context, continuation in PAIRS:
+                ids = torch.tensor([one.tok_encode(context + continuation)])
+                count = ids.shape[1] - len(one.tok_encode(context))
+                logits = one.spliced.model(ids, use_cache=False).logits[0].log_softmax(-1)
+                expected.append(float(logits[:-1].gather(-1, ids[0, 1:, None])[-count:].sum()))
+        found = [logprob for logprob, _ in one.loglikelihood(asked, disable_tqdm=True)]
+        assert found == pytest.approx(expected, abs=1e-4)
+        assert one.divergence.by_task()["task"]["kl"] > 0
+    names = [one.spliced.name for one in together]
+    assert names[2] == f"peft={folder}"
+    assert names[3].endswith(f"+peft={folder}")
+    assert len({one.spliced.identity() for one in together}) == 4
+
+
+@pytest.fixture(scope="module")
+def world_lora(tmp_path_factory) -> Path:
+    model = AutoModelForCausalLM.from_pretrained(world.model_path())
+    return saved(model, tmp_path_factory.mktemp("lora"), lora("q_proj", "down_proj"), size=0.6)
+
+
+K4 = "world#blocks.2.hook_resid_post.k4"
+
+
+def test_a_run_has_the_four_and_what_comes_back(tmp_path, world_lora):
+    import lm_eval
+
+    variants = [
+        {"sae": K4, "name": "k4"},
+        {"sae": K4, "peft": str(world_lora), "name": "k4+lora"},
+        {"peft": str(world_lora), "name": "lora"},
+    ]
+    tasks, how = ["sae_world_reasoning", "sae_fidelity_world"], {"limit": 8, "device": "cpu"}
+    out = tmp_path / "out"
+    asked = {"model_args": {"pretrained": "world", "add_bos_token": True}, "tasks": tasks, **how}
+    found = run(variants=variants, controls=["zero", "random_error"], output_path=out, **asked)
+    theirs = lm_eval.simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={world.model_path()},peft={world_lora},add_bos_token=True",
+        tasks=["sae_world_reasoning"],
+        log_samples=True,
+        batch_size=4,
+        **how,
+    )
+    for task, samples in theirs["samples"].items():
+        file = next((out / "lora").glob(f"*/samples_{task}_*.jsonl"))
+        ours = {of["doc_id"]: of for of in map(json.loads, file.read_text().splitlines())}
+        for sample in samples:
+            mine = [float(answer[0][0]) for answer in ours[sample["doc_id"]]["resps"]]
+            assert mine == pytest.approx([float(answer[0][0]) for answer in sample["resps"]], abs=2e-3)
+    record = json.loads(next((out / "k4+lora").glob("*/results_*.json")).read_text())["config"]["sae_lm_eval"]
+    assert record["splice"] == "reconstruction"
+    assert record["adapter"]["name"] == str(world_lora)
+    assert "peft" in record["packages"]
+    asked_names = {one["name"] for one in json.loads((out / "run.json").read_text())["variants"]}
+    # zero ablation of the site is one for both, and the random error is drawn for each
+    assert asked_names == {"k4", "k4+lora", "lora", "k4,zero", "k4,random_error", "k4+lora,random_error"}
+    frame = recovery(found)
+    by = {row["measure"]: row for row in frame.to_dict("records") if row["section"] in ("overall", "text")}
+    measured = found.fidelity.set_index(["variant", "metric"])["value"]
+    assert by["delta CE"]["drop"] == pytest.approx(measured["k4", "ce_delta"], abs=1e-9)
+    assert by["delta CE"]["drop_adapted"] == pytest.approx(measured["k4+lora", "ce_delta"], abs=1e-9)
+    assert by["delta CE"]["drop_alone"] == pytest.approx(measured["lora", "ce_delta"], abs=1e-9)
+    back = 1 - measured["k4+lora", "ce_delta"] / measured["k4", "ce_delta"]
+    assert by["delta CE"]["share"] == pytest.approx(back)
+    assert measured["k4+lora", "ce_zero"] == pytest.approx(measured["k4", "ce_zero"], abs=1e-6)
+    drops = found.drops[found.drops["section"] == "overall"].set_index("variant")["drop"]
+    assert by["accuracy"]["drop"] == pytest.approx(drops["k4"])
+    assert by["accuracy"]["drop_alone"] == pytest.approx(drops["lora"])
+    page = found.report(tmp_path / "report").read_text()
+    assert "What comes back with an adapter" in page
+    again = run(variants=variants, controls=["zero", "random_error"], output_path=out, **asked)
+    assert again.drops.equals(found.drops)
+
+
+# -- what comes back, from files alone -----------------------------------------------------------------------
+
+SPLICE = {"dictionary": "k4", "hook_in": "a", "hook_out": "a", "weights_checksum": "1", "mode": "reconstruction"}
+LORA = {"name": "lora", "weights_checksum": "2"}
+
+
+def four(folder: Path, right: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Results of the four, of which `right` says which questions each answers."""
+    records = {
+        "baseline": {"splice": "none"},
+        "k4": {"splices": [SPLICE], "splice": "reconstruction"},
+        "both": {"splices": [SPLICE], "splice": "reconstruction", "adapter": LORA},
+        "lora": {"splice": "adapter", "adapter": LORA},
+    }
+    for name, of in right.items():
+        write_run(folder / name, answers({"t": of}), config={"model": "sae_hf", "sae_lm_eval": records[name]})
+    made = paired_comparison(folder / "baseline", [folder / name for name in right if name != "baseline"])
+    return recovery(made)
+
+
+def test_what_comes_back_is_what_is_left_of_the_drop(tmp_path):
+    right = {name: np.zeros(200) for name in ("baseline", "k4", "both", "lora")}
+    for name, count in {"baseline": 160, "k4": 80, "both": 112, "lora": 150}.items():
+        right[name][:count] = 1
+    found = four(tmp_path, right)
+    row = next(row for row in found.to_dict("records") if row["section"] == "overall")
+    assert (row["drop"], row["drop_adapted"], row["drop_alone"]) == pytest.approx((40, 24, 5))
+    assert row["share"] == pytest.approx(0.4)
+    assert row["share_low"] < 0.4 < row["share_high"]
+    (table,) = recovery_table(found, {"k4": "k4"})
+    assert [cell.text for cell in table.rows[0]] == ["k4", "lora", "accuracy", "200", "40.0", "24.0", "40.0%", "5.0"]
+    (told,) = recovery_sentences(found, {"k4": "k4"})
+    assert told.startswith("With the adapter lora 40.0% (")
+    assert told.endswith(") of the drop of k4 comes back; alone it costs 5.0 points.")
+
+
+def test_nothing_all_and_what_cannot_be_told(tmp_path):
+    right = {name: np.tile([1.0, 0.0, 1.0, 1.0], 30) for name in ("baseline", "k4", "both")}
+    right["k4"][::4] = 0
+    right["both"][::4] = 0
+    frame = four(tmp_path / "nothing", right).to_dict("records")
+    assert frame[0]["share"] == 0
+    assert frame[0]["drop_alone"] is None
+    right["both"] = right["baseline"]
+    assert four(tmp_path / "all", right).to_dict("records")[0]["share"] == 1
+    right["k4"] = right["baseline"]
+    (row, *_) = four(tmp_path / "none", right).to_dict("records")
+    assert (row["share"], row["reason"]) == (None, "the drop does not exclude 0")
+
+
+def test_the_interval_holds_the_share_that_it_was_drawn_from():
+    """200 questions each, of which the dictionary loses .3 and the adapter brings .4 of those back, and loses .05."""
+    from sae_lm_eval.comparison.restored import ACCURACY, PairedLosses
+
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        baseline = (rng.random(200) < 0.8).astype(float)
+        lost = (baseline == 1) & (rng.random(200) < 0.3)
+        back, more = lost & (rng.random(200) < 0.4), (baseline == 1) & ~lost & (rng.random(200) < 0.05)
+        losses = {"dictionary": lost.astype(float), "both": (lost & ~back).astype(float) + more}
+        own = PairedLosses(ACCURACY, baseline, losses)
+        found = own.share(losses["dictionary"] - losses["both"], "dictionary", 0.95)
+        held += found.low <= 0.4 - 0.05 * 0.7 / 0.3 <= found.high
+    assert 0.92 < held / 400 < 0.99
+
+
+# -- what is asked for ---------------------------------------------------------------------------------------
+
+
+def configuration(folder: Path, **told) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(told))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"peft": "./nowhere"}, r"There is no folder './nowhere' with a adapter|There is no adapter"),
+        ({"peft": 3}, "peft=3 names no adapter"),
+        ({"peft": True}, "peft=True names no adapter"),
+        ({"peft": "  "}, "names no adapter"),
+        ({"peft": "x", "scale": 0.5}, "scale is of dictionaries, and peft stands alone"),
+        ({"peft": "x", "edit": "prune?share=0.1"}, "peft is of dictionaries, and an edit has none"),
+        ({"name": "x"}, "give either sae, pattern or edit, or peft by itself"),
+    ],
+)
+def test_a_wrong_adapter_is_told_in_a_sentence(entry, message):
+    with pytest.raises(UserError, match=message):
+        check_variants({"pretrained": "world"}, variant_requests([entry]))
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({}, "does not say which kind of adapter it is"),
+        ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}, "was begun by pissa_niter_4"),
+        ({"peft_type": 7}, "peft_type"),
+    ],
+)
+def test_a_configuration_is_read_before_anything_is_loaded(tmp_path, told, message):
+    folder = configuration(tmp_path / "adapter", **told)
+    with pytest.raises(UserError, match=message):
+        check_variants({"pretrained": "world"}, variant_requests([{"peft": str(folder)}]))
+
+
+def test_an_adapter_without_weights_and_one_beside_the_models_own(tmp_path, world_lora):
+    (empty := tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="There is no adapter in the folder"):
+        check_variants({"pretrained": "world"}, variant_requests([{"peft": str(empty)}]))
+    with pytest.raises(UserError, match="which the baseline has too: give one of the two"):
+        check_variants({"pretrained": "world", "peft": str(world_lora)}, variant_requests([{"peft": str(world_lora)}]))
+    folder = configuration(tmp_path / "bare", peft_type="LORA", target_modules=["q_proj"], task_type="CAUSAL_LM")
+    with pytest.raises(UserError, match="cannot be put on"):
+        variant(untouched(random_model("llama")), peft=str(folder))
+
+
+def test_prompts_are_no_weights(tmp_path):
+    model = random_model("llama")
+    config = peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")
+    folder = saved(model, tmp_path, config)
+    with pytest.raises(UserError, match="is a PROMPT_TUNING adapter, which adds virtual tokens"):
+        variant(untouched(model), peft=str(folder))
+
+
+def test_names_plans_and_controls(tmp_path, world_lora):
+    entries = [{"sae": K4, "peft": str(world_lora)}, {"peft": str(world_lora)}]
+    found = variant_requests(entries, ["zero"])
+    assert [one.name for one in found] == [
+        f"world_blocks.2.hook_resid_post.k4,peft={world_lora.name}",
+        f"peft={world_lora.name}",
+        f"world_blocks.2.hook_resid_post.k4,peft={world_lora.name},zero",
+    ]
+    assert "peft" not in found[2].arguments
+    content = {"model_args": {"pretrained": "world"}, "variants": entries, "tasks": "x"}
+    planned = plan_sweep(sweep_of(content), None).variants
+    assert [one.cost for one in planned] == [1.0, 1.0]
+    model_level = sweep_of({"model_args": {"pretrained": "world", "peft": "x"}, "variants": [K4], "tasks": "x"})
+    assert model_level.model_args["peft"] == "x"
+    assert "peft" not in model_level.variants[0].arguments
