@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sae_lm_eval import UserError, world
 from sae_lm_eval.dictionaries.loading import load_dictionaries
 from sae_lm_eval.report.question_page import question_page
+from sae_lm_eval.report.where_records import read_where_record
 from sae_lm_eval.runs import where_questions
 from sae_lm_eval.runs.inquiry import Inquiry
 
@@ -133,3 +134,14 @@ def test_the_report_has_the_page_and_forgets_it(asked, tmp_path: Path):
     (page,) = question_pages([found.record()])
     assert page.file.startswith("questions-")
     assert not question_pages([{**found.record(), "questions": []}])
+
+
+def test_a_question_without_its_margins_is_no_record(asked, tmp_path: Path):
+    _, found = asked
+    record = json.loads(json.dumps(found.record())) | {"model_args": {"pretrained": "world"}}
+    (tmp_path / "right.json").write_text(json.dumps(record))
+    assert len(read_where_record(tmp_path / "right.json").questions) == len(record["questions"])
+    record["questions"][0]["margin_variant"] = None
+    (tmp_path / "wrong.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="a question without a reason needs both margins"):
+        read_where_record(tmp_path / "wrong.json")

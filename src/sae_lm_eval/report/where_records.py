@@ -119,6 +119,12 @@ class WhereQuestion(Foreign):
     margin_variant: Number = None
     tokens: list[QuestionToken] = Field(default_factory=list)
 
+    @model_validator(mode="after")
+    def _has_margins_or_a_reason(self) -> WhereQuestion:
+        if self.reason is None and None in (self.margin_baseline, self.margin_variant):
+            raise ValueError("a question without a reason needs both margins")
+        return self
+
 
 class WhereProvenance(Foreign):
     """Of a variant, what tells it from others."""
