@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 from runs import answers, write_run
 
@@ -15,9 +16,10 @@ from sae_lm_eval.cli.tables import TextTable, print_grouped, print_sentence, pri
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets, markup, terminal
 from sae_lm_eval.files.logs import logger_of
+from sae_lm_eval.report.figures import GREYS, Picture
 from sae_lm_eval.report.formatting import Cell, ReportTable, TableColumn
 from sae_lm_eval.report.latex import tex
-from sae_lm_eval.report.render import table_html
+from sae_lm_eval.report.render import inline_svg, table_html
 from sae_lm_eval.results.results import read_results
 from sae_lm_eval.runtime.placed_files import place_files
 
@@ -104,3 +106,11 @@ def test_no_file_is_placed_through_a_link(tmp_path):
 def test_a_first_cell_is_no_argument_of_the_row_before(text):
     assert tex(text).startswith("{}" + text[0])
     assert not tex("a" + text).startswith("{}")
+
+
+def test_controls_are_seen_on_a_dark_page():
+    figure = Figure()
+    figure.subplots().plot([0, 1], color=GREYS[0])
+    svg = inline_svg(Picture("p", "t", "c", "a", figure))
+    assert "var(--grey-1)" in svg
+    assert GREYS[0] not in svg

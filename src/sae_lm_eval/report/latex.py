@@ -171,9 +171,10 @@ def _widths(table: ReportTable) -> list[int]:
 def _digits(table: ReportTable) -> list[float]:
     """How wide each column is in print, in digits of the table's size."""
     out = []
+    smaller = 0.9 if table.extent == "short" else 1.0  # a table that spans pages has the size of what stands below
     for index, lines in enumerate(_heading_lines(table)):
         cells = [*lines, *(row[index].text for row in table.rows)]
-        below = [0.9 * _in_digits(row[index].detail) for row in table.rows]
+        below = [smaller * _in_digits(row[index].detail) for row in table.rows]
         out.append(max([1.0, *map(_in_digits, cells), *below]))
     return out
 

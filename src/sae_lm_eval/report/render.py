@@ -105,8 +105,9 @@ def inline_svg(picture: Picture) -> Markup:
     svg = as_bytes(picture.figure, "svg").decode()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{picture.name}-", svg)
-    for colour, on_page in ((INK, "currentColor"), (RULE, "var(--rule)"), (GREYS[0], "var(--control)")):
-        svg = svg.replace(colour, on_page)
+    svg = svg.replace(INK, "currentColor").replace(RULE, "var(--rule)")
+    for number, grey in enumerate(GREYS, 1):
+        svg = svg.replace(grey, f"var(--grey-{number})")
     width, height = map(float, re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)[0])
     title, description = f"{picture.name}-title", f"{picture.name}-description"
     head = Markup(
