@@ -28,6 +28,7 @@ SPLICE_LABELS = {
 }
 
 SPLICED = "spliced"  # of splice_input: what earlier splices have left
+MOST_SITES = 2  # that make a control's name: one at every layer is called by its variant
 AT_SITES = ("none", "zero", "mean")  # modes that ask no dictionary
 # Of the record, these are splices, shown one by one, or numbers of the tables.
 ELSEWHERE = ("splices", "packages", "effective_compute", "kl_at_answers", "parted_texts", "cut_prompts")
@@ -144,7 +145,10 @@ def names_in_report(variants: Sequence[Results]) -> dict[str, str]:
     for name, one in controls.items():
         mode = splice_of(one)
         of = one.provenance.get("control_of") or [name.removesuffix(f",{mode}")]
-        where = f"at {site_of(one)}" if mode in AT_SITES else f"of {listing(names.get(each, each) for each in of)}"
+        few = len(one.provenance.get("splices") or []) <= MOST_SITES
+        where = (
+            f"at {site_of(one)}" if mode in AT_SITES and few else f"of {listing(names.get(each, each) for each in of)}"
+        )
         names[name] = mode if modes[mode] == 1 else f"{mode} {where}"
     twice = {shown for shown, count in Counter(names.values()).items() if count > 1}
     return {one.name: one.name if names[one.name] in twice else names[one.name] for one in variants}
