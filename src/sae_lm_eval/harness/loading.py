@@ -74,6 +74,8 @@ class CausalHFLM(_HFLM):
             self.model.config._name_or_path = world.NAME
         name = pretrained if isinstance(pretrained, str) else self.model.name_or_path or "the model"
         check_length({**kwargs, "pretrained": name}, self.model.config.to_dict())
+        if self.prefix_token_id is None:
+            raise UserError(f"The tokenizer of '{name}' has no BOS or EOS token: name one, as in prefix_token_id=0.")
         self._join_other_processes()
         self._max_length = self.max_length  # which lm_eval finds anew each time it is asked: for every request
         self.loaded = LoadedModel(
