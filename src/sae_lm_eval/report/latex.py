@@ -40,6 +40,7 @@ TEX_SPECIAL = {
     MINUS: r"\ensuremath{-}",
     "\N{EN DASH}": "--",
     "…": r"\ldots{}",
+    "\N{BULLET}": r"\textbullet{}",
     "±": r"\ensuremath{\pm}",
     "\N{DAGGER}": r"\dag{}",
     "\N{DOUBLE DAGGER}": r"\ddag{}",
