@@ -63,8 +63,8 @@ def outer(text: str) -> str:
 
 
 def _inner(text: str) -> str:
-    """A token's text within running text, without `outer`; line breaks break, and are seen."""
-    return printable(text[len(outer(text)) :]).replace("\n", "⏎\n") or "▫"
+    """A token's text within running text, without `outer`."""
+    return printable(text[len(outer(text)) :])
 
 
 def signed_nats(value: Any) -> str:
