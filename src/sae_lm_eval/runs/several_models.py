@@ -13,7 +13,7 @@ from sae_lm_eval.dictionaries.model_names import official_name
 from sae_lm_eval.dictionaries.presence import training_site
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.files.logs import without
+from sae_lm_eval.files.logs import logger_of, without
 from sae_lm_eval.files.reading import at_home, read_json
 from sae_lm_eval.harness import chat_template
 from sae_lm_eval.harness.context_length import stated
@@ -28,7 +28,7 @@ from sae_lm_eval.runtime.processes import agreed, rank
 from sae_lm_eval.runtime.run_files import MODELS, SETTINGS, read_models
 from sae_lm_eval.runtime.run_folder import write_json
 from sae_lm_eval.schema import KEY, VERSION
-from sae_lm_eval.splicing import variants
+from sae_lm_eval.splicing.choices import OF_OTHER_MODEL
 
 if TYPE_CHECKING:
     from sae_lm_eval.report.transfer import Transfer
@@ -37,6 +37,7 @@ T = TypeVar("T")
 OF_MODELS = ("pretrained", "revision")  # of which model_args may have lists
 # Settings of lm_eval's that an entry may have for its own model, as a chat model is asked otherwise than its base.
 OF_CHATS = ("apply_chat_template", "fewshot_as_multiturn", "system_instruction")
+WARNING_LOGGER = logger_of("sae_lm_eval.splicing.variants").name
 FREE = ("python", "clt")  # loaders whose dictionaries may fit models of several widths
 
 
@@ -273,7 +274,7 @@ def run_each(
     for sentence in told_before(sweeps) if rank() == 0 else []:
         tell(sentence)
     agreed(lambda: remember_models(sweeps, output_path))
-    with without(variants.logger.name, variants.OF_OTHER_MODEL):  # it has been said of all of them
+    with without(WARNING_LOGGER, OF_OTHER_MODEL):  # it has been said of all of them
         return {name: run(sweep, output_path / name) for name, sweep in sweeps.items()}
 
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sae_lm_eval.dictionaries.dictionary import Dictionary
 
 MAPS = ("raw", "centered", "value_bias", "folded_value_bias")
+# What `variants` warns of where a dictionary was trained on another model.
+OF_OTHER_MODEL = "the results say nothing of the dictionary if these differ"
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
 
 

@@ -18,6 +18,7 @@ from sae_lm_eval.dictionaries.untrained import SPECIAL
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.splicing.activation_map import build_map, map_name
+from sae_lm_eval.splicing.choices import OF_OTHER_MODEL
 from sae_lm_eval.splicing.choices import Choices as Choices
 from sae_lm_eval.splicing.hook_names import Architecture
 from sae_lm_eval.splicing.module_io import ModuleSide, record_activations
@@ -28,7 +29,6 @@ from sae_lm_eval.splicing.unstated import warn_of_unstated_processing
 logger = logger_of(__name__)
 
 CLEAN = "clean"  # of splice_input
-OF_OTHER_MODEL = "the results say nothing of the dictionary if these differ"
 
 
 def build_variant(
