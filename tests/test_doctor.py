@@ -81,8 +81,15 @@ def test_a_cache_that_cannot_be_written(monkeypatch, tmp_path):
     assert value.endswith("GB are free, and nothing can be written")
 
 
-@pytest.mark.parametrize("command", ["compare", "report", "inspect", "talk", "curve"])
+@pytest.mark.parametrize("command", ["compare", "report", "inspect", "talk"])
 def test_an_unknown_flag_of_any_command_is_told(command):
     done = said(command, "--no_such_flag")
     assert done.returncode == 2
     assert "No such option: --no" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "where", "curve"])
+def test_an_unknown_flag_beside_those_of_lm_eval_is_told(command):
+    done = said(command, "--no_such_flag")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"sae-lm-eval: {command} has no flag '--no_such_flag'.")

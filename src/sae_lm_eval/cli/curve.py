@@ -37,7 +37,7 @@ TokensOf = Annotated[str, typer.Option(help="Training tokens of unknown models: 
 
 def curve(
     context: typer.Context,
-    models: Models,
+    models: Models = "",
     task: Annotated[str | None, typer.Option(help="A task of whole documents, such as wikitext.")] = None,
     like: Annotated[
         Path | None, typer.Option(help="A results folder: use its text, --limit and context length.")
