@@ -103,7 +103,7 @@ SITES = {
 }
 
 
-def replaced_by_hand(model, sites, layers, kept=(), **kind):
+def replaced_by_hand(model, sites, layers, kept=(), edits=lambda _layer, latents: latents, error=False, **kind):
     """`model` with what the transcoder's formula gives at each of `layers`; the latents of every layer before read."""
     reads, side, writes = sites
     seen: dict[int, Tensor] = {}
@@ -113,7 +113,12 @@ def replaced_by_hand(model, sites, layers, kept=(), **kind):
         seen[layer] = args[0] if side == "input" else out
 
     def write(layer, _module, _args, out):
-        new = sum(latents_of(w[i], seen[i]) @ w[i]["W_dec"][:, layer - i] for i in range(layer + 1)) + w[layer]["b_dec"]
+        z = [latents_of(w[i], seen[i]) for i in range(layer + 1)]
+        edited = [edits(i, latents) for i, latents in enumerate(z)]
+        if error:
+            z = [after - before for after, before in zip(edited, z, strict=True)]
+            return out + sum(z[i] @ w[i]["W_dec"][:, layer - i] for i in range(layer + 1))
+        new = sum(edited[i] @ w[i]["W_dec"][:, layer - i] for i in range(layer + 1)) + w[layer]["b_dec"]
         if "W_skip" in w[layer]:
             new = new + seen[layer] @ w[layer]["W_skip"]
         new = new.clone()
@@ -186,6 +191,61 @@ def test_every_kind_of_request_beside_other_variants(tmp_path, kind):
             for ours, theirs in zip(answers[index], expected, strict=True):
                 torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=1e-4, rtol=0)
     assert answers[2] != answers[0]
+
+
+def some_edited(layer: int, latents: Tensor) -> Tensor:
+    latents = latents.clone()
+    if layer == 0:
+        latents[..., 7] = 1.5
+    if layer == 1:
+        latents[..., [2, 3]] = 0
+    return latents
+
+
+def the_largest(_layer: int, latents: Tensor) -> Tensor:
+    return latents * (latents >= latents.sort(dim=-1, descending=True).values[..., 2, None])
+
+
+@pytest.mark.parametrize("layout", [("circuit-tracer", "llama"), ("gemma-scope-2", "gemma3")], ids="-".join)
+@pytest.mark.parametrize("layers", ["0-2", "2"])
+@pytest.mark.parametrize("mode", ["reconstruction", "with_error"])
+def test_edits_of_latents(tmp_path, layout, layers, mode):
+    kind = {"threshold": layout[0] != "circuit-tracer"}
+    folder = saved(tmp_path / "clt", layout[0], **kind)
+    given = {"sae": f"clt:{folder}", "splice_tokens": "all", "splice_layers": layers, "splice": mode}
+    ids = torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
+    for edits, said in ((some_edited, {"clamp": "0/7:1.5", "ablate": "1/2+1/3"}), (the_largest, {"keep_top": 3})):
+        model = replaced_by_hand(
+            random_model(layout[1]),
+            SITES[layout],
+            (2,) if layers == "2" else range(LAYERS),
+            edits=edits,
+            error=mode == "with_error",
+            **kind,
+        )
+        lm = SaeHFLM(pretrained=random_model(layout[1]), tokenizer=word_tokenizer(), **given, **said)
+        torch.testing.assert_close(lm._model_call(ids), model(ids).logits, atol=1e-5, rtol=1e-5)
+    plain = SaeHFLM(pretrained=random_model(layout[1]), tokenizer=word_tokenizer(), **given)
+    assert not torch.allclose(lm._model_call(ids), plain._model_call(ids), atol=1e-3)
+    assert lm.spliced.name == f"clt:{folder}#layer_{layers} (keep_top=3)" + (
+        " (with_error)" if mode == "with_error" else ""
+    )
+
+
+def test_edits_of_latents_at_some_positions(tmp_path):
+    spec = f"clt:{saved(tmp_path / 'clt', 'circuit-tracer')}"
+    given = {"sae": spec, "splice_tokens": "all", "clamp": "0/7:1.5", "ablate": "1/2+1/3", "latent_positions": "last"}
+    requests = asked("loglikelihood")
+    _, lm, *_ = family(given, {"sae": spec, "splice_tokens": "all"}, *OTHERS)
+    pairs = [request.args for request in requests]
+    queries = [lm.spliced.query(*ids) for ids in lm.spliced.group.pairs(pairs)]
+    for query, (found, _) in zip(queries, lm.loglikelihood(requests), strict=True):
+        last = (torch.arange(len(query.ids)) == len(query.ids) - len(query.targets))[:, None]
+        edits = lambda layer, z, last=last: torch.where(last, some_edited(layer, z), z)  # noqa: E731
+        model = replaced_by_hand(random_model("llama"), SITES["circuit-tracer", "llama"], range(LAYERS), edits=edits)
+        logits = model(torch.tensor([list(query.ids)])).logits[0, -len(query.targets) :].log_softmax(-1)
+        expected = float(logits.gather(-1, torch.tensor(list(query.targets))[:, None]).sum())
+        assert found == pytest.approx(expected, abs=1e-4)
 
 
 def clean_by_hand(model, layers):
@@ -358,7 +418,12 @@ WRONG = {
     "a word for layers": ("clt:{folder}", {"splice_layers": "all"}, "splice_layers=all names no layers"),
     "another site": ("clt:{folder}", {"hook": "blocks.0.hook_mlp_out"}, "hook"),
     "an input that is none": ("clt:{folder}", {"splice_input": "cleen"}, "splice_input 'cleen'.*clean"),
-    "edited latents": ("clt:{folder}", {"keep_top": 3}, "cross-layer"),
+    "latents without a layer": ("clt:{folder}", {"ablate": 3}, "may be one of 3 dictionaries, .* as in 0/3"),
+    "a layer without latents": ("clt:{folder}", {"ablate": "3/1"}, "no dictionary reads at layer 3; they read at 0, 1"),
+    "a latent beyond": ("clt:{folder}", {"clamp": "1/40:2"}, "Layer 1 of the transcoder of .* has no latent 40"),
+    "more than there are": ("clt:{folder}", {"keep_top": 41}, "keep_top=41: Layer 0 of .* has 40 latents"),
+    "heads of an MLP": ("clt:{folder}", {"keep_top": 3, "latent_heads": 0}, "latent_heads= is for dictionaries of att"),
+    "layers twice": ("clt:{folder}", {"splice_layers": "0-1+1"}, "splice_layers=0-1\\+1 names layer 1 twice"),
     "layers backwards": ("clt:{folder}#layer_2-1", {}, "there is nothing in layer_2-1"),
     "a map for each layer": ("clt:{folder}", {"hook_map": "raw+raw+raw"}, "take one for all"),
     "a revision of the world": ("clt:world@main", {}, "The embedded world has no revision 'main'"),
@@ -558,3 +623,37 @@ def test_another_function_than_its_weights_is_refused():
     layer = load_dictionaries("clt:world")[1]
     with pytest.raises(UserError, match="does not give what its own weights make"):
         load_dictionary(replace(layer, reconstruct=lambda x: 2 * layer.reconstruct(x)))
+
+
+def test_layers_that_are_given_as_objects_share_their_latents(tmp_path):
+    spec = f"clt:{saved(tmp_path / 'clt', 'circuit-tracer')}"
+    given = [*load_dictionaries(spec)]
+    lm, by_name = (
+        SaeHFLM(pretrained=random_model("llama"), tokenizer=word_tokenizer(), sae=sae, splice_tokens="all")
+        for sae in (given, spec)
+    )
+    outputs = [splice.dictionary.cross_layer for splice in lm.spliced.variant.splices]
+    assert len({id(latents) for output in outputs for latents in output.sources}) == LAYERS
+    assert not {id(p) for one in given for p in one.module.parameters()} & {
+        id(p) for output in outputs for p in output.parameters()
+    }
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    assert torch.equal(lm._model_call(ids), by_name._model_call(ids))
+    with torch.no_grad():
+        given[2].cross_layer.sources[0].W_enc.mul_(2)  # of the first layer, which all three have
+    changed = lm._model_call(ids)
+    assert not torch.allclose(changed, by_name._model_call(ids), atol=1e-3)
+    outputs = [splice.dictionary.cross_layer for splice in lm.spliced.variant.splices]
+    assert len({id(latents) for output in outputs for latents in output.sources}) == LAYERS
+
+
+@pytest.mark.parametrize("layout", ["circuit-tracer", "gemma-scope-2"])
+def test_parameters_are_counted_once_whoever_counts(tmp_path, layout, monkeypatch):
+    kind = {"threshold": True, "skip": True}
+    spec = f"clt:{saved(tmp_path / 'clt', layout, **kind)}"
+    planned = [sum(math.prod(shape) for shape in one.shapes.values()) for one in headers_of(spec)]
+    resident = [one.cross_layer.parameter_count for one in load_dictionaries(spec)]
+    monkeypatch.setattr(cross_layer_loader, "IN_MEMORY", 0.0)
+    in_files = [one.cross_layer.parameter_count for one in load_dictionaries(spec)]
+    expected = [sum(of.numel() for of in weights(layer, **kind).values()) for layer in range(LAYERS)]
+    assert planned == resident == in_files == expected

@@ -99,8 +99,28 @@ def test_a_mistake_is_told_in_a_sentence(given, expected):
 
 def test_latents_of_two_dictionaries_are_not_numbered_together():
     two = [random_sae(WIDTH, RESID), random_sae(WIDTH, "blocks.0.hook_resid_post")]
-    with pytest.raises(UserError, match="would number latents of 2 dictionaries"):
+    with pytest.raises(UserError, match=r"Latent 3 may be one of 2 dictionaries, which read at 0, 1: .* as in 1/3\."):
         adapter(two, ablate="3")
+    splices = adapter(two, ablate="0/3", clamp="1/5:2").spliced.variant.splices
+    x = torch.randn(1, 4, WIDTH, generator=torch.Generator().manual_seed(0))
+    for splice, own in zip(splices, two, strict=True):
+        latents = own.encode(x)
+        latents[..., 3 if own is two[1] else 5] = 0 if own is two[1] else 2
+        torch.testing.assert_close(splice.dictionary.encode(x), latents)
+
+
+def test_an_error_is_that_of_the_dictionary_without_edits():
+    sae, ids = random_sae(WIDTH, RESID), random_ids()
+    plain, edited = (adapter(sae, splice="with_error", **given) for given in ({}, {"ablate": "3+9"}))
+    assert not torch.allclose(edited._model_call(ids), plain._model_call(ids), atol=1e-3)
+    model = random_model("llama")
+    special = torch.isin(ids, torch.tensor(sorted(edited.spliced.variant.special_ids)))[..., None]
+
+    def less_of_them(_module, _args, y):
+        return torch.where(special, y, y - sae.encode(y)[..., [3, 9]] @ sae.W_dec[[3, 9]])
+
+    model.model.layers[1].register_forward_hook(less_of_them)
+    torch.testing.assert_close(edited._model_call(ids), model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 class Scaled(nn.Module):

@@ -37,6 +37,12 @@ class PromptDocument:
         return " ".join((*own, *self.choices))
 
 
+def start_of_own(context: str, own: str) -> int:
+    """Where a document's own text begins in its prompt, behind the few-shot header; -1 where it is not there."""
+    own = own.rstrip()
+    return context.rfind(own) if own else len(context)
+
+
 def segments(context: str, continuation: str, asked: PromptDocument) -> list[tuple[int, int, str]]:
     """Spans (start, end, segment) of context + continuation, in order and without gaps.
 
@@ -45,7 +51,7 @@ def segments(context: str, continuation: str, asked: PromptDocument) -> list[tup
     """
     given, end = asked.own or "", len(context)
     own = given.rstrip()
-    start = -1 if asked.own is None else context.rfind(own) if own else end
+    start = -1 if asked.own is None else start_of_own(context, own)
     if start < 0:
         spans = _joined([(end, OTHER)])
     else:

@@ -11,7 +11,7 @@ from typing import Any
 from sae_lm_eval import world
 from sae_lm_eval.catalog import lookup
 from sae_lm_eval.catalog.lookup import Known
-from sae_lm_eval.dictionaries.cross_layer_files import local_folder, names_of_cross_layer
+from sae_lm_eval.dictionaries.cross_layer_files import GEMMA_SCOPE_2, local_folder, names_of_cross_layer
 from sae_lm_eval.dictionaries.hub_files import hub_told, quietly
 from sae_lm_eval.dictionaries.presence import CONFIG
 from sae_lm_eval.dictionaries.saelens_package import import_saelens, is_registered_repository, registry_sections
@@ -34,24 +34,23 @@ def headers_of(spec: str) -> list[Known]:
 
 def _of_cross_layer(spec: SaeSpec) -> list[Known]:
     """Each layer with the shapes of its own tensors; the first that is asked for with those of all before it."""
-    from sae_lm_eval.dictionaries.cross_layer_loader import cross_layer_configuration, site_pair
+    from sae_lm_eval.dictionaries.cross_layer_loader import site_pair
 
-    layout, layers, asked, id_ = names_of_cross_layer(spec)
+    names = names_of_cross_layer(spec)
+    layout, config, layers, asked, id_ = names
     folder, prefix = local_folder(spec), f"{id_}/" if id_ else ""
-    config_file = (folder or Path()) / prefix / layout.config
-    if folder is None:
-        config_file = _downloaded(spec, f"{prefix}{layout.config}") or config_file
-    config = cross_layer_configuration(layout, config_file)
     found = []
-    for number in range(layers if asked is None else asked[-1] + 1):
+    for number, layer in enumerate(layers[: names.last + 1]):
         shapes: dict[str, tuple[int, ...]] = {}
         for kind in dict.fromkeys((layout.encoder, layout.decoder)):
             shapes |= _told_shapes(spec, folder, f"{prefix}{kind.format(number)}")
-        hook_in, hook_out, module_in, module_out = site_pair(layout, config, number)
-        names = {"hook_in": hook_in, "hook_out": hook_out, "module_in": module_in, "module_out": module_out}
+        if layout is GEMMA_SCOPE_2 and len(rows := shapes.get("w_dec", ())) == 3:
+            shapes["w_dec"] = (rows[0], rows[1] - number, rows[2])  # what it has for earlier layers is not loaded
+        hook_in, hook_out, module_in, module_out = site_pair(layout, config, layer)
+        sites = {"hook_in": hook_in, "hook_out": hook_out, "module_in": module_in, "module_out": module_out}
         latents = next((shape[0] for name, shape in shapes.items() if name.startswith("b_enc")), None)
-        name = replace(spec, id="/".join(filter(None, (id_, f"layer_{number}"))))
-        found.append(Known(str(name), **names, width=latents, shapes=shapes))
+        name = replace(spec, id="/".join(filter(None, (id_, f"layer_{layer}"))))
+        found.append(Known(str(name), **sites, width=latents, shapes=shapes))
     if asked is None:
         return found
     # Of the layers before, which write there too, nothing but their size matters.
@@ -71,17 +70,6 @@ def _told_shapes(spec: SaeSpec, folder: Path | None, name: str) -> dict[str, tup
             return _shapes(spec, folder, name)
     except (SafetensorError, SafetensorsParsingError) as error:
         raise UserError(f"'{name}' of '{spec}' is truncated or corrupt: download it again.") from error
-
-
-def _downloaded(spec: SaeSpec, name: str) -> Path | None:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    with hub_told(spec):
-        try:
-            return Path(hf_hub_download(spec.source, name, revision=spec.revision))
-        except EntryNotFoundError:
-            return None
 
 
 def _shapes(spec: SaeSpec, folder: Path | None, name: str) -> dict[str, tuple[int, ...]]:

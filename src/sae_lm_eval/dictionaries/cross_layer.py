@@ -6,7 +6,8 @@ transformer-circuits.pub/2025/attribution-graphs/methods.html, and circuit_trace
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -39,11 +40,13 @@ class CrossLayerLatents(nn.Module):
     """The latents of layer `layer` of a cross-layer transcoder, as many as `W_enc` (d_in, latents) has columns.
 
     `decoder` (latents, layers written, d_out) holds what they write at `layer` and at each later one, in order. With a
-    `threshold` (latents,) t a latent h is h where h > t and 0 elsewhere; without it is ReLU(h).
+    `threshold` (latents,) t a latent h is h where h > t and 0 elsewhere; without it is ReLU(h). `edits` are what
+    becomes of these activations.
     """
 
     threshold: Tensor | None
     stamp: Tensor | None
+    edits: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
         self,
@@ -73,7 +76,14 @@ class CrossLayerLatents(nn.Module):
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch latents"]:
         """The latents of activations."""
         before = x @ self.W_enc + self.b_enc
-        return before.relu() if self.threshold is None else torch.where(before > self.threshold, before, 0)
+        latents = before.relu() if self.threshold is None else torch.where(before > self.threshold, before, 0)
+        return latents if self.edits is None else self.edits(latents)
+
+    def edited(self, edits: Callable[[Tensor], Tensor]) -> CrossLayerLatents:
+        """The same latents with `edits` of their activations; the weights are these, not copies."""
+        other = copy.copy(self)
+        other.edits = edits
+        return other
 
     def written(
         self, latents: Float[Tensor, "*batch latents"], layers: Sequence[int]
@@ -111,9 +121,22 @@ class CrossLayerOutput(nn.Module):
         self.register_buffer("W_skip", W_skip)
 
     @property
+    def parameter_count(self) -> int:
+        """Weights of the layer's own: those of earlier layers are counted there."""
+        own = self.sources[-1]
+        weights = (own.W_enc, own.b_enc, own.decoder, own.threshold, self.b_dec, self.W_skip)
+        return sum(of.numel() for of in weights if of is not None)
+
+    @property
     def sources(self) -> Sequence[CrossLayerLatents]:
         """The latents that write here, from the first layer on."""
         return list(self.latents)  # pyright: ignore[reportReturnType]
+
+    def of_latents(self, latents: Sequence[CrossLayerLatents]) -> CrossLayerOutput:
+        """What `latents`, in the place of its own, write at the layer; the other weights are these, not copies."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "latents": nn.ModuleList(latents)}
+        return other
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """The part of the layer's own latents, with what does not come from latents."""

@@ -1,4 +1,4 @@
-"""The files of cross-layer transcoders, in circuit-tracer's layout and in Gemma Scope 2's; without torch."""
+"""The files of cross-layer transcoders and crosscoders, in circuit-tracer's and Gemma Scope 2's layouts; no torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import StrictBool, StrictStr
 
 from sae_lm_eval import world
 from sae_lm_eval.dictionaries.hub_files import hub_told, names_of_files, refuse_other_format, refuse_revision
 from sae_lm_eval.dictionaries.spec import SaeSpec
-from sae_lm_eval.errors import UserError
+from sae_lm_eval.errors import UserError, one_of
+from sae_lm_eval.files.reading import Foreign, checked, json_value, read_text, shown, yaml_value
 
+ACTIVATIONS = ("relu", "jumprelu")
+KIND = "cross_layer_transcoder"  # as circuit-tracer's configurations name it
+PLACES = re.compile(r"\{([^{}]*)\}")  # stands for a layer in Gemma Scope 2's configuration: {all}, or {5,9,12,15}
 SOME_LAYERS = re.compile(r"(?:(.*)/)?layer_(\d{1,4})(?:-(\d{1,4}))?")
 
 
@@ -48,40 +55,66 @@ GEMMA_SCOPE_2 = FileLayout(
 LAYOUTS = (CIRCUIT_TRACER, GEMMA_SCOPE_2)
 
 
+class CrossLayerConfiguration(Foreign):
+    """What is read of either layout's configuration."""
+
+    model_name: StrictStr | None = None
+    model_kind: StrictStr = KIND
+    activation: StrictStr | None = None
+    feature_input_hook: StrictStr = "hook_resid_mid"
+    feature_output_hook: StrictStr = "hook_mlp_out"
+    hf_hook_point_in: StrictStr = "model.layers.{all}.pre_feedforward_layernorm.output"
+    hf_hook_point_out: StrictStr = "model.layers.{all}.post_feedforward_layernorm.output"
+    affine_connection: StrictBool | None = None
+
+
+class CrossLayerNames(NamedTuple):
+    """What the names of files and the configuration say of a transcoder.
+
+    `layers` are those of the model at which its parts read and write, in the order of its files: all of them, or of a
+    crosscoder some. `asked` are the numbers of the files that are asked for, None for all; `id` is the folder in the
+    source.
+    """
+
+    layout: FileLayout
+    config: CrossLayerConfiguration
+    layers: tuple[int, ...]
+    asked: range | None
+    id: str
+
+    @property
+    def last(self) -> int:
+        """The number of the last file that is needed: those before it write there too."""
+        return len(self.layers) - 1 if self.asked is None else self.asked[-1]
+
+
 @dataclass(frozen=True)
 class CrossLayerPlace:
-    """A cross-layer transcoder in a local folder: its own, or the snapshot of a repository at `commit`.
-
-    `wanted` are the layers that are asked for, None for all; `id` is the folder in the source.
-    """
+    """A cross-layer transcoder in a local folder: its own, or the snapshot of a repository at `commit`."""
 
     spec: SaeSpec
     folder: Path
     commit: str | None
-    layout: FileLayout
-    layers: int
-    wanted: range | None
-    id: str
+    names: CrossLayerNames
 
-    def file(self, kind: str, layer: int) -> Path:
-        return self.folder / kind.format(layer)
+    def file(self, kind: str, number: int) -> Path:
+        return self.folder / kind.format(number)
 
 
 def find_cross_layer(spec: SaeSpec) -> CrossLayerPlace:
     """Where the transcoder lies, its files on this machine. Raises `UserError` where there is none."""
-    layout, layers, asked, id_ = names_of_cross_layer(spec)
-    root, commit = local_folder(spec), None
+    found = names_of_cross_layer(spec)
+    root, commit, layout = local_folder(spec), None, found.layout
     if root is None:
         from huggingface_hub import snapshot_download
 
-        prefix = f"{id_}/" if id_ else ""
-        last = layers - 1 if asked is None else asked[-1]
-        files = {kind.format(n) for kind in (layout.encoder, layout.decoder) for n in range(last + 1)}
+        prefix = f"{found.id}/" if found.id else ""
+        files = {kind.format(n) for kind in (layout.encoder, layout.decoder) for n in range(found.last + 1)}
         wanted = [f"{prefix}{name}" for name in (*sorted(files), layout.config)]
         with hub_told(spec):
             root = Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=wanted))
         commit = root.name
-    return CrossLayerPlace(spec, root / id_, commit, layout, layers, asked, id_)
+    return CrossLayerPlace(spec, root / found.id, commit, found)
 
 
 def local_folder(spec: SaeSpec) -> Path | None:
@@ -89,14 +122,13 @@ def local_folder(spec: SaeSpec) -> Path | None:
     return world.CROSS_LAYER if spec.folder is None and spec.source == world.NAME else spec.folder
 
 
-def names_of_cross_layer(spec: SaeSpec) -> tuple[FileLayout, int, range | None, str]:
-    """Of the transcoder that `spec` names, told from names of files alone: layout, how many layers, those that are
-    asked for, None for all, and the folder that it lies in.
+def names_of_cross_layer(spec: SaeSpec) -> CrossLayerNames:
+    """Of the transcoder that `spec` names what is told without its weights.
 
     Raises `UserError` where there is none, a layer is missing, or one that is asked for is not there.
     """
     some = SOME_LAYERS.fullmatch(spec.id or "")
-    id_, asked = (some[1] or "", range(int(some[2]), int(some[3] or some[2]) + 1)) if some else (spec.id or "", None)
+    id_, wanted = (some[1] or "", range(int(some[2]), int(some[3] or some[2]) + 1)) if some else (spec.id or "", None)
     folder = local_folder(spec)
     if folder == world.CROSS_LAYER and spec.revision is not None:
         raise UserError(f"The embedded world has no revision '{spec.revision}': leave it out.")
@@ -109,11 +141,67 @@ def names_of_cross_layer(spec: SaeSpec) -> tuple[FileLayout, int, range | None, 
     if layout is None:
         refuse_other_format(spec, here)
         raise UserError(f"'{spec}' holds no cross-layer transcoder.{_others(names)}")
-    layers = _count(spec, layout, set(here))
-    if asked is not None and (not asked or asked[-1] >= layers):
-        which = f"no layer {asked[-1]}" if asked else f"nothing in {spec.id}"
-        raise UserError(f"'{spec}': there is {which}; the layers run from 0 to {layers - 1}.")
-    return layout, layers, asked, id_
+    count = _count(spec, layout, set(here))
+    config = _configuration(spec, layout, folder, prefix, layout.config in here)
+    layers = _layers(spec, config, count, wanted is not None) if layout is GEMMA_SCOPE_2 else tuple(range(count))
+    if wanted is None:
+        return CrossLayerNames(layout, config, layers, None, id_)
+    asked = [number for number, layer in enumerate(layers) if layer in wanted]
+    if not wanted or not {wanted[0], wanted[-1]} <= set(layers):
+        which = f"no layer {next(n for n in (wanted[-1], wanted[0]) if n not in layers)}" if wanted else ""
+        there = f"run from {layers[0]} to {layers[-1]}" if layers == tuple(range(count)) else f"are {_listed(layers)}"
+        raise UserError(f"'{spec}': there is {which or f'nothing in {spec.id}'}; the layers {there}.")
+    return CrossLayerNames(layout, config, layers, range(asked[0], asked[-1] + 1), id_)
+
+
+def _listed(layers: Iterable[int]) -> str:
+    return ", ".join(map(str, layers))
+
+
+def _configuration(
+    spec: SaeSpec, layout: FileLayout, folder: Path | None, prefix: str, is_there: bool
+) -> CrossLayerConfiguration:
+    """Where there is none, the hooks are those of all releases of that layout."""
+    if not is_there:
+        return CrossLayerConfiguration()
+    file = (folder or Path()) / prefix / layout.config
+    if folder is None:
+        from huggingface_hub import hf_hub_download
+
+        with hub_told(spec):
+            file = Path(hf_hub_download(spec.source, f"{prefix}{layout.config}", revision=spec.revision))
+    where = f"'{shown(file)}'"
+    values = (yaml_value if file.suffix == ".yaml" else json_value)(read_text(file), where)
+    config = checked(CrossLayerConfiguration, values, where, f"a configuration of {layout.name}")
+    if config.model_kind != KIND:
+        raise UserError(f"{where} says model_kind: {config.model_kind}, where {KIND} is expected.")
+    if config.activation is not None:
+        one_of(config.activation, ACTIVATIONS, f"In {where} the activation")
+    return config
+
+
+def _layers(spec: SaeSpec, config: CrossLayerConfiguration, count: int, in_part: bool) -> tuple[int, ...]:
+    """The model's layers that the hooks of Gemma Scope 2 name, of `count` files; where layers are asked for `in_part`
+    the first files alone may be in the cache.
+    """
+    found: list[tuple[int, ...]] = []
+    for path in (config.hf_hook_point_in, config.hf_hook_point_out):
+        match = PLACES.search(path)
+        parts = [] if match is None else match[1].replace(" ", "").split(",")
+        if parts == ["all"]:
+            found.append(tuple(range(count)))
+        elif parts and all(re.fullmatch(r"\d{1,4}", part) for part in parts):
+            found.append(tuple(map(int, parts)))
+        else:
+            raise UserError(f"'{spec}' names the hook '{path}', where {{all}} or layers as in {{5,9}} are expected.")
+    layers, written = found
+    if layers != written:
+        raise UserError(f"'{spec}' reads at the layers {_listed(layers)} and writes at {_listed(written)}.")
+    if list(layers) != sorted(set(layers)):
+        raise UserError(f"'{spec}' names the layers {_listed(layers)}, which are not in order.")
+    if len(layers) != count and not (in_part and count < len(layers)):
+        raise UserError(f"'{spec}' names the layers {_listed(layers)}, and there are files of {count}.")
+    return layers[:count]
 
 
 def _others(names: Sequence[str]) -> str:

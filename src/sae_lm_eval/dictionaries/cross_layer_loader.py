@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 
 import psutil
-from pydantic import StrictBool, StrictStr
 from torch import Tensor
 
 from sae_lm_eval.dictionaries.circuit_tracer_loader import PROCESSING, SOURCE
@@ -16,6 +14,8 @@ from sae_lm_eval.dictionaries.cross_layer import CrossLayerLatents, CrossLayerOu
 from sae_lm_eval.dictionaries.cross_layer_files import (
     CIRCUIT_TRACER,
     GEMMA_SCOPE_2,
+    PLACES,
+    CrossLayerConfiguration,
     CrossLayerPlace,
     FileLayout,
     find_cross_layer,
@@ -24,26 +24,15 @@ from sae_lm_eval.dictionaries.dictionary import Dictionary, SitePair
 from sae_lm_eval.dictionaries.hub_files import read_safetensors
 from sae_lm_eval.dictionaries.saelens_reads import shapes_in
 from sae_lm_eval.dictionaries.spec import SaeSpec
-from sae_lm_eval.errors import UserError, one_of
-from sae_lm_eval.files.reading import Foreign, checked, json_value, read_text, shown, yaml_value
+from sae_lm_eval.errors import UserError
 
 IN_MEMORY = 0.5  # of the machine's memory: decoders that would take more in float32 stay in their files
-ACTIVATIONS = ("relu", "jumprelu")
-KIND = "cross_layer_transcoder"  # as circuit-tracer's configurations name it
-ALL = "{all}"  # stands for a layer in Gemma Scope 2's configuration
-
-
-class CrossLayerConfiguration(Foreign):
-    """What is read of either layout's configuration."""
-
-    model_name: StrictStr | None = None
-    model_kind: StrictStr = KIND
-    activation: StrictStr | None = None
-    feature_input_hook: StrictStr = "hook_resid_mid"
-    feature_output_hook: StrictStr = "hook_mlp_out"
-    hf_hook_point_in: StrictStr = "model.layers.{all}.pre_feedforward_layernorm.output"
-    hf_hook_point_out: StrictStr = "model.layers.{all}.post_feedforward_layernorm.output"
-    affine_connection: StrictBool | None = None
+# By what stands behind the layer in a module path of Gemma Scope 2's: the hook that this is in TransformerLens.
+HOOKS = {
+    "output": "hook_resid_post",
+    "pre_feedforward_layernorm.output": "hook_mlp_in",
+    "post_feedforward_layernorm.output": "hook_mlp_out",
+}
 
 
 def load_cross_layer(spec: SaeSpec) -> tuple[Dictionary, ...]:
@@ -54,10 +43,9 @@ def load_cross_layer(spec: SaeSpec) -> tuple[Dictionary, ...]:
     first, a tensor that is not of the layout, and unreadable files.
     """
     place = find_cross_layer(spec)
-    layout, count = place.layout, place.layers
-    first = 0 if place.wanted is None else place.wanted[0]
-    config = cross_layer_configuration(layout, place.folder / layout.config)
-    last = count - 1 if place.wanted is None else place.wanted[-1]
+    layout, config, layers, asked, _ = place.names
+    count, last = len(layers), place.names.last
+    first = 0 if asked is None else asked[0]
     latents: list[CrossLayerLatents] = []
     made: list[Dictionary] = []
     # Of all memory, not of what is free at the moment: it decides what the checksum of the weights is.
@@ -86,20 +74,6 @@ def load_cross_layer(spec: SaeSpec) -> tuple[Dictionary, ...]:
     return tuple(made[first:])
 
 
-def cross_layer_configuration(layout: FileLayout, file: Path) -> CrossLayerConfiguration:
-    """Where there is no file, the hooks are those of all releases of that layout."""
-    if not file.is_file():
-        return CrossLayerConfiguration()
-    where = f"'{shown(file)}'"
-    values = (yaml_value if file.suffix == ".yaml" else json_value)(read_text(file), where)
-    config = checked(CrossLayerConfiguration, values, where, f"a configuration of {layout.name}")
-    if config.model_kind != KIND:
-        raise UserError(f"{where} says model_kind: {config.model_kind}, where {KIND} is expected.")
-    if config.activation is not None:
-        one_of(config.activation, ACTIVATIONS, f"In {where} the activation")
-    return config
-
-
 def _decoder_bytes(place: CrossLayerPlace, last: int) -> int:
     """Of the decoders up to layer `last`, in float32."""
     from safetensors import SafetensorError
@@ -107,26 +81,26 @@ def _decoder_bytes(place: CrossLayerPlace, last: int) -> int:
     total = 0
     for layer in range(last + 1):
         try:
-            shapes = shapes_in(place.file(place.layout.decoder, layer))
+            shapes = shapes_in(place.file(place.names.layout.decoder, layer))
         except SafetensorError:
             continue  # which is told when it is read
-        total += 4 * prod(shapes.get(place.layout.tensors["W_dec"].format(layer), ()))
+        total += 4 * prod(shapes.get(place.names.layout.tensors["W_dec"].format(layer), ()))
     return total
 
 
 def _layers_written(place: CrossLayerPlace, decoder: Tensor) -> int:
     """How many layers there are, by what the first one writes: of a hub the files may have been taken in part."""
-    if place.wanted is None and decoder.shape[1] != place.layers:
+    there = len(place.names.layers)
+    if place.names.asked is None and decoder.shape[1] != there:
         raise UserError(
-            f"The first layer of '{place.spec}' writes at {decoder.shape[1]} layers, and there are files of "
-            f"{place.layers}."
+            f"The first layer of '{place.spec}' writes at {decoder.shape[1]} layers, and there are files of {there}."
         )
     return decoder.shape[1]
 
 
 def _layer(place: CrossLayerPlace, layer: int, kept_in_files: bool) -> dict[str, Tensor]:
     """The tensors of a layer by our names: W_enc (d_in, latents), W_dec (latents, layers written, d_out)."""
-    layout = place.layout
+    layout = place.names.layout
     found: dict[str, Tensor] = {}
     for kind in dict.fromkeys((layout.encoder, layout.decoder)):
         found |= read_safetensors(place.spec, place.file(kind, layer))
@@ -169,7 +143,7 @@ def _check_shapes(
     }
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != expected[name]:
-            theirs = {**place.layout.tensors, **place.layout.optional}[name].format(layer)
+            theirs = {**place.names.layout.tensors, **place.names.layout.optional}[name].format(layer)
             raise UserError(
                 f"The tensor '{theirs}' of layer {layer} of '{place.spec}' does not fit: as {name} it is "
                 f"{tuple(tensor.shape)}, where {expected[name]} is expected."
@@ -186,10 +160,12 @@ def _dictionary(
     spec: SaeSpec, place: CrossLayerPlace, output: CrossLayerOutput, config: CrossLayerConfiguration
 ) -> Dictionary:
     own, layer = output.sources[-1], output.layer
-    gemma = place.layout is GEMMA_SCOPE_2
-    pairs = [site_pair(place.layout, config, n) for n in range(layer + 1)]
+    gemma = place.names.layout is GEMMA_SCOPE_2
+    layers = place.names.layers
+    pairs = [site_pair(place.names.layout, config, n) for n in layers[: layer + 1]]
     kind = "skip_" if output.W_skip is not None else ""
-    one = "/".join(filter(None, (place.id, f"layer_{layer}")))
+    kind += "crosscoder" if pairs[-1].hook_in == pairs[-1].hook_out else "cross_layer_transcoder"
+    one = "/".join(filter(None, (place.names.id, f"layer_{layers[layer]}")))
     name = config.model_name
     if name is not None and gemma:
         # As SAELens' converter reads it: the configurations name Gemma 3 in their own way.
@@ -203,7 +179,7 @@ def _dictionary(
         encode=own.forward,
         decode=output.decode,
         formula=output.forward,
-        architecture=f"{'relu' if own.threshold is None else 'jumprelu'}_{kind}cross_layer_transcoder",
+        architecture=f"{'relu' if own.threshold is None else 'jumprelu'}_{kind}",
         d_in=own.W_enc.shape[0],
         d_out=own.decoder.shape[-1],
         d_dictionary=own.W_enc.shape[1],
@@ -228,9 +204,7 @@ def site_pair(layout: FileLayout, config: CrossLayerConfiguration, layer: int) -
     """Where the latents of a layer read, and where what is written at that layer goes."""
     if layout is CIRCUIT_TRACER:
         return SitePair(*(f"blocks.{layer}.{hook}" for hook in (config.feature_input_hook, config.feature_output_hook)))
-    modules = (config.hf_hook_point_in, config.hf_hook_point_out)
-    return SitePair(
-        f"blocks.{layer}.hook_mlp_in",
-        f"blocks.{layer}.hook_mlp_out",
-        *(path.replace(ALL, str(layer)) for path in modules),
-    )
+    modules = [PLACES.sub(str(layer), path) for path in (config.hf_hook_point_in, config.hf_hook_point_out)]
+    behind = [path.removeprefix(f"model.layers.{layer}.") for path in modules]
+    hooks = [HOOKS.get(part, usual) for part, usual in zip(behind, ("hook_mlp_in", "hook_mlp_out"), strict=True)]
+    return SitePair(*(f"blocks.{layer}.{hook}" for hook in hooks), *modules)

@@ -27,6 +27,7 @@ class FolderFormat(NamedTuple):
 SAELENS = FolderFormat("SAELens", ("sae_weights.safetensors", "sparsity.safetensors"), "saelens")
 SPARSIFY = FolderFormat("sparsify", ("sae.safetensors",), "sparsify")
 DICTIONARY_LEARNING = FolderFormat("dictionary_learning", ("ae.pt",), "dictionary_learning")
+LLAMA_SCOPE = FolderFormat("Llama Scope", ("hyperparams.json",), "llama_scope")
 # In this order: a folder may hold several, and the first is what it is read as.
 FORMATS = (
     SAELENS,
@@ -35,7 +36,7 @@ FORMATS = (
     FolderFormat("Gemma Scope", ("params.npz",)),
     FolderFormat("Gemma Scope 2", ("params.safetensors",)),
     FolderFormat("Gemma Scope 2's cross-layer transcoders", ("params_layer_*.safetensors",), CROSS_LAYER),
-    FolderFormat("Llama Scope", ("hyperparams.json",)),
+    LLAMA_SCOPE,
     FolderFormat("Temporal SAEs", ("latest_ckpt.safetensors",)),
     FolderFormat("Qwen-Scope", ("layer*.sae.pt",)),
     FolderFormat("circuit-tracer's cross-layer transcoders", ("W_enc_*.safetensors",), CROSS_LAYER),

@@ -13,6 +13,7 @@ from torch import nn
 from sae_lm_eval.dictionaries import (
     circuit_tracer_loader,
     dictionary_learning_loader,
+    llama_scope_loader,
     saelens_loader,
     saelens_object,
     sparsify_loader,
@@ -23,7 +24,7 @@ from sae_lm_eval.dictionaries.norm_factors import check_norm_factor, factors_of
 from sae_lm_eval.dictionaries.own_module import OwnModule, code_of, from_own, is_own
 from sae_lm_eval.dictionaries.python_loader import made_by
 from sae_lm_eval.dictionaries.sequential import attends_over_positions
-from sae_lm_eval.dictionaries.snapshots import rebound, snapshot
+from sae_lm_eval.dictionaries.snapshots import Memo, rebound, snapshot
 from sae_lm_eval.dictionaries.spec import CROSS_LAYER, PYTHON, SaeSpec, loaders_of_others
 from sae_lm_eval.dictionaries.trial import tried
 from sae_lm_eval.errors import UserError, first_line
@@ -48,6 +49,23 @@ def load_dictionary(
     if others:
         raise UserError(f"'{source}' names {len(others) + 1} dictionaries: load_dictionaries gives them all.")
     return dictionary
+
+
+def load_all(
+    sources: Sequence[Any], *, dtype: torch.dtype = torch.float32, norm_factor: float | str | None = None
+) -> tuple[Dictionary, ...]:
+    """As `load_dictionaries` of each; layers of a cross-layer transcoder that are given as objects share their latents
+    afterwards as they did before.
+    """
+    of_layers = [one for one in sources if isinstance(one, Dictionary) and one.cross_layer is not None]
+    copies = dict(zip(map(id, of_layers), _copied(*of_layers), strict=True))
+    out: list[Dictionary] = []
+    for source in sources:
+        if id(source) in copies:
+            out.append(_as_used(copies[id(source)], source, dtype, norm_factor))
+        else:
+            out += load_dictionaries(source, dtype=dtype, norm_factor=norm_factor)
+    return tuple(out)
 
 
 def load_dictionaries(
@@ -96,10 +114,16 @@ def renewed(dictionaries: Sequence[Dictionary]) -> tuple[Dictionary, ...]:
         {name: origin.module for name, origin in origins.items()},
         {name: origin.functions for name, origin in origins.items()},
     )
+    changed = {name for name, origin in origins.items() if now[name] != origin.content}
+    of_layers = [name for name in origins if dictionaries[int(name)].cross_layer is not None]
     out = list(dictionaries)
-    for name, origin in origins.items():
-        if now[name] != origin.content:
-            out[int(name)] = load_dictionary(origin.source, dtype=origin.dtype, norm_factor=origin.norm_factor)
+    for name in changed.difference(of_layers):
+        origin = origins[name]
+        out[int(name)] = load_dictionary(origin.source, dtype=origin.dtype, norm_factor=origin.norm_factor)
+    if changed.intersection(of_layers):  # which share latents
+        made = load_all([origins[name].source for name in of_layers], dtype=origins[of_layers[0]].dtype)
+        for name, one in zip(of_layers, made, strict=True):
+            out[int(name)] = one
     return tuple(out)
 
 
@@ -140,7 +164,7 @@ def load_as_released(source: Any) -> tuple[Dictionary, ...]:
 def _one_as_released(source: Any) -> Dictionary:
     if isinstance(source, Dictionary):
         forgotten = not source.sequential and attends_over_positions(source.module)
-        return _copied(replace(source, sequential=True) if forgotten else source)
+        return _copied(replace(source, sequential=True) if forgotten else source)[0]
     if (from_object := _of_library(source)) is not None:
         return from_object(snapshot(source)[0])
     if is_own(source):
@@ -190,8 +214,14 @@ def _of_library(source: Any) -> Callable[[Any], Dictionary] | None:
     return next((made for prefix, made in OBJECTS.items() if any(name.startswith(prefix) for name in names)), None)
 
 
-def _copied(dictionary: Dictionary) -> Dictionary:
-    module, memo = snapshot(dictionary.module)
+def _copied(*dictionaries: Dictionary) -> list[Dictionary]:
+    """Copies that share what the dictionaries share."""
+    _, memo = snapshot(nn.ModuleList([dictionary.module for dictionary in dictionaries]))
+    return [_of_copies(dictionary, memo) for dictionary in dictionaries]
+
+
+def _of_copies(dictionary: Dictionary, memo: Memo) -> Dictionary:
+    module = memo[id(dictionary.module)]
     parts: dict[str, Any] = {name: memo.get(id(getattr(dictionary, name))) for name in ("latent_module", "cross_layer")}
     given = {name: getattr(dictionary, name) for name in ("reconstruct", "encode", "decode", "formula")}
     functions: dict[str, Any] = {name: None if f is None else rebound(f, memo) for name, f in given.items()}
@@ -203,6 +233,7 @@ LOADERS: dict[str, Callable[[SaeSpec], Dictionary | tuple[Dictionary, ...]]] = {
     "sparsify": sparsify_loader.load_sparsify,
     "dictionary_learning": dictionary_learning_loader.load_dictionary_learning,
     "circuit_tracer": circuit_tracer_loader.load_circuit_tracer,
+    "llama_scope": llama_scope_loader.load_llama_scope,
     CROSS_LAYER: load_cross_layer,
     PYTHON: _made_by_python,
 }

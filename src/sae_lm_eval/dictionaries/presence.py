@@ -26,7 +26,10 @@ from sae_lm_eval.dictionaries.world_loader import world_dictionary
 from sae_lm_eval.errors import UserError, did_you_mean
 
 CONFIG = "cfg.json"
-FILES = {"dictionary_learning": "ae.pt"}  # by which a loader knows a folder, where it is another
+FILES = {
+    "dictionary_learning": "ae.pt",
+    "llama_scope": "hyperparams.json",
+}  # by which a loader knows a folder, where it is another
 
 
 def check_presence(spec: SaeSpec) -> None:

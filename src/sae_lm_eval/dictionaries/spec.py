@@ -17,7 +17,7 @@ from sae_lm_eval.files.reading import at_home
 
 PYTHON = "python"  # the loader that runs code of the user's own, and the one that takes arguments
 CROSS_LAYER = "clt"  # the loader of whole cross-layer transcoders, each a dictionary a layer
-LOADERS = ("saelens", "sparsify", "dictionary_learning", "circuit_tracer", CROSS_LAYER, PYTHON)
+LOADERS = ("saelens", "sparsify", "dictionary_learning", "circuit_tracer", "llama_scope", CROSS_LAYER, PYTHON)
 ENTRY_POINTS = "sae_lm_eval.loaders"  # the group in which other packages name theirs
 FORM = "[loader:]source[#id][@revision]"
 FORBIDDEN = frozenset(",[](){}\"'+=")

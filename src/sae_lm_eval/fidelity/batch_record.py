@@ -120,7 +120,7 @@ class BatchRecord:
         replaced = splice.map_out.there(y)
         reconstructed = replaced + (new - y)
         number = self.variant.number_of(splice)
-        l0, fired = self._activations(number, splice, x, counted)
+        l0, fired = self._activations(number, splice, x, counted, splice.edited_positions(context))
         later = (context.positions.flatten().to(device)[positions] >= EARLY).double()
         columns = torch.stack(
             [
@@ -140,7 +140,12 @@ class BatchRecord:
         self.splices[number] = SpliceRecord(counted, columns.cpu().numpy(), replaced, fired)
 
     def _activations(
-        self, number: int, splice: Splice, x: Float[Tensor, "rows positions d_in"], counted: CountedPositions
+        self,
+        number: int,
+        splice: Splice,
+        x: Float[Tensor, "rows positions d_in"],
+        counted: CountedPositions,
+        edited: Bool[Tensor, "rows positions"] | None,
     ) -> tuple[Float64[Tensor, " counted"], dict[int, Bool[np.ndarray, " latents"]]]:
         """L0 at each counted position, and for each document a mask of the latents that fired in it."""
         dictionary, kept = splice.dictionary, self._latents.pop(number, None)
@@ -158,12 +163,14 @@ class BatchRecord:
         step = max(1, ACTIVATIONS // dictionary.d_dictionary)
         for start in range(0, len(places), step):
             part = slice(start, start + step)
-            active = (dictionary.encode(z[places[part]]) if latents is None else latents[places[part]]) != 0
+            here = places[part]
+            where = None if edited is None else edited.flatten()[here.to(edited.device)]
+            active = (splice.encoded(z[here], where) if latents is None else latents[here]) != 0
             active = active.to_dense() if active.is_sparse else active
             l0[part] = active.sum(-1).double()
-            here = (counted.place >= start) & (counted.place < start + step)
-            for document in np.unique(counted.documents[here]).tolist():
-                of_document = counted.place[here & (counted.documents == document)] - start
+            in_part = (counted.place >= start) & (counted.place < start + step)
+            for document in np.unique(counted.documents[in_part]).tolist():
+                of_document = counted.place[in_part & (counted.documents == document)] - start
                 mask = active[torch.from_numpy(of_document).to(active.device)].any(0).cpu().numpy()
                 fired[document] = fired[document] | mask if document in fired else mask
         return l0, fired

@@ -86,7 +86,9 @@ class _BatchLatents:
         if dictionary.sequential:  # it looks at the positions before as well
             latents = dictionary.encode(z).flatten(0, 1)[places]
         else:
-            latents = dictionary.encode(z.flatten(0, 1)[places])
+            edited = splice.edited_positions(context)
+            where = None if edited is None else edited.flatten()[places.to(edited.device)]
+            latents = splice.encoded(z.flatten(0, 1)[places], where)
         values = (latents.to_dense() if latents.is_sparse else latents).detach().float().cpu().numpy()
         number = self.variant.number_of(splice)
         for query in np.unique(counted.documents).tolist():

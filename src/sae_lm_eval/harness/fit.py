@@ -178,7 +178,8 @@ def _add(sums: _Sums, splice: Splice, seen: Mapping[ModuleSide, Tensor], later: 
     if dictionary.cross_layer is None:
         z = splice.reconstruct(x[None], y[None])[0]
     else:
-        z = splice.map_out.back(LayerSums([splice], seen).output(splice, x), y.to(dictionary.device, dictionary.dtype))
+        written = LayerSums([splice], seen).output(dictionary.cross_layer, splice, x)
+        z = splice.map_out.back(written, y.to(dictionary.device, dictionary.dtype))
     read = splice.dictionary_input(x)
     active = torch.full((len(y),), math.nan)
     if dictionary.encode is not None:

@@ -18,6 +18,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from tqdm import tqdm
 
 from sae_lm_eval.errors import UserError, shortened
+from sae_lm_eval.harness.few_shot_headers import RULE, header_lengths, needs_headers
 from sae_lm_eval.harness.loading import ROWS_ON_GPU
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.runtime.progress import Progress
@@ -106,6 +107,11 @@ def written(
         for settings, numbers in kinds:
             _write(lm, settings, requests, numbers, answered, lambda i: progress.recalled(place[i]), progress.wrote)
     asked = [requests[i] for i in left]
+    if asked and lm.spliced.variant.looks_at_header:
+        raise UserError(
+            f"{RULE} is for texts that are written for all variants together, and transformers writes those of "
+            f"{asked[0].task_name}."
+        )
     if asked and group.journal is not None:
         size = lm.batch_size if isinstance(lm.batch_size, int) else ROWS_ON_GPU
         kept, model = group.journal, lm.spliced.identity()
@@ -152,7 +158,11 @@ def _write(
         ids, _ = lm.tok_batch_encode([requests[number].args[0]], left_truncate_len=room, truncation=lm.truncation)
         prompts.append(ids[0].tolist() or [lm.prefix_token_id])
     shared = lm.spliced.group.texts()
-    labels = [f"{requests[number].task_name} {settings.label}" for number in numbers]
+    headers = _headers(lm, [requests[number] for number in numbers], prompts)
+    labels = [
+        f"{requests[number].task_name} {settings.label}{f' behind {header}' if header else ''}"
+        for number, header in zip(numbers, headers, strict=True)
+    ]
     own: dict[int, list[int]] = {}
 
     def done(i: int, ids: list[int]) -> None:
@@ -170,6 +180,7 @@ def _write(
                 done,
                 lambda i: recalled(numbers[i]),
                 wrote,
+                headers,
             )
     except UndefinedLogits as error:
         prompt = shortened(requests[numbers[error.number]].args[0])
@@ -179,28 +190,39 @@ def _write(
         return
     if (place := shared.place(baseline.identity())) is not None:
         texts = [
-            (requests[numbers[i]], prompts[i], ids, own[i])
+            (requests[numbers[i]], prompts[i], ids, own[i], headers[i])
             for i, ids in enumerate(shared.kept(prompts, labels, place))
             if ids is not None
         ]
         _compare(lm, texts)
 
 
-def _compare(lm: Any, texts: Sequence[tuple[Instance, list[int], list[int], list[int]]]) -> None:
+def _headers(lm: Any, requests: Sequence[Instance], prompts: Sequence[Sequence[int]]) -> list[int]:
+    """How many tokens of each prompt, which may be cut on the left, are those of its few-shot header."""
+    if not needs_headers(lm.spliced):
+        return [0] * len(requests)
+    texts = [str(request.args[0]) for request in requests]
+    whole = [lm.tok_encode(text) for text in texts]
+    lengths = header_lengths(lm.spliced, requests, [[text] for text in texts], whole)
+    return [max(0, n - len(ids) + len(cut)) for n, ids, cut in zip(lengths, whole, prompts, strict=True)]
+
+
+def _compare(lm: Any, texts: Sequence[tuple[Instance, list[int], list[int], list[int], int]]) -> None:
     """Note where texts part from the baseline's, and the variant's KL along a sample of the baseline's.
 
-    Of each text: the request, the tokens of its prompt, what the baseline wrote and what the variant did.
+    Of each text: the request, the tokens of its prompt, what the baseline wrote, what the variant did, and how many
+    tokens of the prompt are the header's.
     """
-    lm.parted_texts.note([request for request, *_ in texts], [(baseline, ids) for *_, baseline, ids in texts])
+    lm.parted_texts.note([request for request, *_ in texts], [(baseline, ids) for *_, baseline, ids, _ in texts])
     if not lm.spliced.is_scored:
         return
-    by_task: dict[str | None, list[tuple[Instance, list[int], list[int]]]] = defaultdict(list)
-    for request, prompt, baseline, _ in texts:
-        by_task[request.task_name].append((request, prompt, baseline))
+    by_task: dict[str | None, list[tuple[Instance, list[int], list[int], int]]] = defaultdict(list)
+    for request, prompt, baseline, _, header in texts:
+        by_task[request.task_name].append((request, prompt, baseline, header))
     sample = [text for of_task in by_task.values() for text in of_task[:: _every(len(of_task))]]
     if sample:
         requests = [request for request, *_ in sample]
-        queries = [lm.spliced.query(prompt, baseline) for _, prompt, baseline in sample]
+        queries = [lm.spliced.query(*of_text) for _, *of_text in sample]
         answers = lm.spliced.score(queries, [request.task_name for request in requests], counted=False)
         lm.divergence.note(requests, answers.divergences)
 

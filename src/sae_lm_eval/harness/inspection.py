@@ -34,6 +34,8 @@ def planned_variant(model_args: Mapping[str, Any]) -> Variant:
     arguments = SpliceArguments(**SpliceArguments.among(model_args))
     refuse_edit(arguments)
     choices = choices_of(arguments)
+    if choices.layers is not None and choices.layers.best is not None:
+        raise UserError(f"splice_layers={choices.layers} is settled by running the model, which inspect does not load.")
     dictionaries = _as_released(model_args)
     for dictionary in dictionaries:
         dictionary.module.to(dtype=dtype).eval()
@@ -44,9 +46,9 @@ def planned_variant(model_args: Mapping[str, Any]) -> Variant:
 def splice_facts(splice: Splice, special: str) -> dict[str, str]:
     """What a reader has to know of a splice, as label and text; what the release does not say is said to be missing."""
     dictionary = splice.dictionary
-    of_earlier = () if dictionary.cross_layer is None else dictionary.cross_layer.sources[:-1]
-    earlier = {id(p) for latents in of_earlier for p in latents.parameters()}  # counted at their own layers
-    parameters = sum(p.numel() for p in dictionary.module.parameters() if id(p) not in earlier)
+    parameters = sum(p.numel() for p in dictionary.module.parameters())
+    if dictionary.cross_layer is not None:
+        parameters = dictionary.cross_layer.parameter_count
     writes = str(splice.site_out.write)
     if splice.site_out.residual is not None:
         writes += f", less {splice.site_out.residual}"

@@ -11,6 +11,7 @@ from typing import Any
 import lm_eval.utils
 import torch.utils.collect_env
 from lm_eval.api.model import CachingLM
+from lm_eval.api.task import Task
 
 CACHED = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 
@@ -46,11 +47,25 @@ def ask_for_the_table_each_time() -> None:
     CachingLM.__getattr__ = __getattr__
 
 
+def say_who_asks() -> None:
+    """A request of lm_eval's knows its document and the name of its task; ours knows the task, as `asked_by`."""
+    theirs = Task.build_all_requests
+
+    @functools.wraps(theirs)
+    def build_all_requests(self: Any, *args: Any, **kwargs: Any) -> None:
+        theirs(self, *args, **kwargs)
+        for request in self.instances:
+            request.asked_by = self
+
+    Task.build_all_requests = build_all_requests
+
+
 def apply() -> None:
     """Once for the process."""
     compile_templates_once()
     look_at_the_machine_once()
     ask_for_the_table_each_time()
+    say_who_asks()
 
 
 apply()

@@ -31,6 +31,7 @@ from sae_lm_eval.harness.cut_prompts import (
     tell_of_cut,
     without_a_line_each,
 )
+from sae_lm_eval.harness.few_shot_headers import header_lengths
 from sae_lm_eval.harness.generation import written
 from sae_lm_eval.harness.kl_at_answers import Divergence
 from sae_lm_eval.harness.loading import CausalHFLM, batch_rows
@@ -62,15 +63,16 @@ class SaeHFLM(CausalHFLM):
 
     Args:
         sae: one or more dictionaries: spec text (`[loader:]source[#id][@revision]`, several joined by `+`),
-            a SAELens SAE, a sparsify SparseCoder, a `Dictionary`, any other module or callable that maps activations
-            to activations, or a list of these; with `splice="none"` an empty list, for the untouched model, of which
-            `as_variant` makes variants.
+            a SAELens SAE, a sparsify SparseCoder, a `Dictionary`, any other module or callable of activations, or a
+            list of these; with `splice="none"` an empty list, for the untouched model, of which `as_variant` makes
+            variants.
         splice: what takes the place of the activations: `reconstruction`, `with_error`, `zero`, `mean`,
             `random_error` or `none`.
         splice_tokens: `non_special` keeps the original activation where the token is the tokenizer's bos, eos or pad,
             or where the release says that the dictionary was not trained; `non_special:N` at the first N positions
             in place of what the release says of these; `all` nowhere.
-        splice_layers: of dictionaries at several layers those that are spliced in: `0-4+9`.
+        splice_layers: of dictionaries at several layers those that are spliced in: `0-4+9`, or `best:3`.
+        layers_text: a .txt, .jsonl or .parquet file on which the best layers are those that cost least alone.
         splice_input: what dictionaries read: `spliced`, what earlier splices have left, or `clean`, what passes the
             untouched model on the same text.
         hook: the site, where the release's own is not wanted; `IN:OUT` for a transcoder; joined by `+`.
@@ -79,16 +81,15 @@ class SaeHFLM(CausalHFLM):
             transcoder.
         sae_dtype: dtype of the dictionaries' weights and arithmetic, whatever the model's is.
         seed: of `random_error`.
-        mean_text: a .txt, .jsonl or .parquet file whose activations `splice=mean` averages.
-        mean_tokens: how many tokens of it.
+        mean_text, mean_tokens: a file whose activations `splice=mean` averages, and how many tokens of it.
         scale: how much of the edit is made, y + scale (new - y): 0 changes nothing, 1 is the splice itself.
         keep_top: how many of the largest latents of a position are kept.
         ablate: latents that become 0: `12+57`.
         clamp: latents that become a value: `12:3.5+57:0`.
+        latent_positions, latent_heads: where these edits hold: `all`, `last`, `after_header` or `first:N`; `0+3`.
         edit: in place of `sae` a change of the model itself: `quantize?bits=4`, or a function of the model that gives
             new modules or parameters by their names.
-        params: parameters of the model, for effective compute; by default what is known of it, or counted.
-        tokens: how many it was trained on, where that is not known.
+        params, tokens: the model's parameters and training tokens, for effective compute, where they are not known.
 
     Raises:
         UserError: for whatever the user can mend, before anything is evaluated.
@@ -101,6 +102,7 @@ class SaeHFLM(CausalHFLM):
         splice: str | None = SpliceArguments.splice,
         splice_tokens: str = SpliceArguments.splice_tokens,
         splice_layers: str | int | None = None,
+        layers_text: str | None = None,
         splice_input: str = SpliceArguments.splice_input,
         hook: str | None = None,
         hook_map: str | None = None,
@@ -113,6 +115,8 @@ class SaeHFLM(CausalHFLM):
         keep_top: int | None = None,
         ablate: int | str | None = None,
         clamp: str | None = None,
+        latent_positions: str | None = None,
+        latent_heads: int | str | None = None,
         edit: Any = None,
         params: float | None = None,
         tokens: float | None = None,
@@ -220,7 +224,8 @@ class SaeHFLM(CausalHFLM):
         tell_of_context(self.spliced, (len(context) + len(continuation) for context, continuation in ids))
         lengths = [scored(len(context), len(continuation), self.max_length) for context, continuation in ids]
         tell_of_cut(self.spliced, lengths, "scored")
-        asked = [(pair, *of_pair) for pair, of_pair in zip(pairs, ids, strict=True)]
+        headers = header_lengths(self.spliced, requests, pairs, [[*before, *behind] for before, behind in ids])
+        asked = [(pair, *of_pair, header) for pair, of_pair, header in zip(pairs, ids, headers, strict=True)]
         answers = self._answers(asked, [request.task_name for request in requests], disable_tqdm=disable_tqdm)
         self.divergence.note(requests, answers.divergences)
         self.cut_prompts.keep(requests, lengths)
@@ -253,19 +258,20 @@ class SaeHFLM(CausalHFLM):
         return self._answers(requests, (), **kwargs).pairs
 
     def _answers(self, asked: Sequence[Any], tasks: Sequence[str | None], **kwargs: Any) -> Answers:
-        """To (context and continuation, ids of the one, ids of the other); None in place of the two is a window."""
+        """To (context and continuation, None of a window; ids of the one and the other; how many are a header's)."""
         if self.spliced.is_scored:
 
             def answered(number: int, answer: tuple[float, bool]) -> None:
                 if (pair := asked[number][0]) is not None:
                     self.cache_hook.add_partial("loglikelihood", pair, answer)
 
-            queries = [self.spliced.query(context, continuation) for _, context, continuation in asked]
+            queries = [self.spliced.query(*ids) for _, *ids in asked]
             show = not kwargs.get("disable_tqdm") and self.rank == 0
             answers = self.spliced.score(queries, tasks, show=show, answered=answered)
         else:
             with without_a_line_each():
-                answers = Answers.of(super()._loglikelihood_tokens(asked, **kwargs), [len(ids) for *_, ids in asked])
+                plain = [tuple(one[:3]) for one in asked]
+                answers = Answers.of(super()._loglikelihood_tokens(plain, **kwargs), [len(ids) for *_, ids in plain])
         for (pair, *_), logprob in zip(asked, answers.logprob.tolist(), strict=True):
             if math.isnan(logprob) or logprob == math.inf:
                 what = "a window of a document" if pair is None else f"{shortened(pair[0])} -> {shortened(pair[1])}"

@@ -10,7 +10,7 @@ from typing import Any
 BASELINE = "baseline"
 # In the place of a mode: where the model itself is changed, and where it has an adapter and no dictionary.
 EDIT, ADAPTER = "edit", "adapter"
-OF_CROSS_LAYER = re.compile(r"(clt:.+layer_)(\d+)")
+OF_CROSS_LAYER = re.compile(r"(clt:.+layer_)(\d+)( \(.+\))?")  # and what is edited
 
 
 def variant_name(dictionaries: Sequence[Any], splice: str | None, scale: float | None = None) -> str:
@@ -29,10 +29,14 @@ def variant_name(dictionaries: Sequence[Any], splice: str | None, scale: float |
 def _joined(dictionaries: Sequence[Any]) -> list[str]:
     """The names, with one for successive layers of a cross-layer transcoder."""
     found = [OF_CROSS_LAYER.fullmatch(str(name)) for name in dictionaries]
-    runs = groupby(range(len(found)), lambda at: (of[1], int(of[2]) - at) if (of := found[at]) else at)
+    runs = groupby(range(len(found)), lambda at: (of[1], int(of[2]) - at, of[3]) if (of := found[at]) else at)
     out = []
     for _, places in runs:
         first, *rest = places
         of_last = found[rest[-1]] if rest else None
-        out.append(f"{dictionaries[first]}-{of_last[2]}" if of_last else str(dictionaries[first]))
+        of_first = found[first]
+        if of_first is not None and of_last is not None:
+            out.append(f"{of_first[1]}{of_first[2]}-{of_last[2]}{of_first[3] or ''}")
+        else:
+            out.append(str(dictionaries[first]))
     return out

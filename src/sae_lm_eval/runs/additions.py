@@ -19,10 +19,9 @@ from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runtime.processes import rank
 from sae_lm_eval.runtime.run_files import SETTINGS, read_record
 from sae_lm_eval.runtime.run_folder import free_path, write_json
-from sae_lm_eval.splicing.splice_arguments import OF_SITES
+from sae_lm_eval.splicing.splice_arguments import LATENT_EDITS, OF_SITES
 
 logger = logger_of(__name__)
-LATENT_EDITS = ("keep_top", "ablate", "clamp")
 
 
 class EarlierVariant(Foreign):

@@ -13,6 +13,7 @@ import pandas as pd
 from sae_lm_eval.attribution.segments import PromptDocument, tails
 from sae_lm_eval.comparison.samples import margin_of, margins_of
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.harness.few_shot_headers import own_text
 from sae_lm_eval.runs.model_pool import LoadedSweep
 
 CHOICES = "multiple_choice"
@@ -113,19 +114,13 @@ def _asked(name: str, task: Any) -> AskedTask:
     for instance in task.instances:
         by_document[instance.doc_id].append(instance)
     requests = [tuple(sorted(of, key=lambda one: one.idx)) for _, of in sorted(by_document.items())]
-    owns = [_own(task, of[0].doc) for of in requests]
+    owns = [own_text(task, of[0].doc) for of in requests]
     tail = tails([own or "" for own in owns])
     documents = [
         PromptDocument(name, of[0].doc_id, own, _choices(task, of[0].doc), dict(of[0].doc), tail)
         for of, own in zip(requests, owns, strict=True)
     ]
     return AskedTask(name, task, tuple(documents), tuple(requests))
-
-
-def _own(task: Any, doc: Any) -> str | None:
-    """A document's own part of the prompt; None where it is another for each choice, as Winogrande's."""
-    text = task.doc_to_text(doc)
-    return text if isinstance(text, str) and not getattr(task, "multiple_input", 0) else None
 
 
 def _choices(task: Any, doc: Any) -> tuple[str, ...]:

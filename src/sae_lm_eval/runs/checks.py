@@ -155,8 +155,8 @@ def _check_arguments(asked: VariantRequest) -> None:
             raise UserError(f"{asked.name}: {name} names {count}: give one each, joined by '+'.")
     if choices.splice == "mean" and given.mean_text is None:
         raise UserError(f"{asked.name}: splice=mean needs mean_text=FILE, the text whose activations are averaged.")
-    if given.mean_text is not None:
-        check_readable(given.mean_text)
+    for file in filter(None, (given.mean_text, given.layers_text)):
+        check_readable(file)
 
 
 def _check_sites(asked: VariantRequest, model_args: Mapping[str, Any]) -> None:
@@ -198,7 +198,7 @@ def _check_latents(spec: SaeSpec, asked: VariantRequest) -> None:
         with suppress(UserError):  # told when it is loaded
             known = with_headers(known)
     if known.width is not None:
-        edits.check_width(str(spec), known.width)
+        edits.of_layer(known.layer).check_width(str(spec), known.width)
 
 
 def _check_rank(edit: Edit, width: int | None, model: str) -> None:

@@ -13,7 +13,7 @@ from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runs.asked import VariantRequest
 from sae_lm_eval.runs.object_names import is_object
-from sae_lm_eval.splicing.choices import layers_of
+from sae_lm_eval.splicing.layer_choice import layers_of
 from sae_lm_eval.splicing.splice_arguments import OF_SITES
 
 
@@ -35,9 +35,9 @@ def _by_sites(arguments: dict[str, Any], specs: list[str], read: dict[str, Known
     """What decides a mode that depends on the sites alone; None where they are not known."""
     own, layers = arguments.get("hook"), layers_of(arguments.get("splice_layers"))
     if layers is not None:
-        if own is not None:
+        if own is not None or layers.best is not None:
             return None
-        specs = [spec for spec in specs if any(read[spec].layer in part for part in layers)]
+        specs = [spec for spec in specs if read[spec].layer in layers]
     sites = [read[spec].module_out or read[spec].hook_out for spec in specs]
     sites = sites if own is None else [each.rsplit(":", 1)[-1] for each in str(own).split("+")]
     if not sites or not all(sites):

@@ -44,8 +44,8 @@ def variant_record(wanted: Any, adapter: Any = None) -> dict[str, str]:
         found[f"the file of {wanted.edit}"] = checksum
     if adapter is not None:
         found[f"the adapter {wanted.adapter}"] = adapter.record["weights_checksum"]
-    if wanted.mean_text is not None:
-        found[f"the text {wanted.mean_text}"] = str(text_content(wanted.mean_text))
+    for file in wanted.texts:
+        found[f"the text {file}"] = str(text_content(file))
     return found
 
 

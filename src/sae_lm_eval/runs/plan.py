@@ -18,9 +18,9 @@ from sae_lm_eval.runtime.progress import duration
 from sae_lm_eval.runtime.run_files import Pace, read_groups, read_pace
 from sae_lm_eval.runtime.time_left import DOCUMENTS, PASSES_OF_VARIANT, REQUESTS, TEXTS
 from sae_lm_eval.scoring.forked_pass import START, Point, earliest, fork_point, point_of
-from sae_lm_eval.splicing.choices import layers_of
 from sae_lm_eval.splicing.edit_spec import KINDS, edit_of
 from sae_lm_eval.splicing.hook_names import Architecture, blocks_path
+from sae_lm_eval.splicing.layer_choice import layers_of
 from sae_lm_eval.splicing.model_edits import edited_bytes
 from sae_lm_eval.splicing.splice import Variant
 
@@ -133,7 +133,9 @@ def _planned(asked: VariantRequest, model: Any) -> Planned:
         "whole": None not in sizes.values(),
     }
     if (layers := layers_of(asked.arguments.get("splice_layers"))) is not None:
-        known = [one for one in known if any(one.layer in part for part in layers)]
+        if layers.best is not None:
+            return Planned(asked, (), None, None, **given, why="layers are chosen once the model is loaded")
+        known = [one for one in known if one.layer in layers]
     own = asked.arguments.get("hook")
     hooks = [one.hook_out for one in known] if own is None else str(own).split("+")
     sites = tuple(str(hook).split(":")[-1] for hook in hooks if hook is not None)

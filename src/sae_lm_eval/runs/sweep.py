@@ -25,7 +25,8 @@ from sae_lm_eval.runs.folder_names import AGAIN, check_name, folder_name, free_n
 from sae_lm_eval.runs.object_names import is_object, object_texts
 from sae_lm_eval.runs.sweep_keys import OURS, lm_eval_settings
 from sae_lm_eval.splicing.adapter_spec import AdapterSpec
-from sae_lm_eval.splicing.splice_arguments import OF_ENTRIES, OF_SITES, SpliceArguments
+from sae_lm_eval.splicing.layer_choice import BEST
+from sae_lm_eval.splicing.splice_arguments import LATENT_EDITS, OF_ENTRIES, OF_SITES, SpliceArguments
 
 logger = logger_of(__name__)
 
@@ -43,7 +44,7 @@ ARGUMENTS = tuple(name for name in SpliceArguments.names() if name != "sae")  # 
 COMMON = tuple(name for name in ARGUMENTS if name not in OF_ENTRIES)  # that may stand among the model's
 SERIES = {"scale": "[0.5, 1]", "splice_layers": "[0-2, 0-5]"}  # arguments that a list makes variants of
 # Which controls at their sites do not take over.
-OF_DICTIONARIES = ("scale", "keep_top", "ablate", "clamp", "splice_input", "peft")
+OF_DICTIONARIES = ("scale", *LATENT_EDITS, "splice_input", "peft")
 PATHS = ("pretrained", "tokenizer", "peft", "delta", "include_path", "use_cache")
 RAY = re.compile(r"local|auto|(ray://)?[^/\s]+:\d+")
 OF_LOADING = ("batch_size", "max_batch_size", "device")  # settings that lm_eval takes among the model's arguments too
@@ -282,13 +283,15 @@ def _from_pattern(entry: Mapping[str, Any], where: str) -> dict[str | None, str]
 
 
 def _normal(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """lm_eval makes None of "none"; a text to average is for `splice=mean` alone."""
+    """lm_eval makes None of "none"; a text to average is for `splice=mean` alone, one to rank by for layers to find."""
     out = dict(arguments)
     if "splice" in out:
         out["splice"] = "none" if out["splice"] is None else str(out["splice"])
     if out.get("splice", "reconstruction") != "mean":
         out.pop("mean_text", None)
         out.pop("mean_tokens", None)
+    if not str(out.get("splice_layers")).startswith(f"{BEST}:"):
+        out.pop("layers_text", None)
     return out
 
 

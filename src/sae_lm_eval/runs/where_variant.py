@@ -18,6 +18,7 @@ from sae_lm_eval.attribution.segments import PromptDocument
 from sae_lm_eval.attribution.token_kinds import Words
 from sae_lm_eval.comparison.restored import MARGIN, NO_MARGIN, PairedLosses
 from sae_lm_eval.comparison.subsets import Cut
+from sae_lm_eval.dictionaries.latent_edits import AFTER_HEADER, LAST
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runs.asked_tasks import AskedTask
 from sae_lm_eval.runs.folder_names import BASELINE
@@ -226,6 +227,10 @@ def check_variant(question: Inquiry, name: str, spliced: Any) -> None:
     """Raises `UserError` for a variant without classes, and for one that is run by itself."""
     if {*question.by} == {SITES} and len(spliced.variant.splices) < 2:
         raise UserError(f"--by site divides nothing: {name} is spliced in at one site.")
+    if spliced.variant.looks_at_prompt:
+        raise UserError(
+            f"where divides the positions of {name} by itself: leave out latent_positions={LAST} and {AFTER_HEADER}."
+        )
     if not spliced.is_scored:
         raise UserError(f"where scores the variants of {name} in shared passes, and its model runs each by itself.")
 

@@ -21,11 +21,12 @@ from sae_lm_eval.runtime.devices import free_memory
 from sae_lm_eval.scoring.attention_kernels import attention_without_plans
 from sae_lm_eval.scoring.drafts import Arrival, Draft, Ending
 from sae_lm_eval.scoring.lm_head import Head
-from sae_lm_eval.scoring.prefill import Prefill, Prefilled
+from sae_lm_eval.scoring.prefill import LABELS, Prefill, Prefilled
 from sae_lm_eval.scoring.prefix_attention import PrefixAttention
 from sae_lm_eval.scoring.row_cache import KeysValues, RowCache
 from sae_lm_eval.scoring.token_sampler import TokenSampler
 from sae_lm_eval.splicing.attach import Attachment
+from sae_lm_eval.splicing.prompt_labels import prompt_labels
 from sae_lm_eval.splicing.splice import Context, Variant
 
 logger = logger_of(__name__)
@@ -94,12 +95,13 @@ class Decoder:
         keys: Sequence[bytes] | None = None,
         known: Collection[tuple[int, int]] = (),
         wrote: Callable[[list[tuple[int, int, int]]], object] | None = None,
+        headers: Sequence[int] = (),
     ) -> None:
         """Write a text behind each prompt by each model; `done` is told of prompt, model and tokens, in any order.
 
         It is told None in place of tokens where logits are nan. `keys` name the prompts where their texts are drawn.
         What is `known`, by prompt and model, is not written. `wrote` is told of each step: prompt, model and token of
-        every text that has grown.
+        every text that has grown. `headers` are the tokens of each prompt's few-shot header, none by default.
 
         Raises `ValueError` for an empty prompt or one that leaves no room for a token, and what torch raises where
         memory does not suffice for a single row.
@@ -107,7 +109,8 @@ class Decoder:
         for ids in prompts:
             if not 0 < len(ids) < self.limit:
                 raise ValueError(f"A prompt of {len(ids)} tokens leaves no room for a text in {self.limit}")
-        writing = Writing(self, prompts, ending, sampling or TokenSampler(), keys or [b""] * len(prompts), done)
+        keys = keys or [b""] * len(prompts)
+        writing = Writing(self, prompts, ending, sampling or TokenSampler(), keys, done, headers)
         writing.wrote = wrote
         writing.write({(i, model) for i in range(len(prompts)) for model in range(len(self.models))} - set(known))
 
@@ -123,8 +126,11 @@ class Writing:
         sampling: TokenSampler,
         keys: Sequence[bytes],
         done: Callable[[int, int, list[int] | None], object],
+        headers: Sequence[int] = (),
     ) -> None:
         self.decoder, self.prompts, self.keys, self.done = decoder, prompts, keys, done
+        self.headers = headers or [0] * len(prompts)
+        self.looks_at_prompt = any(variant.looks_at_prompt for variant in decoder.models if variant is not None)
         self.ending, self.sampling = ending, sampling
         self.wrote: Callable[[list[tuple[int, int, int]]], object] | None = None
         self.cache = RowCache()
@@ -161,12 +167,23 @@ class Writing:
             beginnings[tuple(sorted(models[beginning]))].append(beginning)
         for wanted, of_models in beginnings.items():
             numbers, prefill = self.decoder.prefill(wanted)
-            read = [[*self.prompts[number], *ids][:-1] for number, *ids in of_models]
+            read = [self._codes(number, [*self.prompts[number], *ids][:-1]) for number, *ids in of_models]
 
             def arrivals(batch: list[Prefilled], models: Any = of_models, numbers: Any = numbers) -> list[Arrival]:
                 return [Arrival(models[prompt.number], numbers, prompt) for prompt in batch]
 
             yield from map(arrivals, prefill(read, self._free, self.capacity))  # nothing holds a batch that is written
+
+    def _labels(self, number: int, tokens: range) -> list[int]:
+        """Of tokens of a prompt and of what is written behind it."""
+        return prompt_labels(tokens, header=self.headers[number], prompt=len(self.prompts[number])).tolist()
+
+    def _codes(self, number: int, ids: list[int]) -> list[int]:
+        """The ids, with their labels where a model depends on them."""
+        if not self.looks_at_prompt:
+            return ids
+        labels = self._labels(number, range(len(ids)))
+        return [token + label * LABELS for token, label in zip(ids, labels, strict=True)]
 
     def _live(self) -> list[Draft]:
         return [text for text in self.texts if not text.has_ended]
@@ -283,8 +300,12 @@ class Writing:
         device = self.decoder.device
         ids = torch.tensor([[text.reads] for text in self.texts], device=device)
         positions = torch.tensor([[text.position] for text in self.texts], device=device)
+        labels = None
+        if self.looks_at_prompt:
+            each = [self._labels(text.prompt, range(text.position, text.position + 1)) for text in self.texts]
+            labels = torch.tensor(each, device=device)
         for rows, attachment in attachments:
-            attachment.begin(Context(ids[rows], positions[rows], None))
+            attachment.begin(Context(ids[rows], positions[rows], None, None if labels is None else labels[rows]))
             attachment.rows = rows
         cache, mask = self.cache.begin()
         hidden = self.decoder.head.trunk(

@@ -92,6 +92,6 @@ def _plainly(decoder: Decoder, prompt: Sequence[int], ids: Sequence[int], place:
     whole = torch.tensor([[*prompt, *ids]], device=decoder.device)
     with ExitStack() as scope:
         if (variant := decoder.models[place]) is not None:
-            scope.enter_context(attached(decoder.model, variant))
+            scope.enter_context(attached(decoder.model, variant, len(prompt)))
         logits = decoder.model(input_ids=whole, use_cache=False).logits[0, len(prompt) - 1 : -1]
     return logits.to(decoder.dtype).log_softmax(-1)[range(len(ids)), list(ids)].tolist()

@@ -31,7 +31,7 @@ TOKENIZER_FLAGS = (
     *("clean_up_tokenization_spaces", "special_tokens_map", "bos_token_id", "eos_token_id", "pad_token_id"),
 )
 # Of what is recorded of splices and means, what they are called and what is said of them.
-NAMES = ("dictionary", "revision", "trained_on", "stated", "remarks", "text")
+NAMES = ("dictionary", "revision", "trained_on", "stated", "remarks", "text", "kl_alone")
 
 
 class Snapshot:
@@ -60,7 +60,8 @@ class Snapshot:
         dictionaries = [self._dictionaries[str(id(splice.dictionary.module))] for splice in model.variant.splices]
         splices = provenance_of(model.variant, [content.weights for content in dictionaries])
         facts = choice_facts(model)
-        facts["mean"] = dict_without(NAMES, facts["mean"] or {})
+        for name in {"mean", "best_layers"} & facts.keys():
+            facts[name] = dict_without(NAMES, facts[name] or {})
         return {
             "model": model_parts(self.model, model.loaded.computed_as_loaded),
             "tokenizer": self.tokenizer(model),
@@ -88,7 +89,8 @@ def choice_facts(model: Any) -> dict[str, Any]:
         "special_token_ids": sorted(variant.special_ids),
         "bos": model.tokens.bos_choice,
         "seed": choices.seed if choices.splice == "random_error" else None,
-        "mean": model.mean_source,
+        "mean": model.made.mean_source,
+        **({} if model.made.best_layers is None else {"best_layers": model.made.best_layers}),
         "model_dtype": str(model.loaded.wrapped.dtype).removeprefix("torch."),
         "max_length": model.max_length,
     }

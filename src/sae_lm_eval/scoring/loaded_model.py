@@ -77,6 +77,7 @@ class LoadedModel:
         self._given_content = None if given is None else tokenizer_content(given)
         self._said: set[str] = set()
         self._adapters: dict[AdapterSpec, Adapter] = {}
+        self.layer_costs: dict[str, list[float]] = {}  # by all that they depend on: see `best_layers`
 
     @property
     def model(self) -> Any:

@@ -9,6 +9,7 @@ from sae_lm_eval.runtime import text_files
 from sae_lm_eval.runtime.content import Content, contents
 from sae_lm_eval.runtime.model_lock import lock_of
 from sae_lm_eval.scoring.attention_kernels import attention_without_plans
+from sae_lm_eval.scoring.best_layers import best_layers
 from sae_lm_eval.scoring.identity import evaluating, text_content, tokenizer_content
 from sae_lm_eval.scoring.loaded_model import LoadedModel
 from sae_lm_eval.scoring.tokenization import Tokenization
@@ -21,11 +22,14 @@ from sae_lm_eval.splicing.variants import build_variant, place_dictionaries, unt
 
 
 class Made(NamedTuple):
-    """A variant, where its means were taken from, and what it was made of: the model, the tokenizer and a text."""
+    """A variant, where its means were taken from, what it was made of: the model, the tokenizer and texts; and what
+    each of its layers costs alone, where the best were to be found.
+    """
 
     variant: Variant
     mean_source: dict[str, Any] | None
-    made_of: tuple[Content, str, str | None]
+    made_of: tuple[Content, str, tuple[str | None, ...]]
+    best_layers: dict[str, Any] | None = None
 
 
 @attention_without_plans()
@@ -42,7 +46,10 @@ def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSpl
         for sentence in _surprises(variant, tokens):
             loaded.say_once(sentence, sentence)
         place_dictionaries(loaded.model, variant)
-        mean_source = None
+        mean_source = found = None
+        layers = wanted.choices.layers
+        if layers is not None and layers.best is not None and wanted.layers_text is not None:
+            variant, found = best_layers(loaded, tokens, variant, layers.best, wanted.layers_text, context)
         if wanted.choices.splice == "mean" and wanted.mean_text is not None:
             texts = tokens.windows(
                 text_files.read_documents(wanted.mean_text, tokens=wanted.mean_tokens),
@@ -52,11 +59,14 @@ def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSpl
             variant = with_means(variant, mean_activations(loaded.model, variant, texts, tokens.special_ids))
             mean_source = {"text": wanted.mean_text, **record_of_windows(texts)}
         variant = variant if adapter is None else adapter.beside(variant)
-    return Made(variant, mean_source, _made_of(loaded, tokens, wanted))
+    return Made(variant, mean_source, _made_of(loaded, tokens, wanted), found)
 
 
-def _made_of(loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSplices) -> tuple[Content, str, str | None]:
-    return contents({"": loaded.wrapped})[""], tokenizer_content(tokens.tokenizer), text_content(wanted.mean_text)
+def _made_of(
+    loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSplices
+) -> tuple[Content, str, tuple[str | None, ...]]:
+    texts = tuple(map(text_content, wanted.texts))
+    return contents({"": loaded.wrapped})[""], tokenizer_content(tokens.tokenizer), texts
 
 
 def _surprises(variant: Variant, tokens: Tokenization) -> list[str]:

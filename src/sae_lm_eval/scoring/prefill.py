@@ -24,6 +24,7 @@ from sae_lm_eval.splicing.splice import Context, Variant
 logger = logger_of(__name__)
 
 CAPACITY = 256  # tokens that a prefix has to spare at least
+LABELS = 2**24  # one above every id: a code is id + label * LABELS, so that tokens of unlike labels are not shared
 
 
 class Prefilled(NamedTuple):
@@ -58,6 +59,8 @@ class Prefill:
         self, prompts: Sequence[Sequence[int]], size: Callable[[], int], capacity: int | None = None
     ) -> Iterator[list[Prefilled]]:
         """Batches of up to `size()` prompts, asked anew before each, in an order in which beginnings are shared.
+
+        A prompt's tokens are its ids, or codes of ids and labels.
 
         The model has hooks only while a batch is computed, so that others may use it between two. A beginning is shared
         that spares `capacity` tokens or more.
@@ -119,9 +122,10 @@ class Prefill:
         # A token at least, so that there are layers. No tensor of (positions, ...) may look like one of (rows, ...).
         length = max(1, *(len(ids) for ids in rows))
         length += length == len(rows) * fork.copies and len(rows) > 1
-        ids = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids in rows], device=self.device)
+        codes = torch.tensor([[*ids, *[0] * (length - len(ids))] for ids in rows], device=self.device)
+        labels, ids = codes // LABELS, codes % LABELS
         positions = torch.arange(start, start + length, device=self.device).repeat(len(rows), 1)
-        fork.begin(Context(ids, positions, None))
+        fork.begin(Context(ids, positions, None, labels))
         self.trunk(input_ids=ids.repeat(fork.copies, 1), past_key_values=cache, use_cache=True)
 
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float32, Int
 
 from sae_lm_eval.splicing.attach import SpliceWatch
+from sae_lm_eval.splicing.prompt_labels import prompt_labels
 from sae_lm_eval.splicing.special_tokens import spliced_positions
 from sae_lm_eval.splicing.splice import Context
 
@@ -27,6 +28,19 @@ class Query:
     ids: Sequence[int]
     targets: Sequence[int]
     labels: Sequence[int] | np.ndarray = ()
+
+    @classmethod
+    def of(cls, context: Sequence[int], continuation: Sequence[int], longest: int, header: int | None = None) -> Query:
+        """What scores `continuation` behind as much of `context` as `longest` tokens hold.
+
+        With the length of the context's few-shot `header` its labels are those of `prompt_labels`.
+        """
+        whole = [*context, *continuation]
+        ids = whole[-(longest + 1) :][:-1]
+        if header is None:
+            return cls(ids, continuation)
+        read = range(len(whole) - 1 - len(ids), len(whole) - 1)
+        return cls(ids, continuation, prompt_labels(read, header=header, prompt=len(context)))
 
     def spliced(self, special_ids: Collection[int], first_position: int) -> Bool[np.ndarray, " ids"]:
         """At which of the ids a dictionary is spliced in."""

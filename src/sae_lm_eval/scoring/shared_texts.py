@@ -58,12 +58,13 @@ class SharedTexts:
         done: Callable[[int, list[int]], object],
         recalled: Callable[[int], object] = lambda _number: None,
         wrote: Callable[[int], object] = lambda _tokens: None,
+        headers: Sequence[int] = (),
     ) -> None:
         """Tell `done` of each prompt's number and the tokens that the model at `place` writes behind it, in any order.
 
         `labels` say of each prompt all that its text depends on besides the model; one that comes again under the same
         label is another draw. `recalled` is told before `done` of what was written before, and `wrote` how many tokens
-        all models have written, step by step.
+        all models have written, step by step. `headers` are as `Decoder.generate` has them.
 
         Raises `UndefinedLogits` where the logits of the model at `place` are nan, and what `Decoder.generate` does.
         """
@@ -92,7 +93,14 @@ class SharedTexts:
                 done(number, ids)
 
         self.decoder.generate(
-            prompts, ending, store, sampling=sampling, keys=keys, known=known, wrote=lambda step: wrote(len(step))
+            prompts,
+            ending,
+            store,
+            sampling=sampling,
+            keys=keys,
+            known=known,
+            wrote=lambda step: wrote(len(step)),
+            headers=headers,
         )
         if undefined:
             raise UndefinedLogits(undefined[0])

@@ -94,9 +94,8 @@ class SplicedModel:
         return self._made.variant
 
     @property
-    def mean_source(self) -> dict[str, Any] | None:
-        """The text that was averaged for `splice=mean`, with its hash."""
-        return self._made.mean_source
+    def made(self) -> Made:
+        return self._made
 
     @property
     def choices(self) -> Choices:
@@ -119,7 +118,7 @@ class SplicedModel:
     def renew(self, snapshot: Snapshot) -> bool:
         """Make the variant anew where something that it is made of has changed, and say whether it had to be."""
         wanted = replace(self.wanted, dictionaries=renewed(self.wanted.dictionaries))
-        text = text_content(wanted.mean_text) or self._made.made_of[2]
+        text = tuple(text_content(file) or old for file, old in zip(wanted.texts, self._made.made_of[2], strict=True))
         same = all(a is b for a, b in zip(wanted.dictionaries, self.wanted.dictionaries, strict=True))
         if same and (snapshot.model, snapshot.tokenizer(self), text) == self._made.made_of:
             return False
@@ -153,19 +152,19 @@ class SplicedModel:
         """The first `tokens` ids of a text, in windows that no dictionary has to stretch for."""
         return self.tokens.windows(documents, length=self.context_size, tokens=tokens)
 
-    def query(self, context: Sequence[int], continuation: Sequence[int]) -> Query:
-        """What scores a continuation behind as much of its context as the model reads. Raises `UserError`."""
+    def query(self, context: Sequence[int], continuation: Sequence[int], header: int = 0) -> Query:
+        """What scores a continuation behind what the model reads of its context: `Query.of`. Raises `UserError`."""
         if not 0 < len(continuation) <= self.max_length:
             raise UserError(
                 f"A continuation of {len(continuation)} tokens cannot be scored, only one of 1 to {self.max_length}: "
                 f"that of {shortened(self.tokens.tokenizer.decode(context, skip_special_tokens=True))}."
             )
-        return Query([*context, *continuation][-(self.max_length + 1) :][:-1], continuation)
+        labelled = any(member.variant.looks_at_prompt for member in self.group.members)
+        return Query.of(context, continuation, self.max_length, header if labelled else None)
 
     def rolling(self, document: str) -> list[Query]:
-        """The windows in which every token of a document is scored once, and the prefix token before it never.
-
-        They are those of lm_eval's rolling loglikelihood, but for what the tokenizer itself adds to a text.
+        """The windows in which every token of a document is scored once, and the prefix token before it never: those
+        of lm_eval's rolling loglikelihood, but for what the tokenizer itself adds to a text.
         """
         pairs = self.tokens.disjoint_windows(self.tokens.text_ids(document), self.max_length)
         return [self.query(*pair) for pair in pairs]
@@ -173,7 +172,9 @@ class SplicedModel:
     # -- running ------------------------------------------------------------------------------------------
 
     def attached(self) -> Any:
-        """A scope in which the model runs as the variant."""
+        """A scope in which the model runs as the variant. Raises `UserError` where it depends on what the prompt is."""
+        if self.variant.looks_at_prompt:
+            raise UserError(f"{self.choices.edits} needs to know where a prompt ends, which a call does not say.")
         return attached(self.model, self.variant)
 
     @contextmanager
@@ -182,7 +183,8 @@ class SplicedModel:
 
         Raises `UserError` at its end where the logits of a token were nan.
         """
-        with self.attached(), uncached(self.model, self.variant.needs_whole_text), NanWatch(self.model) as watch:
+        attachment = attached(self.model, self.variant, prompts.shape[1])
+        with attachment, uncached(self.model, self.variant.needs_whole_text), NanWatch(self.model) as watch:
             yield
         if watch.found:
             prompt = self.tokens.tokenizer.decode(prompts[0].tolist(), skip_special_tokens=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.loading import load_dictionaries
+from sae_lm_eval.dictionaries.loading import load_all
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.spec_patterns import specs_of
 from sae_lm_eval.errors import UserError, one_of
@@ -32,6 +32,12 @@ class RequestedSplices:
     mean_tokens: int
     edit: Edit | None = None
     adapter: AdapterSpec | None = None
+    layers_text: str | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The files that the variant is made by."""
+        return tuple(filter(None, (self.mean_text, self.layers_text)))
 
 
 def requested_splices(
@@ -52,15 +58,16 @@ def requested_splices(
         )
     if choices.splice != "mean" and arguments.mean_text is not None:
         raise UserError(f"mean_text= is for splice=mean, and splice is {choices.splice}.")
-    if arguments.mean_text is not None:
-        text_files.check_file(arguments.mean_text)
+    for file in filter(None, (arguments.mean_text, arguments.layers_text)):
+        text_files.check_file(file)
     adapter = None if arguments.peft is None else AdapterSpec.parse(arguments.peft)
     if dictionaries is None:
         bare = choices.splice == "none" or adapter is not None
         untouched = edit is not None or (bare and arguments.sae in (None, [], ()))
         dictionaries = () if untouched else dictionaries_of(arguments.sae, dtype, arguments.norm_factor)
     dictionaries, choices = _at_layers(dictionaries, choices)
-    return RequestedSplices(tuple(dictionaries), choices, arguments.mean_text, mean_tokens, edit, adapter)
+    files = arguments.mean_text, mean_tokens
+    return RequestedSplices(tuple(dictionaries), choices, *files, edit, adapter, arguments.layers_text)
 
 
 def _at_layers(dictionaries: Sequence[Dictionary], choices: Choices) -> tuple[Sequence[Dictionary], Choices]:
@@ -72,10 +79,12 @@ def _at_layers(dictionaries: Sequence[Dictionary], choices: Choices) -> tuple[Se
     given = choices.hooks or [one.hook_out for one in dictionaries]
     found = [re.search(r"(?:^|\.)(\d+)\.", str(hook).split(":")[-1]) for hook in given]
     has = [int(match[1]) if match else None for match in found]
-    if missing := [layer for part in choices.layers for layer in part if layer not in has]:
+    if choices.layers.best is not None:
+        return dictionaries, choices  # found once the model is there
+    if missing := [layer for layer in choices.layers if layer not in has]:
         at = ", ".join(str(layer) for layer in sorted({layer for layer in has if layer is not None})) or "none"
         raise UserError(f"splice_layers= names layer {missing[0]}, and the dictionaries write at the layers {at}.")
-    places = [place for place, layer in enumerate(has) if any(layer in part for part in choices.layers)]
+    places = [place for place, layer in enumerate(has) if layer in choices.layers]
 
     def own(each: Sequence[Any] | None) -> tuple[Any, ...] | None:
         if each is None or len(each) != len(dictionaries):
@@ -88,8 +97,7 @@ def _at_layers(dictionaries: Sequence[Dictionary], choices: Choices) -> tuple[Se
 
 def dictionaries_of(sae: Any, dtype: torch.dtype, norm_factor: float | str | None) -> tuple[Dictionary, ...]:
     """The dictionaries that `sae=` names or holds, loaded. Raises `UserError` as `load_dictionaries` does."""
-    each = (load_dictionaries(source, dtype=dtype, norm_factor=norm_factor) for source in sources_of(sae))
-    return tuple(dictionary for some in each for dictionary in some)
+    return load_all(sources_of(sae), dtype=dtype, norm_factor=norm_factor)
 
 
 def dtype_of(name: str) -> torch.dtype:

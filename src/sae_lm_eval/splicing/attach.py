@@ -21,10 +21,11 @@ from sae_lm_eval.splicing.splice import Context, Splice, Variant
 
 
 @contextmanager
-def attached(model: nn.Module, variant: Variant) -> Iterator[None]:
+def attached(model: nn.Module, variant: Variant, prompt: int | None = None) -> Iterator[None]:
     """Inside the scope, `model` runs as `variant`; after it, the model is as it was, whatever was raised.
 
-    The model must be called with token ids: they say which positions hold special tokens.
+    The model must be called with token ids: they say which positions hold special tokens. `prompt` is how many of a
+    text's tokens, padding included, are its prompt.
     """
     with ExitStack() as scope:
         attachment = Attachment(model, variant, scope)
@@ -37,7 +38,7 @@ def attached(model: nn.Module, variant: Variant) -> Iterator[None]:
                 raise UserError(
                     "A spliced model must be called with input_ids: embeddings do not say where special tokens are."
                 )
-            context = Context.of_call(input_ids, kwargs)
+            context = Context.of_call(input_ids, kwargs, prompt)
             attachment.begin(context)
             if variant.reads_clean:
                 if kwargs.get("past_key_values") is not None:  # see `Variant.needs_whole_text`

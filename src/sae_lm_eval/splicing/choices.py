@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sae_lm_eval.dictionaries.latent_edits import NO_EDITS, LatentEdits, edits_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
+from sae_lm_eval.splicing.layer_choice import LayerChoice, layers_of
 from sae_lm_eval.splicing.splice_arguments import INPUTS, MODES, OF_SITES, TOKENS, SpliceArguments
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Choices:
     seed: int = SpliceArguments.seed
     scale: float = SpliceArguments.scale
     edits: LatentEdits = NO_EDITS
-    layers: tuple[range, ...] | None = None
+    layers: LayerChoice | None = None
     splice_input: str = SpliceArguments.splice_input
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class Choices:
     @property
     def record(self) -> dict[str, Any]:
         """What is written down of the choices that are not made as a rule."""
-        layers = {} if self.layers is None else {"splice_layers": "+".join(map(_layers_text, self.layers))}
+        layers = {} if self.layers is None else {"splice_layers": str(self.layers)}
         reads = {} if self.splice_input == SpliceArguments.splice_input else {"splice_input": self.splice_input}
         return {**self.edits.record, **layers, **reads}
 
@@ -80,7 +80,12 @@ class Choices:
 
 def choices_of(arguments: SpliceArguments) -> Choices:
     """What is said of a variant beyond its dictionaries; `+` joins what goes by dictionary."""
-    hook, hook_map = arguments.hook, arguments.hook_map
+    hook, hook_map, layers = arguments.hook, arguments.hook_map, layers_of(arguments.splice_layers)
+    if (layers is not None and layers.best is not None) != (arguments.layers_text is not None):
+        raise UserError(
+            "splice_layers=best:COUNT and layers_text=FILE go together: layers are chosen by what each alone costs on "
+            "that text (.txt, .jsonl or .parquet)."
+        )
     return Choices(
         # lm_eval makes None of the text "none" in its arguments.
         splice="none" if arguments.splice is None else str(arguments.splice),
@@ -89,25 +94,16 @@ def choices_of(arguments: SpliceArguments) -> Choices:
         hook_maps=None if hook_map is None else tuple(str(hook_map).split("+")),
         seed=whole(arguments.seed, "seed", least=0),
         scale=_share(arguments.scale, "scale"),
-        edits=edits_of(arguments.keep_top, arguments.ablate, arguments.clamp),
-        layers=layers_of(arguments.splice_layers),
+        edits=edits_of(
+            arguments.keep_top,
+            arguments.ablate,
+            arguments.clamp,
+            arguments.latent_positions,
+            arguments.latent_heads,
+        ),
+        layers=layers,
         splice_input=str(arguments.splice_input),
     )
-
-
-def layers_of(given: Any) -> tuple[range, ...] | None:
-    """The layers that `splice_layers=` names, None for all. Raises `UserError` where it names none."""
-    if given is None:
-        return None
-    parts = [re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part) for part in str(given).split("+")]
-    layers = [range(int(part[1]), int(part[2] or part[1]) + 1) for part in parts if part]
-    if isinstance(given, bool) or not all(parts) or not all(layers):
-        raise UserError(f"splice_layers={given} names no layers: give numbers and ranges, as in splice_layers=0-4+9.")
-    return tuple(layers)
-
-
-def _layers_text(layers: range) -> str:
-    return str(layers[0]) if len(layers) == 1 else f"{layers[0]}-{layers[-1]}"
 
 
 def finite_number(value: Any, name: str) -> float:

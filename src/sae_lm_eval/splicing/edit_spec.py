@@ -12,6 +12,7 @@ from typing import Any
 
 from sae_lm_eval.dictionaries.spec import PYTHON, SaeSpec, arguments_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
+from sae_lm_eval.splicing.layer_choice import named_layers
 from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
 WEIGHTS = ("mlp", "attention", "all")
@@ -40,10 +41,7 @@ def _number(kind: Callable[[Any], Any], least: float, most: float | None, where:
 
 
 def _layers(where: str, value: Any) -> tuple[int, ...]:
-    parts = str(value).split("+")
-    if not all(part.isdecimal() for part in parts) or len(set(map(int, parts))) < len(parts):
-        raise UserError(f"{where}={value} must be numbers of layers, each once, joined by '+', as in layers=3+4.")
-    return tuple(map(int, parts))
+    return tuple(named_layers(value, where))
 
 
 def _weights(where: str, value: Any) -> str:

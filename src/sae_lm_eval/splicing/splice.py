@@ -12,12 +12,15 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
+from sae_lm_eval.dictionaries.cross_layer import CrossLayerOutput
 from sae_lm_eval.dictionaries.dictionary import Dictionary
+from sae_lm_eval.dictionaries.latent_edits import AFTER_HEADER, ALL, NO_EDITS, LatentEdits
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing.activation_map import ActivationMap
 from sae_lm_eval.splicing.module_edits import ModuleEdit
 from sae_lm_eval.splicing.module_io import ModuleSide
 from sae_lm_eval.splicing.places import Places
+from sae_lm_eval.splicing.prompt_labels import edited_positions, prompt_labels
 from sae_lm_eval.splicing.site import MODULE_PATHS, Site
 
 DIRECTIONS = 4096  # random directions to draw from; a prime stride spreads tokens and positions over them
@@ -34,6 +37,9 @@ class Splice:
     `restored` gives, of what is read, the activation and the dictionary's error, the part of the error that is put
     back. `earlier` are the sites at which the latents of earlier layers read that write here too: those of a
     cross-layer transcoder.
+
+    Where latents are edited, `unedited` is the dictionary without `edits`: it stands where these do not hold, and its
+    error is the one that the mode "with_error" adds. `edited_columns` (d_out,) are those of the heads that are named.
     """
 
     dictionary: Dictionary
@@ -48,6 +54,23 @@ class Splice:
     first_position: int = 0
     restored: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     earlier: tuple[Site, ...] = ()
+    unedited: Dictionary | None = None
+    edits: LatentEdits = NO_EDITS
+    edited_columns: Bool[Tensor, " d_out"] | None = None
+
+    @property
+    def cross_layer_outputs(self) -> tuple[CrossLayerOutput, ...]:
+        """Of a cross-layer transcoder what is asked for here; where edits of latents hold in part, without them too."""
+        both = (self.dictionary, self.unedited if self._needs_unedited else None)
+        return tuple(one.cross_layer for one in both if one is not None and one.cross_layer is not None)
+
+    @property
+    def _needs_unedited(self) -> bool:
+        return self.edits.positions != ALL or self.edited_columns is not None or self.mode == "with_error"
+
+    def edited_positions(self, context: Context) -> Bool[Tensor, "batch positions"] | None:
+        """Where edits of latents hold, None standing for all positions."""
+        return edited_positions(self.edits, context.positions, context.labels)
 
     def dictionary_input(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """Raw `x` in the dictionary's own space, on its device and in its dtype."""
@@ -57,9 +80,31 @@ class Splice:
         self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"]
     ) -> Float[Tensor, "batch positions d_out"]:
         """What the dictionary puts in the place of raw `y` when it reads raw `x`, in the dictionary's dtype."""
-        dtype, device = self.dictionary.dtype, self.dictionary.device
-        z = self.dictionary.reconstruct(self.dictionary_input(x))
-        return self.map_out.back(z, y.to(device, dtype))
+        return self._made_by(self.dictionary, x, y)
+
+    def _made_by(
+        self,
+        dictionary: Dictionary,
+        x: Float[Tensor, "batch positions d_in"],
+        y: Float[Tensor, "batch positions d_out"],
+        context: Context | None = None,
+    ) -> Float[Tensor, "batch positions d_out"]:
+        if context is not None and dictionary.cross_layer is not None:
+            assert context.written is not None, "an attachment has it where there are cross-layer transcoders"
+            z = context.written(dictionary.cross_layer, self, x)
+        else:
+            z = dictionary.reconstruct(self.dictionary_input(x))
+        return self.map_out.back(z, y.to(dictionary.device, dictionary.dtype))
+
+    def encoded(
+        self, z: Float[Tensor, "positions d_in"], edited: Bool[Tensor, " positions"] | None
+    ) -> Float[Tensor, "positions d_dictionary"]:
+        """Activations of the latents for `z`, in the dictionary's space; `edited` is where edits of them hold."""
+        assert self.dictionary.encode is not None, "it has latents"
+        latents = self.dictionary.encode(z)
+        if edited is None or self.unedited is None or self.unedited.encode is None:
+            return latents
+        return torch.where(edited[:, None].to(z.device), latents, self.unedited.encode(z))
 
     def edit(
         self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], context: Context
@@ -86,10 +131,16 @@ class Splice:
     def _all_rows(
         self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], context: Context
     ) -> Float[Tensor, "batch positions d_out"]:
-        if self.dictionary.cross_layer is not None:
-            assert context.written is not None, "an attachment has it where there are cross-layer transcoders"
-            return self.map_out.back(context.written(self, x), y.to(self.dictionary.device, self.dictionary.dtype))
-        return self._by_row(x, y, context) if self.dictionary.sequential else self.reconstruct(x, y)
+        if self.dictionary.sequential:
+            return self._by_row(x, y, context)
+        new = self._made_by(self.dictionary, x, y, context)
+        positions = self.edited_positions(context)
+        if self.unedited is None or (positions is None and self.edited_columns is None):
+            return new
+        edited = torch.ones((), dtype=torch.bool) if positions is None else positions[..., None]
+        if self.edited_columns is not None:
+            edited = edited & self.edited_columns.to(edited.device)
+        return torch.where(edited.to(new.device), new, self._made_by(self.unedited, x, y, context))
 
     @property
     def reads(self) -> tuple[Any, ...]:
@@ -100,7 +151,8 @@ class Splice:
         self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], context: Context
     ) -> Float[Tensor, "batch positions d_out"]:
         new = self.reconstruction(x, y, context)
-        return new + (y.to(new) - new)
+        own = new if self.unedited is None else self._made_by(self.unedited, x, y, context)
+        return new + (y.to(new) - own)
 
     def zero(
         self, _x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], _context: Context
@@ -170,10 +222,11 @@ class Context:
     labels: Int[Tensor, "batch positions"] | None = None
     reconstructed: dict[Any, Tensor] | None = None
     real: Bool[Tensor, "batch positions"] | None = None
-    written: Callable[[Splice, Tensor], Tensor] | None = None
+    written: Callable[[CrossLayerOutput, Splice, Tensor], Tensor] | None = None
 
     @classmethod
-    def of_call(cls, input_ids: Int[Tensor, "batch positions"], kwargs: dict) -> Context:
+    def of_call(cls, input_ids: Int[Tensor, "batch positions"], kwargs: dict, prompt: int | None = None) -> Context:
+        """Of a call of the model; the first `prompt` tokens, padding included, are the prompt of every row."""
         length = input_ids.shape[1]
         cache = kwargs.get("past_key_values")
         past = cache.get_seq_length() if cache is not None else 0
@@ -184,7 +237,11 @@ class Context:
             positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
         else:
             positions = torch.arange(past, past + length, device=input_ids.device).expand_as(input_ids)
-        return cls(input_ids, positions, mask)
+        context = cls(input_ids, positions, mask)
+        if prompt is not None:
+            labels = torch.from_numpy(prompt_labels(range(past, past + length), header=0, prompt=prompt))
+            context.labels = labels.to(input_ids.device).expand_as(input_ids)
+        return context
 
     def real_tokens(self, device: torch.device) -> Iterator[Int[Tensor, " _"]]:
         for row in range(self.input_ids.shape[0]):
@@ -263,6 +320,16 @@ class Variant:
     def is_cross_layer(self) -> bool:
         """Whether latents of one layer write at another."""
         return any(splice.dictionary.cross_layer is not None for splice in self.splices)
+
+    @property
+    def looks_at_prompt(self) -> bool:
+        """Whether it depends on where a prompt or its few-shot header ends."""
+        return any(splice.edits.looks_at_prompt for splice in self.splices)
+
+    @property
+    def looks_at_header(self) -> bool:
+        """Whether it depends on where the few-shot header of a prompt ends."""
+        return any(splice.edits.positions == AFTER_HEADER for splice in self.splices)
 
     @property
     def first_position(self) -> int:

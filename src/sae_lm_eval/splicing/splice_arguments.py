@@ -23,6 +23,7 @@ OF_SITES = ("none", "zero", "mean")  # what does not depend on the dictionaries,
 TOKENS = ("non_special", "all")  # the first also with a position, as in non_special:4
 INPUTS = ("spliced", "clean")
 OF_ENTRIES = ("peft",)  # of variants of a run alone: as an argument of the model it is the model's own
+LATENT_EDITS = ("keep_top", "ablate", "clamp", "latent_positions", "latent_heads")
 
 
 @no_type_check  # what is of a wrong type is refused in a sentence, where it is read
@@ -53,8 +54,14 @@ class SpliceArguments:
     splice_layers: str | int | None = field(
         default=None,
         metadata={
-            "meaning": "of dictionaries at several layers those that are spliced in, as in `0-4+9`; at the others the "
-            "model's own activations stay (default: all)"
+            "meaning": "of dictionaries at several layers those that are spliced in, as in `0-4+9`, or `best:3` for "
+            "the three that cost least alone; at the others the model's own activations stay (default: all)"
+        },
+    )
+    layers_text: str | None = field(
+        default=None,
+        metadata={
+            "meaning": "the text for `splice_layers=best:COUNT`: .txt, .jsonl or .parquet; 4,096 tokens are read"
         },
     )
     splice_input: str = field(
@@ -114,11 +121,28 @@ class SpliceArguments:
     )
     ablate: int | str | None = field(
         default=None,
-        metadata={"meaning": "latents that become 0, by number, joined by `+`: `ablate=12+57`"},
+        metadata={
+            "meaning": "latents that become 0, by number, joined by `+`: `ablate=12+57`; of several dictionaries with "
+            "the layer that each reads at, `ablate=3/12`"
+        },
     )
     clamp: str | None = field(
         default=None,
         metadata={"meaning": "latents that become a value, joined by `+`: `clamp=12:3.5+57:0`"},
+    )
+    latent_positions: str | None = field(
+        default=None,
+        metadata={
+            "meaning": "where these edits of latents hold: `all` positions (default), the `last` of the prompt, "
+            "`after_header`, behind the few-shot examples, or `first:N`, the first N of the text"
+        },
+    )
+    latent_heads: int | str | None = field(
+        default=None,
+        metadata={
+            "meaning": "of a dictionary at `attn.hook_z` the heads in which these edits hold, joined by `+`: "
+            "`latent_heads=0+3` (default: all)"
+        },
     )
 
     edit: Any = field(

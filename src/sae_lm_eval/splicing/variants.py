@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.latent_edits import edited
 from sae_lm_eval.dictionaries.model_names import official_name
 from sae_lm_eval.dictionaries.own_module import placed
 from sae_lm_eval.dictionaries.untrained import SPECIAL
@@ -20,6 +19,7 @@ from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.splicing.activation_map import build_map, map_name
 from sae_lm_eval.splicing.choices import OF_OTHER_MODEL
 from sae_lm_eval.splicing.choices import Choices as Choices
+from sae_lm_eval.splicing.edited_latents import with_edits
 from sae_lm_eval.splicing.hook_names import Architecture
 from sae_lm_eval.splicing.module_io import ModuleSide, record_activations
 from sae_lm_eval.splicing.site import Site, resolve_site, writable_port
@@ -58,11 +58,8 @@ def build_variant(
     variant = Variant(tuple(splices), kept_ids, reads_clean=choices.splice_input == CLEAN)
     if variant.reads_clean:
         _check_clean(variant)
-    if len(splices) > 1 and (choices.edits.ablate or choices.edits.clamp):
-        raise UserError(f"{choices.edits} would number latents of {len(splices)} dictionaries: edit those of one.")
-    placed_splices = with_widths(architecture, splices)
-    edited_splices = (replace(s, dictionary=edited(s.dictionary, choices.edits)) for s in placed_splices)
-    variant = replace(variant, splices=tuple(edited_splices))
+    placed_splices = list(with_widths(architecture, splices))
+    variant = replace(variant, splices=tuple(with_edits(architecture, placed_splices, choices.edits)))
     for splice, map_ in zip(variant.splices, maps, strict=True):
         if is_of_other_model(architecture, splice.dictionary):
             logger.warning("%s: %s.", _trained_elsewhere(architecture, splice.dictionary), OF_OTHER_MODEL)

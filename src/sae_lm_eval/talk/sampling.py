@@ -153,9 +153,11 @@ class _Interrupted(Exception):
 
 
 @contextmanager
-def running_as(model: nn.Module, variant: Variant | None) -> Iterator[None]:
-    """A scope in which `model` runs as `variant`, or as it is; other threads that ask the same model wait."""
-    with lock_of(model), nullcontext() if variant is None else attached(model, variant):
+def running_as(model: nn.Module, variant: Variant | None, prompt: int | None = None) -> Iterator[None]:
+    """A scope in which `model` runs as `variant`, or as it is, of whose text the first `prompt` tokens are the prompt;
+    other threads that ask the same model wait.
+    """
+    with lock_of(model), nullcontext() if variant is None else attached(model, variant, prompt):
         yield
 
 
@@ -165,7 +167,7 @@ def next_logits(model: nn.Module, text: Continuation) -> Tensor:
     cached = not text.column.needs_whole_text
     ids = text.ids[-1:] if text.cache is not None else text.prompt + text.ids
     device = next(model.parameters()).device
-    with running_as(model, text.column.variant):
+    with running_as(model, text.column.variant, len(text.prompt)):
         out = model(
             input_ids=torch.tensor([ids], device=device),
             past_key_values=text.cache,

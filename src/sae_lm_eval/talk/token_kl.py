@@ -76,7 +76,7 @@ def _logits(model: nn.Module, column: AnswerColumn, ids: Sequence[int], start: i
     variant: Variant | None = column.variant
     device = next(model.parameters()).device
     kept = len(ids) - start + 1
-    with running_as(model, variant):
+    with running_as(model, variant, start):
         out = model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False, **keeping_last(model, kept))
     logits = out.logits[0, -kept:-1]
     if bool(logits.isnan().any()):
