@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lm_eval.attribution.gradients import SiteGradient, TextGradient
-from sae_lm_eval.dictionaries.latent_edits import LatentEdits, edited
+from sae_lm_eval.dictionaries.latent_edits import LatentEdits, LatentName, edited
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.splicing.splice import Splice, Variant
 
@@ -59,7 +59,9 @@ def ablated(variant: Variant, number: int, latent: int) -> Variant:
     """The variant with one latent of the splice of that number at 0 wherever it is spliced in."""
     splices = list(variant.splices)
     splice = splices[number]
-    splices[number] = replace(splice, dictionary=edited(splice.dictionary, LatentEdits(ablate=(latent,))))
+    splices[number] = replace(
+        splice, dictionary=edited(splice.dictionary, LatentEdits(ablate=(LatentName(None, latent),)))
+    )
     return replace(variant, splices=tuple(splices))
 
 
