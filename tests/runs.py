@@ -94,5 +94,6 @@ def curve(**given: Any) -> None:
     """`sae-lm-eval curve` with flags by their names; what is None is left out, and True is a flag alone."""
     flags = []
     for name, value in given.items():
-        flags += [] if value is None else [f"--{name}"] if value is True else [f"--{name}", str(value)]
+        flag = f"-{name}" if len(name) == 1 else f"--{name}"
+        flags += [] if value is None else [flag] if value is True else [flag, str(value)]
     app(["curve", *flags], standalone_mode=False)

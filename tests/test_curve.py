@@ -161,6 +161,7 @@ def test_a_killed_process_leaves_what_it_had_measured(tmp_path):
         ({"metadata": "{"}, "lm_eval does not take these flags: "),
         ({"metadata": '{"sae_fidelity_text": 5}'}, "--metadata"),
         ({"num_fewshot": 5}, "curve has no flag '--num_fewshot'. 'sae-lm-eval curve --help' lists them."),
+        ({"f": 5}, "curve takes of lm_eval's flags only --limit, --batch_size, --device, --metadata, --include_path."),
         ({"limits": 5}, "curve has no flag '--limits'. Did you mean '--limit'?"),
         ({"max_length": 4096}, "max_length=4096 is more than the 128 tokens that world reads"),
         ({"limit": 5, "output_path": "MEASURED"}, "holds losses on another text"),

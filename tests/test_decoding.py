@@ -146,6 +146,25 @@ class TestMemory:
         assert written(decoder, prompts) == texts
         assert decoder.rows < 16
 
+    def test_rows_of_one_model_behind_one_beginning_stand_together(self, prompts, monkeypatch):
+        """Also where some texts are known, so that prompts are run for different models."""
+        model = random_model("llama")
+        decoder = Decoder(model, [None, variant(model, "blocks.1.hook_resid_pre")], rows=40, limit=CONTEXT)
+        arrange, seen = row_cache.RowCache.arrange, []
+
+        def noted(cache, rows):
+            arrange(cache, rows)
+            shared = [s.prefix for s in cache.segments[-1] if s.prefix is not None] if cache.lengths else []
+            seen.append((len(shared), len(set(map(id, shared)))))
+
+        monkeypatch.setattr(row_cache.RowCache, "arrange", noted)
+        monkeypatch.setattr(prefill, "CAPACITY", 8)
+        behind = prompts[:11]
+        known = {(number, 1) for number in range(0, 11, 2)}
+        decoder.generate(behind, Ending(4), lambda *_: None, known=known)
+        assert max(seen)[0] > 2
+        assert all(segments == prefixes for segments, prefixes in seen)
+
     def test_states_are_held_once(self, prompts):
         """Of a batch that has been arranged nothing is left where it comes from."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import signal
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from models import CONTEXT, WIDTH, random_ids, random_model, random_sae, word_tokenizer, words
+from rich.console import Console
 from scipy.special import rel_entr, softmax
 from scipy.stats import chisquare
 
@@ -22,6 +24,7 @@ from sae_lm_eval.talk import token_kl as token_view
 from sae_lm_eval.talk.chosen import Sampling
 from sae_lm_eval.talk.conversation import Conversation, Model, exchange_record
 from sae_lm_eval.talk.sampling import AnswerColumn, Continuation, Writers, next_logits
+from sae_lm_eval.talk.side_by_side import Columns
 from sae_lm_eval.talk.token_kl import kl_divergence
 from sae_lm_eval.world import text
 
@@ -354,9 +357,22 @@ class TestConversation:
             Conversation(the_world, Sampling()).answer("a\ud800")
 
 
-def test_ctrl_c_ends_the_answer_after_the_step(the_world, monkeypatch):
-    from rich.console import Console
+def test_a_column_without_a_token_has_written_nothing_yet():
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    arguments = {"pretrained": random_model("llama"), "tokenizer": tokenizer}
+    model = Model({**arguments, "sae": random_sae(WIDTH, RESID, "temporal")})
+    conversation = Conversation(model, Sampling(max_new_tokens=4))
+    exchange = conversation.answer("w5", lambda texts: False)
+    assert [len(answer.ids) for answer in exchange.answers] == [1, 0]
+    told = Console(width=90, file=io.StringIO(), record=True)
+    told.print(Columns(model.decode, exchange.answers).table(told))
+    assert "nothing yet" in (text := told.export_text())
+    assert "as the baseline" not in text
+    assert [len(messages) for messages in conversation.messages] == [2, 0]
 
+
+def test_ctrl_c_ends_the_answer_after_the_step(the_world, monkeypatch):
     from sae_lm_eval.talk import terminal
 
     conversation = Conversation(the_world, Sampling(max_new_tokens=40))

@@ -49,8 +49,8 @@ def curve(
     ] = None,
     tokens: TokensOf = "",
     per: Annotated[Per, typer.Option(help="Compare losses per token, or per byte if tokenizers differ.")] = Per.token,
-    model_args: Annotated[str, typer.Option("--model_args", help="For every model: dtype=bfloat16,...")] = "",
-    output_path: Annotated[Path | None, typer.Option("--output_path", help="The CSV file to write.")] = None,
+    model_args: Annotated[str, typer.Option("--model_args", "-a", help="For every model: dtype=bfloat16,...")] = "",
+    output_path: Annotated[Path | None, typer.Option("--output_path", "-o", help="The CSV file to write.")] = None,
 ) -> None:
     """Measure the loss of several models or checkpoints on one text, as a curve for effective compute.
 

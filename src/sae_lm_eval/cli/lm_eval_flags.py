@@ -78,6 +78,11 @@ def settings_of(
     for name, why in REFUSED.items():
         if given.get(name) not in (None, "sae_hf"):
             raise UserError(f"{why.format(command)}.")
+    if of_lm_eval is not None:
+        others = given.keys() - {*of_lm_eval, *UNUSED}
+        if any(given[name] != reader.get_default(name) for name in others):
+            flags_taken = ", ".join(f"--{name}" for name in of_lm_eval)
+            raise UserError(f"{command} takes of lm_eval's flags only {flags_taken}.")
     # What is not given is None or absent; False, 0 and "" are as good as any other value.
     return {name: value for name, value in given.items() if value is not None and name not in UNUSED}
 

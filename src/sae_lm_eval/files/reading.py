@@ -63,7 +63,9 @@ def read_start(path: Path, letters: int) -> str:
 
 def without_waiting(path: str, flags: int) -> int:
     """An opener of files to read, for `open`: a pipe into which nobody writes is empty, and holds nothing up."""
-    opened = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if not hasattr(os, "O_NONBLOCK"):  # as on Windows
+        return os.open(path, flags)
+    opened = os.open(path, flags | os.O_NONBLOCK)
     os.set_blocking(opened, True)
     return opened
 

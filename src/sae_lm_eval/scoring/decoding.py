@@ -6,6 +6,7 @@ the weights are read once for all of them. Finished sequences leave the batch, a
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -139,6 +140,7 @@ class Writing:
         self.postponed: list[Draft] = []  # for which memory did not suffice
         self.ran_out = False  # whether it ever did not: a prompt's models may be more than the rows otherwise
         self.likelihoods: dict[tuple[int, int], list[float]] | None = None  # log-probabilities of what is written
+        self.beginnings = itertools.count(1)  # numbers of shared ones, which no two have alike
         self.capacity: int | None = None  # tokens that a shared beginning has to spare
         self.longest = min(max(map(len, prompts), default=0) + ending.length, decoder.limit)
         attention = decoder.attention
@@ -172,7 +174,8 @@ class Writing:
             def arrivals(batch: list[Prefilled], models: Any = of_models, numbers: Any = numbers) -> list[Arrival]:
                 return [Arrival(models[prompt.number], numbers, prompt) for prompt in batch]
 
-            yield from map(arrivals, prefill(read, self._free, self.capacity))  # nothing holds a batch that is written
+            # By map, so that nothing holds the states of a batch while its texts are written.
+            yield from map(arrivals, prefill(read, self._free, self.capacity, self.beginnings))
 
     def _labels(self, number: int, tokens: range) -> list[int]:
         """Of tokens of a prompt and of what is written behind it."""

@@ -34,6 +34,8 @@ def check_decoding(decoder: Decoder) -> None:
             if not decoder.attention.layers:
                 raise ValueError("no layer looks up how attention is implemented")
             return
+        except UserError:
+            raise
         except ValueError as error:
             decoder.copy_prefixes(error)
     _compare(decoder)

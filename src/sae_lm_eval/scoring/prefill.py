@@ -56,17 +56,21 @@ class Prefill:
         return forked(self.model, [variant for variant in self.models if variant is not None])
 
     def __call__(
-        self, prompts: Sequence[Sequence[int]], size: Callable[[], int], capacity: int | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        size: Callable[[], int],
+        capacity: int | None = None,
+        numbers: Iterator[int] | None = None,
     ) -> Iterator[list[Prefilled]]:
         """Batches of up to `size()` prompts, asked anew before each, in an order in which beginnings are shared.
 
         A prompt's tokens are its ids, or codes of ids and labels.
 
         The model has hooks only while a batch is computed, so that others may use it between two. A beginning is shared
-        that spares `capacity` tokens or more.
+        that spares `capacity` tokens or more. Each gets the next of `numbers`, which count from 1 if not given.
         """
         root = pack(prompts, capacity=capacity or CAPACITY, limit=self.limit, prefixes=True, trees=False)
-        yield from self._behind(root, None, size, itertools.count(1))
+        yield from self._behind(root, None, size, itertools.count(1) if numbers is None else numbers)
 
     def _behind(
         self, node: Prefix, cache: Cache | None, size: Callable[[], int], numbers: Iterator[int]

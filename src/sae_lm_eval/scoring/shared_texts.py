@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.logs import logger_of
 from sae_lm_eval.runtime.journal import Journal
 from sae_lm_eval.scoring import decoding_trial
@@ -141,6 +142,8 @@ def decoder_of(loaded: LoadedModel, models: Sequence[Variant | None], prompts: i
         decoder = Decoder(loaded.model, models, rows=rows, limit=settings.max_length, dtype=dtype)
         with loaded.autocast():
             decoding_trial.check_decoding(decoder)
+    except UserError:
+        raise
     except ValueError as error:
         logger.warning("Texts are generated for each variant by itself: %s.", error)
         return None

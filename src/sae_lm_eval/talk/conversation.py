@@ -206,7 +206,8 @@ class Conversation:
             for written in texts
         )
         for messages, answer in zip(self.messages, answers, strict=True):
-            messages += [asked, {"role": "assistant", "content": answer.text}]
+            if answer.ids:  # else it was interrupted before its first token
+                messages += [asked, {"role": "assistant", "content": answer.text}]
         longest = max(len(answer.prompt) + len(answer.ids) for answer in answers)
         beyond = max(0, longest - model.context_size)
         return Exchange(prompt, self.system, self.sampling, answers, beyond, model.provenance)

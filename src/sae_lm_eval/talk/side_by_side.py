@@ -54,6 +54,8 @@ class Columns:
         return table
 
     def _foot(self, text: Written, pieces: Sequence[str], parted: int | None) -> str:
+        if not text.ids:
+            return "nothing yet"
         length = text.ended or f"{len(text.ids)} tokens"
         if text.column.variant is None:
             return length
