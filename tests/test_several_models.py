@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import random_model, word_tokenizer
-from runs import answers, write_run
+from runs import answers, question, write_run
 
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.comparison.transfer_gap import gap
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.transfer import Transfer, read_transfer, transfer_report
-from sae_lm_eval.report.transfer_tables import HOME
+from sae_lm_eval.report.transfer_tables import HOME, gap_table
 from sae_lm_eval.runs.run import run
 from sae_lm_eval.runs.several_models import check_models, lists_models, sweeps_of, told_before
 
@@ -316,6 +316,28 @@ def test_how_much_more_a_variant_costs_is_by_question(tmp_path):
     same, _ = gap(home, home, name)
     assert same.value == 0
     assert np.isnan(same.low)
+
+
+def test_questions_of_a_passage_belong_together_in_how_much_more_a_variant_costs(tmp_path):
+    """Of 20 passages with ten questions each, six are lost whole in one model, and nothing in the other."""
+    rng, compared_by = np.random.default_rng(0), {}
+    for model, lost in (("home", 0), ("away", 6)):
+        for name, wrong in (("baseline", 0), ("k4", lost)):
+            samples = [question("t", i, float(i % 20 >= wrong), rng, f"passage {i % 20}") for i in range(200)]
+            write_run(tmp_path / model / name, {"t": samples}, model=name)
+        compared_by[model] = paired_comparison(
+            tmp_path / model / "baseline", tmp_path / model / "k4", docs_by="subject"
+        )
+    home, away = compared_by.values()
+    name = away.variants[0].name
+    found, n = gap(home, away, name)
+    half = 2.0930241 * (0.3 * 0.7 * 20 / 19 / 20) ** 0.5
+    assert n == 200
+    assert (found.low, found.value, found.high) == pytest.approx((30 - 100 * half, 30, 30 + 100 * half), abs=1e-4)
+    row = away.drops[away.drops["section"] == "overall"].iloc[0]
+    assert (found.low, found.high) == pytest.approx((row["low"], row["high"]))
+    (table,) = gap_table(compared_by, {"home": frozenset([name])}, {name: "k4"})
+    assert "with a cluster-robust 95% interval, by subject." in table.caption
 
 
 def test_a_report_says_which_model_has_no_results_yet(out, tmp_path):

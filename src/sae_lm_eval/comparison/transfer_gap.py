@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from sae_lm_eval.comparison.clusters import by_cluster, interval_over_clusters
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.comparison.paired_statistics import FEWEST
 from sae_lm_eval.comparison.restored import UNDEFINED, IntervalEstimate
@@ -16,18 +17,22 @@ def gap(home: Comparison, away: Comparison, variant: str) -> tuple[IntervalEstim
     """Drop in the model of `away` less that in the model of `home`, in pp, and the number of questions.
 
     Of each question that both were asked, the loss in one less the loss in the other, each against its own model
-    untouched: -2 to 2. Their mean has Student's interval; bounds are nan where there are few of them or all are alike.
+    untouched: -2 to 2. Their mean has Student's interval; with `docs_by` the cluster-robust one of
+    `interval_over_clusters`. Bounds are nan where there are few of them or all are alike.
     """
     tasks = _right_or_wrong(home) & _right_or_wrong(away)
     here, there = (_losses(each, variant, tasks) for each in (home, away))
     both = here.index.intersection(there.index)
     if not len(both):
         return UNDEFINED, 0
-    differences = 100 * (there.loc[both] - here.loc[both]).to_numpy(dtype=float)
+    differences = 100 * (there.loc[both, "score_lost"] - here.loc[both, "score_lost"]).to_numpy(dtype=float)
     mean, n = float(differences.mean()), len(both)
     spread = float(differences.std(ddof=1)) if n > 1 else 0.0
     if n < FEWEST or not spread:
         return IntervalEstimate(mean, np.nan, np.nan), n
+    if home.docs_by is not None:
+        means, shares = by_cluster([differences], [1.0], [here.loc[both, "set"].to_numpy()])
+        return IntervalEstimate(mean, *interval_over_clusters(means, shares, level=home.level)), n
     half = float(stats.t.ppf(0.5 + home.level / 2, n - 1)) * spread / n**0.5
     return IntervalEstimate(mean, mean - half, mean + half), n
 
@@ -43,4 +48,4 @@ def _right_or_wrong(comparison: Comparison) -> set[str]:
 def _losses(comparison: Comparison, variant: str, tasks: set[str]) -> Any:
     documents: Any = comparison.documents()
     own = documents[(documents["variant"] == variant) & documents["task"].isin(tasks)]
-    return own.set_index(["task", "doc_id"])["score_lost"]
+    return own.set_index(["task", "doc_id"])[["score_lost", "set"]]

@@ -122,14 +122,16 @@ def gap_table(
                 body.append((*map(text_cell, (shown, home, model)), number_cell(n, f"{n:,}"), value))
     if not body:
         return []
-    level = next(iter(comparisons.values())).level
+    first = next(iter(comparisons.values()))
+    interval = f"{first.level:.0%} interval"
+    how = f"Student's {interval}" if first.docs_by is None else f"a cluster-robust {interval}, by {first.docs_by}"
     columns = (
         *(TableColumn(head, "left") for head in ("variant", "trained on", "in")),
         *(TableColumn(head) for head in ("n", "more")),
     )
     caption = (
         "How much more a variant costs than in the model that its dictionaries were trained on: the difference of the "
-        f"two drops in percentage points, on the questions that both were asked, with Student's {level:.0%} interval."
+        f"two drops in percentage points, on the questions that both were asked, with {how}."
     )
     return [ReportTable("transfer-gap", "More than at home", caption, columns, tuple(body))]
 
