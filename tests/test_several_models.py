@@ -142,6 +142,20 @@ def test_a_template_that_one_of_them_lacks_is_told_first(folders, tmp_path):
     ]
 
 
+def test_all_models_with_a_template_and_all_without_one_are_named(folders):
+    chat, plain = str(folders["chat"]), str(folders["narrow"])
+    entries = [
+        *({"pretrained": chat, "name": name, "apply_chat_template": True} for name in ("first", "second")),
+        *({"pretrained": plain, "name": name, "revision": name} for name in ("third", "fourth")),
+    ]
+    entries[1]["revision"] = "other"
+    told = told_before(sweeps_of(content(entries, variants=[{"edit": "prune?share=0.1"}])))
+    assert told == [
+        "Questions are asked behind a chat template of first and second, and of third and fourth without one: each "
+        "drop is against the same model asked alike."
+    ]
+
+
 def test_a_transfer_and_another_tokenizer_are_said_once(folders):
     sweeps = sweeps_of(content(["world", str(folders["narrow"])]))
     assert told_before(sweeps) == [
@@ -292,6 +306,20 @@ def test_where_takes_one_model(tmp_path):
     done = command("where", str(sweep), "--output_path", str(tmp_path / "o"))
     assert done.returncode == 2
     assert "only run takes a list of models" in done.stderr
+
+
+def test_p_of_the_table_is_that_of_the_stars(tmp_path):
+    """Six lost answers have p = 2 / 2^6, and by Holm's method three times that where three models lose them."""
+    made = {
+        name: compared(tmp_path / name, np.ones(40), np.r_[np.zeros(6), np.ones(34)])
+        for name in ("one", "two", "three")
+    }
+    transfer = Transfer(made, {})
+    assert transfer.drops.query("section == 'overall'")["p"].tolist() == pytest.approx([2 / 2**6] * 3)
+    for by in (None, "task"):
+        assert transfer.table(by)["p_adjusted"].tolist() == pytest.approx([6 / 2**6] * 3)
+        (table,) = transfer.matrices(by)
+        assert not any("*" in cell.text for cell in table.rows[1])
 
 
 # -- more than at home -----------------------------------------------------------------------------------------

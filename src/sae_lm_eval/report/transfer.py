@@ -20,7 +20,7 @@ from sae_lm_eval.report.figures import Picture, heat_map
 from sae_lm_eval.report.formatting import fixed_decimals, interval_text, listing
 from sae_lm_eval.report.prose import cited, methods
 from sae_lm_eval.report.provenance import names_in_report, packages, requested_model, sources
-from sae_lm_eval.report.transfer_tables import Matrix, gap_table, loss_tables, matrix_table
+from sae_lm_eval.report.transfer_tables import Matrix, adjusted, gap_table, loss_tables, matrix_table
 from sae_lm_eval.results.find import find_results, has_results, is_control
 from sae_lm_eval.results.results import Results
 from sae_lm_eval.runtime.run_files import read_identity, read_models
@@ -60,7 +60,7 @@ class Transfer:
 
     @property
     def drops(self) -> pd.DataFrame:
-        """`Comparison.drops` of each model, with the columns `model` and `trained_here`."""
+        """`Comparison.drops` of each, with the columns `model` and `trained_here`; p is adjusted within a model."""
         parts = []
         for model, comparison in self.comparisons.items():
             part = comparison.drops.copy()
@@ -79,27 +79,31 @@ class Transfer:
 
         Raises `UserError` where there is nothing of what `by` asks for.
         """
-        rows, wanted = self.rows, by or "overall"
-        found = [row for of in rows.values() for row in of if row.section == wanted]
-        names = list(dict.fromkeys(row.name for row in found))
-        if not names:
-            raise UserError(f"There is nothing to show by {wanted}: no accuracy was measured so.")
-        return [matrix_table(self._matrix(rows, wanted, name)) for name in names]
+        return [matrix_table(matrix) for matrix in self._matrices(by)]
 
-    def _matrix(self, rows: Mapping[str, Sequence[DropRow]], section: str, name: str) -> Matrix:
+    def _matrices(self, by: str | None) -> list[Matrix]:
+        rows, section = self.rows, by or "overall"
+        names = dict.fromkeys(row.name for of in rows.values() for row in of if row.section == section)
+        if not names:
+            raise UserError(f"There is nothing to show by {section}: no accuracy was measured so.")
         level = next(iter(self.comparisons.values())).level
-        cells = {
-            model: {r.variant: r for r in of if (r.section, r.name) == (section, name)} for model, of in rows.items()
-        }
-        controls = {one.name for one in self.variants if is_control(one)}
-        return Matrix(section, name, cells, self.names, frozenset(controls), self.own, level)
+        controls = frozenset(one.name for one in self.variants if is_control(one))
+        made = []
+        for name in names:
+            chosen = {
+                model: {row.variant: row for row in of if (row.section, row.name) == (section, name)}
+                for model, of in rows.items()
+            }
+            made.append(Matrix(section, name, adjusted(chosen), self.names, controls, self.own, level))
+        return made
 
     def table(self, by: str | None = None) -> pd.DataFrame:
-        """A row for each variant, model and, with `by`, category, group or task, unrounded: drops (pp) with bounds."""
-        wanted = by or "overall"
-        rows = [(model, row) for model, of in self.rows.items() for row in of if row.section == wanted]
-        if not rows:
-            raise UserError(f"There is nothing to show by {wanted}: no accuracy was measured so.")
+        """A row for each variant, model and, with `by`, category, group or task, unrounded: drops (pp) with bounds.
+
+        `p_adjusted` is that of the stars of `matrices`: Holm's over the tests of all variants and models. Raises
+        `UserError` where there is nothing of what `by` asks for.
+        """
+        rows = [(m, row) for matrix in self._matrices(by) for m, of in matrix.cells.items() for row in of.values()]
         return pd.DataFrame(
             {
                 "variant": row.variant,
@@ -111,7 +115,7 @@ class Transfer:
                 "drop": row.drop,
                 "low": row.low,
                 "high": row.high,
-                "p": row.p_adjusted,
+                "p_adjusted": row.p_adjusted,
                 "n": row.n,
             }
             for model, row in rows

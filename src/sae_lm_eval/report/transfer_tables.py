@@ -35,7 +35,10 @@ HOME = "\N{BULLET}"  # behind a drop in the model that the dictionary was traine
 
 @dataclass(frozen=True)
 class Matrix:
-    """What a table of variants by models is made of: by model and variant the row of a section and name."""
+    """What a table of variants by models is made of: by model and variant the row of a section and name.
+
+    `p_adjusted` of the rows is Holm's over all of them.
+    """
 
     section: str
     name: str
@@ -48,7 +51,7 @@ class Matrix:
 
 def matrix_table(matrix: Matrix) -> ReportTable:
     """First the accuracy of each model untouched, then the drops of each variant, and of the controls."""
-    cells = _adjusted(matrix.cells)
+    cells = matrix.cells
     tests = sum(len(of) for of in cells.values())
     told = Told(matrix.level, f"Holm's adjustment over the {tests} tests of this table.")
     rows = [row for of in cells.values() for row in of.values()]
@@ -81,8 +84,8 @@ def _ascii(name: str) -> str:
     return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)
 
 
-def _adjusted(cells: Mapping[str, Mapping[str, DropRow]]) -> dict[str, dict[str, DropRow]]:
-    """With p adjusted over all cells."""
+def adjusted(cells: Mapping[str, Mapping[str, DropRow]]) -> dict[str, dict[str, DropRow]]:
+    """The rows of a table of variants by models with p adjusted over all of them, by Holm's method."""
     from statsmodels.stats.multitest import multipletests
 
     places = [(model, variant) for model, of in cells.items() for variant in of]

@@ -204,11 +204,12 @@ def told_before(sweeps: Mapping[str, Sweep]) -> list[str]:
         first = next(iter(known))
         other = [name for name, digest in known.items() if digest != known[first]]
         told.append(f"The tokenizer of {' and '.join(other)} has other tokens than that of {first}.")
-    chats = {bool(sweep.settings.get("apply_chat_template")): name for name, sweep in sweeps.items()}
-    if len(chats) > 1:
+    chats = [name for name, sweep in sweeps.items() if sweep.settings.get("apply_chat_template")]
+    plain = [name for name in sweeps if name not in chats]
+    if chats and plain:
         told.append(
-            f"Questions are asked behind a chat template of {chats[True]}, and of {chats[False]} without one: each "
-            "drop is against the same model asked alike."
+            f"Questions are asked behind a chat template of {' and '.join(chats)}, and of {' and '.join(plain)} "
+            "without one: each drop is against the same model asked alike."
         )
     return told
 
