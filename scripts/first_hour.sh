@@ -10,7 +10,10 @@ given=${1:+$(cd "$1" && pwd)}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-git clone -q "$here" "$work/clone"
+if ! git clone -q "$here" "$work/clone"; then  # a folder that is no clone, or somebody else's
+    mkdir -p "$work/clone"
+    tar -C "$here" --exclude=./.venv --exclude=./out --exclude=./.git -cf - . | tar -C "$work/clone" -xf -
+fi
 cd "$work/clone"
 if [ -n "$given" ]; then
     "$given/bin/python" -m venv "$work/venv"
