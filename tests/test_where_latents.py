@@ -346,3 +346,13 @@ def test_the_nearest_misses_come_back_alone(tmp_path):
     rows = {row["class"]: row for row in record["rows"] if row["measure"] == "kl"}
     assert list(rows) == ["8 nearest latents", "32 nearest latents"], "one lies in the other, so that they have no sum"
     assert record["held_out"] is False
+
+
+@pytest.mark.parametrize(
+    ("tasks", "has_energy"), [("sae_world_homes", False), ("sae_world_homes,sae_world_villages", True)]
+)
+def test_texts_without_a_spliced_position_miss_nothing(tasks, has_energy, tmp_path):
+    """Prompts of homes have fewer than 8 tokens."""
+    variant = {"sae": K4, "splice_tokens": "non_special:7", "name": "late"}
+    found = found_by(tmp_path, tasks, variant, ("missed", "first:1"), limit=8)
+    assert all((energy is not None) == has_energy for energy in found.record()["energy"].values())

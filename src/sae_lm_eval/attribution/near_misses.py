@@ -35,6 +35,8 @@ class MissedSpan:
     ) -> Float[Tensor, "*batch d_out"]:
         z = self.splice.dictionary_input(x).reshape(-1, x.shape[-1])
         flat = error.reshape(-1, error.shape[-1])
+        if not len(flat):  # of texts without a spliced position
+            return torch.zeros_like(error)
         step = max(1, NUMBERS // (self.count * flat.shape[-1]))
         pieces = [self._of(z[at : at + step], flat[at : at + step]) for at in range(0, len(flat), step)]
         return torch.cat(pieces).reshape(error.shape).to(error)
