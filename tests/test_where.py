@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +21,10 @@ from sae_lm_eval.attribution.token_kinds import KINDS, Words, token_kinds
 from sae_lm_eval.cli.main import app
 from sae_lm_eval.comparison.paired_statistics import ALIKE
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses, shares, why_no_share
+from sae_lm_eval.harness.few_shot_headers import own_text
 from sae_lm_eval.report.where_records import records_beside
-from sae_lm_eval.report.where_tables import class_tables, norm_edges, where_picture, where_sentences
-from sae_lm_eval.runs.asked_tasks import _choices, _own
+from sae_lm_eval.report.where_tables import class_tables, norm_edges, question_pages, where_picture, where_sentences
+from sae_lm_eval.runs.asked_tasks import _choices
 from sae_lm_eval.runs.inquiry import Inquiry
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import sweep_of
@@ -478,6 +480,46 @@ def test_other_weights_of_a_dictionary_are_another_variant(villages, tmp_path):
         assert len(records) == count
 
 
+def test_of_records_of_one_variant_the_newest_is_kept(villages, tmp_path):
+    _, found = villages
+    record = {**found.record(), "model_args": {"pretrained": "world"}, "tasks": [], "n_shot": {"sae_world_homes": 0}}
+    (tmp_path / "where").mkdir()
+    for name, level, written in (("a", 0.9, 300), ("b", 0.95, 200), ("c", 0.99, 100)):
+        file = tmp_path / "where" / f"{name}.json"
+        file.write_text(json.dumps({**record, "level": level}))
+        os.utime(file, (written, written))
+    records, left_out = records_beside(compared(tmp_path, record["provenance"]))
+    assert [one["level"] for one in records] == [0.9]
+    assert left_out == [
+        f"where/{name}.json is left out: it is of short, as is where/a.json, which is newer." for name in "bc"
+    ]
+
+
+@pytest.mark.parametrize("names", [("a.b", "a-b"), ("日本", "中国"), ("K4", "k4"), ("a.b", "a-b", "a-b-2")])
+def test_no_two_variants_have_one_file(names, villages, tmp_path):
+    _, found = villages
+    record = {**found.record(), "model_args": {"pretrained": "world"}, "tasks": [], "n_shot": {"sae_world_homes": 0}}
+    question = {"task": "sae_world_homes", "doc_id": 3, "reason": "None is told."}
+    (tmp_path / "where").mkdir()
+    variants = []
+    for number, name in enumerate(names):
+        provenance = {**record["provenance"], "scale": 1.0 - number / 8}
+        variants.append(SimpleNamespace(name=name, provenance=provenance))
+        content = json.dumps({**record, "provenance": provenance, "questions": [question]})
+        (tmp_path / "where" / f"{number}.json").write_text(content)
+    comparison = SimpleNamespace(baseline=compared(tmp_path, {}).baseline, variants=variants)
+    records, left_out = records_beside(comparison)
+    assert not left_out
+    pages = question_pages(records)
+    assert [page.title for page in pages] == list(names)
+    files = [page.file for page in pages]
+    figures = [where_picture(one).name for one in records]
+    tables = [table.name for one in records for table in class_tables(one)]
+    for of in (files, figures, tables):
+        assert len({name.lower() for name in of}) == len(of)
+        assert all(name.isascii() for name in of)
+
+
 def compared(folder, provenance):
     """A comparison of one variant, as far as the records beside it are chosen by it."""
     told = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "n_shot": {}, "raw": {}}
@@ -542,7 +584,7 @@ def test_of_a_task_whose_prompts_differ_by_choice_the_scored_text_is_the_choice(
         doc_to_choice=lambda _doc: ["Ann met Bo because Ann", "Ann met Bo because Bo"],
         doc_to_target=lambda _doc: "was late.",
     )
-    assert (_own(asked, {}), _choices(asked, {})) == (None, ("was late.", "was late."))
+    assert (own_text(asked, {}), _choices(asked, {})) == (None, ("was late.", "was late."))
     document = PromptDocument("t", 0, None, ("was late.",), {"sentence": "Ann met Bo", "answer": 1})
     assert document.written == "Ann met Bo was late."
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 
 from sae_lm_eval.attribution.segments import DIFFERENCE, LAST, OTHER, SEGMENTS, PromptDocument, segments
 from sae_lm_eval.attribution.token_kinds import KINDS, Words, first_letters, token_kinds
+from sae_lm_eval.comparison.restored import MISSED
 from sae_lm_eval.errors import UserError, one_of
 
 MOST_LABELS = 2**13  # so that a label and an id of the largest vocabularies fit into 32 bits
@@ -19,7 +20,6 @@ DISTANCES = (1, 4, 16, 64)  # tokens before the answer
 REST = "the rest"
 NORMS, SITES = "norm", "site"  # what divides the places, and no token tells
 DIRECTIONS, COMPONENTS = "direction", "component"  # what divides the error wherever it is
-MISSED = "missed"  # what latents write along that are just not active
 LEADING = (1, 8, 64)  # leading components that are taken together
 NEAREST = (8, 32)  # latents below the threshold that are taken together
 PARTS = {DIRECTIONS: 2, COMPONENTS: len(LEADING), MISSED: len(NEAREST)}  # how many classes each has

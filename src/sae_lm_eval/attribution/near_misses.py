@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lm_eval.attribution.classes import MISSED, NEAREST
+from sae_lm_eval.attribution.classes import NEAREST
 from sae_lm_eval.attribution.directions import DirectionClass, Part
 from sae_lm_eval.attribution.patches import EditedWatch
+from sae_lm_eval.comparison.restored import MISSED
 from sae_lm_eval.dictionaries.pre_activations import NearMisses, near_misses
 from sae_lm_eval.splicing.splice import Splice, Variant
 

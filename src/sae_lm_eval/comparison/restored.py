@@ -13,6 +13,7 @@ from sae_lm_eval.comparison.resampling import ratio_of_sums
 from sae_lm_eval.comparison.share_lost import NAN, fieller
 
 ACCURACY, MARGIN, KL = "accuracy", "margin", "kl"
+MISSED = "missed"  # the division of an error by latents that are just not active
 UNITS = {ACCURACY: "pp", MARGIN: "nats", KL: "nats/token"}
 NOT_DROPPED = "the drop does not exclude 0"
 NO_MARGIN = "no margins: the right choice is not known"

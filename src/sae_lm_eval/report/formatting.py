@@ -166,6 +166,26 @@ def abridged(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most // 2]} … {text[-(most // 2) :]}"
 
 
+def ascii_slug(text: str) -> str:
+    """A name with a dash for each character that is neither an ASCII letter nor a digit."""
+    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text)
+
+
+def distinct_slugs(names: Iterable[str]) -> dict[str, str]:
+    """The slug of each name, with a number behind those that others have, whatever the case of their letters."""
+    slugs: dict[str, str] = {}
+    taken: set[str] = set()
+    for name in dict.fromkeys(names):
+        slug = plain = ascii_slug(name)
+        number = 1
+        while slug.lower() in taken:
+            number += 1
+            slug = f"{plain}-{number}"
+        taken.add(slug.lower())
+        slugs[name] = slug
+    return slugs
+
+
 def without_shared_start(names: Sequence[str]) -> dict[str, str]:
     """Long names less what they all begin with; each then still begins with a letter. Short names stay."""
     cut = 0

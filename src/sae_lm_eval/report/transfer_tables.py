@@ -22,6 +22,7 @@ from sae_lm_eval.report.formatting import (
     Cell,
     ReportTable,
     TableColumn,
+    ascii_slug,
     fixed_decimals,
     is_number,
     listing,
@@ -71,17 +72,13 @@ def matrix_table(matrix: Matrix) -> ReportTable:
     )
     first = matrix.section == "overall"
     return ReportTable(
-        "summary" if first else f"transfer-{matrix.section}-{_ascii(matrix.name)}",
+        "summary" if first else f"transfer-{matrix.section}-{ascii_slug(matrix.name)}",
         "What each variant costs in each model" if first else f"{next(iter(rows)).alias}: drop by model",
         caption,
         (TableColumn("variant", "left"), *map(TableColumn, cells)),
         tuple(body),
         blocks=tuple(sorted({at for at in ends if 0 < at < len(body)})),
     )
-
-
-def _ascii(name: str) -> str:
-    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)
 
 
 def adjusted(cells: Mapping[str, Mapping[str, DropRow]]) -> dict[str, dict[str, DropRow]]:
@@ -162,5 +159,5 @@ def loss_tables(fidelity: Mapping[str, Fidelity], names: Mapping[str, str]) -> l
         caption = f"{heading[0].upper()}{heading[1:]} on {text.removeprefix(GROUP)} in {listing(fidelity)}, {unit}."
         columns = (TableColumn("variant", "left"), *map(TableColumn, fidelity))
         title = f"{heading[0].upper()}{heading[1:]} in each model"
-        made.append(ReportTable(f"transfer-{_ascii(metric)}", title, caption, columns, tuple(body)))
+        made.append(ReportTable(f"transfer-{ascii_slug(metric)}", title, caption, columns, tuple(body)))
     return made

@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from sae_lm_eval.comparison.compare import Comparison
+from sae_lm_eval.comparison.restored import MISSED
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import Foreign, read_json
+from sae_lm_eval.report.formatting import distinct_slugs
 from sae_lm_eval.results.results import Results
 from sae_lm_eval.runtime.run_files import read_identity
 
 FOLDER = "where"  # in that of a run
-MISSED = "missed: "  # what divisions of the error that are not fitted are called by
 OF_MODEL = ("pretrained", "revision", "subfolder", "peft", "delta")
 USUAL = {"revision": "main"}
 OF_SPLICE = ("dictionary", "revision", "hook_in", "hook_out", "mode")
@@ -158,9 +159,14 @@ class WhereRecord(Foreign):
 
     @model_validator(mode="after")
     def _is_fitted_where_it_says_how_well(self) -> WhereRecord:
-        if any(not name.startswith(MISSED) for name in self.energy or {}) and self.fitted_on is None:
+        if any(is_fitted(name) for name in self.energy or {}) and self.fitted_on is None:
             raise ValueError("the energy of directions needs fitted_on, on how many positions they were fitted")
         return self
+
+
+def is_fitted(name: str) -> bool:
+    """Whether what `energy` calls `name` is fitted to other documents."""
+    return name.partition(":")[0] != MISSED
 
 
 def read_where_record(file: Path) -> WhereRecord:
@@ -171,21 +177,42 @@ def read_where_record(file: Path) -> WhereRecord:
 def records_beside(comparison: Comparison) -> tuple[list[dict[str, Any]], list[str]]:
     """The records of the comparison's variants, under their names, and a sentence for each other one that lies there.
 
+    Each has as `slug` what files are called by. Of several records of a variant, the newest file counts.
     Raises `UserError` for a file that is none.
     """
     home = comparison.baseline.folder
     folders = [folder / FOLDER for folder in (home, *home.parents[:2])]
-    records, left_out = [], []
+    found: list[tuple[Path, WhereRecord, str]] = []
+    left_out = []
     for file in (file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json"))):
         record = read_where_record(file)
         spliced = record.provenance.as_given()
         own = [results.name for results in comparison.variants if _is_same(results.provenance, spliced)]
         mismatch = _mismatch(record, comparison.baseline) or (None if own else "a variant that is not compared here")
         if mismatch is None:
-            records.append({**record.model_dump(by_alias=True), "variant": own[0]})
+            found.append((file, record, own[0]))
         else:
-            left_out.append(f"{'/'.join(file.parts[-2:])} is left out: it is of {mismatch}.")
-    return records, left_out
+            left_out.append(_left_out(file, mismatch))
+    newest = {name: file for file, _, name in sorted(found, key=lambda one: one[0].stat().st_mtime_ns)}
+    slugs = distinct_slugs(name for *_, name in found)
+    left_out += [
+        _left_out(file, f"{name}, as is {_short(newest[name])}, which is newer")
+        for file, _, name in found
+        if file != newest[name]
+    ]
+    return [
+        {**record.model_dump(by_alias=True), "variant": name, "slug": slugs[name]}
+        for file, record, name in found
+        if file == newest[name]
+    ], left_out
+
+
+def _left_out(file: Path, what: str) -> str:
+    return f"{_short(file)} is left out: it is of {what}."
+
+
+def _short(file: Path) -> str:
+    return "/".join(file.parts[-2:])
 
 
 def _mismatch(record: WhereRecord, baseline: Results) -> str | None:

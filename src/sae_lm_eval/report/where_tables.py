@@ -15,6 +15,8 @@ from sae_lm_eval.report.formatting import (
     Cell,
     ReportTable,
     TableColumn,
+    ascii_slug,
+    distinct_slugs,
     fixed_decimals,
     interval_text,
     is_number,
@@ -24,7 +26,7 @@ from sae_lm_eval.report.formatting import (
     text_cell,
 )
 from sae_lm_eval.report.latent_tables import OVERALL, latent_sentences, latent_table, tasks_together
-from sae_lm_eval.report.where_records import MISSED
+from sae_lm_eval.report.where_records import is_fitted
 
 MEASURES = {ACCURACY: "accuracy", MARGIN: "margin", KL: "KL"}
 KINDS = {"restored": "comes back", "alone": "alone", "random": "random"}
@@ -37,7 +39,8 @@ WIDTHS = {"pp": 1, "nats": 3, "nats/token": 3}
 
 def class_tables(record: Mapping[str, Any]) -> list[ReportTable]:
     """A table of each division."""
-    tables = [class_table(record, division) for division in dict.fromkeys(row["division"] for row in record["rows"])]
+    slugs = distinct_slugs(row["division"] for row in record["rows"])
+    tables = [class_table(record, division, slug) for division, slug in slugs.items()]
     return [table for table in tables if table is not None]
 
 
@@ -46,7 +49,7 @@ def latent_tables(record: Mapping[str, Any], *, overall: bool = False) -> list[R
     latents = record.get("latents")
     if overall and latents:
         record = {**record, "latents": {**latents, "rows": [of for of in latents["rows"] if of["name"] == OVERALL]}}
-    table = latent_table(record, f"where-{_slug(record['variant'])}-latents")
+    table = latent_table(record, f"where-{_slug(record)}-latents")
     return [] if table is None else [table]
 
 
@@ -62,7 +65,7 @@ class QuestionPage:
 def question_pages(records: Sequence[Mapping[str, Any]]) -> tuple[QuestionPage, ...]:
     """A page of each record that has questions."""
     return tuple(
-        QuestionPage(f"questions-{_slug(record['variant'])}.html", record["variant"], record)
+        QuestionPage(f"questions-{_slug(record)}.html", record["variant"], record)
         for record in records
         if record.get("questions")
     )
@@ -112,7 +115,7 @@ def _picture(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], measu
     most = "" if largest is None else f" Largest: {largest['class']}, {share(largest['restored'], 0)}."
     drop = f"the {measure} from the baseline" if measure == MEASURES[KL] else f"the drop in {measure}"
     return Picture(
-        f"where-{_slug(record['variant'])}",
+        f"where-{_slug(record)}",
         f"Where the loss of {record['variant']} comes from",
         f"Share (%) of {drop} that comes back when the error of a class of positions is put back, by "
         f"part of the tasks; those whose drop does not exclude 0 are left out.{beyond}",
@@ -121,8 +124,8 @@ def _picture(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], measu
     )
 
 
-def class_table(record: Mapping[str, Any], division: str) -> ReportTable | None:
-    """The shares of the drop over all tasks by the classes of a division; None where it has none."""
+def class_table(record: Mapping[str, Any], division: str, slug: str) -> ReportTable | None:
+    """The shares of the drop over all tasks by the classes of a division, `slug` in names; None where it has none."""
     rows = [row for row in record["rows"] if row["division"] == division and row["name"] == OVERALL]
     if not rows:
         return None
@@ -142,7 +145,7 @@ def class_table(record: Mapping[str, Any], division: str) -> ReportTable | None:
     blocks = (len(lines) - 1,) if lines and lines[-1][0].text == SUM else ()
     edges = f" {norm_edges(record)}" if division == NORM and record.get("norm_edges") else ""
     return ReportTable(
-        f"where-{_slug(record['variant'])}-{_slug(division)}",
+        f"where-{_slug(record)}-{slug}",
         f"{record['variant']}: share of the drop by {division}",
         f"{caption(record, counted=bool(covered))}{edges}",
         tuple(columns),
@@ -210,7 +213,7 @@ def where_sentences(record: Mapping[str, Any]) -> list[str]:
         out.append(f"{record['variant']}: {what} {drop} on {questions}.{why}")
     for name, energy in (record.get("energy") or {}).items():
         fit = f", by a fit to {record['fitted_on']:,} positions of the other documents" if record["fitted_on"] else ""
-        out.append(f"{name}: {share(energy)} of the error's squared norm{'' if name.startswith(MISSED) else fit}.")
+        out.append(f"{name}: {share(energy)} of the error's squared norm{fit if is_fitted(name) else ''}.")
     out += [*(record.get("not_told") or []), *latent_sentences(record)]
     if record["aligned"] < 1:
         out.append(
@@ -224,5 +227,6 @@ def _number(unit: str) -> Any:
     return lambda value: fixed_decimals(value, WIDTHS[unit])
 
 
-def _slug(text: str) -> str:
-    return "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in text)
+def _slug(record: Mapping[str, Any]) -> str:
+    """The variant in the names of files: among several records, one of its own."""
+    return record.get("slug") or ascii_slug(record["variant"])

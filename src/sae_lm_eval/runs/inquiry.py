@@ -9,7 +9,6 @@ from sae_lm_eval.attribution.classes import (
     COMPONENTS,
     DEFAULT,
     DIRECTIONS,
-    MISSED,
     NORMS,
     NORMS_OF,
     PARTS,
@@ -21,6 +20,7 @@ from sae_lm_eval.attribution.classes import (
     whole_of,
 )
 from sae_lm_eval.attribution.token_kinds import Words
+from sae_lm_eval.comparison.restored import MISSED
 from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:

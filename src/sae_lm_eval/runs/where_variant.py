@@ -10,13 +10,13 @@ from zlib import crc32
 
 import numpy as np
 
-from sae_lm_eval.attribution.classes import MISSED, NORMS_OF, SITES, Labels, division
+from sae_lm_eval.attribution.classes import NORMS_OF, SITES, Labels, division
 from sae_lm_eval.attribution.directions import DirectionClass, Moments
 from sae_lm_eval.attribution.near_misses import MissedEnergy
 from sae_lm_eval.attribution.patches import Patched, PlaceClass, classes_of, spread
 from sae_lm_eval.attribution.segments import PromptDocument
 from sae_lm_eval.attribution.token_kinds import Words
-from sae_lm_eval.comparison.restored import MARGIN, NO_MARGIN, PairedLosses
+from sae_lm_eval.comparison.restored import MARGIN, MISSED, NO_MARGIN, PairedLosses
 from sae_lm_eval.comparison.subsets import Cut
 from sae_lm_eval.dictionaries.latent_edits import AFTER_HEADER, LAST
 from sae_lm_eval.errors import UserError
