@@ -289,6 +289,21 @@ def test_labels_of_a_figure_lose_what_all_long_names_begin_with(out: Path) -> No
     assert figures.labels_of(rows[2:]) == {"blimp_transitive": "blimp_transitive"}
 
 
+def test_no_name_in_a_figure_turns_its_text_around(out: Path) -> None:
+    rows = drops.drop_rows(build.compare_tasks(*folders.find_results(out)).drops)
+    evil = [
+        dataclasses.replace(row, **{name: f"\u202e{getattr(row, name)}" for name in ("variant", "alias", "parent")})
+        for row in drops.section_of(rows, "task")
+    ]
+    drawn = [figures.drop_by_category(evil), figures.heat_map(evil), figures.drop_against_baseline(evil)]
+    drawn.append(figures.coloured_grid(np.ones((1, 2)), ["\u202eleft"], ["\u202eabove", "b"], 1.0, "\u202escale"))
+    for figure in drawn:
+        assert figure is not None
+        svg = figures.as_bytes(figure, "svg").decode()
+        assert "&lt;U+202E&gt;" in svg
+        assert "\u202e" not in svg
+
+
 def test_controls_stand_last_in_the_legend(out: Path) -> None:
     rows = drops.drop_rows(build.compare_tasks(*folders.find_results(out)).drops)
     tasks = drops.section_of(rows, "task")

@@ -87,7 +87,7 @@ class Picture:
 def as_bytes(figure: Figure, kind: str) -> bytes:
     """The figure as a file: pdf, svg (letters as text) or png; the same bytes each time, on a clear background."""
     buffer = io.BytesIO()
-    for text in figure.findobj(Text):
+    for text in figure.findobj(Text):  # but labels of ticks, which are made anew as it is drawn
         text.set_text(printable(text.get_text()))
     with mpl.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # of a name in letters that no font here has
@@ -195,7 +195,7 @@ def points(axis: Axes, index: int, label: str, x: Any, y: Any, **more: Any) -> N
 
 
 def _ruled(axis: Axes, ticks: Sequence[tuple[float, str, str]], end: float, small: float) -> None:
-    axis.set_yticks([at for at, *_ in ticks], [text for _, text, _ in ticks])
+    axis.set_yticks([at for at, *_ in ticks], [printable(text) for _, text, _ in ticks])
     for label, (*_, weight) in zip(axis.get_yticklabels(), ticks, strict=False):  # none inside a grid of panels
         label.set_fontweight(weight)
     axis.tick_params(axis="y", length=0, labelsize=small)
@@ -246,6 +246,7 @@ def coloured_grid(
     A line is drawn above the rows at `breaks`. Where there are too many columns for numbers, a scale of colours with
     the `label` stands beside them, with points at its ends where numbers lie beyond them.
     """
+    left, above = ([printable(name) for name in names] for names in (left, above))
     width = LETTER * max(map(len, left)) + 0.5 + 0.5 * len(above)
     height = 0.2 + 0.7 * LETTER * max(map(len, above)) + 0.2 * len(left)
     with mpl.rc_context(STYLE):
