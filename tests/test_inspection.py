@@ -101,6 +101,13 @@ def test_explained_variance_agrees_with_a_direct_computation(folder):
     assert fit.explained_variance == pytest.approx(expected.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("edits", [{"ablate": "3", "latent_positions": "last"}, {"keep_top": 2}])
+def test_the_fit_is_that_of_the_dictionary_without_edits_of_its_latents(folder, edits):
+    (plain,), _ = inspection.fits(arguments(folder, "centered"), str(folder / "text.jsonl"), 60)
+    (edited,), _ = inspection.fits(arguments(folder, "centered", **edits), str(folder / "text.jsonl"), 60)
+    assert edited == plain
+
+
 def test_a_text_of_one_token_explains_no_variance(folder, tmp_path):
     (tmp_path / "one.txt").write_text("w5")
     ((fit, _),), _ = inspection.fits(arguments(folder, "centered"), str(tmp_path / "one.txt"), 10)

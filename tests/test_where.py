@@ -542,6 +542,15 @@ def compared(folder, provenance):
         (["--num_fewshot", "many"], "sae-lm-eval where --help lists the flags"),
         (["--question", "first"], "--question first is no question"),
         (["--latents", "-1"], "it takes a number from 1 to 100"),
+        (
+            ["--latents", "2", "--sae", f"{K4},ablate=3,latent_positions=first:4", "--plan"],
+            "latent_positions=first:4 of",
+        ),
+        (["--latents", "2", "--sae", f"{K4},ablate=3,latent_heads=1", "--plan"], "leave out latent_heads=1 of"),
+        (
+            ["--sae", f"{K4},ablate=3,latent_positions=last", "--plan"],
+            "leave out latent_positions=last and after_header",
+        ),
     ],
 )
 def test_bad_input_is_told_in_a_sentence(flags, message, tmp_path):

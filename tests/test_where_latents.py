@@ -20,6 +20,7 @@ from sae_lm_eval.runs.inquiry import Inquiry
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import sweep_of
 from sae_lm_eval.runs.where import explain_drops
+from sae_lm_eval.runs.where_variant import check_variant
 from sae_lm_eval.scoring.loaded_model import LoadedModel, Settings
 from sae_lm_eval.scoring.request import Query
 from sae_lm_eval.scoring.spliced_model import SplicedModel
@@ -293,6 +294,16 @@ def test_a_latent_costs_what_a_run_without_it_loses(world, tmp_path):
     assert rows[0]["ablated"] == pytest.approx(expected, abs=1e-4)
     assert rows[0]["ablated_low"] <= rows[0]["ablated"] <= rows[0]["ablated_high"]
     assert np.sign(rows[0]["attributed"]) == np.sign(rows[0]["ablated"])
+
+
+@pytest.mark.parametrize("where", [{"latent_positions": "first:2"}, {"latent_heads": "0"}])
+def test_latents_edited_in_part_are_not_ablated(where):
+    sae = random_sae(WIDTH, "blocks.1.attn.hook_z")
+    of = spliced(sae, ablate="3", **where)
+    with pytest.raises(UserError, match=r"--latents ablates latents wherever a dictionary is spliced in: leave out "):
+        check_variant(Inquiry(latents=2), "part", of)
+    check_variant(Inquiry(), "part", of)
+    check_variant(Inquiry(latents=2), "whole", spliced(sae, ablate="3"))
 
 
 def test_the_record_tells_the_parts_and_the_tokens(world):

@@ -56,7 +56,10 @@ def check_latents(variant: Variant) -> None:
 
 
 def ablated(variant: Variant, number: int, latent: int) -> Variant:
-    """The variant with one latent of the splice of that number at 0 wherever it is spliced in."""
+    """The variant with one latent of the splice of that number at 0 wherever it is spliced in.
+
+    Its own edits of latents, if it has any, hold everywhere: `Inquiry.check_edits` refuses others.
+    """
     splices = list(variant.splices)
     splice = splices[number]
     splices[number] = replace(

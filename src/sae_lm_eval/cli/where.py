@@ -69,6 +69,8 @@ def where_command(
     from sae_lm_eval.runs.checks import check
     from sae_lm_eval.runs.inquiry import Inquiry
     from sae_lm_eval.runtime.run_folder import check_folder
+    from sae_lm_eval.splicing.choices import choices_of
+    from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
     inquiry = Inquiry(tuple(by or DEFAULT), held_out, latents=latents, questions=tuple(question or ()))
     sweep = sweep_from(context, model_args, (sae or [], []), [], {"output_path": output_path})
@@ -77,6 +79,8 @@ def where_command(
     if other := [one.name for one in sweep.variants if not _has_error(one)]:
         raise UserError(f"{other[0]} has no dictionary's error to put back: where explains splice=reconstruction.")
     check(sweep, None)
+    for one in sweep.variants:
+        inquiry.check_edits(one.name, choices_of(SpliceArguments(**one.arguments)).edits)
     if sweep.output_path is not None:
         check_folder(sweep.output_path)
     say_loading()

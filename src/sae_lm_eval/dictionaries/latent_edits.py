@@ -61,9 +61,13 @@ class LatentEdits:
         parts += [f"ablate={'+'.join(map(str, self.ablate))}"] if self.ablate else []
         clamped = "+".join(f"{latent}:{value:g}" for latent, value in self.clamp)
         parts += [f"clamp={clamped}"] if clamped else []
-        parts += [] if self.positions == ALL else [f"latent_positions={self.positions}"]
-        parts += [f"latent_heads={'+'.join(map(str, self.heads))}"] if self.heads else []
-        return ", ".join(parts)
+        return ", ".join([*parts, *self.where])
+
+    @property
+    def where(self) -> list[str]:
+        """Of positions and heads what narrows them, as it is written; empty where they hold at all of both."""
+        positions = [] if self.positions == ALL else [f"latent_positions={self.positions}"]
+        return [*positions, *([f"latent_heads={'+'.join(map(str, self.heads))}"] if self.heads else [])]
 
     @property
     def first(self) -> int | None:

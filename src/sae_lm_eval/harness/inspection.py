@@ -19,7 +19,7 @@ from sae_lm_eval.splicing.choices import choices_of, refuse_misspelt
 from sae_lm_eval.splicing.edit_spec import refuse_edit
 from sae_lm_eval.splicing.skeleton import skeleton
 from sae_lm_eval.splicing.splice import Splice, Variant
-from sae_lm_eval.splicing.splice_arguments import SpliceArguments
+from sae_lm_eval.splicing.splice_arguments import LATENT_EDITS, SpliceArguments
 from sae_lm_eval.splicing.variants import build_variant
 
 
@@ -92,11 +92,13 @@ def loading_of(dictionary: Dictionary) -> str:
 def fits(model_args: Mapping[str, Any], path: str, tokens: int) -> tuple[list[list[Fit]], list[float | str | None]]:
     """For each dictionary the fit of every map that its site allows, the chosen one first, on a text of the user's.
 
+    Fits are those of dictionaries without any edits of their latents.
+
     The chosen one says whether its numbers are those of the release and, if not, what would make them so. Second, for
     each dictionary that was trained on normalised activations without saying by how much, the norm_factor
     sqrt(d_in) / E|x| that this text gives, IN:OUT for a transcoder; the fits are then with it.
     """
-    replaced = ("sae", "norm_factor", "splice", "mean_text", "mean_tokens")
+    replaced = ("sae", "norm_factor", "splice", "mean_text", "mean_tokens", *LATENT_EDITS)
     own = {name: value for name, value in model_args.items() if name not in replaced}
     found = _as_released(model_args)
     factors: list[float | str | None] = [None] * len(found)

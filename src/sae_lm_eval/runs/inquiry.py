@@ -21,6 +21,7 @@ from sae_lm_eval.attribution.classes import (
 )
 from sae_lm_eval.attribution.token_kinds import Words
 from sae_lm_eval.comparison.restored import MISSED
+from sae_lm_eval.dictionaries.latent_edits import AFTER_HEADER, LAST, LatentEdits
 from sae_lm_eval.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,6 +68,19 @@ class Inquiry:
                     f"--question {text} is no question: give a document's number, as in --question 12 or "
                     f"--question arc_easy:12, or --question {WORST}."
                 )
+
+    def check_edits(self, name: str, edits: LatentEdits) -> None:
+        """Raise `UserError` where the edits of the variant `name` hold at positions or in heads that are in the way."""
+        if edits.looks_at_prompt:
+            raise UserError(
+                f"where divides the positions of {name} by itself: leave out latent_positions={LAST} and "
+                f"{AFTER_HEADER}."
+            )
+        if self.latents and edits.where:
+            raise UserError(
+                f"--latents ablates latents wherever a dictionary is spliced in: leave out "
+                f"{' and '.join(edits.where)} of {name}, or --latents."
+            )
 
     @property
     def of_tokens(self) -> list[str]:

@@ -18,7 +18,6 @@ from sae_lm_eval.attribution.segments import PromptDocument
 from sae_lm_eval.attribution.token_kinds import Words
 from sae_lm_eval.comparison.restored import MARGIN, MISSED, NO_MARGIN, PairedLosses
 from sae_lm_eval.comparison.subsets import Cut
-from sae_lm_eval.dictionaries.latent_edits import AFTER_HEADER, LAST
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runs.asked_tasks import AskedTask
 from sae_lm_eval.runs.folder_names import BASELINE
@@ -224,13 +223,11 @@ def chosen_documents(question: Inquiry, documents: Sequence[PromptDocument]) -> 
 
 
 def check_variant(question: Inquiry, name: str, spliced: Any) -> None:
-    """Raises `UserError` for a variant without classes, and for one that is run by itself."""
+    """Raises `UserError` for a variant without classes, for edits in the way, and for one that is run by itself."""
     if {*question.by} == {SITES} and len(spliced.variant.splices) < 2:
         raise UserError(f"--by site divides nothing: {name} is spliced in at one site.")
-    if spliced.variant.looks_at_prompt:
-        raise UserError(
-            f"where divides the positions of {name} by itself: leave out latent_positions={LAST} and {AFTER_HEADER}."
-        )
+    for splice in spliced.variant.splices:
+        question.check_edits(name, splice.edits)
     if not spliced.is_scored:
         raise UserError(f"where scores the variants of {name} in shared passes, and its model runs each by itself.")
 
