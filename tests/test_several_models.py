@@ -11,16 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import random_model, word_tokenizer
+from models import random_model, random_sae, word_tokenizer
 from runs import answers, question, write_run
 
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.comparison.transfer_gap import gap
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.report.transfer import Transfer, read_transfer, transfer_report
+from sae_lm_eval.harness.model import SaeHFLM
+from sae_lm_eval.report.transfer import Transfer, read_transfer, trained_here, transfer_report
 from sae_lm_eval.report.transfer_tables import HOME, gap_table
 from sae_lm_eval.runs.run import run
-from sae_lm_eval.runs.several_models import check_models, lists_models, sweeps_of, told_before
+from sae_lm_eval.runs.several_models import check_models, foreign_dictionaries, lists_models, sweeps_of, told_before
 
 K4, K32 = "world#blocks.2.hook_resid_post.k4", "world#blocks.2.hook_resid_post.k32"
 
@@ -320,6 +321,82 @@ def test_p_of_the_table_is_that_of_the_stars(tmp_path):
         assert transfer.table(by)["p_adjusted"].tolist() == pytest.approx([6 / 2**6] * 3)
         (table,) = transfer.matrices(by)
         assert not any("*" in cell.text for cell in table.rows[1])
+
+
+def test_a_report_shows_one_task_once_and_colours_reconstructions_in_the_order_of_the_table(tmp_path):
+    made = {}
+    for model in ("one", "two"):
+        of = tmp_path / model
+        for name, wrong, splice in (("baseline", 0, "none"), ("k4", 1, "reconstruction"), ("zero", 9, "zero")):
+            told = {"sae_lm_eval": {"splice": splice}}
+            write_run(of / name, answers({"t": np.r_[np.zeros(wrong), np.ones(20 - wrong)]}), config=told, model=name)
+        write_run(of / "k32", answers({"t": np.ones(20)}), config={"sae_lm_eval": {"splice": "reconstruction"}})
+        made[model] = paired_comparison(of / "baseline", [of / name for name in ("k4", "zero", "k32")])
+    report = transfer_report(Transfer(made, {}))
+    assert [table.title for table in report.tables] == ["What each variant costs in each model"]
+    (picture,) = report.pictures
+    names = [row[0].text for row in report.tables[0].rows[1:]]
+    assert [label.get_text() for label in picture.figure.axes[0].get_xticklabels()] == names[:2]
+
+
+def models_of(folder: Path, trained_on: str, trained: bool = True, **asked: dict) -> dict:
+    """By name the comparisons of models asked for so, all with a dictionary that names `trained_on`."""
+    splice = {"dictionary": "k4", "trained_on": [trained_on], "trained_here": trained}
+    made = {}
+    for name, arguments in asked.items():
+        of = {"baseline": {"splice": "none"}, "k4": {"splice": "reconstruction", "splices": [splice]}}
+        for variant, told in of.items():
+            config = {"model_args": arguments, "sae_lm_eval": told}
+            write_run(folder / name / variant, answers({"t": np.ones(20)}), config=config)
+        made[name] = paired_comparison(folder / name / "baseline", folder / name / "k4")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"one": {"pretrained": "a/gemma"}, "two": {"pretrained": "b/gemma"}}, {"one"}),
+        ({"one": {"pretrained": "c/gemma"}, "two": {"pretrained": "b/gemma"}}, {"one", "two"}),
+        ({"one": {"pretrained": "a/gemma", "revision": "step1"}, "two": {"pretrained": "a/gemma"}}, {"two"}),
+        ({"one": {"pretrained": "a/gemma", "revision": "step1"}}, {"one"}),
+        ({"one": {"pretrained": "a/gemma"}, "two": {"pretrained": "a/gemma", "peft": "./lora"}}, {"one"}),
+    ],
+)
+def test_the_model_that_a_dictionary_was_trained_on_is_the_nearest_of_its_name(tmp_path, asked, expected):
+    comparisons = models_of(tmp_path, "a/gemma", **asked)
+    assert {model for model, own in trained_here(comparisons).items() if own} == expected
+
+
+def test_a_model_is_no_home_by_the_last_part_of_its_name_alone(tmp_path):
+    comparisons = models_of(tmp_path, "a/gemma", trained=False, one={"pretrained": "b/gemma"})
+    assert trained_here(comparisons) == {"one": frozenset()}
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "model", "is_its"),
+    [
+        ("mistral-7b", "mistralai/Mistral-7B-v0.1", True),
+        ("tiny-stories-1M", "roneneldan/TinyStories-1M", True),
+        ("gelu-2l", "NeelNanda/GELU_2L512W_C4_Code", True),
+        ("gpt2-small", "/models/gpt2-small/", True),
+        ("gpt2", "mirror/gpt2-small", True),
+        ("gemma-2-2b", "google/gemma-2-2b-it", False),
+    ],
+)
+def test_results_say_whether_a_dictionary_was_trained_on_the_model(trained_on, model, is_its):
+    made, sae = random_model("gpt2"), random_sae(32, "blocks.1.hook_resid_post")
+    made.config._name_or_path = model
+    sae.cfg.metadata.model_name = trained_on
+    lm = SaeHFLM(pretrained=made, tokenizer=word_tokenizer(), sae=sae)
+    (splice,) = lm.spliced.provenance()["splices"]
+    assert (splice["trained_on"], splice["trained_here"]) == ([trained_on], is_its)
+
+
+def test_a_dictionary_of_a_model_with_the_same_last_part_is_a_transfer_beside_its_own(tmp_path):
+    random_sae(32, "blocks.1.hook_resid_post", model_name="a/gemma").save_model(tmp_path)
+    sweeps = sweeps_of(content(["a/gemma", "b/gemma"], variants=[str(tmp_path)]))
+    assert foreign_dictionaries(sweeps) == {"b_gemma": ["a/gemma"]}
+    assert foreign_dictionaries(sweeps_of(content(["b/gemma"], variants=[str(tmp_path)]))) == {}
 
 
 # -- more than at home -----------------------------------------------------------------------------------------

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def official_name(model_name: str) -> str:
     """The name of a model without its organisation, lower case; TransformerLens' aliases ("gpt2-small") resolved."""
     from transformer_lens.loading_from_pretrained import get_official_model_name
 
-    with contextlib.suppress(ValueError):  # raised where TransformerLens has no such alias
-        model_name = get_official_model_name(model_name)
-    return model_name.rstrip("/").split("/")[-1].lower()
+    short = model_name.rstrip("/").split("/")[-1]
+    for name in (model_name, short):
+        with contextlib.suppress(ValueError):  # raised where TransformerLens has no such alias
+            return get_official_model_name(name).split("/")[-1].lower()
+    return short.lower()
+
+
+def is_among(model_name: str, names: Iterable[str]) -> bool:
+    """Whether a model is one of those that the names mean."""
+    return official_name(model_name) in map(official_name, names)
 
 
 def distinct_models(model_names: Sequence[str]) -> list[str]:

@@ -53,10 +53,9 @@ def recovery_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[Report
     caption = (
         "What a dictionary costs without and with an adapter, on the same questions: drops against the untouched "
         "model, in percentage points of accuracy, each question counting alike, and delta CE and KL on text in "
-        "nats/token. "
-        f"Comes back: 1 - drop with the adapter / drop. Below, {float(rows[0]['level']):.0%} intervals, over questions "
-        "or documents, of the share Fieller's. Adapter alone: what it costs the model without a dictionary; negative "
-        f"where it helps.{f' n/a: {reasons}.' if reasons else ''}"
+        f"nats/token. Comes back: 1 \N{MINUS SIGN} drop with the adapter / drop. Below, {float(rows[0]['level']):.0%} "
+        "intervals, over questions or documents, of the share Fieller's. Adapter alone: what it costs the model "
+        f"without a dictionary; negative where it helps.{f' n/a: {reasons}.' if reasons else ''}"
     )
     return [ReportTable("recovery", "What comes back with an adapter", caption, columns, tuple(body))]
 

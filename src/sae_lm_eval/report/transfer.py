@@ -133,31 +133,44 @@ def read_transfer(folder: Path, baseline: str | None = None, **pairing: Any) -> 
 
     Raises `UserError` where none of them has results.
     """
-    comparisons, notes, own = {}, [], {}
+    comparisons, notes = {}, []
     for name in read_models(folder):
         if sum(map(has_results, filter(Path.is_dir, (folder / name).glob("*")))) < 2:
             notes.append(f"{name} has no results yet: the same command continues.")
             continue
         untouched, variants = find_results(folder / name, baseline)
         comparisons[name] = assemble.compare_tasks(untouched, variants, **pairing)
-        own[name] = frozenset(
-            one.name for one in variants if not is_control(one) and _is_own(one, requested_model(untouched))
-        )
     if not comparisons:
         raise UserError(f"None of the models in '{folder}' has results yet: the same command continues.")
     notes += [f"{name}: {note}" for name, of in comparisons.items() for note in of.notes]
-    return Transfer(comparisons, own, (*_tokenizers(folder, list(comparisons)), *_chats(comparisons), *notes))
+    notes = (*_tokenizers(folder, list(comparisons)), *_chats(comparisons), *notes)
+    return Transfer(comparisons, trained_here(comparisons), notes)
 
 
-def _is_own(variant: Results, model: str) -> bool:
-    """Whether every dictionary names the model as the one that it was trained on."""
-    splices = variant.provenance.get("splices") or []
-    short = _short(model)
-    return bool(splices) and all(short in map(_short, splice.get("trained_on") or []) for splice in splices)
+def trained_here(comparisons: Mapping[str, Comparison]) -> dict[str, frozenset[str]]:
+    """For each model the variants whose dictionaries all name it as the one that they were trained on.
 
-
-def _short(model: str) -> str:
-    return model.rstrip("/").split("/")[-1].lower().replace("gpt2-small", "gpt2")
+    Of several models that the names may mean it is the one that they give in full, and without a revision, if there is
+    such a one. A model with an adapter of its own is another.
+    """
+    homes: dict[str, list[str]] = {}
+    named, plain = set(), set()
+    for model, comparison in comparisons.items():
+        asked = comparison.baseline.model_args
+        if asked.get("revision") in (None, "main"):
+            plain.add(model)
+        for one in comparison.variants:
+            splices = one.provenance.get("splices") or []
+            if is_control(one) or not splices or any(asked.get(name) for name in ("peft", "delta")):
+                continue
+            if all(splice.get("trained_here") for splice in splices):
+                homes.setdefault(one.name, []).append(model)
+            if all(requested_model(comparison.baseline) in (splice.get("trained_on") or []) for splice in splices):
+                named.add((one.name, model))
+    for variant, models in homes.items():
+        models = [model for model in models if (variant, model) in named] or models
+        homes[variant] = [model for model in models if model in plain] or models
+    return {model: frozenset(name for name, models in homes.items() if model in models) for model in comparisons}
 
 
 def _tokenizers(folder: Path, names: Sequence[str]) -> list[str]:
@@ -214,19 +227,23 @@ def write_transfer_report(out: Path, target: Path, **pairing: Any) -> Report:
 
 
 def _of_models(transfer: Transfer) -> str:
-    models = [f"{name} ({requested_model(of.baseline)})" for name, of in transfer.comparisons.items()]
+    asked = {name: requested_model(of.baseline) for name, of in transfer.comparisons.items()}
+    models = [name if name == model else f"{name} ({model})" for name, model in asked.items()]
     return (
         f"Each of {listing(models)} was asked the same questions untouched and with each variant, and each drop is "
-        "against the same model untouched. The report in each model's own folder has all of its numbers. What follows "
-        "is of the first of them."
+        "against the same model untouched. Stars are adjusted over all variants and models of a table. The report in "
+        "each model's own folder has all of its numbers. What follows is of the first of them."
     )
 
 
 def _tables(transfer: Transfer, fidelity: Mapping[str, Fidelity]) -> list[Any]:
-    made = []
+    made, rows = [], [row for of in transfer.rows.values() for row in of]
+    asked = {row.n for row in rows if row.section == "overall"}
     for section in SECTIONS:
-        names = {row.name for of in transfer.rows.values() for row in of if row.section == section}
-        if names and (section == "overall" or len(names) <= MOST_MATRICES):
+        found = [row for row in rows if row.section == section]
+        names = {row.name for row in found}
+        is_all = section != "overall" and len(names) == 1 and {row.n for row in found} == asked
+        if names and not is_all and (section == "overall" or len(names) <= MOST_MATRICES):
             made += transfer.matrices(section)
         if section in ("category", "group") and names:
             break  # tasks by themselves are in each model's own report
@@ -240,8 +257,13 @@ def _renamed(comparison: Comparison, names: Mapping[str, str]) -> list[DropRow]:
 
 
 def _pictures(transfer: Transfer, shown: Mapping[str, Sequence[DropRow]]) -> list[Picture]:
-    """Drops by model and variant, on colours."""
-    rows = [replace(row, name=model, alias=model, parent=None) for model, of in shown.items() for row in of]
+    """Drops of the reconstructions by model and variant, on colours, in the order of the table."""
+    order = [transfer.names[one.name] for one in transfer.variants if not is_control(one)]
+    rows = [
+        replace(row, name=model, alias=model, parent=None)
+        for model, of in shown.items()
+        for row in sorted((row for row in of if row.variant in order), key=lambda row: order.index(row.variant))
+    ]
     figure = heat_map(rows)
     if figure is None:
         return []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sae_lm_eval.dictionaries.model_names import official_name
+from sae_lm_eval.dictionaries.model_names import is_among
 from sae_lm_eval.dictionaries.presence import training_site
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
@@ -216,22 +216,21 @@ def told_before(sweeps: Mapping[str, Sweep]) -> list[str]:
 
 def foreign_dictionaries(sweeps: Mapping[str, Sweep]) -> dict[str, list[str]]:
     """For each model the other models that dictionaries in it were trained on, as far as their names say."""
+    models = {name: str(sweep.model_args.get("pretrained")) for name, sweep in sweeps.items()}
     out: dict[str, list[str]] = {}
     for name, sweep in sweeps.items():
-        model = sweep.model_args.get("pretrained")
-        if not isinstance(model, str | Path):
+        if not isinstance(sweep.model_args.get("pretrained"), str | Path):
             continue
         specs = (source for asked in sweep.variants for source in asked.sources if isinstance(source, str))
         trained = dict.fromkeys(training_site(SaeSpec.parse(spec))[0] for spec in specs)
-        if others := [one for one in trained if one is not None and not _means(one, str(model))]:
+        if others := [one for one in trained if one is not None and _is_other(one, models[name], models.values())]:
             out[name] = others
     return out
 
 
-def _means(trained: str, model: str) -> bool:
-    """Whether two names are one model's."""
-    short = [one.rstrip("/").split("/")[-1].lower() for one in (trained, model)]
-    return short[0] == short[1] or official_name(trained) == official_name(model)
+def _is_other(trained_on: str, model: str, models: Collection[str]) -> bool:
+    """Whether a dictionary's model is not this one: another in name, or one of `models` with the same last part."""
+    return not is_among(model, [trained_on]) or (trained_on in models and trained_on != model)
 
 
 def _vocabulary(model_args: Mapping[str, Any]) -> int | None:

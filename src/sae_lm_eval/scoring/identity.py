@@ -17,8 +17,10 @@ from typing import Any
 
 from torch import nn
 
+from sae_lm_eval.dictionaries.model_names import is_among
 from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.runtime.content import Content, contents
+from sae_lm_eval.splicing.hook_names import model_name
 from sae_lm_eval.splicing.module_edits import Edited
 from sae_lm_eval.splicing.splice import Variant
 from sae_lm_eval.splicing.variants import provenance_of
@@ -74,6 +76,12 @@ class Snapshot:
 
     def _identity(self, model: Any) -> str:
         return hashlib.sha256(json.dumps(self.parts(model), sort_keys=True).encode()).hexdigest()
+
+
+def splice_facts(model: Any) -> list[dict[str, Any]]:
+    """As `provenance_of`, of a spliced model; `trained_here` is whether a dictionary names the model as its own."""
+    name = model_name(model.loaded.model)
+    return [{**splice, "trained_here": is_among(name, splice["trained_on"])} for splice in provenance_of(model.variant)]
 
 
 def choice_facts(model: Any) -> dict[str, Any]:

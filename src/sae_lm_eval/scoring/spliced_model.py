@@ -22,7 +22,14 @@ from sae_lm_eval.runtime.model_lock import lock_of
 from sae_lm_eval.runtime.progress import Progress
 from sae_lm_eval.scoring.answers import Answers, portions
 from sae_lm_eval.scoring.generation import NanWatch, uncached
-from sae_lm_eval.scoring.identity import Snapshot, choice_facts, evaluating, package_versions, text_content
+from sae_lm_eval.scoring.identity import (
+    Snapshot,
+    choice_facts,
+    evaluating,
+    package_versions,
+    splice_facts,
+    text_content,
+)
 from sae_lm_eval.scoring.loaded_model import LoadedModel
 from sae_lm_eval.scoring.made_variant import Made, made_variant
 from sae_lm_eval.scoring.request import Query
@@ -32,7 +39,7 @@ from sae_lm_eval.scoring.shared_texts import SharedTexts, texts_of
 from sae_lm_eval.splicing.arguments import RequestedSplices
 from sae_lm_eval.splicing.attach import attached
 from sae_lm_eval.splicing.splice import Variant
-from sae_lm_eval.splicing.variants import Choices, provenance_of
+from sae_lm_eval.splicing.variants import Choices
 
 logger = logger_of(__name__)
 
@@ -262,7 +269,7 @@ class SplicedModel:
 
     def provenance(self) -> dict[str, Any]:
         """Everything besides the model itself that the numbers depend on, as plain values."""
-        return {"splices": provenance_of(self.variant), **choice_facts(self), "packages": self.versions()}
+        return {"splices": splice_facts(self), **choice_facts(self), "packages": self.versions()}
 
 
 class Group:

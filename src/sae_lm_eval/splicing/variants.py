@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_lm_eval.dictionaries.dictionary import Dictionary
-from sae_lm_eval.dictionaries.model_names import official_name
+from sae_lm_eval.dictionaries.model_names import is_among
 from sae_lm_eval.dictionaries.own_module import placed
 from sae_lm_eval.dictionaries.untrained import SPECIAL
 from sae_lm_eval.errors import UserError
@@ -216,7 +216,7 @@ def is_of_other_model(architecture: Architecture, dictionary: Dictionary) -> boo
     """Whether both models have names, and these do not mean the same model."""
     if not dictionary.model_names or architecture.name == type(architecture.model).__name__:
         return False
-    return official_name(architecture.name) not in map(official_name, dictionary.model_names)
+    return not is_among(architecture.name, dictionary.model_names)
 
 
 @contextmanager
