@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from runs import answers, write_run
+from runs import answers, question, write_run
 
 from sae_lm_eval.capability import ruler as ruler_module
-from sae_lm_eval.capability.ruler import SCALES, Ladder, ladders_of, ruled, ruler
+from sae_lm_eval.capability.ruler import SCALES, Ladder, ladders_of, ruled, ruler, ruler_by_category
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report import assemble, ruler_tables, writer
@@ -149,6 +149,55 @@ def test_the_report_says_what_else_costs_as_much(folder):
     assert sentence.endswith(") of the MLP weights.")
     for name in ("report.html", "report.md", "appendix.tex"):
         assert "What else costs as much" in made[name].decode()
+
+
+# Wrong answers of 100 by category: for each tenth that is pruned, with the dictionary, and what follows by hand.
+HIT = {
+    "alike": (10, 25, 0.25),
+    "spared": (20, 30, 0.15),
+    "hit": (5, 18, 0.36),
+    "kept": (10, 0, 0.0),
+    "lost": (10, 90, "more than 0.4"),
+    "untouched": (0, 50, "the strongest rung costs nothing that can be told from 0"),
+}
+
+
+def test_each_category_has_a_strength_of_its_own(tmp_path):
+    """Categories are a field of the documents of two tasks, each of which has half of the questions of each."""
+
+    def put(name, wrong, told):
+        rng, samples = np.random.default_rng(0), {}
+        for task in ("one", "two"):
+            right = [(category, float(at >= wrong[category])) for at in range(100) for category in HIT]
+            samples[task] = [question(task, i, value, rng, category) for i, (category, value) in enumerate(right)]
+        write_run(tmp_path / name, samples, config={"sae_lm_eval": told}, model=name)
+
+    put("baseline", dict.fromkeys(HIT, 0), {"splice": "none"})
+    put("k4", {category: of[1] for category, of in HIT.items()}, {"splice": "reconstruction"})
+    for tenths in (1, 2, 3, 4):
+        edit = {"name": f"prune?share=0.{tenths}", "kind": "prune", "share": tenths / 10, "weights": "mlp"}
+        wrong = {category: tenths * of[0] for category, of in HIT.items()}
+        put(f"pruned_{tenths}", wrong, {"splice": "edit", "edit": edit})
+    others = [path for path in sorted(tmp_path.iterdir()) if path.name != "baseline"]
+    comparison = paired_comparison(tmp_path / "baseline", others, categories={"subject": {"field": "subject"}})
+    rows = {row["alias"]: row for row in ruler_by_category(comparison).to_dict("records")}
+    assert set(rows) == set(HIT)
+    for category, (_, _, expected) in HIT.items():
+        row = rows[category]
+        if isinstance(expected, str):
+            assert expected in (row["bound"], row["reason"])
+            assert row["strength"] is None
+        else:
+            assert row["strength"] == pytest.approx(expected, abs=0.003)
+            assert row["low"] <= row["strength"] <= (row["high"] or 0.4)
+    (table,) = ruler_tables.category_ruler_table(ruler_by_category(comparison), {rows["hit"]["variant"]: "k4"})
+    headings, (cells,) = [column.heading for column in table.columns], table.rows
+    shown = dict(zip(headings, (cell.text for cell in cells), strict=True))
+    assert (shown["alike"], shown["lost"], shown["untouched"]) == ("25%", "more than 0.4", "n/a")
+    alone = paired_comparison(
+        tmp_path / "baseline", others, categories={"all": {"field": "subject", "values": ["hit"]}}
+    )
+    assert ruler_by_category(alone).empty, "one category is no comparison of categories"
 
 
 def test_a_text_is_paired_by_document(folder, monkeypatch):

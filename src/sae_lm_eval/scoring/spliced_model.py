@@ -27,7 +27,7 @@ from sae_lm_eval.scoring.identity import (
     choice_facts,
     evaluating,
     package_versions,
-    splice_facts,
+    recorded_splices,
     text_content,
 )
 from sae_lm_eval.scoring.loaded_model import LoadedModel
@@ -269,7 +269,7 @@ class SplicedModel:
 
     def provenance(self) -> dict[str, Any]:
         """Everything besides the model itself that the numbers depend on, as plain values."""
-        return {"splices": splice_facts(self), **choice_facts(self), "packages": self.versions()}
+        return {"splices": recorded_splices(self), **choice_facts(self), "packages": self.versions()}
 
 
 class Group:
