@@ -78,7 +78,7 @@ class Snapshot:
         return hashlib.sha256(json.dumps(self.parts(model), sort_keys=True).encode()).hexdigest()
 
 
-def recorded_splices(model: Any) -> list[dict[str, Any]]:
+def splices_of(model: Any) -> list[dict[str, Any]]:
     """As `provenance_of`, of a spliced model; `trained_here` is whether a dictionary names the model as its own."""
     name = model_name(model.loaded.model)
     return [{**splice, "trained_here": is_among(name, splice["trained_on"])} for splice in provenance_of(model.variant)]

@@ -22,14 +22,7 @@ from sae_lm_eval.runtime.model_lock import lock_of
 from sae_lm_eval.runtime.progress import Progress
 from sae_lm_eval.scoring.answers import Answers, portions
 from sae_lm_eval.scoring.generation import NanWatch, uncached
-from sae_lm_eval.scoring.identity import (
-    Snapshot,
-    choice_facts,
-    evaluating,
-    package_versions,
-    recorded_splices,
-    text_content,
-)
+from sae_lm_eval.scoring.identity import Snapshot, choice_facts, evaluating, package_versions, splices_of, text_content
 from sae_lm_eval.scoring.loaded_model import LoadedModel
 from sae_lm_eval.scoring.made_variant import Made, made_variant
 from sae_lm_eval.scoring.request import Query
@@ -269,7 +262,7 @@ class SplicedModel:
 
     def provenance(self) -> dict[str, Any]:
         """Everything besides the model itself that the numbers depend on, as plain values."""
-        return {"splices": recorded_splices(self), **choice_facts(self), "packages": self.versions()}
+        return {"splices": splices_of(self), **choice_facts(self), "packages": self.versions()}
 
 
 class Group:
