@@ -115,7 +115,7 @@ class TestSweepFiles:
         ("content", "sentence"),
         [
             ({"variants": [{"sea": K4}]}, "variants, entry 1 has no key 'sea'. Did you mean 'sae'"),
-            ({"variants": [{"name": "k4"}]}, "variants, entry 1: give either sae, pattern or edit."),
+            ({"variants": [{"name": "k4"}]}, "variants, entry 1: give either sae, pattern or edit, or peft by itself."),
             ({"variants": []}, "variants: there are none: give a list"),
             ({"variants": [K4], "controls": ["zeros"]}, "controls: 'zeros' is unknown. Did you mean 'zero'?"),
             ({"variants": [K4], "controls": ["mean"]}, "controls: 'mean' needs mean_text: FILE"),

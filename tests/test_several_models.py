@@ -254,6 +254,12 @@ def test_the_table_in_every_format(out, format):
     assert "villages" in done.stdout
 
 
+def test_tasks_of_several_models_are_not_sorted(out):
+    done = command("table", str(out), "--sort", "drop")
+    assert done.returncode == 2
+    assert "--sort orders the tasks of one model" in done.stderr
+
+
 def test_by_what_there_is_not(out):
     done = command("table", str(out), "--by", "category")
     assert (done.returncode, done.stdout) == (2, "")
@@ -359,6 +365,7 @@ def models_of(folder: Path, trained_on: str, trained: bool = True, **asked: dict
         ({"one": {"pretrained": "c/gemma"}, "two": {"pretrained": "b/gemma"}}, {"one", "two"}),
         ({"one": {"pretrained": "a/gemma", "revision": "step1"}, "two": {"pretrained": "a/gemma"}}, {"two"}),
         ({"one": {"pretrained": "a/gemma", "revision": "step1"}}, {"one"}),
+        ({"one": {"pretrained": "a/gemma", "revision": "1"}, "two": {"pretrained": "a/gemma", "revision": "2"}}, set()),
         ({"one": {"pretrained": "a/gemma"}, "two": {"pretrained": "a/gemma", "peft": "./lora"}}, {"one"}),
     ],
 )

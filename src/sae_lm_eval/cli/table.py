@@ -28,7 +28,7 @@ def table_command(
     docs_by: DocumentsBy = None,
 ) -> None:
     """Print what each variant loses: variants in rows, categories in columns; no model is loaded."""
-    from sae_lm_eval.errors import one_of
+    from sae_lm_eval.errors import UserError, one_of
     from sae_lm_eval.files.escaping import for_spreadsheets
     from sae_lm_eval.report import assemble, summary_table
     from sae_lm_eval.results import find
@@ -36,6 +36,8 @@ def table_command(
 
     one_of(format, FORMATS, "format")
     if is_of_several_models(out):
+        if sort != "task":
+            raise UserError(f"--sort orders the tasks of one model, and '{out}' has several: leave it out.")
         _of_several_models(out, by, format, baseline=baseline, categories=categories, docs_by=docs_by)
         return
     comparison = assemble.compare_tasks(*find.find_results(out, baseline), categories=categories, docs_by=docs_by)

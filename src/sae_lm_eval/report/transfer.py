@@ -79,7 +79,14 @@ class Transfer:
 
         Raises `UserError` where there is nothing of what `by` asks for.
         """
+        losses = loss_tables(self._fidelity, self.names) if by is None else []
+        if losses and not any(row.section == "overall" for of in self.rows.values() for row in of):
+            return losses
         return [matrix_table(matrix) for matrix in self._matrices(by)]
+
+    @property
+    def _fidelity(self) -> dict[str, Fidelity]:
+        return {model: fidelity_of(of.variants) for model, of in self.comparisons.items()}
 
     def _matrices(self, by: str | None) -> list[Matrix]:
         rows, section = self.rows, by or "overall"
@@ -151,7 +158,7 @@ def trained_here(comparisons: Mapping[str, Comparison]) -> dict[str, frozenset[s
     """For each model the variants whose dictionaries all name it as the one that they were trained on.
 
     Of several models that the names may mean it is the one that they give in full, and without a revision, if there is
-    such a one. A model with an adapter of its own is another.
+    such a one; of several revisions it is none. A model with an adapter of its own is another.
     """
     homes: dict[str, list[str]] = {}
     named, plain = set(), set()
@@ -169,7 +176,7 @@ def trained_here(comparisons: Mapping[str, Comparison]) -> dict[str, frozenset[s
                 named.add((one.name, model))
     for variant, models in homes.items():
         models = [model for model in models if (variant, model) in named] or models
-        homes[variant] = [model for model in models if model in plain] or models
+        homes[variant] = [model for model in models if model in plain] or models * (len(models) == 1)
     return {model: frozenset(name for name, models in homes.items() if model in models) for model in comparisons}
 
 
@@ -197,8 +204,8 @@ def _chats(comparisons: Mapping[str, Comparison]) -> list[str]:
 def transfer_report(transfer: Transfer) -> Report:
     """The report on several models: how much each variant costs in which, and what was measured besides."""
     comparisons = transfer.comparisons
-    first = next(iter(comparisons.values()))
-    fidelity = {model: fidelity_of(of.variants) for model, of in comparisons.items()}
+    first = next((of for of in comparisons.values() if len(of.drops)), next(iter(comparisons.values())))
+    fidelity = transfer._fidelity
     shown = {model: _renamed(of, transfer.names) for model, of in comparisons.items()}
     text = methods(first, drop_rows(first.drops), fidelity_of(first.variants)) if len(first.drops) else ""
     common, own = sources([replace(of.baseline, name=model) for model, of in comparisons.items()])

@@ -112,7 +112,7 @@ def gap_table(
         for home in homes[:1]:
             for model, comparison in comparisons.items():
                 measured = not (comparison.drops.empty or comparisons[home].drops.empty)
-                if model == home or not measured or name not in {one.name for one in comparison.variants}:
+                if model in homes or not measured or name not in {one.name for one in comparison.variants}:
                     continue
                 found, n = gap(comparisons[home], comparison, name)
                 bounds = ""

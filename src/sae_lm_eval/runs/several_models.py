@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -274,8 +275,12 @@ def run_each(
     for sentence in told_before(sweeps) if rank() == 0 else []:
         tell(sentence)
     agreed(lambda: remember_models(sweeps, output_path))
-    with without(WARNING_LOGGER, OF_OTHER_MODEL):  # it has been said of all of them
-        return {name: run(sweep, output_path / name) for name, sweep in sweeps.items()}
+    foreign, out = foreign_dictionaries(sweeps), {}
+    for name, sweep in sweeps.items():
+        # Of dictionaries whose names tell where they are from, it has been said.
+        with without(WARNING_LOGGER, OF_OTHER_MODEL) if name in foreign else nullcontext():
+            out[name] = run(sweep, output_path / name)
+    return out
 
 
 def transfer_of(sweeps: Mapping[str, Sweep], done: Mapping[str, Finished], output_path: Path) -> Transfer:
