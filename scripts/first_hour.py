@@ -36,8 +36,12 @@ MARK = r"(?:<!-- (needs|elsewhere): ([^\n]+?) -->\n+)?"
 BLOCK = re.compile(MARK + r"^```(bash|python|yaml)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 TYPED = "Tom saw\n"  # at the prompt of `talk`
 SHOWN = 2000  # characters of what a command that failed printed
-# How a sentence ends where a model, a dictionary or a file cannot be had without a network or somebody's files.
-MISSING = re.compile(r"There is no |not in the local cache|cannot be reached|cannot be had|HF_HUB_OFFLINE|is no folder")
+# What a sentence says where the hub and its cache do not have something, and which model of the hub's it names: of one
+# that is not here, nobody can tell without a network whether it is misspelt.
+HUB = re.compile(r"couldn't connect to 'https://|not in the local cache|cannot be reached|HF_HUB_OFFLINE")
+MODEL = re.compile(r"There is no (?:causal language )?model '([^']+)'")
+MODELS = ("gpt2", "google/gemma-2-2b")  # which pages name
+FILE = re.compile(r"There is no (?:text file|folder) '([^']+)'")
 
 
 @dataclass(frozen=True)
@@ -91,14 +95,24 @@ def run(words: Sequence[str], folder: Path, environment: Mapping[str, str]) -> s
     return done
 
 
-def failed(done: subprocess.CompletedProcess[str], *, planned: bool) -> bool:
+def failed(done: subprocess.CompletedProcess[str], words: Sequence[str], *, planned: bool) -> bool:
     """Whether a command did not do what it should; one that is only planned may end for want of what it needs."""
     if done.returncode == 0:
         return False
-    last = done.stderr.strip().splitlines()[-1:] or [""]
+    last = " ".join(done.stderr.strip().splitlines()[-1:])
     return not (
-        planned and done.returncode in (1, 2) and "Traceback" not in done.stderr and MISSING.search(" ".join(last))
+        planned and done.returncode in (1, 2) and "Traceback" not in done.stderr and tells_of_missing(last, words)
     )
+
+
+def tells_of_missing(sentence: str, words: Sequence[str]) -> bool:
+    """Whether it is about the hub or its cache, or a text or a folder of the user's that the command names."""
+    if "Did you mean" in sentence:
+        return False
+    if (file := FILE.search(sentence)) is not None:
+        return file[1] in [word.rstrip("/") for word in words]
+    model = MODEL.search(sentence)
+    return HUB.search(sentence) is not None and (model is None or model[1] in MODELS)
 
 
 def planned_words(words: Sequence[str]) -> list[str]:
@@ -121,7 +135,7 @@ def do_block(block: Block, folder: Path, environment: Mapping[str, str]) -> bool
     for words in asked:
         begun = time.monotonic()
         done = run(planned_words(words) if planned else words, folder, environment)
-        wrong = failed(done, planned=planned)
+        wrong = failed(done, words, planned=planned)
         shown = " ".join(words).partition("\n")[0]
         verdict = "FAILED" if wrong else (f"planned, needs {block.what}" if planned else "ok")
         print(f"  {verdict} ({time.monotonic() - begun:.0f} s): {shown}", flush=True)

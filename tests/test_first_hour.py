@@ -54,6 +54,14 @@ no language, so it is not run
 """
 
 
+SAE = "gpt2-small-res-jb#blocks.8.hook_resid_pre"
+
+
+def planned(arguments: str) -> str:
+    """A block with a run that needs a network."""
+    return f"<!-- needs: network -->\n```bash\nsae-lm-eval run {arguments}\n```\n"
+
+
 @pytest.fixture(scope="module")
 def script():
     spec = importlib.util.spec_from_file_location("first_hour", ROOT / "scripts" / "first_hour.py")
@@ -100,8 +108,15 @@ def test_what_a_block_is(script, tmp_path):
         ("```python\nassert False\n```\n", "AssertionError"),
         ("<!-- needs: network -->\n```bash\nsae-lm-eval run --no_such_flag\n```\n", "no_such_flag"),
         ("<!-- needs: network -->\n```bash\npython -c 'raise ValueError(\"There is no network\")'\n```\n", "Traceback"),
+        (planned(f"--model_args pretrained=gpt2 --sae {SAE} --tasks blimpp"), "There is no task 'blimpp'"),
+        (
+            planned("--model_args pretrained=gpt2 --sae gpt2-small-res-jbb#blocks.8.hook_resid_pre --tasks blimp"),
+            "There is no SAELens release 'gpt2-small-res-jbb'",
+        ),
+        (planned(f"--model_args pretrained=gtp22 --sae {SAE} --tasks blimp"), "model 'gtp22'"),
+        (planned("no_such_sweep.yaml"), "There is no sweep file 'no_such_sweep.yaml'"),
     ],
-    ids=["exit code", "python", "a flag that is none", "a traceback"],
+    ids=["exit code", "python", "a flag that is none", "a traceback", "a task", "a release", "a model", "no file"],
 )
 def test_a_block_that_fails_is_told(done, block, why):
     code, said = done(block)
@@ -110,10 +125,7 @@ def test_a_block_that_fails_is_told(done, block, why):
 
 
 def test_what_needs_a_network_is_planned_without_one(done):
-    command = (
-        "sae-lm-eval run --model_args pretrained=gpt2 --tasks blimp --sae gpt2-small-res-jb#blocks.8.hook_resid_pre"
-    )
-    code, said = done(f"<!-- needs: network -->\n```bash\n{command}\n```\n")
+    code, said = done(planned(f"--model_args pretrained=gpt2 --tasks blimp --sae {SAE}"))
     assert code == 0, said
     assert "planned, needs network" in said
 
