@@ -10,6 +10,8 @@ from models import HEADS, WIDTH, random_model, random_sae, word_tokenizer, words
 from torch import Tensor, nn
 
 from sae_lm_eval import SaeHFLM, UserError
+from sae_lm_eval.harness import model
+from sae_lm_eval.harness.few_shot_headers import header_lengths
 from sae_lm_eval.harness.joined import joined
 from sae_lm_eval.splicing.arguments import requested_splices
 
@@ -132,6 +134,14 @@ def test_heads(rule, mode):
     found = [answer for answer, _ in lm.loglikelihood(requests)]
     torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=1e-4, rtol=0)
     assert lm.spliced.provenance()["latent_edits"].endswith("latent_heads=1+3")
+
+
+def test_no_ids_are_joined_where_nothing_looks_at_headers(monkeypatch):
+    asked = []
+    monkeypatch.setattr(model, "header_lengths", lambda *given: asked.append(given[-1]) or header_lengths(*given))
+    lm = SaeHFLM(pretrained="world", device="cpu", sae="world#blocks.2.hook_resid_post.k4")
+    lm_eval.simple_evaluate(lm, tasks=["sae_world_villages"], limit=2, bootstrap_iters=0)
+    assert next(asked[0])  # none of them was taken
 
 
 def test_behind_the_few_shot_header():

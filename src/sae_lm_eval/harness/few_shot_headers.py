@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ def needs_headers(spliced: Any) -> bool:
 
 
 def header_lengths(
-    spliced: Any, requests: Sequence[Instance], parts: Sequence[Sequence[str]], ids: Sequence[Any]
+    spliced: Any, requests: Sequence[Instance], parts: Sequence[Sequence[str]], ids: Iterable[Any]
 ) -> list[int]:
     """How many of the `ids` of each request's text stand before its document's own part: BOS, instructions, examples.
 

@@ -224,7 +224,7 @@ class SaeHFLM(CausalHFLM):
         tell_of_context(self.spliced, (len(context) + len(continuation) for context, continuation in ids))
         lengths = [scored(len(context), len(continuation), self.max_length) for context, continuation in ids]
         tell_of_cut(self.spliced, lengths, "scored")
-        headers = header_lengths(self.spliced, requests, pairs, [[*before, *behind] for before, behind in ids])
+        headers = header_lengths(self.spliced, requests, pairs, ([*before, *behind] for before, behind in ids))
         asked = [(pair, *of_pair, header) for pair, of_pair, header in zip(pairs, ids, headers, strict=True)]
         answers = self._answers(asked, [request.task_name for request in requests], disable_tqdm=disable_tqdm)
         self.divergence.note(requests, answers.divergences)

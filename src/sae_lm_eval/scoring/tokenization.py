@@ -118,7 +118,7 @@ class Tokenization:
         ids, before = encoded(context + continuation), encoded(stem)
         return list(before), ids[len(before) :]
 
-    def spans(self, texts: Sequence[str], ids: Sequence[Ids]) -> list[list[tuple[int, int]] | None]:
+    def spans(self, texts: Sequence[str], ids: Iterable[Ids]) -> list[list[tuple[int, int]] | None]:
         """Where each of a text's ids stands in it, (0, 0) for those that are added before it; None where that is not
         known.
         """
