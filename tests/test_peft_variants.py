@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import copy
 import json
+import weakref
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 import torch
-from models import random_ids, random_model, random_sae, word_tokenizer
-from runs import answers, write_run
+from models import random_ids, random_model, random_sae, word_tokenizer, words
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from sae_lm_eval import world
 from sae_lm_eval.capability.recovery import recovery
-from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.harness.joined import joined
 from sae_lm_eval.harness.model import SaeHFLM
-from sae_lm_eval.report.recovery_table import recovery_sentences, recovery_table
 from sae_lm_eval.runs.checks import check_variants
+from sae_lm_eval.runs.identity_record import IdentityRecord, variant_record
+from sae_lm_eval.runs.model_pool import LoadedSweep
 from sae_lm_eval.runs.plan import plan_sweep
 from sae_lm_eval.runs.run import run
+from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import sweep_of, variant_requests
+from sae_lm_eval.splicing.adapter_spec import AdapterSpec
 from sae_lm_eval.splicing.arguments import requested_splices
 
 peft = pytest.importorskip("peft")
@@ -233,70 +233,81 @@ def test_a_run_has_the_four_and_what_comes_back(tmp_path, world_lora):
     assert again.drops.equals(found.drops)
 
 
-# -- what comes back, from files alone -----------------------------------------------------------------------
-
-SPLICE = {"dictionary": "k4", "hook_in": "a", "hook_out": "a", "weights_checksum": "1", "mode": "reconstruction"}
-LORA = {"name": "lora", "weights_checksum": "2"}
+# -- which adapter it was ------------------------------------------------------------------------------------
 
 
-def four(folder: Path, right: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Results of the four, of which `right` says which questions each answers."""
-    records = {
-        "baseline": {"splice": "none"},
-        "k4": {"splices": [SPLICE], "splice": "reconstruction"},
-        "both": {"splices": [SPLICE], "splice": "reconstruction", "adapter": LORA},
-        "lora": {"splice": "adapter", "adapter": LORA},
-    }
-    for name, of in right.items():
-        write_run(folder / name, answers({"t": of}), config={"model": "sae_hf", "sae_lm_eval": records[name]})
-    made = paired_comparison(folder / "baseline", [folder / name for name in right if name != "baseline"])
-    return recovery(made)
+def with_setting(folder: Path, **changed) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
 
 
-def test_what_comes_back_is_what_is_left_of_the_drop(tmp_path):
-    right = {name: np.zeros(200) for name in ("baseline", "k4", "both", "lora")}
-    for name, count in {"baseline": 160, "k4": 80, "both": 112, "lora": 150}.items():
-        right[name][:count] = 1
-    found = four(tmp_path, right)
-    row = next(row for row in found.to_dict("records") if row["section"] == "overall")
-    assert (row["drop"], row["drop_adapted"], row["drop_alone"]) == pytest.approx((40, 24, 5))
-    assert row["share"] == pytest.approx(0.4)
-    assert row["share_low"] < 0.4 < row["share_high"]
-    (table,) = recovery_table(found, {"k4": "k4"})
-    assert [cell.text for cell in table.rows[0]] == ["k4", "lora", "accuracy", "200", "40.0", "24.0", "40.0%", "5.0"]
-    (told,) = recovery_sentences(found, {"k4": "k4"})
-    assert told.startswith("With the adapter lora 40.0% (")
-    assert told.endswith(") of the drop of k4 comes back; alone it costs 5.0 points.")
+@pytest.mark.parametrize("changed", [{"lora_alpha": 16}, {"use_rslora": True}])
+def test_settings_tell_adapters_of_equal_weights_apart(tmp_path, changed):
+    model = random_model("llama")
+    folder = saved(model, tmp_path / "lora", lora("q_proj"))
+    wanted, first = requested_splices(peft=str(folder)), untouched(model).loaded.adapter(AdapterSpec(str(folder)))
+    kept = {"model": {}, "packages": {}}
+    IdentityRecord(tmp_path, (), begun=False).compare(kept, {"lora": variant_record(wanted, first)})
+    with_setting(folder, **changed)
+    again, other = (untouched(model).loaded.adapter(AdapterSpec(str(folder))) for _ in range(2))
+    assert first.record["weights_checksum"] == other.record["weights_checksum"]
+    assert first.record["settings_checksum"] != other.record["settings_checksum"]
+    assert again.record == other.record
+    with pytest.raises(UserError, match=r"the configuration of the adapter .* has changed since"):
+        IdentityRecord(tmp_path, ["lora"], begun=True).compare(kept, {"lora": variant_record(wanted, other)})
 
 
-def test_nothing_all_and_what_cannot_be_told(tmp_path):
-    right = {name: np.tile([1.0, 0.0, 1.0, 1.0], 30) for name in ("baseline", "k4", "both")}
-    right["k4"][::4] = 0
-    right["both"][::4] = 0
-    frame = four(tmp_path / "nothing", right).to_dict("records")
-    assert frame[0]["share"] == 0
-    assert frame[0]["drop_alone"] is None
-    right["both"] = right["baseline"]
-    assert four(tmp_path / "all", right).to_dict("records")[0]["share"] == 1
-    right["k4"] = right["baseline"]
-    (row, *_) = four(tmp_path / "none", right).to_dict("records")
-    assert (row["share"], row["reason"]) == (None, "the drop does not exclude 0")
+@torch.no_grad()
+def test_an_adapter_that_was_saved_anew_is_loaded_anew(tmp_path):
+    model, ids = random_model("llama"), random_ids()
+    lm = untouched(model)
+    folder = saved(model, tmp_path, lora("q_proj"))
+    first = variant(lm, peft=str(folder))
+    before = first._model_call(ids)
+    assert lm.loaded.adapter(AdapterSpec(str(folder))) is lm.loaded.adapter(AdapterSpec(str(folder)))
+    saved(model, tmp_path, lora("q_proj"), size=0.9)
+    after = variant(lm, peft=str(folder))._model_call(ids)
+    torch.testing.assert_close(after, plainly(model, folder)(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(after, before)
+    assert torch.equal(first._model_call(ids), before)
 
 
-def test_the_interval_holds_the_share_that_it_was_drawn_from():
-    """200 questions each, of which the dictionary loses .3 and the adapter brings .4 of those back, and loses .05."""
-    from sae_lm_eval.comparison.restored import ACCURACY, PairedLosses
+def test_a_run_lets_go_of_adapters(world_lora):
+    sweep = sweep_of({"model_args": {"pretrained": "world"}, "variants": [{"peft": str(world_lora)}], "tasks": "x"})
+    loaded = LoadedSweep(sweep, lm_eval_config(sweep), to_run=False)
+    adapter = weakref.ref(loaded.baseline.loaded.adapter(AdapterSpec(str(world_lora))))
+    assert adapter() is not None
+    loaded.forget()
+    assert adapter() is None
 
-    rng, held = np.random.default_rng(0), 0
-    for _ in range(400):
-        baseline = (rng.random(200) < 0.8).astype(float)
-        lost = (baseline == 1) & (rng.random(200) < 0.3)
-        back, more = lost & (rng.random(200) < 0.4), (baseline == 1) & ~lost & (rng.random(200) < 0.05)
-        losses = {"dictionary": lost.astype(float), "both": (lost & ~back).astype(float) + more}
-        own = PairedLosses(ACCURACY, baseline, losses)
-        found = own.share(losses["dictionary"] - losses["both"], "dictionary", 0.95)
-        held += found.low <= 0.4 - 0.05 * 0.7 / 0.3 <= found.high
-    assert 0.92 < held / 400 < 0.99
+
+def test_the_best_layers_are_those_of_the_untouched_model(tmp_path):
+    model, file = random_model("llama"), tmp_path / "text.txt"
+    folder = str(saved(model, tmp_path / "lora", lora("q_proj", "v_proj", "down_proj"), size=3))
+    file.write_text("\n\n".join(words(23, seed=number) for number in range(6)))
+    saes = [random_sae(32, f"blocks.{layer}.hook_mlp_out", seed=layer) for layer in range(3)]
+    lm = untouched(model)
+    asked = {"sae": saes, "splice_layers": "best:1", "layers_text": str(file)}
+    found = [variant(lm, **asked, **peft).spliced for peft in ({}, {"peft": folder})]
+    plain, adapted = (one.provenance() for one in found)
+    assert adapted["best_layers"] == plain["best_layers"]
+    assert [s["hook_in"] for s in adapted["splices"]] == [s["hook_in"] for s in plain["splices"]]
+    assert found[1].variant.adapter is not None
+
+
+def test_an_adapter_of_the_hub_is_recorded_with_its_commit(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    model, commit = random_model("llama"), "0" * 40
+    repository = tmp_path / "models--some--lora"
+    saved(model, repository / "snapshots" / commit, lora("q_proj"))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for asked in ("some/lora", "some/lora@main", f"some/lora@{commit}"):
+        record = variant(untouched(model), peft=asked).spliced.variant.adapter
+        assert (record["name"], record["revision"]) == (asked, commit)
+    of_folder = variant(untouched(model), peft=str(repository / "snapshots" / commit))
+    assert "revision" not in of_folder.spliced.variant.adapter
 
 
 # -- what is asked for ---------------------------------------------------------------------------------------

@@ -5,14 +5,15 @@ The four are asked the same questions: the baseline, the dictionary, the adapter
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sae_lm_eval.capability.ruler import by_document, fidelity_texts
+from sae_lm_eval.capability.ruler import fidelity_texts, sums_by_document
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.comparison.restored import ACCURACY, UNDEFINED, IntervalEstimate, PairedLosses, why_no_share
 from sae_lm_eval.results.find import is_control
@@ -26,9 +27,13 @@ COLUMNS = (
 DICTIONARY, BOTH, ALONE = "dictionary", "both", "alone"
 NATS, POINTS, PER_TOKEN = "nats", "pp", "nats/token"
 OF_TEXT = {"delta CE": "ce_delta", "KL": "kl"}
-# Of a record, what two variants share that differ in their adapter alone.
-SAME = ("splice", "scale", "splice_tokens", "splice_layers", "splice_input", "latent_edits", "seed")
-OF_SPLICE = ("dictionary", "revision", "weights_checksum", "hook_in", "hook_out", "map_in", "map_out", "mode")
+# Of a record, what two variants may differ in that differ in their adapter alone: what was measured of them, how, and
+# what each best layer was found to cost.
+ASIDE = frozenset(
+    {"adapter", "schema", "packages", "control_of", "noise_floor", "kl_at_answers", "parted_texts", "cut_prompts"}
+    | {"fidelity", "effective_compute"}
+)
+COSTS_FOUND = "kl_alone"
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,25 @@ class Square:
 
 
 def squares_of(variants: Sequence[Results]) -> list[Square]:
-    """The squares among variants: two reconstructions that differ in an adapter alone, and that adapter by itself."""
-    plain = {_same(one): one for one in variants if _reconstructs(one) and not _adapter(one)}
-    alone = {_checksum(one): one for one in variants if _adapter(one) and not one.provenance.get("splices")}
+    """The squares among variants: two reconstructions that differ in an adapter alone, and that adapter by itself.
+
+    Where several results could be a corner, and their records do not tell them apart, none is.
+    """
+    plain = _unique((_same(one), one) for one in variants if _reconstructs(one) and not _adapter(one))
+    alone = _unique((_content(one), one) for one in variants if _adapter(one) and not one.provenance.get("splices"))
     out = []
     for one in variants:
         if _adapter(one) and _reconstructs(one) and (dictionary := plain.get(_same(one))) is not None:
-            out.append(Square(dictionary, one, str(_adapter(one)["name"]), alone.get(_checksum(one))))
+            out.append(Square(dictionary, one, str(_adapter(one)["name"]), alone.get(_content(one))))
     return out
+
+
+def _unique(keyed: Iterable[tuple[Hashable, Results]]) -> dict[Hashable, Results]:
+    """Those of which no other has the key."""
+    found: dict[Hashable, list[Results]] = {}
+    for key, one in keyed:
+        found.setdefault(key, []).append(one)
+    return {key: of[0] for key, of in found.items() if len(of) == 1}
 
 
 def _reconstructs(results: Results) -> bool:
@@ -65,14 +81,17 @@ def _adapter(results: Results) -> dict[str, Any]:
     return results.provenance.get("adapter") or {}
 
 
-def _checksum(results: Results) -> Any:
-    return _adapter(results).get("weights_checksum")
+def _content(results: Results) -> tuple[Any, ...]:
+    """Of an adapter; results of earlier versions do not say its settings."""
+    return tuple(_adapter(results).get(name) for name in ("weights_checksum", "settings_checksum"))
 
 
-def _same(results: Results) -> tuple[Any, ...]:
-    record = results.provenance
-    splices = tuple(tuple(str(splice.get(key)) for key in OF_SPLICE) for splice in record.get("splices") or [])
-    return splices, *(str(record.get(key)) for key in SAME)
+def _same(results: Results) -> str:
+    """What two variants share that differ in their adapter alone."""
+    record = {name: value for name, value in results.provenance.items() if name not in ASIDE}
+    if found := record.get("best_layers"):
+        record["best_layers"] = {name: value for name, value in found.items() if name != COSTS_FOUND}
+    return json.dumps(record, sort_keys=True)
 
 
 def recovery(comparison: Comparison) -> pd.DataFrame:
@@ -139,16 +158,15 @@ def _of_text(texts: Mapping[str, pd.DataFrame], square: Square, comparison: Comp
     """Of the first text of fidelity, by its documents."""
     rows = []
     for measure, cost in OF_TEXT.items():
-        read = by_document(texts, cost)
+        read = {name: of[of["tokens"] > 0] for name, of in sums_by_document(texts, cost).items()}
         found = {key: read[one.name] for key, one in square.members.items() if one.name in read}
         if not {DICTIONARY, BOTH} <= found.keys():
             continue
-        index = found[DICTIONARY].index
-        if not all(series.index.equals(index) for series in found.values()):
+        first = found[DICTIONARY]
+        if not all(of["tokens"].equals(first["tokens"]) for of in found.values()):
             continue
-        n = len(index)
-        losses = {key: n * series.to_numpy(dtype=float) for key, series in found.items()}  # whose mean is the cost
-        own = PairedLosses(measure, np.zeros(n), losses)
+        n, tokens = len(first), first["tokens"].to_numpy()
+        own = PairedLosses(measure, np.zeros(n), {key: of["sum"].to_numpy() for key, of in found.items()}, tokens)
         place = {"section": "text", "name": "text", "alias": "text", "measure": measure, "unit": PER_TOKEN, "n": n}
         rows.append({**place, **_estimates(own, comparison.level)})
     return rows

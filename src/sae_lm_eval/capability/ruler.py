@@ -281,15 +281,22 @@ def fidelity_texts(comparison: Comparison) -> dict[str, pd.DataFrame]:
 
 def by_document(texts: Mapping[str, pd.DataFrame], cost: str) -> dict[str, pd.Series]:
     """As `_by_question`, of what each variant's text says of a cost."""
+    return {name: of["sum"] / of["tokens"].sum() for name, of in sums_by_document(texts, cost).items()}
+
+
+def sums_by_document(texts: Mapping[str, pd.DataFrame], cost: str) -> dict[str, pd.DataFrame]:
+    """By variant, for each document of its text the `sum` of a cost over the `tokens` that are scored, in nats.
+
+    Variants whose samples do not say it by document are left out.
+    """
     read = {name: _of_text(samples, cost) for name, samples in texts.items()}
     return {name: of for name, of in read.items() if of is not None}
 
 
-def _of_text(samples: pd.DataFrame, cost: str) -> pd.Series | None:
-    """By document, over the tokens of all; None where the samples do not say it so."""
+def _of_text(samples: pd.DataFrame, cost: str) -> pd.DataFrame | None:
     if cost not in samples or not all(isinstance(of, list) and len(of) > 2 for of in samples[cost]):
         return None
     table = np.array(samples[cost].tolist(), dtype=float)  # document, sums, tokens
     total = table[:, 1] - table[:, 2] if cost == "ce_delta" else table[:, 1]
     index = pd.MultiIndex.from_arrays([["text"] * len(table), table[:, 0], samples["doc_hash"]], names=TEXT)
-    return pd.Series(total / table[:, -1].sum(), index).sort_index()
+    return pd.DataFrame({"sum": total, "tokens": table[:, -1]}, index).sort_index()

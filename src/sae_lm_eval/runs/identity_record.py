@@ -43,7 +43,8 @@ def variant_record(wanted: Any, adapter: Any = None) -> dict[str, str]:
     if wanted.edit is not None and (checksum := code_checksum(wanted.edit)) is not None:
         found[f"the file of {wanted.edit}"] = checksum
     if adapter is not None:
-        found[f"the adapter {wanted.adapter}"] = adapter.record["weights_checksum"]
+        found[f"the weights of the adapter {wanted.adapter}"] = adapter.record["weights_checksum"]
+        found[f"the configuration of the adapter {wanted.adapter}"] = adapter.record["settings_checksum"]
     for file in wanted.texts:
         found[f"the text {file}"] = str(text_content(file))
     return found

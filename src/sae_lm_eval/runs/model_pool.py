@@ -140,10 +140,11 @@ class LoadedSweep:
         return requested_splices(**arguments, dictionaries=found)
 
     def forget(self) -> None:
-        """Let go of the dictionaries; the variants made of them must be out of use."""
+        """Let go of dictionaries and adapters; the variants made of them must be out of use."""
         import torch
 
         self._dictionaries.clear()
+        self.baseline.loaded.forget_adapters()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

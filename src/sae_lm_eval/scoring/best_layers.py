@@ -30,8 +30,10 @@ AT_ONCE = 12  # layers that are scored in one forked pass
 
 def best_layers(
     loaded: LoadedModel, tokens: Tokenization, variant: Variant, count: int, text: str, context: int
-) -> tuple[Variant, dict[str, Any]]:
-    """The variant with its `count` layers whose reconstructions cost least where no other layer has any, and a record.
+) -> tuple[list[int], dict[str, Any]]:
+    """Which splices of the variant, by number, are in its `count` cheapest layers; and a record.
+
+    The cheapest are those whose reconstructions cost least where no other layer has any.
 
     A cost is the mean KL from the untouched model over the tokens of `text` that are predicted, in nats; of equal ones
     the earlier layer counts as cheaper. Windows have up to `context` tokens.
@@ -51,11 +53,11 @@ def best_layers(
     costs = dict(zip(layers, loaded.layer_costs[key], strict=True))
     if undefined := [layer for layer, cost in costs.items() if not math.isfinite(cost)]:
         raise UserError(f"The KL of layer {undefined[0]} alone is nan on '{text}', so that no layers are the best.")
-    chosen = [
+    chosen = {
         id(splice) for layer in sorted(layers, key=lambda layer: costs[layer])[:count] for splice in layers[layer]
-    ]
+    }
     record = {"text": text, **record_of_windows(windows), "kl_alone": costs}
-    return replace(variant, splices=tuple(splice for splice in variant.splices if id(splice) in chosen)), record
+    return [place for place, splice in enumerate(variant.splices) if id(splice) in chosen], record
 
 
 def _costs(loaded: LoadedModel, alone: Sequence[Variant], windows: Sequence[Sequence[int]]) -> list[float]:

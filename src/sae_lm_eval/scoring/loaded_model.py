@@ -76,7 +76,7 @@ class LoadedModel:
         self._pad_is_lent, self._given, self._configured = pad_is_lent, given, configured
         self._given_content = None if given is None else tokenizer_content(given)
         self._said: set[str] = set()
-        self._adapters: dict[AdapterSpec, Adapter] = {}
+        self._adapters: dict[AdapterSpec, tuple[Any, Adapter]] = {}  # with their files then
         self.layer_costs: dict[str, list[float]] = {}  # by all that they depend on: see `best_layers`
 
     @property
@@ -93,17 +93,24 @@ class LoadedModel:
         return next(self.model.parameters()).device
 
     def adapter(self, spec: AdapterSpec) -> Adapter:
-        """An adapter of variants, loaded once. Raises `UserError` as `load_adapter` does."""
-        if spec not in self._adapters:
-            self._adapters[spec] = adapter = load_adapter(self.model, self.wrapped, spec)
-            trained = adapter.record["trained_on"]
-            if (
-                trained
-                and not Path(trained).is_absolute()
-                and official_name(trained) != official_name(name := model_name(self.model))
-            ):
-                self.say_once(str(spec), f"peft={spec} was trained on {trained}, and the model is {name}.")
-        return self._adapters[spec]
+        """An adapter of variants, loaded once, and again when its files have changed.
+
+        Raises `UserError` as `load_adapter` does.
+        """
+        files = spec.files
+        if spec in self._adapters and self._adapters[spec][0] == files:
+            return self._adapters[spec][1]
+        self._adapters.pop(spec, None)
+        adapter = load_adapter(self.model, self.wrapped, spec)
+        self._adapters[spec] = files, adapter
+        trained, name = adapter.record["trained_on"], model_name(self.model)
+        if trained and not Path(trained).is_absolute() and official_name(trained) != official_name(name):
+            self.say_once(str(spec), f"peft={spec} was trained on {trained}, and the model is {name}.")
+        return adapter
+
+    def forget_adapters(self) -> None:
+        """Let go of the adapters; variants that have one keep it."""
+        self._adapters.clear()
 
     def with_rows(self, rows: int) -> LoadedModel:
         """The same model, run in batches of so many rows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from sae_lm_eval.runtime import text_files
@@ -39,17 +40,18 @@ def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSpl
         if wanted.edit is not None:
             return Made(edited_variant(loaded.model, wanted.edit), None, _made_of(loaded, tokens, wanted))
         adapter = None if wanted.adapter is None else loaded.adapter(wanted.adapter)
+        layers, chosen, found = wanted.choices.layers, None, None
+        if layers is not None and layers.best is not None and wanted.layers_text is not None:
+            plain = _placed(loaded, tokens, wanted)  # in the model without the adapter, whose KL decides
+            chosen, found = best_layers(loaded, tokens, plain, layers.best, wanted.layers_text, context)
         if adapter is not None:  # whose weights decide what activation maps shift by
             scope.enter_context(adapter.put_on())
-        special, declared = tokens.special_ids, tokens.declared_special
-        variant = build_variant(loaded.model, wanted.dictionaries, wanted.choices, special, declared)
+        variant = _placed(loaded, tokens, wanted)
         for sentence in _surprises(variant, tokens):
             loaded.say_once(sentence, sentence)
-        place_dictionaries(loaded.model, variant)
-        mean_source = found = None
-        layers = wanted.choices.layers
-        if layers is not None and layers.best is not None and wanted.layers_text is not None:
-            variant, found = best_layers(loaded, tokens, variant, layers.best, wanted.layers_text, context)
+        if chosen is not None:
+            variant = replace(variant, splices=tuple(variant.splices[place] for place in chosen))
+        mean_source = None
         if wanted.choices.splice == "mean" and wanted.mean_text is not None:
             texts = tokens.windows(
                 text_files.read_documents(wanted.mean_text, tokens=wanted.mean_tokens),
@@ -60,6 +62,15 @@ def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSpl
             mean_source = {"text": wanted.mean_text, **record_of_windows(texts)}
         variant = variant if adapter is None else adapter.beside(variant)
     return Made(variant, mean_source, _made_of(loaded, tokens, wanted), found)
+
+
+def _placed(loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSplices) -> Variant:
+    """The dictionaries in the model as it is now, on the devices of their sites."""
+    variant = build_variant(
+        loaded.model, wanted.dictionaries, wanted.choices, tokens.special_ids, tokens.declared_special
+    )
+    place_dictionaries(loaded.model, variant)
+    return variant
 
 
 def _made_of(

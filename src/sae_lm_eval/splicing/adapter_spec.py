@@ -36,6 +36,16 @@ class AdapterSpec:
         return self.place if self.revision is None else f"{self.place}@{self.revision}"
 
     @property
+    def is_folder(self) -> bool:
+        return at_home(self.place).is_dir()
+
+    @property
+    def files(self) -> tuple[tuple[str | int, ...], ...]:
+        """Of a folder each file with what tells its versions apart; of a repository nothing."""
+        found = [(file.name, file.stat()) for file in at_home(self.place).iterdir()] if self.is_folder else []
+        return tuple(sorted((name, told.st_size, told.st_mtime_ns, told.st_ino) for name, told in found))
+
+    @property
     def options(self) -> dict[str, str]:
         """What the loaders of PEFT are told besides the place."""
         return {} if self.revision is None else {"revision": self.revision}

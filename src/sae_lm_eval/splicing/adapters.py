@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,9 +15,8 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from sae_lm_eval.errors import UserError, error_sentence, first_line
-from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.runtime.content import contents
-from sae_lm_eval.splicing.adapter_spec import AdapterSpec
+from sae_lm_eval.splicing.adapter_spec import FILE, AdapterSpec
 from sae_lm_eval.splicing.hook_names import model_name
 from sae_lm_eval.splicing.model_edits import passed_modules, paths_apart
 from sae_lm_eval.splicing.module_edits import Edited, ModuleEdit
@@ -225,14 +225,25 @@ def _place(path: str, parent: nn.Module, name: str, module: nn.Module, layer: An
 
 def _record(spec: AdapterSpec, config: Any, edits: Sequence[AdapterEdit]) -> dict[str, Any]:
     told = {name: getattr(config, name, None) for name in ("r", "lora_alpha")}
-    commit = Path(at_home(spec.place)).is_dir() or spec.revision is None
+    content, commit = contents({"": Edited(edits)})[""], _commit(spec)
     return {
         "name": str(spec),
         "kind": config.peft_type.value,
         **{name: value for name, value in told.items() if value is not None},
         "trained_on": config.base_model_name_or_path or None,
-        **({} if commit else {"revision": spec.revision}),
+        **({} if commit is None else {"revision": commit}),
         "modules": len(edits),
         "parameters": sum(p.numel() for p in Edited(edits).parameters()),
-        "weights_checksum": contents({"": Edited(edits)})[""].weights,
+        "weights_checksum": content.weights,
+        "settings_checksum": hashlib.sha256(f"{content.computed} {content.settings}".encode()).hexdigest()[:32],
     }
+
+
+def _commit(spec: AdapterSpec) -> str | None:
+    """The commit of the hub's that was loaded, None for a folder."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if spec.is_folder:
+        return None
+    cached = try_to_load_from_cache(spec.place, FILE, revision=spec.revision)
+    return Path(cached).parent.name if isinstance(cached, str) else spec.revision
