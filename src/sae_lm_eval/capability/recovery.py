@@ -158,7 +158,7 @@ def _of_text(texts: Mapping[str, pd.DataFrame], square: Square, comparison: Comp
     """Of the first text of fidelity, by its documents."""
     rows = []
     for measure, cost in OF_TEXT.items():
-        read = {name: of[of["tokens"] > 0] for name, of in sums_by_document(texts, cost).items()}
+        read: dict[str, Any] = {name: of[of["tokens"] > 0] for name, of in sums_by_document(texts, cost).items()}
         found = {key: read[one.name] for key, one in square.members.items() if one.name in read}
         if not {DICTIONARY, BOTH} <= found.keys():
             continue

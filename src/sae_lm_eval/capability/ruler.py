@@ -281,7 +281,8 @@ def fidelity_texts(comparison: Comparison) -> dict[str, pd.DataFrame]:
 
 def by_document(texts: Mapping[str, pd.DataFrame], cost: str) -> dict[str, pd.Series]:
     """As `_by_question`, of what each variant's text says of a cost."""
-    return {name: of["sum"] / of["tokens"].sum() for name, of in sums_by_document(texts, cost).items()}
+    read: dict[str, Any] = sums_by_document(texts, cost)
+    return {name: of["sum"] / of["tokens"].sum() for name, of in read.items()}
 
 
 def sums_by_document(texts: Mapping[str, pd.DataFrame], cost: str) -> dict[str, pd.DataFrame]:
