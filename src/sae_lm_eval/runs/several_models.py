@@ -20,7 +20,6 @@ from sae_lm_eval.harness import chat_template
 from sae_lm_eval.harness.context_length import stated
 from sae_lm_eval.runs.checks import check
 from sae_lm_eval.runs.folder_names import TAKEN, check_name
-from sae_lm_eval.runs.members import Member
 from sae_lm_eval.runs.model_files import WIDTHS, hub_file, model_config
 from sae_lm_eval.runs.object_names import is_object, object_name, object_texts
 from sae_lm_eval.runs.outcome import Finished, refuse_failed
@@ -102,6 +101,8 @@ def _of_text(entry: Any, where: str) -> dict[str, Any]:
         )
     if at_home(entry).is_dir():
         return {"pretrained": str(entry)}
+    from sae_lm_eval.runs.members import Member  # which brings pandas
+
     member = Member.parse(str(entry))
     source = member.source
     return dict(source) if "@" in str(entry) else {"pretrained": source["pretrained"]}
