@@ -325,11 +325,21 @@ def test_what_is_no_file(kind, tmp_path):
 
 @pytest.fixture
 def in_time():
-    """What waits for a pipe waits for ever; here it fails."""
-    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    """What waits for a pipe waits for ever; here it fails, by what no reader takes for an error of the file."""
+
+    def fail(*_):
+        pytest.fail("waits for a pipe")
+
+    before = signal.signal(signal.SIGALRM, fail)
     signal.alarm(60)
     yield
     signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_what_waits_too_long_fails_alone(in_time):
+    with pytest.raises(pytest.fail.Exception, match="waits for a pipe"):
+        signal.raise_signal(signal.SIGALRM)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

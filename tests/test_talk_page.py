@@ -19,10 +19,10 @@ from sae_lm_eval.cli import demo
 from sae_lm_eval.report.formatting import nats, share
 from sae_lm_eval.report.question_page import EDGES, shade
 from sae_lm_eval.runtime.text_files import check_writable
+from sae_lm_eval.scoring.detokenize import Detokenizer, decoder, namer, pieces, token_label, visible
 from sae_lm_eval.talk import html_page as page
 from sae_lm_eval.talk.chosen import Sampling
 from sae_lm_eval.talk.conversation import Conversation, Model
-from sae_lm_eval.talk.detokenize import Detokenizer, decoder, namer, pieces, token_label, visible
 from sae_lm_eval.talk.html_page import render
 from sae_lm_eval.talk.passages import Passage, of_exchange, of_text, passage_record, tables
 from sae_lm_eval.talk.token_categories import CATEGORIES, Token, described_tokens, tabulate

@@ -124,7 +124,12 @@ class Patched:
         self, variants: Mapping[str, Variant], queries: Sequence[Query], tasks: Sequence[str]
     ) -> dict[str, Float[np.ndarray, "queries 3"]]:
         """For each variant by key, and the baseline under "baseline", log-probability, greedy and KL of each query."""
-        out: dict[str, Any] = {}
+        return {key: of for some in self.score_some(variants, queries, tasks) for key, of in some.items()}
+
+    def score_some(
+        self, variants: Mapping[str, Variant], queries: Sequence[Query], tasks: Sequence[str]
+    ) -> Iterator[dict[str, Float[np.ndarray, "queries 3"]]]:
+        """What `score` gives, of the baseline and `VARIANTS_AT_ONCE` variants at a time."""
         keys, done = list(variants), 0
         with self.spliced.evaluation(), self.spliced.loaded.autocast():
             identity = self.spliced.identity()
@@ -142,8 +147,7 @@ class Patched:
                         self.tell(done, len(queries) * -(-len(keys) // VARIANTS_AT_ONCE))
 
                     shared.answers([queries[number] for number in numbers], deliver)
-                out |= {"baseline": table[:, 0], **{key: table[:, 1 + at] for at, key in enumerate(some)}}
-        return out
+                yield {"baseline": table[:, 0], **{key: table[:, 1 + at] for at, key in enumerate(some)}}
 
     def norm_edges(self, queries: Sequence[Query], parts: int) -> dict[str, list[float]]:
         """By hook the quantiles of the error's norm that divide the positions of some queries into equal parts.

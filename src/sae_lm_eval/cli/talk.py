@@ -135,8 +135,8 @@ def _answers(model: Model, prompts: list[str], sampling: Sampling, system: str |
 
 
 def _print_exchange(model: Model, exchange: Exchange, console: Console) -> None:
+    from sae_lm_eval.scoring.detokenize import visible
     from sae_lm_eval.talk.conversation import exchange_record
-    from sae_lm_eval.talk.detokenize import visible
     from sae_lm_eval.talk.side_by_side import Columns
 
     if not console.is_terminal:

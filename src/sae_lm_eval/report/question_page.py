@@ -71,10 +71,10 @@ def signed_nats(value: Any) -> str:
     return fixed_decimals(value, 3)
 
 
-def _worth(question: Mapping[str, Any], value: Any) -> str:
-    """What a token's error is worth, and what share of the lost margin that is."""
+def _worth(question: Mapping[str, Any], value: Any, is_last: bool) -> str:
+    """What a token's error is worth, and what share of the lost margin that is; `is_last` of an answer."""
     if not is_number(value):
-        return "nothing is spliced in here"
+        return "only predicted: the model never reads it" if is_last else "nothing is spliced in here"
     lost = question["margin_baseline"] - question["margin_variant"]
     part = f", {share(value / lost, 0)} of what was lost" if lost > 0 and value > 0 else ""
     return f"{signed_nats(value)} nats{part}"

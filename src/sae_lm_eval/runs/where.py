@@ -25,6 +25,7 @@ from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runs.where_rows import Explained
 from sae_lm_eval.runs.where_variant import VariantInquiry, explained
 from sae_lm_eval.runtime.journal import Journal
+from sae_lm_eval.runtime.placed_files import place_files
 from sae_lm_eval.runtime.processes import is_distributed
 from sae_lm_eval.runtime.progress import ConsoleProgress, quiet
 from sae_lm_eval.runtime.run_folder import LOG, held, journal_of, write_json
@@ -61,15 +62,23 @@ def explain_drops(sweep: Sweep, settings: Any, output_path: Path, question: Inqu
             found = replace(found, facts={**_asked_of(sweep, loaded, tasks), **found.facts})
             found = found.with_rows(cuts, question.level)
             record = found.record()
+            _write_beside(folder, found, record)
             write_json(folder / f"{asked.name}.json", {schema.KEY: schema.VERSION, **record})
-            page = folder / f"{asked.name}.html"
-            page.unlink(missing_ok=True)
-            if record.get("questions"):
-                page.write_text(question_page(record), encoding="utf-8")
-            for_spreadsheets(found.documents()).to_csv(folder / f"{asked.name}.documents.csv", index=False)
             out.append(found)
             loaded.forget()
     return out
+
+
+def _write_beside(folder: Path, found: Explained, record: Mapping[str, Any]) -> None:
+    """Write the documents and the page of questions; without questions an earlier page goes."""
+    contents = {f"{found.name}.documents.csv": for_spreadsheets(found.documents()).to_csv(index=False)}
+    page = f"{found.name}.html"
+    if record.get("questions"):
+        contents[page] = question_page(record)
+    encoded = {name: content.encode() for name, content in contents.items()}
+    place_files(encoded, folder, what="What the record leads to", otherwise="Give another --output_path.")
+    if page not in contents:
+        (folder / page).unlink(missing_ok=True)
 
 
 def _asked_of(sweep: Sweep, loaded: LoadedSweep, tasks: Sequence[AskedTask]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from sae_lm_eval.comparison.restored import NO_MARGIN
 from sae_lm_eval.comparison.subsets import Cut
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runs.inquiry import MOST_PARTS
+from sae_lm_eval.scoring.detokenize import decoder, pieces
 from sae_lm_eval.scoring.spliced_model import SplicedModel
 
 OVERALL = "overall"
@@ -149,17 +150,18 @@ def _weighted(
 
 
 def _example(spliced: SplicedModel, documents: Sequence[PromptDocument], token: ActivatingToken) -> dict[str, Any]:
-    """A token in its text; what a tokenizer makes of ids by themselves begins without a space."""
-    decode: Callable[..., str] = spliced.tokens.tokenizer.decode
+    """A token in its text, of a character that has several tokens all of it."""
+    tokenizer = spliced.tokens.tokenizer
     start = max(0, token.position - AROUND)
-    before, whole = (decode(list(token.ids[start : token.position + more])) for more in (0, 1))
-    further = decode(list(token.ids[start : token.position + 1 + AROUND]))
+    texts = pieces(decoder(tokenizer), list(token.ids[: token.position + 1 + AROUND]), start)
+    own = token.position - start
+    end = next((at for at in range(own, len(texts)) if texts[at]), own)
     document = documents[token.document]
     return {
         "task": document.task,
         "doc_id": document.doc_id,
-        "before": before,
-        "token": whole[len(before) :],
-        "after": further[len(whole) :],
+        "before": "".join(texts[:own]),
+        "token": texts[end] or str(tokenizer.convert_ids_to_tokens(int(token.ids[token.position]))),
+        "after": "".join(texts[end + 1 :]),
         "activation": token.activation,
     }

@@ -10,6 +10,7 @@ import numpy as np
 
 from sae_lm_eval.attribution.gradients import Contrast
 from sae_lm_eval.comparison.restored import ACCURACY, KL, MARGIN, PairedLosses
+from sae_lm_eval.comparison.samples import margin_of
 from sae_lm_eval.runs.asked_tasks import AskedTask
 from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.scoring.request import Query
@@ -72,6 +73,23 @@ def losses_of(
     lost = {key: of[chosen] for key, of in kl.items() if key != BASELINE}
     out[KL] = PairedLosses(KL, np.zeros(len(tokens)), lost, tokens)
     return out
+
+
+def margins_lost(
+    contrasts: Sequence[Contrast], owner: np.ndarray, answers: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """By key what the document of each contrast lost of its margin (nats), less than the baseline."""
+    first = np.searchsorted(owner, [[one.document, one.document + 1] for one in contrasts]).reshape(-1, 2)
+    margins = {
+        key: np.array(
+            [
+                margin_of(of[start:end, 0], {*one.right_choices})
+                for one, (start, end) in zip(contrasts, first, strict=True)
+            ]
+        )
+        for key, of in answers.items()
+    }
+    return {key: margins[BASELINE] - of for key, of in margins.items() if key != BASELINE}
 
 
 def contrasts_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,10 +20,9 @@ from sae_lm_eval.comparison.restored import MARGIN, MISSED, NO_MARGIN, PairedLos
 from sae_lm_eval.comparison.subsets import Cut
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runs.asked_tasks import AskedTask
-from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.inquiry import FITTED_ON, Inquiry
 from sae_lm_eval.runs.where_latents import MarginLosses, told_latents
-from sae_lm_eval.runs.where_losses import contrasts_of, losses_of
+from sae_lm_eval.runs.where_losses import contrasts_of, losses_of, margins_lost
 from sae_lm_eval.runs.where_questions import named_questions, question_record, shown_questions
 from sae_lm_eval.runs.where_requests import Requests, labelled
 from sae_lm_eval.runs.where_rows import Explained
@@ -88,12 +87,16 @@ class VariantInquiry:
 
     def answers(self, variants: Mapping[str, Variant]) -> dict[str, np.ndarray]:
         """What the baseline and some variants answer to the requests that are scored."""
+        return {key: of for some in self.answers_in_turn(variants) for key, of in some.items()}
+
+    def answers_in_turn(self, variants: Mapping[str, Variant]) -> Iterator[dict[str, np.ndarray]]:
+        """`answers` of the baseline and a few variants at a time."""
         tasks = [task for task, use in zip(self.requests.tasks, self.scored, strict=True) if use]
-        whole = {}
-        for key, of in self.patched.score(variants, self.queries(self.scored), tasks).items():
-            whole[key] = np.full((len(self.requests.queries), of.shape[1]), np.nan)
-            whole[key][self.scored] = of
-        return whole
+        for some in self.patched.score_some(variants, self.queries(self.scored), tasks):
+            whole = {key: np.full((len(self.requests.queries), of.shape[1]), np.nan) for key, of in some.items()}
+            for key, of in some.items():
+                whole[key][self.scored] = of
+            yield whole
 
     def losses(self, answers: Answers) -> dict[str, PairedLosses]:
         targets = np.array([len(query.targets) for query in self.requests.queries])
@@ -172,12 +175,13 @@ def _of_margins(asked: VariantInquiry, answers: Answers, losses: Mapping[str, Pa
     if not question.latents and not question.questions:
         return out
     margins = asked.margins(answers, losses)
-    kept = [one.document for one in margins.contrasts]
 
     def score(variants: Mapping[str, Variant]) -> dict[str, np.ndarray]:
-        found = {**{key: answers[key] for key in (BASELINE, WHOLE)}, **asked.answers(variants)}
-        places = np.searchsorted(np.flatnonzero(asked.chosen), kept)
-        return {key: of[places] for key, of in asked.losses(found)[MARGIN].of.items()}
+        return {
+            key: of
+            for some in asked.answers_in_turn(variants)
+            for key, of in margins_lost(margins.contrasts, asked.requests.owner, some).items()
+        }
 
     if question.latents:
         out["latents"] = told_latents(

@@ -9,6 +9,7 @@ from typing import Any
 from sae_lm_eval.dictionaries.dictionary import Dictionary
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.harness.model import SaeHFLM
+from sae_lm_eval.scoring.detokenize import decoder, namer, pieces
 from sae_lm_eval.scoring.identity import choice_facts
 from sae_lm_eval.scoring.parting import parting
 from sae_lm_eval.scoring.spliced_model import Group
@@ -17,7 +18,6 @@ from sae_lm_eval.splicing.arguments import dictionaries_of, dtype_of
 from sae_lm_eval.splicing.splice_arguments import MODES
 from sae_lm_eval.splicing.variants import provenance_of
 from sae_lm_eval.talk.chosen import Sampling, check_columns, check_system, prompt_format_of
-from sae_lm_eval.talk.detokenize import decoder, namer, pieces
 from sae_lm_eval.talk.sampling import BASELINE, AnswerColumn, Continuation, Writers
 
 

@@ -12,8 +12,8 @@ import jinja2
 from sae_lm_eval.report.formatting import nats, share
 from sae_lm_eval.report.question_page import outer, shade, shades
 from sae_lm_eval.report.render import LOADER, script_digest
+from sae_lm_eval.scoring.detokenize import token_label, visible
 from sae_lm_eval.talk.conversation import Model
-from sae_lm_eval.talk.detokenize import token_label, visible
 from sae_lm_eval.talk.passages import Passage, tables
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.runtime import text_files
+from sae_lm_eval.scoring.detokenize import pieces
 from sae_lm_eval.talk.conversation import Answer, Exchange, Model
-from sae_lm_eval.talk.detokenize import pieces
 from sae_lm_eval.talk.token_categories import CategoryKl, described_tokens, tabulate
 from sae_lm_eval.talk.token_kl import Place, Prediction, token_view
 

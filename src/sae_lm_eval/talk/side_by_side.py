@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sae_lm_eval.report.formatting import nats, share
+from sae_lm_eval.scoring.detokenize import Decode, Detokenizer, token_label, visible
 from sae_lm_eval.scoring.parting import parting
 from sae_lm_eval.talk.conversation import Answer
-from sae_lm_eval.talk.detokenize import Decode, Detokenizer, token_label, visible
 from sae_lm_eval.talk.sampling import Continuation
 from sae_lm_eval.talk.token_categories import CategoryKl
 

@@ -16,11 +16,11 @@ from rich.live import Live
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.files.reading import at_home
 from sae_lm_eval.runtime.text_files import check_writable
+from sae_lm_eval.scoring.detokenize import visible
 from sae_lm_eval.splicing.choices import whole
 from sae_lm_eval.splicing.splice_arguments import MODES
 from sae_lm_eval.talk.chosen import Sampling, temperature_of
 from sae_lm_eval.talk.conversation import Conversation, Exchange, Model, exchange_record
-from sae_lm_eval.talk.detokenize import visible
 from sae_lm_eval.talk.html_page import render
 from sae_lm_eval.talk.passages import of_exchange
 from sae_lm_eval.talk.sampling import Continuation
