@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from models import WIDTH, random_ids, random_model, random_sae, word_tokenizer
+from test_talk_page import byte_tokenizer
 from torch import Tensor, nn
 
+from sae_lm_eval.attribution import patches
 from sae_lm_eval.attribution.gradients import Contrast, TextGradient, margin_gradients
-from sae_lm_eval.attribution.latents import LatentAttributions, ablated, check_latents
+from sae_lm_eval.attribution.latents import ActivatingToken, LatentAttributions, ablated, check_latents
 from sae_lm_eval.attribution.near_misses import MissedSpan
+from sae_lm_eval.attribution.segments import PromptDocument
 from sae_lm_eval.dictionaries.pre_activations import near_misses
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.latent_tables import latent_sentences, latent_table
+from sae_lm_eval.runs import where_variant
+from sae_lm_eval.runs.asked_tasks import AskedTask
 from sae_lm_eval.runs.inquiry import Inquiry
 from sae_lm_eval.runs.settings import lm_eval_config
 from sae_lm_eval.runs.sweep import sweep_of
 from sae_lm_eval.runs.where import explain_drops
+from sae_lm_eval.runs.where_latents import _example
 from sae_lm_eval.runs.where_variant import check_variant
 from sae_lm_eval.scoring.loaded_model import LoadedModel, Settings
 from sae_lm_eval.scoring.request import Query
@@ -320,6 +327,56 @@ def test_the_record_tells_the_parts_and_the_tokens(world):
         assert activations == sorted(activations, reverse=True)
         assert len(activations) == min(row["active"], 5)
         assert all(token["token"] for token in row["tokens"])
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "before", "token", "after"),
+    [
+        ("日x", 0, "", "日", "x"),
+        ("日x", 1, "", "日", "x"),
+        ("日x", 2, "", "日", "x"),
+        ("日x", 3, "日", "x", ""),
+        ("a é.", 3, "a ", "é", "."),
+        ("日本語x", 4, "日", "本", "語x"),
+    ],
+)
+def test_a_token_inside_a_character_is_shown_as_the_whole_one(text, position, before, token, after):
+    tokenizer = byte_tokenizer()
+    ids = tokenizer.encode(text)
+    model = SimpleNamespace(tokens=SimpleNamespace(tokenizer=tokenizer))
+    record = _example(model, [PromptDocument("t", 0, None, ())], ActivatingToken(0, ids, position, 1.0))
+    assert (record["before"], record["token"], record["after"]) == (before, token, after)
+
+
+def test_of_ablated_latents_margins_alone_are_made_of_few_at_a_time(world, tmp_path, monkeypatch):
+    _, expected = world
+    answered, reduced = AskedTask.accuracy, where_variant.margins_lost
+    scored, made = [], []
+
+    def accuracy(task, answers):
+        scored.append(task.name)
+        return answered(task, answers)
+
+    def few(contrasts, owner, answers):
+        made.append(list(answers))
+        return reduced(contrasts, owner, answers)
+
+    monkeypatch.setattr(AskedTask, "accuracy", accuracy)
+    monkeypatch.setattr(patches, "VARIANTS_AT_ONCE", 2)
+    monkeypatch.setattr(where_variant, "margins_lost", few)
+    rows = found_by(tmp_path, latents=3).record()["latents"]["rows"]
+    latents = {(row["hook"], row["latent"]) for row in rows}
+    assert [len(keys) for keys in made[:-1]] == [3] * (len(made) - 1)  # the baseline and two
+    assert sum(len(keys) - 1 for keys in made) == len(latents)
+    monkeypatch.undo()
+    monkeypatch.setattr(AskedTask, "accuracy", accuracy)
+    with_latents = len(scored)
+    scored.clear()
+    found_by(tmp_path / "without", questions=("sae_world_homes:3",))
+    assert len(scored) == with_latents
+    for row, other in zip(rows, expected.record()["latents"]["rows"], strict=True):
+        assert row["latent"] == other["latent"]
+        assert row["ablated"] == pytest.approx(other["ablated"], abs=1e-4)
 
 
 def test_its_table_links_to_the_release(world):

@@ -9,13 +9,17 @@ import pytest
 import torch
 from test_where_latents import K4, found_by
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 from sae_lm_eval import UserError, world
+from sae_lm_eval.cli.main import app
 from sae_lm_eval.dictionaries.loading import load_dictionaries
 from sae_lm_eval.report.question_page import question_page
 from sae_lm_eval.report.where_records import read_where_record
-from sae_lm_eval.runs import where_questions
+from sae_lm_eval.runs import where, where_questions
 from sae_lm_eval.runs.inquiry import Inquiry
+
+STEP = 0.02  # of the error that is put back
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +41,17 @@ def test_the_named_and_the_worst_both_ways_are_shown(asked):
 
 
 @torch.no_grad()
-def margin_by_hand(model, dictionary, prompts: list[list[int]], right: int, kept: int | None) -> float:
-    """Of choices of one token behind the prompts' ids, with a plain hook that keeps the activation at `kept`."""
+def margin_by_hand(
+    model, dictionary, prompts: list[list[int]], right: int, kept: int | None, part: float = 1.0
+) -> float:
+    """Of choices of one token behind the prompts' ids, a plain hook puts `part` of the error at `kept` back."""
 
     def hook(_module, _args, output):
         y = output[0] if isinstance(output, tuple) else output
         new = dictionary.reconstruct(y)
         new[:, 0] = y[:, 0]  # BOS
         if kept is not None:
-            new[:, kept] = y[:, kept]
+            new[:, kept] += part * (y[:, kept] - new[:, kept])
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
     handle = model.model.layers[2].register_forward_hook(hook)
@@ -55,10 +61,8 @@ def margin_by_hand(model, dictionary, prompts: list[list[int]], right: int, kept
     return values[right] - max(value for at, value in enumerate(values) if at != right)
 
 
-def test_a_token_is_worth_what_its_error_put_back_by_hand_changes(asked):
-    _, found = asked
-    question = found.record()["questions"][0]
-    assert question["method"] == "exact"
+def read_by_hand(found, question):
+    """Model, dictionary, the ids of each choice behind the prompt of document 3, the right choice, and the prompt."""
     (document,) = [one for one in found.asked if (one.task, one.doc_id) == ("sae_world_homes", 3)]
     (dictionary,) = load_dictionaries(K4, dtype=torch.float32, norm_factor=None)
     model = AutoModelForCausalLM.from_pretrained(str(world.model_path())).eval()
@@ -71,6 +75,14 @@ def test_a_token_is_worth_what_its_error_put_back_by_hand_changes(asked):
     ]
     right = [choice in question["tokens"][len(prompt)]["text"] for choice in document.choices].index(True)
     assert len(ids[0]) == len(prompt) + 1
+    return model, dictionary, ids, right, prompt
+
+
+def test_a_token_is_worth_what_its_error_put_back_by_hand_changes(asked):
+    _, found = asked
+    question = found.record()["questions"][0]
+    assert question["method"] == "exact"
+    model, dictionary, ids, right, prompt = read_by_hand(found, question)
     whole = margin_by_hand(model, dictionary, ids, right, None)
     assert question["margin_variant"] == pytest.approx(whole, abs=1e-4)
     for at, piece in enumerate(prompt):
@@ -88,6 +100,14 @@ def test_of_a_long_prompt_values_are_the_gradients_and_are_called_so(asked, tmp_
     assert (exact["method"], first_order["method"]) == ("exact", "gradient")
     assert [one["text"] for one in exact["tokens"]] == [one["text"] for one in first_order["tokens"]]
     assert [one["value"] is None for one in exact["tokens"]] == [one["value"] is None for one in first_order["tokens"]]
+    model, dictionary, ids, right, prompt = read_by_hand(other, first_order)
+    for at, piece in enumerate(prompt[1:], start=1):
+        above, below = (margin_by_hand(model, dictionary, ids, right, at, part) for part in (STEP, -STEP))
+        assert piece["value"] == pytest.approx((above - below) / (2 * STEP), rel=0.02, abs=2e-3)
+    apart = [
+        abs(a["value"] - b["value"]) for a, b in zip(exact["tokens"], first_order["tokens"], strict=True) if a["value"]
+    ]
+    assert max(apart) > 0.01
     page = question_page({**other.record(), "variant": "k4"})
     assert "right to first order" in page
     assert "right to first order" not in question_page(found.record())
@@ -127,13 +147,43 @@ def test_a_question_that_is_none_is_refused_before_anything_is_loaded():
         Inquiry(latents=1000)
 
 
-def test_the_report_has_the_page_and_forgets_it(asked, tmp_path: Path):
-    from sae_lm_eval.report.where_tables import question_pages
+def test_the_report_has_the_page_and_forgets_it(tmp_path: Path):
+    given = ["--model_args", "pretrained=world", "--tasks", "sae_world_homes", "--sae", K4, "--limit", "8"]
+    result = CliRunner().invoke(app, ["run", *given, "--device", "cpu", "-o", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    found = found_by(tmp_path, "sae_world_homes", limit=8, questions=("3",))
 
+    def report() -> tuple[list[str], str]:
+        made = CliRunner().invoke(app, ["report", str(tmp_path), "--output_path", str(tmp_path / "made")])
+        assert made.exit_code == 0, made.output
+        pages = sorted(path.name for path in (tmp_path / "made").glob("questions-*"))
+        return pages, (tmp_path / "made" / "report.html").read_text()
+
+    (page,), text = report()
+    assert f'href="{page}"' in text
+    assert "sae_world_homes, document 3" in (tmp_path / "made" / page).read_text()
+    file = tmp_path / "where" / f"{found.name}.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "questions": []}))
+    pages, text = report()
+    assert pages == []
+    assert page not in text
+
+
+def test_what_a_record_leads_to_is_there_before_it(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(where, "write_json", lambda file, _: seen.extend(path.name for path in file.parent.iterdir()))
+    found = found_by(tmp_path, "sae_world_homes", limit=4, questions=("1",))
+    assert {f"{found.name}.html", f"{found.name}.documents.csv"} <= {*seen}
+    found_by(tmp_path, "sae_world_homes", limit=4)
+    assert not (tmp_path / "where" / f"{found.name}.html").exists()
+
+
+def test_the_last_token_of_an_answer_is_only_predicted(asked):
     _, found = asked
-    (page,) = question_pages([found.record()])
-    assert page.file.startswith("questions-")
-    assert not question_pages([{**found.record(), "questions": []}])
+    record = {**found.record(), "questions": found.record()["questions"][:1]}
+    page = question_page(record)
+    assert page.count("only predicted: the model never reads it") == 2
+    assert page.count("<span>nothing is spliced in here</span>") == 1  # BOS
 
 
 def test_a_question_without_its_margins_is_no_record(asked, tmp_path: Path):
