@@ -819,6 +819,45 @@ def test_layers_spliced_at_once(tmp_path: Path) -> None:
     assert "loss-against-layers" not in [picture.name for picture in made(tmp_path).pictures]
 
 
+def write_reconstructions(out: Path, l0_of: Mapping[tuple[int, int, str], float]) -> None:
+    """A variant for each (layer, width, name) with its L0, all of one release; higher layers lose more."""
+    write_run(out / "baseline", QUESTIONS, splice=None)
+    for (layer, width, name), l0 in l0_of.items():
+        answers = QUESTIONS | {"birds": [1] * (18 - layer) + [0] * (2 + layer)}
+        dictionary = {"dictionary": f"release#{layer}/{width}/{name}"}
+        splices = [spliced(layer, width) | dictionary]
+        write_run(out / f"l{layer}w{width}{name}", answers, fidelity=FIDELITY | {"l0": l0}, splices=splices)
+
+
+def test_variants_that_differ_in_l0_alone_are_a_curve(tmp_path: Path) -> None:
+    write_reconstructions(tmp_path, {(1, 16, "b"): 32.0, (1, 16, "a"): 8.0, (1, 64, "a"): 9.0, (2, 16, "a"): 10.0})
+    picture = next(one for one in made(tmp_path).pictures if one.name == "l0-against-drop")
+    plain = [line for line in picture.figure.axes[0].get_lines() if line.get_linestyle() == "-"]
+    assert [np.asarray(line.get_xdata()).tolist() for line in plain if len(line.get_xdata()) > 1] == [[8.0, 32.0]]
+    assert "A line joins the variants of one release, site and width." in picture.caption
+
+
+def test_a_width_at_several_layers_is_a_curve(tmp_path: Path) -> None:
+    layers = {(layer, width, "a"): 8.0 for layer in (10, 2, 6) for width in (16, 64)}
+    write_reconstructions(tmp_path, layers | {(2, 128, "a"): 8.0, (6, 128, "a"): 8.0, (6, 128, "b"): 9.0})
+    picture = next(one for one in made(tmp_path).pictures if one.name == "loss-against-layer")
+    of = {str(one.get_label()): one.lines[0] for one in picture.figure.axes[0].containers}
+    assert {name: np.asarray(line.get_xdata()).tolist() for name, line in of.items()} == {
+        "width 16": [2, 6, 10],
+        "width 64": [2, 6, 10],
+        "width 128": [2, 6, 6],
+    }
+    assert [line.get_linestyle() for line in of.values()] == ["-", "-", "None"]
+    assert "Where a width has several variants at a layer, none are joined." in picture.caption
+    for kind in figures.DATELESS:
+        figures.as_bytes(picture.figure, kind)
+
+
+def test_two_layers_are_no_curve(tmp_path: Path) -> None:
+    write_reconstructions(tmp_path, {(1, 16, "a"): 8.0, (2, 16, "a"): 8.0, (3, 64, "a"): 8.0})
+    assert "loss-against-layer" not in [picture.name for picture in made(tmp_path).pictures]
+
+
 def test_variants_that_add_nothing_to_one_another_are_one_series(tmp_path: Path) -> None:
     write_run(tmp_path / "baseline", QUESTIONS, splice=None)
     for layer in range(8):

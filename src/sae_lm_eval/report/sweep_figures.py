@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sae_lm_eval.report.drop_tables import Told
+from sae_lm_eval.report.families import by_l0, by_layer, joined, names_by_layer
 from sae_lm_eval.report.figures import (
     COLOURS,
     INK,
@@ -41,6 +42,7 @@ from sae_lm_eval.report.sweep_tables import (
 # More or longer names have no room beside their points; the tables have them.
 MOST_NAMED, MOST_LETTERS = 8, 16
 MOST_TICKS = 8
+FRONTIER: dict[str, Any] = {"color": INK, "linewidth": 0.7, "linestyle": (0, (4, 2))}
 Bounds = tuple[float, float, float]
 
 
@@ -52,6 +54,7 @@ def sweep_pictures(texts: Mapping[str | None, Sequence[Setting]], told: Told) ->
         made += _paretos(chosen, suffix, on, told)
         made += _doses(chosen, suffix, on, told)
         made += _layers(chosen, suffix, on, told)
+        made += _by_layer(chosen, suffix, on, told)
     return made
 
 
@@ -63,8 +66,8 @@ def _paretos(chosen: Sequence[Setting], suffix: str, on: str, told: Told) -> lis
     made = []
     if len(drops) > 1:
         caption = (
-            f"{latents} and drop in accuracy with its {told.level:.0%} interval. The line is the frontier: the "
-            "least drop at an L0 or less."
+            f"{latents} and drop in accuracy with its {told.level:.0%} interval. {_of_line(drops)}The dashed line is "
+            "the frontier: the least drop at an L0 or less."
         )
         figure = pareto(drops, drop_of, drop_bounds, on_frontier(drops, drop_of))
         figure.axes[0].set_ylabel("drop (percentage points)")
@@ -73,7 +76,7 @@ def _paretos(chosen: Sequence[Setting], suffix: str, on: str, told: Told) -> lis
     if len(computes) > 1:
         caption = (
             f"{latents} and the fraction of the training compute that buys the spliced loss (logarithmic), with its "
-            "95% interval. The line is the frontier: the most compute at an L0 or less."
+            f"95% interval. {_of_line(computes)}The dashed line is the frontier: the most compute at an L0 or less."
         )
         figure = pareto(computes, _compute, _compute_bounds, on_frontier(computes, compute_lost))
         axis = figure.axes[0]
@@ -84,6 +87,10 @@ def _paretos(chosen: Sequence[Setting], suffix: str, on: str, told: Told) -> lis
         name = f"l0-against-effective-compute{suffix}"
         made.append(Picture(name, f"L0 against effective compute{on}", caption, told_of, figure))
     return made
+
+
+def _of_line(chosen: Sequence[Setting]) -> str:
+    return "A line joins the variants of one release, site and width. " if by_l0(chosen) else ""
 
 
 def _of_each(chosen: Iterable[Setting], value: Callable[[Setting], float | None], unit: str) -> str:
@@ -109,13 +116,21 @@ def _compute_bounds(of: Setting) -> Bounds:
     return value, made.low or value, made.high or value
 
 
+OF_COMPUTE: dict[str, Callable[[Setting], Bounds | None]] = {
+    "effective compute": lambda of: _compute_bounds(of) if of.value("effective_compute") else None
+}
+
+
 def pareto(
     chosen: Sequence[Setting],
     value: Callable[[Setting], float | None],
     bounds: Callable[[Setting], Bounds],
     best: Sequence[Setting],
 ) -> Figure:
-    """L0 (logarithmic) against `value`: a colour for each layer, a marker for each width, the frontier as a step."""
+    """L0 (logarithmic) against `value`: a colour for each layer, a marker for each width, the frontier as a step.
+
+    A line joins those of one release, site and width.
+    """
     layers = sorted({of.layer for of in chosen}, key=lambda layer: (len(layer), layer))
     widths = sorted({of.width for of in chosen}, key=lambda width: (len(width), width))
     few = len(layers) <= len(COLOURS)
@@ -127,8 +142,11 @@ def pareto(
         for of in chosen:
             x = of.value("l0")
             _bar(axis, x, bounds(of), fmt=markers[of.width], color=colours[of.layer])
+        for family in by_l0(chosen):
+            line = [(of.value("l0"), value(of)) for of in family]
+            axis.plot(*zip(*line, strict=True), color=colours[family[0].layer], linewidth=0.9, zorder=1.5)
         steps = [(of.value("l0"), value(of)) for of in best]
-        axis.step(*zip(*steps, strict=True), where="post", color=INK, linewidth=0.7, zorder=1)
+        axis.step(*zip(*steps, strict=True), where="post", zorder=1, **FRONTIER)
         name_points(axis, [(of.name, of.value("l0"), value(of)) for of in chosen])
         axis.set_xscale("log")
         logarithmic(axis.xaxis, [of.value("l0") or 1.0 for of in chosen])
@@ -137,7 +155,7 @@ def pareto(
         axis.grid()
         entries = [_key(f"layer {layer}", "o", colours[layer]) for layer in layers if len(layers) > 1]
         entries += [_key(f"width {width}", markers[width], INK) for width in widths if len(widths) > 1]
-        entries += [Line2D([], [], color=INK, linewidth=0.7, label="frontier")]
+        entries += [Line2D([], [], label="frontier", **FRONTIER)]
         figure.legend(handles=entries, loc="outside upper center", ncols=min(4, len(entries)))
     return figure
 
@@ -181,8 +199,7 @@ def _doses(chosen: Sequence[Setting], suffix: str, on: str, told: Told) -> list[
 def _layers(chosen: Sequence[Setting], suffix: str, on: str, told: Told) -> list[Picture]:
     """What is lost against the number of layers at which something is spliced in, where variants differ in it."""
     families = by_layers(chosen)
-    of_compute = {"effective compute": lambda of: _compute_bounds(of) if of.value("effective_compute") else None}
-    panels = _panels(families, {**_responses(told), **of_compute})
+    panels = _panels(families, {**_responses(told), **OF_COMPUTE})
     if not panels or not layers_differ(chosen):
         return []
     chains = [family for family in families if len(family) > 1]
@@ -201,6 +218,28 @@ def _layers(chosen: Sequence[Setting], suffix: str, on: str, told: Told) -> list
             f"before. Bars: {told.level:.0%} intervals.{left_out}",
             f"A panel for each of {', '.join(panels)}. {_of_each(drawn, drop_of, 'points')}",
             responses(shown, names, panels, lambda of: len(of.layers), "layers spliced at once", loose),
+        )
+    ]
+
+
+def _by_layer(chosen: Sequence[Setting], suffix: str, on: str, told: Told) -> list[Picture]:
+    """What is lost against the layer at which one dictionary is spliced in, a curve for each family of them."""
+    families = by_layer(chosen)
+    panels = _panels(families, {**_responses(told), **OF_COMPUTE})
+    if not panels:
+        return []
+    shown, names = families[: len(COLOURS)], names_by_layer(families)
+    missing = [names[at] for at in range(len(shown), len(families))]
+    left_out = f" Not drawn: {listing(missing)}." if missing else ""
+    several = " Where a width has several variants at a layer, none are joined." if joined(shown) < len(shown) else ""
+    return [
+        Picture(
+            f"loss-against-layer{suffix}",
+            f"Loss against the layer{on}",
+            "By the layer at which one dictionary is spliced in; a line joins the variants of one release, kind of "
+            f"site and width. Bars: {told.level:.0%} intervals.{several}{left_out}",
+            f"A panel for each of {', '.join(panels)}, a line for each width. All numbers are in the tables.",
+            responses(shown, names, panels, lambda of: int(of.layer), "layer", joined(shown)),
         )
     ]
 

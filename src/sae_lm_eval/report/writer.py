@@ -18,7 +18,7 @@ OTHERWISE = "Give another --output_path."
 SOMETIMES = ("equivalents.csv", "scores.csv")  # tables that not every report has
 KINDS = ("pdf", "svg", "png")
 PICTURES = (
-    *("drop-by-category", "heat-map", "drop-against", "l0-against", "loss-against-layers", "equivalent", "where-"),
+    *("drop-by-category", "heat-map", "drop-against", "l0-against", "loss-against-layer", "equivalent", "where-"),
     *("score-", "parted-texts"),
 )
 
