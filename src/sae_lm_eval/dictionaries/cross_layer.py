@@ -6,7 +6,6 @@ transformer-circuits.pub/2025/attribution-graphs/methods.html, and circuit_trace
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -46,7 +45,6 @@ class CrossLayerLatents(nn.Module):
 
     threshold: Tensor | None
     stamp: Tensor | None
-    edits: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
         self,
@@ -55,9 +53,10 @@ class CrossLayerLatents(nn.Module):
         b_enc: Float[Tensor, " latents"],
         decoder: Float[Tensor, "latents layers d_out"] | FileRows,
         threshold: Float[Tensor, " latents"] | None = None,
+        edits: Callable[[Tensor], Tensor] | None = None,
     ):
         super().__init__()
-        self.layer = layer
+        self.layer, self.edits = layer, edits
         self.W_enc, self.b_enc = nn.Parameter(W_enc, requires_grad=False), nn.Parameter(b_enc, requires_grad=False)
         self.register_buffer("threshold", threshold)
         in_file = isinstance(decoder, FileRows)
@@ -81,9 +80,9 @@ class CrossLayerLatents(nn.Module):
 
     def edited(self, edits: Callable[[Tensor], Tensor]) -> CrossLayerLatents:
         """The same latents with `edits` of their activations; the weights are these, not copies."""
-        other = copy.copy(self)
-        other.edits = edits
-        return other
+        decoder = self._rows_in_file or self.W_dec
+        assert decoder is not None
+        return CrossLayerLatents(self.layer, self.W_enc, self.b_enc, decoder, self.threshold, edits)
 
     def written(
         self, latents: Float[Tensor, "*batch latents"], layers: Sequence[int]
@@ -125,7 +124,7 @@ class CrossLayerOutput(nn.Module):
         """Weights of the layer's own: those of earlier layers are counted there."""
         own = self.sources[-1]
         weights = (own.W_enc, own.b_enc, own.decoder, own.threshold, self.b_dec, self.W_skip)
-        return sum(of.numel() for of in weights if of is not None)
+        return sum(tensor.numel() for tensor in weights if tensor is not None)
 
     @property
     def sources(self) -> Sequence[CrossLayerLatents]:
@@ -134,9 +133,7 @@ class CrossLayerOutput(nn.Module):
 
     def of_latents(self, latents: Sequence[CrossLayerLatents]) -> CrossLayerOutput:
         """What `latents`, in the place of its own, write at the layer; the other weights are these, not copies."""
-        other = copy.copy(self)
-        other._modules = {**self._modules, "latents": nn.ModuleList(latents)}
-        return other
+        return CrossLayerOutput(latents, self.b_dec, self.W_skip)
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """The part of the layer's own latents, with what does not come from latents."""

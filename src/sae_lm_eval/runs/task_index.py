@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ SIMPLE = re.compile(r"""[A-Za-z_][\w./-]*|"[\w./-]*"|'[\w./-]*'""")
 SKIPPED = frozenset({"__pycache__", ".ipynb_checkpoints"})  # as lm_eval does
 RESERVED = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})  # words that YAML reads otherwise
 FLOW = re.compile(r"\s*[{\[%&!]|.*^---.*^---", re.MULTILINE | re.DOTALL)
+
+IncludePath = str | Path | Sequence[str | Path] | None
 
 _Quickest: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -52,11 +56,11 @@ def naming_keys(
     own = dict(own_keys(path))
     included = own.pop("include", None)
     merged: dict[str, Any] = {}
-    for one in included if isinstance(included, list) else [included] if included else []:
-        if not isinstance(one, str):
-            raise ValueError(f"{path} includes {one!r}, which is no path")
-        there = os.path.normpath(os.path.join(os.path.dirname(path), one))
-        merged |= naming_keys(there, own_keys, (*seen, path))
+    for include in included if isinstance(included, list) else [included] if included else []:
+        if not isinstance(include, str):
+            raise ValueError(f"{path} includes {include!r}, which is no path")
+        included_path = os.path.normpath(os.path.join(os.path.dirname(path), include))
+        merged |= naming_keys(included_path, own_keys, (*seen, path))
     return merged | own
 
 
@@ -65,10 +69,10 @@ def _own_keys(path: str) -> dict[str, Any]:
         text = file.read()
     try:
         if FLOW.match(text):
-            found = yaml.load(text, Loader=_Loader)
-            if not isinstance(found, dict):
+            task = yaml.load(text, Loader=_Loader)
+            if not isinstance(task, dict):
                 raise ValueError(f"{path} is no mapping")
-            return {key: found[key] for key in KEYS if key in found}
+            return {key: task[key] for key in KEYS if key in task}
         return {key: _value(block) for _, key, block in NAMING.findall(text)}
     except (yaml.YAMLError, RecursionError, TypeError, KeyError, OverflowError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
@@ -79,12 +83,12 @@ def _default_keys() -> dict[str, dict[str, Any]]:
     """By path, the naming keys of each file of lm_eval's and of this package that has any."""
     rules = Path(__file__).read_text(encoding="utf-8")  # what reads the files is part of what is kept
     own_keys = KeptReads(_own_keys, "\n".join((*_default_folders(), version("lm_eval"), rules)))
-    found: dict[str, dict[str, Any]] = {}
+    keys: dict[str, dict[str, Any]] = {}
     for path in (path for folder in _default_folders() for path in _files(folder)):
         with suppress(ValueError, OSError):  # lm_eval passes over it as well
-            found[path] = naming_keys(path, own_keys)
+            keys[path] = naming_keys(path, own_keys)
     own_keys.save()
-    return found
+    return keys
 
 
 def _value(block: str) -> Any:
@@ -104,10 +108,10 @@ def quick_index() -> Iterator[None]:
     from lm_eval.tasks import _index
 
     whole: Callable[..., dict[str, Any]] = _index.load_yaml
-    known = _default_keys()
+    keys = _default_keys()
 
-    def load(path: Path, **how: Any) -> dict[str, Any]:
-        return dict(known[str(path)]) if str(path) in known else whole(path, **how)
+    def load(path: Path, **options: Any) -> dict[str, Any]:
+        return dict(keys[str(path)]) if str(path) in keys else whole(path, **options)
 
     _index.load_yaml = load
     try:
@@ -116,93 +120,123 @@ def quick_index() -> Iterator[None]:
         _index.load_yaml = whole
 
 
-def task_names(include_path: str | Path | Sequence[str | Path] | None = None) -> frozenset[str]:
+@dataclass(frozen=True)
+class TaskIndex:
+    """What lm_eval, this package and the folders of `include_path` define.
+
+    Attributes:
+        entries: the naming keys of each task and group, by its name
+        tags: the tasks of each tag
+    """
+
+    entries: Mapping[str, Mapping[str, Any]]
+    tags: Mapping[str, Sequence[str]]
+
+    @classmethod
+    def read(cls, include_path: IncludePath = None) -> TaskIndex:
+        """Raises nothing for a file that defines no task: lm_eval passes over it as well."""
+        folders = [include_path] if isinstance(include_path, str | Path) else list(include_path or [])
+        entries: dict[str, Mapping[str, Any]] = {}
+        tags: dict[str, list[str]] = {}
+        for keys in (*_default_keys().values(), *_included_keys(folders)):
+            name, tags_of_task = _names(keys)
+            if name is not None:
+                entries[name] = keys
+            for tag in tags_of_task:
+                tags.setdefault(tag, []).append(keys["task"])
+        return cls(entries, tags)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Of all tasks, groups and tags."""
+        return frozenset((*self.entries, *self.tags))
+
+    def members(self, requested: Iterable[str]) -> tuple[dict[str, list[str]], list[str]] | None:
+        """The members of each group that `requested` names or that is in one of these, and all their tasks.
+
+        None where only loading them tells: of files, patterns, and tasks that a group defines itself.
+        """
+        groups: dict[str, list[str]] = {}
+        tasks: dict[str, None] = {}
+        left = deque(requested)
+        while left:
+            name = left.popleft()
+            if name in groups or name in tasks:
+                continue
+            if name not in self.entries:
+                if name not in self.tags:
+                    return None
+                left.extendleft(reversed(self.tags[name]))
+                continue
+            keys = self.entries[name]
+            if "class" in keys or "group" not in keys:
+                tasks[name] = None
+                continue
+            listed = [
+                item.get("group", item.get("task")) if isinstance(item, dict) else item
+                for item in keys.get("task") or ()
+            ]
+            if not all(isinstance(item, str) and (item in self.entries or item in self.tags) for item in listed):
+                return None
+            groups[name] = [task for item in listed for task in ([item] if item in self.entries else self.tags[item])]
+            left.extendleft(reversed(groups[name]))
+        return groups, list(tasks)
+
+
+def task_names(include_path: IncludePath = None) -> frozenset[str]:
     """The names of all tasks, groups and tags that lm_eval has, this package adds, or the folders given hold."""
-    given = [include_path] if isinstance(include_path, str | Path) else list(include_path or [])
-    names = {name for found in _default_keys().values() for name in _names(found)}
-    for _, found in _included(given):
-        names.update(_names(found))
-    return frozenset(names)
+    return TaskIndex.read(include_path).names
 
 
 def members(
-    asked: Iterable[str], include_path: str | Path | Sequence[str | Path] | None = None
+    requested: Iterable[str], include_path: IncludePath = None
 ) -> tuple[dict[str, list[str]], list[str]] | None:
-    """The members of each group that `asked` names or that is in one of these, and all their tasks.
-
-    None where only loading them tells: of files, patterns, and tasks that a group defines itself.
-    """
-    given = [include_path] if isinstance(include_path, str | Path) else list(include_path or [])
-    named: dict[str, dict[str, Any]] = {}
-    tagged: dict[str, list[str]] = {}
-    for _, found in (*_default_keys().items(), *_included(given)):
-        for name in list(_names(found))[:1]:
-            named[name] = found
-        for tag in list(_names(found))[1:]:
-            tagged.setdefault(tag, []).append(found["task"])
-    groups: dict[str, list[str]] = {}
-    tasks: list[str] = []
-    left = list(asked)
-    while left:
-        name = left.pop(0)
-        if name in groups or name in tasks:
-            continue
-        if name in tagged and name not in named:
-            left = [*tagged[name], *left]
-            continue
-        if name not in named:
-            return None
-        found = named[name]
-        if "class" in found or "group" not in found:
-            tasks.append(name)
-            continue
-        listed: Any = found.get("task")
-        own: list[Any] = [one.get("group", one.get("task")) if isinstance(one, dict) else one for one in listed or ()]
-        if not all(isinstance(one, str) and (one in named or one in tagged) for one in own):
-            return None
-        groups[name] = [task for one in own for task in (tagged[one] if one not in named else [one])]
-        left = [*groups[name], *left]
-    return groups, tasks
+    """See `TaskIndex.members`."""
+    return TaskIndex.read(include_path).members(requested)
 
 
-def _included(folders: Iterable[str | Path]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _included_keys(folders: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
     for path in (path for folder in folders for path in _files(os.path.expanduser(folder))):
         with suppress(ValueError, OSError):  # lm_eval passes over it as well
-            yield path, naming_keys(path)
+            yield naming_keys(path)
 
 
-def _names(found: dict[str, Any]) -> Iterator[str]:
-    if "class" not in found and "group" in found:
-        yield from (name for name in [found["group"]] if isinstance(name, str))
-    elif isinstance(found.get("task"), str):
-        tags = found.get("tag") or []
-        listed = tags if isinstance(tags, list) else [tags]
-        yield from (found["task"], *(tag for tag in listed if isinstance(tag, str)))
+def _names(keys: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """Of a file's naming keys, the name of its task or group, and the task's tags."""
+    if "class" not in keys and "group" in keys:
+        return (keys["group"] if isinstance(keys["group"], str) else None), []
+    if not isinstance(keys.get("task"), str):
+        return None, []
+    tags = keys.get("tag") or []
+    return keys["task"], [tag for tag in (tags if isinstance(tags, list) else [tags]) if isinstance(tag, str)]
 
 
-def check_tasks(asked: Iterable[Any], include_path: str | Path | Sequence[str | Path] | None = None) -> None:
-    """Raise `UserError` where one of `asked`, as `--tasks` takes them, is no task, with the nearest names, or where a
-    task is asked by itself and in a group, or in two.
+def check_tasks(requested: Iterable[Any], include_path: IncludePath = None) -> None:
+    """Raise `UserError` where one of `requested`, as `--tasks` takes them, is no task, with the nearest names, or where
+    a task is requested by itself and in a group, or in two.
     """
-    asked = list(asked)
-    known: frozenset[str] | None = None
-    for name in asked:
+    requested = list(requested)
+    index: TaskIndex | None = None
+    for name in requested:
         if not isinstance(name, str) or _is_file(name):
             continue
-        known = task_names(include_path) if known is None else known
-        if not (name in known or any(fnmatchcase(one, name) for one in known)):
-            raise UserError(f"There is no task '{name}'.{did_you_mean(name, known)} 'lm_eval ls tasks' lists them.")
-    _check_repeated([name for name in asked if isinstance(name, str)], include_path)
+        index = index or TaskIndex.read(include_path)
+        if not (name in index.names or any(fnmatchcase(task, name) for task in index.names)):
+            raise UserError(
+                f"There is no task '{name}'.{did_you_mean(name, index.names)} 'lm_eval ls tasks' lists them."
+            )
+    if index is not None and len(requested) > 1:
+        _check_repeated([name for name in requested if isinstance(name, str)], index)
 
 
-def _check_repeated(asked: Sequence[str], include_path: str | Path | Sequence[str | Path] | None) -> None:
+def _check_repeated(requested: Iterable[str], index: TaskIndex) -> None:
     """Raise `UserError` for what lm_eval calls a duplicate task; a tag stands for its tasks, each by itself."""
-    by: dict[str, str] = {}
-    for name in dict.fromkeys(asked if len(asked) > 1 else ()):
-        groups, tasks = members([name], include_path) or ({}, [])
+    sources: dict[str, str] = {}
+    for name in dict.fromkeys(requested):
+        groups, tasks = index.members([name]) or ({}, [])
         for task in sorted(tasks):
             source = name if name in groups else task
-            if (other := by.setdefault(task, source)) != source:
+            if (other := sources.setdefault(task, source)) != source:
                 if task in (other, source):
                     group = source if task == other else other
                     raise UserError(f"tasks: '{task}' is in the group '{group}' as well: name one of them.")
