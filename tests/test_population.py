@@ -194,7 +194,7 @@ def test_no_drop_can_be_seen_that_is_more_than_the_baseline_has(tmp_path):
     found = paired_comparison(tmp_path / "baseline", [tmp_path / "k4"])
     assert np.isnan(found.drops["detectable"]).all()
     shaped = assemble.shape(found)
-    (table,) = overall_tables(shaped.rows, shaped.told)
+    (table,) = overall_tables(shaped.rows, shaped.significance)
     assert "n/a: more than the baseline has to lose" in table.caption
 
 
@@ -203,7 +203,7 @@ def test_sets_that_lost_alike_do_not_tell_what_would_be_seen(tmp_path):
         write_run(tmp_path / name, answers({"one": [1.0] * 30 + [0.0] * 10, "two": [1.0] * 40}))
     found = paired_comparison(tmp_path / "baseline", [tmp_path / "same"], docs_by="text")
     shaped = assemble.shape(found)
-    (table,) = overall_tables(shaped.rows, shaped.told)
+    (table,) = overall_tables(shaped.rows, shaped.significance)
     assert "n/a: the sets of documents do not differ in what they lost." in table.caption
     assert "more than the baseline" not in table.caption
     said = " ".join(headline(found, shaped.summary()))

@@ -27,8 +27,7 @@ from sae_lm_eval.cli.main import app
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report import assemble as build
 from sae_lm_eval.report import drop_tables as drops
-from sae_lm_eval.report import figures, latex, render, summary_table, writer
-from sae_lm_eval.report import sweep_tables as sweep
+from sae_lm_eval.report import figures, latex, render, summary_table, sweep_settings, sweep_tables, writer
 from sae_lm_eval.report import worst_documents as worst
 from sae_lm_eval.report.fidelity_tables import MetricValue, fidelity_of, fidelity_tables
 from sae_lm_eval.report.formatting import MINUS, fixed_decimals, probability, significant, without_shared_start
@@ -386,7 +385,7 @@ def test_what_else_a_variant_costs_has_its_error_and_its_interval(tmp_path: Path
     write_run(tmp_path / "baseline", {"birds": [1, 1]}, splice=None)
     comparison = build.compare_tasks(*folders.find_results(tmp_path))
     shaped = build.shape(comparison)
-    made = summary_table.summary_table(shaped.summary(), shaped.told)
+    made = summary_table.summary_table(shaped.summary(), shaped.significance)
     row = dict(zip([column.heading for column in made.columns], made.rows[-1], strict=True))
     assert [row[name].detail for name in ("KL", "delta CE", "effective compute")] == ["± 0.012", "", "[0.300, 0.400]"]
     assert "in nats/token; " in made.caption
@@ -692,7 +691,7 @@ def test_frontier_by_brute_force(points: list[tuple[int, int]]) -> None:
     def beaten(one: tuple[int, int]) -> bool:
         return any(other[0] <= one[0] and other[1] <= one[1] and other != one for other in points)
 
-    found = sweep.frontier([(float(x), float(y)) for x, y in points])
+    found = sweep_settings.frontier([(float(x), float(y)) for x, y in points])
     assert sorted(found) == [at for at, point in enumerate(points) if not beaten(point)]
     assert [points[at] for at in found] == sorted(points[at] for at in found)
 
@@ -917,7 +916,7 @@ def test_a_ratio_of_what_is_not_above_zero_is_undefined(ours: Any, random: Any, 
     def measured(of: tuple[float | None, float | None]) -> MetricValue:
         return MetricValue("v", "t", "kl", *of, "nats/token")
 
-    assert sweep.ratio_to_random(measured(ours), measured(random), 0.95) == expected
+    assert sweep_tables.ratio_to_random(measured(ours), measured(random), 0.95) == expected
 
 
 def test_dose_and_response(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def _tables(shaped: Shaped) -> list[ReportTable]:
     tables = summary_tables(shaped)
     for section in NAMES:
         if section != "overall":
-            tables += detail_tables(shaped.rows, shaped.told, section)
+            tables += detail_tables(shaped.rows, shaped.significance, section)
     return [table for table in tables if len(table.columns) > 1]
 
 

@@ -46,7 +46,7 @@ def table_command(
     if format == "csv":
         typer.echo(for_spreadsheets(summary_table.summary_frame(summary)).to_csv(index=False), nl=False)
         return
-    _show(summary_table.summary_table(summary, shaped.told), format)
+    _show(summary_table.summary_table(summary, shaped.significance), format)
 
 
 def _of_several_models(out: Path, by: str | None, format: str, **pairing: Any) -> None:

@@ -153,7 +153,7 @@ def _row(results: Results, shaped: Shaped, variant: str, run: str) -> Leaderboar
 
 def _drop_cell(row: DropRow | None, shaped: Shaped) -> Cell:
     """With the mark of a baseline at chance, which these rows do not show beside it."""
-    cell = drop_cell(row, shaped.told)
+    cell = drop_cell(row, shaped.significance)
     return replace(cell, text=f"{cell.text}{AT_CHANCE}") if row is not None and row.at_chance else cell
 
 

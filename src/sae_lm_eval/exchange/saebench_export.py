@@ -23,7 +23,7 @@ from sae_lm_eval.exchange.new_files import SAEBENCH_MARK, write_marked
 from sae_lm_eval.exchange.score_files import some_of
 from sae_lm_eval.report.fidelity_tables import GROUP, METRICS, MetricValue, fidelity_of
 from sae_lm_eval.report.provenance import changes_of, command, dictionary_of, requested_model
-from sae_lm_eval.report.sweep_tables import is_single
+from sae_lm_eval.report.sweep_settings import is_single
 from sae_lm_eval.results.results import Results
 
 # SAEBench's numbers by category: our metric, or None for what is not measured here.

@@ -11,7 +11,7 @@ from sae_lm_eval.exchange.rank_correlation import RankCorrelation, rank_correlat
 from sae_lm_eval.exchange.score_files import some_of
 from sae_lm_eval.exchange.scores import DictionaryScore, ScoreKind, ScoreSet
 from sae_lm_eval.report.provenance import dictionary_of
-from sae_lm_eval.report.sweep_tables import Setting, drop_of, frontier, is_single, singles
+from sae_lm_eval.report.sweep_settings import Setting, drop_of, frontier, is_single, singles
 from sae_lm_eval.results.results import Results
 
 

@@ -29,7 +29,7 @@ from sae_lm_eval.report.formatting import (
     text_cell,
 )
 from sae_lm_eval.report.sweep_figures import name_points
-from sae_lm_eval.report.sweep_tables import settings
+from sae_lm_eval.report.sweep_settings import settings
 
 MOST_PICTURES = 16
 LARGEST_DRAWN = 1e100  # beyond which the axes of a figure overflow

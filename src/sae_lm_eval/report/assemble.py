@@ -21,7 +21,7 @@ from sae_lm_eval.report.capability_tables import Equivalents, equivalent_tables,
 from sae_lm_eval.report.drop_tables import (
     CategoryRows,
     DropRow,
-    Told,
+    Significance,
     by_drop,
     category_rows,
     category_tables,
@@ -53,7 +53,8 @@ from sae_lm_eval.report.released_table import released_notes, released_table
 from sae_lm_eval.report.ruler_tables import category_ruler_table, ruler_sentences, ruler_table
 from sae_lm_eval.report.summary_table import Summary, costs_of, summarise, summary_table
 from sae_lm_eval.report.sweep_figures import sweep_pictures
-from sae_lm_eval.report.sweep_tables import notes, settings, sweep_tables
+from sae_lm_eval.report.sweep_settings import notes, settings
+from sae_lm_eval.report.sweep_tables import sweep_tables
 from sae_lm_eval.report.task_tables import detail_tables
 from sae_lm_eval.report.where_records import records_beside
 from sae_lm_eval.report.where_tables import (
@@ -114,7 +115,7 @@ class Shaped:
     rows: tuple[DropRow, ...]
     fidelity: Fidelity
     names: Mapping[str, str]
-    told: Told
+    significance: Significance
     equivalents: Equivalents
 
     def summary(self, by: str | None = None) -> Summary:
@@ -127,12 +128,12 @@ class Shaped:
 
 def summary_tables(shaped: Shaped) -> list[ReportTable]:
     """What the variants lose at a glance: the one table, over all tasks, and against each other."""
-    rows, told = shaped.rows, shaped.told
+    rows, significance = shaped.rows, shaped.significance
     return [
-        summary_table(shaped.summary(), told),
-        *overall_tables(rows, told),
-        *between_tables(shaped.comparison.between, told),
-        *length_tables(rows, told),
+        summary_table(shaped.summary(), significance),
+        *overall_tables(rows, significance),
+        *between_tables(shaped.comparison.between, significance),
+        *length_tables(rows, significance),
     ]
 
 
@@ -156,7 +157,7 @@ def shape(comparison: Comparison, sort: str = "task", metrics: str = "primary") 
         tuple(by_drop(rows) if sort == "drop" else rows),
         fidelity_of(variants),
         names,
-        Told(comparison.level, comparison.family),
+        Significance(comparison.level, comparison.family),
         equivalents_of(comparison),
     )
 
@@ -164,8 +165,8 @@ def shape(comparison: Comparison, sort: str = "task", metrics: str = "primary") 
 def build(comparison: Comparison, *, sort: str = "task") -> Report:
     """The report of a comparison; nothing is written, and nothing read but the samples of the worst documents."""
     shaped = shape(comparison, sort)
-    named, rows, fidelity, names, told = (
-        *(shaped.comparison, shaped.rows, shaped.fidelity, shaped.names, shaped.told),
+    named, rows, fidelity, names, significance = (
+        *(shaped.comparison, shaped.rows, shaped.fidelity, shaped.names, shaped.significance),
     )
     variants, shown, summary = named.variants, category_rows(rows), shaped.summary()
     text, ruled, recovered = methods(named, rows, fidelity), ruler(comparison), recovery(comparison)
@@ -178,8 +179,8 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
         tables=(
             *summary_tables(shaped),
             variants_table(named, names),
-            *(category_tables(shown, told) if {row.name for row in shown.rows} != {*summary.names} else ()),
-            *sweep_tables(swept, told),
+            *(category_tables(shown, significance) if {row.name for row in shown.rows} != {*summary.names} else ()),
+            *sweep_tables(swept, significance),
             *fidelity_tables(fidelity),
             *(table for table in [released_table(variants)] if table.rows),
             *noise_table(variants),
@@ -189,17 +190,17 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
             *(table for record in explained for table in (*class_tables(record), *latent_tables(record))),
             *equivalent_tables(shaped.equivalents.found, [*rows], names),
             *(published_table(published_equivalents(comparison), names) if shaped.equivalents.found is None else ()),
-            *detail_tables(rows, told, "group"),
-            *detail_tables(rows, told),
+            *detail_tables(rows, significance, "group"),
+            *detail_tables(rows, significance),
         ),
         pictures=(
             *in_reading_order(
                 [
-                    *pictures(rows, shown, told, summary.controls),
+                    *pictures(rows, shown, significance, summary.controls),
                     *capability_pictures(shaped.equivalents.curves, names),
                     *parting_pictures(variants),
                 ],
-                sweep_pictures(swept, told),
+                sweep_pictures(swept, significance),
                 len(summary.variants),
             ),
             *(picture for record in explained if (picture := where_picture(record)) is not None),
@@ -227,7 +228,7 @@ def _notes(comparison: Comparison, variants: Sequence[Results], swept: Mapping[A
                 *released_notes(variants),
                 *filter(None, map(cut_prompts, (comparison.baseline, *variants))),
                 *(note for variant in variants for note in parted_texts(variant)),
-                *(note for of in swept.values() for note in notes(of)),
+                *(note for compared in swept.values() for note in notes(compared)),
             ]
         )
     )
@@ -252,17 +253,19 @@ def in_reading_order(each: Sequence[Picture], sweep: Sequence[Picture], variants
     return (*sweep, *each) if variants > figures.MOST_VARIANTS else (*each, *sweep)
 
 
-def pictures(rows: Sequence[DropRow], shown: CategoryRows, told: Told, controls: Sequence[str] = ()) -> list[Picture]:
+def pictures(
+    rows: Sequence[DropRow], shown: CategoryRows, significance: Significance, controls: Sequence[str] = ()
+) -> list[Picture]:
     """The figures for which there are numbers; controls are lines beside the reconstructions, or nothing."""
     if {row.variant for row in rows} <= {*controls}:
         controls = ()
     lines = [row for row in shown.rows if row.variant in controls]
     shown = replace(shown, rows=tuple(row for row in shown.rows if row.variant not in controls))
     rows = [row for row in rows if row.variant not in controls]
-    tasks, bars = section_of(main_metric(rows), "task"), f"{told.level:.0%} interval"
+    tasks, bars = section_of(main_metric(rows), "task"), f"{significance.level:.0%} interval"
     some = f" The {len({row.name for row in shown.rows})} with the largest drop." if shown.left_out else ""
     numbers = "All numbers are in the tables."
-    made = [
+    candidates = [
         (
             f"drop-by-category{suffix}",
             f"Drop by {shown.what}{part}",
@@ -273,7 +276,7 @@ def pictures(rows: Sequence[DropRow], shown: CategoryRows, told: Told, controls:
         )
         for suffix, part, some_rows in _parts(shown.rows)
     ]
-    made.append(
+    candidates.append(
         (
             "heat-map",
             f"Drop by {shown.what} and variant",
@@ -282,7 +285,7 @@ def pictures(rows: Sequence[DropRow], shown: CategoryRows, told: Told, controls:
             figures.heat_map(shown.rows),
         )
     )
-    made += [
+    candidates += [
         (
             f"drop-against-baseline{suffix}",
             f"Drop against baseline accuracy{part}",
@@ -293,7 +296,7 @@ def pictures(rows: Sequence[DropRow], shown: CategoryRows, told: Told, controls:
         )
         for suffix, part, some_rows in _parts(tasks)
     ]
-    return [Picture(*of[:4], of[4]) for of in made if of[4] is not None]
+    return [Picture(*candidate[:4], candidate[4]) for candidate in candidates if candidate[4] is not None]
 
 
 def _of_lines(lines: Sequence[DropRow]) -> str:

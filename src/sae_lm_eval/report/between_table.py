@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from sae_lm_eval.comparison.multiplicity import has_star
-from sae_lm_eval.report.drop_tables import Told, bounds_of, count_cell, p_cell
+from sae_lm_eval.report.drop_tables import Significance, bounds_of, count_cell, p_cell
 from sae_lm_eval.report.formatting import (
     Cell,
     ReportTable,
@@ -18,15 +18,15 @@ from sae_lm_eval.report.formatting import (
 )
 
 
-def between_tables(between: pd.DataFrame, told: Told) -> list[ReportTable]:
+def between_tables(between: pd.DataFrame, significance: Significance) -> list[ReportTable]:
     """How much more one variant loses than another; no table where there are not two to compare."""
     if between.empty:
         return []
     body = []
     for record in between.to_dict("records"):
-        mark = "*" if has_star(record["p_adjusted"], told.level) else ""
+        mark = "*" if has_star(record["p_adjusted"], significance.level) else ""
         difference = number_cell(record["difference"], f"{fixed_decimals(record['difference'])}{mark}")
-        low, high = (of if is_number(of) else None for of in (record["low"], record["high"]))
+        low, high = (bound if is_number(bound) else None for bound in (record["low"], record["high"]))
         body.append(
             (
                 *(text_cell(record["variant"]), text_cell(record["other"]), count_cell(record["n"]), difference),
@@ -35,11 +35,11 @@ def between_tables(between: pd.DataFrame, told: Told) -> list[ReportTable]:
         )
     caption = (
         "How much more the first variant loses than the second over all tasks, question by question, in percentage "
-        f"points; {told.level:.0%} interval: {alternatives(between['interval'])}; p: {alternatives(between['test'])}, "
-        f"Holm's adjustment over {len(between)} pair{'s' * (len(between) > 1)}."
+        f"points; {significance.level:.0%} interval: {alternatives(between['interval'])}; p: "
+        f"{alternatives(between['test'])}, Holm's adjustment over {len(between)} pair{'s' * (len(between) > 1)}."
     )
     columns = (
         *(TableColumn("variant", "left"), TableColumn("beside", "left")),
-        *map(TableColumn, ("n", "difference", f"{told.level:.0%} interval", "p")),
+        *map(TableColumn, ("n", "difference", f"{significance.level:.0%} interval", "p")),
     )
     return [ReportTable("between", "Variants against each other", caption, columns, tuple(body))]

@@ -107,7 +107,7 @@ class CategoryRows:
 
 
 @dataclass(frozen=True)
-class Told:
+class Significance:
     """What every caption states besides: the level of the intervals, and over which tests p was adjusted."""
 
     level: float
@@ -142,17 +142,19 @@ def category_rows(rows: Sequence[DropRow]) -> CategoryRows:
     aliases = {row.name: row.alias for row in rows}
     outer = {row.parent for row in section_of(rows, "group")}
     accuracies = [replace(row, parent=aliases.get(row.parent or "", row.parent)) for row in main_metric(rows)]
-    of = {section: section_of(accuracies, section) for section in ("category", "group", "task")}
-    if of["category"]:
-        return CategoryRows(tuple(of["category"]), "category")
+    by_section = {section: section_of(accuracies, section) for section in ("category", "group", "task")}
+    if by_section["category"]:
+        return CategoryRows(tuple(by_section["category"]), "category")
     largest: dict[str, float] = {}
-    for row in of["task"]:
+    for row in by_section["task"]:
         largest[row.name] = max(row.drop, largest.get(row.name, row.drop))
-    inner = [row for row in of["group"] if row.name not in outer]
+    inner = [row for row in by_section["group"] if row.name not in outer]
     if len({row.name for row in inner}) > 1 and len(largest) > MOST_ROWS:
-        return CategoryRows((*inner, *(row for row in of["task"] if not row.parent)), "group")
-    kept = sorted(largest, key=lambda name: -largest[name])[:MOST_ROWS]
-    return CategoryRows(tuple(row for row in of["task"] if row.name in kept), "task", len(largest) - len(kept))
+        return CategoryRows((*inner, *(row for row in by_section["task"] if not row.parent)), "group")
+    names = sorted(largest, key=lambda name: -largest[name])[:MOST_ROWS]
+    return CategoryRows(
+        tuple(row for row in by_section["task"] if row.name in names), "task", len(largest) - len(names)
+    )
 
 
 def drop_variants(rows: Iterable[DropRow]) -> list[str]:
@@ -164,7 +166,7 @@ def in_order(rows: Iterable[DropRow]) -> dict[str, list[str]]:
     names: dict[str, dict[str, None]] = {}
     for row in rows:
         names.setdefault(row.parent or "", {})[row.name] = None
-    return {parent: list(of) for parent, of in names.items()}
+    return {parent: list(children) for parent, children in names.items()}
 
 
 def by_drop(rows: Sequence[DropRow]) -> list[DropRow]:
@@ -193,35 +195,35 @@ def drop_interval(row: DropRow) -> str:
     return f"[{show(row.low)}, {show(row.high)}]{mark}{ratio}"
 
 
-def star(row: DropRow, told: Told) -> str:
-    return "*" if row.p_adjusted is not None and has_star(row.p_adjusted, told.level) else ""
+def star(row: DropRow, significance: Significance) -> str:
+    return "*" if row.p_adjusted is not None and has_star(row.p_adjusted, significance.level) else ""
 
 
-def how_measured(rows: Sequence[DropRow], told: Told) -> str:
+def how_measured(rows: Sequence[DropRow], significance: Significance) -> str:
     """Metric, n, shots and interval; the test is told of once, in the methods."""
     metrics = listing(dict.fromkeys(metric_name(row) for row in rows))
     return (
-        f"{questions_a_row(rows)}, metric {metrics}. {told.level:.0%} interval: "
+        f"{questions_a_row(rows)}, metric {metrics}. {significance.level:.0%} interval: "
         f"{alternatives(row.interval for row in rows)}, for other questions like these, not adjusted for the number "
         f"of intervals.{caution_mark(rows)}"
     )
 
 
 def caution_mark(rows: Sequence[DropRow]) -> str:
-    found = distinct_texts(row.caution for row in rows)
-    return f" {DAGGER} {'; '.join(found)}." if found else ""
+    cautions = distinct_texts(row.caution for row in rows)
+    return f" {DAGGER} {'; '.join(cautions)}." if cautions else ""
 
 
-def overall_tables(rows: Sequence[DropRow], told: Told) -> list[ReportTable]:
+def overall_tables(rows: Sequence[DropRow], significance: Significance) -> list[ReportTable]:
     """A row for each variant, over all its tasks; no table where nothing was right or wrong."""
     overall = section_of(rows, "overall")
     if not overall:
         return []
     several = any(row.tasks_low is not None for row in overall)
-    headings = ["tasks", "n", *score_headings(told), *["interval over tasks"] * several, "p", "detectable"]
+    headings = ["tasks", "n", *score_headings(significance), *["interval over tasks"] * several, "p", "detectable"]
     body = [
         (
-            *(text_cell(row.variant), count_cell(row.tasks), count_cell(row.n), *score_cells(row, told)),
+            *(text_cell(row.variant), count_cell(row.tasks), count_cell(row.n), *score_cells(row, significance)),
             *([Cell(bounds_of(row.tasks_low, row.tasks_high), row.tasks_low)] if several else []),
             *(p_cell(row.p_adjusted), number_cell(row.detectable, fixed_decimals(row.detectable))),
         )
@@ -233,7 +235,8 @@ def overall_tables(rows: Sequence[DropRow], told: Told) -> list[ReportTable]:
     caption = (
         "Accuracy of the untouched model and of each variant over all tasks, every question counting alike, in "
         "percent; the drop in percentage points, positive where the variant is worse. "
-        f"{how_measured(overall, told)}{over} p: {told.family} Detectable: the drop that this many questions show with "
+        f"{how_measured(overall, significance)}{over} p: {significance.family} "
+        "Detectable: the drop that this many questions show with "
         f"a power of 80% (two-sided test at 5%){beyond}.{chance_mark(overall)}"
     )
     columns = (
@@ -255,15 +258,17 @@ def chance_mark(rows: Iterable[DropRow]) -> str:
     return f" {AT_CHANCE} {' or '.join(reasons)}: it has nothing to lose there." if reasons else ""
 
 
-def category_tables(shown: CategoryRows, told: Told) -> list[ReportTable]:
+def category_tables(shown: CategoryRows, significance: Significance) -> list[ReportTable]:
     """A row for each category, a column for each variant; many variants are spread over several tables."""
     variants = drop_variants(shown.rows)
     parts = -(-len(variants) // COLUMNS_A_TABLE)
     chunks = [list(chunk) for chunk in np.array_split(variants, parts)] if parts else []
-    return [_category_table(shown, chunk, told, index, parts) for index, chunk in enumerate(chunks, start=1)]
+    return [_category_table(shown, chunk, significance, index, parts) for index, chunk in enumerate(chunks, start=1)]
 
 
-def _category_table(shown: CategoryRows, variants: Sequence[str], told: Told, part: int, parts: int) -> ReportTable:
+def _category_table(
+    shown: CategoryRows, variants: Sequence[str], significance: Significance, part: int, parts: int
+) -> ReportTable:
     row_of = {(row.variant, row.name): row for row in shown.rows}
     by_name = {row.name: row for row in shown.rows}
     body, grouped = [], in_order(shown.rows)
@@ -272,26 +277,26 @@ def _category_table(shown: CategoryRows, variants: Sequence[str], told: Told, pa
             first = by_name[name]
             head = [text_cell(parent)] if len(grouped) > 1 else []
             head += [text_cell(first.alias), baseline_cell(first)]
-            body.append((*head, *(drop_cell(row_of.get((variant, name)), told) for variant in variants)))
+            body.append((*head, *(drop_cell(row_of.get((variant, name)), significance) for variant in variants)))
     columns = [TableColumn("group", "left")] if len(grouped) > 1 else []
     columns += [TableColumn(shown.what, "left"), TableColumn("baseline"), *map(TableColumn, variants)]
     some = f" The {MOST_ROWS} with the largest drop; {shown.left_out} more are in the table of every task."
     caption = (
-        f"In percentage points, with its {told.level:.0%} interval; positive is worse. Baseline: accuracy of the "
-        f"untouched model in percent. * adjusted p < {1 - told.level:.2g}. {how_measured(shown.rows, told)}"
-        f"{chance_mark(shown.rows)}{some if shown.left_out else ''}"
+        f"In percentage points, with its {significance.level:.0%} interval; positive is worse. Baseline: accuracy of "
+        f"the untouched model in percent. * adjusted p < {1 - significance.level:.2g}. "
+        f"{how_measured(shown.rows, significance)}{chance_mark(shown.rows)}{some if shown.left_out else ''}"
     )
     title = f"Drop by {shown.what}" + (f" ({part} of {parts})" if parts > 1 else "")
     extent = "short" if len(body) <= LONG else "long"
     return ReportTable(f"categories-{part}", title, caption, tuple(columns), tuple(body), extent)
 
 
-def drop_cell(row: DropRow | None, told: Told) -> Cell:
+def drop_cell(row: DropRow | None, significance: Significance) -> Cell:
     """The drop with a star where the test rejects, and its interval."""
     return (
         Cell(NA)
         if row is None
-        else number_cell(row.drop, f"{fixed_decimals(row.drop)}{star(row, told)}", drop_interval(row))
+        else number_cell(row.drop, f"{fixed_decimals(row.drop)}{star(row, significance)}", drop_interval(row))
     )
 
 
@@ -316,17 +321,17 @@ def p_cell(value: float | None) -> Cell:
     return number_cell(value, probability(value))
 
 
-def score_headings(told: Told) -> tuple[str, ...]:
+def score_headings(significance: Significance) -> tuple[str, ...]:
     """Those of `score_cells`."""
-    return "baseline", "spliced", "drop", f"{told.level:.0%} interval"
+    return "baseline", "spliced", "drop", f"{significance.level:.0%} interval"
 
 
-def score_cells(row: DropRow, told: Told) -> tuple[Cell, ...]:
+def score_cells(row: DropRow, significance: Significance) -> tuple[Cell, ...]:
     show, show_drop = (percent, fixed_decimals) if row.kind == "accuracy" else (significant, significant)
     times = f" ({TIMES}{significant(row.ratio)})" if row.ratio else ""
     return (
         number_cell(row.baseline, f"{show(row.baseline)}{AT_CHANCE * row.at_chance}"),
         number_cell(row.score, show(row.score)),
-        number_cell(row.drop, f"{show_drop(row.drop)}{times}{star(row, told)}"),
+        number_cell(row.drop, f"{show_drop(row.drop)}{times}{star(row, significance)}"),
         number_cell(row.low, drop_interval(row)),
     )

@@ -40,7 +40,7 @@ class Findings(Comparison):
         shaped = assemble.shape(self)
         summary = shaped.summary()
         said = "".join(f"<p>{escape(printable(sentence))}</p>" for sentence in headline(shaped.comparison, summary))
-        return f"{said}{render.table_html(summary_table(summary, shaped.told))}"
+        return f"{said}{render.table_html(summary_table(summary, shaped.significance))}"
 
     @property
     def fidelity(self) -> pd.DataFrame:

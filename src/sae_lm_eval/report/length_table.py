@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sae_lm_eval.comparison.prompt_lengths import SECTION
 from sae_lm_eval.report.drop_tables import (
     DropRow,
-    Told,
+    Significance,
     chance_mark,
     count_cell,
     drop_variants,
@@ -20,7 +20,7 @@ from sae_lm_eval.report.drop_tables import (
 from sae_lm_eval.report.formatting import ReportTable, TableColumn, text_cell
 
 
-def length_tables(rows: Sequence[DropRow], told: Told) -> list[ReportTable]:
+def length_tables(rows: Sequence[DropRow], significance: Significance) -> list[ReportTable]:
     """A row for each variant and length; no table where no prompt is longer than a context."""
     of_length = section_of(rows, SECTION)
     chosen = [row for variant in drop_variants(of_length) for row in of_length if row.variant == variant]
@@ -29,7 +29,7 @@ def length_tables(rows: Sequence[DropRow], told: Told) -> list[ReportTable]:
     body = [
         (
             *(text_cell(row.variant), text_cell(row.alias), count_cell(row.n)),
-            *(*score_cells(row, told), p_cell(row.p_adjusted)),
+            *(*score_cells(row, significance), p_cell(row.p_adjusted)),
         )
         for row in chosen
     ]
@@ -37,8 +37,8 @@ def length_tables(rows: Sequence[DropRow], told: Told) -> list[ReportTable]:
         "Drop of the documents whose prompts, with the answer, are within and beyond the context that the variant's "
         "dictionaries were trained on, and of those whose beginnings the model's context cuts off; accuracies in "
         "percent, drops in percentage points. Longer documents are other documents: they may be harder as well. "
-        f"{how_measured(chosen, told)} p: {told.family}{chance_mark(chosen)}"
+        f"{how_measured(chosen, significance)} p: {significance.family}{chance_mark(chosen)}"
     )
     columns = [TableColumn("variant", "left"), TableColumn("documents", "left"), TableColumn("n")]
-    columns += [TableColumn(heading, spare=int(heading == "spliced")) for heading in score_headings(told)]
+    columns += [TableColumn(heading, spare=int(heading == "spliced")) for heading in score_headings(significance)]
     return [ReportTable("lengths", "By length of the prompt", caption, (*columns, TableColumn("p")), tuple(body))]

@@ -10,7 +10,7 @@ import pandas as pd
 from sae_lm_eval.errors import UserError, one_of
 from sae_lm_eval.report.drop_tables import (
     DropRow,
-    Told,
+    Significance,
     baseline_cell,
     chance_mark,
     drop_cell,
@@ -107,7 +107,7 @@ def summarise(
     return Summary(tuple(found[by]), tuple(overall), tuple(variants), tuple(controls), tuple(costs), fidelity, by)
 
 
-def summary_table(summary: Summary, told: Told) -> ReportTable:
+def summary_table(summary: Summary, significance: Significance) -> ReportTable:
     """Rows: the baseline's accuracy (percent), the drops (pp) of each variant, then those of the controls."""
     names, costs = summary.names, summary.costs
     shown = {(row.variant, row.name): row for row in (*summary.rows, *summary.overall)}
@@ -117,7 +117,9 @@ def summary_table(summary: Summary, told: Told) -> ReportTable:
     body = [untouched] if keys else []
     for variant in (*summary.variants, *summary.controls):
         measured = (cost_cell(cost.measured.get(variant)) for cost in costs)
-        body.append((text_cell(variant), *(drop_cell(shown.get((variant, name)), told) for name in keys), *measured))
+        body.append(
+            (text_cell(variant), *(drop_cell(shown.get((variant, name)), significance) for name in keys), *measured)
+        )
     columns = (
         TableColumn("variant", "left"),
         *map(TableColumn, (*names.values(), *(["overall"] if summary.overall else []))),
@@ -126,7 +128,12 @@ def summary_table(summary: Summary, told: Told) -> ReportTable:
     starts = len(body) - len(summary.controls), len(body) - len(summary.controls) - len(summary.variants)
     blocks = sorted({at for at in starts if 0 < at < len(body)})
     return ReportTable(
-        "summary", "What each variant loses", _caption(summary, told), columns, tuple(body), blocks=tuple(blocks)
+        "summary",
+        "What each variant loses",
+        _caption(summary, significance),
+        columns,
+        tuple(body),
+        blocks=tuple(blocks),
     )
 
 
@@ -173,20 +180,21 @@ def cost_cell(made: MetricValue | None) -> Cell:
     return number_cell(made.value, f"{significant(made.value)}{made.mark}", detail)
 
 
-def _caption(summary: Summary, told: Told) -> str:
+def _caption(summary: Summary, significance: Significance) -> str:
     shown = (*summary.rows, *summary.overall)
     parts = []
     if shown:
         parts.append(
             "First row: accuracy of the untouched model, in percent. Below: drop in percentage points, positive if the "
-            f"variant is worse, with its {told.level:.0%} interval. * adjusted p < {1 - told.level:.2g}: "
-            f"{told.family} {how_measured(shown, told)}{chance_mark(shown)}"
+            f"variant is worse, with its {significance.level:.0%} interval. * adjusted p < "
+            f"{1 - significance.level:.2g}: {significance.family} {how_measured(shown, significance)}"
+            f"{chance_mark(shown)}"
         )
     if summary.costs:
         meanings = [cost.meaning for cost in summary.costs]
         meanings += ["±: standard error"] if any(cost.has_errors for cost in summary.costs) else []
-        told_costs = "; ".join(meanings)
-        parts.append(f"{told_costs[:1].upper()}{told_costs[1:]}.")
+        cost_text = "; ".join(meanings)
+        parts.append(f"{cost_text[:1].upper()}{cost_text[1:]}.")
     if summary.controls:
         parts.append(f"Controls, without a dictionary's reconstruction: {', '.join(summary.controls)}.")
     return " ".join(parts)

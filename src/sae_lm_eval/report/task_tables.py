@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from sae_lm_eval.report.drop_tables import (
     DropRow,
-    Told,
+    Significance,
     chance_mark,
     count_cell,
     drop_variants,
@@ -65,20 +65,22 @@ def _share(row: DropRow) -> str:
     return f"{percent(row.above_chance_lost)} {bounds}"
 
 
-def detail_tables(rows: Sequence[DropRow], told: Told, section: str = "task") -> list[ReportTable]:
+def detail_tables(rows: Sequence[DropRow], significance: Significance, section: str = "task") -> list[ReportTable]:
     """Every row of a section (overall, group, category or task): of tasks a table for each variant, else one."""
     chosen = section_of(rows, section)
     if not chosen:
         return []
     if section != "task":
-        return [_detail_table(chosen, told, several=True)]
+        return [_detail_table(chosen, significance, several=True)]
     return [
-        _detail_table([row for row in chosen if row.variant == variant], told, f"-{index}")
+        _detail_table([row for row in chosen if row.variant == variant], significance, f"-{index}")
         for index, variant in enumerate(drop_variants(chosen), start=1)
     ]
 
 
-def _detail_table(rows: Sequence[DropRow], told: Told, number: str = "", *, several: bool = False) -> ReportTable:
+def _detail_table(
+    rows: Sequence[DropRow], significance: Significance, number: str = "", *, several: bool = False
+) -> ReportTable:
     """The rows of one variant, or of several with a column that names them.
 
     Shots that are the same in all rows are in the caption, and have no column.
@@ -86,21 +88,29 @@ def _detail_table(rows: Sequence[DropRow], told: Told, number: str = "", *, seve
     section = rows[0].section
     metrics = len({metric_name(row) for row in rows}) > 1
     counts = ["n", *(["shots"] if len({row.shots for row in rows}) > 1 else [])]
-    extra = [of for of in OPTIONAL if any(of[2](row).value is not None for row in rows)]
+    extra = [column for column in OPTIONAL if any(column[2](row).value is not None for row in rows)]
     body = [
         (
             *([text_cell(row.variant)] if several else []),
             text_cell(row.alias),
             *([text_cell(metric_name(row))] if metrics else []),
             *(count_cell(getattr(row, name)) for name in counts),
-            *(*score_cells(row, told), count_cell(row.lost), count_cell(row.gained)),
+            *(*score_cells(row, significance), count_cell(row.lost), count_cell(row.gained)),
             *(p_cell(row.p), p_cell(row.p_adjusted)),
             *(make(row) for *_, make in extra),
         )
         for row in rows
     ]
     words = [*(["variant"] if several else []), section, *(["metric"] if metrics else [])]
-    headings = (*counts, *score_headings(told), "lost", "gained", "raw p", "p", *(heading for heading, *_ in extra))
+    headings = (
+        *counts,
+        *score_headings(significance),
+        "lost",
+        "gained",
+        "raw p",
+        "p",
+        *(heading for heading, *_ in extra),
+    )
     columns = [
         *(TableColumn(word, "left") for word in words),
         *(TableColumn(heading, spare=SPARE.get(heading, 0)) for heading in headings),
@@ -109,7 +119,7 @@ def _detail_table(rows: Sequence[DropRow], told: Told, number: str = "", *, seve
         "Accuracies in percent, drops in percentage points; lost and gained: answers that went from right to wrong and "
         "from wrong to right; perplexities by their logarithm, as the rise in nats and as a ratio; other metrics in "
         "their own units, positive where the variant is worse"
-        f"{''.join(f'; {heading}: {meaning}' for heading, meaning, _ in extra)}. {how_measured(rows, told)}"
+        f"{''.join(f'; {heading}: {meaning}' for heading, meaning, _ in extra)}. {how_measured(rows, significance)}"
         f"{chance_mark(rows)}"
     )
     name, title = NAMES[section]

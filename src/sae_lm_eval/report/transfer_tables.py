@@ -10,7 +10,7 @@ from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.comparison.transfer_gap import gap
 from sae_lm_eval.report.drop_tables import (
     DropRow,
-    Told,
+    Significance,
     baseline_cell,
     chance_mark,
     drop_cell,
@@ -53,22 +53,25 @@ class Matrix:
 def matrix_table(matrix: Matrix) -> ReportTable:
     """First the accuracy of each model untouched, then the drops of each variant, and of the controls."""
     cells = matrix.cells
-    tests = sum(len(of) for of in cells.values())
-    told = Told(matrix.level, f"Holm's adjustment over the {tests} tests of this table.")
-    rows = [row for of in cells.values() for row in of.values()]
-    body = [(text_cell(BASELINE), *(_baseline(of) for of in cells.values()))]
-    kept = [name for name in matrix.names if any(name in of for of in cells.values())]
-    for name in kept:
-        drops = (_with_home(drop_cell(of.get(name), told), name in matrix.own.get(m, ())) for m, of in cells.items())
+    tests = sum(len(by_variant) for by_variant in cells.values())
+    significance = Significance(matrix.level, f"Holm's adjustment over the {tests} tests of this table.")
+    rows = [row for by_variant in cells.values() for row in by_variant.values()]
+    body = [(text_cell(BASELINE), *(_baseline(by_variant) for by_variant in cells.values()))]
+    variants = [name for name in matrix.names if any(name in by_variant for by_variant in cells.values())]
+    for name in variants:
+        drops = (
+            _with_home(drop_cell(by_variant.get(name), significance), name in matrix.own.get(m, ()))
+            for m, by_variant in cells.items()
+        )
         body.append((text_cell(matrix.names[name]), *drops))
-    ends = (1, 1 + sum(name not in matrix.controls for name in kept))
+    ends = (1, 1 + sum(name not in matrix.controls for name in variants))
     where = "over all tasks" if matrix.section == "overall" else f"in {next(iter(rows)).alias}"
     at_home = any(cell.text.endswith(HOME) for row in body for cell in row)
     caption = (
         f"First row: accuracy of each model untouched, in percent. Below: drop {where} in percentage points against "
-        f"the same model untouched, positive where the variant is worse, with its {told.level:.0%} interval."
+        f"the same model untouched, positive where the variant is worse, with its {significance.level:.0%} interval."
         f"{f' {HOME}: the model that the dictionary was trained on.' if at_home else ''} * adjusted p < "
-        f"{1 - told.level:.2g}: {told.family} {how_measured(rows, told)}{chance_mark(rows)}"
+        f"{1 - significance.level:.2g}: {significance.family} {how_measured(rows, significance)}{chance_mark(rows)}"
     )
     first = matrix.section == "overall"
     return ReportTable(
