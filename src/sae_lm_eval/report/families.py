@@ -29,7 +29,7 @@ def by_layer(chosen: Iterable[Setting]) -> list[list[Setting]]:
     return sorted((sorted(family, key=lambda setting: int(setting.layer)) for family in families), key=_crowded)
 
 
-def joined(families: Sequence[Sequence[Setting]]) -> int:
+def joined_count(families: Sequence[Sequence[Setting]]) -> int:
     """How many of the families of `by_layer` have one variant at each layer."""
     return sum(not _crowded(family) for family in families)
 

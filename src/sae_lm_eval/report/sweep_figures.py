@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sae_lm_eval.report.drop_tables import Significance
-from sae_lm_eval.report.families import by_l0, by_layer, joined, names_by_layer
+from sae_lm_eval.report.families import by_l0, by_layer, joined_count, names_by_layer
 from sae_lm_eval.report.figures import (
     COLOURS,
     INK,
@@ -235,7 +235,9 @@ def _by_layer(chosen: Sequence[Setting], suffix: str, on: str, significance: Sig
     shown, names = families[: len(COLOURS)], names_by_layer(families)
     missing = [names[at] for at in range(len(shown), len(families))]
     left_out = f" Not drawn: {listing(missing)}." if missing else ""
-    several = " Where a width has several variants at a layer, none are joined." if joined(shown) < len(shown) else ""
+    several = (
+        " Where a width has several variants at a layer, none are joined." if joined_count(shown) < len(shown) else ""
+    )
     return [
         Picture(
             f"loss-against-layer{suffix}",
@@ -243,7 +245,7 @@ def _by_layer(chosen: Sequence[Setting], suffix: str, on: str, significance: Sig
             "By the layer at which one dictionary is spliced in; a line joins the variants of one release, kind of "
             f"site and width. Bars: {significance.level:.0%} intervals.{several}{left_out}",
             f"A panel for each of {', '.join(panels)}, a line for each width. All numbers are in the tables.",
-            responses(shown, names, panels, lambda setting: int(setting.layer), "layer", joined(shown)),
+            responses(shown, names, panels, lambda setting: int(setting.layer), "layer", joined_count(shown)),
         )
     ]
 
