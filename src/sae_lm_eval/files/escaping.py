@@ -49,8 +49,8 @@ def for_spreadsheets(frame: pd.DataFrame) -> pd.DataFrame:
         text = printable(value)
         return f"'{text}" if FORMULA.match(text) else text
 
-    made = frame.copy()
-    for name in made:
-        if not pd.api.types.is_numeric_dtype(made[name].dtype):
-            made[name] = made[name].map(quoted)
-    return made.set_axis([quoted(name) for name in made], axis="columns")
+    copy = frame.copy()
+    for name in copy:
+        if not pd.api.types.is_numeric_dtype(copy[name].dtype):
+            copy[name] = copy[name].map(quoted)
+    return copy.set_axis([quoted(name) for name in copy], axis="columns")

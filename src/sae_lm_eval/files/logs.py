@@ -18,14 +18,14 @@ class _Printable(logging.Filter):
 
 
 @contextmanager
-def without(logger: str, words: str) -> Iterator[None]:
+def without(name: str, words: str) -> Iterator[None]:
     """Inside the scope the logger of that name leaves out messages that hold `words`."""
-    of, leave_out = logging.getLogger(logger), lambda record: words not in record.getMessage()
-    of.addFilter(leave_out)
+    logger, leave_out = logging.getLogger(name), lambda record: words not in record.getMessage()
+    logger.addFilter(leave_out)
     try:
         yield
     finally:
-        of.removeFilter(leave_out)
+        logger.removeFilter(leave_out)
 
 
 def logger_of(module: str) -> logging.Logger:

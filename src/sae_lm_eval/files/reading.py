@@ -113,7 +113,7 @@ def json_value(text: str, where: str) -> Any:
     try:
         value = json.loads(text)
         if "\\ud" in text or "\\uD" in text:
-            escaped = SURROGATE.sub(lambda one: rf"\\u{ord(one[0]):04x}", json.dumps(value, ensure_ascii=False))
+            escaped = SURROGATE.sub(lambda match: rf"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
             value = json.loads(escaped)
     except RecursionError:
         raise _too_deep(where) from None
@@ -145,8 +145,8 @@ def checked(kind: type[Kind], value: Any, where: str, what: str) -> Kind:
         if first["type"] == "missing":
             raise UserError(f"{where} is not {what}: '{field}' is missing.") from None
         if first["type"] == "extra_forbidden":
-            known = list(getattr(kind, "model_fields", ()))
-            raise UserError(f"{where} is not {what}: it has no key '{field}'.{did_you_mean(field, known)}") from None
+            keys = list(getattr(kind, "model_fields", ()))
+            raise UserError(f"{where} is not {what}: it has no key '{field}'.{did_you_mean(field, keys)}") from None
         if first["type"] in ("model_type", "dict_type"):
             expected = "it must be a mapping"
         elif first["type"] == "value_error":
@@ -171,7 +171,7 @@ def _check_depth(value: Any, where: str) -> None:
     level: list[Any] = [value]
     count = 0
     for _ in range(DEEPEST):
-        level = [part for one in level if isinstance(one, dict | list) for part in _parts(one)]
+        level = [part for container in level if isinstance(container, dict | list) for part in _parts(container)]
         count += len(level)
         if not level:
             return

@@ -27,8 +27,8 @@ class ChangedFile(UserError):
 def write_digests(folder: Path) -> None:
     """Write down, in `folder`, the digest of every file in it."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    found = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
-    (folder / DIGESTS).write_text(json.dumps(found, indent=1), encoding="utf-8")
+    digests = {path.relative_to(folder).as_posix(): _digest(path) for path in files}
+    (folder / DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
 
 
 @contextmanager
@@ -84,11 +84,11 @@ def _check(file: Path, digest: str | None, written: Path) -> None:
     if not is_file(file):
         raise UserError(f"'{shown(file, 200)}' is no file.")
     try:
-        told = file.stat()
-        found = _digest_of_version(file, told.st_mtime_ns, told.st_size)
+        status = file.stat()
+        actual = _digest_of_version(file, status.st_mtime_ns, status.st_size)
     except OSError as error:
         raise UserError(f"'{shown(file, 200)}' cannot be read: {error.strerror or error}.") from error
-    if digest != found:
+    if digest != actual:
         raise ChangedFile(
             f"'{shown(file, 200)}' is not as it was written: something changed or damaged it. {_ways(written)}"
         )

@@ -32,9 +32,9 @@ def find_results(out: Path, baseline: str | None = None) -> tuple[Results, tuple
             f"'{out}' holds {len(folders) or 'no'} folder{'s' if len(folders) != 1 else ''} with lm_eval results: a "
             "report needs a baseline and at least one variant, each in a folder of its own."
         )
-    found = [replace(read_results(path), name=path.name) for path in folders]
-    chosen = _choose(found, baseline, out)
-    return chosen, tuple(results for results in found if results is not chosen)
+    runs = [replace(read_results(path), name=path.name) for path in folders]
+    chosen = _choose(runs, baseline, out)
+    return chosen, tuple(results for results in runs if results is not chosen)
 
 
 def named_results(path: str | Path) -> Results:
@@ -43,8 +43,8 @@ def named_results(path: str | Path) -> Results:
     """
     if Path(path).suffix == SUFFIX:
         return read_inspect_log(at_home(path))
-    found, folder = read_results(path), at_home(path).resolve()
-    return replace(found, name=folder.name) if found.file.resolve().parent.parent == folder else found
+    results, folder = read_results(path), at_home(path).resolve()
+    return replace(results, name=folder.name) if results.file.resolve().parent.parent == folder else results
 
 
 def natural(path: Path) -> list[tuple[int, str]]:
@@ -57,16 +57,16 @@ def has_results(folder: Path) -> bool:
     return any(folder.glob("results_*.json")) or any(folder.glob("*/results_*.json"))
 
 
-def _choose(found: Sequence[Results], baseline: str | None, out: Path) -> Results:
-    by_name = {results.name: results for results in found}
-    wanted = baseline or ("baseline" if "baseline" in by_name else None)
-    if wanted is not None:
-        if wanted not in by_name:
+def _choose(runs: Sequence[Results], baseline: str | None, out: Path) -> Results:
+    by_name = {results.name: results for results in runs}
+    name = baseline or ("baseline" if "baseline" in by_name else None)
+    if name is not None:
+        if name not in by_name:
             raise UserError(
-                f"'{out}' has no results named '{wanted}'.{did_you_mean(wanted, by_name)} It has {', '.join(by_name)}."
+                f"'{out}' has no results named '{name}'.{did_you_mean(name, by_name)} It has {', '.join(by_name)}."
             )
-        return by_name[wanted]
-    untouched = [results for results in found if is_untouched(results)]
+        return by_name[name]
+    untouched = [results for results in runs if is_untouched(results)]
     if len(untouched) != 1:
         what = "several results" if untouched else "no results"
         raise UserError(

@@ -41,12 +41,12 @@ SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop_seqs", 
 class InspectResults(Results):
     """One task of Inspect's with one model; a document is a sample in an epoch, a metric a scorer.
 
-    `answers` has a row for each document with the values of its scorers, nan where it was not scored; `asked` is what
-    else decides whether two logs are of the same questions.
+    `answers` has a row for each document with the values of its scorers, nan where it was not scored; `settings` is
+    what else decides whether two logs are of the same questions.
     """
 
     answers: pd.DataFrame = field(default_factory=pd.DataFrame)
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def samples(self, task: str) -> pd.DataFrame:
         return self.answers.drop(columns=["prompt", "written"])
@@ -64,7 +64,7 @@ class InspectResults(Results):
 
     def keys(self) -> set[tuple[str, int]]:
         """Sample and epoch of each document."""
-        return {(of[SAMPLE], of["epoch"]) for of in self.answers["doc"]}
+        return {(document[SAMPLE], document["epoch"]) for document in self.answers["doc"]}
 
     def without(self, scorer: str, documents: np.ndarray) -> InspectResults:
         """The results less a scorer's values of some documents, its mean that of the others."""
@@ -125,7 +125,7 @@ def read_inspect_log(path: Path) -> InspectResults:
         docs_by=SAMPLE if any(epoch > 1 for epoch in answers["epoch"]) else None,
         command=_command(spec),
         answers=answers.drop(columns=["epoch"]),
-        asked={
+        settings={
             "data set": spec.dataset.name,
             "task arguments": spec.task_args,
             "solver": spec.solver,
@@ -180,11 +180,11 @@ def _check_whole(log: Any, path: Path) -> None:
 
 def _record(log: Any, where: str) -> dict[str, Any]:
     """What sae_hf wrote beside the answers; nothing for another model."""
-    given = next((of for sample in log.samples if (of := (sample.output.metadata or {}).get("sae_lm_eval"))), None)
-    if not isinstance(given, dict):
+    entry = next(filter(None, ((sample.output.metadata or {}).get("sae_lm_eval") for sample in log.samples)), None)
+    if not isinstance(entry, dict):
         return {}
-    version_of(given, where)
-    record = checked(SaeEntry, given, f"{where}, sae_lm_eval,", "a record of sae_hf's").as_given()
+    version_of(entry, where)
+    record = checked(SaeEntry, entry, f"{where}, sae_lm_eval,", "a record of sae_hf's").as_given()
     return {**record, "packages": {"inspect_ai": log.eval.packages.get("inspect_ai"), **record.get("packages", {})}}
 
 
@@ -197,7 +197,7 @@ def _name(record: Mapping[str, Any], model: str) -> str:
 def _answers(log: Any) -> tuple[pd.DataFrame, list[str], dict[str, str]]:
     """A row for each sample and epoch in the order of their ids, the scorers, and a word of each that gives others."""
     samples = sorted(log.samples, key=lambda sample: (isinstance(sample.id, str), sample.id, sample.epoch))
-    own = all(isinstance(one.id, int) and one.id >= 0 for one in samples) and max(one.epoch for one in samples) == 1
+    own = all(isinstance(sample.id, int) and sample.id >= 0 and sample.epoch <= 1 for sample in samples)
     rows, scorers, unread = [], dict[str, None](), dict[str, str]()
     for place, sample in enumerate(samples):
         values = {}
@@ -208,7 +208,7 @@ def _answers(log: Any) -> tuple[pd.DataFrame, list[str], dict[str, str]]:
         scorers.update(dict.fromkeys(values))
         text = sample.output.completion
         target = sample.target if isinstance(sample.target, str) else "; ".join(sample.target)
-        found = next((score.answer for score in (sample.scores or {}).values() if score.answer is not None), text)
+        answer = next((score.answer for score in (sample.scores or {}).values() if score.answer is not None), text)
         prompt = _prompt(sample)
         rows.append(
             {
@@ -216,7 +216,7 @@ def _answers(log: Any) -> tuple[pd.DataFrame, list[str], dict[str, str]]:
                 "epoch": sample.epoch,
                 "doc": {**sample.metadata, SAMPLE: str(sample.id), "epoch": sample.epoch},
                 "target": target,
-                "filtered_resps": [found],
+                "filtered_resps": [answer],
                 "filter": "none",
                 "doc_hash": _hash([_text(sample.input), sample.choices, SAMPLE, str(sample.id), sample.epoch]),
                 "prompt_hash": _hash(prompt),
@@ -292,9 +292,8 @@ def _command(spec: Any) -> str:
     for flag, given in (("-M", spec.model_args), ("-T", spec.task_args_passed)):
         words += [word for name, value in given.items() for word in (flag, f"{name}={value}")]
     for flag, value in (("--limit", spec.config.limit), ("--epochs", spec.config.epochs)):
-        words += (
-            [] if value in (None, 1) else [flag, "-".join(map(str, value)) if isinstance(value, tuple) else f"{value}"]
-        )
+        if value not in (None, 1):
+            words += [flag, "-".join(map(str, value)) if isinstance(value, tuple) else f"{value}"]
     return shlex.join(map(str, words))
 
 
@@ -309,7 +308,7 @@ def on_the_same_samples(runs: Sequence[Results]) -> list[Results]:
         return list(runs)
     notes: list[str] = []
     for log in logs[1:]:
-        notes += _check_asked(logs[0], log)
+        notes += _check_settings(logs[0], log)
     shared = [scorer for scorer in logs[0].scorers if all(scorer in log.scorers for log in logs)]
     for scorer in shared:
         missing = [log.answers[scorer].isna().to_numpy() for log in logs]
@@ -317,7 +316,7 @@ def on_the_same_samples(runs: Sequence[Results]) -> list[Results]:
         if not anywhere.any():
             continue
         logs = [log.without(scorer, anywhere) for log in logs]
-        counts = ", ".join(f"{of.sum()} in {log.name}" for log, of in zip(logs, missing, strict=True) if of.any())
+        counts = ", ".join(f"{mask.sum()} in {log.name}" for log, mask in zip(logs, missing, strict=True) if mask.any())
         notes.append(
             f"{logs[0].tasks[0]}: {anywhere.sum()} of {len(anywhere)} answers are left out of {scorer}, which did not "
             f"score them in every log ({counts})."
@@ -325,26 +324,27 @@ def on_the_same_samples(runs: Sequence[Results]) -> list[Results]:
     return [replace(logs[0], notes=(*logs[0].notes, *dict.fromkeys(notes))), *logs[1:]]
 
 
-def _check_asked(first: InspectResults, other: InspectResults) -> list[str]:
+def _check_settings(first: InspectResults, other: InspectResults) -> list[str]:
     """What is to be said of differences that leave two logs comparable."""
     pair = f"'{shown(first.file)}' and '{shown(other.file)}'"
     if first.tasks != other.tasks:
         raise UserError(f"{pair} are logs of different tasks: {first.tasks[0]} and {other.tasks[0]}.")
-    differing = [name for name in first.asked if first.asked[name] != other.asked[name]]
+    differing = [name for name in first.settings if first.settings[name] != other.settings[name]]
     for name in WHAT_IS_ASKED:
         if name in differing:
             raise UserError(f"{pair} differ in the {name} of {first.tasks[0]}: {_both(first, other, name)}.")
-    here, there = first.keys(), other.keys()
-    for one, missing in ((other, here - there), (first, there - here)):
+    keys, other_keys = first.keys(), other.keys()
+    for log, missing in ((other, keys - other_keys), (first, other_keys - keys)):
         if missing:
             sample, epoch = min(missing, key=str)
             raise UserError(
-                f"'{shown(one.file)}' lacks {len(missing)} of {len(here | there)} samples, the first of them "
+                f"'{shown(log.file)}' lacks {len(missing)} of {len(keys | other_keys)} samples, the first of them "
                 f"'{shown(sample)}' in epoch {epoch}: evaluate both on the same samples and epochs."
             )
-    told = "; ".join(f"{name} {_both(first, other, name)}" for name in differing)
-    return [f"{first.name} and {other.name} were asked with other settings: {told}."] if told else []
+    differences = "; ".join(f"{name} {_both(first, other, name)}" for name in differing)
+    return [f"{first.name} and {other.name} were asked with other settings: {differences}."] if differences else []
 
 
 def _both(first: InspectResults, other: InspectResults, name: str) -> str:
-    return " and ".join(shown("not set" if of.asked[name] is None else of.asked[name]) for of in (first, other))
+    values = (log.settings[name] for log in (first, other))
+    return " and ".join(shown("not set" if value is None else value) for value in values)

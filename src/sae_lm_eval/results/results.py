@@ -80,8 +80,8 @@ class Results:
 
     def score(self, name: str, key: str) -> float:
         """lm_eval's number of a task or group; nan for what is none."""
-        found = self.scores[name][key]
-        return math.nan if found is None else found
+        value = self.scores[name][key]
+        return math.nan if value is None else value
 
     def task_config(self, task: str) -> TaskConfig:
         """What lm_eval wrote of a task; without fields where it wrote nothing."""
@@ -95,8 +95,8 @@ class Results:
     def without_fidelity(self) -> Results:
         """The results less those tasks: each measures within one run, so there is nothing to pair with the baseline."""
         measured = self.fidelity_tasks
-        scores = {task: of for task, of in self.scores.items() if task not in measured}
-        groups = {group: [task for task in of if task not in measured] for group, of in self.groups.items()}
+        scores = {task: values for task, values in self.scores.items() if task not in measured}
+        groups = {group: [task for task in members if task not in measured] for group, members in self.groups.items()}
         tasks = [task for task in self.tasks if task not in measured]
         return replace(self, scores=scores, groups=groups, tasks=tasks)
 
@@ -155,37 +155,38 @@ def read_results(path: str | Path) -> Results:
     file, notes = (path, ()) if is_file(path) else _newest(path)
     where = f"'{shown(file, 200)}'"
     check_digest(file)
-    given = read_json(file, dict[str, Any], RESULTS)
-    ours = given["config"].get("sae_lm_eval") if isinstance(given.get("config"), dict) else None
+    content = read_json(file, dict[str, Any], RESULTS)
+    ours = content["config"].get("sae_lm_eval") if isinstance(content.get("config"), dict) else None
     if isinstance(ours, dict):
         version_of(ours, str(file))  # a newer one may have other fields
-    held = checked(ResultsFile, given, where, RESULTS)
+    parsed = checked(ResultsFile, content, where, RESULTS)
     scored = {
-        name: checked(TaskScores, of, f"{where}, results.{shown(name)},", RESULTS) for name, of in held.results.items()
+        name: checked(TaskScores, entry, f"{where}, results.{shown(name)},", RESULTS)
+        for name, entry in parsed.results.items()
     }
-    tasks = [name for name in held.results if name in held.n_samples]
-    known = {*tasks, *held.group_subtasks}
+    tasks = [name for name in parsed.results if name in parsed.n_samples]
+    names = {*tasks, *parsed.group_subtasks}
     groups = {
-        group: [member for member in members if member in known] for group, members in held.group_subtasks.items()
+        group: [member for member in members if member in names] for group, members in parsed.group_subtasks.items()
     }
-    config = {**held.config.as_given(), "model_args": _by_name(held.config.model_args)}
-    config["sae_lm_eval"] = held.config.sae_lm_eval.as_given()
+    config = {**parsed.config.as_given(), "model_args": _by_name(parsed.config.model_args)}
+    config["sae_lm_eval"] = parsed.config.sae_lm_eval.as_given()
     return Results(
         file=file,
-        name=_name(held),
+        name=_name(parsed),
         tasks=tasks,
         config=config,
         provenance=config["sae_lm_eval"],
-        scores={name: of.scores for name, of in scored.items()},
-        aliases={name: of.alias for name, of in scored.items() if of.alias is not None},
-        sizes={name: scored[name].sample_len or held.n_samples[name].effective for name in tasks},
-        documents={name: held.n_samples[name].effective for name in tasks},
+        scores={name: task.scores for name, task in scored.items()},
+        aliases={name: task.alias for name, task in scored.items() if task.alias is not None},
+        sizes={name: scored[name].sample_len or parsed.n_samples[name].effective for name in tasks},
+        documents={name: parsed.n_samples[name].effective for name in tasks},
         groups={group: members for group, members in groups.items() if members},
-        n_shot={name: shots for name, shots in held.n_shot.items() if isinstance(shots, int)},
-        versions=held.versions,
-        higher_is_better=held.higher_is_better,
-        task_configs=held.configs,
-        raw=held.as_given(),
+        n_shot={name: shots for name, shots in parsed.n_shot.items() if isinstance(shots, int)},
+        versions=parsed.versions,
+        higher_is_better=parsed.higher_is_better,
+        task_configs=parsed.configs,
+        raw=parsed.as_given(),
         notes=notes,
     )
 
@@ -203,24 +204,24 @@ def _newest(folder: Path) -> tuple[Path, tuple[str, ...]]:
         raise UserError(
             f"There is no '{shown(folder, 200)}'. Name a folder that was given to lm_eval as --output_path."
         )
-    found = sorted((*folder.glob("results_*.json"), *folder.glob("*/results_*.json")), key=lambda file: file.stem)
-    if not found:
+    files = sorted((*folder.glob("results_*.json"), *folder.glob("*/results_*.json")), key=lambda file: file.stem)
+    if not files:
         raise UserError(
             f"'{folder}' holds no results_*.json, nor does a folder directly in it. "
             f"Name a folder that was given to lm_eval as --output_path."
         )
-    if len(found) == 1:
-        return found[0], ()
-    return found[-1], (f"'{folder}' holds {len(found)} runs; the newest is taken: {found[-1].relative_to(folder)}.",)
+    if len(files) == 1:
+        return files[0], ()
+    return files[-1], (f"'{folder}' holds {len(files)} runs; the newest is taken: {files[-1].relative_to(folder)}.",)
 
 
-def _name(held: ResultsFile) -> str:
+def _name(parsed: ResultsFile) -> str:
     """The variant's name as sae_hf tells it, or the model's."""
-    record: SaeEntry = held.config.sae_lm_eval
+    record: SaeEntry = parsed.config.sae_lm_eval
     if record.splices or record.edit or record.adapter:
         edited = [] if record.edit is None else [record.edit.name]
         edited += [] if record.adapter is None else [f"peft={record.adapter.name}"]
         names = [*(splice.dictionary for splice in record.splices), *edited]
         return variant_name(names, record.splice, record.scale)
-    named = _by_name(held.config.model_args).get("pretrained")
-    return str(held.model_name or named or held.config.model or "unnamed")
+    named = _by_name(parsed.config.model_args).get("pretrained")
+    return str(parsed.model_name or named or parsed.config.model or "unnamed")

@@ -28,13 +28,15 @@ def variant_name(dictionaries: Sequence[Any], splice: str | None, scale: float |
 
 def _joined(dictionaries: Sequence[Any]) -> list[str]:
     """The names, with one for successive layers of a cross-layer transcoder."""
-    found = [OF_CROSS_LAYER.fullmatch(str(name)) for name in dictionaries]
-    runs = groupby(range(len(found)), lambda at: (of[1], int(of[2]) - at, of[3]) if (of := found[at]) else at)
+    matches = [OF_CROSS_LAYER.fullmatch(str(name)) for name in dictionaries]
+    runs = groupby(
+        range(len(matches)), lambda at: (match[1], int(match[2]) - at, match[3]) if (match := matches[at]) else at
+    )
     out = []
     for _, places in runs:
         first, *rest = places
-        of_last = found[rest[-1]] if rest else None
-        of_first = found[first]
+        of_last = matches[rest[-1]] if rest else None
+        of_first = matches[first]
         if of_first is not None and of_last is not None:
             out.append(f"{of_first[1]}{of_first[2]}-{of_last[2]}{of_first[3] or ''}")
         else:

@@ -13,15 +13,15 @@ from sae_lm_eval.splicing.splice import Variant
 
 
 class Counts(NamedTuple):
-    """Tokens that were asked, those of them that were run, and how long that took."""
+    """Tokens of all requests, those of them that were run, and how long that took."""
 
-    asked: int
+    requested_tokens: int
     tokens: int
     seconds: float
 
 
 def counts_of(progress: Progress) -> Counts:
-    return Counts(progress.asked, progress.tokens, progress.seconds)
+    return Counts(progress.requested_tokens, progress.tokens, progress.seconds)
 
 
 def keep_pace(folder: Path, model: Any, variants: Sequence[Variant], before: Counts, after: Counts) -> None:
@@ -31,4 +31,5 @@ def keep_pace(folder: Path, model: Any, variants: Sequence[Variant], before: Cou
     ran, took = after.tokens - before.tokens, after.seconds - before.seconds
     if ran and took:
         rate = ran / took * cost_of(model, variants)
-        write_json(folder / PACE, {"tokens": after.asked - before.asked, "token_passes_per_second": rate})
+        tokens = after.requested_tokens - before.requested_tokens
+        write_json(folder / PACE, {"tokens": tokens, "token_passes_per_second": rate})

@@ -29,13 +29,13 @@ def checksums(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
     sums: dict[torch.device, list[Tensor]] = {}
     places: dict[tuple, tuple[torch.device, int, int]] = {}  # of tensors that several names share, once
     counts: dict[torch.device, int] = {}
-    found: dict[str, list[tuple[str, tuple]]] = {}
-    held = []  # so that what was made on the way is not freed, and its address not used again
+    parts_by_group: dict[str, list[tuple[str, tuple]]] = {}
+    alive = []  # so that what was made on the way is not freed, and its address not used again
     for group, tensors in groups.items():
-        found[group] = []
+        parts_by_group[group] = []
         for name, tensor in sorted(tensors.items()):
             for part, plain in _plain(name, tensor):
-                held.append(plain)
+                alive.append(plain)
                 place = plain.data_ptr() or id(plain)  # some kinds of tensors have no address
                 key = (place, plain.dtype, plain.shape, plain.stride(), plain.device)
                 if key not in places and plain.device.type != "meta" and plain.numel():
@@ -44,16 +44,16 @@ def checksums(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, str]:
                     counts[plain.device] = start + len(rows)
                     sums.setdefault(plain.device, []).append(rows)
                     places[key] = plain.device, start, start + len(rows)
-                found[group].append((part, key))
-    here = {device: torch.cat(rows).cpu().numpy().astype("<i8") for device, rows in sums.items()}
+                parts_by_group[group].append((part, key))
+    host_sums = {device: torch.cat(rows).cpu().numpy().astype("<i8") for device, rows in sums.items()}
     out = {}
-    for group, parts in found.items():
+    for group, parts in parts_by_group.items():
         digest = hashlib.blake2b(digest_size=16)
         for name, key in parts:
             digest.update(repr((name, str(key[1]), tuple(key[2]))).encode())
             if key in places:
                 device, start, stop = places[key]
-                digest.update(here[device][start:stop].tobytes())
+                digest.update(host_sums[device][start:stop].tobytes())
         out[group] = digest.hexdigest()
     return out
 

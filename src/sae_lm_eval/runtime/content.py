@@ -63,20 +63,20 @@ def contents(
     settings: dict[str, str] = {}
     for name, module in modules.items():
         description = _Description()
-        told = [
+        parts = [
             description.module(module),
             description.everywhere(),
             description.functions((functions or {}).get(name, ())),
         ]
-        settings[name] = json.dumps(told, sort_keys=True)
+        settings[name] = json.dumps(parts, sort_keys=True)
         saved, computed = _tensors(module)
         groups |= {f"{name} weights": saved, f"{name} computed": computed, f"{name} settings": description.tensors}
-    found = checksums(groups)
+    digests = checksums(groups)
     out = {}
     for name in modules:
         digest = hashlib.blake2b(settings[name].encode(), digest_size=16)
-        digest.update(found[f"{name} settings"].encode())
-        out[name] = Content(found[f"{name} weights"], found[f"{name} computed"], digest.hexdigest())
+        digest.update(digests[f"{name} settings"].encode())
+        out[name] = Content(digests[f"{name} weights"], digests[f"{name} computed"], digest.hexdigest())
     return out
 
 

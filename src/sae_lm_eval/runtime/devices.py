@@ -19,12 +19,12 @@ def check_device(device: object) -> None:
     if device is None:
         return
     name = str(device)
-    found = re.fullmatch(r"([a-z]+)(?::(\d+))?", name)
-    if found is None or found[1] not in KINDS:
+    match = re.fullmatch(r"([a-z]+)(?::(\d+))?", name)
+    if match is None or match[1] not in KINDS:
         near = did_you_mean("cuda" if name.lower() == "gpu" else name.lower(), KINDS)
         raise UserError(f"'{name}' is no device.{near} Give cpu, cuda, cuda:1, mps, or none for what there is.")
-    if found[1] in ACCELERATORS:
-        _check_present(name, found[1], int(found[2] or 0))
+    if match[1] in ACCELERATORS:
+        _check_present(name, match[1], int(match[2] or 0))
 
 
 def _check_present(name: str, kind: str, index: int) -> None:

@@ -50,29 +50,29 @@ class Journal:
         self._store: sqlite3.Connection | None = None
         self._on_store(lambda _store: None)
 
-    def get(self, models: str, asked: bytes) -> bytes | None:
-        def found(store: sqlite3.Connection) -> bytes | None:
+    def get(self, models: str, question: bytes) -> bytes | None:
+        def answer(store: sqlite3.Connection) -> bytes | None:
             query = "select * from answers where models = ? and asked = ?"
-            rows = store.execute(query, (models.encode(), asked)).fetchall()
+            rows = store.execute(query, (models.encode(), question)).fetchall()
             _check_digests(rows)
             return rows[0][2] if rows else None
 
-        return self._on_store(found)
+        return self._on_store(answer)
 
     def put(self, models: str, answers: Mapping[bytes, bytes]) -> None:
         """Keep a batch of answers by what was asked."""
-        self.put_all([(models, asked, answer) for asked, answer in answers.items()])
+        self.put_all([(models, question, answer) for question, answer in answers.items()])
 
     def put_all(self, rows: Sequence[tuple[str, bytes, bytes]]) -> None:
         """Keep answers as `drain` gives them: all of them, or none where that fails."""
-        kept = [_with_digest(models.encode(), asked, answer) for models, asked, answer in rows]
+        kept = [_with_digest(models.encode(), question, answer) for models, question, answer in rows]
         self._on_store(lambda store: _insert(store, kept))
 
     def drain(self) -> list[tuple[str, bytes, bytes]]:
         """Every answer behind what it was asked of and asked, which are forgotten."""
 
         def drained(store: sqlite3.Connection) -> list[tuple[str, bytes, bytes]]:
-            rows = [(models.decode(), asked, answer) for models, asked, answer, _ in _sound_rows(store)]
+            rows = [(models.decode(), question, answer) for models, question, answer, _ in _sound_rows(store)]
             with store:
                 store.execute("delete from answers")
             return rows
@@ -105,9 +105,9 @@ class Journal:
                 _check_header(self.file)
             # Closed by `close`, as it is where the check of what it holds fails.
             self._store = sqlite3.connect(self.file or "", check_same_thread=False)
-            (found,) = self._store.execute("pragma quick_check(1)").fetchone()
-            if found != "ok":
-                raise sqlite3.DatabaseError(found)
+            (report,) = self._store.execute("pragma quick_check(1)").fetchone()
+            if report != "ok":
+                raise sqlite3.DatabaseError(report)
             tables = self._store.execute("select sql from sqlite_master").fetchall()
             if not tables:
                 with self._store:
@@ -172,11 +172,11 @@ def _insert(store: sqlite3.Connection, rows: Sequence[Row]) -> None:
         store.executemany("insert or replace into answers values (?, ?, ?, ?)", rows)
 
 
-def _with_digest(models: bytes, asked: bytes, answer: bytes) -> Row:
+def _with_digest(models: bytes, question: bytes, answer: bytes) -> Row:
     digest = hashlib.blake2b(digest_size=16)
-    for part in (models, asked, answer):
+    for part in (models, question, answer):
         digest.update(len(part).to_bytes(8) + part)
-    return models, asked, answer, digest.digest()
+    return models, question, answer, digest.digest()
 
 
 def _is_sound(row: tuple[Any, ...]) -> bool:

@@ -31,16 +31,16 @@ def agreed(make: Callable[[], T]) -> T:
         return make()
     from accelerate.utils import broadcast_object_list
 
-    found: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
-            found[0] = make()
+            outcome[0] = make()
         except Exception as error:  # which the others would wait for in vain
-            found[1] = error
-    broadcast_object_list(found)
-    if found[1] is not None:
-        raise found[1]
-    return found[0]
+            outcome[1] = error
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
 
 
 def gathered(items: list[T]) -> list[T]:

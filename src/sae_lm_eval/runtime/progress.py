@@ -41,7 +41,7 @@ class Progress:
         self.written = 0  # tokens of the texts of the pass under way
         self.time_left = TimeLeft()
         self.total = self.done = 0  # requests of the pass under way
-        self.asked = 0  # tokens of all passes so far, whether they were run or not
+        self.requested_tokens = 0  # tokens of all passes so far, whether they were run or not
         self._since = self._began = time.monotonic()
         self._lengths: Sequence[int] = ()
         self._tokens = 0  # of the pass under way
@@ -59,7 +59,7 @@ class Progress:
         self.kind, self.written = kind, 0
         self.total, self.done = len(lengths), 0
         self._tokens = sum(lengths)
-        self.asked += self._tokens if kind == REQUESTS else 0
+        self.requested_tokens += self._tokens if kind == REQUESTS else 0
         self._since = self._began = time.monotonic()
         self.time_left.begin(kind)
 

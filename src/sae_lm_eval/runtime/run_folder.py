@@ -100,7 +100,7 @@ def journal_of(process: int | str = 0) -> str:
 def free_path(path: Path) -> Path:
     """The path, with a number where there is something already."""
     numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(2))
-    return next(one for one in itertools.chain([path], numbered) if not os.path.lexists(one))
+    return next(candidate for candidate in itertools.chain([path], numbered) if not os.path.lexists(candidate))
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -110,7 +110,7 @@ def write_json(file: Path, value: Any) -> None:
     os.replace(unfinished, file)
 
 
-def remember(folder: Path, asked: Mapping[str, Any]) -> None:
+def remember(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write down what a run was asked for, with the version of the schema.
 
     Variants may be added to those of before; `added` in the record are those of the last time.
@@ -118,7 +118,7 @@ def remember(folder: Path, asked: Mapping[str, Any]) -> None:
     Raises `UserError` where the folder holds a run that was asked otherwise, or that a newer package wrote.
     """
     file = folder / SETTINGS
-    new = json.loads(json.dumps({KEY: VERSION, **asked}, default=str))
+    new = json.loads(json.dumps({KEY: VERSION, **settings}, default=str))
     old = read_record(file, dict[str, Any])
     if old is None:
         write_json(file, new)
@@ -138,14 +138,14 @@ def remember(folder: Path, asked: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def remembered(folder: Path, asked: Mapping[str, Any], names: Iterable[str]) -> Iterator[None]:
+def remembered(folder: Path, settings: Mapping[str, Any], names: Iterable[str]) -> Iterator[None]:
     """A scope of a run whose models are `names`, of which `remember` has written down what it was asked.
 
     Where that is new, and a `UserError` ends the scope before anything was answered, the folder forgets it: the mended
     command is no other run. Raises as `remember`.
     """
     is_new = not (folder / SETTINGS).exists()
-    agreed(lambda: remember(folder, asked))
+    agreed(lambda: remember(folder, settings))
     try:
         yield
     except UserError:
@@ -169,7 +169,7 @@ def _has_answers(folder: Path, names: Iterable[str]) -> bool:
 def _added(old: Any, new: Any) -> list[str] | None:
     """The names of the variants that are new; None where one of before is missing or was asked otherwise."""
     try:
-        before, now = ({one["name"]: one["arguments"] for one in variants} for variants in (old, new))
+        before, now = ({variant["name"]: variant["arguments"] for variant in variants} for variants in (old, new))
     except (TypeError, KeyError):
         return None
     return [name for name in now if name not in before] if before.items() <= now.items() else None
@@ -185,12 +185,14 @@ def added_names(folder: Path) -> tuple[str, ...]:
 def _difference(old: Any, new: Any) -> str:
     """What differs, down to the first entry that does."""
     if isinstance(old, list) and isinstance(new, list):
-        here, there = ([one for one in mine if one not in others] for mine, others in ((new, old), (old, new)))
-        one = (there or here or [None])[0]
-        if isinstance(one, dict) and "name" in one:
-            if here and there:
-                return f"'{shown(one['name'])}' was asked for with {shown(one.get('arguments'), 300)} there"
-            return f"'{shown(one['name'])}' is only {'there' if there else 'here'}"
+        only_new, only_old = (
+            [entry for entry in mine if entry not in others] for mine, others in ((new, old), (old, new))
+        )
+        entry = (only_old or only_new or [None])[0]
+        if isinstance(entry, dict) and "name" in entry:
+            if only_new and only_old:
+                return f"'{shown(entry['name'])}' was asked for with {shown(entry.get('arguments'), 300)} there"
+            return f"'{shown(entry['name'])}' is only {'there' if only_old else 'here'}"
     return f"{shown(repr(old), 300)} there, {shown(repr(new), 300)} here"
 
 

@@ -82,8 +82,8 @@ class TimeLeft:
             parts.append(of_pass if of_pass is not None else took * (1 - done) / done if done else None)
         for turn in self._left:
             parts += [self._expected(kind, turn) for kind in (*self._kinds, OTHER)]
-        known = [part for part in parts if part is not None]
-        return sum(known), len(known) == len(parts)
+        estimates = [part for part in parts if part is not None]
+        return sum(estimates), len(estimates) == len(parts)
 
     def _rest_of_turn(self) -> float:
         """Of what is neither request, text nor document: metrics, and the files of the turn under way."""
@@ -99,8 +99,8 @@ class TimeLeft:
 
     def _expected(self, kind: str, turn: Turn) -> float | None:
         """Seconds for that kind of work in that turn, by turns of its sort; None where nothing tells."""
-        seen = [(of, seconds) for one, of, seconds in self._seen() if one == kind]
-        like = [seconds for of, seconds in seen if _alike(kind, of, turn)]
+        seen = [(past_turn, seconds) for past_kind, past_turn, seconds in self._seen() if past_kind == kind]
+        like = [seconds for past_turn, seconds in seen if _alike(kind, past_turn, turn)]
         if like:
             return fmean(like)
         any_other = fmean([seconds for _, seconds in seen]) if seen else None
@@ -111,5 +111,5 @@ class TimeLeft:
         return None if turn.is_first else 0.0
 
 
-def _alike(kind: str, one: Turn, other: Turn) -> bool:
-    return one.is_baseline == other.is_baseline if kind == DOCUMENTS else one.is_first == other.is_first
+def _alike(kind: str, turn: Turn, other: Turn) -> bool:
+    return turn.is_baseline == other.is_baseline if kind == DOCUMENTS else turn.is_first == other.is_first
