@@ -75,11 +75,11 @@ def load_circuit_tracer(spec: SaeSpec) -> Dictionary:
     named = {name: f"blocks.{layer[1]}.{hook}" for name, hook in hooks.items() if hook and layer}
     metadata = {**named, "model_name": config.model_name}
     tensors = _tensors(spec, weights)
-    k = _kept(spec, config, tensors)
+    k = _topk(spec, config, tensors)
     sae = _sae(spec, tensors, metadata)
     if k is not None:
         sae.activation_fn = TopK(k)
-    dictionary = from_sae(sae, name=str(spec), said={"metadata": metadata})
+    dictionary = from_sae(sae, name=str(spec), own_config={"metadata": metadata})
     if k is not None:
         numbers = stated.of_config({"k": k}, *dictionary.widths)
         dictionary = replace(dictionary, architecture=f"topk_{dictionary.architecture}", stated=numbers)
@@ -94,28 +94,28 @@ def _configuration(file: Path | None) -> _Configuration:
     return checked(_Configuration, yaml_value(read_text(file), where), where, "a configuration of circuit-tracer")
 
 
-def _kept(spec: SaeSpec, config: _Configuration, tensors: Mapping[str, Tensor]) -> int | None:
+def _topk(spec: SaeSpec, config: _Configuration, tensors: Mapping[str, Tensor]) -> int | None:
     """The k of a TopK transcoder, None of any other."""
-    said, latents = config.activation, tensors["b_enc"].numel()
-    if said is not None:
-        one_of(said, ACTIVATIONS, f"In the {CONFIG} of '{spec}' the activation")
+    activation, latents = config.activation, tensors["b_enc"].numel()
+    if activation is not None:
+        one_of(activation, ACTIVATIONS, f"In the {CONFIG} of '{spec}' the activation")
     has_thresholds = OPTIONAL["threshold"] in tensors
-    if said == "jumprelu" and not has_thresholds:
+    if activation == "jumprelu" and not has_thresholds:
         raise UserError(f"The {CONFIG} of '{spec}' says activation: jumprelu, and its file holds no thresholds.")
-    if said in ("relu", "topk") and has_thresholds:
-        raise UserError(f"The {CONFIG} of '{spec}' says activation: {said}, and its file holds thresholds.")
-    if said != "topk":
+    if activation in ("relu", "topk") and has_thresholds:
+        raise UserError(f"The {CONFIG} of '{spec}' says activation: {activation}, and its file holds thresholds.")
+    if activation != "topk":
         if K in tensors:
             raise UserError(f"'{spec}' has a tensor '{K}', and no {CONFIG} beside it says activation: topk.")
         return None
     configured = RELEASED_K.get(spec.source, config.k)
-    found = {*([] if configured is None else [configured]), *(tensors[K].flatten().tolist() if K in tensors else [])}
-    if not found:
+    counts = {*([] if configured is None else [configured]), *(tensors[K].flatten().tolist() if K in tensors else [])}
+    if not counts:
         raise UserError(f"The {CONFIG} of '{spec}' says activation: topk without k, how many latents are kept.")
-    if len(found) > 1:
-        said = " and ".join(map(str, sorted(found)))
-        raise UserError(f"The {CONFIG} and the file of '{spec}' do not agree on k: {said}.")
-    (k,) = found
+    if len(counts) > 1:
+        values = " and ".join(map(str, sorted(counts)))
+        raise UserError(f"The {CONFIG} and the file of '{spec}' do not agree on k: {values}.")
+    (k,) = counts
     if k not in range(1, latents + 1):
         raise UserError(f"'{spec}' has k={k}, where it must be how many of {latents} latents are kept.")
     return int(k)
@@ -125,7 +125,7 @@ def _sae(spec: SaeSpec, tensors: Mapping[str, Tensor], metadata: Mapping[str, An
     """A SAELens transcoder with the weights of the file."""
     from sae_lens import SAE
 
-    weights = {name: tensors[of] for name, of in {**TENSORS, **OPTIONAL}.items() if of in tensors}
+    weights = {name: tensors[key] for name, key in {**TENSORS, **OPTIONAL}.items() if key in tensors}
     if odd := [name for name in ("W_enc", "W_dec") if weights[name].ndim != 2]:
         raise UserError(f"The tensor '{odd[0]}' of '{spec}' is no matrix: it has {weights[odd[0]].ndim} axes.")
     if "threshold" in weights and bool((weights["threshold"] < 0).any()):
@@ -138,7 +138,7 @@ def _sae(spec: SaeSpec, tensors: Mapping[str, Tensor], metadata: Mapping[str, An
     try:
         if "threshold" in weights:
             weights["threshold"] = weights["threshold"].expand(d_sae)
-        sae.load_state_dict({name: of.contiguous() for name, of in weights.items()})
+        sae.load_state_dict({name: weight.contiguous() for name, weight in weights.items()})
     except RuntimeError as error:
         raise UserError(f"The tensors of '{spec}' do not fit each other: {' '.join(str(error).split())}") from error
     return sae

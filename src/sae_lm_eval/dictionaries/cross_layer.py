@@ -94,7 +94,7 @@ class CrossLayerLatents(nn.Module):
         decoder = self.decoder
         if self._rows_in_file is None and not gather_pays(latents, decoder):
             return [latents @ decoder[:, layer - self.layer] for layer in layers]
-        active = Active.of(latents)
+        active = Active.from_dense(latents)
         read, place = active.latents.unique(return_inverse=True)  # of a file, each row once
         read = read.to(decoder.device)
         return [active.sums(decoder[read, layer - self.layer].to(latents), place).to(latents.dtype) for layer in layers]

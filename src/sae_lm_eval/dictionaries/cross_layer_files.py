@@ -72,20 +72,20 @@ class CrossLayerNames(NamedTuple):
     """What the names of files and the configuration say of a transcoder.
 
     `layers` are those of the model at which its parts read and write, in the order of its files: all of them, or of a
-    crosscoder some. `asked` are the numbers of the files that are asked for, None for all; `id` is the folder in the
-    source.
+    crosscoder some. `requested_files` are the numbers of those that are asked for, None for all; `id` is the folder in
+    the source.
     """
 
     layout: FileLayout
     config: CrossLayerConfiguration
     layers: tuple[int, ...]
-    asked: range | None
+    requested_files: range | None
     id: str
 
     @property
     def last(self) -> int:
         """The number of the last file that is needed: those before it write there too."""
-        return len(self.layers) - 1 if self.asked is None else self.asked[-1]
+        return len(self.layers) - 1 if self.requested_files is None else self.requested_files[-1]
 
 
 @dataclass(frozen=True)
@@ -103,18 +103,18 @@ class CrossLayerPlace:
 
 def find_cross_layer(spec: SaeSpec) -> CrossLayerPlace:
     """Where the transcoder lies, its files on this machine. Raises `UserError` where there is none."""
-    found = names_of_cross_layer(spec)
-    root, commit, layout = local_folder(spec), None, found.layout
+    names = names_of_cross_layer(spec)
+    root, commit, layout = local_folder(spec), None, names.layout
     if root is None:
         from huggingface_hub import snapshot_download
 
-        prefix = f"{found.id}/" if found.id else ""
-        files = {kind.format(n) for kind in (layout.encoder, layout.decoder) for n in range(found.last + 1)}
-        wanted = [f"{prefix}{name}" for name in (*sorted(files), layout.config)]
+        prefix = f"{names.id}/" if names.id else ""
+        files = {kind.format(n) for kind in (layout.encoder, layout.decoder) for n in range(names.last + 1)}
+        patterns = [f"{prefix}{name}" for name in (*sorted(files), layout.config)]
         with hub_told(spec):
-            root = Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=wanted))
+            root = Path(snapshot_download(spec.source, revision=spec.revision, allow_patterns=patterns))
         commit = root.name
-    return CrossLayerPlace(spec, root / found.id, commit, found)
+    return CrossLayerPlace(spec, root / names.id, commit, names)
 
 
 def local_folder(spec: SaeSpec) -> Path | None:
@@ -127,8 +127,9 @@ def names_of_cross_layer(spec: SaeSpec) -> CrossLayerNames:
 
     Raises `UserError` where there is none, a layer is missing, or one that is asked for is not there.
     """
-    some = SOME_LAYERS.fullmatch(spec.id or "")
-    id_, wanted = (some[1] or "", range(int(some[2]), int(some[3] or some[2]) + 1)) if some else (spec.id or "", None)
+    match = SOME_LAYERS.fullmatch(spec.id or "")
+    id_ = (match[1] if match else spec.id) or ""
+    selection = range(int(match[2]), int(match[3] or match[2]) + 1) if match else None
     folder = local_folder(spec)
     if folder == world.CROSS_LAYER and spec.revision is not None:
         raise UserError(f"The embedded world has no revision '{spec.revision}': leave it out.")
@@ -136,22 +137,22 @@ def names_of_cross_layer(spec: SaeSpec) -> CrossLayerNames:
         refuse_revision(spec)
     names = names_of_files(spec, folder)
     prefix = f"{id_}/" if id_ else ""
-    here = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-    layout = next((one for one in LAYOUTS if _numbers(one, here)), None)
+    file_names = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    layout = next((layout for layout in LAYOUTS if _numbers(layout, file_names)), None)
     if layout is None:
-        refuse_other_format(spec, here)
+        refuse_other_format(spec, file_names)
         raise UserError(f"'{spec}' holds no cross-layer transcoder.{_others(names)}")
-    count = _count(spec, layout, set(here))
-    config = _configuration(spec, layout, folder, prefix, layout.config in here)
-    layers = _layers(spec, config, count, wanted is not None) if layout is GEMMA_SCOPE_2 else tuple(range(count))
-    if wanted is None:
+    count = _count(spec, layout, set(file_names))
+    config = _configuration(spec, layout, folder, prefix, layout.config in file_names)
+    layers = _layers(spec, config, count, selection is not None) if layout is GEMMA_SCOPE_2 else tuple(range(count))
+    if selection is None:
         return CrossLayerNames(layout, config, layers, None, id_)
-    asked = [number for number, layer in enumerate(layers) if layer in wanted]
-    if not wanted or not {wanted[0], wanted[-1]} <= set(layers):
-        which = f"no layer {next(n for n in (wanted[-1], wanted[0]) if n not in layers)}" if wanted else ""
-        there = f"run from {layers[0]} to {layers[-1]}" if layers == tuple(range(count)) else f"are {_listed(layers)}"
-        raise UserError(f"'{spec}': there is {which or f'nothing in {spec.id}'}; the layers {there}.")
-    return CrossLayerNames(layout, config, layers, range(asked[0], asked[-1] + 1), id_)
+    numbers = [number for number, layer in enumerate(layers) if layer in selection]
+    if not selection or not {selection[0], selection[-1]} <= set(layers):
+        which = f"no layer {next(n for n in (selection[-1], selection[0]) if n not in layers)}" if selection else ""
+        choices = f"run from {layers[0]} to {layers[-1]}" if layers == tuple(range(count)) else f"are {_listed(layers)}"
+        raise UserError(f"'{spec}': there is {which or f'nothing in {spec.id}'}; the layers {choices}.")
+    return CrossLayerNames(layout, config, layers, range(numbers[0], numbers[-1] + 1), id_)
 
 
 def _listed(layers: Iterable[int]) -> str:
@@ -184,17 +185,17 @@ def _layers(spec: SaeSpec, config: CrossLayerConfiguration, count: int, in_part:
     """The model's layers that the hooks of Gemma Scope 2 name, of `count` files; where layers are asked for `in_part`
     the first files alone may be in the cache.
     """
-    found: list[tuple[int, ...]] = []
+    hook_layers: list[tuple[int, ...]] = []
     for path in (config.hf_hook_point_in, config.hf_hook_point_out):
         match = PLACES.search(path)
         parts = [] if match is None else match[1].replace(" ", "").split(",")
         if parts == ["all"]:
-            found.append(tuple(range(count)))
+            hook_layers.append(tuple(range(count)))
         elif parts and all(re.fullmatch(r"\d{1,4}", part) for part in parts):
-            found.append(tuple(map(int, parts)))
+            hook_layers.append(tuple(map(int, parts)))
         else:
             raise UserError(f"'{spec}' names the hook '{path}', where {{all}} or layers as in {{5,9}} are expected.")
-    layers, written = found
+    layers, written = hook_layers
     if layers != written:
         raise UserError(f"'{spec}' reads at the layers {_listed(layers)} and writes at {_listed(written)}.")
     if list(layers) != sorted(set(layers)):
@@ -205,16 +206,16 @@ def _layers(spec: SaeSpec, config: CrossLayerConfiguration, count: int, in_part:
 
 
 def _others(names: Sequence[str]) -> str:
-    firsts = {one.encoder.format(0) for one in LAYOUTS}
-    found = sorted(name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in firsts)
-    if not found:
-        return " One has files " + " or ".join(one.encoder.format("N") for one in LAYOUTS) + "."
-    return f" There is one {', '.join(f'at #{folder}' if folder else 'at the top' for folder in found[:8])}."
+    firsts = {layout.encoder.format(0) for layout in LAYOUTS}
+    folders = sorted(name.rpartition("/")[0] for name in names if name.rpartition("/")[2] in firsts)
+    if not folders:
+        return " One has files " + " or ".join(layout.encoder.format("N") for layout in LAYOUTS) + "."
+    return f" There is one {', '.join(f'at #{folder}' if folder else 'at the top' for folder in folders[:8])}."
 
 
 def _numbers(layout: FileLayout, names: Iterable[str]) -> list[int]:
     """Of the layers that have a first file."""
-    return [int(found[1]) for name in names if (found := re.fullmatch(layout.encoder.format(r"(\d{1,4})"), name))]
+    return [int(match[1]) for name in names if (match := re.fullmatch(layout.encoder.format(r"(\d{1,4})"), name))]
 
 
 def _count(spec: SaeSpec, layout: FileLayout, names: set[str]) -> int:

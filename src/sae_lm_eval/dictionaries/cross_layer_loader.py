@@ -43,11 +43,11 @@ def load_cross_layer(spec: SaeSpec) -> tuple[Dictionary, ...]:
     first, a tensor that is not of the layout, and unreadable files.
     """
     place = find_cross_layer(spec)
-    layout, config, layers, asked, _ = place.names
+    layout, config, layers, requested_files, _ = place.names
     count, last = len(layers), place.names.last
-    first = 0 if asked is None else asked[0]
+    first = 0 if requested_files is None else requested_files[0]
     latents: list[CrossLayerLatents] = []
-    made: list[Dictionary] = []
+    dictionaries: list[Dictionary] = []
     # Of all memory, not of what is free at the moment: it decides what the checksum of the weights is.
     kept_in_files = _decoder_bytes(place, last) > IN_MEMORY * psutil.virtual_memory().total
     for layer in range(last + 1):
@@ -55,13 +55,13 @@ def load_cross_layer(spec: SaeSpec) -> tuple[Dictionary, ...]:
         if not latents:
             count = _layers_written(place, tensors["W_dec"])
         _check_shapes(place, layer, count, tensors, latents)
-        if made and ("W_skip" in tensors) != (made[0].module.W_skip is not None):
+        if dictionaries and ("W_skip" in tensors) != (dictionaries[0].module.W_skip is not None):
             raise UserError(f"'{spec}' has skip connections in some layers and none in others.")
         decoder = FileRows(tensors["W_dec"]) if kept_in_files else tensors["W_dec"]
         latents.append(CrossLayerLatents(layer, tensors["W_enc"], tensors["b_enc"], decoder, tensors.get("threshold")))
         output = CrossLayerOutput(tuple(latents), tensors["b_dec"], tensors.get("W_skip"))
-        made.append(_dictionary(spec, place, output, config))
-    if config.affine_connection not in (None, made[0].module.W_skip is not None):
+        dictionaries.append(_dictionary(spec, place, output, config))
+    if config.affine_connection not in (None, dictionaries[0].module.W_skip is not None):
         has = "has none" if config.affine_connection else "has one"
         said = str(config.affine_connection).lower()
         raise UserError(f"The {layout.config} of '{spec}' says affine_connection: {said}, and its first layer {has}.")
@@ -71,7 +71,7 @@ def load_cross_layer(spec: SaeSpec) -> tuple[Dictionary, ...]:
         raise UserError(
             f"The {layout.config} of '{spec}' says activation: {config.activation}, and its files {holds} thresholds."
         )
-    return tuple(made[first:])
+    return tuple(dictionaries[first:])
 
 
 def _decoder_bytes(place: CrossLayerPlace, last: int) -> int:
@@ -91,7 +91,7 @@ def _decoder_bytes(place: CrossLayerPlace, last: int) -> int:
 def _layers_written(place: CrossLayerPlace, decoder: Tensor) -> int:
     """How many layers there are, by what the first one writes: of a hub the files may have been taken in part."""
     there = len(place.names.layers)
-    if place.names.asked is None and decoder.shape[1] != there:
+    if place.names.requested_files is None and decoder.shape[1] != there:
         raise UserError(
             f"The first layer of '{place.spec}' writes at {decoder.shape[1]} layers, and there are files of {there}."
         )
@@ -101,17 +101,17 @@ def _layers_written(place: CrossLayerPlace, decoder: Tensor) -> int:
 def _layer(place: CrossLayerPlace, layer: int, kept_in_files: bool) -> dict[str, Tensor]:
     """The tensors of a layer by our names: W_enc (d_in, latents), W_dec (latents, layers written, d_out)."""
     layout = place.names.layout
-    found: dict[str, Tensor] = {}
+    state_dict: dict[str, Tensor] = {}
     for kind in dict.fromkeys((layout.encoder, layout.decoder)):
-        found |= read_safetensors(place.spec, place.file(kind, layer))
+        state_dict |= read_safetensors(place.spec, place.file(kind, layer))
     names = {ours: theirs.format(layer) for ours, theirs in {**layout.tensors, **layout.optional}.items()}
-    if missing := [names[ours] for ours in layout.tensors if names[ours] not in found]:
+    if missing := [names[ours] for ours in layout.tensors if names[ours] not in state_dict]:
         raise UserError(f"Layer {layer} of '{place.spec}' has no tensor '{missing[0]}'.")
-    if unknown := sorted(found.keys() - set(names.values())):
+    if unknown := sorted(state_dict.keys() - set(names.values())):
         raise UserError(
             f"Layer {layer} of '{place.spec}' has a tensor '{unknown[0]}', which {layout.name}'s layout does not have."
         )
-    tensors = {ours: found[theirs] for ours, theirs in names.items() if theirs in found}
+    tensors = {ours: state_dict[theirs] for ours, theirs in names.items() if theirs in state_dict}
     axes = {"W_enc": 2, "b_enc": 1, "b_dec": 1, "W_dec": 3, "threshold": 1, "W_skip": 2}
     if odd := [ours for ours, tensor in tensors.items() if tensor.ndim != axes[ours]]:
         raise UserError(
@@ -165,7 +165,7 @@ def _dictionary(
     pairs = [site_pair(place.names.layout, config, n) for n in layers[: layer + 1]]
     kind = "skip_" if output.W_skip is not None else ""
     kind += "crosscoder" if pairs[-1].hook_in == pairs[-1].hook_out else "cross_layer_transcoder"
-    one = "/".join(filter(None, (place.names.id, f"layer_{layers[layer]}")))
+    id_ = "/".join(filter(None, (place.names.id, f"layer_{layers[layer]}")))
     name = config.model_name
     if name is not None and gemma:
         # As SAELens' converter reads it: the configurations name Gemma 3 in their own way.
@@ -173,7 +173,7 @@ def _dictionary(
         name = name.replace("-v3", "-3")
         name = name.replace("-pt", "") if "270m" in name else name
     return Dictionary(
-        name=str(replace(spec, id=one)),
+        name=str(replace(spec, id=id_)),
         module=output,
         reconstruct=output.forward,
         encode=own.forward,

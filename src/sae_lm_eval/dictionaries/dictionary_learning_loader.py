@@ -99,8 +99,8 @@ def load_dictionary_learning(spec: SaeSpec) -> Dictionary:
         "hook_name": f"blocks.{place[1]}.hook_resid_post" if place else None,
         "context_size": None if config.buffer is None else config.buffer.ctx_len,
     }
-    sae = _sae(spec, layout, {name: tensors[of] for name, of in layout.tensors.items()}, trainer.k, metadata)
-    dictionary = from_sae(sae, name=str(spec), said={"metadata": metadata})
+    sae = _sae(spec, layout, {name: tensors[key] for name, key in layout.tensors.items()}, trainer.k, metadata)
+    dictionary = from_sae(sae, name=str(spec), own_config={"metadata": metadata})
     numbers = stated.of_config({"k": trainer.k}, *dictionary.widths)
     return replace(
         dictionary, revision=commit, stated=numbers, processing=NO_PROCESSING, processing_source=BY_DICTIONARY_LEARNING
@@ -109,7 +109,7 @@ def load_dictionary_learning(spec: SaeSpec) -> Dictionary:
 
 def _tensors(spec: SaeSpec, file: Path) -> dict[str, Tensor]:
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        state_dict = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL " in str(error):  # a name that torch does not look up
             raise pickle_refusal(spec) from error
@@ -117,9 +117,9 @@ def _tensors(spec: SaeSpec, file: Path) -> dict[str, Tensor]:
     except Exception as error:  # whatever a file of somebody else's makes torch raise
         raise_if_out_of_memory(error)
         raise _corrupt(spec, error) from error
-    if not isinstance(found, Mapping):
+    if not isinstance(state_dict, Mapping):
         raise UserError(f"The {WEIGHTS} of '{spec}' holds no tensors by name.")
-    return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    return {str(name): value for name, value in state_dict.items() if isinstance(value, Tensor)}
 
 
 def _corrupt(spec: SaeSpec, error: Exception) -> UserError:
@@ -136,7 +136,9 @@ def _sae(
         if tensors[name].ndim != 2:
             said = f"it has {tensors[name].ndim} axes"
             raise UserError(f"The tensor '{layout.tensors[name]}' of '{spec}' is no matrix: {said}.")
-    weights = {name: of.mT if layout.tensors[name].endswith(".weight") else of for name, of in tensors.items()}
+    weights = {
+        name: tensor.mT if layout.tensors[name].endswith(".weight") else tensor for name, tensor in tensors.items()
+    }
     d_in, d_sae = weights["W_enc"].shape
     if layout.architecture == "topk" and (k is None or not 0 < k <= d_sae):
         raise UserError(f"The {CONFIG} of '{spec}' has k={k}, where it must say how many of {d_sae} latents are kept.")
@@ -152,7 +154,7 @@ def _sae(
     try:
         if "threshold" in weights:  # one for all latents in some classes
             weights["threshold"] = weights["threshold"].expand(d_sae)
-        sae.load_state_dict({name: of.contiguous() for name, of in weights.items()})
+        sae.load_state_dict({name: tensor.contiguous() for name, tensor in weights.items()})
     except RuntimeError as error:
         raise UserError(f"The tensors of '{spec}' do not fit each other: {' '.join(str(error).split())}") from error
     if layout.scales_latents:

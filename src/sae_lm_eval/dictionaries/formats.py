@@ -50,15 +50,16 @@ def format_of(names: Iterable[str]) -> FolderFormat | None:
     Names in folders below it, which have a '/', do not count.
     """
     names = [name for name in names if "/" not in name]  # which the * of a glob would match
-    return next(
-        (one for one in FORMATS if any(fnmatchcase(name, glob) for glob in one.files for name in names)),
-        None,
-    )
+    for folder_format in FORMATS:
+        if any(fnmatchcase(name, glob) for glob in folder_format.files for name in names):
+            return folder_format
+    return None
 
 
-def refusal(spec: SaeSpec, found: FolderFormat) -> str:
-    """Why `spec`, a folder in the format `found`, is not read, and what to do."""
-    if found.loader is None:
-        return f"'{spec}' is in the format of {found.name}, which is not read from a folder: {REGISTERED}."
-    id_ = "/".join(filter(None, (spec.id, found.ids))) or None
-    return f"'{spec}' is in the format of {found.name}: name it {replace(spec, loader=found.loader, id=id_)}."
+def refusal(spec: SaeSpec, folder_format: FolderFormat) -> str:
+    """Why `spec`, a folder in that format, is not read, and what to do."""
+    if folder_format.loader is None:
+        return f"'{spec}' is in the format of {folder_format.name}, which is not read from a folder: {REGISTERED}."
+    id_ = "/".join(filter(None, (spec.id, folder_format.ids))) or None
+    name = replace(spec, loader=folder_format.loader, id=id_)
+    return f"'{spec}' is in the format of {folder_format.name}: name it {name}."

@@ -173,9 +173,9 @@ def repository_files(spec: SaeSpec, snapshot: Path | None = None) -> list[str]:
 
 def refuse_other_format(spec: SaeSpec, names: Iterable[str]) -> None:
     """Raise `UserError` where a folder with files of these `names` is in another format than that of the loader."""
-    found = format_of(names)
-    if found is not None and found.loader != spec.loader:
-        raise UserError(refusal(spec, found))
+    folder_format = format_of(names)
+    if folder_format is not None and folder_format.loader != spec.loader:
+        raise UserError(refusal(spec, folder_format))
 
 
 def read_safetensors(spec: SaeSpec, file: Path) -> dict[str, Any]:

@@ -19,10 +19,10 @@ def inference_form(sae: Any) -> tuple[Any, tuple[str, ...]]:
         return sae, ()
     weights = {name: weight.detach().clone() for name, weight in sae.state_dict().items()}
     sae.process_state_dict_for_saving_inference(weights)
-    made = SAE.from_dict(sae.cfg.get_inference_sae_cfg_dict())
-    made.process_state_dict_for_loading(weights)
-    made.load_state_dict(weights)
-    return made.to(device=sae.device, dtype=sae.dtype), (REMARK.format(type(sae).__name__),)
+    inference_sae = SAE.from_dict(sae.cfg.get_inference_sae_cfg_dict())
+    inference_sae.process_state_dict_for_loading(weights)
+    inference_sae.load_state_dict(weights)
+    return inference_sae.to(device=sae.device, dtype=sae.dtype), (REMARK.format(type(sae).__name__),)
 
 
 def load_checkpoint(folder: Path) -> Any:

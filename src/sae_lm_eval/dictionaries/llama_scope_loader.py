@@ -65,7 +65,7 @@ def load_llama_scope(spec: SaeSpec) -> Dictionary:
     if config.hook_point_out not in (None, config.hook_point_in):
         hooks["hook_name_out"] = config.hook_point_out
     sae = _sae(spec, _folded(spec, config, tensors, *_factors(spec, config, tensors)), hooks)
-    return replace(from_sae(sae, name=str(spec), said={"metadata": hooks}), revision=commit)
+    return replace(from_sae(sae, name=str(spec), own_config={"metadata": hooks}), revision=commit)
 
 
 def _download_weights(spec: SaeSpec) -> None:
@@ -88,12 +88,12 @@ def _check(spec: SaeSpec, config: _Configuration) -> None:
 
 def _tensors(spec: SaeSpec, file: Path, config: _Configuration) -> dict[str, Tensor]:
     """Of the file, by our names, in float32: W_enc (d_in, latents), W_dec (latents, d_out)."""
-    found = read_safetensors(spec, file)
-    if not config.use_decoder_bias and "decoder.bias" not in found and "decoder.weight" in found:
-        found["decoder.bias"] = torch.zeros(len(found["decoder.weight"]))
-    if missing := [name for name in TENSORS.values() if name not in found]:
+    state_dict = read_safetensors(spec, file)
+    if not config.use_decoder_bias and "decoder.bias" not in state_dict and "decoder.weight" in state_dict:
+        state_dict["decoder.bias"] = torch.zeros(len(state_dict["decoder.weight"]))
+    if missing := [name for name in TENSORS.values() if name not in state_dict]:
         raise UserError(f"The {WEIGHTS} of '{spec}' has no tensor '{missing[0]}'.")
-    tensors = {ours: found[theirs].float() for ours, theirs in TENSORS.items()}
+    tensors = {ours: state_dict[theirs].float() for ours, theirs in TENSORS.items()}
     for name in ("W_enc", "W_dec"):
         if tensors[name].ndim != 2:
             raise UserError(f"The tensor '{TENSORS[name]}' of '{spec}' is no matrix: it has {tensors[name].ndim} axes.")
@@ -145,7 +145,7 @@ def _sae(spec: SaeSpec, weights: Mapping[str, Tensor], metadata: Mapping[str, An
         shape |= {"architecture": "jumprelu_transcoder", "d_out": d_out}
     sae: Any = SAE.from_dict({**shape, "apply_b_dec_to_input": False, "metadata": dict(metadata)})
     try:
-        sae.load_state_dict({name: of.contiguous() for name, of in weights.items()})
+        sae.load_state_dict({name: tensor.contiguous() for name, tensor in weights.items()})
     except RuntimeError as error:
         raise UserError(f"The tensors of '{spec}' do not fit each other: {' '.join(str(error).split())}") from error
     return sae

@@ -57,7 +57,7 @@ def load_all(
     """As `load_dictionaries` of each; layers of a cross-layer transcoder that are given as objects share their latents
     afterwards as they did before.
     """
-    of_layers = [one for one in sources if isinstance(one, Dictionary) and one.cross_layer is not None]
+    of_layers = [source for source in sources if isinstance(source, Dictionary) and source.cross_layer is not None]
     copies = dict(zip(map(id, of_layers), _copied(*of_layers), strict=True))
     out: list[Dictionary] = []
     for source in sources:
@@ -73,7 +73,7 @@ def load_dictionaries(
 ) -> tuple[Dictionary, ...]:
     """As `load_dictionary`, of a source that may be several: a cross-layer transcoder is one a layer."""
     source = SaeSpec.parse(source) if isinstance(source, str) else source
-    return tuple(_as_used(one, source, dtype, norm_factor) for one in load_as_released(source))
+    return tuple(_as_used(dictionary, source, dtype, norm_factor) for dictionary in load_as_released(source))
 
 
 def _as_used(dictionary: Dictionary, source: Any, dtype: torch.dtype, norm_factor: float | str | None) -> Dictionary:
@@ -107,7 +107,7 @@ def renewed(dictionaries: Sequence[Dictionary]) -> tuple[Dictionary, ...]:
 
     Raises `UserError` as `load_dictionary` does.
     """
-    origins = {str(i): of.origin for i, of in enumerate(dictionaries) if of.origin is not None}
+    origins = {str(i): dictionary.origin for i, dictionary in enumerate(dictionaries) if dictionary.origin is not None}
     if not origins:
         return tuple(dictionaries)
     now = contents(
@@ -121,9 +121,9 @@ def renewed(dictionaries: Sequence[Dictionary]) -> tuple[Dictionary, ...]:
         origin = origins[name]
         out[int(name)] = load_dictionary(origin.source, dtype=origin.dtype, norm_factor=origin.norm_factor)
     if changed.intersection(of_layers):  # which share latents
-        made = load_all([origins[name].source for name in of_layers], dtype=origins[of_layers[0]].dtype)
-        for name, one in zip(of_layers, made, strict=True):
-            out[int(name)] = one
+        reloaded = load_all([origins[name].source for name in of_layers], dtype=origins[of_layers[0]].dtype)
+        for name, dictionary in zip(of_layers, reloaded, strict=True):
+            out[int(name)] = dictionary
     return tuple(out)
 
 
@@ -156,8 +156,8 @@ def load_as_released(source: Any) -> tuple[Dictionary, ...]:
     source = SaeSpec.parse(source) if isinstance(source, str) else source
     if isinstance(source, SaeSpec):
         other = loaders_of_others().get(source.loader)
-        made = LOADERS[source.loader](source) if other is None else _loaded_by_other(other, source)
-        return made if isinstance(made, tuple) else (made,)
+        loaded = LOADERS[source.loader](source) if other is None else _from_package(other, source)
+        return loaded if isinstance(loaded, tuple) else (loaded,)
     return (_one_as_released(source),)
 
 
@@ -176,42 +176,44 @@ def _one_as_released(source: Any) -> Dictionary:
     )
 
 
-def _made_by_python(spec: SaeSpec) -> Dictionary:
+def _from_python(spec: SaeSpec) -> Dictionary:
     """What a function of the user's own makes, under the name of its spec."""
-    made, checksum = made_by(spec)
-    dictionary = _as_dictionary(made, spec, checksum)
+    result, checksum = made_by(spec)
+    dictionary = _as_dictionary(result, spec, checksum)
     remark = f"made by Python of the user's own, {spec.source}"
     return replace(dictionary, revision=dictionary.revision or checksum, remarks=(*dictionary.remarks, remark))
 
 
-def _loaded_by_other(loader: EntryPoint, spec: SaeSpec) -> Dictionary:
+def _from_package(loader: EntryPoint, spec: SaeSpec) -> Dictionary:
     """What the loader of another package makes of a spec."""
     package = f"{loader.dist.name} {loader.dist.version}" if loader.dist is not None else loader.value
     try:
-        made = loader.load()(spec)
+        result = loader.load()(spec)
     except UserError:
         raise
     except Exception as error:  # of somebody else's package, whatever it raises
         raise UserError(
             f"The loader '{loader.name}' of {package} cannot load '{spec}': {type(error).__name__}: {first_line(error)}"
         ) from error
-    dictionary = _as_dictionary(made, spec, package)
+    dictionary = _as_dictionary(result, spec, package)
     return replace(dictionary, remarks=(*dictionary.remarks, f"loaded by {package}"))
 
 
-def _as_dictionary(made: Any, spec: SaeSpec, source: str | None) -> Dictionary:
+def _as_dictionary(result: Any, spec: SaeSpec, source: str | None) -> Dictionary:
     """What code that is not this package's made of a spec; `source` stands for that code."""
-    if isinstance(made, str | SaeSpec):
-        raise UserError(f"'{spec}' gives the text '{made}', where it must give a module, a function or a Dictionary.")
-    if is_own(made) and not isinstance(made, Dictionary) and _of_library(made) is None:
-        return from_own(made, name=str(spec), source=source)
-    return replace(_one_as_released(made), name=str(spec))
+    if isinstance(result, str | SaeSpec):
+        raise UserError(f"'{spec}' gives the text '{result}', where it must give a module, a function or a Dictionary.")
+    if is_own(result) and not isinstance(result, Dictionary) and _of_library(result) is None:
+        return from_own(result, name=str(spec), source=source)
+    return replace(_one_as_released(result), name=str(spec))
 
 
 def _of_library(source: Any) -> Callable[[Any], Dictionary] | None:
     """What makes a dictionary of an object, where it is of a library whose objects are known."""
     names = [cls.__module__ for cls in type(source).__mro__]
-    return next((made for prefix, made in OBJECTS.items() if any(name.startswith(prefix) for name in names)), None)
+    return next(
+        (converter for prefix, converter in OBJECTS.items() if any(name.startswith(prefix) for name in names)), None
+    )
 
 
 def _copied(*dictionaries: Dictionary) -> list[Dictionary]:
@@ -235,7 +237,7 @@ LOADERS: dict[str, Callable[[SaeSpec], Dictionary | tuple[Dictionary, ...]]] = {
     "circuit_tracer": circuit_tracer_loader.load_circuit_tracer,
     "llama_scope": llama_scope_loader.load_llama_scope,
     CROSS_LAYER: load_cross_layer,
-    PYTHON: _made_by_python,
+    PYTHON: _from_python,
 }
 OBJECTS: dict[str, Callable[[Any], Dictionary]] = {
     "sae_lens.": lambda sae: saelens_object.from_sae(sae, name=f"<{type(sae).__name__}>"),

@@ -27,7 +27,7 @@ def distinct_models(model_names: Sequence[str]) -> list[str]:
     short = dict.fromkeys(name.rstrip("/").split("/")[-1].lower() for name in model_names)
     if len(short) < 2:
         return list(model_names[:1])
-    found: dict[str, str] = {}
+    first_names: dict[str, str] = {}
     for name in model_names:
-        found.setdefault(official_name(name), name)
-    return list(found.values())
+        first_names.setdefault(official_name(name), name)
+    return list(first_names.values())

@@ -41,7 +41,7 @@ def _are_ones(weights: Path) -> bool:
 
     try:
         with safe_open(weights, "pt") as file:
-            found = [file.get_tensor(name) for name in file.keys() if name in FACTORS]  # noqa: SIM118
+            scales = [file.get_tensor(name) for name in file.keys() if name in FACTORS]  # noqa: SIM118
     except (OSError, SafetensorError):
         return False
-    return bool(found) and all(torch.allclose(factors, torch.ones_like(factors)) for factors in found)
+    return bool(scales) and all(torch.allclose(factors, torch.ones_like(factors)) for factors in scales)

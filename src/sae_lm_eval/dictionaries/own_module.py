@@ -102,7 +102,7 @@ def code_of(own: Any) -> Iterator[Callable[..., Any]]:
     """The functions by which an object computes: itself, and those of the classes that it is made of."""
     if not isinstance(own, nn.Module):
         yield own
-    parts = [part for found in _objects(own) for part in (found.modules() if isinstance(found, nn.Module) else [found])]
+    parts = [part for obj in _objects(own) for part in (obj.modules() if isinstance(obj, nn.Module) else [obj])]
     for cls in dict.fromkeys(cls for part in parts for cls in type(part).__mro__):
         if cls.__module__.partition(".")[0] not in (*LIBRARIES, "builtins", "functools", "abc"):
             for _, member in sorted(vars(cls).items()):
@@ -120,8 +120,8 @@ def _objects(own: Any) -> Iterator[Any]:
         yield from _objects(own.func)
     elif isinstance(own, types.FunctionType):
         around = inspect.getclosurevars(own)
-        found = (*around.nonlocals.values(), *around.globals.values())
-        yield from (one for one in found if isinstance(one, nn.Module))
+        values = (*around.nonlocals.values(), *around.globals.values())
+        yield from (value for value in values if isinstance(value, nn.Module))
 
 
 @torch.no_grad()
@@ -133,21 +133,21 @@ def placed(dictionary: Dictionary, d_in: int, d_out: int, device: torch.device) 
     """
     dictionary.module.to(device=device)
     generator = torch.Generator(device="cpu").manual_seed(0)
-    given = torch.randn(ROWS, POSITIONS, d_in, generator=generator, device="cpu").to(device, dictionary.dtype)
-    out = _run(dictionary, dictionary.reconstruct, given)
+    activations = torch.randn(ROWS, POSITIONS, d_in, generator=generator, device="cpu").to(device, dictionary.dtype)
+    out = _run(dictionary, dictionary.reconstruct, activations)
     if out.shape[-1] != d_out:
         raise UserError(
             f"{dictionary.name} makes {out.shape[-1]} values a position of {d_in}, where {d_out} are to be replaced: "
             f"a module that reads elsewhere than it writes takes hook=IN:OUT."
         )
-    latents = None if dictionary.encode is None else _run(dictionary, dictionary.encode, given)
-    known = replace(dictionary, d_in=d_in, d_out=d_out, d_dictionary=None if latents is None else latents.shape[-1])
+    latents = None if dictionary.encode is None else _run(dictionary, dictionary.encode, activations)
+    sized = replace(dictionary, d_in=d_in, d_out=d_out, d_dictionary=None if latents is None else latents.shape[-1])
     try:
-        return tried(known)
+        return tried(sized)
     except UserError:
         raise
     except Exception as error:  # of the user's own code, whatever it raises
-        raise _failed(dictionary, given, error) from error
+        raise _failed(dictionary, activations, error) from error
 
 
 def _run(dictionary: Dictionary, function: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:

@@ -41,8 +41,8 @@ class NearMisses:
         """
         latents, above = self.before(z)
         active = (latents.to_dense() if latents.is_sparse else latents) != 0
-        found = above.masked_fill(active, -torch.inf).topk(min(count, above.shape[-1]), dim=-1)
-        return found.indices, found.values > -torch.inf
+        top = above.masked_fill(active, -torch.inf).topk(min(count, above.shape[-1]), dim=-1)
+        return top.indices, top.values > -torch.inf
 
     def directions(self, latents: Int[Tensor, "positions count"]) -> Float[Tensor, "positions count d_out"]:
         """What each latent writes along, in the dictionary's own space."""
@@ -56,8 +56,8 @@ def near_misses(dictionary: Dictionary) -> NearMisses:
     kind, encode = dictionary.architecture, dictionary.encode
     if encode is not None and kind in BY_SPARSIFY and module.cfg.activation == "topk":
         return NearMisses(dictionary, lambda z: (encode(z), _of_sparsify(module, z)))
-    known = (*ABOVE_ZERO, *ABOVE_THRESHOLD, *LARGEST)
-    if encode is None or kind not in known or not hasattr(module, "hook_sae_acts_pre"):
+    architectures = (*ABOVE_ZERO, *ABOVE_THRESHOLD, *LARGEST)
+    if encode is None or kind not in architectures or not hasattr(module, "hook_sae_acts_pre"):
         raise UserError(
             f"{dictionary.name}: the architecture '{kind}' does not tell which latents just missed their threshold."
         )

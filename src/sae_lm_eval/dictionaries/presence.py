@@ -84,12 +84,12 @@ def training_site(spec: SaeSpec) -> tuple[str | None, int | None]:
     if spec.loader not in ("saelens", "sparsify"):
         return None, None
     folder = spec.folder or (world.FILES / "dictionaries" if spec.source == world.NAME else Path(spec.source))
-    said = _configuration(folder / (spec.id or "") / CONFIG)
-    hook = said.get("hook_name") or said.get("hook_point") or spec.id
-    found = re.search(r"(?:^|[._/])(?:blocks|layers?)[._](\d+)(?![\dkm])", str(hook))
+    config = _configuration(folder / (spec.id or "") / CONFIG)
+    hook = config.get("hook_name") or config.get("hook_point") or spec.id
+    match = re.search(r"(?:^|[._/])(?:blocks|layers?)[._](\d+)(?![\dkm])", str(hook))
     registered = re.search(r"(?m)^  model: (.+)$", registry_sections().get(spec.source, ""))
-    model = said.get("model_name") or (registered[1] if registered else None)
-    return None if model is None else str(model), int(found[1]) if found else None
+    model = config.get("model_name") or (registered[1] if registered else None)
+    return None if model is None else str(model), int(match[1]) if match else None
 
 
 def _configuration(file: Path) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def ids_of(release: str) -> list[str]:
     import yaml
 
     section = yaml.load(registry_sections()[release], Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return [str(one["id"]) for one in section[release]["saes"]]
+    return [str(entry["id"]) for entry in section[release]["saes"]]
 
 
 def _check_repository(spec: SaeSpec) -> None:
@@ -112,8 +112,8 @@ def _check_repository(spec: SaeSpec) -> None:
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
     by_layer = spec.loader == "circuit_tracer"
-    wanted = LAYER_FILE if by_layer else FILES.get(spec.loader, CONFIG)
-    file = f"{spec.id}{LAYER_SUFFIX}" if by_layer else f"{spec.id}/{wanted}" if spec.id else wanted
+    file_name = LAYER_FILE if by_layer else FILES.get(spec.loader, CONFIG)
+    file = f"{spec.id}{LAYER_SUFFIX}" if by_layer else f"{spec.id}/{file_name}" if spec.id else file_name
     needs_id = by_layer and spec.id is None  # there is no file to look for
     if not needs_id and isinstance(try_to_load_from_cache(spec.source, file, revision=spec.revision), str):
         return
@@ -125,6 +125,6 @@ def _check_repository(spec: SaeSpec) -> None:
     if not is_there:  # before loading, which downloads what it looks at
         prefix = f"{spec.id}/" if spec.id else ""
         refuse_other_format(spec, (name.removeprefix(prefix) for name in names if name.startswith(prefix)))
-    folders = [name.removesuffix(wanted).rstrip("/") for name in names if name.endswith(f"/{wanted}")]
-    if not is_there and (found := layers_among(names) if by_layer else folders):
-        raise UserError(none_at(spec, wanted, found))
+    folders = [name.removesuffix(file_name).rstrip("/") for name in names if name.endswith(f"/{file_name}")]
+    if not is_there and (choices := layers_among(names) if by_layer else folders):
+        raise UserError(none_at(spec, file_name, choices))

@@ -35,16 +35,16 @@ def made_by(spec: SaeSpec, *given: Any) -> tuple[Any, str | None]:
     with _importable(place):
         module = _module(spec, place)
         if not hasattr(module, name):
-            known = [key for key in vars(module) if not key.startswith("_")]
-            raise UserError(f"'{place}' has no '{name}'.{did_you_mean(name, known)}")
-        found = getattr(module, name)
-        if isinstance(found, types.FunctionType | type):
-            found = _called(spec, found, given)
+            names = [key for key in vars(module) if not key.startswith("_")]
+            raise UserError(f"'{place}' has no '{name}'.{did_you_mean(name, names)}")
+        value = getattr(module, name)
+        if isinstance(value, types.FunctionType | type):
+            value = _called(spec, value, given)
         elif spec.arguments:
             raise UserError(
                 f"'{spec}' names an object that is there already: only functions and classes take arguments."
             )
-    return found, checksum_of(Path(module.__file__ or ""))
+    return value, checksum_of(Path(module.__file__ or ""))
 
 
 def check_python_source(spec: SaeSpec) -> None:
@@ -103,13 +103,13 @@ def _module(spec: SaeSpec, place: str) -> types.ModuleType:
         name = f"_python_{path.stem}_{checksum_of(path)}"
         if name in sys.modules:
             return sys.modules[name]
-        found = importlib.util.spec_from_file_location(name, path)
-        assert found is not None, "check says that it is a file"
-        assert found.loader is not None, "check says that it is a file"
-        module = importlib.util.module_from_spec(found)
+        module_spec = importlib.util.spec_from_file_location(name, path)
+        assert module_spec is not None, "check says that it is a file"
+        assert module_spec.loader is not None, "check says that it is a file"
+        module = importlib.util.module_from_spec(module_spec)
         sys.modules[name] = module
         try:
-            found.loader.exec_module(module)
+            module_spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[name]
             raise

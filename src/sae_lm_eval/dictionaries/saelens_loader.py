@@ -56,13 +56,13 @@ def _registered(spec: SaeSpec, releases: dict[str, Any]) -> SaeSpec:
     of_repository = [release for release in releases.values() if release.repo_id == spec.source]
     by_path = [(r, id_, path) for r in of_repository for id_, path in r.saes_map.items() if str(path) == spec.id]
     by_id = [(r, spec.id, r.saes_map[spec.id]) for r in of_repository if spec.id in r.saes_map]
-    found = by_path or by_id
-    if not found:
+    matches = by_path or by_id
+    if not matches:
         return spec
-    if len({path for _, _, path in found}) > 1:
-        choices = ", ".join(f"{release.release}#{id_}" for release, id_, _ in found)
+    if len({path for _, _, path in matches}) > 1:
+        choices = ", ".join(f"{release.release}#{id_}" for release, id_, _ in matches)
         raise UserError(f"'{spec.id}' of '{spec.source}' means several dictionaries: name one of {choices}.")
-    release, id_, _ = found[0]
+    release, id_, _ = matches[0]
     return replace(spec, source=release.release, id=id_)
 
 
@@ -78,17 +78,17 @@ def _load_release(spec: SaeSpec, release: Any) -> Dictionary:
         config = None if release.conversion_func else reads.path(CONFIG)
         if config is not None:
             _check_config(spec, config.parent)
-        told = overrides if config is None else {**read_configuration(config), **overrides}
+        own_config = overrides if config is None else {**read_configuration(config), **overrides}
         loaded = LoadedFolder(sae, str(release.saes_map[spec.id]), _folded_factor(sae, release, spec.id), reads)
         remarks = (*remarks, *_read(spec, lambda: corrected(release.conversion_func, loaded))[0])
         commit = _commit(release.repo_id)
     elif release.conversion_func is None:
-        sae, remarks, commit, told = _at_revision(spec, release)
+        sae, remarks, commit, own_config = _at_revision(spec, release)
     else:
         raise UserError(
             f"SAELens loads '{spec.source}' through a converter that knows no revision: leave out @{spec.revision}."
         )
-    dictionary = _with_facts(from_sae(sae, name=str(spec), model_name=release.model, said=told), release)
+    dictionary = _with_facts(from_sae(sae, name=str(spec), model_name=release.model, own_config=own_config), release)
     numbers = {**dictionary.stated, **_stated_of_release(release, spec.id or "", dictionary)}
     rule = rule_of(spec.source, spec.id) or rule_of(release.repo_id, str(release.saes_map[spec.id]))
     first = dictionary.first_position if rule is None else rule.first
@@ -115,8 +115,8 @@ def _stated_of_release(release: Any, id_: str, dictionary: Dictionary) -> dict[s
         "norm_scaling_factor": release.norm_scaling_factor.get(id_),
         "variance_explained": release.expected_var_explained.get(id_),  # 1 where the release says nothing
     }
-    said = stated.of_config(registered, *dictionary.widths)
-    return {**said, **stated.of_names(id_, str(release.saes_map[id_]))}
+    numbers = stated.of_config(registered, *dictionary.widths)
+    return {**numbers, **stated.of_names(id_, str(release.saes_map[id_]))}
 
 
 def _folded_factor(sae: Any, release: Any, id_: str | None) -> float:
@@ -169,7 +169,7 @@ def _from_folder(spec: SaeSpec, folder: Path, commit: str | None) -> Dictionary:
         raise UserError(f"The files of '{spec}' cannot be had: there is no {folder / WEIGHTS}.")
     read = load_checkpoint if is_in_training(config.get("architecture")) else SAE.load_from_disk
     sae, remarks = _read(spec, lambda: read(folder))
-    dictionary = from_sae(sae, name=str(spec), said=config)
+    dictionary = from_sae(sae, name=str(spec), own_config=config)
     whole = with_metadata(config)
     numbers = {
         **dictionary.stated,

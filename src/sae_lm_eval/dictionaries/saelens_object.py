@@ -25,11 +25,11 @@ APPLIED = ("none", "layer_norm", "constant_norm_rescale", "constant_scalar_resca
 
 
 def from_sae(
-    sae: Any, *, name: str, model_name: str | None = None, said: Mapping[str, Any] | None = None
+    sae: Any, *, name: str, model_name: str | None = None, own_config: Mapping[str, Any] | None = None
 ) -> Dictionary:
     """`sae` (a `sae_lens.SAE` of any architecture) as a `Dictionary`.
 
-    `said` is what its own configuration says, before SAELens filled its gaps; None where `sae` was given as an object.
+    `own_config` is its own configuration, before SAELens filled its gaps; None where `sae` was given as an object.
 
     Calling the SAE itself keeps the skip connection of skip transcoders and the predictions of temporal SAEs,
     which `decode(encode(x))` would lose.
@@ -52,7 +52,7 @@ def from_sae(
     names, conflict = _model_names(metadata, model_name)
     d_in, d_out = config.d_in, getattr(config, "d_out", config.d_in)
     rule, sequential = rule_by_metadata(metadata), attends_over_positions(sae)
-    processing, processing_source = _processing(metadata, said)
+    processing, processing_source = _processing(metadata, own_config)
     return Dictionary(
         name=name,
         module=sae,
@@ -70,7 +70,7 @@ def from_sae(
         or (None if hook_out != hook_in else metadata.get("hf_hook_name")),
         model_names=names,
         context_size=metadata.get("context_size"),
-        prepend_bos=_prepend_bos(metadata, said),
+        prepend_bos=_prepend_bos(metadata, own_config),
         processing=processing,
         processing_source=processing_source,
         needs_norm_factor=config.normalize_activations == NO_FACTOR,
@@ -143,21 +143,21 @@ def fold_factors(transcoder: Any, factor_in: float, factor_out: float) -> None:
     transcoder.cfg.normalize_activations = "none"
 
 
-def _prepend_bos(metadata: Mapping[str, Any], said: Mapping[str, Any] | None) -> bool | None:
+def _prepend_bos(metadata: Mapping[str, Any], own_config: Mapping[str, Any] | None) -> bool | None:
     """What the file or the author of the SAE says; SAELens puts True where nothing is said."""
-    if said is not None:
-        return {**said, **(said.get("metadata") or {})}.get("prepend_bos")
+    if own_config is not None:
+        return {**own_config, **(own_config.get("metadata") or {})}.get("prepend_bos")
     answer = metadata.get("prepend_bos")
     # An object that SAELens made of foreign or old files, which say by which version it was trained, or do not.
     return None if answer and metadata.get("sae_lens_training_version") is None else answer
 
 
-def _processing(metadata: Mapping[str, Any], said: Mapping[str, Any] | None) -> tuple[dict[str, Any], str | None]:
+def _processing(metadata: Mapping[str, Any], own_config: Mapping[str, Any] | None) -> tuple[dict[str, Any], str | None]:
     """How TransformerLens loaded the model the SAE was trained on, and who says so: None where nobody does."""
     kwargs = metadata.get("model_from_pretrained_kwargs")
-    by_file = {**(said or {}), **((said or {}).get("metadata") or {})}
+    by_file = {**(own_config or {}), **((own_config or {}).get("metadata") or {})}
     if kwargs is not None:
-        if said is None or "model_from_pretrained_kwargs" in by_file:
+        if own_config is None or "model_from_pretrained_kwargs" in by_file:
             return dict(kwargs), "its metadata"
         return dict(kwargs), "SAELens' converter"
     if metadata.get("model_class_name") == "AutoModelForCausalLM":

@@ -28,14 +28,14 @@ def snapshot(module: nn.Module) -> tuple[nn.Module, Memo]:
         for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values()):
             if getattr(hook, "__self__", None) not in parts:
                 memo[id(hook)] = hook  # not whatever it belongs to
-    made = copy.deepcopy(module, memo)
-    for part in made.modules():
+    duplicate = copy.deepcopy(module, memo)
+    for part in duplicate.modules():
         every: Any = (vars(part), part._forward_pre_hooks, part._forward_hooks)
         for attributes in every:
             for name, value in attributes.items():
                 if isinstance(value, types.FunctionType):
                     attributes[name] = rebound(value, memo)
-    return made.eval(), memo
+    return duplicate.eval(), memo
 
 
 def rebound(function: Any, memo: Memo) -> Any:
@@ -66,9 +66,10 @@ def _rebound(value: Any, memo: Memo, met: set[int]) -> Any:
     if not named and all(new is old for new, old in zip(cells, value.__closure__ or (), strict=True)):
         return value
     scope = {**value.__globals__, **named} if named else value.__globals__
-    made = types.FunctionType(value.__code__, scope, value.__name__, value.__defaults__, cells)
-    made.__kwdefaults__, made.__qualname__, made.__module__ = value.__kwdefaults__, value.__qualname__, value.__module__
-    return made
+    function = types.FunctionType(value.__code__, scope, value.__name__, value.__defaults__, cells)
+    for attribute in ("__kwdefaults__", "__qualname__", "__module__"):
+        setattr(function, attribute, getattr(value, attribute))
+    return function
 
 
 def _cell(cell: types.CellType, again: Callable[[Any], Any]) -> types.CellType:

@@ -57,7 +57,7 @@ class Active:
     starts: Tensor
 
     @classmethod
-    def of(cls, activations: Tensor) -> Active:
+    def from_dense(cls, activations: Tensor) -> Active:
         rows = activations.reshape(-1, activations.shape[-1])
         row, latent = rows.nonzero(as_tuple=True)
         starts = torch.searchsorted(row, torch.arange(len(rows), device=rows.device))
@@ -76,5 +76,5 @@ class Active:
 
 def gather(activations: Tensor, decoder: Tensor) -> Tensor:
     """`activations @ decoder`, (..., latents) by (latents, width), from the latents that are not 0 alone."""
-    active = Active.of(activations)
+    active = Active.from_dense(activations)
     return active.sums(decoder, active.latents)

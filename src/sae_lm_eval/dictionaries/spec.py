@@ -26,7 +26,7 @@ FORBIDDEN = frozenset(",[](){}\"'+=")
 @functools.cache
 def loaders_of_others() -> Mapping[str, EntryPoint]:
     """The loaders that installed packages bring, by name."""
-    return {found.name: found for found in entry_points(group=ENTRY_POINTS) if found.name not in LOADERS}
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS) if entry.name not in LOADERS}
 
 
 @dataclass(frozen=True)

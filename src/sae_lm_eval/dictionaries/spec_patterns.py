@@ -22,17 +22,21 @@ def specs_of(text: str) -> tuple[SaeSpec, ...]:
 
     Raises `UserError` for text that is no spec, and for a pattern that matches nothing.
     """
-    return tuple(spec for one in parse_specs(text) for spec in (_matched(one) if "*" in (one.id or "") else (one,)))
+    return tuple(
+        spec
+        for pattern in parse_specs(text)
+        for spec in (_matched(pattern) if "*" in (pattern.id or "") else (pattern,))
+    )
 
 
 def _matched(spec: SaeSpec) -> tuple[SaeSpec, ...]:
     ids, pattern = _ids(spec), spec.id or ""
-    found = sorted((id_ for id_ in ids if fnmatchcase(id_, pattern)), key=_by_numbers)
-    if not found:
+    matches = sorted((id_ for id_ in ids if fnmatchcase(id_, pattern)), key=_by_numbers)
+    if not matches:
         some = f" It has {len(ids)}, among them {', '.join(sorted(ids, key=_by_numbers)[:4])}." if ids else ""
         near = did_you_mean(pattern, ids) or some
         raise UserError(f"'{spec}' matches no dictionary of '{spec.source}'.{near}")
-    return tuple(replace(spec, id=id_) for id_ in found)
+    return tuple(replace(spec, id=id_) for id_ in matches)
 
 
 def _by_numbers(id_: str) -> list[tuple[int, str]]:

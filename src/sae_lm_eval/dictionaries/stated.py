@@ -49,25 +49,25 @@ class Check:
 def of_names(*names: str | None) -> dict[str, float]:
     """The L0 that ids and paths state, as `average_l0_82` does."""
     for name in names:
-        if name and (found := L0_IN_A_NAME.search(name)):
-            return {"l0": float(found[1])}
+        if name and (match := L0_IN_A_NAME.search(name)):
+            return {"l0": float(match[1])}
     return {}
 
 
 def of_config(config: Mapping[str, Any], d_in: int, d_out: int) -> dict[str, float]:
     """What a configuration states: `l0`, `k`, `dataset_average_activation_norm`, `norm_scaling_factor`."""
     details = config.get("training_architecture_details") or {}
-    found: dict[str, Any] = {"l0": config.get("l0") or config.get("k") or details.get("k")}
+    values: dict[str, Any] = {"l0": config.get("l0") or config.get("k") or details.get("k")}
     norm = config.get("dataset_average_activation_norm")
     if isinstance(norm, Mapping):
-        found |= {"norm_in": norm.get("in"), "norm_out": norm.get("out")}
+        values |= {"norm_in": norm.get("in"), "norm_out": norm.get("out")}
     elif norm is not None:
-        found["norm_in"] = norm
+        values["norm_in"] = norm
     if (factor := config.get("norm_scaling_factor")) is not None:
-        found.setdefault("norm_in", math.sqrt(d_in) / factor)
+        values.setdefault("norm_in", math.sqrt(d_in) / factor)
     if (explained := config.get("variance_explained")) is not None:
-        found["fvu"] = 1 - explained
-    numbers = {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+        values["fvu"] = 1 - explained
+    numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
     return {name: value for name, value in numbers.items() if math.isfinite(value) and value > 0}
 
 
@@ -80,25 +80,29 @@ def checks(stated: Mapping[str, float], measured: Mapping[str, float | None]) ->
     ]
 
 
-def verdict(found: Iterable[Check], fits: str | None = None) -> str:
+def verdict(checks: Iterable[Check], fits: str | None = None) -> str:
     """One sentence on whether a dictionary is as released; `fits` is what would make it so."""
-    found = list(found)
-    if not found:
+    checks = list(checks)
+    if not checks:
         return "the release states none of the numbers that are measured"
-    wrong = [check for check in found if not check.agrees]
+    wrong = [check for check in checks if not check.agrees]
     if not wrong:
-        return f"as released: {', '.join(map(str, found))}"
-    said = "; ".join(map(str, wrong))
+        return f"as released: {', '.join(map(str, checks))}"
+    differences = "; ".join(map(str, wrong))
     if all(check.agrees_later for check in wrong):
-        return f"as released but for the first {EARLY} positions of a text: {said}, {_later(wrong)} behind them"
-    return f"{said}: {fits or 'wrong hook, map, norm or positions?'}"
+        return f"as released but for the first {EARLY} positions of a text: {differences}, {_later(wrong)} behind them"
+    return f"{differences}: {fits or 'wrong hook, map, norm or positions?'}"
 
 
-def checks_record(found: Iterable[Check], said: str) -> dict[str, Any]:
+def checks_record(checks: Iterable[Check], sentence: str) -> dict[str, Any]:
     """As plain values for a results file; `agrees` is None where there is nothing to compare."""
-    found = list(found)
-    agrees = all(check.agrees or check.agrees_later for check in found) if found else None
-    return {"verdict": said, "agrees": agrees, "numbers": [{**asdict(each), "ratio": each.ratio} for each in found]}
+    checks = list(checks)
+    agrees = all(check.agrees or check.agrees_later for check in checks) if checks else None
+    return {
+        "verdict": sentence,
+        "agrees": agrees,
+        "numbers": [{**asdict(each), "ratio": each.ratio} for each in checks],
+    }
 
 
 def _near(measured: float, stated: float) -> bool:

@@ -56,11 +56,11 @@ def _each_by_itself(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return run(x.flatten(0, 1)[:, None]).unflatten(0, x.shape[:2])[:, :, 0]
 
 
-def same(one: Tensor, other: Tensor) -> bool:
+def same(output: Tensor, other: Tensor) -> bool:
     """Whether two outputs (rows, positions, d_out) agree at most positions, within rounding."""
-    one, tolerance = one.to(other.device), TOLERANCES[other.dtype]
-    off = (one.double() - other.double()).norm(dim=-1)
+    output, tolerance = output.to(other.device), TOLERANCES[other.dtype]
+    off = (output.double() - other.double()).norm(dim=-1)
     agrees = off <= tolerance * other.double().norm(dim=-1)
     # What is no number in both is told where it meets a request.
-    agrees |= ~(one.isfinite().all(-1) | other.isfinite().all(-1))
+    agrees |= ~(output.isfinite().all(-1) | other.isfinite().all(-1))
     return bool(agrees.double().mean() >= MOST)
