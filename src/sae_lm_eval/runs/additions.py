@@ -41,22 +41,22 @@ def with_earlier(sweep: Sweep, folder: Path) -> Sweep:
     """
     record = read_record(folder / SETTINGS, dict[str, Any])
     listed = record.get("variants") if isinstance(record, dict) else None
-    named = [one.name for one in sweep.variants]
+    names = [variant.name for variant in sweep.variants]
     before: list[VariantRequest] = []
     kept: list[Any] = []
     for number, entry in enumerate(listed if isinstance(listed, list) else []):
         try:
-            one = checked(EarlierVariant, entry, f"run.json, variants.{number},", "a variant of a run")
+            variant = checked(EarlierVariant, entry, f"run.json, variants.{number},", "a variant of a run")
             # A name may be taken by now that was free then.
-            check_name(one.name, f"run.json, variants.{number}", taken=OF_RUN)
+            check_name(variant.name, f"run.json, variants.{number}", taken=OF_RUN)
         except UserError as error:
             logger.warning("A variant that was run here before is left out. %s", error)
             continue
-        arguments = _with_effect(one.arguments)
-        kept.append({**one.as_given(), "arguments": arguments})
-        if one.name not in named:
-            before.append(VariantRequest(one.name, arguments, tuple(one.control_of)))
-            named.append(one.name)
+        arguments = _with_effect(variant.arguments)
+        kept.append({**variant.as_given(), "arguments": arguments})
+        if variant.name not in names:
+            before.append(VariantRequest(variant.name, arguments, tuple(variant.control_of)))
+            names.append(variant.name)
     if isinstance(record, dict) and isinstance(listed, list) and kept != listed and rank() == 0:
         shutil.copyfile(folder / SETTINGS, free_path(folder / f".{SETTINGS}.before"))
         write_json(folder / SETTINGS, {**record, "variants": kept})

@@ -32,7 +32,7 @@ class VariantRequest:
     @property
     def specs(self) -> tuple[str, ...]:
         """What its dictionaries are called."""
-        return tuple(object_name(one) if is_object(one) else str(one) for one in self.sources)
+        return tuple(object_name(source) if is_object(source) else str(source) for source in self.sources)
 
     @property
     def record(self) -> dict[str, Any]:

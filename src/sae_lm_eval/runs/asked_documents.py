@@ -35,32 +35,32 @@ def user_path(value: Any, key: str) -> Path:
     """A path of the user's. Raises `UserError` that names the `key` where it can be none."""
     if not isinstance(value, str | Path) or not str(value).strip():
         raise UserError(f"{key}: {value!r} is no path.")
-    if str(found := at_home(value)).startswith("~"):
-        raise UserError(f"{key}: there is no user '{found.parts[0][1:]}' here. Give the whole path.")
-    return found
+    if str(path := at_home(value)).startswith("~"):
+        raise UserError(f"{key}: there is no user '{path.parts[0][1:]}' here. Give the whole path.")
+    return path
 
 
 def check_named_tasks(
     categories: Mapping[str, Any] | None, samples: Mapping[str, Any] | None, tasks: Sequence[str], include_path: Any
 ) -> None:
     """Raise `UserError` where categories or samples name what is none of the `tasks` asked, as far as names tell."""
-    if (categories is None and samples is None) or (known := members(tasks, include_path)) is None:
+    if (categories is None and samples is None) or (tree := members(tasks, include_path)) is None:
         return
-    check_sampled(samples or {}, known[1], {*tasks, *known[0]})
+    check_sampled(samples or {}, tree[1], {*tasks, *tree[0]})
     if categories is None:
         return
     from sae_lm_eval.comparison.subsets import tasks_meant
 
-    for name, asked in categories.items():
-        words = asked.get("tasks") if isinstance(asked, Mapping) else asked
+    for name, entry in categories.items():
+        words = entry.get("tasks") if isinstance(entry, Mapping) else entry
         if words is not None:
-            tasks_meant(str(name), words, *known)
+            tasks_meant(str(name), words, *tree)
 
 
-def check_sampled(samples: Mapping[str, Any], tasks: Collection[str], asked: Collection[Any]) -> None:
-    """Raise `UserError` where `samples` names none of the `tasks`; `asked` has groups and tags that stand for some."""
+def check_sampled(samples: Mapping[str, Any], tasks: Collection[str], requested: Collection[Any]) -> None:
+    """Raise `UserError` where `samples` names none of the `tasks`; in `requested` are groups and tags of some."""
     for name in samples:
-        if name not in tasks and name in asked:
+        if name not in tasks and name in requested:
             raise UserError(f"samples: '{name}' is a group of tasks: name each task of it, with numbers of its own.")
         if name not in tasks:
             raise UserError(f"samples: the task '{name}' is not among those asked.{did_you_mean(name, tasks)}")

@@ -47,41 +47,48 @@ class AskedTask:
 
         Raises `UserError` where there is none.
         """
-        found = self._scores(answers)
-        for metric in sorted(found[0], key=lambda name: name != "acc"):
-            values = [of.get(metric) for of in found]
+        scores = self._scores(answers)
+        for metric in sorted(scores[0], key=lambda name: name != "acc"):
+            values = [document_scores.get(metric) for document_scores in scores]
             if all(isinstance(value, int | float | bool | np.number) and value in (0, 1) for value in values):
                 return np.array(values, dtype=float)
-        raise UserError(f"{self.name} has no metric that is right or wrong, only {', '.join(found[0])}: leave it out.")
+        raise UserError(f"{self.name} has no metric that is right or wrong, only {', '.join(scores[0])}: leave it out.")
 
     def _scores(self, answers: Sequence[Sequence[tuple[float, bool]]]) -> list[Mapping[str, Any]]:
         """The task's own metrics of each document, from (log-probability, greedy) of its requests."""
-        for requests, of in zip(self.requests, answers, strict=True):
-            for request, answer in zip(requests, of, strict=True):
-                request.resps, request.filtered_resps = [answer], {}
+        for requests, responses in zip(self.requests, answers, strict=True):
+            for request, response in zip(requests, responses, strict=True):
+                request.resps, request.filtered_resps = [response], {}
         self.task.apply_filters()
         first = next(iter(self.requests[0][0].filtered_resps))
-        return [self.task.process_results(of[0].doc, [one.filtered_resps[first] for one in of]) for of in self.requests]
+        return [
+            self.task.process_results(requests[0].doc, [request.filtered_resps[first] for request in requests])
+            for requests in self.requests
+        ]
 
     def margins(self, answers: Sequence[Sequence[tuple[float, bool]]], right: Sequence[Any] | None) -> np.ndarray:
         """Of each document, in nats; nan where the right choices are not known."""
         if right is None:
             return np.full(len(answers), np.nan)
         return np.array(
-            [margin_of(np.array([a[0] for a in of]), set(own)) for of, own in zip(answers, right, strict=True)]
+            [
+                margin_of(np.array([a[0] for a in document_answers]), set(choices))
+                for document_answers, choices in zip(answers, right, strict=True)
+            ]
         )
 
     def right(self, answers: Sequence[Sequence[tuple[float, bool]]], accuracy: np.ndarray) -> Sequence[Any] | None:
         """The right choices of each document, as the baseline's answers and its accuracy tell; None where unknown."""
         if self.task.OUTPUT_TYPE != CHOICES or any(
-            len(of) != len(d.choices) for of, d in zip(answers, self.documents, strict=True)
+            len(document_answers) != len(document.choices)
+            for document_answers, document in zip(answers, self.documents, strict=True)
         ):
             return None
         frame = pd.DataFrame(
             {
                 "filtered_resps": list(answers),
-                "target": [str(self.task.doc_to_target(of[0].doc)) for of in self.requests],
-                "continuations": [[one.args[1] for one in of] for of in self.requests],
+                "target": [str(self.task.doc_to_target(requests[0].doc)) for requests in self.requests],
+                "continuations": [[request.args[1] for request in requests] for requests in self.requests],
                 "acc": [float(value) for value in accuracy],
             }
         )
@@ -106,19 +113,21 @@ def asked_tasks(loaded: LoadedSweep, lm: Any) -> list[AskedTask]:
     """
     silent = lm.answering_as(lm.spliced, loglikelihood=lambda requests, **_: [(-1.0, False)] * len(requests))
     loaded.evaluate("baseline", silent, bootstrap_iters=0, log_samples=False, use_cache=None, evaluation_tracker=None)
-    return [_asked(name, task) for name, task in loaded.tasks["tasks"].items()]
+    return [_asked_task(name, task) for name, task in loaded.tasks["tasks"].items()]
 
 
-def _asked(name: str, task: Any) -> AskedTask:
+def _asked_task(name: str, task: Any) -> AskedTask:
     by_document: dict[int, list[Any]] = defaultdict(list)
     for instance in task.instances:
         by_document[instance.doc_id].append(instance)
-    requests = [tuple(sorted(of, key=lambda one: one.idx)) for _, of in sorted(by_document.items())]
-    owns = [own_text(task, of[0].doc) for of in requests]
+    requests = [
+        tuple(sorted(instances, key=lambda instance: instance.idx)) for _, instances in sorted(by_document.items())
+    ]
+    owns = [own_text(task, instances[0].doc) for instances in requests]
     tail = tails([own or "" for own in owns])
     documents = [
-        PromptDocument(name, of[0].doc_id, own, _choices(task, of[0].doc), dict(of[0].doc), tail)
-        for of, own in zip(requests, owns, strict=True)
+        PromptDocument(name, instances[0].doc_id, own, _choices(task, instances[0].doc), dict(instances[0].doc), tail)
+        for instances, own in zip(requests, owns, strict=True)
     ]
     return AskedTask(name, task, tuple(documents), tuple(requests))
 

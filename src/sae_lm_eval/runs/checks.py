@@ -62,9 +62,9 @@ def check(sweep: Sweep, output_path: Path | None) -> None:
     check_settings(sweep.settings)
     if sweep.model_args.get("parallelize"):
         check_placement(sweep.settings.get("device"), parallelize=True)
-    known = _settled(output_path)
-    new = [asked for asked in sweep.variants if asked.name not in known]
-    if known and not new:
+    settled = _settled(output_path)
+    new = [request for request in sweep.variants if request.name not in settled]
+    if settled and not new:
         return
     tasks, folders = tasks_of(sweep.settings), sweep.settings.get("include_path")
     check_tasks(tasks, folders)
@@ -76,22 +76,22 @@ def check(sweep: Sweep, output_path: Path | None) -> None:
 
 def check_variants(model_args: Mapping[str, Any], variants: Sequence[VariantRequest]) -> None:
     """Raise `UserError` for what loading a model and its variants would stumble over, as far as files tell."""
-    for asked in variants:
-        _check_arguments(asked)
+    for request in variants:
+        _check_arguments(request)
     check_model_args(model_args)
     config = model_config(model_args)
     check_length(model_args, config)
-    told: list[str] = []
-    for asked in variants:
+    messages: list[str] = []
+    for request in variants:
         try:
-            check_adapter(asked.arguments.get("peft"), model_args)
-            _check_dictionaries(asked, config, str(model_args.get("pretrained")))
+            check_adapter(request.arguments.get("peft"), model_args)
+            _check_dictionaries(request, config, str(model_args.get("pretrained")))
             if config:
-                _check_sites(asked, model_args)
+                _check_sites(request, model_args)
         except UserError as error:
-            told.append(str(error))
-    if told:
-        raise UserError(" ".join(dict.fromkeys(told)))
+            messages.append(str(error))
+    if messages:
+        raise UserError(" ".join(dict.fromkeys(messages)))
 
 
 def check_model_args(model_args: Mapping[str, Any]) -> None:
@@ -139,37 +139,37 @@ def _settled(output_path: Path | None) -> set[str]:
     return begun | {path.parent.parent.name for path in output_path.glob("*/*/results_*.json")} - {BASELINE}
 
 
-def _check_arguments(asked: VariantRequest) -> None:
-    given = SpliceArguments(**asked.arguments)
-    if (edit := asked_edit(given)) is not None:
+def _check_arguments(request: VariantRequest) -> None:
+    arguments = SpliceArguments(**request.arguments)
+    if (edit := asked_edit(arguments)) is not None:
         if edit.kind == PYTHON:
             python_loader.check_python_source(edit.source)
         return
-    choices = choices_of(given)
-    one_of(given.sae_dtype, DTYPE_NAMES, "sae_dtype")
-    whole(given.mean_tokens, "mean_tokens", least=1)
-    check_norm_factor(given.norm_factor)
+    choices = choices_of(arguments)
+    one_of(arguments.sae_dtype, DTYPE_NAMES, "sae_dtype")
+    whole(arguments.mean_tokens, "mean_tokens", least=1)
+    check_norm_factor(arguments.norm_factor)
     for name, named in (("hook", choices.hooks), ("hook_map", choices.hook_maps)):
-        if named is not None and asked.sources and len(named) != len(asked.sources):
-            count = f"{len(named)} and there are {len(asked.sources)} dictionaries"
-            raise UserError(f"{asked.name}: {name} names {count}: give one each, joined by '+'.")
-    if choices.splice == "mean" and given.mean_text is None:
-        raise UserError(f"{asked.name}: splice=mean needs mean_text=FILE, the text whose activations are averaged.")
-    for file in filter(None, (given.mean_text, given.layers_text)):
+        if named is not None and request.sources and len(named) != len(request.sources):
+            count = f"{len(named)} and there are {len(request.sources)} dictionaries"
+            raise UserError(f"{request.name}: {name} names {count}: give one each, joined by '+'.")
+    if choices.splice == "mean" and arguments.mean_text is None:
+        raise UserError(f"{request.name}: splice=mean needs mean_text=FILE, the text whose activations are averaged.")
+    for file in filter(None, (arguments.mean_text, arguments.layers_text)):
         check_readable(file)
 
 
-def _check_sites(asked: VariantRequest, model_args: Mapping[str, Any]) -> None:
+def _check_sites(request: VariantRequest, model_args: Mapping[str, Any]) -> None:
     """Raise `UserError` where two dictionaries write at one site, or `hook=` names none of the model's."""
-    own = asked.arguments.get("hook")
+    own = request.arguments.get("hook")
     if own is None:
-        written = [_written_at(source) for source in asked.sources if isinstance(source, str)]
+        written = [_written_at(source) for source in request.sources if isinstance(source, str)]
     else:
         written = [each.rsplit(":", 1)[-1] for each in str(own).split("+")]
     if not all(written):
-        raise UserError(f"{asked.name}: hook= names no site: give one, as in hook=blocks.0.hook_resid_post.")
+        raise UserError(f"{request.name}: hook= names no site: give one, as in hook=blocks.0.hook_resid_post.")
     if twice := next((site for site in written if written.count(site) > 1), None):
-        raise UserError(f"{asked.name}: two dictionaries write at '{twice}': one site takes one dictionary.")
+        raise UserError(f"{request.name}: two dictionaries write at '{twice}': one site takes one dictionary.")
     if own is not None:
         from sae_lm_eval.splicing.hook_names import Architecture
         from sae_lm_eval.splicing.site import resolve_site, writable_port
@@ -187,18 +187,18 @@ def _written_at(spec: str) -> str:
     return (lookup.known(spec).hook_out if near else None) or spec
 
 
-def _check_latents(spec: SaeSpec, asked: VariantRequest) -> None:
+def _check_latents(spec: SaeSpec, request: VariantRequest) -> None:
     """Raise `UserError` where an edit names a latent beyond those that a dictionary has, as far as small files tell."""
-    edits = choices_of(SpliceArguments(**asked.arguments)).edits
+    edits = choices_of(SpliceArguments(**request.arguments)).edits
     if not edits:
         return
-    known = lookup.known(str(spec))
+    entry = lookup.known(str(spec))
     of_saelens = spec.source in registry_sections() or is_registered_repository(spec.source)
-    if known.width is None and not of_saelens:  # whose files SAELens alone knows
+    if entry.width is None and not of_saelens:  # whose files SAELens alone knows
         with suppress(UserError):  # told when it is loaded
-            known = with_headers(known)
-    if known.width is not None:
-        edits.of_layer(known.layer).check_width(str(spec), known.width)
+            entry = with_headers(entry)
+    if entry.width is not None:
+        edits.of_layer(entry.layer).check_width(str(spec), entry.width)
 
 
 def _check_rank(edit: Edit, width: int | None, model: str) -> None:
@@ -206,18 +206,20 @@ def _check_rank(edit: Edit, width: int | None, model: str) -> None:
         raise UserError(f"edit={edit} changes nothing: no matrix of {model} has a rank of more than {width:,}.")
 
 
-def _check_dictionaries(asked: VariantRequest, config: Mapping[str, Any], model: str) -> None:
+def _check_dictionaries(request: VariantRequest, config: Mapping[str, Any], model: str) -> None:
     layers = stated(config, LAYERS)
-    edit = edit_of(asked.arguments.get("edit"))
+    edit = edit_of(request.arguments.get("edit"))
     if edit is not None and layers is not None:
         check_layers(edit, layers, model)
         _check_rank(edit, stated(config, WIDTHS), model)
-    named = [int(layer) for layer in re.findall(r"(?:blocks|layers|h)\.(\d+)\.", str(asked.arguments.get("hook")))]
-    for spec in (SaeSpec.parse(source) for source in asked.sources if isinstance(source, str)):
+    hook_layers = [
+        int(layer) for layer in re.findall(r"(?:blocks|layers|h)\.(\d+)\.", str(request.arguments.get("hook")))
+    ]
+    for spec in (SaeSpec.parse(source) for source in request.sources if isinstance(source, str)):
         check_presence(spec)
-        _check_latents(spec, asked)
-        trained_on, layer = training_site(spec)
-        for one in named or [layer]:
-            if layers is not None and one is not None and one >= layers:
-                where = "hook= is at" if named else f"{spec} was trained on {trained_on or 'a model'} at"
-                raise UserError(f"{where} layer {one}, and the layers of {model} run from 0 to {layers - 1}.")
+        _check_latents(spec, request)
+        trained_on, trained_layer = training_site(spec)
+        for layer in hook_layers or [trained_layer]:
+            if layers is not None and layer is not None and layer >= layers:
+                where = "hook= is at" if hook_layers else f"{spec} was trained on {trained_on or 'a model'} at"
+                raise UserError(f"{where} layer {layer}, and the layers of {model} run from 0 to {layers - 1}.")

@@ -33,13 +33,13 @@ def keep_documents(folder: Path, lm: Any, baseline: Path | None) -> None:
     the `baseline`'s folder, and of some others.
     """
     results = read_results(folder)
-    asked = [one for task in results.without_fidelity().tasks for one in _asked_of(results, task)]
-    if not asked:
+    scored = [document for task in results.without_fidelity().tasks for document in _scored_documents(results, task)]
+    if not scored:
         return
-    documents = _table(asked, lm)
+    documents = _table(scored, lm)
     untouched = None if baseline is None else _of_baseline(baseline)
     if untouched is not None and lm.spliced.choices.splice == "reconstruction" and lm.spliced.is_scored:
-        documents = _with_latents(documents, _losses(documents, untouched), asked, lm.spliced)
+        documents = _with_latents(documents, _losses(documents, untouched), scored, lm.spliced)
     write_documents(results, documents)
 
 
@@ -51,7 +51,7 @@ def _of_baseline(folder: Path) -> pd.DataFrame | None:
         return None
 
 
-class Asked(NamedTuple):
+class ScoredDocument(NamedTuple):
     """A document, its requests as (context, continuation), and what is known of the answers.
 
     `right` are the indices of the right ones and `margin` is in nats; either is None where there are no choices.
@@ -65,7 +65,7 @@ class Asked(NamedTuple):
     margin: float | None
 
 
-def _asked_of(results: Results, task: str) -> Iterator[Asked]:
+def _scored_documents(results: Results, task: str) -> Iterator[ScoredDocument]:
     """By the task's first filter."""
     samples = list(results.whole_samples(task))
     samples = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
@@ -74,13 +74,13 @@ def _asked_of(results: Results, task: str) -> Iterator[Asked]:
     unknown: list[Any] = [None] * len(samples)
     margin, right = unknown, unknown
     if kind == "multiple_choice":
-        continuations = [[continuation for _, continuation in of] for of in requests]
-        values, _, found = margins_of(pd.DataFrame(samples).assign(continuations=continuations))
-        margin, right = values.tolist(), unknown if found is None else list(map(list, found))
+        continuations = [[continuation for _, continuation in pairs] for pairs in requests]
+        values, _, right_choices = margins_of(pd.DataFrame(samples).assign(continuations=continuations))
+        margin, right = values.tolist(), unknown if right_choices is None else list(map(list, right_choices))
     elif kind == "loglikelihood":
         right = [[0]] * len(samples)
     logprobs = unknown if kind == "generate_until" else map(_logprobs, samples)
-    return map(Asked, [task] * len(samples), samples, requests, logprobs, right, margin)
+    return map(ScoredDocument, [task] * len(samples), samples, requests, logprobs, right, margin)
 
 
 def _with_question(sample: Mapping[str, Any], values: Any) -> list[Any]:
@@ -101,35 +101,37 @@ def _logprobs(sample: Mapping[str, Any]) -> list[float] | None:
         return None  # a filter made something else of them, or they are whole texts
 
 
-def _table(asked: Sequence[Asked], lm: Any) -> pd.DataFrame:
-    tasks = dict.fromkeys(one.task for one in asked)
-    lengths, divergences = ({task: of.of_documents(task) for task in tasks} for of in (lm.cut_prompts, lm.divergence))
+def _table(scored: Sequence[ScoredDocument], lm: Any) -> pd.DataFrame:
+    tasks = dict.fromkeys(document.task for document in scored)
+    lengths, divergences = (
+        {task: records.of_documents(task) for task in tasks} for records in (lm.cut_prompts, lm.divergence)
+    )
     rows = []
-    for one in asked:
-        contexts = [context for context, _ in one.requests]
+    for document in scored:
+        contexts = [context for context, _ in document.requests]
         prompt = commonprefix(contexts)  # noqa: RUF071 - letters are meant, though a module for paths has the function
-        texts = [f"{context[len(prompt) :]}{text}" for context, text in one.requests if text is not None]
-        document = one.sample["doc_id"]
-        measured = [length for length in lengths[one.task].get(document, ()) if length is not None]
-        kl = divergences[one.task].get(document, [])
-        nats, positions = np.sum([of for of in kl if of is not None] or [(0.0, 0)], axis=0).tolist()
-        known = positions > 0 and None not in kl
+        texts = [f"{context[len(prompt) :]}{text}" for context, text in document.requests if text is not None]
+        doc_id, logprobs = document.sample["doc_id"], document.logprobs
+        measured = [length for length in lengths[document.task].get(doc_id, ()) if length is not None]
+        kl = divergences[document.task].get(doc_id, [])
+        nats, positions = np.sum([sums for sums in kl if sums is not None] or [(0.0, 0)], axis=0).tolist()
+        has_kl = positions > 0 and None not in kl
         rows.append(
             {
-                "task": one.task,
-                "doc_id": document,
-                "doc_hash": one.sample["doc_hash"],
+                "task": document.task,
+                "doc_id": doc_id,
+                "doc_hash": document.sample["doc_hash"],
                 "prompt": prompt,
-                "answers": texts or [str(of[0]) for of in one.sample["resps"] if isinstance(of[0], str)],
-                "target": one.sample["target"],
-                "right": one.right,
-                "logprobs": one.logprobs,
-                "chosen": int(np.argmax(one.logprobs)) if one.logprobs and len(one.logprobs) > 1 else None,
-                "margin": one.margin,
+                "answers": texts or [str(text) for text, *_ in document.sample["resps"] if isinstance(text, str)],
+                "target": document.sample["target"],
+                "right": document.right,
+                "logprobs": logprobs,
+                "chosen": int(np.argmax(logprobs)) if logprobs and len(logprobs) > 1 else None,
+                "margin": document.margin,
                 "tokens": max((length.tokens for length in measured), default=None),
                 "tokens_cut": max((length.lost for length in measured), default=None),
-                "kl": nats / positions if known else None,
-                "positions": int(positions) if known else None,
+                "kl": nats / positions if has_kl else None,
+                "positions": int(positions) if has_kl else None,
             }
         )
     return pd.DataFrame(rows)
@@ -139,39 +141,47 @@ def _losses(documents: pd.DataFrame, untouched: pd.DataFrame) -> np.ndarray:
     """What each document loses of its margin, or else of its one continuation's log-probability, in nats."""
     before = documents[KEY].merge(untouched, how="left", on=KEY)
 
-    def score(of: Any) -> np.ndarray:
-        alone = [float("nan") if one is None or len(one) != 1 else one[0] for one in _listed(of["logprobs"])]
-        return of["margin"].astype(float).fillna(pd.Series(alone, of.index)).to_numpy()
+    def score(table: Any) -> np.ndarray:
+        alone = [
+            float("nan") if logprobs is None or len(logprobs) != 1 else logprobs[0]
+            for logprobs in _listed(table["logprobs"])
+        ]
+        return table["margin"].astype(float).fillna(pd.Series(alone, table.index)).to_numpy()
 
     return score(before) - score(documents)
 
 
 def _listed(column: Any) -> list[list[Any] | None]:
     """Lists as they were written; a table that was read has arrays."""
-    return [None if of is None or of is pd.NA or isinstance(of, float) else list(of) for of in column]
+    return [None if cell is None or cell is pd.NA or isinstance(cell, float) else list(cell) for cell in column]
 
 
-def _with_latents(documents: pd.DataFrame, lost: np.ndarray, asked: Sequence[Asked], model: Any) -> pd.DataFrame:
+def _with_latents(
+    documents: pd.DataFrame, lost: np.ndarray, scored: Sequence[ScoredDocument], model: Any
+) -> pd.DataFrame:
     """With `l0`, how many latents are active at the right answer's positions, and of the documents that lose most the
     `latents` that are as active in the fewest of `others` documents."""
     from sae_lm_eval.fidelity.latents_at_answers import latents_at_answers
 
-    known = [number for number, one in enumerate(asked) if one.right]
+    candidates = [number for number, document in enumerate(scored) if document.right]
+    tasks = [document.task for document in scored]
     worst = [
         number
-        for places in pd.Series(range(len(asked))).groupby([one.task for one in asked], sort=False).groups.values()
+        for places in pd.Series(range(len(scored))).groupby(tasks, sort=False).groups.values()
         for number in sorted(places, key=lambda place: -lost[place] if lost[place] > 0 else np.inf)[:WORST]
-        if lost[number] > 0 and asked[number].right
+        if lost[number] > 0 and scored[number].right
     ]
-    others = [known[int(at)] for at in np.unique(np.linspace(0, len(known) - 1, min(OTHERS, len(known))))]
+    others = [
+        candidates[int(at)] for at in np.unique(np.linspace(0, len(candidates) - 1, min(OTHERS, len(candidates))))
+    ]
     chosen = sorted({*worst, *others})
     if not chosen:
         return documents
-    pairs = [asked[number].requests[(asked[number].right or [0])[0]] for number in chosen]
+    pairs = [scored[number].requests[(scored[number].right or [0])[0]] for number in chosen]
     queries = [model.query(*ids) for ids in model.tokens.pairs([(context, text or "") for context, text in pairs])]
     try:
         with model.evaluation():
-            found = latents_at_answers(model, queries)
+            by_query = latents_at_answers(model, queries)
     except ValueError as error:
         logger.warning("Which latents are active at the answers is not measured: %s.", error)
         return documents
@@ -179,24 +189,24 @@ def _with_latents(documents: pd.DataFrame, lost: np.ndarray, asked: Sequence[Ask
     columns = pd.DataFrame({"l0": None, "latents": None, "others": None}, documents.index, dtype=object)
     splices = range(len(model.variant.splices))
     for number in chosen:
-        of = [found[place[number], splice].l0 for splice in splices if (place[number], splice) in found]
-        if of and None not in of:
-            columns.loc[number, "l0"] = sum(filter(None, of))
+        counts = [by_query[place[number], splice].l0 for splice in splices if (place[number], splice) in by_query]
+        if counts and None not in counts:
+            columns.loc[number, "l0"] = sum(filter(None, counts))
     for number in worst:
         beside = [place[other] for other in others if other != number]
-        columns.at[number, "latents"] = _unusual(found, place[number], splices, beside)
+        columns.at[number, "latents"] = _unusual(by_query, place[number], splices, beside)
         columns.at[number, "others"] = len(beside)
     return documents.join(columns)
 
 
-def _unusual(found: ByQuery, query: int, splices: range, beside: Sequence[int]) -> list[dict[str, Any]]:
+def _unusual(by_query: ByQuery, query: int, splices: range, beside: Sequence[int]) -> list[dict[str, Any]]:
     """The active latents that are as active in the fewest of the queries `beside`, and among these the most active."""
-    told = []
+    latents = []
     for splice in splices:
-        if (query, splice) not in found:
+        if (query, splice) not in by_query:
             continue
-        of_others = [found[other, splice].largest for other in beside if (other, splice) in found]
-        for latent, activation in found[query, splice].largest.items():
-            as_active = sum(abs(of.get(latent, 0.0)) >= abs(activation) for of in of_others)
-            told.append({"splice": splice, "latent": latent, "activation": activation, "as_active": as_active})
-    return sorted(told, key=lambda one: (one["as_active"], -abs(one["activation"])))[:LATENTS]
+        of_others = [by_query[other, splice].largest for other in beside if (other, splice) in by_query]
+        for latent, activation in by_query[query, splice].largest.items():
+            as_active = sum(abs(largest.get(latent, 0.0)) >= abs(activation) for largest in of_others)
+            latents.append({"splice": splice, "latent": latent, "activation": activation, "as_active": as_active})
+    return sorted(latents, key=lambda row: (row["as_active"], -abs(row["activation"])))[:LATENTS]

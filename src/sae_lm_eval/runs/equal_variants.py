@@ -17,18 +17,20 @@ from sae_lm_eval.splicing.layer_choice import layers_of
 from sae_lm_eval.splicing.splice_arguments import OF_SITES
 
 
-def variant_identity(asked: VariantRequest, read: dict[str, Known]) -> str:
+def variant_identity(request: VariantRequest, read: dict[str, Known]) -> str:
     """Equal for variants that compute the same: where a mode depends on the sites alone, its dictionaries do not.
 
     `read` holds what is known of dictionaries by their specs, and is added to.
     """
-    arguments = dict(asked.arguments)
+    arguments = dict(request.arguments)
     if arguments.get("splice", "reconstruction") in OF_SITES:
-        specs = [one for one in asked.sources if isinstance(one, str)]
+        specs = [source for source in request.sources if isinstance(source, str)]
         read |= {spec: _known_site(spec) for spec in specs if spec not in read}
-        if len(specs) == len(asked.sources) or arguments.get("hook") is not None:
+        if len(specs) == len(request.sources) or arguments.get("hook") is not None:
             arguments = _by_sites(arguments, specs, read) or arguments
-    return json.dumps(arguments, sort_keys=True, default=lambda one: f"{id(one)}" if is_object(one) else str(one))
+    return json.dumps(
+        arguments, sort_keys=True, default=lambda value: f"{id(value)}" if is_object(value) else str(value)
+    )
 
 
 def _by_sites(arguments: dict[str, Any], specs: list[str], read: dict[str, Known]) -> dict[str, Any] | None:
@@ -54,8 +56,8 @@ def _by_sites(arguments: dict[str, Any], specs: list[str], read: dict[str, Known
 
 def _known_site(spec: str) -> Known:
     """Where a dictionary writes, by names or by its configuration on the hub, as far as these tell."""
-    found = lookup.known(spec)
+    entry = lookup.known(spec)
     try:
-        return found if found.hook_out else with_headers(found)
+        return entry if entry.hook_out else with_headers(entry)
     except UserError:
-        return found  # what is wrong with it is told when it is looked for
+        return entry  # what is wrong with it is told when it is looked for

@@ -10,12 +10,12 @@ from sae_lm_eval.errors import UserError
 def seeds_of(text: str) -> list[int]:
     """`1,2,3`. Raises `UserError` for what is no list of two different numbers or more."""
     try:
-        found = [int(part) for part in text.split(",")]
+        seeds = [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--fewshot_seeds has '{text}': write numbers joined by commas, as in 1,2,3.") from None
-    if len(set(found)) < 2 or len(set(found)) < len(found):
+    if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
         raise UserError(f"--fewshot_seeds has '{text}': give two different numbers or more, each once.")
-    return found
+    return seeds
 
 
 def with_seed(seed: object, fewshot: int) -> list[int | None]:

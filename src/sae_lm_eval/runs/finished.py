@@ -55,10 +55,10 @@ def damage_of(folder: Path) -> str | None:
         with unchecked():
             results = read_results(folder)
             for task in results.tasks:
-                found = len({sample["doc_id"] for sample in results.whole_samples(task)})
+                count = len({sample["doc_id"] for sample in results.whole_samples(task)})
                 expected = min(results.sizes[task], results.documents[task])
-                if found < expected:
-                    return f"It has {found} of {expected} documents of {task}."
+                if count < expected:
+                    return f"It has {count} of {expected} documents of {task}."
             if changed is not None:
                 document_table(results)
     except NewerVersion:

@@ -35,19 +35,19 @@ def variant_record(wanted: Any, adapter: Any = None) -> dict[str, str]:
     from sae_lm_eval.scoring.identity import text_content
     from sae_lm_eval.splicing.model_edits import code_checksum
 
-    found = {}
+    checksums = {}
     for dictionary in wanted.dictionaries:
         content = dictionary.content()
-        found[f"the weights of {dictionary.name}"] = content.weights
-        found[f"the configuration of {dictionary.name}"] = f"{content.computed} {content.settings}"
+        checksums[f"the weights of {dictionary.name}"] = content.weights
+        checksums[f"the configuration of {dictionary.name}"] = f"{content.computed} {content.settings}"
     if wanted.edit is not None and (checksum := code_checksum(wanted.edit)) is not None:
-        found[f"the file of {wanted.edit}"] = checksum
+        checksums[f"the file of {wanted.edit}"] = checksum
     if adapter is not None:
-        found[f"the weights of the adapter {wanted.adapter}"] = adapter.record["weights_checksum"]
-        found[f"the configuration of the adapter {wanted.adapter}"] = adapter.record["settings_checksum"]
+        checksums[f"the weights of the adapter {wanted.adapter}"] = adapter.record["weights_checksum"]
+        checksums[f"the configuration of the adapter {wanted.adapter}"] = adapter.record["settings_checksum"]
     for file in wanted.texts:
-        found[f"the text {file}"] = str(text_content(file))
-    return found
+        checksums[f"the text {file}"] = str(text_content(file))
+    return checksums
 
 
 def digest_of(folder: Path, variants: Sequence[str]) -> str:
@@ -109,14 +109,14 @@ class IdentityRecord:
     def _compare_packages(self, now: Mapping[str, str]) -> None:
         kept = self.kept.get("packages", {})
         changed = {name: (old, now[name]) for name, old in kept.items() if name in now and now[name] != old}
-        told = _listed([f"{name} was {old} and is {new}" for name, (old, new) in changed.items()])
+        versions = _listed([f"{name} was {old} and is {new}" for name, (old, new) in changed.items()])
         if any(series(old) != series(new) for old, new in changed.values()) and self.finished:
             raise UserError(
                 f"'{self.folder}' has results of {_listed(sorted(self.finished))} that were made with other packages: "
-                f"{told}. Give another --output_path, or install these versions."
+                f"{versions}. Give another --output_path, or install these versions."
             )
         if changed:
-            logger.warning("This run began with other packages: %s.", told)
+            logger.warning("This run began with other packages: %s.", versions)
 
     def _tell_of_variant(self, name: str, changed: list[str]) -> None:
         has = "has" if len(changed) == 1 else "have"
