@@ -735,6 +735,18 @@ def test_frontier_of_l0_against_drop_and_compute(tmp_path: Path) -> None:
         assert legend == ["layer 1", "layer 2", "width 16", "width 64", "frontier"]
 
 
+def test_no_frontier_of_drops_where_there_is_nothing_to_lose(tmp_path: Path) -> None:
+    at_chance = {"birds": [1] * 5 + [0] * 15}
+    write_run(tmp_path / "baseline", at_chance, splice=None)
+    for name, l0, right in (("a", 8.0, 6), ("b", 16.0, 3), ("c", 32.0, 5)):
+        answers = {"birds": [1] * right + [0] * (20 - right)}
+        fidelity = FIDELITY | {"l0": l0, "effective_compute": l0 / 100}
+        write_run(tmp_path / name, answers, fidelity=fidelity, splices=[spliced(1, name=f"r#{name}")])
+    report = made(tmp_path)
+    assert {row.get("frontier", "") for row in cells(report, "sweep")} == {""}
+    assert "l0-against-drop" not in [picture.name for picture in report.pictures]
+
+
 def test_without_l0_the_notes_say_why_nothing_is_drawn(out: Path) -> None:
     report = made(out)
     assert any("the results of 1 of the 2 variants with one dictionary hold no L0" in note for note in report.notes)
@@ -771,6 +783,66 @@ def test_controls_of_a_run_go_by_what_they_do(tmp_path: Path) -> None:
     shown = {row["results"]: row["variant"] for row in cells(made(tmp_path), "variants")}
     assert shown["k4,zero"] == "zero at blocks.1.hook_resid_post"
     assert shown["k7,zero"] == "zero at blocks.3.hook_resid_post"
+
+
+def test_controls_of_one_kind_stand_together(tmp_path: Path) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice=None)
+    for name, mode in (("a", "random_error"), ("a", "zero"), ("b", "random_error")):
+        if not (tmp_path / name).exists():
+            write_run(tmp_path / name, WORSE)
+        write_run(tmp_path / f"{name},{mode}", WORSE, splice=mode, control_of=[name])
+    assert [row["variant"] for row in cells(made(tmp_path), "summary")] == [
+        *("baseline", "a", "b"),
+        *("random_error of a", "random_error of b", "zero"),
+    ]
+
+
+def write_many_tasks(out: Path) -> None:
+    """40 tasks: the reconstruction loses most in the last ones, its control everything in the first ones."""
+    names = [f"task_{at:02}" for at in range(40)]
+    write_run(out / "baseline", {name: [1] * 30 for name in names}, splice=None)
+    lost = {name: [0] * at + [1] * (30 - at) for at, name in enumerate(names[:30])}
+    write_run(out / "k4", lost | {name: [0] * 29 + [1] for name in names[30:]})
+    zeros = {name: [0] * 30 if at < 10 else [1] * 30 for at, name in enumerate(names)}
+    write_run(out / "k4,zero", zeros, splice="zero", control_of=["k4"])
+
+
+def test_no_control_chooses_or_orders_what_is_shown(tmp_path: Path) -> None:
+    write_many_tasks(tmp_path)
+    shown = [row["task"] for row in cells(made(tmp_path), "categories-1")]
+    assert shown == [f"task_{at:02}" for at in range(4, 40)]
+    comparison = build.compare_tasks(*folders.find_results(tmp_path))
+    report = build.build(comparison, sort="drop")
+    assert [row["task"] for row in cells(report, "categories-1")][:2] == ["task_29", "task_30"]
+    assert cells(report, "categories-1")[-1]["task"] == "task_04"
+
+
+def test_of_many_tasks_the_headline_counts_those_that_lose(tmp_path: Path) -> None:
+    write_many_tasks(tmp_path)
+    said = " ".join(made(tmp_path).headline)
+    found = re.search(r"In k4, (\d+) of 40 tasks lose significantly, most of all task_29 \(96.7, .* to .*\)\.", said)
+    assert found, said
+    assert found[1] == "29"
+    shutil.rmtree(tmp_path / "k4")
+    write_run(tmp_path / "k4", {f"task_{at:02}": [1] * 29 + [0] for at in range(40)})
+    assert "In k4, none of 40 tasks loses significantly." in made(tmp_path).headline
+
+
+def test_how_p_is_adjusted_is_told_with_the_first_table_and_in_the_methods(out: Path) -> None:
+    report = made(out)
+    family = build.compare_tasks(*folders.find_results(out)).family
+    assert [table.name for table in report.tables if family in table.caption] == ["summary"]
+    assert family in report.methods
+
+
+def test_an_error_of_rounding_is_no_error(out: Path) -> None:
+    shutil.rmtree(out / "k4")
+    lost = {"loss_recovered_zero": 2.8e-9, "loss_recovered_zero_stderr": 2.0e-9}
+    lost |= {"loss_recovered_mean": 0.9, "loss_recovered_mean_stderr": 2.0e-9, "ce_mean": 7.0, "ce_delta": 0.0}
+    write_run(out / "k4", WORSE, fidelity=FIDELITY | lost)
+    (row,) = cells(made(out), "fidelity-losses")
+    assert row["loss recovered (zero ablation)"] == row["delta CE"] == "0"
+    assert row["loss recovered (mean ablation)"] == "0.9000"
 
 
 def test_many_controls_are_one_series_and_clip_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

@@ -47,6 +47,7 @@ from sae_lm_eval.report.provenance import (
     requested_model,
     site_of,
     sources,
+    splice_of,
 )
 from sae_lm_eval.report.recovery_table import recovery_sentences, recovery_table
 from sae_lm_eval.report.released_table import released_notes, released_table
@@ -143,7 +144,7 @@ def shape(comparison: Comparison, sort: str = "task", metrics: str = "primary") 
     Raises `UserError` for another `sort` than `task` (lm_eval's order) or `drop` (the largest mean drop first).
     """
     one_of(sort, ("task", "drop"), "sort")
-    ordered = sorted(comparison.variants, key=is_control)
+    ordered = sorted(comparison.variants, key=lambda run: (is_control(run), splice_of(run) if is_control(run) else ""))
     names = names_in_report(ordered)
     variants = tuple(replace(results, name=names[results.name]) for results in ordered)
     rank = {name: at for at, name in enumerate(names)}
@@ -151,10 +152,11 @@ def shape(comparison: Comparison, sort: str = "task", metrics: str = "primary") 
     sections = list(dict.fromkeys(row.section for row in rows))
     rows.sort(key=lambda row: (sections.index(row.section), rank[row.variant]))
     rows = [replace(row, variant=names[row.variant]) for row in rows]
+    controls = [names[run.name] for run in ordered if is_control(run)]
     between = comparison.between.replace({"variant": dict(names), "other": dict(names)})
     return Shaped(
         replace(comparison, variants=variants, between=between),
-        tuple(by_drop(rows) if sort == "drop" else rows),
+        tuple(by_drop(rows, controls) if sort == "drop" else rows),
         fidelity_of(variants),
         names,
         Significance(comparison.level, comparison.family),
@@ -168,7 +170,8 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
     named, rows, fidelity, names, significance = (
         *(shaped.comparison, shaped.rows, shaped.fidelity, shaped.names, shaped.significance),
     )
-    variants, shown, summary = named.variants, category_rows(rows), shaped.summary()
+    variants, summary = named.variants, shaped.summary()
+    shown = category_rows(rows, summary.controls)
     text, ruled, recovered = methods(named, rows, fidelity), ruler(comparison), recovery(comparison)
     swept = settings(variants, rows, fidelity)
     explained, unexplained = records_beside(shaped.comparison)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from statistics import fmean
 from typing import Any
@@ -133,11 +133,16 @@ def main_metric(rows: Iterable[DropRow]) -> list[DropRow]:
     return list(first.values())
 
 
-def category_rows(rows: Sequence[DropRow]) -> CategoryRows:
+def without_controls(rows: Sequence[DropRow], controls: Collection[str]) -> list[DropRow]:
+    """The rows of reconstructions; all where there are none."""
+    return [row for row in rows if row.variant not in controls] or list(rows)
+
+
+def category_rows(rows: Sequence[DropRow], controls: Collection[str] = ()) -> CategoryRows:
     """The given categories; without any, the tasks if a figure holds them, or else lm_eval's groups of them.
 
     Of groups within groups these are the inner ones, and a task of no group stands beside them. Where there are no
-    groups, the tasks whose drop is largest in any variant. Parents go by their aliases.
+    groups, the tasks whose drop is largest in any reconstruction. Parents go by their aliases.
     """
     aliases = {row.name: row.alias for row in rows}
     outer = {row.parent for row in section_of(rows, "group")}
@@ -146,7 +151,7 @@ def category_rows(rows: Sequence[DropRow]) -> CategoryRows:
     if by_section["category"]:
         return CategoryRows(tuple(by_section["category"]), "category")
     largest: dict[str, float] = {}
-    for row in by_section["task"]:
+    for row in without_controls(by_section["task"], controls):
         largest[row.name] = max(row.drop, largest.get(row.name, row.drop))
     inner = [row for row in by_section["group"] if row.name not in outer]
     if len({row.name for row in inner}) > 1 and len(largest) > MOST_ROWS:
@@ -169,10 +174,10 @@ def in_order(rows: Iterable[DropRow]) -> dict[str, list[str]]:
     return {parent: list(children) for parent, children in names.items()}
 
 
-def by_drop(rows: Sequence[DropRow]) -> list[DropRow]:
-    """The rows of each section and variant, those first that lose most on average over the variants."""
+def by_drop(rows: Sequence[DropRow], controls: Collection[str] = ()) -> list[DropRow]:
+    """The rows of each section and variant, those first that lose most on average over the reconstructions."""
     drops: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
+    for row in without_controls(rows, controls):
         drops.setdefault((row.section, row.name), []).append(row.drop)
     sections = list(dict.fromkeys(row.section for row in rows))
     variants = drop_variants(rows)
@@ -235,7 +240,7 @@ def overall_tables(rows: Sequence[DropRow], significance: Significance) -> list[
     caption = (
         "Accuracy of the untouched model and of each variant over all tasks, every question counting alike, in "
         "percent; the drop in percentage points, positive where the variant is worse. "
-        f"{how_measured(overall, significance)}{over} p: {significance.family} "
+        f"{how_measured(overall, significance)}{over} p: {ADJUSTED}. "
         "Detectable: the drop that this many questions show with "
         f"a power of 80% (two-sided test at 5%){beyond}.{chance_mark(overall)}"
     )
@@ -249,6 +254,7 @@ def overall_tables(rows: Sequence[DropRow], significance: Significance) -> list[
     return [ReportTable("overall", "Over all tasks", caption, columns, tuple(body))]
 
 
+ADJUSTED = "adjusted as the stars of the first table"
 CLUSTERED = "cluster-robust, with the tasks' own weights"
 
 

@@ -112,6 +112,7 @@ class MetricValue:
         return NOISE if self.flags.startswith(WITHIN) else ""
 
 
+MOST_DECIMALS = 6
 GROUP = "sae_fidelity_"  # how the names of these tasks begin; tables do without it
 
 # By (variant, task): the metrics by name.
@@ -272,11 +273,19 @@ def _names(key: tuple[str, str]) -> tuple[Cell, Cell]:
     return text_cell(variant), text_cell(task.removeprefix(GROUP))
 
 
+def shown_text(task: str | None) -> str:
+    """A task of fidelity as a report names its text."""
+    return (task or "").removeprefix(GROUP)
+
+
 def value_cell(made: MetricValue) -> Cell:
     """With its standard error to two significant digits, and as many decimals itself."""
     if made.value is None or not made.stderr:
-        return number_cell(made.value, f"{significant(made.value, 4)}{made.mark}")
-    digits = min(max(1 - math.floor(math.log10(made.stderr)), 0), 6)
+        return number_cell(made.value, f"{significant(made.value, 4) if made.value != 0 else '0'}{made.mark}")
+    digits = min(max(1 - math.floor(math.log10(made.stderr)), 0), MOST_DECIMALS)
+    if round(made.stderr, digits) == 0:  # an error of rounding
+        rounded = round(made.value, digits)
+        return number_cell(made.value, f"{significant(rounded, 4) if rounded else '0'}{made.mark}")
     return number_cell(
         made.value, f"{fixed_decimals(made.value, digits)} ± {fixed_decimals(made.stderr, digits)}{made.mark}"
     )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sae_lm_eval.comparison.compare import Comparison
+from sae_lm_eval.comparison.multiplicity import has_star
 from sae_lm_eval.comparison.pairs import NONE_RIGHT
 from sae_lm_eval.report.drop_tables import SETS_ALIKE, DropRow
-from sae_lm_eval.report.fidelity_tables import Fidelity, beside_compute
+from sae_lm_eval.report.fidelity_tables import Fidelity, beside_compute, shown_text
 from sae_lm_eval.report.formatting import NA, fixed_decimals, is_number, listing, percent, significant
 from sae_lm_eval.report.provenance import requested_model
 from sae_lm_eval.report.summary_table import Summary
@@ -33,7 +34,7 @@ def headline(comparison: Comparison, summary: Summary) -> list[str]:
             f"{ends[-1].variant} costs most: it {_change(ends[-1], level)}.",
             *_apart(comparison, ends[-1].variant, ends[0].variant),
         ]
-    said += _extremes(summary, ends[-1].variant)
+    said += _extremes(summary, ends[-1].variant, level)
     said += _detectable(costs)
     return [*said, *_all_losses([row.variant for row in ends], summary.fidelity)]
 
@@ -84,10 +85,12 @@ def _apart(comparison: Comparison, worse: str, better: str) -> list[str]:
     return [f"{after} difference is not significant: they {differ}."]
 
 
-def _extremes(summary: Summary, variant: str) -> list[str]:
+def _extremes(summary: Summary, variant: str, level: float) -> list[str]:
     """Which category loses most in a variant, and which least, if they differ; those at chance have nothing to lose."""
     own = [row for row in summary.rows if row.variant == variant and not row.at_chance]
     own.sort(key=lambda row: row.drop)
+    if summary.by == "overall":
+        return _of_tasks(summary, variant, level)
     said = []
     if len(own) > 1 and round(own[-1].drop, 1) > max(0, round(own[0].drop, 1)):
         most, least = (f"{row.alias} ({fixed_decimals(row.drop)}{_bounds(row)})" for row in (own[-1], own[0]))
@@ -99,6 +102,21 @@ def _extremes(summary: Summary, variant: str) -> list[str]:
         chance = all(row.above_chance_reason != NONE_RIGHT for row in summary.rows if row.at_chance)
         said.append(f"{'At chance' if chance else 'At the floor'}, so with nothing to lose: {listing(floor)}.")
     return said
+
+
+def _of_tasks(summary: Summary, variant: str, level: float) -> list[str]:
+    """Of tasks that no group or category brings together: how many lose significantly, and which of them most."""
+    own = [row for row in summary.tasks if row.variant == variant]
+    if len(own) < 2:
+        return []
+    lost = [row for row in own if row.drop > 0 and row.p_adjusted is not None and has_star(row.p_adjusted, level)]
+    said = (
+        f"In {variant}, {len(lost) or 'none'} of {len(own)} tasks {'lose' if len(lost) > 1 else 'loses'} significantly"
+    )
+    most = max(lost, key=lambda row: row.drop, default=None)
+    floor = sum(row.at_chance for row in own)
+    said += "" if most is None else f", most of all {most.alias} ({fixed_decimals(most.drop)}{_bounds(most)})"
+    return [f"{said}.", *([f"On {floor} of the tasks the baseline is not clearly above chance."] if floor else [])]
 
 
 def _bounds(row: DropRow) -> str:
@@ -143,4 +161,4 @@ def _losses(name: str, fidelity: Fidelity) -> str:
         within, between, calibrated = beside_compute(made.record)
         beside = f" (within the law {within}; between laws {between}; calibrated: {calibrated})" if within != NA else ""
         said.append(f"effective compute {significant(made.value)}{bounds}{beside}")
-    return f"{name}: {', '.join(said)} on {task}" if said else ""
+    return f"{name}: {', '.join(said)} on {shown_text(task)}" if said else ""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sae_lm_eval.comparison.prompt_lengths import SECTION
 from sae_lm_eval.report.drop_tables import (
+    ADJUSTED,
     DropRow,
     Significance,
     chance_mark,
@@ -37,7 +38,7 @@ def length_tables(rows: Sequence[DropRow], significance: Significance) -> list[R
         "Drop of the documents whose prompts, with the answer, are within and beyond the context that the variant's "
         "dictionaries were trained on, and of those whose beginnings the model's context cuts off; accuracies in "
         "percent, drops in percentage points. Longer documents are other documents: they may be harder as well. "
-        f"{how_measured(chosen, significance)} p: {significance.family}{chance_mark(chosen)}"
+        f"{how_measured(chosen, significance)} p: {ADJUSTED}.{chance_mark(chosen)}"
     )
     columns = [TableColumn("variant", "left"), TableColumn("documents", "left"), TableColumn("n")]
     columns += [TableColumn(heading, spare=int(heading == "spliced")) for heading in score_headings(significance)]

@@ -58,7 +58,7 @@ class Cost:
 @dataclass(frozen=True)
 class Summary:
     """What the table is made of: the rows of `by` and of all tasks, the variants, controls apart, and what else they
-    cost."""
+    cost; and the rows of each task."""
 
     rows: tuple[DropRow, ...]
     overall: tuple[DropRow, ...]
@@ -67,6 +67,7 @@ class Summary:
     costs: tuple[Cost, ...]
     fidelity: Fidelity
     by: str
+    tasks: tuple[DropRow, ...] = ()
 
     @property
     def names(self) -> dict[str, str]:
@@ -104,7 +105,16 @@ def summarise(
         other = f"--by {' or --by '.join([*there, 'overall'])} has something" if there or overall else ""
         why = {"category": "give --categories FILE", "group": "lm_eval scored no group of these tasks"}.get(by, "")
         raise UserError(f"There is nothing to show by {by}: {'; '.join(filter(None, [why, other]))}.")
-    return Summary(tuple(found[by]), tuple(overall), tuple(variants), tuple(controls), tuple(costs), fidelity, by)
+    return Summary(
+        tuple(found[by]),
+        tuple(overall),
+        tuple(variants),
+        tuple(controls),
+        tuple(costs),
+        fidelity,
+        by,
+        tuple(found["task"]),
+    )
 
 
 def summary_table(summary: Summary, significance: Significance) -> ReportTable:

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from sae_lm_eval.report.drop_tables import Significance
 from sae_lm_eval.report.families import by_l0, by_layer, joined_count, names_by_layer
+from sae_lm_eval.report.fidelity_tables import shown_text
 from sae_lm_eval.report.figures import (
     COLOURS,
     INK,
@@ -50,7 +51,7 @@ def sweep_pictures(texts: Mapping[str | None, Sequence[Setting]], significance: 
     """The figures for which variants differ in what they show."""
     pictures: list[Picture] = []
     for number, (text, chosen) in enumerate(texts.items(), start=1):
-        suffix, on = (f"-{number}", f" ({text})") if len(texts) > 1 else ("", "")
+        suffix, on = (f"-{number}", f" ({shown_text(text)})") if len(texts) > 1 else ("", "")
         pictures += _paretos(chosen, suffix, on, significance)
         pictures += _doses(chosen, suffix, on, significance)
         pictures += _layers(chosen, suffix, on, significance)
@@ -60,7 +61,7 @@ def sweep_pictures(texts: Mapping[str | None, Sequence[Setting]], significance: 
 
 def _paretos(chosen: Sequence[Setting], suffix: str, on: str, significance: Significance) -> list[Picture]:
     alone = [setting for setting in singles(chosen) if setting.value("l0")]
-    drops = [setting for setting in alone if setting.drop]
+    drops = [setting for setting in alone if setting.drop and not setting.drop.at_chance]
     computes = [setting for setting in alone if (setting.value("effective_compute") or 0) > 0]
     latents = "Active latents per token (L0, logarithmic)"
     pictures = []

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 from sae_lm_eval.report.drop_tables import Significance, star
-from sae_lm_eval.report.fidelity_tables import MetricValue, value_cell
+from sae_lm_eval.report.fidelity_tables import MetricValue, shown_text, value_cell
 from sae_lm_eval.report.formatting import (
     NA,
     Cell,
@@ -48,7 +48,8 @@ def sweep_tables(texts: Mapping[str | None, Sequence[Setting]], significance: Si
 
 def _sweep_table(chosen: Sequence[Setting], text: str | None, suffix: str, significance: Significance) -> ReportTable:
     alone = singles(chosen)
-    best = {"drop": on_frontier(alone, drop_of), "compute": on_frontier(alone, compute_lost)}
+    is_luck = any(setting.drop.at_chance for setting in alone if setting.drop)  # where there is nothing to lose
+    best = {"drop": [] if is_luck else on_frontier(alone, drop_of), "compute": on_frontier(alone, compute_lost)}
     rows = []
     for setting in sorted(chosen, key=lambda setting: (len(setting.layers), setting.value("l0") or math.inf)):
         fronts = [name for name, fronts in best.items() if setting in fronts and len(fronts) < len(alone)]
@@ -79,7 +80,7 @@ def _sweep_table(chosen: Sequence[Setting], text: str | None, suffix: str, signi
     columns = tuple(TableColumn(name, "left" if name in left else "right") for name in kept)
     caption = (
         f"Drop in percentage points over all tasks (* adjusted p < {1 - significance.level:.2g})"
-        f"{f', fidelity on {text}' if text else ''}; delta CE and KL in nats/token, L0 in latents/token. Columns in "
+        f"{f', fidelity on {shown_text(text)}' if text else ''}; delta CE and KL in nats/token, L0 in latents/token. Columns in "
         "which no variants differ are left out."
     )
     if "frontier" in kept:
@@ -137,8 +138,8 @@ def _random_error_table(
     rows = []
     for ours, random in pairs:
         for what, mine, theirs in (
-            (f"delta CE on {text}", ours.fidelity.get("ce_delta"), random.fidelity.get("ce_delta")),
-            (f"KL on {text}", ours.fidelity.get("kl"), random.fidelity.get("kl")),
+            (f"delta CE on {shown_text(text)}", ours.fidelity.get("ce_delta"), random.fidelity.get("ce_delta")),
+            (f"KL on {shown_text(text)}", ours.fidelity.get("kl"), random.fidelity.get("kl")),
             ("KL at answers", ours.kl_at_answers, random.kl_at_answers),
         ):
             if mine is None and theirs is None:
