@@ -80,8 +80,8 @@ def _sweep_table(chosen: Sequence[Setting], text: str | None, suffix: str, signi
     columns = tuple(TableColumn(name, "left" if name in left else "right") for name in kept)
     caption = (
         f"Drop in percentage points over all tasks (* adjusted p < {1 - significance.level:.2g})"
-        f"{f', fidelity on {shown_text(text)}' if text else ''}; delta CE and KL in nats/token, L0 in latents/token. Columns in "
-        "which no variants differ are left out."
+        f"{f', fidelity on {shown_text(text)}' if text else ''}; delta CE and KL in nats/token, L0 in "
+        "latents/token. Columns in which no variants differ are left out."
     )
     if "frontier" in kept:
         caption += " Frontier: no other reconstruction has at most its L0 and at most its drop (at least its compute)."
