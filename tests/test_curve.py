@@ -313,6 +313,12 @@ def test_a_curve_of_something_else_is_not_taken(file, losses, tmp_path):
     pd.read_csv(file).query("model == @run.model and revision == @run.revision").to_csv(alone, index=False)
     assert "alone, and one model is no curve" in curves_for(run, [alone]).notes[0]
     assert curves_for(run, [alone, file]).checkpoints is not None
+    rising = pd.read_csv(file)
+    rising["text_nats"] = rising["text_tokens"] * (losses["main"] + (rising["tokens"].rank() - len(rising)) / 100)
+    rising["nats_per_byte"] = rising["text_nats"] / rising["text_bytes"]
+    rising.to_csv(file.with_name("rising.csv"), index=False)
+    told = curves_for(run, [file.with_name("rising.csv")]).notes[0]
+    assert told.endswith("is not used: it has no two models or checkpoints whose losses fall with compute")
     assert "it is not used" in curves_for(CurveRun(**{**vars(run), "baseline": 2 * losses["main"]}), [file]).notes[0]
 
 

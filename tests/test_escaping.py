@@ -11,7 +11,9 @@ import pytest
 from matplotlib.figure import Figure
 from rich.console import Console
 from runs import answers, write_run
+from typer.testing import CliRunner
 
+from sae_lm_eval.cli.main import app
 from sae_lm_eval.cli.tables import TextTable, print_grouped, print_sentence, print_table
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import for_spreadsheets, markup, terminal
@@ -87,6 +89,18 @@ def test_a_result_shows_itself_on_one_line(tmp_path):
     shown = repr(read_results(tmp_path))
     assert "<U+202E>right" in shown
     assert not set("\n\x1b\u202e\u2066\ud800\x9b\x07\r\u2028") & set(shown)
+
+
+@pytest.mark.parametrize("command", [["report"], ["export", "--hub", "org/name", "--dry_run"]], ids=["report", "hub"])
+def test_no_folder_in_the_results_is_written_through_a_link(command, tmp_path):
+    for name in ("baseline", "other"):
+        write_run(tmp_path / "out" / name, answers({"one": [1.0, 0.0]}))
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("report", "hub"):
+        (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere")
+    said = CliRunner().invoke(app, [command[0], str(tmp_path / "out"), *command[1:]])
+    assert "is a symbolic link, which is not written through. Remove it" in str(said.exception)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_no_file_is_placed_through_a_link(tmp_path):

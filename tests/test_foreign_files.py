@@ -161,8 +161,10 @@ def test_a_file_of_a_gigabyte(tmp_path):
         ("a: [1", "is not YAML"),
         ("a: 2021-13-45", "is not YAML"),
         ("[" * 100 + "]" * 100, "nested"),
+        ("tasks: [one]\ntasks: [two]", "the key 'tasks' stands twice in the mapping of line 1"),
+        ("a: one\nb: {field: x,\n  field: y}", "the key 'field' stands twice in the mapping of line 2"),
     ],
-    ids=["too deep", "cut", "no date", "deep"],
+    ids=["too deep", "cut", "no date", "deep", "twice", "twice inside"],
 )
 def test_yaml_is_read_in_one_place(read, text, said, tmp_path):
     file = tmp_path / "file.yaml"

@@ -194,6 +194,9 @@ def test_few_points_leave_the_scatter_out_and_say_so():
     [
         ("model,loss\na,3\nb,2\n", "a column flops, or params and tokens, beside loss"),
         ("model,flops\na,3\nb,2\n", "lacks the column loss"),
+        ("model,flops,loss\na,1e18,3,2\nb,1e19,2,2\n", "has a row with more cells than its 3 columns"),
+        ("model,flops,loss,loss\na,1e18,3,2\nb,1e19,2,1\n", "has the column 'loss' twice"),
+        ("model,flops,loss\na,1e18,True\nb,1e19,True\n", "'loss' is True; it must be a number"),
         ("model,flops,loss\na,1e18,3\n", "needs two rows or more that differ in FLOPs"),
         ("model,flops,loss\na,1e18,3\nb,1e19,\n", "b has no usable loss or FLOPs"),
         ("model,flops,loss\na,1e18,x\nb,1e19,2\n", "Row 1 of .*: 'loss' is x; it must be a valid number"),
@@ -208,6 +211,12 @@ def test_wrong_family_files_are_named(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_family(path)
+
+
+def test_commas_at_the_ends_of_all_rows_move_no_cell(tmp_path):
+    path = tmp_path / "family.csv"
+    path.write_text("flops,loss,params\n1e18,3,5,\n1e19,2,6,\n")
+    assert list(read_family(path).compute) == [1e18, 1e19]
 
 
 def test_unknown_families_are_named(tmp_path):

@@ -141,7 +141,12 @@ def test_delphis_balanced_accuracy_is_over_the_examples_of_all_latents(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[1]", '[{"activating": 1}]', '[{"activating": true, "prediction": "x"}]']
+    "content",
+    [
+        *("", "{", "[1]", '[{"activating": 1}]', '[{"activating": true, "prediction": "x"}]'),
+        *(f'[{{"activating": true, "prediction": {value}}}]' for value in ("NaN", "7", "-1", '"0.9"', "1e400")),
+        '[{"activating": true, "activating": false, "prediction": 1}]',
+    ],
 )
 def test_damaged_examples_of_delphis_are_told_in_a_sentence(tmp_path, content):
     saved(tmp_path / "run_config.json", {"sparse_model": "org/sae"})

@@ -21,7 +21,14 @@ from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.report.transfer import Transfer, read_transfer, trained_here, transfer_report
 from sae_lm_eval.report.transfer_tables import HOME, gap_table
 from sae_lm_eval.runs.run import run
-from sae_lm_eval.runs.several_models import check_models, foreign_dictionaries, lists_models, sweeps_of, told_before
+from sae_lm_eval.runs.several_models import (
+    check_models,
+    foreign_dictionaries,
+    lists_models,
+    remember_models,
+    sweeps_of,
+    told_before,
+)
 
 K4, K32 = "world#blocks.2.hook_resid_post.k4", "world#blocks.2.hook_resid_post.k32"
 
@@ -163,6 +170,15 @@ def test_a_transfer_and_another_tokenizer_are_said_once(folders):
         "Transfer: into narrow go dictionaries that were trained on world.",
         "The tokenizer of narrow has other tokens than that of world.",
     ]
+
+
+def test_the_folder_of_a_model_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="out/b' is a symbolic link, which is not written through"):
+        remember_models(sweeps_of(content(["a", "b"])), tmp_path / "out")
+    assert not (tmp_path / "out" / "models.json").exists()
 
 
 def test_the_folder_of_one_model_and_that_of_several_are_not_mixed(tmp_path):

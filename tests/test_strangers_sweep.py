@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from sae_lm_eval import UserError
-from sae_lm_eval.cli.run import RUNS_CODE, _ask_about_code
+from sae_lm_eval.cli.code_of_files import RUNS_CODE, ask_about_code
+from sae_lm_eval.cli.main import app
 
 WHOLE = {
     "model_args": {"pretrained": "world"},
@@ -22,6 +24,18 @@ FILES = {
     "an argument of the model": {**WHOLE, "model_args": {"pretrained": "world", "trust_remote_code": True}},
     "an argument in a text": {**WHOLE, "model_args": "pretrained=world,trust_remote_code=True"},
     "a setting": {**WHOLE, "trust_remote_code": True},
+    "a setting that the model's arguments take back": {
+        **WHOLE,
+        "trust_remote_code": True,
+        "model_args": {"pretrained": "world", "trust_remote_code": False},
+    },
+    "one of several models": {
+        **WHOLE,
+        "model_args": {
+            "pretrained": ["world", {"pretrained": "world", "name": "b", "trust_remote_code": True}],
+            "trust_remote_code": False,
+        },
+    },
     "code that the model writes": {**WHOLE, "confirm_run_unsafe_code": True},
 }
 NO_MODULES = """
@@ -56,15 +70,38 @@ class TestTerminal:
     def test_it_is_asked(self, name, monkeypatch):
         asked = []
         monkeypatch.setattr(typer, "confirm", lambda question, **_: asked.append(question) or True)
-        _ask_about_code({name: True}, {}, Path("sweep.yaml"))
+        ask_about_code([{}, {name: True}], [{}], Path("sweep.yaml"))
         assert asked == [f"'sweep.yaml' sets {name}: {RUNS_CODE[name]}. Go on?"]
 
     def test_no_is_no(self, name, monkeypatch):
         monkeypatch.setattr(typer, "confirm", lambda *_, **__: False)
         with pytest.raises(UserError, match=r"Nothing was run\.$"):
-            _ask_about_code({name: True}, {}, Path("sweep.yaml"))
+            ask_about_code([{name: True}], [{}, {name: False}], Path("sweep.yaml"))
 
     def test_a_flag_says_it_already(self, name, monkeypatch):
         monkeypatch.setattr(typer, "confirm", lambda *_, **__: pytest.fail("asked"))
-        _ask_about_code({name: True}, {name: True}, Path("sweep.yaml"))
-        _ask_about_code({name: False}, {}, Path("sweep.yaml"))
+        ask_about_code([{name: True}], [{}, {name: True}], Path("sweep.yaml"))
+        ask_about_code([{name: False}, {}], [{}], Path("sweep.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        (
+            {"model_args": {"pretrained": "world"}, "trust_remote_code": True},
+            "run.json' sets trust_remote_code: Python",
+        ),
+        (
+            {"model_args": {"pretrained": "world", "trust_remote_code": "yes"}},
+            "run.json' sets trust_remote_code: Python",
+        ),
+        ({"model_args": ["world"]}, "'model_args' is ['world']; it must be a mapping"),
+        ({"model_args": {"revision": "main"}}, "'model_args.pretrained' is missing"),
+        ([], "run.json' is not the record of a run"),
+    ],
+)
+def test_the_record_of_a_run_that_a_family_is_asked_by(record, told, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    said = CliRunner().invoke(app, ["curve", "--models", "world@step2616", "--like", str(tmp_path), "--tasks"])
+    assert isinstance(said.exception, UserError)
+    assert told in str(said.exception)

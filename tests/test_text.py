@@ -6,9 +6,11 @@ import contextlib
 import random
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from models import WIDTH, random_model, random_sae
+from pyarrow import parquet
 
 from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.errors import UserError
@@ -89,6 +91,26 @@ def test_what_is_no_text(tmp_path, name):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=told):
         list(text.read_documents(tmp_path / name))
+
+
+@pytest.mark.parametrize("cell", [["a"], {"a": 1}, b"\xff"], ids=["list", "mapping", "bytes"])
+def test_a_column_of_a_parquet_file_that_holds_no_texts(cell, tmp_path):
+    pd.DataFrame({"text": [cell]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet', text, is not a text"):
+        list(text.read_documents(tmp_path / "a.parquet"))
+
+
+def test_a_column_that_is_there_twice(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="has the column 'text' twice"):
+        list(text.read_documents(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_the_mark_of_utf_8_is_no_part_of_a_text(name, tmp_path):
+    (tmp_path / name).write_text("one" if name == "a.txt" else '{"text": "one"}', encoding="utf-8-sig")
+    assert list(text.read_documents(tmp_path / name)) == ["one"]
 
 
 def test_flipped_bits_in_a_parquet_file(tmp_path):

@@ -573,6 +573,16 @@ def test_the_plan_states_what_it_costs(tmp_path):
     assert "Before that" not in CliRunner().invoke(app, [*given, "--by", "first:2"]).output
 
 
+def test_its_folder_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "where").symlink_to(tmp_path / "elsewhere")
+    flags = ["--sae", "world#blocks.2.hook_resid_post.k4", "--tasks", "sae_world_homes", "-o", str(tmp_path / "out")]
+    said = CliRunner().invoke(app, ["where", "--model_args", "pretrained=world", *flags])
+    assert "where' is a symbolic link, which is not written through" in str(said.exception)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_its_tables_fit_a_terminal_and_have_their_caption(tmp_path):
     given = ["where", "--model_args", "pretrained=world", "--tasks", "sae_world_homes", "--sae", K4, "--device", "cpu"]
     given += ["--limit", "12", "-o", str(tmp_path), "--by", "norm:2"]

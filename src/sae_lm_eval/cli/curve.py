@@ -138,13 +138,17 @@ def _measure_tasks(
     from rich.console import Console
 
     from sae_lm_eval.capability.family import cut_scores, equivalent_rows, equivalents, read_task_family
+    from sae_lm_eval.cli.code_of_files import ask_about_code
     from sae_lm_eval.cli.tables import TextTable, print_sentence, print_table
     from sae_lm_eval.comparison.compare import paired_comparison
     from sae_lm_eval.results.find import find_results
-    from sae_lm_eval.runs.members import check_members
+    from sae_lm_eval.runs.members import check_members, read_asked
+    from sae_lm_eval.runtime.run_files import SETTINGS
 
     if like is None or any(value is not None for value in of_texts):
         raise UserError("--tasks asks what the run --like was asked: name the run, without a text of your own.")
+    asked = read_asked(like)
+    ask_about_code([asked, {**asked["model_args"], **loading}], [loading], like / SETTINGS)
     check_members(members, loading)
     say_loading()
     from sae_lm_eval.runs.task_family import measure_tasks

@@ -40,6 +40,7 @@ def export_command(
     """Export results to SAEBench's format or as a data set for the Hub; no model is loaded."""
     from sae_lm_eval.errors import UserError
     from sae_lm_eval.exchange.new_files import SAEBENCH_MARK, check_place
+    from sae_lm_eval.runtime.placed_files import refuse_linked
 
     if saebench is None and hub is None:
         raise UserError("Say what for: --saebench FOLDER, or --hub org/name.")
@@ -49,6 +50,8 @@ def export_command(
         from sae_lm_eval.exchange.hub_upload import check_dataset_folder, check_repo
 
         check_repo(hub)
+        if output_path is None:
+            refuse_linked(out / FOLDER, "Remove it, or give an --output_path.")
         check_dataset_folder(output_path or out / FOLDER)
     if saebench is not None:
         check_place(saebench, (), SAEBENCH_MARK)

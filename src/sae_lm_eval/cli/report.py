@@ -38,9 +38,12 @@ def report(
     ] = None,
 ) -> None:
     """Write report.html, report.md, appendix.tex and .bib, drops.csv, fidelity.csv and figures; no model is loaded."""
+    from sae_lm_eval.runtime.placed_files import refuse_linked
     from sae_lm_eval.runtime.run_files import is_of_several_models
 
     target = output_path or out / "report"
+    if output_path is None:
+        refuse_linked(target, "Remove it, or give an --output_path.")
     pairing = {"baseline": baseline, "categories": categories, "docs_by": docs_by}
     if is_of_several_models(out):
         if scores is not None:

@@ -12,21 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sae_lm_eval.cli.code_of_files import ask_about_code, entries_of_models
 from sae_lm_eval.cli.first_words import say_loading
 from sae_lm_eval.cli.lm_eval_flags import settings_of
 from sae_lm_eval.cli.options import CategoriesFile, DocumentsBy
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.files.escaping import for_spreadsheets, terminal
+from sae_lm_eval.files.escaping import for_spreadsheets
 
 if TYPE_CHECKING:
     from sae_lm_eval.runs.sweep import Sweep
 
 LM_EVAL_FLAGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-RUNS_CODE = {
-    "trust_remote_code": "Python code from the repository of the model or of a data set would run on this machine "
-    "(--model_args trust_remote_code=True or --trust_remote_code)",
-    "confirm_run_unsafe_code": "code that the model writes would run on this machine (--confirm_run_unsafe_code)",
-}
 OVER_SEEDS = "over_seeds.csv"
 INTERRUPTED = 130  # as a shell has it for Ctrl-C
 Edits = Annotated[
@@ -180,13 +176,14 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
     from sae_lm_eval.report.formatting import fixed_decimals
     from sae_lm_eval.results import find
     from sae_lm_eval.runs.fewshot_seeds import seeds_of, with_seed
-    from sae_lm_eval.runtime.placed_files import place_files
+    from sae_lm_eval.runtime.placed_files import place_files, refuse_linked
     from sae_lm_eval.runtime.processes import rank
     from sae_lm_eval.schema import VERSION
 
     failed, comparisons = False, {}
     for seed in seeds_of(fewshot_seeds):
         folder = output_path / f"fewshot_seed_{seed}"
+        refuse_linked(folder, "Remove it, or give another --output_path.")
         settings = {**sweep.settings, "seed": with_seed(sweep.settings.get("seed"), seed)}
         failed |= run_and_report(replace(sweep, settings=settings), folder)
         if rank() == 0 and not failed:
@@ -278,7 +275,9 @@ def content_from(
     if not isinstance(of_file, dict):
         raise UserError(f"model_args: {of_file!r} is no mapping, such as {{pretrained: gpt2}}.")
     of_flags = named_values(model_args)
-    _ask_about_code({**_of_models(of_file), **content, **of_file}, {**settings, **of_flags}, file)
+    ask_about_code(
+        [{**content, **settings}, {**of_file, **of_flags}, *entries_of_models(of_file)], [settings, of_flags], file
+    )
     content["model_args"] = {**of_file, **of_flags}
     saes, edits = variants
     if saes or edits:
@@ -292,25 +291,6 @@ def content_from(
     if controls:
         content["controls"] = controls
     return content | {name: value for name, value in {**settings, **given}.items() if value is not None}
-
-
-def _of_models(of_file: dict[str, Any]) -> dict[str, Any]:
-    """What the entries of a list of models say that would run code."""
-    listed = of_file.get("pretrained")
-    entries = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
-    return {name: True for name in RUNS_CODE if any(entry.get(name) for entry in entries)}
-
-
-def _ask_about_code(of_file: dict[str, Any], of_flags: dict[str, Any], file: Path | None) -> None:
-    """Raise `UserError` where a file would have code run that is neither asked for by a flag nor agreed to."""
-    for name in RUNS_CODE:
-        if not of_file.get(name) or name in of_flags:
-            continue
-        told = f"'{file}' sets {name}: {RUNS_CODE[name]}"
-        if not sys.stdin.isatty():
-            raise UserError(f"{told}. Where you trust it, say so on the command line as well.")
-        if not typer.confirm(f"{terminal(told)}. Go on?", err=True):
-            raise UserError(f"{told}. Nothing was run.")
 
 
 def show_plan(sweep: Sweep, output_path: Path | None) -> None:

@@ -70,12 +70,23 @@ def read_categories(text: str, where: str) -> Mapping[str, Any]:
 
 
 def check_categories(categories: Any, where: str) -> Mapping[str, Any]:
-    """`categories` as a map of them. Raises `UserError` where it is none, or an entry has other keys than it takes."""
-    if not isinstance(categories, dict) or not categories:
+    """`categories` as a map of them. Raises `UserError` where it is none, or an entry is not as it has to be."""
+    if not isinstance(categories, Mapping) or not categories:
         raise UserError(f"{where} must map categories to tasks, as in 'knowledge: [mmlu, arc_easy]'.")
+    names: list[str] = []
     for name, asked in categories.items():
-        if isinstance(asked, dict):
+        if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
+            raise UserError(
+                f"{where}: {shown(repr(name))} is no name of a category: write a text, in quotes if need be."
+            )
+        if str(name) in names or name == "overall":
+            taken = "is the name of all tasks together" if name == "overall" else "names two categories"
+            raise UserError(f"{where}: '{shown(name)}' {taken}: choose another.")
+        names.append(str(name))
+        if isinstance(asked, Mapping):
             _check_keys(str(name), asked)
+        else:
+            _check_listed(asked, f"Category '{name}'", "tasks, groups or patterns")
     return categories
 
 
@@ -85,6 +96,18 @@ def _check_keys(category: str, asked: Mapping[str, Any]) -> None:
         raise UserError(
             f"Category '{category}' has {', '.join(unknown) or 'no field'}: give 'field', and 'values' or 'tasks'."
         )
+    if not isinstance(asked["field"], str) or not asked["field"].strip():
+        raise UserError(f"Category '{category}': {shown(asked['field'])} is no name of a field of the documents.")
+    for key, what in (("tasks", "tasks, groups or patterns"), ("values", "values of the field")):
+        if key in asked:
+            _check_listed(asked[key], f"Category '{category}', {key}", what)
+
+
+def _check_listed(given: Any, where: str, what: str) -> None:
+    listed = _listed(given)
+    odd = [one for one in listed if not isinstance(one, str | int | float) and one is not None]
+    if odd or not listed:
+        raise UserError(f"{where}: {shown(odd[0] if odd else given)} is neither one of nor a list of {what}.")
 
 
 def categorise(
@@ -99,12 +122,13 @@ def categorise(
     `{field: subject}` makes a category for each value of the field, `{field: subject, values: [...]}` one of those
     values; `tasks:` restricts either.
     """
+    if categories:
+        check_categories(categories, "categories")
     for key, asked in categories.items():
         name = printable(key)
         if not isinstance(asked, Mapping):
             yield Cut("category", name, None, name, tasks_meant(name, asked, groups, tasks))
             continue
-        _check_keys(name, asked)
         within = tasks_meant(name, asked["tasks"], groups, tasks) if "tasks" in asked else tasks
         found = _by_value(str(asked["field"]), {task: documents[task] for task in within})
         if not found:

@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import StrictBool
+from pydantic import BeforeValidator, StrictBool
 
 from sae_lm_eval.exchange.dictionary_names import DictionaryName
 from sae_lm_eval.exchange.scores import DictionaryScore, ScoreKind
@@ -30,11 +30,17 @@ class DelphiConfig(Foreign):
     sparse_model: str
 
 
+def _prediction(given: Any) -> Any:
+    if given is not None and not (isinstance(given, bool | int | float) and 0 <= given <= 1):
+        raise ValueError("it must be true, false or a number from 0 to 1")
+    return given
+
+
 class DelphiExample(Foreign):
     """An example: `prediction` is None where the scorer's answer could not be read, else a truth value or 0 to 1."""
 
     activating: StrictBool
-    prediction: StrictBool | float | None = None
+    prediction: Annotated[bool | float | None, BeforeValidator(_prediction)] = None
 
 
 @dataclass

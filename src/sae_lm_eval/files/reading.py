@@ -55,7 +55,7 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
 def read_start(path: Path, letters: int) -> str:
     """The first letters of a text file, all of them for -1. Raises `UserError` as `read_text` does."""
     try:
-        with open(path, encoding="utf-8", opener=without_waiting) as opened:
+        with open(path, encoding="utf-8-sig", opener=without_waiting) as opened:
             return opened.read(letters)
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
@@ -99,7 +99,7 @@ def read_json(path: Path, kind: type[Kind], what: str) -> Kind:
 def read_lines(path: Path) -> Iterator[str]:
     """The lines of a text file, one at a time. Raises `UserError` as `read_text` does."""
     try:
-        with open(path, encoding="utf-8", opener=without_waiting) as lines:
+        with open(path, encoding="utf-8-sig", opener=without_waiting) as lines:
             while line := lines.readline(MOST_BYTES):
                 if len(line) == MOST_BYTES:
                     raise UserError(f"'{shown(path)}' has a line of more than {MOST_BYTES / 1e6:,.0f} MB.")
@@ -109,9 +109,12 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def json_value(text: str, where: str) -> Any:
-    """What JSON holds, lone surrogates as their escapes. Raises `UserError` for what is none, or nested too deep."""
+    """What JSON holds, lone surrogates as their escapes.
+
+    Raises `UserError` for what is none, nested too deep, or has a key twice, of which one would be lost.
+    """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
         if "\\ud" in text or "\\uD" in text:
             escaped = SURROGATE.sub(lambda match: rf"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
             value = json.loads(escaped)
@@ -124,9 +127,9 @@ def json_value(text: str, where: str) -> Any:
 
 
 def yaml_value(text: str, where: str) -> Any:
-    """What YAML holds. Raises `UserError` for what is none, or nested too deep."""
+    """What YAML holds. Raises `UserError` for what is none, nested too deep, or has a key twice, as `json_value`."""
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_Yaml)
     except RecursionError:
         raise _too_deep(where) from None
     except (yaml.YAMLError, ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
@@ -178,6 +181,30 @@ def _check_depth(value: Any, where: str) -> None:
         if count > MOST_VALUES:
             raise UserError(f"{where} holds more than {MOST_VALUES:,} values.")
     raise _too_deep(where)
+
+
+class _Yaml(yaml.SafeLoader):
+    """YAML without a key that stands twice in one mapping, of which the last would count."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        made = super().compose_mapping_node(anchor)
+        keys = [(key.tag, key.value) for key, _ in made.value if isinstance(key, yaml.ScalarNode)]
+        if twice := _first_twice(keys):
+            place = made.start_mark
+            raise yaml.YAMLError(f"the key '{shown(twice[1])}' stands twice in the mapping of line {place.line + 1}")
+        return made
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError(f"the key '{shown(_first_twice([key for key, _ in pairs]))}' stands twice in one object")
+    return made
+
+
+def _first_twice(keys: list[Kind]) -> Kind | None:
+    seen: set[Any] = set()
+    return next((key for key in keys if key in seen or seen.add(key)), None)
 
 
 def _parts(value: dict[Any, Any] | list[Any]) -> Iterable[Any]:

@@ -29,6 +29,7 @@ from sae_lm_eval.harness.model import SaeHFLM
 from sae_lm_eval.runs.members import DOCUMENT_TYPES, Member, check_curve_file
 from sae_lm_eval.runs.settings import check_limit
 from sae_lm_eval.runs.task_index import quick_index
+from sae_lm_eval.runtime.placed_files import refuse_linked
 from sae_lm_eval.scaling.data_files import Row
 from sae_lm_eval.scaling.loss_curves import CATEGORIES, COLUMNS, read_measured, with_losses
 from sae_lm_eval.splicing.choices import whole
@@ -236,18 +237,25 @@ def _digest(parts: Iterable[bytes]) -> str:
 
 def _write(rows: list[Row], path: Path) -> None:
     """All of them or none: a reader, or a run after a kill, never sees half a file."""
-    unfinished = path.with_name(f".{path.name}.part")
+    unfinished = _unfinished(path)
     held = [*COLUMNS, *([CATEGORIES] if any(row.get(CATEGORIES) for row in rows) else [])]
     pd.DataFrame(rows, columns=held).to_csv(unfinished, index=False)
     os.replace(unfinished, path)
 
 
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
     check_curve_file(path)
+    lock = path.with_name(f".{path.name}.lock")
+    for beside in (lock, _unfinished(path)):
+        refuse_linked(beside, "Remove it, or give another --output_path.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock"), timeout=0):
+        with FileLock(lock, timeout=0):
             yield
     except Timeout:
         raise UserError(f"Another process is at work on '{path}'. Wait, or give another --output_path.") from None

@@ -7,13 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, StrictStr
 
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.files.reading import Foreign
+from sae_lm_eval.files.reading import Foreign, is_file, read_json, shown
 from sae_lm_eval.harness.context_length import check_length
 from sae_lm_eval.runs.model_files import model_config
+from sae_lm_eval.runtime.run_files import SETTINGS
 from sae_lm_eval.runtime.run_folder import check_folder
 from sae_lm_eval.scaling.data_files import Amount, Name
 from sae_lm_eval.scaling.loss_curves import MAIN
@@ -28,6 +31,27 @@ class MemberRow(Foreign):
 
     model: Name
     tokens: Amount | None = None
+
+
+class AskedModel(Foreign):
+    """The model of a run, in its record."""
+
+    pretrained: Annotated[StrictStr, Field(min_length=1)]
+    revision: StrictStr | None = None
+
+
+class AskedRun(Foreign):
+    """The record of a run, as far as members of a family are asked by it."""
+
+    model_args: AskedModel
+
+
+def read_asked(like: Path) -> dict[str, Any]:
+    """What the run in a folder was asked. Raises `UserError` where it is no folder of `run`."""
+    file = like / SETTINGS
+    if not is_file(file):
+        raise UserError(f"'{shown(like, 200)}' is no folder that `sae-lm-eval run` wrote, so its tasks are not known.")
+    return read_json(file, AskedRun, "the record of a run").as_given()
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ from sae_lm_eval.runs.model_files import WIDTHS, hub_file, model_config
 from sae_lm_eval.runs.object_names import is_object, object_name, object_texts
 from sae_lm_eval.runs.outcome import Finished, refuse_failed
 from sae_lm_eval.runs.sweep import Sweep, sweep_of
+from sae_lm_eval.runtime.placed_files import refuse_linked
 from sae_lm_eval.runtime.processes import agreed, rank
 from sae_lm_eval.runtime.run_files import MODELS, SETTINGS, read_models
-from sae_lm_eval.runtime.run_folder import write_json
+from sae_lm_eval.runtime.run_folder import refuse_links, write_json
 from sae_lm_eval.schema import KEY, VERSION
 from sae_lm_eval.splicing.choices import OF_OTHER_MODEL
 
@@ -257,8 +258,11 @@ def _vocabulary(model_args: Mapping[str, Any]) -> int | None:
 
 
 def remember_models(sweeps: Mapping[str, Sweep], output_path: Path) -> None:
-    """Write down which models have runs in the folder, those of before first."""
+    """Write down which models have runs in the folder, those of before first. Raises `UserError` for links in it."""
     output_path.mkdir(parents=True, exist_ok=True)
+    refuse_links(output_path)
+    for name in sweeps:
+        refuse_linked(output_path / name, "Remove it, or give another --output_path.")
     write_json(output_path / MODELS, {KEY: VERSION, "models": {**read_models(output_path), **_records(sweeps)}})
 
 

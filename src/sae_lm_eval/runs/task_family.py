@@ -16,18 +16,16 @@ from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import shown
 from sae_lm_eval.results.find import find_results
 from sae_lm_eval.results.results import Results, read_results
-from sae_lm_eval.runs.members import Member
+from sae_lm_eval.runs.members import Member, read_asked
 from sae_lm_eval.runs.run import evaluate
-from sae_lm_eval.runs.settings import lm_eval_config
+from sae_lm_eval.runs.settings import FREE, lm_eval_config
 from sae_lm_eval.runs.sweep import Sweep
-from sae_lm_eval.runtime.placed_files import place_files
-from sae_lm_eval.runtime.run_files import read_record
-from sae_lm_eval.runtime.run_folder import SETTINGS
+from sae_lm_eval.runs.sweep_keys import lm_eval_settings
+from sae_lm_eval.runtime.placed_files import place_files, refuse_linked
 from sae_lm_eval.scaling.loss_curves import MAIN
 
-# What a run's record has that is not asked of a member: what the run itself spliced, and where lm_eval reports to.
-NOT_ASKED = ("schema", "model_args", "variants", "once", "config", "model", "metadata", "use_cache", "log_samples")
-NOT_ASKED += ("wandb_args", "wandb_config_args", "trackio_args")
+# Settings in a run's record that are not asked of a member.
+NOT_ASKED = ("metadata", "use_cache")
 
 
 def measure_tasks(members: Sequence[Member], like: Path, loading: Mapping[str, Any] | None = None) -> Path:
@@ -38,17 +36,16 @@ def measure_tasks(members: Sequence[Member], like: Path, loading: Mapping[str, A
 
     Raises `UserError` where `like` is no folder of `run`, and where parameters or training tokens are not known.
     """
-    asked = read_record(like / SETTINGS, dict[str, Any])
-    if asked is None or "model_args" not in asked:
-        raise UserError(f"'{shown(like, 200)}' is no folder that `sae-lm-eval run` wrote, so its tasks are not known.")
+    asked = read_asked(like)
     baseline, _ = find_results(like)
-    own = Member(str(asked["model_args"]["pretrained"]), str(asked["model_args"].get("revision") or MAIN))
+    own = Member(asked["model_args"]["pretrained"], asked["model_args"].get("revision") or MAIN)
     everyone = list(dict.fromkeys([own, *members]))
     if len(everyone) < 2:
         raise UserError(f"{own} is the run's own model: name others of its family, or checkpoints of it, in --models.")
     for member in everyone:
         _ = member.source, member.training  # before anything is loaded
-    settings = {name: value for name, value in asked.items() if name not in NOT_ASKED and value not in (None, {}, [])}
+    known = [name for name in lm_eval_settings() if name not in FREE and name not in NOT_ASKED]
+    settings = {name: asked[name] for name in known if asked.get(name) not in (None, {}, [])}
     rest = {name: value for name, value in asked["model_args"].items() if name not in ("pretrained", "revision", "sae")}
     bos = str(baseline.provenance.get("bos", "")).startswith("one BOS token is added")
     rest |= {"add_bos_token": True} if bos else {}
@@ -58,6 +55,8 @@ def measure_tasks(members: Sequence[Member], like: Path, loading: Mapping[str, A
             results, folder = baseline, baseline.folder
         else:
             folder = like.parent / f"{like.name}_family" / re.sub(r"[^\w.@-]+", "_", str(member))
+            for made in (folder, folder.parent):
+                refuse_linked(made, "Remove it.")
             args = {**rest, **member.source, **(loading or {})}
             sweep = Sweep(model_args=args, variants=(), settings=settings)
             evaluate(sweep, lm_eval_config(sweep), folder)

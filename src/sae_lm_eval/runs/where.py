@@ -25,7 +25,7 @@ from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runs.where_rows import Explained
 from sae_lm_eval.runs.where_variant import VariantInquiry, explained
 from sae_lm_eval.runtime.journal import Journal
-from sae_lm_eval.runtime.placed_files import place_files
+from sae_lm_eval.runtime.placed_files import place_files, refuse_linked
 from sae_lm_eval.runtime.processes import is_distributed
 from sae_lm_eval.runtime.progress import ConsoleProgress, quiet
 from sae_lm_eval.runtime.run_folder import LOG, held, journal_of, write_json
@@ -39,6 +39,7 @@ def explain_drops(sweep: Sweep, settings: Any, output_path: Path, question: Inqu
     if is_distributed() or sweep.ray is not None:
         raise UserError("where runs in one process: leave out accelerate launch and --ray.")
     folder, out = output_path / FOLDER, []
+    refuse_linked(folder, "Remove it, or give another --output_path.")
     with (
         held(folder),
         quiet(folder / LOG) as console,

@@ -7,6 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sae_lm_eval.errors import UserError
+from sae_lm_eval.files.reading import shown
+
+
+def refuse_linked(path: Path, otherwise: str) -> None:
+    """Raise `UserError` where `path`, which the user did not name, is a symbolic link: it leads somewhere else."""
+    if path.is_symlink():
+        raise UserError(f"'{shown(path, 200)}' is a symbolic link, which is not written through. {otherwise}")
 
 
 def place_files(contents: Mapping[str, bytes], folder: Path, *, what: str, otherwise: str) -> None:
@@ -17,8 +24,8 @@ def place_files(contents: Mapping[str, bytes], folder: Path, *, what: str, other
     in it is a symbolic link, with what to do `otherwise`.
     """
     for inner in {parent for name in contents for parent in Path(name).parents}:
-        if inner.parts and (folder / inner).is_symlink():
-            raise UserError(f"'{folder / inner}' is a symbolic link, which is not written through. {otherwise}")
+        if inner.parts:
+            refuse_linked(folder / inner, otherwise)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as staged:

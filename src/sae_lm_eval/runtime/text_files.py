@@ -87,10 +87,13 @@ def _of_parquet(path: Path, column: str) -> Iterator[str]:
     try:
         with ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if column not in names:
-                raise UserError(f"'{shown(path, 200)}' has no column '{column}'. It has {shown(', '.join(names))}.")
+            if names.count(column) != 1:
+                has = f"the column '{column}' twice" if column in names else f"no column '{column}'"
+                raise UserError(f"'{shown(path, 200)}' has {has}. It has {shown(', '.join(names))}.")
             for batch in file.iter_batches(batch_size=1024, columns=[column]):
-                yield from (str(value) for value in batch.column(0).to_pylist() if value is not None)
+                for value in batch.column(0).to_pylist():
+                    if value is not None:
+                        yield str(checked(WRITTEN, value, f"'{shown(path, 200)}', {column},", "a text"))
     except (ArrowException, OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise

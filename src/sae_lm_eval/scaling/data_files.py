@@ -1,6 +1,7 @@
 """The package's data files, and the two sentences that every look-up needs."""
 
 import io
+import warnings
 from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
@@ -13,11 +14,19 @@ from sae_lm_eval.errors import UserError, did_you_mean, first_line
 from sae_lm_eval.files.reading import Foreign, checked, is_file, read_text, shown
 
 Row = dict[str, Any]
+
+
+def _no_truth(cell: Any) -> Any:
+    if isinstance(cell, bool):
+        raise ValueError("it must be a number")
+    return cell
+
+
 # Cells of a column in which another is a text are texts as well, so that numbers are read out of them.
-Number = Annotated[float, Field(ge=-1e40, le=1e40, allow_inf_nan=False)]
-Amount = Annotated[float, Field(ge=0, le=1e40, allow_inf_nan=False)]
-Positive = Annotated[float, Field(ge=1e-40, le=1e40, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, lt=2**63)]
+Number = Annotated[float, BeforeValidator(_no_truth), Field(ge=-1e40, le=1e40, allow_inf_nan=False)]
+Amount = Annotated[float, BeforeValidator(_no_truth), Field(ge=0, le=1e40, allow_inf_nan=False)]
+Positive = Annotated[float, BeforeValidator(_no_truth), Field(ge=1e-40, le=1e40, allow_inf_nan=False)]
+Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=1, lt=2**63)]
 Name = Annotated[str, BeforeValidator(str), Field(min_length=1, max_length=1000)]
 
 
@@ -29,16 +38,14 @@ def data_path(name: str) -> Path:
 def read_rows(path: str | Path, *, required: Iterable[str], kind: type[Foreign] = Foreign) -> list[Row]:
     """The rows of a CSV, empty cells as None, the others as `kind` has them.
 
-    Raises `UserError` where the file or a column is missing, or a cell is none of its kind.
+    Raises `UserError` where the file or a column is missing or there twice, a row has more cells than there are
+    columns, or a cell is none of its kind.
     """
     path = Path(path)
     where = f"'{shown(path, 200)}'"
     if not is_file(path):
         raise UserError(f"{where} does not exist or is not a file.")
-    try:
-        frame = pd.read_csv(io.StringIO(read_text(path)))
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, OverflowError) as error:
-        raise UserError(f"{where} is not a readable CSV file: {first_line(error)}") from error
+    frame = _frame(read_text(path), where)
     missing = [column for column in required if column not in frame.columns]
     if missing:
         has = shown(", ".join(map(str, frame.columns)), 600)
@@ -48,6 +55,22 @@ def read_rows(path: str | Path, *, required: Iterable[str], kind: type[Foreign] 
     ]
     what = f"as its columns {', '.join(kind.model_fields)} have to be" if kind.model_fields else "a row"
     return [checked(kind, row, f"Row {at} of {where}", what).as_given() for at, row in enumerate(rows, 1)]
+
+
+def _frame(text: str, where: str) -> pd.DataFrame:
+    """A CSV's cells. pandas by itself takes first cells of longer rows for their names, and renames equal columns."""
+    try:
+        first = pd.read_csv(io.StringIO(text), header=None, nrows=1, dtype=str, keep_default_na=False)
+        heads = [str(name).strip() for name in first.iloc[0]]
+        if twice := next((name for name in heads if name and heads.count(name) > 1), None):
+            raise UserError(f"{where} has the column '{shown(twice)}' twice.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(io.StringIO(text), index_col=False)
+    except pd.errors.ParserWarning as error:
+        raise UserError(f"{where} has a row with more cells than its {len(heads)} columns.") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, OverflowError) as error:
+        raise UserError(f"{where} is not a readable CSV file: {first_line(error)}") from error
 
 
 def unknown(kind: str, name: str, known: Iterable[str], aliases: Iterable[str] = ()) -> UserError:

@@ -16,10 +16,11 @@ from typing import Annotated
 import pandas as pd
 from pydantic import AfterValidator, StrictStr
 
+from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import Foreign, checked, json_value, read_start
 from sae_lm_eval.scaling.curve_estimates import same_loss
 from sae_lm_eval.scaling.data_files import Amount, Count, Name, Positive, Row, read_rows
-from sae_lm_eval.scaling.family import CurveRow, Family, Kind, family_of, row_name
+from sae_lm_eval.scaling.family import CurveRow, Family, Kind, family_of, monotone_curve, row_name
 
 MAIN = "main"
 LONGEST_HEADING = 10_000  # letters in which the names of the columns are looked for
@@ -154,7 +155,10 @@ def curves_for(run: CurveRun, files: Iterable[Path]) -> Curves:
         else:
             made = _curves(with_losses(rows, own, per="byte"), own, path)
             if made.family is None and made.checkpoints is None:
-                notes.append(f"{path} has {row_name(own)} alone, and one model is no curve: measure others there too")
+                told = "is not used: it has no two models or checkpoints whose losses fall with compute"
+                if len(rows) == 1:
+                    told = f"has {row_name(own)} alone, and one model is no curve: measure others there too"
+                notes.append(f"{path} {told}")
                 continue
             parts = {name: (of_category(rows, name), of_category([own], name)[0]) for name in categories_of(rows)}
             of = {name: _curves(with_losses(part, one, per="byte"), one, path) for name, (part, one) in parts.items()}
@@ -166,12 +170,22 @@ def _key(row: Row) -> tuple[str, str]:
     return str(row["model"]), str(row["revision"])
 
 
+def _falling(curve: Family) -> Family | None:
+    """The curve, None where its losses do not fall, so that nothing can be read off it."""
+    try:
+        monotone_curve(curve.compute, curve.loss)
+        _ = curve.fit
+    except UserError:
+        return None
+    return curve
+
+
 def _curves(rows: list[Row], own: Row, path: Path) -> Curves:
     latest = {str(row["model"]): row for row in sorted(rows, key=lambda row: row["tokens"])}
     latest[str(own["model"])] = next(row for row in rows if _key(row) == _key(own))
     course = [row for row in rows if row["model"] == own["model"] and row["tokens"] <= own["tokens"]]
 
     def curve(points: list[Row], kind: Kind) -> Family | None:
-        return family_of(points, name=path.stem, kind=kind, where=str(path)) if len(points) > 1 else None
+        return _falling(family_of(points, name=path.stem, kind=kind, where=str(path))) if len(points) > 1 else None
 
     return Curves(family=curve(list(latest.values()), "family"), checkpoints=curve(course, "checkpoints"), own=own)
