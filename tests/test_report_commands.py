@@ -18,9 +18,11 @@ def test_each_command_gives_the_reports_numbers(tmp_path):
     sae_lm_eval.run(
         model_args="pretrained=world",
         variants=["world#blocks.2.hook_resid_post.k4"],
-        tasks=["sae_world_villages"],
+        tasks=["sae_world_villages", "sae_fidelity_world"],
         output_path=tmp_path / "out",
         limit=8,
+        num_fewshot=2,
+        metadata={"sae_fidelity_world": {"documents": 3}},
         device="cpu",
     )
     comparison = assemble.compare_tasks(*find.find_results(tmp_path / "out"))
@@ -30,7 +32,9 @@ def test_each_command_gives_the_reports_numbers(tmp_path):
         command = f"{sys.executable} -m {source.command} --device cpu"
         subprocess.run(command, shell=True, check=True, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"})
         again = read_results(tmp_path / source.command.split()[-1])
-        assert again.scores["sae_world_villages"] == written.scores["sae_world_villages"]
+        assert again.scores == written.scores
+        assert again.n_shot["sae_world_villages"] == 2
+        assert again.provenance.get("fidelity") == written.provenance.get("fidelity")
 
 
 def test_only_an_untouched_model_needs_no_dictionary():

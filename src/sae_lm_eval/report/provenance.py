@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -32,6 +33,9 @@ MOST_SITES = 2  # that make a control's name: one at every layer is called by it
 AT_SITES = ("none", "zero", "mean")  # modes that ask no dictionary
 # Of the record, these are splices, shown one by one, or numbers of the tables.
 ELSEWHERE = ("splices", "packages", "effective_compute", "kl_at_answers", "parted_texts", "cut_prompts")
+
+
+WRITTEN_BY_LM_EVAL = ("version", "config_source")  # into the metadata of a task
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,8 @@ def command(results: Results) -> str:
     if results.model_args:
         words += ["--model_args", _argument({**results.model_args, **_bos(results)})]
     words += ["--tasks", ",".join(top_tasks(results))]
-    shots = set(results.n_shot.values())
+    shots = {shots for name, shots in results.n_shot.items() if name not in results.fidelity_tasks}
+    shots = shots or set(results.n_shot.values())
     if len(shots) == 1:
         words += ["--num_fewshot", str(*shots)]
     for flag in ("batch_size", "limit", "gen_kwargs"):
@@ -201,7 +206,22 @@ def command(results: Results) -> str:
     words += ["--apply_chat_template"] if raw.get("chat_template") else []
     if (turns := raw.get("fewshot_as_multiturn")) is not None and raw.get("chat_template"):
         words += ["--fewshot_as_multiturn", str(bool(turns)).lower()]  # which is true behind a chat template
+    if metadata := _metadata(results):
+        words += ["--metadata", json.dumps(metadata)]
     return shlex.join([*words, "--log_samples", "--output_path", results.name])
+
+
+def _metadata(results: Results) -> dict[str, Any]:
+    """What `--metadata` gave: lm_eval writes it, and the model's arguments, into the configuration of every task."""
+    configs: list[Any] = list(results.raw.get("configs", {}).values())
+    written = [of for config in configs if isinstance(of := config.get("metadata"), dict)]
+    if not written or len(written) < len(configs):
+        return {}
+    theirs = {*WRITTEN_BY_LM_EVAL, *results.model_args}
+    # A task of fidelity takes what is under its own name out of it.
+    given = {key: of for metadata in written for key, of in metadata.items() if key in results.fidelity_tasks}
+    shared = {key: of for key, of in written[0].items() if all(key in other and other[key] == of for other in written)}
+    return {key: of for key, of in {**shared, **given}.items() if key not in theirs}
 
 
 def _bos(results: Results) -> dict[str, Any]:
