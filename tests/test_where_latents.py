@@ -295,7 +295,7 @@ def test_a_latent_costs_what_a_run_without_it_loses(world, tmp_path):
     assert len(rows) == 3
     latent = rows[0]["latent"]
     without = found_by(tmp_path, variant={"sae": K4, "ablate": str(latent), "name": "without"})
-    keys = [of.losses["margin"].of["reconstruction"] for of in (found, without)]
+    keys = [of.losses["margin"].by_key["reconstruction"] for of in (found, without)]
     assert [one.doc_id for one in found.asked] == [one.doc_id for one in without.asked]
     expected = float(((keys[1] - keys[0]) * keys[0]).sum() / np.abs(keys[0]).sum())
     assert rows[0]["ablated"] == pytest.approx(expected, abs=1e-4)
@@ -320,7 +320,7 @@ def test_the_record_tells_the_parts_and_the_tokens(world):
     assert latents["reason"] is None
     assert latents["documents"] == 32
     assert {part["name"] for part in latents["parts"]} == {"overall", "sae_world_villages", "sae_world_homes"}
-    lost = found.losses["margin"].of["reconstruction"]
+    lost = found.losses["margin"].by_key["reconstruction"]
     assert latents["parts"][0]["lost"] == pytest.approx(float((lost**2).sum() / np.abs(lost).sum()), rel=1e-5)
     for row in latents["rows"]:
         activations = [token["activation"] for token in row["tokens"]]

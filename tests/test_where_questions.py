@@ -33,7 +33,11 @@ def test_the_named_and_the_worst_both_ways_are_shown(asked):
     shown = [(one["task"], one["doc_id"]) for one in found.record()["questions"]]
     assert shown[0] == ("sae_world_homes", 3)
     lost = dict(
-        zip([(one.task, one.doc_id) for one in found.asked], found.losses["margin"].of["reconstruction"], strict=True)
+        zip(
+            [(one.task, one.doc_id) for one in found.asked],
+            found.losses["margin"].by_key["reconstruction"],
+            strict=True,
+        )
     )
     ordered = sorted(lost, key=lambda key: -lost[key])
     others = [key for key in [*ordered[:3], *[key for key in ordered[:-4:-1] if lost[key] < 0]] if key != shown[0]]

@@ -175,11 +175,11 @@ def _of_text(texts: Mapping[str, pd.DataFrame], square: Square, comparison: Comp
 def _estimates(losses: PairedLosses, level: float, unit: float = 1) -> dict[str, Any]:
     """`unit` is what the losses' mean is multiplied by."""
     drop, adapted = (losses.drop(key, level) for key in (DICTIONARY, BOTH))
-    alone = losses.drop(ALONE, level) if ALONE in losses.of else UNDEFINED
+    alone = losses.drop(ALONE, level) if ALONE in losses.by_key else UNDEFINED
     reason = why_no_share(losses, DICTIONARY, level)
     share = UNDEFINED
     if reason is None:
-        share = losses.share(losses.of[DICTIONARY] - losses.of[BOTH], DICTIONARY, level)
+        share = losses.share(losses.by_key[DICTIONARY] - losses.by_key[BOTH], DICTIONARY, level)
     return {
         **_named(drop, ("drop", "low", "high"), unit),
         **_named(adapted, ("drop_adapted", "adapted_low", "adapted_high"), unit),

@@ -30,10 +30,11 @@ def between_variants(pairs: Mapping[str, Mapping[str, Sequence[Pair]]], options:
     right: dict[str, dict[str, Pair]] = {}
     for variant, tasks in pairs.items():
         first = {
-            task: next((pair for pair in of if pair.measure.kind == "accuracy"), None) for task, of in tasks.items()
+            task: next((pair for pair in task_pairs if pair.measure.kind == "accuracy"), None)
+            for task, task_pairs in tasks.items()
         }
-        known = {task: pair for task, pair in first.items() if pair is not None}
-        right[variant] = {task: pair for task, pair in known.items() if task not in left_out(known)}
+        accuracies = {task: pair for task, pair in first.items() if pair is not None}
+        right[variant] = {task: pair for task, pair in accuracies.items() if task not in left_out(accuracies)}
     if len(right) < 2 or not all(right.values()):
         return pd.DataFrame(columns=COLUMNS)
     by_score = sorted(right, key=lambda name: -sum(pair.after.sum() for pair in right[name].values()))

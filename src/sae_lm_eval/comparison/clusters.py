@@ -25,18 +25,18 @@ def interval_over_clusters(drops: ArrayLike, weights: ArrayLike, *, level: float
     Methodology 28:169-181), both under clusters of equal variance: with equal weights it is Student's interval of the
     mean. Bounds are nan for fewer than two clusters, and where all drops are equal.
     """
-    found = _mean_over_clusters(drops, weights)
-    if found is None:
+    estimate = _mean_over_clusters(drops, weights)
+    if estimate is None:
         return NAN, NAN
-    mean, error, freedom = found
+    mean, error, freedom = estimate
     half = float(stats.t.ppf(0.5 + level / 2, freedom) * error)
     return mean - half, mean + half
 
 
 def above_zero_p(values: ArrayLike, weights: ArrayLike) -> float:
     """One-sided p of the clusters' weighted mean, as in `interval_over_clusters`; nan where that is undefined."""
-    found = _mean_over_clusters(values, weights)
-    return NAN if found is None else float(stats.t.sf(found[0] / found[1], found[2]))
+    estimate = _mean_over_clusters(values, weights)
+    return NAN if estimate is None else float(stats.t.sf(estimate[0] / estimate[1], estimate[2]))
 
 
 def _mean_over_clusters(values: ArrayLike, weights: ArrayLike) -> tuple[float, float, float] | None:
@@ -91,7 +91,9 @@ def by_cluster(
     changes: Sequence[np.ndarray], weights: Sequence[float], labels: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean change and weight of each cluster; arrays go by task and document, a label may occur in several tasks."""
-    shares = np.concatenate([np.full(len(of), weight / len(of)) for of, weight in zip(changes, weights, strict=True)])
+    shares = np.concatenate(
+        [np.full(len(change), weight / len(change)) for change, weight in zip(changes, weights, strict=True)]
+    )
     every = np.concatenate(list(labels))
     _, index = np.unique(every.astype(str), return_inverse=True)
     total = np.bincount(index, weights=shares)
@@ -111,7 +113,7 @@ def share_lost_over_clusters(
     The variance is that of a weighted mean of clusters with one degree of freedom less than there are, and the quantile
     Student's. Bounds are nan for fewer than two clusters, and where the baseline is not clearly above chance.
     """
-    parts = [by_cluster(of, weights, labels) for of in (drops, above)]
+    parts = [by_cluster(by_task, weights, labels) for by_task in (drops, above)]
     points, shares = np.column_stack([values for values, _ in parts]), parts[0][1]
     count = len(points)
     if count < 2:

@@ -80,7 +80,7 @@ def results_of(
     others = [variants] if isinstance(variants, Results | str | Path) else variants
     if not others:
         raise UserError("There is nothing to compare the baseline with: name at least one variant.")
-    return [one if isinstance(one, Results) else named_results(one) for one in (baseline, *others)]
+    return [run if isinstance(run, Results) else named_results(run) for run in (baseline, *others)]
 
 
 def paired_comparison(
@@ -121,8 +121,8 @@ def paired_comparison(
     options, rows = IntervalOptions(level, draws, seed, docs_by), []
     for run in others:
         for cut in (cut for cut in (*cuts, *by_length) if cut.variants is None or run.name in cut.variants):
-            found, more = _rows(cut, runs, run, pairs[run.name], options)
-            rows += found
+            cut_rows, more = _rows(cut, runs, run, pairs[run.name], options)
+            rows += cut_rows
             notes += more
     if not rows:
         raise UserError(f"Nothing of {', '.join(run.name for run in runs)} can be compared: {' '.join(notes)}")
@@ -186,18 +186,18 @@ def _check(metrics: str, level: float, draws: int, seed: int) -> None:
             raise UserError(f"{name}={value} must be at least {least}.")
 
 
-def _runs(given: Sequence[Results]) -> tuple[list[Results], list[str]]:
+def _runs(results: Sequence[Results]) -> tuple[list[Results], list[str]]:
     """The runs under names of their own, without fidelity, and what is to be said of them.
 
     Raises `UserError` where there is nothing to pair, or a run was asked otherwise than the baseline.
     """
-    asked = on_the_same_samples(told_apart(given))
-    notes = [note for run in asked for note in run.notes]
-    measured = list(dict.fromkeys(task for run in asked for task in run.fidelity_tasks))
+    runs = on_the_same_samples(told_apart(results))
+    notes = [note for run in runs for note in run.notes]
+    measured = list(dict.fromkeys(task for run in runs for task in run.fidelity_tasks))
     if measured:
-        told = f"{', '.join(measured)}: each run measured its own baseline there, so nothing is paired;"
-        notes.append(f"{told} `sae-lm-eval report` shows what was measured.")
-    baseline, *others = runs = [run.without_fidelity() for run in asked]
+        reason = f"{', '.join(measured)}: each run measured its own baseline there, so nothing is paired;"
+        notes.append(f"{reason} `sae-lm-eval report` shows what was measured.")
+    baseline, *others = runs = [run.without_fidelity() for run in runs]
     if measured and not baseline.tasks:
         raise UserError(f"There is nothing else to compare. {notes[-1]}")
     notes += filter(None, [swapped(baseline, others)])
@@ -212,9 +212,9 @@ def _cautions(baseline: Results, variant: Results) -> list[str]:
     if baseline.file.resolve() == variant.file.resolve():
         notes.append(f"{variant.name} and the baseline are the same file, '{variant.file}'.")
     adds = "one BOS token is added"
-    here, there = (str(run.provenance.get("bos", "")).startswith(adds) for run in (baseline, variant))
-    asked = str(baseline.model_args.get("add_bos_token")) in ("True", "1")
-    if there and not here and not asked:
+    bos_before, bos_after = (str(run.provenance.get("bos", "")).startswith(adds) for run in (baseline, variant))
+    bos_requested = str(baseline.model_args.get("add_bos_token")) in ("True", "1")
+    if bos_after and not bos_before and not bos_requested:
         notes.append(
             f"{variant.name} was asked with a BOS token before each prompt, and nothing says that the baseline was: "
             f"its drop may be due to that. Take splice=none or add_bos_token=True for the baseline."
@@ -286,7 +286,7 @@ def _group_rows(
     rows, notes = [], []
     for key in dict.fromkeys(pair.measure.key for _, pair in chosen):
         members = {task: pair for task, pair in chosen if pair.measure.key == key}
-        if any(one.scores.get(cut.name, {}).get(key) is None for one in runs):
+        if any(results.scores.get(cut.name, {}).get(key) is None for results in runs):
             continue  # lm_eval does not score the group by this metric
         lacking = [task for task in cut.tasks if task not in members and key in runs[0].scores[task]]
         kinds = {(pair.measure.kind, pair.measure.sign) for pair in members.values()}
@@ -306,9 +306,9 @@ def _group_rows(
 
 def _weights(cut: Cut, tasks: Sequence[str], runs: Sequence[Results], key: str) -> np.ndarray | None:
     return group_weights(
-        [[one.score(task, key) for task in tasks] for one in runs],
+        [[run.score(task, key) for task in tasks] for run in runs],
         [runs[0].sizes[task] for task in tasks],
-        [one.score(cut.name, key) for one in runs],
+        [run.score(cut.name, key) for run in runs],
     )
 
 
@@ -319,7 +319,7 @@ def _weighted(cut: Cut, runs: Sequence[Results], pairs: Mapping[str, list[Pair]]
         return replace(cut, tasks=[task for task in cut.tasks if task not in gone])
     keys = [{pair.measure.key: None for pair in pairs[task]} for task in cut.tasks] if cut.section == "group" else []
     for key in keys[0] if keys else ():
-        if all(key in of for of in keys) and all(one.scores.get(cut.name, {}).get(key) is not None for one in runs):
+        if all(key in own for own in keys) and all(run.scores.get(cut.name, {}).get(key) is not None for run in runs):
             weights = _weights(cut, cut.tasks, runs, key)
             return cut if weights is None else replace(cut, weights=tuple(weights))
     return cut

@@ -26,13 +26,13 @@ def at_floor(pairs: Mapping[str, Pair]) -> list[str]:
     """
     from statsmodels.stats.multitest import multipletests
 
-    known = {task: pair for task, pair in pairs.items() if not np.isnan(pair.chance).any()}
-    found = {task for task, pair in pairs.items() if task not in known and not pair.before.any()}
-    if known:
-        p = [above_chance_p(pair.before, pair.chance, pair.labels) for pair in known.values()]
+    with_chance = {task: pair for task, pair in pairs.items() if not np.isnan(pair.chance).any()}
+    floor = {task for task, pair in pairs.items() if task not in with_chance and not pair.before.any()}
+    if with_chance:
+        p = [above_chance_p(pair.before, pair.chance, pair.labels) for pair in with_chance.values()]
         above: Any = multipletests(p, alpha=FALSE_DISCOVERIES, method="fdr_bh")[0]
-        found |= {task for task, passes in zip(known, above, strict=True) if not passes}
-    return [task for task in pairs if task in found]
+        floor |= {task for task, passes in zip(with_chance, above, strict=True) if not passes}
+    return [task for task in pairs if task in floor]
 
 
 def above_chance_p(right: np.ndarray, chance: np.ndarray, labels: np.ndarray) -> float:
@@ -60,10 +60,10 @@ def left_out(pairs: Mapping[str, Pair]) -> list[str]:
     of them where the test was over sets: to choose tasks by the baseline's own answers makes its luck a drop.
     docs/metrics.md has how large that is.
     """
-    found = at_floor(pairs)
-    if len(pairs) - len(found) < LEAST_ABOVE * len(pairs):
+    floor = at_floor(pairs)
+    if len(pairs) - len(floor) < LEAST_ABOVE * len(pairs):
         return []
-    return [task for task in found if _tested(pairs[task]) >= FEWEST_DOCUMENTS]
+    return [task for task in floor if _tested(pairs[task]) >= FEWEST_DOCUMENTS]
 
 
 def _tested(pair: Pair) -> int:

@@ -47,8 +47,8 @@ def adjust(drops: pd.DataFrame) -> str:
     for _, rows in drops.groupby(["section", "primary"]):
         drops.loc[rows.index, "p_adjusted"] = _holm(rows["p"])
     counts = Counter(drops.loc[drops["primary"], "section"])
-    told = {section: plural if section == "overall" else f"for {plural}" for section, plural in SECTIONS.items()}
-    tests = ", ".join(f"{counts[section]} {name}" for section, name in told.items() if section in counts)
+    labels = {section: plural if section == "overall" else f"for {plural}" for section, plural in SECTIONS.items()}
+    tests = ", ".join(f"{counts[section]} {name}" for section, name in labels.items() if section in counts)
     variants = len(set(drops["variant"]))
     across = f", over the {variants} variants at once" if variants > 1 else ""
     more = "" if all(drops["primary"]) else " The metrics beside the primary ones are adjusted apart from them."
@@ -82,8 +82,8 @@ def stars_changed(drops: pd.DataFrame, added: Sequence[str], level: float) -> st
             had, has = (has_star(value, level) for value in (p, now))
             if had != has:
                 changed["lost" if had else "got"].append(f"{alias} of {variant}")
-    told = [f"{verb} its star: {', '.join(names)}" for verb, names in changed.items() if names]
+    changes = [f"{verb} its star: {', '.join(names)}" for verb, names in changed.items() if names]
     return (
         f"{', '.join(dict.fromkeys(name for name in added if name in set(drops['variant'])))} came later: p is "
-        f"adjusted anew, over all variants. {'; '.join(told).capitalize() if told else 'No star changed'}."
+        f"adjusted anew, over all variants. {'; '.join(changes).capitalize() if changes else 'No star changed'}."
     )

@@ -92,8 +92,8 @@ def tango_interval(lost: int, gained: int, n: int, *, level: float = 0.95) -> tu
         return (lost - gained - n * delta) / np.sqrt(max(variance, 1e-300))
 
     def root(level: float, left: float, right: float) -> float:
-        found: Any = optimize.brentq(lambda delta: score(delta) - level, left, right)
-        return float(found)
+        solution: Any = optimize.brentq(lambda delta: score(delta) - level, left, right)
+        return float(solution)
 
     edge = 1 - 1e-12
     low = -1.0 if score(-edge) <= z else root(z, -edge, estimate - 1e-12)
@@ -292,17 +292,17 @@ def _linear(strata: Sequence[Stratum]) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each task values and sizes by document: near what was seen, the drop moves as the sum over tasks of the
     sum of values over the sum of sizes.
     """
-    found = []
+    terms = []
     sizes = [np.ones(len(s.baseline)) if s.sizes is None else s.sizes for s in strata]
     slopes = [_slopes([getattr(s, side) for s in strata], sizes, strata) for side in ("baseline", "variant")]
     for s, size, before, after in zip(strata, sizes, *slopes, strict=True):
-        found.append((before * s.baseline - after * s.variant, size))
-    return found
+        terms.append((before * s.baseline - after * s.variant, size))
+    return terms
 
 
 def _slopes(values: Sequence[np.ndarray], sizes: Sequence[np.ndarray], strata: Sequence[Stratum]) -> list[Any]:
     """How much the group's metric, or its logarithm, moves with the mean of each of its tasks."""
-    means = [of.sum() / size.sum() for of, size in zip(values, sizes, strict=True)]
+    means = [value.sum() / size.sum() for value, size in zip(values, sizes, strict=True)]
     steps = [1e-5 * max(abs(mean), 1.0) for mean in means]
     slopes = [
         (s.scale(mean + step) - s.scale(mean - step)) / (2 * step)
@@ -317,10 +317,10 @@ def _slopes(values: Sequence[np.ndarray], sizes: Sequence[np.ndarray], strata: S
 
 def _swapped(stratum: Stratum, rng: np.random.Generator, draws: int) -> tuple[np.ndarray, np.ndarray]:
     """Scores of either side where baseline and variant change places at random."""
-    n, found = len(stratum.baseline), []
+    n, scores = len(stratum.baseline), []
     before, after = stratum.baseline.sum(), stratum.variant.sum()
     for size in chunks(draws, n):
         moved = rng.integers(0, 2, (size, n)) @ (stratum.variant - stratum.baseline)
-        found.append((stratum.score(before + moved), stratum.score(after - moved)))
-    first, second = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        scores.append((stratum.score(before + moved), stratum.score(after - moved)))
+    first, second = (np.concatenate(parts) for parts in zip(*scores, strict=True))
     return first, second

@@ -91,9 +91,11 @@ def _labels(documents: pd.Series, docs_by: str | None) -> np.ndarray:
     """What each document has in a field; one that has nothing there belongs to no other."""
     if docs_by is None:
         return np.arange(len(documents)).astype(str)
-    values = [of.get(docs_by) if isinstance(of, Mapping) else None for of in documents]
+    values = [document.get(docs_by) if isinstance(document, Mapping) else None for document in documents]
     alone = [f"\0{at}" for at in range(len(values))]
-    return np.array([own if of is None else str(of) for of, own in zip(values, alone, strict=True)], dtype=object)
+    return np.array(
+        [own if value is None else str(value) for value, own in zip(values, alone, strict=True)], dtype=object
+    )
 
 
 def row_of(
@@ -179,7 +181,7 @@ def _strata(
         if docs_by is not None and pair.measure.kind != "accuracy":
             _, index = np.unique(pair.labels.astype(str), return_inverse=True)
             sizes = np.bincount(index, weights=np.ones(len(before)) if sizes is None else sizes)
-            before, after = (np.bincount(index, weights=of) for of in (before, after))
+            before, after = (np.bincount(index, weights=scores) for scores in (before, after))
         form = "log" if log else "plain"
         strata.append(Stratum(float(weight), before, after, sizes, scales[pair.measure.scale], form))
     return strata
@@ -201,11 +203,11 @@ def _above_chance(
         return {"above_chance_reason": "not an accuracy"}
     sizes = [len(pair.doc_ids) for pair in pairs.values()]
     weights, chances = [s.weight for s in strata], [pair.chance for pair in pairs.values()]
-    chance = float(sum(w * of.mean() for w, of in zip(weights, chances, strict=True)))
+    chance = float(sum(w * task_chance.mean() for w, task_chance in zip(weights, chances, strict=True)))
     if np.isnan(chance):
         return {"above_chance_reason": NO_CHOICES if baseline > 0 else NONE_RIGHT}
     labels = None if options.docs_by is None else [pair.labels for pair in pairs.values()]
-    above = [s.baseline - of for s, of in zip(strata, chances, strict=True)]
+    above = [s.baseline - task_chance for s, task_chance in zip(strata, chances, strict=True)]
     if _least_accuracy(baseline, strata, sizes, labels, options.level) <= chance:
         return {"chance": chance, "above_chance_reason": NOT_ABOVE}
     if labels is None:
@@ -244,11 +246,11 @@ def _margin_change(
     """Nothing unless each task has margins; documents without one are left out of their task's mean."""
     strata, labels = [], []
     for weight, pair in zip(weights, pairs.values(), strict=True):
-        known = ~(np.isnan(pair.margin_before) | np.isnan(pair.margin_after))
-        if np.count_nonzero(known) == 0:
+        defined = ~(np.isnan(pair.margin_before) | np.isnan(pair.margin_after))
+        if np.count_nonzero(defined) == 0:
             return {}
-        strata.append(Stratum(float(weight), pair.margin_before[known], pair.margin_after[known]))
-        labels.append(pair.labels[known])
+        strata.append(Stratum(float(weight), pair.margin_before[defined], pair.margin_after[defined]))
+        labels.append(pair.labels[defined])
     mean, low, high = mean_change(strata, level=options.level)
     if options.docs_by is not None:
         changes = [s.variant - s.baseline for s in strata]

@@ -24,7 +24,7 @@ def detectable_drop(weight: ArrayLike, changed: ArrayLike, n: ArrayLike) -> floa
     change is taken as observed (Connor 1987, Biometrics 43:207-211); a drop cannot be larger than that share, so where
     it would have to be, every change is taken for a loss. nan where no drop would be seen.
     """
-    weight, changed, n = (np.asarray(of, dtype=float) for of in (weight, changed, n))
+    weight, changed, n = (np.asarray(values, dtype=float) for values in (weight, changed, n))
     below, above = float(stats.norm.ppf(1 - SIZE / 2)), float(stats.norm.ppf(POWER))
     share, scale = float(weight @ (changed / n)), float((weight**2 / n).sum())
     null = float((weight**2 * changed / n**2).sum())
@@ -34,6 +34,6 @@ def detectable_drop(weight: ArrayLike, changed: ArrayLike, n: ArrayLike) -> floa
         # All changes are losses: share and drop are the same unknown.
         if scale * below**2 >= 1:
             return float("nan")
-        found: Any = optimize.brentq(lambda drop: drop - scale * (below + above * np.sqrt(1 - drop)) ** 2, 0.0, 1.0)
-        drop = float(found)
+        root: Any = optimize.brentq(lambda drop: drop - scale * (below + above * np.sqrt(1 - drop)) ** 2, 0.0, 1.0)
+        drop = float(root)
     return float(drop) if drop <= 1 else float("nan")

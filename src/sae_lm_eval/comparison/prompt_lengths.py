@@ -26,8 +26,8 @@ def length_cuts(baseline: Results, variants: Sequence[Results]) -> tuple[list[Cu
     Lengths are in the tables of documents that `run` writes. Without them there are no rows.
     """
     try:
-        found = (document_table(run, [*KEY, "tokens", "tokens_cut"]) for run in (baseline, *variants))
-        lengths: Any = next((one for one in found if one is not None), None)
+        tables = (document_table(run, [*KEY, "tokens", "tokens_cut"]) for run in (baseline, *variants))
+        lengths: Any = next((table for table in tables if table is not None), None)
     except UserError as error:
         return [], [f"{error} Drops by the length of the prompt are left out."]
     if lengths is None:
@@ -49,5 +49,5 @@ def _both(lengths: Any, chosen: Any, other: str, name: str, variants: frozenset[
 
 
 def _cut(name: str, part: Any, variants: frozenset[str] | None) -> Cut:
-    documents = {str(task): set(of["doc_id"]) for task, of in part.groupby("task", sort=False)}
+    documents = {str(task): set(rows["doc_id"]) for task, rows in part.groupby("task", sort=False)}
     return Cut(SECTION, name, None, name, list(documents), None, documents, variants)

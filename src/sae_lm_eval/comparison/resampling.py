@@ -40,9 +40,9 @@ def resampled_ratios(
     values: np.ndarray, sizes: np.ndarray, rng: np.random.Generator, draws: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """By how far the ratio of each resample is off, and the variance that the resample gives it."""
-    n, found = len(values), []
+    n, resamples = len(values), []
     for size in chunks(draws, n):
         index = rng.integers(0, n, (size, n))
-        found.append(ratio_of_sums(values[index], sizes[index]))
-    ratios, variances = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        resamples.append(ratio_of_sums(values[index], sizes[index]))
+    ratios, variances = (np.concatenate(parts) for parts in zip(*resamples, strict=True))
     return ratios - values.sum() / sizes.sum(), variances

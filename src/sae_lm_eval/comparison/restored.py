@@ -42,18 +42,18 @@ class PairedLosses:
 
     measure: str
     baseline: np.ndarray
-    of: Mapping[str, np.ndarray]
+    by_key: Mapping[str, np.ndarray]
     sizes: np.ndarray | None = None
 
     def by_document(self, key: str) -> np.ndarray:
         """Losses in the measure's own unit: of KL nats per scored token."""
-        return self.of[key] if self.sizes is None else self.of[key] / self.sizes
+        return self.by_key[key] if self.sizes is None else self.by_key[key] / self.sizes
 
     def restricted(self, chosen: np.ndarray) -> PairedLosses:
         """Some documents, of which those with a value."""
-        keep = chosen & np.all([~np.isnan(loss) for loss in self.of.values()], axis=0)
+        keep = chosen & np.all([~np.isnan(loss) for loss in self.by_key.values()], axis=0)
         sizes = None if self.sizes is None else self.sizes[keep]
-        losses = {key: loss[keep] for key, loss in self.of.items()}
+        losses = {key: loss[keep] for key, loss in self.by_key.items()}
         return PairedLosses(self.measure, self.baseline[keep], losses, sizes)
 
     def drop(self, key: str, level: float) -> IntervalEstimate:
@@ -61,12 +61,12 @@ class PairedLosses:
 
         Bounds are nan for fewer than two documents, and where all changed alike.
         """
-        loss = self.of[key]
+        loss = self.by_key[key]
         if not len(loss):
             return UNDEFINED
         if self.measure == ACCURACY:
-            found = paired_drop(self.baseline, self.baseline - loss, level=level)
-            return IntervalEstimate(found.drop, found.low, found.high)
+            estimate = paired_drop(self.baseline, self.baseline - loss, level=level)
+            return IntervalEstimate(estimate.drop, estimate.low, estimate.high)
         sizes = np.ones(len(loss)) if self.sizes is None else self.sizes
         if len(loss) < 2:
             return IntervalEstimate(float(loss.sum() / sizes.sum()), NAN, NAN)
@@ -82,7 +82,7 @@ class PairedLosses:
         As in Bonett and Price's interval of a drop in accuracy, one lost and one gained document are added: once with
         the numerator of the same sign, once with none, half of each. The ratio stays as it is.
         """
-        loss, n = self.of[key], len(numerator)
+        loss, n = self.by_key[key], len(numerator)
         further, weight, wider = np.zeros((0, 2)), 0.0, np.sqrt(n / (n - 1))  # Student's variance is over n - 1
         if self.measure == ACCURACY:
             further, weight, wider = np.array([[1, 1], [-1, -1], [0, 1], [0, -1]], dtype=float), 0.5, 1.0
@@ -111,6 +111,6 @@ def shares(
     Of several classes each share is a sum of theirs, which is 1 where they do not interact.
     """
     nothing = np.zeros(len(losses.baseline))
-    back = sum((losses.of[whole] - losses.of[key] for key in restored), nothing)
-    left = sum((losses.of[key] for key in alone), nothing)
+    back = sum((losses.by_key[whole] - losses.by_key[key] for key in restored), nothing)
+    left = sum((losses.by_key[key] for key in alone), nothing)
     return losses.share(back, whole, level), losses.share(left, whole, level)

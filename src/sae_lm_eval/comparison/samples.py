@@ -50,9 +50,9 @@ def check_runs(baseline: Results, variant: Results) -> None:
     """Raise `UserError` where the two were not asked the same tasks in the same way, as far as their heads tell."""
     pair = f"{baseline.name} ('{baseline.file}') and {variant.name} ('{variant.file}')"
     only = [
-        f"only {of.name} has {', '.join(missing[:5])}{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}"
-        for of, other in ((baseline, variant), (variant, baseline))
-        if (missing := [task for task in of.tasks if task not in other.tasks])
+        f"only {run.name} has {', '.join(missing[:5])}{f' and {len(missing) - 5} more' if len(missing) > 5 else ''}"
+        for run, other in ((baseline, variant), (variant, baseline))
+        if (missing := [task for task in run.tasks if task not in other.tasks])
     ]
     if only:
         raise UserError(f"{pair} were evaluated on different tasks: {'; '.join(only)}.")
@@ -67,13 +67,13 @@ def check_runs(baseline: Results, variant: Results) -> None:
 
 def check_documents(task: str, baseline: Results, before: pd.DataFrame, variant: Results, after: pd.DataFrame) -> None:
     """Raise `UserError` where a document, prompt or target of a task is not the same in both runs."""
-    for of, other, mine, theirs in ((baseline, variant, before, after), (variant, baseline, after, before)):
+    for run, other, mine, theirs in ((baseline, variant, before, after), (variant, baseline, after, before)):
         missing = mine.index.difference(theirs.index)
         if len(missing):
             which, document = missing[0]
             limits = ", ".join(f"{r.name} has --limit {r.config.get('limit') or 'none'}" for r in (baseline, variant))
             raise UserError(
-                f"{len(missing)} of {len(mine)} answers of {of.name} to {task} are missing in {other.name}, the first "
+                f"{len(missing)} of {len(mine)} answers of {run.name} to {task} are missing in {other.name}, the first "
                 f"of them to document {document} (filter {which}); {limits}. Evaluate both on the same documents."
             )
     for name, what in HASHES.items():
@@ -85,8 +85,8 @@ def check_documents(task: str, baseline: Results, before: pd.DataFrame, variant:
                 f"{name} differs for {differs.sum()} of {len(before)}."
             )
     for name in dict.fromkeys((*metric_columns(before), *metric_columns(after))):
-        here, there = (side.reindex(columns=[name])[name].notna().to_numpy() for side in (before, after))
-        if (here != there).any():
+        before_has, after_has = (side.reindex(columns=[name])[name].notna().to_numpy() for side in (before, after))
+        if (before_has != after_has).any():
             raise UserError(f"{task} has '{name}' for other documents in {variant.name} than in {baseline.name}.")
 
 
@@ -128,12 +128,12 @@ def _right_choices(frame: pd.DataFrame, logprobs: Sequence[np.ndarray]) -> list[
     rows = list(zip(frame["target"], frame["continuations"], logprobs, frame["acc"], strict=True))
     readings: tuple[Callable[..., set[int]], ...] = (_by_index, _by_text, _by_accuracy)
     for reading in readings:
-        found = [reading(*row) for row in rows]
+        choices = [reading(*row) for row in rows]
         explained = (
-            (int(values.argmax()) in right) == acc for right, (*_, values, acc) in zip(found, rows, strict=True)
+            (int(values.argmax()) in right) == acc for right, (*_, values, acc) in zip(choices, rows, strict=True)
         )
-        if all(found) and all(explained):
-            return found
+        if all(choices) and all(explained):
+            return choices
     return None
 
 

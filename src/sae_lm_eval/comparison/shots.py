@@ -67,9 +67,9 @@ def over_seeds(comparisons: Mapping[int, Comparison], *, level: float = 0.95) ->
     rows = []
     for variant, of_variant in joined.groupby(level="variant", sort=False):
         cuts = [("overall", of_variant), *of_variant.groupby(level="task", sort=False)]
-        for task, of in cuts:
-            drop, low, high, between = drop_over_seeds(of.to_numpy().T, level=level)
-            rows.append((variant, task, len(tables), len(of), drop, low, high, between, INTERVAL))
+        for task, losses in cuts:
+            drop, low, high, between = drop_over_seeds(losses.to_numpy().T, level=level)
+            rows.append((variant, task, len(tables), len(losses), drop, low, high, between, INTERVAL))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -77,8 +77,8 @@ def _answers(comparison: Comparison) -> pd.Series:
     """What each question lost, by variant, task and question, of the tasks that are right or wrong."""
     drops = comparison.drops
     accurate = set(drops.loc[(drops["section"] == "task") & (drops["kind"] == "accuracy") & drops["primary"], "name"])
-    found: Any = comparison.documents()  # pandas' types do not say what a selection is
-    found = found[found["task"].isin(accurate)]
-    if found.empty:
+    answers: Any = comparison.documents()  # pandas' types do not say what a selection is
+    answers = answers[answers["task"].isin(accurate)]
+    if answers.empty:
         raise UserError("None of the tasks is right or wrong by question, so there is no drop over seeds.")
-    return found.set_index(["variant", "task", "doc_id"])["score_lost"].sort_index()
+    return answers.set_index(["variant", "task", "doc_id"])["score_lost"].sort_index()

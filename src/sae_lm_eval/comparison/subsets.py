@@ -74,7 +74,7 @@ def check_categories(categories: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(categories, Mapping) or not categories:
         raise UserError(f"{where} must map categories to tasks, as in 'knowledge: [mmlu, arc_easy]'.")
     names: list[str] = []
-    for name, asked in categories.items():
+    for name, entry in categories.items():
         if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
             raise UserError(
                 f"{where}: {shown(repr(name))} is no name of a category: write a text, in quotes if need be."
@@ -83,31 +83,31 @@ def check_categories(categories: Any, where: str) -> Mapping[str, Any]:
             taken = "is the name of all tasks together" if name == "overall" else "names two categories"
             raise UserError(f"{where}: '{shown(name)}' {taken}: choose another.")
         names.append(str(name))
-        if isinstance(asked, Mapping):
-            _check_keys(str(name), asked)
+        if isinstance(entry, Mapping):
+            _check_keys(str(name), entry)
         else:
-            _check_listed(asked, f"Category '{name}'", "tasks, groups or patterns")
+            _check_listed(entry, f"Category '{name}'", "tasks, groups or patterns")
     return categories
 
 
-def _check_keys(category: str, asked: Mapping[str, Any]) -> None:
-    unknown = [str(word) for word in asked if word not in CATEGORY_KEYS]
-    if unknown or "field" not in asked:
+def _check_keys(category: str, entry: Mapping[str, Any]) -> None:
+    unknown = [str(word) for word in entry if word not in CATEGORY_KEYS]
+    if unknown or "field" not in entry:
         raise UserError(
             f"Category '{category}' has {', '.join(unknown) or 'no field'}: give 'field', and 'values' or 'tasks'."
         )
-    if not isinstance(asked["field"], str) or not asked["field"].strip():
-        raise UserError(f"Category '{category}': {shown(asked['field'])} is no name of a field of the documents.")
+    if not isinstance(entry["field"], str) or not entry["field"].strip():
+        raise UserError(f"Category '{category}': {shown(entry['field'])} is no name of a field of the documents.")
     for key, what in (("tasks", "tasks, groups or patterns"), ("values", "values of the field")):
-        if key in asked:
-            _check_listed(asked[key], f"Category '{category}', {key}", what)
+        if key in entry:
+            _check_listed(entry[key], f"Category '{category}', {key}", what)
 
 
-def _check_listed(given: Any, where: str, what: str) -> None:
-    listed = _listed(given)
-    odd = [one for one in listed if not isinstance(one, str | int | float) and one is not None]
-    if odd or not listed:
-        raise UserError(f"{where}: {shown(odd[0] if odd else given)} is neither one of nor a list of {what}.")
+def _check_listed(value: Any, where: str, what: str) -> None:
+    words = _listed(value)
+    odd = [word for word in words if not isinstance(word, str | int | float) and word is not None]
+    if odd or not words:
+        raise UserError(f"{where}: {shown(odd[0] if odd else value)} is neither one of nor a list of {what}.")
 
 
 def categorise(
@@ -124,27 +124,27 @@ def categorise(
     """
     if categories:
         check_categories(categories, "categories")
-    for key, asked in categories.items():
+    for key, entry in categories.items():
         name = printable(key)
-        if not isinstance(asked, Mapping):
-            yield Cut("category", name, None, name, tasks_meant(name, asked, groups, tasks))
+        if not isinstance(entry, Mapping):
+            yield Cut("category", name, None, name, tasks_meant(name, entry, groups, tasks))
             continue
-        within = tasks_meant(name, asked["tasks"], groups, tasks) if "tasks" in asked else tasks
-        found = _by_value(str(asked["field"]), {task: documents[task] for task in within})
-        if not found:
+        within = tasks_meant(name, entry["tasks"], groups, tasks) if "tasks" in entry else tasks
+        ids_by_value = _by_value(str(entry["field"]), {task: documents[task] for task in within})
+        if not ids_by_value:
             fields = sorted({str(field) for task in within for doc in documents[task]["doc"].head(1) for field in doc})
-            raise UserError(f"Category '{name}': no document has a field '{asked['field']}', only {', '.join(fields)}.")
-        if "values" not in asked:
-            for value, chosen in found.items():
+            raise UserError(f"Category '{name}': no document has a field '{entry['field']}', only {', '.join(fields)}.")
+        if "values" not in entry:
+            for value, chosen in ids_by_value.items():
                 yield Cut("category", f"{name}: {value}", name, printable(value), list(chosen), None, chosen)
             continue
-        wanted = [str(value) for value in _listed(asked["values"])]
-        if missing := [value for value in wanted if value not in found]:
-            hint = did_you_mean(missing[0], found) or f" There are {', '.join(found)}."
-            raise UserError(f"Category '{name}': no document's {asked['field']} is '{missing[0]}'.{hint}")
+        values = [str(value) for value in _listed(entry["values"])]
+        if missing := [value for value in values if value not in ids_by_value]:
+            hint = did_you_mean(missing[0], ids_by_value) or f" There are {', '.join(ids_by_value)}."
+            raise UserError(f"Category '{name}': no document's {entry['field']} is '{missing[0]}'.{hint}")
         chosen: dict[str, set[int]] = {}
-        for value in wanted:
-            for task, ids in found[value].items():
+        for value in values:
+            for task, ids in ids_by_value[value].items():
                 chosen[task] = chosen.get(task, set()) | ids
         yield Cut("category", name, None, name, list(chosen), None, chosen)
 
@@ -152,34 +152,35 @@ def categorise(
 def check_field(field: str, documents: Mapping[str, pd.DataFrame]) -> None:
     """Raise `UserError` unless some document has the field."""
     if not _by_value(field, documents):
-        known = sorted({str(key) for frame in documents.values() for doc in frame["doc"].head(1) for key in doc})
+        fields = sorted({str(key) for frame in documents.values() for doc in frame["doc"].head(1) for key in doc})
         raise UserError(
-            f"docs_by: no document has a field '{field}'.{did_you_mean(field, known)} They have {', '.join(known)}."
+            f"docs_by: no document has a field '{field}'.{did_you_mean(field, fields)} They have {', '.join(fields)}."
         )
 
 
 def _by_value(field: str, documents: Mapping[str, pd.DataFrame]) -> dict[str, dict[str, set[int]]]:
-    found: dict[str, dict[str, set[int]]] = {}
+    ids_by_value: dict[str, dict[str, set[int]]] = {}
     for task, frame in documents.items():
         for doc_id, doc in zip(frame.index.get_level_values("doc_id"), frame["doc"], strict=True):
             if isinstance(doc, Mapping) and doc.get(field) is not None:
-                found.setdefault(str(doc[field]), {}).setdefault(task, set()).add(doc_id)
-    return found
+                ids_by_value.setdefault(str(doc[field]), {}).setdefault(task, set()).add(doc_id)
+    return ids_by_value
 
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def tasks_meant(category: str, asked: Any, groups: Mapping[str, Sequence[str]], tasks: Sequence[str]) -> list[str]:
-    """The tasks that `asked`, names or patterns of tasks and groups, stands for; raises `UserError` for any other."""
-    known = [*groups, *tasks]
+def tasks_meant(category: str, words: Any, groups: Mapping[str, Sequence[str]], tasks: Sequence[str]) -> list[str]:
+    """The tasks that `words`, names or patterns of tasks and groups, stand for; raises `UserError` for any other."""
+    known_names = [*groups, *tasks]
     meant: list[str] = []
-    for word in _listed(asked):
-        names = [name for name in known if fnmatch.fnmatchcase(name, str(word)) or name == str(word)]
+    for word in _listed(words):
+        names = [name for name in known_names if fnmatch.fnmatchcase(name, str(word)) or name == str(word)]
         if not names:
             raise UserError(
-                f"Category '{category}': '{word}' is no task or group of those asked.{did_you_mean(str(word), known)}"
+                f"Category '{category}': '{word}' is no task or group of those asked."
+                f"{did_you_mean(str(word), known_names)}"
             )
         meant += [task for name in names for task in leaves(groups, name)]
     return list(dict.fromkeys(meant))

@@ -65,7 +65,7 @@ def measures_of(
     With metrics="primary" only the first. A measure counts only if
     each run's documents give the number that lm_eval wrote for that run.
     """
-    found: list[Measure] = []
+    measures: list[Measure] = []
     left_out: list[str] = []
     filters = answers[0].index.get_level_values("filter").unique()
     logged = {(metric, named) for metric in metric_columns(answers[0]) for named in filters}
@@ -78,12 +78,12 @@ def measures_of(
             continue
         measure = _measure(task, metric, named, runs, answers)
         if isinstance(measure, Measure):
-            found.append(measure)
+            measures.append(measure)
         else:
             left_out.append(f"{task}: {key} is left out, for {measure}.")
-    found.sort(key=lambda measure: measure.kind != "accuracy")
-    found[:1] = [replace(measure, primary=True) for measure in found[:1]]
-    return (found, left_out) if metrics == "all" or not found else (found[:1], [])
+    measures.sort(key=lambda measure: measure.kind != "accuracy")
+    measures[:1] = [replace(measure, primary=True) for measure in measures[:1]]
+    return (measures, left_out) if metrics == "all" or not measures else (measures[:1], [])
 
 
 def _measure(

@@ -106,7 +106,7 @@ class VariantInquiry:
         """The documents that have a margin, and what each lost of it."""
         queries = self.requests.queries
         contrasts = contrasts_of(self.tasks, self.chosen, self.requests.owner, answers, queries, WHOLE)
-        lost = dict(zip(np.flatnonzero(self.chosen).tolist(), losses[MARGIN].of[WHOLE].tolist(), strict=True))
+        lost = dict(zip(np.flatnonzero(self.chosen).tolist(), losses[MARGIN].by_key[WHOLE].tolist(), strict=True))
         kept = [one for one in contrasts if np.isfinite(lost[one.document])]
         return MarginLosses(kept, {one.document: lost[one.document] for one in kept})
 
