@@ -180,5 +180,5 @@ def test_moments_are_of_the_whole_error_where_half_of_it_is_made():
         Scorer(model, [spliced], rows=4, limit=64).score(
             ScoreRequest(asked, measures=(), greedy=False, watch=moments), lambda _scores: None
         )
-        found.append(moments.of[HOOK]["ee"])
+        found.append(moments.by_hook[HOOK]["ee"])
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)

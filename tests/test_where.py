@@ -170,7 +170,7 @@ class TestClasses:
             [division(text, words) for text in ("segment", "kind", "first:2", "distance", "regex:n=[0-9]+")]
         )
         one = reading("There are 12 foxes. Where? here", letters=27)
-        found = labels.of(one)
+        found = labels.index(one)
         labels.seen.update(found.tolist())
         for number, each in enumerate(labels.divisions):
             parts = [labels.of_class(number, index) for index in range(len(each.classes))]

@@ -100,8 +100,8 @@ def test_activation_times_gradient_is_that_of_plain_torch(kind):
                 of_latents, of_error, _ = by_hand(model, sae, query)
                 latents += sign * lost[at] / weight * of_latents.sum(0)
                 error += sign * lost[at] / weight * float(of_error.sum())
-        assert found.of_error(part) == pytest.approx(error, abs=1e-4)
-        mine = torch.tensor([found.of(part, 0, latent) for latent in range(LATENTS)])
+        assert found.error_attribution(part) == pytest.approx(error, abs=1e-4)
+        mine = torch.tensor([found.attribution(part, 0, latent) for latent in range(LATENTS)])
         torch.testing.assert_close(mine, latents, atol=1e-4, rtol=1e-3)
         top = found.top(part, 4)
         assert [one.latent for one in top] == latents.abs().topk(4).indices.tolist()
@@ -144,10 +144,10 @@ def test_behind_the_last_norm_the_margin_is_linear_and_nothing_is_left_over():
         with of.attached():
             variant = margin()
         constant = float(sae.b_dec @ (model.lm_head.weight[5] - model.lm_head.weight[7]))
-    assert found.of_error("overall") == pytest.approx(baseline - variant, abs=1e-4)
-    latents = sum(found.of("overall", 0, latent) for latent in range(LATENTS))
+    assert found.error_attribution("overall") == pytest.approx(baseline - variant, abs=1e-4)
+    latents = sum(found.attribution("overall", 0, latent) for latent in range(LATENTS))
     assert latents + constant == pytest.approx(variant, abs=1e-4)
-    assert latents + constant + found.of_error("overall") == pytest.approx(baseline, abs=1e-4)
+    assert latents + constant + found.error_attribution("overall") == pytest.approx(baseline, abs=1e-4)
     top = found.top("overall", 1)[0]
     with torch.no_grad(), attached(of.model, ablated(of.variant, 0, top.latent)):
         assert variant - margin() == pytest.approx(top.attributed, abs=1e-4)

@@ -124,7 +124,7 @@ def test_an_error_along_one_direction_is_its_first_component_and_linear(tmp_path
 def test_an_error_that_is_the_same_everywhere_is_linear_by_its_mean():
     moments, generator = Moments(Variant(())), torch.Generator().manual_seed(0)
     y = torch.randn(200, 6, generator=generator, dtype=torch.float64)
-    moments.of["a"] = moments_of(y, torch.ones_like(y))
+    moments.by_hook["a"] = moments_of(y, torch.ones_like(y))
     linear, rest = moments.classes(("direction",), moments)
     assert linear.energy == pytest.approx(1, abs=1e-6)
     assert rest.energy == pytest.approx(0, abs=1e-6)
@@ -134,7 +134,9 @@ def test_an_error_that_is_the_same_everywhere_is_linear_by_its_mean():
 
 def test_a_dictionary_without_an_error_has_no_part_of_it():
     moments = Moments(Variant(()))
-    moments.of["a"] = moments_of(torch.randn(200, 6, dtype=torch.float64), torch.zeros(200, 6, dtype=torch.float64))
+    moments.by_hook["a"] = moments_of(
+        torch.randn(200, 6, dtype=torch.float64), torch.zeros(200, 6, dtype=torch.float64)
+    )
     assert all(math.isnan(part.energy) for part in moments.classes(("direction", "component"), moments))
 
 

@@ -38,7 +38,7 @@ class Reading:
     `spans` of the tokens in the text are empty where a token has none; `context` is how many tokens are the context's.
     """
 
-    asked: PromptDocument
+    document: PromptDocument
     text: str
     letters: int  # of the context
     spans: Int[np.ndarray, "tokens 2"]
@@ -110,26 +110,31 @@ def _by_pattern(text: str, rest: str) -> Division:
 
 def _field_spans(reading: Reading, name: str) -> list[tuple[int, int]]:
     """Spans of letters that a document's field names: texts to look for, or pairs of places in its own text."""
-    value = reading.asked.fields.get(name)
+    document = reading.document
+    value = document.fields.get(name)
     listed: Any = value if isinstance(value, list | tuple) else [] if value is None else [value]
-    text = reading.asked.own
+    text = document.own
     own = -1 if text is None else reading.text.rfind(text.rstrip(), 0, reading.letters)
-    found = []
-    for one in [listed] if _is_span(listed) else listed:
-        if _is_span(one):
-            found += [(own + one[0], own + one[1])] if own >= 0 else []
-        elif isinstance(one, str) and one:
-            found += [match.span() for match in re.compile(re.escape(one)).finditer(reading.text, max(own, 0))]
+    spans = []
+    for entry in [listed] if _is_span(listed) else listed:
+        if _is_span(entry):
+            spans += [(own + entry[0], own + entry[1])] if own >= 0 else []
+        elif isinstance(entry, str) and entry:
+            spans += [match.span() for match in re.compile(re.escape(entry)).finditer(reading.text, max(own, 0))]
         else:
             raise UserError(
-                f"--by field:{name}: {one!r} of document {reading.asked.doc_id} of {reading.asked.task} is neither a "
+                f"--by field:{name}: {entry!r} of document {document.doc_id} of {document.task} is neither a "
                 f"text nor a pair of places in it, such as [3, 9]."
             )
-    return found
+    return spans
 
 
 def _is_span(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2 and all(type(of) is int and of >= 0 for of in value)
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 2
+        and all(type(place) is int and place >= 0 for place in value)
+    )
 
 
 def _segment_index(reading: Reading) -> Int[np.ndarray, " tokens"]:
@@ -138,7 +143,7 @@ def _segment_index(reading: Reading) -> Int[np.ndarray, " tokens"]:
         return np.full(len(reading.spans), other)
     context, continuation = reading.text[: reading.letters], reading.text[reading.letters :]
     of_letter = np.full(len(reading.text) + 1, other)
-    for start, end, name in segments(context, continuation, reading.asked):
+    for start, end, name in segments(context, continuation, reading.document):
         of_letter[start:end] = SEGMENTS.index(name)
     out = np.where(reading.special, other, of_letter[first_letters(reading.text, reading.spans)])
     differs = np.flatnonzero(out == SEGMENTS.index(DIFFERENCE))
@@ -157,17 +162,17 @@ class Labels:
 
     def __init__(self, divisions: Sequence[Division]) -> None:
         self.divisions = tuple(divisions)
-        names = [one.name for one in divisions]
+        names = [division.name for division in divisions]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"--by names '{twice}' twice.")
-        self.sizes = [len(one.classes) for one in divisions]
+        self.sizes = [len(division.classes) for division in divisions]
         if np.prod(self.sizes, dtype=float) > MOST_LABELS:
             raise UserError(f"--by divides tokens into more than {MOST_LABELS:,} kinds at once: leave some out.")
         self.seen: set[int] = set()  # where something is spliced in
 
-    def of(self, reading: Reading) -> Int[np.ndarray, " tokens"]:
+    def index(self, reading: Reading) -> Int[np.ndarray, " tokens"]:
         """Of each token; with no division they are alike."""
-        numbers = [one.index(reading) for one in self.divisions]
+        numbers = [division.index(reading) for division in self.divisions]
         return np.ravel_multi_index(numbers, self.sizes) if numbers else np.zeros(len(reading.spans), dtype=int)
 
     def of_class(self, division: int, number: int) -> frozenset[int]:

@@ -92,10 +92,10 @@ class DirectionClass:
     def patches(self, variant: Variant, random: Variant) -> dict[str, tuple[str, Variant]]:
         """As `PlaceClass.patches`: the part is put back; it alone is left in; and a random error of its norm."""
         rest = {hook: Remainder(part) for hook, part in self.parts.items()}
-        of = {RESTORED: (variant, self.parts), ONLY: (variant, rest), RANDOM: (random, rest)}
+        by_kind = {RESTORED: (variant, self.parts), ONLY: (variant, rest), RANDOM: (random, rest)}
         return {
             kind: (f"{self.division} {self.name} {kind} {self.content}", _restoring(base, parts))
-            for kind, (base, parts) in of.items()
+            for kind, (base, parts) in by_kind.items()
         }
 
 
@@ -108,7 +108,7 @@ class Moments(EditedWatch[dict[str, Tensor]]):
 
     def __init__(self, variant: Variant) -> None:
         super().__init__(variant)
-        self.of: dict[str, dict[str, Tensor]] = {}
+        self.by_hook: dict[str, dict[str, Tensor]] = {}
 
     def measured(
         self,
@@ -122,14 +122,14 @@ class Moments(EditedWatch[dict[str, Tensor]]):
         return moments_of(activation, (activation - new.double()) / (splice.scale or 1))
 
     def add(self, hook: str, measured: dict[str, Tensor]) -> None:
-        before = self.of.setdefault(hook, {name: torch.zeros_like(value) for name, value in measured.items()})
+        before = self.by_hook.setdefault(hook, {name: torch.zeros_like(value) for name, value in measured.items()})
         for name, value in measured.items():
             before[name] += value
 
     @property
     def positions(self) -> int:
         """How many positions they are of."""
-        return min((int(of["count"]) for of in self.of.values()), default=0)
+        return min((int(moments["count"]) for moments in self.by_hook.values()), default=0)
 
     def classes(self, divisions: tuple[str, ...], others: Moments) -> list[DirectionClass]:
         """The parts of the error, whose energy is that at `others`.
@@ -138,31 +138,31 @@ class Moments(EditedWatch[dict[str, Tensor]]):
         """
         out: list[DirectionClass] = []
         if DIRECTIONS in divisions:
-            widest = max(len(of["y"]) for of in self.of.values())
+            widest = max(len(moments["y"]) for moments in self.by_hook.values())
             if self.positions < 2 * widest:
                 raise UserError(
                     f"--by direction fits a map of {widest} values on {self.positions:,} positions, and needs twice as "
                     f"many as values: ask more documents."
                 )
-            fitted = {hook: _linear(of) for hook, of in self.of.items()}
+            fitted = {hook: _linear(moments) for hook, moments in self.by_hook.items()}
             out.append(self._of(DIRECTIONS, LINEAR, fitted, others))
             out.append(self._of(DIRECTIONS, REST, {hook: Remainder(part) for hook, part in fitted.items()}, others))
         if COMPONENTS in divisions:
-            bases = {hook: torch.linalg.eigh(of["ee"])[1].flip(-1) for hook, of in self.of.items()}
+            bases = {hook: torch.linalg.eigh(moments["ee"])[1].flip(-1) for hook, moments in self.by_hook.items()}
             for count in LEADING:
                 parts = {hook: Projection(basis[:, :count].float()) for hook, basis in bases.items()}
                 out.append(self._of(COMPONENTS, f"first {count}", parts, others))
         return out
 
     def _of(self, division: str, name: str, parts: Mapping[str, Part], others: Moments) -> DirectionClass:
-        energy = [_energy(part, others.of[hook]) for hook, part in parts.items()]
+        energy = [_energy(part, others.by_hook[hook]) for hook, part in parts.items()]
         return DirectionClass(division, name, parts, float(np.mean(energy)), self._content)
 
     @functools.cached_property
     def _content(self) -> str:
         """A hash of what the parts are fitted on, which is whole by then."""
         digest = hashlib.sha256()
-        for moments in self.of.values():
+        for moments in self.by_hook.values():
             digest.update(moments["ye"].cpu().numpy().tobytes() + moments["ee"].cpu().numpy().tobytes())
         return digest.hexdigest()
 
@@ -172,29 +172,29 @@ def moments_of(y: Float64[Tensor, "positions d_out"], error: Float64[Tensor, "po
     return {**sums, "count": torch.tensor(float(len(y)), dtype=torch.float64)}
 
 
-def _linear(of: Mapping[str, Tensor]) -> LinearPart:
+def _linear(moments: Mapping[str, Tensor]) -> LinearPart:
     """Ridge regression of the error on the activation, both centred."""
-    n = of["count"].to(of["y"])
-    centre, mean = of["y"] / n, of["e"] / n
-    covariance, both = of["yy"] / n - centre[:, None] * centre, of["ye"] / n - centre[:, None] * mean
+    n = moments["count"].to(moments["y"])
+    centre, mean = moments["y"] / n, moments["e"] / n
+    covariance, both = moments["yy"] / n - centre[:, None] * centre, moments["ye"] / n - centre[:, None] * mean
     ridge = RIDGE * covariance.diagonal().mean() * torch.eye(len(centre), dtype=centre.dtype, device=centre.device)
     return LinearPart(torch.linalg.solve(covariance + ridge, both).float(), centre.float(), mean.float())
 
 
-def _energy(part: Part, of: Mapping[str, Tensor]) -> float:
+def _energy(part: Part, moments: Mapping[str, Tensor]) -> float:
     """1 - |error - part|^2 / |error|^2, by the moments; nan where there is no error."""
-    whole = float(of["ee"].trace())
+    whole = float(moments["ee"].trace())
     if not whole:
         return float("nan")
     if isinstance(part, Remainder):
-        return 1 - _energy(part.part, of)  # which the two share out, though they are not orthogonal
+        return 1 - _energy(part.part, moments)  # which the two share out, though they are not orthogonal
     if isinstance(part, Projection):
-        basis = part.basis.to(of["ee"])
-        return float((basis.mT @ of["ee"] @ basis).trace()) / whole
+        basis = part.basis.to(moments["ee"])
+        return float((basis.mT @ moments["ee"] @ basis).trace()) / whole
     assert isinstance(part, LinearPart)
-    n = of["count"].to(of["y"])
-    slope, centre, mean = (value.to(of["y"]) for value in (part.map, part.centre, part.mean))
+    n = moments["count"].to(moments["y"])
+    slope, centre, mean = (value.to(moments["y"]) for value in (part.map, part.centre, part.mean))
     offset = mean - centre @ slope
-    cross = (slope * of["ye"]).sum() + offset @ of["e"]
-    own = (slope * (of["yy"] @ slope)).sum() + 2 * offset @ (of["y"] @ slope) + n * offset @ offset
+    cross = (slope * moments["ye"]).sum() + offset @ moments["e"]
+    own = (slope * (moments["yy"] @ slope)).sum() + 2 * offset @ (moments["y"] @ slope) + n * offset @ offset
     return float(2 * cross - own) / whole

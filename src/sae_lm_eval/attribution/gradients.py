@@ -106,19 +106,19 @@ def margin_gradients(
         passing = _Pass(head, attachment, shifts, spliced.loaded.settings.softmax_dtype)
         texts = sorted(_texts(contrasts), key=lambda text: -len(text.ids))
         size = _Size(spliced.loaded.settings.rows * CAPACITY, uneven)
-        for found in in_pieces(texts, size, passing, size.shrink):
-            for one in found:
-                deliver(one)
+        for batch in in_pieces(texts, size, passing, size.shrink):
+            for gradient in batch:
+                deliver(gradient)
 
 
 def _texts(contrasts: Sequence[Contrast]) -> Iterator[_Text]:
     """The texts of each document, of which equal ones are read once."""
     for contrast in contrasts:
-        of: dict[tuple[int, ...], _Text] = {}
+        texts: dict[tuple[int, ...], _Text] = {}
         for sign, query in ((1, contrast.right), (-1, contrast.wrong)):
-            text = of.setdefault(tuple(query.ids), _Text(contrast.document, query.ids))
+            text = texts.setdefault(tuple(query.ids), _Text(contrast.document, query.ids))
             text.terms.append((sign, query.targets))
-        yield from of.values()
+        yield from texts.values()
 
 
 def _shifted(variant: Variant) -> tuple[Variant, list[_Shift]]:
@@ -194,12 +194,12 @@ class _Pass:
     def _margins(self, hidden: Float[Tensor, "texts positions width"], texts: Sequence[_Text]) -> Tensor:
         """The sum of all texts' parts of their margins, which do not depend on each other."""
         places: dict[tuple[int, int], int] = {}
-        found: list[tuple[int, int, int]] = []
+        terms: list[tuple[int, int, int]] = []
         for row, text in enumerate(texts):
             for sign, targets in text.terms:
                 for at, target in enumerate(targets, start=len(text.ids) - len(targets)):
-                    found.append((places.setdefault((row, at), len(places)), target, sign))
+                    terms.append((places.setdefault((row, at), len(places)), target, sign))
         rows, at = torch.tensor([*places], device=hidden.device).T
         logprob = self.head(hidden[rows, at]).to(self.dtype).log_softmax(-1)
-        place, target, sign = torch.tensor(found, device=logprob.device).T
+        place, target, sign = torch.tensor(terms, device=logprob.device).T
         return (logprob[place, target] * sign).sum()

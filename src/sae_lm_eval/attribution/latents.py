@@ -98,15 +98,15 @@ class LatentAttributions:
     def __call__(self, text: TextGradient) -> None:
         for number, (splice, site) in enumerate(zip(self.variant.splices, text.sites, strict=True)):
             counted = site.gradient.abs().amax(-1) > 0
-            found = _attributed(splice, site, counted)
+            attribution = _attributed(splice, site, counted)
             parts, weight = self._parts_of[text.document], self.lost[text.document]
-            self._sums[number][parts] += weight * found.attributed.double().cpu().numpy()
+            self._sums[number][parts] += weight * attribution.attributed.double().cpu().numpy()
             self._errors[parts, number] += weight * float(site.error_attribution[counted].double().sum())
             if "right" in text.answers:  # once a document
                 self._texts[text.document] = text.ids
-                activations = found.largest.cpu().numpy()
+                activations = attribution.largest.cpu().numpy()
                 self.active[number] += activations != 0
-                self._largest[number].add(text.document, activations, found.positions.cpu().numpy())
+                self._largest[number].add(text.document, activations, attribution.positions.cpu().numpy())
 
     def _weight(self, part: str) -> float:
         return float(sum(abs(self.lost[document]) for document in self.parts[part]))
@@ -122,13 +122,13 @@ class LatentAttributions:
                 for latent in largest
                 if sums[at, latent]
             ]
-        return sorted(out, key=lambda one: -abs(one.attributed))[:count]
+        return sorted(out, key=lambda candidate: -abs(candidate.attributed))[:count]
 
-    def of(self, part: str, number: int, latent: int) -> float:
+    def attribution(self, part: str, number: int, latent: int) -> float:
         """What one latent is worth in a part of the tasks (nats)."""
         return float(self._sums[number][[*self.parts].index(part), latent]) / self._weight(part)
 
-    def of_error(self, part: str) -> float:
+    def error_attribution(self, part: str) -> float:
         """What the errors of all splices are worth together (nats)."""
         return float(self._errors[[*self.parts].index(part)].sum()) / self._weight(part)
 
@@ -136,18 +136,18 @@ class LatentAttributions:
         """Where a latent is most active, once a document, the largest activation first."""
         return [
             ActivatingToken(document, self._texts[document], position, activation)
-            for document, position, activation in self._largest[number].of(latent)
+            for document, position, activation in self._largest[number].examples(latent)
         ]
 
 
 @dataclass(frozen=True)
-class _Found:
+class _TextAttribution:
     attributed: Float[Tensor, " latents"]
     largest: Float[Tensor, " latents"]
     positions: Int[Tensor, " latents"]
 
 
-def _attributed(splice: Splice, site: SiteGradient, counted: Tensor) -> _Found:
+def _attributed(splice: Splice, site: SiteGradient, counted: Tensor) -> _TextAttribution:
     """Summed over the positions that are counted; the activation that is largest by its absolute value, and where."""
     dictionary = splice.dictionary
     assert dictionary.encode is not None, "check_latents looks for it"
@@ -170,7 +170,7 @@ def _attributed(splice: Splice, site: SiteGradient, counted: Tensor) -> _Found:
         more = top.values > largest.abs()
         largest, places = torch.where(more, signed, largest), torch.where(more, top.indices + start, places)
     positions = torch.nonzero(counted)[:, 0].to(places.device)
-    return _Found(attributed, largest, positions[places] if len(positions) else places)
+    return _TextAttribution(attributed, largest, positions[places] if len(positions) else places)
 
 
 class _Largest:
@@ -188,7 +188,7 @@ class _Largest:
         self.values[at], self.documents[at] = activations[latents], document
         self.positions[at] = positions[latents]
 
-    def of(self, latent: int) -> list[tuple[int, int, float]]:
+    def examples(self, latent: int) -> list[tuple[int, int, float]]:
         order = np.argsort(-np.abs(self.values[:, latent]), kind="stable")
         columns = (self.documents[order, latent], self.positions[order, latent], self.values[order, latent])
         return [

@@ -61,7 +61,7 @@ class MissedEnergy(EditedWatch[Tensor]):
             {s.site_out.hook: MissedSpan(s, misses[s.site_out.hook], count) for s in variant.splices}
             for count in NEAREST
         ]
-        self.of: dict[str, Tensor] = {}
+        self.by_hook: dict[str, Tensor] = {}
 
     def measured(
         self,
@@ -75,11 +75,11 @@ class MissedEnergy(EditedWatch[Tensor]):
         return torch.stack([part.square().sum().cpu() for part in (*left, error)])
 
     def add(self, hook: str, measured: Float[Tensor, " spans_and_one"]) -> None:
-        self.of[hook] = self.of.get(hook, torch.zeros_like(measured)) + measured
+        self.by_hook[hook] = self.by_hook.get(hook, torch.zeros_like(measured)) + measured
 
     def classes(self) -> list[DirectionClass]:
         """A class of each span, those of more latents around those of fewer."""
-        shares = torch.stack([1 - of[:-1] / of[-1] for of in self.of.values()]).mean(0).tolist()
+        shares = torch.stack([1 - sums[:-1] / sums[-1] for sums in self.by_hook.values()]).mean(0).tolist()
         return [
             DirectionClass(MISSED, f"{count} nearest latents", parts, energy, "")
             for count, parts, energy in zip(NEAREST, self.spans, shares, strict=True)

@@ -41,8 +41,8 @@ class PlaceClass:
 
         With a key, equal for those that compute the same.
         """
-        of = {RESTORED: (variant, self.outside), ONLY: (variant, self.inside), RANDOM: (random, self.inside)}
-        return {kind: (key_of(kind, places), replace(base, places=places)) for kind, (base, places) in of.items()}
+        by_kind = {RESTORED: (variant, self.outside), ONLY: (variant, self.inside), RANDOM: (random, self.inside)}
+        return {kind: (key_of(kind, places), replace(base, places=places)) for kind, (base, places) in by_kind.items()}
 
 
 def classes_of(
@@ -61,12 +61,12 @@ def classes_of(
 
 def _quantiles(edges: Mapping[str, Sequence[float]]) -> list[PlaceClass]:
     """Classes between `edges` by hook; a part that can hold no norm at any hook is one with the part below it."""
-    bounds = {hook: [0.0, *of, float("inf")] for hook, of in edges.items()}
+    bounds = {hook: [0.0, *norms, float("inf")] for hook, norms in edges.items()}
     parts = len(next(iter(edges.values()))) + 1
-    starts = [at for at in range(parts) if not at or any(of[at] < of[at + 1] for of in bounds.values())]
+    starts = [at for at in range(parts) if not at or any(norms[at] < norms[at + 1] for norms in bounds.values())]
     out = []
     for start, end in zip(starts, [*starts[1:], parts], strict=True):
-        inside = Places(norms={hook: (of[start], of[end]) for hook, of in bounds.items()})
+        inside = Places(norms={hook: (norms[start], norms[end]) for hook, norms in bounds.items()})
         quantile = f"quantile {start + 1}" if end == start + 1 else f"quantiles {start + 1} to {end}"
         out.append(PlaceClass(NORMS, f"{quantile} of {parts}", inside, replace(inside, outside=True)))
     return out
@@ -88,7 +88,7 @@ def key_of(kind: str, places: Places) -> str:
     mode = "random" if kind == RANDOM else "reconstruction"
     plain = {
         "labels": None if places.labels is None else sorted(places.labels),
-        "norms": None if places.norms is None else {hook: list(of) for hook, of in places.norms.items()},
+        "norms": None if places.norms is None else {hook: list(bounds) for hook, bounds in places.norms.items()},
         "hooks": None if places.hooks is None else sorted(places.hooks),
         "outside": places.outside,
     }
@@ -124,7 +124,7 @@ class Patched:
         self, variants: Mapping[str, Variant], queries: Sequence[Query], tasks: Sequence[str]
     ) -> dict[str, Float[np.ndarray, "queries 3"]]:
         """For each variant by key, and the baseline under "baseline", log-probability, greedy and KL of each query."""
-        return {key: of for some in self.score_some(variants, queries, tasks) for key, of in some.items()}
+        return {key: answers for some in self.score_some(variants, queries, tasks) for key, answers in some.items()}
 
     def score_some(
         self, variants: Mapping[str, Variant], queries: Sequence[Query], tasks: Sequence[str]
@@ -140,9 +140,9 @@ class Patched:
                 table = np.full((len(queries), 1 + len(some), 3), np.nan)
                 for numbers in portions(queries, tasks):
 
-                    def deliver(at: int, of: np.ndarray, table: Any = table, numbers: Any = numbers) -> None:
+                    def deliver(at: int, answer: np.ndarray, table: Any = table, numbers: Any = numbers) -> None:
                         nonlocal done
-                        table[numbers[at]] = of
+                        table[numbers[at]] = answer
                         done += 1
                         self.tell(done, len(queries) * -(-len(keys) // VARIANTS_AT_ONCE))
 
@@ -159,8 +159,8 @@ class Patched:
         levels = [part / parts for part in range(1, parts)]
         least = float(np.finfo(np.float32).tiny)
         return {
-            hook: np.maximum(np.quantile(np.concatenate(of), levels), least).tolist()
-            for hook, of in watch.found.items()
+            hook: np.maximum(np.quantile(np.concatenate(norms), levels), least).tolist()
+            for hook, norms in watch.by_hook.items()
         }
 
     def watched(self, queries: Sequence[Query], watch: Watch) -> None:
@@ -197,7 +197,7 @@ class EditedWatch(Generic[Measured]):
     def batch(
         self, context: Context, targets: TargetIndex, queries: Int[np.ndarray, " targets"]
     ) -> Iterator[SpliceWatch]:
-        found: dict[str, Measured] = {}
+        by_hook: dict[str, Measured] = {}
 
         def record(splice: Splice, x: Tensor, y: Tensor, new: Tensor | None, context: Context) -> None:
             assert new is not None
@@ -205,10 +205,10 @@ class EditedWatch(Generic[Measured]):
             counted = spliced_positions(context.input_ids, context.positions, self.special, first).to(y.device)
             if context.real is not None:  # padding is spliced too, and read by nobody
                 counted = counted & context.real.to(y.device)
-            found[splice.site_out.hook] = self.measured(splice, x[counted.to(x.device)], y[counted], new[counted])
+            by_hook[splice.site_out.hook] = self.measured(splice, x[counted.to(x.device)], y[counted], new[counted])
 
         yield record
-        for hook, measured in found.items():
+        for hook, measured in by_hook.items():
             self.add(hook, measured)
 
 
@@ -217,7 +217,7 @@ class _Norms(EditedWatch[np.ndarray]):
 
     def __init__(self, variant: Variant) -> None:
         super().__init__(variant)
-        self.found: dict[str, list[np.ndarray]] = {splice.site_out.hook: [] for splice in variant.splices}
+        self.by_hook: dict[str, list[np.ndarray]] = {splice.site_out.hook: [] for splice in variant.splices}
 
     def measured(
         self,
@@ -229,7 +229,7 @@ class _Norms(EditedWatch[np.ndarray]):
         return error_norm(y, new).cpu().numpy()
 
     def add(self, hook: str, measured: np.ndarray) -> None:
-        self.found[hook].append(measured)
+        self.by_hook[hook].append(measured)
 
 
 def _digest(text: str) -> str:

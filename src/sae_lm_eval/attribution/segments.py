@@ -43,27 +43,27 @@ def start_of_own(context: str, own: str) -> int:
     return context.rfind(own) if own else len(context)
 
 
-def segments(context: str, continuation: str, asked: PromptDocument) -> list[tuple[int, int, str]]:
+def segments(context: str, continuation: str, document: PromptDocument) -> list[tuple[int, int, str]]:
     """Spans (start, end, segment) of context + continuation, in order and without gaps.
 
     What is before the document's own text is the header; without that text in the context all of it is not aligned.
     The last token is no span: `classes.division` puts it in.
     """
-    given, end = asked.own or "", len(context)
-    own = given.rstrip()
-    start = -1 if asked.own is None else start_of_own(context, own)
+    own_text, end = document.own or "", len(context)
+    own = own_text.rstrip()
+    start = -1 if document.own is None else start_of_own(context, own)
     if start < 0:
         spans = _joined([(end, OTHER)])
     else:
         stop = start + len(own)
-        tail = max(0, min(asked.tail - (len(given) - len(own)), len(own)))
-        inner = _options(own[: len(own) - tail], asked.choices)
+        tail = max(0, min(document.tail - (len(own_text) - len(own)), len(own)))
+        inner = _options(own[: len(own) - tail], document.choices)
         marks = [(start, HEADER), (stop - tail, QUESTION), (end, PREFIX)]
         if inner is not None:
             first, last = start + inner[0], start + inner[1]
             marks[1:2] = [(first, QUESTION), (last, OPTIONS), (stop - tail, QUESTION)]
         spans = _joined(marks)
-    answers = {continuation, *_others(continuation, asked.choices)}
+    answers = {continuation, *_others(continuation, document.choices)}
     same = common_start([*answers]) if len(answers) > 1 else 0
     rest = common_end([text[same:] for text in answers])
     whole = end + len(continuation)
@@ -92,15 +92,15 @@ def _options(text: str, choices: Sequence[str]) -> tuple[int, int] | None:
     if len(choices) < 2 or not all(choice.strip() for choice in choices):
         return None
     labels = all(len(choice.strip()) <= LONGEST_LABEL for choice in choices)
-    found, at = [], 0
+    matches, at = [], 0
     for choice in choices:
         word = re.escape(choice.strip())
         match = re.compile(MARKED.format(word) if labels else rf"(?<!\w){word}(?!\w)").search(text, at)
         if match is None:
             return None
-        found.append(match)
+        matches.append(match)
         at = match.end()
-    start = found[0].start()
+    start = matches[0].start()
     if labels:
         lines = text.find("\n", at)
         at = len(text) if lines < 0 else lines

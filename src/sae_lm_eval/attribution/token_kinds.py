@@ -25,7 +25,7 @@ class Words:
     def __init__(self, texts: Iterable[str]) -> None:
         words = [set(WORD.findall(text)) for text in set(texts)]
         self._seen = set[str]().union(*words)
-        self._texts = Counter(folded for of in words for folded in {word.lower() for word in of})
+        self._texts = Counter(folded for text_words in words for folded in {word.lower() for word in text_words})
 
     def kind(self, word: str) -> int:
         if word[:1].isupper() and word[1:] == word[1:].lower() and len(word) > 1 and word.lower() not in self._seen:
@@ -40,7 +40,7 @@ class TokenWords(NamedTuple):
     owner: Int[np.ndarray, " tokens"]
 
     @classmethod
-    def of(cls, text: str, spans: Int[np.ndarray, "tokens 2"]) -> TokenWords:
+    def from_spans(cls, text: str, spans: Int[np.ndarray, "tokens 2"]) -> TokenWords:
         """Of tokens whose text is `text[start:end]`; those without text are of no word."""
         inside, words = np.full(len(text), -1), []
         for number, match in enumerate(WORD.finditer(text)):
@@ -59,7 +59,7 @@ def token_kinds(
     text: str, spans: Int[np.ndarray, "tokens 2"], special: np.ndarray, words: Words
 ) -> Int[np.ndarray, " tokens"]:
     """The kind of each token, whose text is `text[start:end]`; `special` are those without one."""
-    of_text = TokenWords.of(text, spans)
+    of_text = TokenWords.from_spans(text, spans)
     word = np.where(special, -1, of_text.owner)
     pieces = np.bincount(word[word >= 0], minlength=max(1, len(of_text.words)))
     of_word = np.array([*map(words.kind, of_text.words), PLAIN])[word]

@@ -79,7 +79,7 @@ def told_latents(
         inside = np.isin(numbers, own)
         head = {"section": section, "name": name, "n": int(inside.sum())}
         whole = _weighted(lost, lost, inside, level)
-        totals.append({**head, "lost": whole[0], "error": attributions.of_error(name)})
+        totals.append({**head, "lost": whole[0], "error": attributions.error_attribution(name)})
         for one in listed[name]:
             change = scored[keys[one.splice, one.latent]] - lost  # of the margin, less what it is without the latent
             told = _latent_record(spliced, documents, attributions, one)

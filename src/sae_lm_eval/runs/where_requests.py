@@ -71,7 +71,7 @@ def labelled(spliced: Any, tasks: Sequence[AskedTask], labels: Labels, chosen: n
                 document, _, number = each[at]
                 query = spliced.query(*ids[at])
                 reading = _reading(document, pairs[at], of_text, query)
-                found = labels.of(reading)[:-1]
+                found = labels.index(reading)[:-1]
                 edited = found[query.spliced(variant.special_ids, variant.first_position)]
                 if chosen[number]:
                     labels.seen.update(edited.tolist())
