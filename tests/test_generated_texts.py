@@ -198,7 +198,7 @@ class TestBesideTheBaseline:
         texts = [lm.generate_until(asked) for lm in models]
         # The texts end with a stop sequence, which lm_eval cuts off: tokens are asked of the engine.
         shared = baseline.spliced.group.texts()
-        label = f"written {TextSettings.of(baseline, GREEDY).label}"
+        label = f"written {TextSettings.from_arguments(baseline, GREEDY).label}"
         prompts = [baseline.tok_encode(request.args[0]) for request in asked]
         ids = [shared.kept(prompts, [label] * 4, place) for place in range(3)]
         assert all(len(of) == 4 and None not in of for of in ids)

@@ -21,9 +21,9 @@ class ByRequest(Generic[T]):
 
     def keep(self, requests: Sequence[Instance], values: Sequence[T]) -> None:
         """Those of this process's requests; one that was asked before counts as it is answered now."""
-        asked = [(request.task_name, request.doc_id, request.idx) for request in requests]
-        found = dict(zip(asked, values, strict=True))  # several processes repeat some
-        for (task, document, number), value in gathered(list(found.items())):
+        keys = [(request.task_name, request.doc_id, request.idx) for request in requests]
+        by_key = dict(zip(keys, values, strict=True))  # several processes repeat some
+        for (task, document, number), value in gathered(list(by_key.items())):
             self._of[str(task)][document, number] = value
 
     def of_documents(self, task: str) -> dict[int | None, list[T]]:

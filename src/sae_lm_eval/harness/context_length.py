@@ -22,9 +22,9 @@ def stated(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:
 
 def check_length(model_args: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Raise `UserError` where `max_length` is more than the model reads, by its configuration or `--model_args`."""
-    asked, most = model_args.get("max_length"), stated(model_args, LENGTHS) or stated(config, LENGTHS)
-    if asked is not None and most is not None and int(asked) > most:
+    max_length, most = model_args.get("max_length"), stated(model_args, LENGTHS) or stated(config, LENGTHS)
+    if max_length is not None and most is not None and int(max_length) > most:
         raise UserError(
-            f"max_length={asked} is more than the {most:,} tokens that {model_args['pretrained']} reads by its "
-            f"configuration. Where it reads more, say so: max_position_embeddings={asked}."
+            f"max_length={max_length} is more than the {most:,} tokens that {model_args['pretrained']} reads by its "
+            f"configuration. Where it reads more, say so: max_position_embeddings={max_length}."
         )

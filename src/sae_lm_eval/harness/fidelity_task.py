@@ -121,9 +121,9 @@ class FidelityTask(ConfigurableTask):
     def process_results(self, doc: dict[str, Any], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """For each metric the document's number, and its sums that the metric is made of."""
         (record,) = results
-        found = list(metrics.metrics_of(record))
-        self._metrics = {name: metric for name, metric, _ in found}
-        out = {name: [record["document"], *metrics.row(record, metric, site)] for name, metric, site in found}
+        entries = list(metrics.metrics_of(record))
+        self._metrics = {name: metric for name, metric, _ in entries}
+        out = {name: [record["document"], *metrics.row(record, metric, site)] for name, metric, site in entries}
         self._converted = COMPUTE in record
         return out | {COMPUTE: record[COMPUTE]} if self._converted else out
 

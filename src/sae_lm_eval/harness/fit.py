@@ -109,7 +109,7 @@ def with_maps(architecture: Architecture, splice: Splice) -> dict[str, Splice]:
 
 def elsewhere(architecture: Architecture, splice: Splice, fit: Fit) -> dict[str, Splice]:
     """The splice at sites nearby, and on activations of the norm that many releases train on, by what is done."""
-    found: dict[str, Splice] = {}
+    splices: dict[str, Splice] = {}
     dictionary, layer = splice.dictionary, splice.site_out.layer
     if layer is not None and not dictionary.is_transcoder:
         hooks = [f"blocks.{layer}.{name}" for name in NEAR]
@@ -117,7 +117,7 @@ def elsewhere(architecture: Architecture, splice: Splice, fit: Fit) -> dict[str,
         for hook in hooks:
             site = _site(architecture, hook)
             if site is not None and site.read != splice.site_out.read:
-                found[f"hook={hook}"] = replace(splice, site_in=site, site_out=site)
+                splices[f"hook={hook}"] = replace(splice, site_in=site, site_out=site)
     if fit.norm_in:
         (d_in, d_out), encode = dictionary.widths, dictionary.encode
         factor = d_in**0.5 / fit.norm_in
@@ -127,8 +127,8 @@ def elsewhere(architecture: Architecture, splice: Splice, fit: Fit) -> dict[str,
             reconstruct=lambda x: dictionary.reconstruct(x * factor) / out,
             encode=None if encode is None else lambda x: encode(x * factor),
         )
-        found[f"a factor of {factor:.4g} on its activations"] = replace(splice, dictionary=scaled)
-    return found
+        splices[f"a factor of {factor:.4g} on its activations"] = replace(splice, dictionary=scaled)
+    return splices
 
 
 def _site(architecture: Architecture, hook: str) -> Site | None:

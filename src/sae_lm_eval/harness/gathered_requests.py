@@ -59,16 +59,16 @@ class GatheredRequests(Generic[Request, Answer]):
                 except Empty:
                     break
             is_open = gathered[-1] is not None
-            asked = [one for one in gathered if one is not None and one[1].set_running_or_notify_cancel()]
-            if asked:
-                self._give(asked)
+            batch = [pair for pair in gathered if pair is not None and pair[1].set_running_or_notify_cancel()]
+            if batch:
+                self._give(batch)
 
-    def _give(self, asked: Sequence[tuple[Request, Future[Answer]]]) -> None:
+    def _give(self, batch: Sequence[tuple[Request, Future[Answer]]]) -> None:
         try:
-            answers: Sequence[Answer | BaseException] = self._answer([request for request, _ in asked])
+            answers: Sequence[Answer | BaseException] = self._answer([request for request, _ in batch])
         except BaseException as error:  # the thread lives on, and who asked is told
-            answers = [error] * len(asked)
-        for (_, future), answer in zip(asked, answers, strict=True):
+            answers = [error] * len(batch)
+        for (_, future), answer in zip(batch, answers, strict=True):
             if isinstance(answer, BaseException):
                 future.set_exception(answer)
             else:

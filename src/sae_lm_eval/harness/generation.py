@@ -45,7 +45,7 @@ class TextSettings:
     label: str
 
     @classmethod
-    def of(cls, lm: Any, arguments: dict[str, Any]) -> TextSettings:
+    def from_arguments(cls, lm: Any, arguments: dict[str, Any]) -> TextSettings:
         """As lm_eval's `hf` reads them. Raises `UnsharedError` where only transformers can follow them."""
         kwargs: dict[str, Any] = dict(normalize_gen_kwargs(arguments, lm.max_gen_toks))
         until = handle_stop_sequences(kwargs.pop("until", None), lm.tok_decode(lm.eot_token_id, False))
@@ -106,18 +106,18 @@ def written(
 
         for settings, numbers in kinds:
             _write(lm, settings, requests, numbers, answered, lambda i: progress.recalled(place[i]), progress.wrote)
-    asked = [requests[i] for i in left]
-    if asked and lm.spliced.variant.looks_at_header:
+    rest = [requests[i] for i in left]
+    if rest and lm.spliced.variant.looks_at_header:
         raise UserError(
             f"{RULE} is for texts that are written for all variants together, and transformers writes those of "
-            f"{asked[0].task_name}."
+            f"{rest[0].task_name}."
         )
-    if asked and group.journal is not None:
+    if rest and group.journal is not None:
         size = lm.batch_size if isinstance(lm.batch_size, int) else ROWS_ON_GPU
-        kept, model = group.journal, lm.spliced.identity()
-        texts = in_batches(asked, [lengths[i] for i in left], size, plainly, kept, model, lm.device.type, progress)
+        journal, model = group.journal, lm.spliced.identity()
+        texts = in_batches(rest, [lengths[i] for i in left], size, plainly, journal, model, lm.device.type, progress)
     else:
-        texts = plainly(asked) if asked else []
+        texts = plainly(rest) if rest else []
     out.update(zip(left, texts, strict=True))
     return [out[number] for number in range(len(requests))]
 
@@ -134,7 +134,7 @@ def _kinds(lm: Any, requests: Sequence[Instance]) -> tuple[list[tuple[TextSettin
     for numbers in by_arguments.values():
         _, arguments = tuple[Any, ...](requests[numbers[0]].args)
         try:
-            kinds.append((TextSettings.of(lm, arguments), numbers))
+            kinds.append((TextSettings.from_arguments(lm, arguments), numbers))
         except UnsharedError as error:
             words = f"Texts are generated for each variant by itself: {error}."
             lm.loaded.say_once(words, words)
@@ -258,10 +258,10 @@ def in_batches(
         for number in range(0, len(same), size):
             batch = same[number : number + size]
             # Texts may be drawn at random, so the same question asked twice is two questions.
-            asked = json.dumps([number, kind, [prompts[i] for i in batch]]).encode()
-            key = hashlib.blake2b(asked, digest_size=16).digest()
-            if (found := journal.get(model, key)) is not None:
-                texts = json.loads(found)
+            question = json.dumps([number, kind, [prompts[i] for i in batch]]).encode()
+            key = hashlib.blake2b(question, digest_size=16).digest()
+            if (stored := journal.get(model, key)) is not None:
+                texts = json.loads(stored)
                 for i in batch:
                     progress.recalled(i)
             else:

@@ -95,8 +95,8 @@ class SaeHFAPI(HuggingFaceAPI):
         except UserError as error:
             raise PrerequisiteError(f"sae_hf: {error}") from error
         # Inspect's cache of answers knows a model by its name and base URL alone.
-        told = json.dumps([self.spliced.identity(), self.do_sample, self.chat_template, self.use_chat_template])
-        self.base_url = f"sae_hf:{hashlib.sha256(told.encode()).hexdigest()[:32]}"
+        identity = json.dumps([self.spliced.identity(), self.do_sample, self.chat_template, self.use_chat_template])
+        self.base_url = f"sae_hf:{hashlib.sha256(identity.encode()).hexdigest()[:32]}"
         self._gathered = GatheredRequests(self.writer.write)
 
     def _load(self, arguments: dict[str, Any], config: GenerateConfig) -> None:
@@ -220,9 +220,9 @@ class SaeHFAPI(HuggingFaceAPI):
         drawn = dict(request.sampling)["do_sample"]
         sampling = {**dict(request.sampling), **({"seed": request.seed} if drawn else {})}
         has_template = self.use_chat_template is not False and bool(self.chat_template or self.tokenizer.chat_template)
-        told = {"prompt_format": "chat template" if has_template else "role: text", "sampling": sampling}
+        settings = {"prompt_format": "chat template" if has_template else "role: text", "sampling": sampling}
         record = {schema.KEY: schema.VERSION, "model": self.model_name, **self.model_info}
-        return {"sae_lm_eval": {**record, **self.writer.provenance, **told}}
+        return {"sae_lm_eval": {**record, **self.writer.provenance, **settings}}
 
 
 def _arguments(given: Mapping[str, Any]) -> dict[str, Any]:

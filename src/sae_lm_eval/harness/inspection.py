@@ -39,8 +39,8 @@ def planned_variant(model_args: Mapping[str, Any]) -> Variant:
     dictionaries = _as_released(model_args)
     for dictionary in dictionaries:
         dictionary.module.to(dtype=dtype).eval()
-    known = [tried(one) if one.d_in is not None else one for one in dictionaries]
-    return build_variant(model, known, choices, frozenset())
+    dictionaries = [tried(d) if d.d_in is not None else d for d in dictionaries]
+    return build_variant(model, dictionaries, choices, frozenset())
 
 
 def splice_facts(splice: Splice, special: str) -> dict[str, str]:
@@ -100,22 +100,26 @@ def fits(model_args: Mapping[str, Any], path: str, tokens: int) -> tuple[list[li
     """
     replaced = ("sae", "norm_factor", "splice", "mean_text", "mean_tokens", *LATENT_EDITS)
     own = {name: value for name, value in model_args.items() if name not in replaced}
-    found = _as_released(model_args)
-    factors: list[float | str | None] = [None] * len(found)
-    if any(dictionary.needs_norm_factor for dictionary in found):
+    dictionaries = _as_released(model_args)
+    factors: list[float | str | None] = [None] * len(dictionaries)
+    if any(dictionary.needs_norm_factor for dictionary in dictionaries):
         # To find the sites any factor serves; the text then gives the right one.
-        model, texts = _reader(own, [_with_factor(d, "1:1" if d.is_transcoder else 1.0) for d in found], path, tokens)
+        model, texts = _reader(
+            own, [_with_factor(d, "1:1" if d.is_transcoder else 1.0) for d in dictionaries], path, tokens
+        )
         norms = _mean_norms(model, texts)
-        found = _as_released(model_args)
-        factors = [_factor(d, *of) if d.needs_norm_factor else None for d, of in zip(found, norms, strict=True)]
-        found = [_with_factor(d, factor) for d, factor in zip(found, factors, strict=True)]
-    model, texts = _reader(own, found, path, tokens)
+        dictionaries = _as_released(model_args)
+        factors = [
+            _factor(d, *means) if d.needs_norm_factor else None for d, means in zip(dictionaries, norms, strict=True)
+        ]
+        dictionaries = [_with_factor(d, factor) for d, factor in zip(dictionaries, factors, strict=True)]
+    model, texts = _reader(own, dictionaries, path, tokens)
     special = model.tokens.special_ids | model.variant.special_ids
     return [fits_of(model.model, splice, texts, special) for splice in model.variant.splices], factors
 
 
 def _as_released(model_args: Mapping[str, Any]) -> list[Dictionary]:
-    return [one for source in sources_of(model_args.get("sae")) for one in load_as_released(source)]
+    return [dictionary for source in sources_of(model_args.get("sae")) for dictionary in load_as_released(source)]
 
 
 def _factor(dictionary: Dictionary, norm_in: float, norm_out: float) -> float | str:

@@ -28,10 +28,10 @@ class Divergence(ByRequest[tuple[float, int] | None]):
         out: dict[str, dict[str, Any]] = {}
         for task, answers in self._of.items():
             sums: dict[int | None, np.ndarray] = {}
-            for (document, _), of in answers.items():
-                if of is not None:
-                    sums[document] = sums.get(document, np.zeros(2)) + of
-            if not sums or any(of is None for of in answers.values()):
+            for (document, _), divergence in answers.items():
+                if divergence is not None:
+                    sums[document] = sums.get(document, np.zeros(2)) + divergence
+            if not sums or any(divergence is None for divergence in answers.values()):
                 continue
             kl, tokens = np.array([*sums.values()]).T
             if not tokens.any():

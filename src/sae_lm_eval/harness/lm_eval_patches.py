@@ -32,17 +32,17 @@ def ask_for_the_table_each_time() -> None:
     theirs = CachingLM.__getattr__
 
     def __getattr__(self: CachingLM, attr: str) -> Any:
-        found = theirs(self, attr)
+        attribute = theirs(self, attr)
         if attr not in CACHED or not hasattr(type(self.lm), "in_its_table"):
-            return found
+            return attribute
 
-        @functools.wraps(found)
-        def asked(*args: Any, **kwargs: Any) -> Any:
+        @functools.wraps(attribute)
+        def in_table(*args: Any, **kwargs: Any) -> Any:
             lm: Any = self.lm
             with lm.in_its_table(self.dbdict):
-                return found(*args, **kwargs)
+                return attribute(*args, **kwargs)
 
-        return asked
+        return in_table
 
     CachingLM.__getattr__ = __getattr__
 

@@ -160,7 +160,7 @@ class CausalHFLM(_HFLM):
             super()._create_tokenizer(pretrained, tokenizer, **kwargs)
         except Exception as error:  # whatever files of somebody else's make transformers raise
             raise_if_out_of_memory(error)
-            name = next((one for one in (tokenizer, pretrained) if isinstance(one, str)), "the model")
+            name = next((source for source in (tokenizer, pretrained) if isinstance(source, str)), "the model")
             raise UserError(f"The tokenizer of '{name}' cannot be loaded: {error_sentence(error)}") from error
         self._pad_is_lent = self.tokenizer.pad_token_id is None
 

@@ -225,8 +225,8 @@ class SaeHFLM(CausalHFLM):
         lengths = [scored(len(context), len(continuation), self.max_length) for context, continuation in ids]
         tell_of_cut(self.spliced, lengths, "scored")
         headers = header_lengths(self.spliced, requests, pairs, ([*before, *behind] for before, behind in ids))
-        asked = [(pair, *of_pair, header) for pair, of_pair, header in zip(pairs, ids, headers, strict=True)]
-        answers = self._answers(asked, [request.task_name for request in requests], disable_tqdm=disable_tqdm)
+        texts = [(pair, *of_pair, header) for pair, of_pair, header in zip(pairs, ids, headers, strict=True)]
+        answers = self._answers(texts, [request.task_name for request in requests], disable_tqdm=disable_tqdm)
         self.divergence.note(requests, answers.divergences)
         self.cut_prompts.keep(requests, lengths)
         return answers.pairs
@@ -243,9 +243,9 @@ class SaeHFLM(CausalHFLM):
         # tokenizer adds.
         windows = [list(tokens.disjoint_windows(tokens.plain_ids(r.args[0]), most)) for r in requests]
         owners = np.repeat(np.arange(len(requests)), [len(of_document) for of_document in windows])
-        asked = [(None, *window) for window in itertools.chain.from_iterable(windows)]
+        texts = [(None, *window) for window in itertools.chain.from_iterable(windows)]
         tasks = [requests[owner].task_name for owner in owners]
-        answers = self._answers(asked, tasks, disable_tqdm=disable_tqdm)
+        answers = self._answers(texts, tasks, disable_tqdm=disable_tqdm)
         sums = np.zeros((len(requests), 3))
         np.add.at(sums, owners, np.column_stack([answers.logprob, np.asarray(answers.kl), answers.targets]))
         self.divergence.note(requests, [(kl, int(count)) for _, kl, count in sums.tolist()])
@@ -257,22 +257,22 @@ class SaeHFLM(CausalHFLM):
     def _loglikelihood_tokens(self, requests: Sequence[Any], **kwargs: Any) -> list[tuple[float, bool]]:
         return self._answers(requests, (), **kwargs).pairs
 
-    def _answers(self, asked: Sequence[Any], tasks: Sequence[str | None], **kwargs: Any) -> Answers:
+    def _answers(self, texts: Sequence[Any], tasks: Sequence[str | None], **kwargs: Any) -> Answers:
         """To (context and continuation, None of a window; ids of the one and the other; how many are a header's)."""
         if self.spliced.is_scored:
 
             def answered(number: int, answer: tuple[float, bool]) -> None:
-                if (pair := asked[number][0]) is not None:
+                if (pair := texts[number][0]) is not None:
                     self.cache_hook.add_partial("loglikelihood", pair, answer)
 
-            queries = [self.spliced.query(*ids) for _, *ids in asked]
+            queries = [self.spliced.query(*ids) for _, *ids in texts]
             show = not kwargs.get("disable_tqdm") and self.rank == 0
             answers = self.spliced.score(queries, tasks, show=show, answered=answered)
         else:
             with without_a_line_each():
-                plain = [tuple(one[:3]) for one in asked]
+                plain = [tuple(text[:3]) for text in texts]
                 answers = Answers.of(super()._loglikelihood_tokens(plain, **kwargs), [len(ids) for *_, ids in plain])
-        for (pair, *_), logprob in zip(asked, answers.logprob.tolist(), strict=True):
+        for (pair, *_), logprob in zip(texts, answers.logprob.tolist(), strict=True):
             if math.isnan(logprob) or logprob == math.inf:
                 what = "a window of a document" if pair is None else f"{shortened(pair[0])} -> {shortened(pair[1])}"
                 raise UserError(f"The log-probability of {what} is {logprob} with '{self.spliced.name}'.")
@@ -285,16 +285,16 @@ class SaeHFLM(CausalHFLM):
         tell_of_context(self.spliced, (min(len(tokens.text_ids(r.args[0])), most) for r in requests))
         show, journal = not disable_tqdm and self.rank == 0, self.spliced.group.journal
         with self.loaded.autocast():
-            asked = [TextRequest(str(r.task_name), r.doc_id, *r.args) for r in requests]
-            return self.fidelity.answer(self.spliced, asked, self.original, journal, show=show)
+            texts = [TextRequest(str(r.task_name), r.doc_id, *r.args) for r in requests]
+            return self.fidelity.answer(self.spliced, texts, self.original, journal, show=show)
 
     @evaluation_call
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        asked = [tuple[Any, ...](request.args) for request in requests]
-        counts = [len(self.tok_encode(prompt)) for prompt, _ in asked]
+        pairs = [tuple[Any, ...](request.args) for request in requests]
+        counts = [len(self.tok_encode(prompt)) for prompt, _ in pairs]
         tell_of_context(self.spliced, counts)
         most, default = self.max_length, self.max_gen_toks
-        lengths = [generated_from(n, settings, most, default) for n, (_, settings) in zip(counts, asked, strict=True)]
+        lengths = [generated_from(n, settings, most, default) for n, (_, settings) in zip(counts, pairs, strict=True)]
         tell_of_cut(self.spliced, lengths, "generated from")
         self.cut_prompts.keep(requests, lengths)
         with without_a_line_each():

@@ -92,8 +92,8 @@ class WatchedSampler(TokenSampler):
 
     def choose(self, logits: Tensor, keys: Sequence[bytes], steps: Sequence[int]) -> Tensor:
         chosen = super().choose(logits, keys, steps)
-        for key, step, found in zip(keys, steps, step_logprobs(logits, chosen, self.likeliest), strict=True):
-            self.steps.setdefault(key, {})[step] = found
+        for key, step, logprobs in zip(keys, steps, step_logprobs(logits, chosen, self.likeliest), strict=True):
+            self.steps.setdefault(key, {})[step] = logprobs
         return chosen
 
 
@@ -136,8 +136,8 @@ class TextWriter:
                         f"{self.spliced.max_length:,}."
                     )
             for numbers in batches.values():
-                asked = [requests[number] for number in numbers]
-                for number, text in self._batch(asked, [prompts[number] for number in numbers]):
+                batch = [requests[number] for number in numbers]
+                for number, text in self._batch(batch, [prompts[number] for number in numbers]):
                     out[numbers[number]] = text
         return out
 
@@ -183,11 +183,11 @@ class TextWriter:
             sampler = WatchedSampler(sampler.warped, request.seed, max(1, request.likeliest))
             steps_of = sampler.steps
         ending = Ending(request.length, ends, self._stops(request))
-        found: dict[int, list[int] | None] = {}
+        texts: dict[int, list[int] | None] = {}
         shared.decoder.generate(
-            prompts, ending, lambda number, _model, ids: found.update({number: ids}), sampling=sampler, keys=keys
+            prompts, ending, lambda number, _model, ids: texts.update({number: ids}), sampling=sampler, keys=keys
         )
-        for number, ids in found.items():
+        for number, ids in texts.items():
             if ids is None:
                 yield number, self._undefined(prompts[number])
                 continue
@@ -239,7 +239,9 @@ class TextWriter:
         longest = max(map(len, prompts))
         pad = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
         ids = torch.tensor([[pad] * (longest - len(prompt)) + [*prompt] for prompt in prompts], device=loaded.device)
-        mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in prompts], device=loaded.device)
+        mask = torch.tensor(
+            [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=loaded.device
+        )
         ends = RowEnds(
             [min(request.length, self.spliced.max_length - len(prompt)) for prompt in prompts],
             longest,
