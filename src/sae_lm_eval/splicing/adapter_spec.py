@@ -42,8 +42,8 @@ class AdapterSpec:
     @property
     def files(self) -> tuple[tuple[str | int, ...], ...]:
         """Of a folder each file with what tells its versions apart; of a repository nothing."""
-        found = [(file.name, file.stat()) for file in at_home(self.place).iterdir()] if self.is_folder else []
-        return tuple(sorted((name, told.st_size, told.st_mtime_ns, told.st_ino) for name, told in found))
+        entries = [(file.name, file.stat()) for file in at_home(self.place).iterdir()] if self.is_folder else []
+        return tuple(sorted((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in entries))
 
     @property
     def options(self) -> dict[str, str]:

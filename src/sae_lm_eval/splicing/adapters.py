@@ -160,13 +160,13 @@ def _injected(model: Any, spec: AdapterSpec) -> Any:
     from peft import PeftModel
 
     options: dict[str, Any] = {**spec.options}
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             injected = PeftModel.from_pretrained(model, spec.place, **options)
         except Exception as error:  # of a file of somebody else's, whatever it makes the library raise
             raise UserError(f"peft={spec} cannot be put on {model_name(model)}: {error_sentence(error)}") from error
-    for warning in told:
+    for warning in caught:
         if "missing adapter keys" in str(warning.message):
             raise UserError(
                 f"peft={spec} lacks weights for {model_name(model)}: {str(warning.message).splitlines()[0]}"
@@ -224,12 +224,12 @@ def _place(path: str, parent: nn.Module, name: str, module: nn.Module, layer: An
 
 
 def _record(spec: AdapterSpec, config: Any, edits: Sequence[AdapterEdit]) -> dict[str, Any]:
-    told = {name: getattr(config, name, None) for name in ("r", "lora_alpha")}
+    settings = {name: getattr(config, name, None) for name in ("r", "lora_alpha")}
     content, commit = contents({"": Edited(edits)})[""], _commit(spec)
     return {
         "name": str(spec),
         "kind": config.peft_type.value,
-        **{name: value for name, value in told.items() if value is not None},
+        **{name: value for name, value in settings.items() if value is not None},
         "trained_on": config.base_model_name_or_path or None,
         **({} if commit is None else {"revision": commit}),
         "modules": len(edits),

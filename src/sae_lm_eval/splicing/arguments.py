@@ -76,15 +76,15 @@ def _at_layers(dictionaries: Sequence[Dictionary], choices: Choices) -> tuple[Se
     """
     if choices.layers is None:
         return dictionaries, choices
-    given = choices.hooks or [one.hook_out for one in dictionaries]
-    found = [re.search(r"(?:^|\.)(\d+)\.", str(hook).split(":")[-1]) for hook in given]
-    has = [int(match[1]) if match else None for match in found]
+    hooks = choices.hooks or [dictionary.hook_out for dictionary in dictionaries]
+    matches = [re.search(r"(?:^|\.)(\d+)\.", str(hook).split(":")[-1]) for hook in hooks]
+    layers = [int(match[1]) if match else None for match in matches]
     if choices.layers.best is not None:
         return dictionaries, choices  # found once the model is there
-    if missing := [layer for layer in choices.layers if layer not in has]:
-        at = ", ".join(str(layer) for layer in sorted({layer for layer in has if layer is not None})) or "none"
+    if missing := [layer for layer in choices.layers if layer not in layers]:
+        at = ", ".join(str(layer) for layer in sorted({layer for layer in layers if layer is not None})) or "none"
         raise UserError(f"splice_layers= names layer {missing[0]}, and the dictionaries write at the layers {at}.")
-    places = [place for place, layer in enumerate(has) if layer in choices.layers]
+    places = [place for place, layer in enumerate(layers) if layer in choices.layers]
 
     def own(each: Sequence[Any] | None) -> tuple[Any, ...] | None:
         if each is None or len(each) != len(dictionaries):

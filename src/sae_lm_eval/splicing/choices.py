@@ -135,9 +135,9 @@ def _share(value: Any, name: str) -> float:
     return number
 
 
-def refuse_misspelt(given: Iterable[str], known: Iterable[str]) -> None:
+def refuse_misspelt(names: Iterable[str], known_names: Iterable[str]) -> None:
     """Raise `UserError` for a name that is not known and near to one that is; others may be the model's own."""
-    known = list(known)
-    for name in given:
-        if name not in known and (hint := did_you_mean(name, known, most=1)):
+    known_names = list(known_names)
+    for name in names:
+        if name not in known_names and (hint := did_you_mean(name, known_names, most=1)):
             raise UserError(f"sae_hf has no argument '{name}'.{hint}")

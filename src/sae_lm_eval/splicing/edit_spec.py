@@ -90,21 +90,24 @@ def edit_of(given: Any) -> Edit | None:
     if kind == PYTHON:
         raise UserError(f"edit={text} names no function: edit=python:FILE.py:FUNCTION does.")
     one_of(kind, (*KINDS, PYTHON), "edit")
-    known, values = KINDS[kind], {}
+    parameters, values = KINDS[kind], {}
     for name, value in pairs:
-        if name not in known:
+        if name not in parameters:
             raise UserError(
-                f"edit={kind} has no argument '{name}'.{did_you_mean(name, known)} It takes {', '.join(known)}."
+                f"edit={kind} has no argument '{name}'.{did_you_mean(name, parameters)} "
+                f"It takes {', '.join(parameters)}."
             )
         if name in values:
             raise UserError(f"edit={text} says {name} twice.")
-        values[name] = known[name][1](f"edit={kind}: {name}", value)
-    if missing := [name for name, (default, _) in known.items() if default is REQUIRED and name not in values]:
+        values[name] = parameters[name][1](f"edit={kind}: {name}", value)
+    if missing := [name for name, (default, _) in parameters.items() if default is REQUIRED and name not in values]:
         raise UserError(f"edit={kind} needs {missing[0]}, as in edit={kind}?{missing[0]}={EXAMPLES[kind]}.")
     if kind == "lowrank" and len({"rank", "share"} & values.keys()) != 1:
         raise UserError("edit=lowrank needs rank or share, one of the two, as in edit=lowrank?rank=64.")
     left_out = ("rank", "share") if kind == "lowrank" else ()  # of which one is given
-    defaults = {name: of for name, (of, _) in known.items() if of is not REQUIRED and name not in left_out}
+    defaults = {
+        name: default for name, (default, _) in parameters.items() if default is not REQUIRED and name not in left_out
+    }
     return Edit(kind, text, {**defaults, **values})
 
 

@@ -41,7 +41,7 @@ def _with_edits(
         if not any(id(latents) in shared for latents in of_layer.sources):
             return splice
         output = of_layer.of_latents([shared.get(id(latents), latents) for latents in of_layer.sources])
-        made = replace(
+        edited_dictionary = replace(
             dictionary,
             name=f"{dictionary.name} ({edits})",
             module=output,
@@ -53,11 +53,11 @@ def _with_edits(
             latent_module=None,
         )
     else:
-        made = edited(dictionary, own)
-        if made is dictionary:
+        edited_dictionary = edited(dictionary, own)
+        if edited_dictionary is dictionary:
             return splice
     columns = _columns(architecture, splice, edits.heads) if edits.heads else None
-    return replace(splice, dictionary=made, unedited=dictionary, edits=edits, edited_columns=columns)
+    return replace(splice, dictionary=edited_dictionary, unedited=dictionary, edits=edits, edited_columns=columns)
 
 
 def _edited_cross_layer(splices: Iterable[Splice], edits: LatentEdits) -> dict[int, CrossLayerLatents]:
@@ -82,8 +82,8 @@ def _sources(splice: Splice) -> list[tuple[Any, int | None]]:
 
 
 def _check_names(splices: Sequence[Splice], edits: LatentEdits) -> None:
-    found = {id(source): layer for splice in splices for source, layer in _sources(splice)}
-    layers = list(found.values())
+    layer_by_source = {id(source): layer for splice in splices for source, layer in _sources(splice)}
+    layers = list(layer_by_source.values())
     at = ", ".join(str(layer) for layer in sorted({layer for layer in layers if layer is not None})) or "no layer"
     for latent in edits.latents:
         if latent.layer is None and len(layers) > 1:

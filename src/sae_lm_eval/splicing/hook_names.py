@@ -79,9 +79,9 @@ class Architecture:
         """Whether the text model's norms subtract the mean: the last one, and the first block's first."""
         first = self._components["blocks"].submodules.get("ln1")
         paths = [self._components["ln_final"].name, first and f"{self.blocks_path}.0.{first.name}"]
-        found = [self.model.get_submodule(path) for path in paths if path and has_module(self.model, path)]
+        modules = [self.model.get_submodule(path) for path in paths if path and has_module(self.model, path)]
         width = cast(Any, self.model.config).get_text_config().hidden_size
-        return bool(found) and all(norms.subtracts_mean(norm, width) for norm in found)
+        return bool(modules) and all(norms.subtracts_mean(norm, width) for norm in modules)
 
     def port(self, hook: str, layer: int) -> ModuleSide | None:
         """Where block `layer` has `hook` (without its `blocks.N.`), or None where it has no such hook."""
@@ -131,9 +131,9 @@ def blocks_path(model: Any) -> str | None:
     """Where the list of the text model's blocks is, None where there is not just one of the configured length."""
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     inside = set(model.get_decoder().modules())
-    found = [
+    paths = [
         path
         for path, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == layers and module in inside
     ]
-    return found[0] if len(found) == 1 else None
+    return paths[0] if len(paths) == 1 else None

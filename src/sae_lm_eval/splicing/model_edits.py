@@ -40,29 +40,29 @@ def linear_layers(model: nn.Module, weights: str) -> dict[str, nn.Module]:
     if blocks is None:
         raise UserError(f"{model_name(model)} has no list of blocks whose linear layers could be edited.")
     kinds = {path: type(module).__name__ for path, module in model.named_modules()}
-    found: dict[str, nn.Module] = {}
+    layers: dict[str, nn.Module] = {}
     for path, module in model.named_modules():
         if not path.startswith(f"{blocks}.") or not isinstance(module, nn.Linear | Conv1D) or ".lora_" in path:
             continue
         above = [path[: dot.start()] for dot in re.finditer(r"\.", path) if dot.start() > len(blocks)]
-        attends = any(ATTENTION.search(kinds[one]) for one in above)
+        attends = any(ATTENTION.search(kinds[parent]) for parent in above)
         if weights in ("all", "attention" if attends else "mlp"):
-            found[path] = module
-    if not found:
+            layers[path] = module
+    if not layers:
         which = "" if weights == "all" else f" of weights={weights}"
         raise UserError(f"{model_name(model)} has no linear layers{which} that could be edited one by one.")
-    _refuse_other_weights(model, found, blocks, weights)
-    for path, module in found.items():
+    _refuse_other_weights(model, layers, blocks, weights)
+    for path, module in layers.items():
         if not isinstance(module.weight, Tensor) or not module.weight.is_floating_point():
             raise UserError(f"The weights of '{path}' are packed ({module.weight.dtype}): load the model without that.")
-    return found
+    return layers
 
 
-def _refuse_other_weights(model: nn.Module, found: Mapping[str, nn.Module], blocks: str, weights: str) -> None:
+def _refuse_other_weights(model: nn.Module, layers: Mapping[str, nn.Module], blocks: str, weights: str) -> None:
     """Raise `UserError` where experts hold more weights than the linear layers do: little would be edited."""
     if weights == "attention":
         return
-    linear = sum(module.weight.numel() for module in found.values())  # pyright: ignore[reportCallIssue]
+    linear = sum(module.weight.numel() for module in layers.values())  # pyright: ignore[reportCallIssue]
     stacked = sum(p.numel() for name, p in model.named_parameters() if name.startswith(f"{blocks}.") and p.ndim > 2)
     if stacked > linear:
         raise UserError(
@@ -101,23 +101,25 @@ def module_edits(model: nn.Module, edit: Edit) -> tuple[ModuleEdit, ...]:
         return _of_own(model, edit)
     if edit.kind == "skip":
         return tuple(ModuleEdit(path) for path in _blocks(model, edit))
-    change, found = MATRICES[edit.kind], []
+    change, edits = MATRICES[edit.kind], []
     for path, module in linear_layers(model, edit.values["weights"]).items():
         weight: Any = module.weight.detach()  # pyright: ignore[reportCallIssue]
         across = not isinstance(module, nn.Linear)  # transformers' Conv1D holds (d_in, d_out)
         new = change(weight.T if across else weight, edit.values, path)
         new = new.T.contiguous() if across else new
         if not new.is_meta and not torch.equal(new, weight):
-            found.append(ModuleEdit(path, {"weight": new}))
-    return tuple(found)
+            edits.append(ModuleEdit(path, {"weight": new}))
+    return tuple(edits)
 
 
 MATRICES: Mapping[str, Callable[[Tensor, Mapping[str, Any], str], Tensor]] = {
-    "quantize": lambda weight, of, _path: quantized(weight, of["bits"], of["group"]),
-    "nf4": lambda weight, of, _path: normal_float(weight, of["block"]),
-    "prune": lambda weight, of, _path: pruned(weight, of["share"]),
-    "lowrank": lambda weight, of, _path: low_rank(weight, of.get("rank") or round(of["share"] * min(weight.shape))),
-    "noise": lambda weight, of, path: noised(weight, of["std"], of["seed"], path),
+    "quantize": lambda weight, values, _path: quantized(weight, values["bits"], values["group"]),
+    "nf4": lambda weight, values, _path: normal_float(weight, values["block"]),
+    "prune": lambda weight, values, _path: pruned(weight, values["share"]),
+    "lowrank": lambda weight, values, _path: low_rank(
+        weight, values.get("rank") or round(values["share"] * min(weight.shape))
+    ),
+    "noise": lambda weight, values, path: noised(weight, values["std"], values["seed"], path),
 }
 
 
@@ -132,22 +134,22 @@ def _of_own(model: nn.Module, edit: Edit) -> tuple[ModuleEdit, ...]:
     """Of what a function of the user's own gives: a mapping of the model's modules and parameters to others."""
     before = contents({"": model})[""].weights
     if edit.kind == PYTHON:
-        made, _ = python_loader.made_by(edit.source, model)
+        replacements, _ = python_loader.made_by(edit.source, model)
     else:
         try:
-            made = edit.source(model)
+            replacements = edit.source(model)
         except Exception as error:  # of the user's own code, whatever it raises
             raise UserError(f"edit={edit} fails: {type(error).__name__}: {first_line(error)}") from error
     if contents({"": model})[""].weights != before:
         raise UserError(f"edit={edit} changes the model's weights in place: let it give new ones by their names.")
-    if not isinstance(made, Mapping) or not made:
+    if not isinstance(replacements, Mapping) or not replacements:
         raise UserError(
-            f"edit={edit} gives a {type(made).__name__}: it must give a mapping of names of the model's modules to "
-            f"modules, or of its parameters to tensors."
+            f"edit={edit} gives a {type(replacements).__name__}: it must give a mapping of names of the model's "
+            f"modules to modules, or of its parameters to tensors."
         )
     weights: dict[str, dict[str, Tensor]] = {}
     edits: dict[str, ModuleEdit] = {}
-    for name, value in made.items():
+    for name, value in replacements.items():
         if isinstance(value, Tensor):
             owner, _, own = str(name).rpartition(".")
             weights.setdefault(owner, {})[own] = _weight(model, edit, str(name), value)
@@ -156,17 +158,21 @@ def _of_own(model: nn.Module, edit: Edit) -> tuple[ModuleEdit, ...]:
     if both := sorted(weights.keys() & edits.keys()):
         raise UserError(f"edit={edit} gives both '{both[0]}' and parameters of it: give one of the two.")
     edits |= {owner: ModuleEdit(owner, own) for owner, own in weights.items()}
-    found = tuple(one for one in edits.values() if one.replacement is not None or _differs(model, one))
-    return _tried(model, edit, found)
+    changed = tuple(
+        module_edit
+        for module_edit in edits.values()
+        if module_edit.replacement is not None or _differs(model, module_edit)
+    )
+    return _tried(model, edit, changed)
 
 
 def _weight(model: nn.Module, edit: Edit, name: str, value: Tensor) -> Tensor:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     own = parameters.get(name)
     if own is None:
-        known = list(parameters)
-        raise UserError(f"edit={edit}: the model has no parameter '{name}'.{did_you_mean(name, known, most=1)}")
-    if tied := next((other for other, one in parameters.items() if one is own and other != name), None):
+        names = list(parameters)
+        raise UserError(f"edit={edit}: the model has no parameter '{name}'.{did_you_mean(name, names, most=1)}")
+    if tied := next((other for other, parameter in parameters.items() if parameter is own and other != name), None):
         raise UserError(
             f"edit={edit}: '{name}' and '{tied}' are one parameter, and the edit would change one alone: "
             f"give a module in the place of '{name.rpartition('.')[0]}'."
@@ -202,14 +208,14 @@ def _tried(model: Any, edit: Edit, edits: Sequence[ModuleEdit]) -> tuple[ModuleE
 
     Raises `UserError` where a replacement cannot stand for its module.
     """
-    replaced = [one for one in edits if one.replacement is not None]
-    seen = passed_modules(model, [one.path for one in replaced])
-    for one in replaced:
-        if one.path not in seen:
-            raise UserError(f"edit={edit}: nothing passes '{one.path}' in a forward pass.")
-        _try_one(edit, one, *seen[one.path])
-    apart = paths_apart(model, [one.path for one in edits], seen)
-    return tuple(replace(one, is_apart=one.path in apart) for one in edits)
+    replaced = [module_edit for module_edit in edits if module_edit.replacement is not None]
+    seen = passed_modules(model, [module_edit.path for module_edit in replaced])
+    for module_edit in replaced:
+        if module_edit.path not in seen:
+            raise UserError(f"edit={edit}: nothing passes '{module_edit.path}' in a forward pass.")
+        _try_one(edit, module_edit, *seen[module_edit.path])
+    apart = paths_apart(model, [module_edit.path for module_edit in edits], seen)
+    return tuple(replace(module_edit, is_apart=module_edit.path in apart) for module_edit in edits)
 
 
 @torch.no_grad()
@@ -235,35 +241,35 @@ def _keep(seen: dict[str, Passed], path: str, _module: nn.Module, args: tuple, k
     seen[path] = args, kwargs, output
 
 
-def _try_one(edit: Edit, one: ModuleEdit, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-    assert one.replacement is not None
-    expected = _first_tensor(output)
+def _try_one(edit: Edit, module_edit: ModuleEdit, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+    assert module_edit.replacement is not None
+    path, expected = module_edit.path, _first_tensor(output)
     if expected is None:
         raise UserError(
-            f"edit={edit}: '{one.path}' does not give a tensor, or a tuple that begins with one, as what can be "
+            f"edit={edit}: '{path}' does not give a tensor, or a tuple that begins with one, as what can be "
             f"replaced does: replace modules in it."
         )
     given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     before = [value.clone() for value in given]
     try:
-        made = one.replacement(*args, **kwargs)
+        result = module_edit.replacement(*args, **kwargs)
     except UserError:
         raise
     except Exception as error:  # of the user's own code, whatever it raises
         raise UserError(
-            f"edit={edit}: what is given for '{one.path}' fails: {type(error).__name__}: {first_line(error)}"
+            f"edit={edit}: what is given for '{path}' fails: {type(error).__name__}: {first_line(error)}"
         ) from error
     if not all(map(torch.equal, before, given)):
         raise UserError(
-            f"edit={edit}: what is given for '{one.path}' changes what it is given in place: let it make a new tensor."
+            f"edit={edit}: what is given for '{path}' changes what it is given in place: let it make a new tensor."
         )
-    new = made if isinstance(output, Tensor) and isinstance(made, Tensor) else None
-    if not isinstance(output, Tensor) and isinstance(made, tuple | list) and len(made) == len(output):
-        new = _first_tensor(made)
+    new = result if isinstance(output, Tensor) and isinstance(result, Tensor) else None
+    if not isinstance(output, Tensor) and isinstance(result, tuple | list) and len(result) == len(output):
+        new = _first_tensor(result)
     if new is None or new.shape != expected.shape:
-        raise UserError(f"edit={edit}: '{one.path}' gives {_shown(output)}, and its replacement {_shown(made)}.")
+        raise UserError(f"edit={edit}: '{path}' gives {_shown(output)}, and its replacement {_shown(result)}.")
     if not new.isfinite().all():
-        raise UserError(f"edit={edit}: what is given for '{one.path}' makes values that are not finite.")
+        raise UserError(f"edit={edit}: what is given for '{path}' makes values that are not finite.")
 
 
 def _first_tensor(output: Any) -> Tensor | None:
@@ -288,10 +294,10 @@ def edited_variant(model: nn.Module, edit: Edit) -> Variant:
 
 def edit_record(model: nn.Module, edit: Edit, edits: Sequence[ModuleEdit]) -> dict[str, Any]:
     """What was edited, as plain values for a results file."""
-    changed = [dict(model.get_submodule(one.path).named_parameters()) for one in edits]
+    changed = [dict(model.get_submodule(module_edit.path).named_parameters()) for module_edit in edits]
     kept = [
-        {name: own[name] for name in one.weights} if one.weights else own
-        for one, own in zip(edits, changed, strict=True)
+        {name: own[name] for name in module_edit.weights} if module_edit.weights else own
+        for module_edit, own in zip(edits, changed, strict=True)
     ]
     content = contents({"": Edited(edits)}, {"": Edited.functions(edits)})[""]
     return {

@@ -142,10 +142,10 @@ class EditedForward:
 
 
 def _first(args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-    found = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-    if found is None:
+    tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    if tensor is None:
         raise UserError("A module that is to be edited is given no tensor.")
-    return found
+    return tensor
 
 
 def _unit(given: Tensor, rows: Rows) -> int:
@@ -194,5 +194,9 @@ class Edited(nn.Module):
     @staticmethod
     def functions(edits: Sequence[ModuleEdit]) -> tuple[Callable[..., Any], ...]:
         """Replacements that are no modules, and decide as much as these."""
-        found = (edit.replacement for edit in edits)
-        return tuple(one for one in found if one is not None and not isinstance(one, nn.Module))
+        replacements = (edit.replacement for edit in edits)
+        return tuple(
+            replacement
+            for replacement in replacements
+            if replacement is not None and not isinstance(replacement, nn.Module)
+        )

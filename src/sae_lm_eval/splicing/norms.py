@@ -46,13 +46,13 @@ def measured(norm: nn.Module, width: int) -> Normalisation:
 
     Raises `UserError` where it neither is nor resembles (x - mean or x) / (deviation or root mean square).
     """
-    of, probes = _applied(norm), _probes(width)
-    loud = of(probes * LOUD)
+    normalise, probes = _applied(norm), _probes(width)
+    loud = normalise(probes * LOUD)
     for kind in KINDS:
         own = kind(probes).double()
         gain, bias = _line(own, loud)
         if (gain * own + bias - loud).norm() < TOLERANCE * (loud - loud.mean(0)).norm():
-            return Normalisation(kind.centres, kind.by_deviation, _eps(of, probes[:1], gain * own[:1], bias))
+            return Normalisation(kind.centres, kind.by_deviation, _eps(normalise, probes[:1], gain * own[:1], bias))
     raise UserError(
         f"{type(norm).__name__} divides by neither the standard deviation nor the root mean square of what it reads: "
         f"it has no hook_normalized."
@@ -62,9 +62,9 @@ def measured(norm: nn.Module, width: int) -> Normalisation:
 @torch.no_grad()
 def subtracts_mean(norm: nn.Module, width: int) -> bool:
     """Whether `norm` gives the same for x and for x plus a constant."""
-    of, probes = _applied(norm), _probes(width)[:1]
-    one, moved = of(probes), of(probes + 3)
-    return bool((one - moved).norm() < TOLERANCE * one.norm())
+    normalise, probes = _applied(norm), _probes(width)[:1]
+    unmoved, moved = normalise(probes), normalise(probes + 3)
+    return bool((unmoved - moved).norm() < TOLERANCE * unmoved.norm())
 
 
 @torch.no_grad()
@@ -89,11 +89,11 @@ def _line(
     return gain, y.mean(0) - gain * x.mean(0)
 
 
-def _eps(of: Callable[[Tensor], Tensor], probe: Tensor, loud: Tensor, bias: Tensor) -> float:
+def _eps(normalise: Callable[[Tensor], Tensor], probe: Tensor, loud: Tensor, bias: Tensor) -> float:
     """From how much less than `loud` a quiet probe of deviation and root mean square 1 gives."""
     eps, size = 0.0, 1e-3
     for _ in range(2):  # it shows best where the variance is about as large
-        ratio = float(((of(probe * size) - bias) * loud).sum() / loud.pow(2).sum())
+        ratio = float(((normalise(probe * size) - bias) * loud).sum() / loud.pow(2).sum())
         eps = size**2 * max(0.0, 1 / ratio**2 - 1) if ratio > 0 else 0.0
         size = min(1.0, max(1e-4, eps**0.5))
     return eps

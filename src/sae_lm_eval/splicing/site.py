@@ -111,5 +111,5 @@ def module_port(architecture: Architecture, hook: str) -> ModuleSide | None:
     if blocks and (match := re.fullmatch(r"(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d+)(.*)", path)):
         # Inside a multimodal class the text model's layers lie deeper than in a class of their own.
         candidates.append(f"{blocks}.{match[1]}{match[2]}")
-    found = next((candidate for candidate in candidates if candidate and has_module(model, candidate)), None)
-    return None if found is None else ModuleSide(found, "input" if side == "input" else "output")
+    module_path = next((candidate for candidate in candidates if candidate and has_module(model, candidate)), None)
+    return None if module_path is None else ModuleSide(module_path, "input" if side == "input" else "output")

@@ -37,11 +37,11 @@ def spliced_positions(
 
 
 def _ids_of(source: Any) -> frozenset[int]:
-    found: set[int] = set()
+    special_ids: set[int] = set()
     for name in NAMES:
         ids = getattr(source, name, None)
-        found.update(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
-    return frozenset(found)
+        special_ids.update(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
+    return frozenset(special_ids)
 
 
 def ordinary(tokenizer: Any, ids: Iterable[int]) -> dict[int, str]:

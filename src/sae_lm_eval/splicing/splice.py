@@ -62,7 +62,7 @@ class Splice:
     def cross_layer_outputs(self) -> tuple[CrossLayerOutput, ...]:
         """Of a cross-layer transcoder what is asked for here; where edits of latents hold in part, without them too."""
         both = (self.dictionary, self.unedited if self._needs_unedited else None)
-        return tuple(one.cross_layer for one in both if one is not None and one.cross_layer is not None)
+        return tuple(d.cross_layer for d in both if d is not None and d.cross_layer is not None)
 
     @property
     def _needs_unedited(self) -> bool:
@@ -119,10 +119,10 @@ class Splice:
     def reconstruction(
         self, x: Float[Tensor, "batch positions d_in"], y: Float[Tensor, "batch positions d_out"], context: Context
     ) -> Float[Tensor, "batch positions d_out"]:
-        known = {} if context.reconstructed is None else context.reconstructed
-        if self.reads not in known:
-            known[self.reads] = self._all_rows(x, y, context)
-        new = known[self.reads]
+        reconstructed = {} if context.reconstructed is None else context.reconstructed
+        if self.reads not in reconstructed:
+            reconstructed[self.reads] = self._all_rows(x, y, context)
+        new = reconstructed[self.reads]
         if self.restored is None:
             return new
         wide = y.to(new)

@@ -184,7 +184,7 @@ def with_widths(architecture: Architecture, splices: Sequence[Splice]) -> Iterat
 
 
 def _with_width(architecture: Architecture, splice: Splice, passed: Mapping[ModuleSide, Tensor]) -> Splice:
-    dictionary, found = splice.dictionary, []
+    dictionary, activations = splice.dictionary, []
     for verb, site, expected in (
         ("reads", splice.site_in, dictionary.d_in),
         ("writes", splice.site_out, dictionary.d_out),
@@ -197,7 +197,7 @@ def _with_width(architecture: Architecture, splice: Splice, passed: Mapping[Modu
                 f"'{site.hook}' of {architecture.name} has not one vector at every position: what passes for two "
                 f"tokens is {tuple(passed[site.read].shape)}. Dictionaries are spliced where one passes."
             )
-        found.append(passed[site.read])
+        activations.append(passed[site.read])
         if expected is not None and width != expected:
             trained = f" (it was trained on {_either(dictionary)})" if dictionary.model_names else ""
             raise UserError(
@@ -206,7 +206,7 @@ def _with_width(architecture: Architecture, splice: Splice, passed: Mapping[Modu
             )
     if dictionary.d_in is not None:
         return splice
-    x, y = found
+    x, y = activations
     device = torch.device("cpu") if y.is_meta else y.device
     dictionary = replace(dictionary, hook_in=splice.site_in.hook, hook_out=splice.site_out.hook)
     return replace(splice, dictionary=placed(dictionary, x.shape[-1], y.shape[-1], device))
