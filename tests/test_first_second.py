@@ -639,11 +639,11 @@ class TestWhatIsMeant:
         monkeypatch.chdir(tmp_path)
         (tmp_path / "world").mkdir()
         assert world.is_meant_by("world")
-        assert lookup.known(K4).hook_out == "blocks.2.hook_resid_post"
+        assert lookup.facts_of(K4).hook_out == "blocks.2.hook_resid_post"
         (tmp_path / "world" / "config.json").write_text("{}")
         (tmp_path / "world" / "cfg.json").write_text("{}")
         assert not world.is_meant_by("world")
-        assert lookup.known("world#x").hook_out is None
+        assert lookup.facts_of("world#x").hook_out is None
 
     def test_one_where_a_list_is_meant(self):
         of = sweep_of({"model_args": {"pretrained": "world"}, "variants": K4, "controls": "random_error", "tasks": "t"})

@@ -167,7 +167,7 @@ def test_what_is_fitted_has_never_seen_padding(layout):
         scorer = Scorer(model, [spliced], rows=4, limit=64, layout=layout)
         scorer.score(ScoreRequest(asked, measures=(), greedy=False, watch=watch), lambda _scores: None)
     assert len({query.ids[0] for query in asked}) == 3
-    assert sum(map(len, norms.found[HOOK])) == moments.positions == 4 + 9 + 17
+    assert sum(map(len, norms.by_hook[HOOK])) == moments.positions == 4 + 9 + 17
 
 
 def test_moments_are_of_the_whole_error_where_half_of_it_is_made():

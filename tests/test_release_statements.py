@@ -54,7 +54,7 @@ def test_a_saelens_folder_of_2024_is_read_as_what_it_is(tmp_path):
 
 
 def test_its_hook_is_known_before_it_is_loaded(tmp_path):
-    assert lookup.known(str(folder_of_2024(tmp_path))).hook_in == "blocks.8.hook_resid_pre"
+    assert lookup.facts_of(str(folder_of_2024(tmp_path))).hook_in == "blocks.8.hook_resid_pre"
 
 
 @pytest.mark.parametrize("key", ["expansion_factor", "num_latents"])

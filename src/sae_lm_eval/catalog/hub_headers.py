@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_lm_eval import world
 from sae_lm_eval.catalog import lookup
-from sae_lm_eval.catalog.lookup import Known
+from sae_lm_eval.catalog.lookup import DictionaryFacts
 from sae_lm_eval.dictionaries.cross_layer_files import GEMMA_SCOPE_2, local_folder, names_of_cross_layer
 from sae_lm_eval.dictionaries.hub_files import hub_told, quietly
 from sae_lm_eval.dictionaries.presence import CONFIG
@@ -23,23 +23,23 @@ from sae_lm_eval.files.reading import json_value
 WEIGHTS = {"saelens": "sae_weights.safetensors", "sparsify": "sae.safetensors"}
 
 
-def headers_of(spec: str) -> list[Known]:
+def headers_of(spec: str) -> list[DictionaryFacts]:
     """What is known of the dictionaries that a spec names before they are loaded: one, or one a layer.
 
     Raises `UserError` as `with_headers` does.
     """
     parsed = SaeSpec.parse(spec)
-    return [with_headers(lookup.known(spec))] if parsed.loader != CROSS_LAYER else _of_cross_layer(parsed)
+    return [with_headers(lookup.facts_of(spec))] if parsed.loader != CROSS_LAYER else _of_cross_layer(parsed)
 
 
-def _of_cross_layer(spec: SaeSpec) -> list[Known]:
+def _of_cross_layer(spec: SaeSpec) -> list[DictionaryFacts]:
     """Each layer with the shapes of its own tensors; the first that is asked for with those of all before it."""
     from sae_lm_eval.dictionaries.cross_layer_loader import site_pair
 
     names = names_of_cross_layer(spec)
-    layout, config, layers, asked, id_ = names
+    layout, config, layers, requested, id_ = names
     folder, prefix = local_folder(spec), f"{id_}/" if id_ else ""
-    found = []
+    layer_facts = []
     for number, layer in enumerate(layers[: names.last + 1]):
         shapes: dict[str, tuple[int, ...]] = {}
         for kind in dict.fromkeys((layout.encoder, layout.decoder)):
@@ -50,13 +50,13 @@ def _of_cross_layer(spec: SaeSpec) -> list[Known]:
         sites = {"hook_in": hook_in, "hook_out": hook_out, "module_in": module_in, "module_out": module_out}
         latents = next((shape[0] for name, shape in shapes.items() if name.startswith("b_enc")), None)
         name = replace(spec, id="/".join(filter(None, (id_, f"layer_{layer}"))))
-        found.append(Known(str(name), **sites, width=latents, shapes=shapes))
-    if asked is None:
-        return found
+        layer_facts.append(DictionaryFacts(str(name), **sites, width=latents, shapes=shapes))
+    if requested is None:
+        return layer_facts
     # Of the layers before, which write there too, nothing but their size matters.
-    first, *others = found[asked[0] :]
-    before = [*found[: asked[0]], first]
-    shapes = {f"{one.spec} {name}": shape for one in before for name, shape in (one.shapes or {}).items()}
+    first, *others = layer_facts[requested[0] :]
+    before = [*layer_facts[: requested[0]], first]
+    shapes = {f"{facts.spec} {name}": shape for facts in before for name, shape in (facts.shapes or {}).items()}
     return [replace(first, shapes=shapes), *others]
 
 
@@ -78,27 +78,27 @@ def _shapes(spec: SaeSpec, folder: Path | None, name: str) -> dict[str, tuple[in
 
     if folder is not None:
         return {tensor: tuple(shape) for tensor, shape in shapes_in(folder / name).items()}
-    found = parse_safetensors_file_metadata(spec.source, name, revision=spec.revision)
-    return {tensor: tuple(of.shape) for tensor, of in found.tensors.items()}
+    metadata = parse_safetensors_file_metadata(spec.source, name, revision=spec.revision)
+    return {tensor: tuple(info.shape) for tensor, info in metadata.tensors.items()}
 
 
-def with_headers(known: Known) -> Known:
-    """`known`, and what the hub's files of it say besides: a few kilobytes, no weights.
+def with_headers(facts: DictionaryFacts) -> DictionaryFacts:
+    """`facts`, and what the hub's files of it say besides: a few kilobytes, no weights.
 
     A registered release whose converter needs whole files stays as it is. Raises `UserError` where the hub refuses the
     files, or cannot be reached.
     """
-    spec = SaeSpec.parse(known.spec)
-    told = known.hook_out is not None and (known.width is not None or known.shapes is not None)
-    if told or spec.loader not in WEIGHTS or spec.source == world.NAME:
-        return known
+    spec = SaeSpec.parse(facts.spec)
+    is_complete = facts.hook_out is not None and (facts.width is not None or facts.shapes is not None)
+    if is_complete or spec.loader not in WEIGHTS or spec.source == world.NAME:
+        return facts
     if spec.source in registry_sections():
         config = _by_saelens(spec)
-        return known if config is None else _completed(known, config, None)
+        return facts if config is None else _completed(facts, config, None)
     if spec.folder is None and is_registered_repository(spec.source):
-        return known  # which of its releases is meant is settled when it is loaded
+        return facts  # which of its releases is meant is settled when it is loaded
     config, shapes = _of_files(spec)
-    return _completed(known, config, shapes, hookpoint=spec.id if spec.loader == "sparsify" else None)
+    return _completed(facts, config, shapes, hookpoint=spec.id if spec.loader == "sparsify" else None)
 
 
 def _by_saelens(spec: SaeSpec) -> Mapping[str, Any] | None:
@@ -132,33 +132,33 @@ def _of_files(spec: SaeSpec) -> tuple[Mapping[str, Any], Mapping[str, tuple[int,
 
 
 def _read(file: Path) -> Mapping[str, Any]:
-    found = json_value(file.read_text(encoding="utf-8"), f"'{file}'")
-    return found if isinstance(found, dict) else {}
+    config = json_value(file.read_text(encoding="utf-8"), f"'{file}'")
+    return config if isinstance(config, dict) else {}
 
 
 def _completed(
-    known: Known,
+    facts: DictionaryFacts,
     config: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]] | None,
     hookpoint: str | None = None,
-) -> Known:
-    said = {**config, **(config.get("metadata") or {})}
-    hook_in = known.hook_in or said.get("hook_name") or said.get("hook_point")
-    hook_out = known.hook_out or said.get("hook_name_out") or hook_in
+) -> DictionaryFacts:
+    settings = {**config, **(config.get("metadata") or {})}
+    hook_in = facts.hook_in or settings.get("hook_name") or settings.get("hook_point")
+    hook_out = facts.hook_out or settings.get("hook_name_out") or hook_in
     if hookpoint is not None:
         hook_in = hook_out = hookpoint.rsplit("/", 1)[-1]
-        if said.get("transcode"):
+        if settings.get("transcode"):
             hook_in, hook_out = f"{hook_in}.input", f"{hook_out}.output"
-    width, d_in = said.get("d_sae"), said.get("d_in")
+    width, d_in = settings.get("d_sae"), settings.get("d_in")
     if shapes is None and isinstance(width, int) and isinstance(d_in, int):
-        d_out = said.get("d_out") or d_in
+        d_out = settings.get("d_out") or d_in
         shapes = {"W_enc": (d_in, width), "b_enc": (width,), "W_dec": (width, d_out), "b_dec": (d_out,)}
     return replace(
-        known,
+        facts,
         hook_in=hook_in,
         hook_out=hook_out,
-        module_in=known.module_in or said.get("hf_hook_name"),
-        module_out=known.module_out or said.get("hf_hook_name_out"),
-        width=known.width or width,
-        shapes=known.shapes or shapes,
+        module_in=facts.module_in or settings.get("hf_hook_name"),
+        module_out=facts.module_out or settings.get("hf_hook_name_out"),
+        width=facts.width or width,
+        shapes=facts.shapes or shapes,
     )

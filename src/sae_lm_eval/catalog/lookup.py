@@ -27,7 +27,7 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
 
 
 @dataclass(frozen=True)
-class Known:
+class DictionaryFacts:
     """A dictionary before it is loaded; None in a field means that nothing here says it.
 
     `shapes` are those of its weights, by name, where they are at hand.
@@ -45,15 +45,15 @@ class Known:
     @property
     def layer(self) -> int | None:
         """That of the site it writes at."""
-        found = re.match(r"blocks\.(\d+)\.", self.hook_out or "")
-        return int(found[1]) if found else None
+        match = re.match(r"blocks\.(\d+)\.", self.hook_out or "")
+        return int(match[1]) if match else None
 
 
-def known(spec: str) -> Known:
+def facts_of(spec: str) -> DictionaryFacts:
     """What is known of the dictionary that `spec` names; raises `UserError` where the spec is none."""
     parsed = SaeSpec.parse(spec)
     if parsed.loader != "saelens":
-        return Known(spec)
+        return DictionaryFacts(spec)
     if (local := parsed.folder) is not None:
         return _of_folder(spec, local / (parsed.id or ""))
     if parsed.source == world.NAME:
@@ -61,10 +61,10 @@ def known(spec: str) -> Known:
 
         return _of_world(spec, world_dictionary(parsed), parsed.id)
     entry = saelens_registry.named(parsed.source, parsed.id)
-    return Known(spec) if entry is None else _of_entry(entry)
+    return DictionaryFacts(spec) if entry is None else _of_entry(entry)
 
 
-def find_dictionaries(pattern: str) -> list[Known]:
+def find_dictionaries(pattern: str) -> list[DictionaryFacts]:
     """The dictionaries of the embedded world or of SAELens' registry whose `release#id` matches the glob `pattern`.
 
     Raises `UserError` where nothing matches.
@@ -72,14 +72,14 @@ def find_dictionaries(pattern: str) -> list[Known]:
     if not pattern.lower().startswith(f"{world.NAME}#"):
         return [_of_entry(entry) for entry in saelens_registry.find_entries(pattern)]
     specs = [f"{world.NAME}#{id_}" for id_ in world.dictionary_ids()]
-    found = [spec for spec in specs if fnmatchcase(spec.lower(), pattern.lower())]
-    if not found:
+    matches = [spec for spec in specs if fnmatchcase(spec.lower(), pattern.lower())]
+    if not matches:
         raise UserError(f"No dictionary of the embedded world matches '{pattern}'. It has {', '.join(specs)}.")
-    return [known(spec) for spec in found]
+    return [facts_of(spec) for spec in matches]
 
 
-def selected(found: Sequence[Known], filters: Mapping[str, Any]) -> list[Known]:
-    """Those of `found` that pass every filter by `width`, `l0` or `layer`; what is not known passes none.
+def selected(candidates: Sequence[DictionaryFacts], filters: Mapping[str, Any]) -> list[DictionaryFacts]:
+    """Those of `candidates` that pass every filter by `width`, `l0` or `layer`; what is not known passes none.
 
     A filter is a number, a list of numbers, or a text of comparisons: "<100", ">=20 <100"; a list of two is for L0
     the least and the most. A width of 16k or 1m is the power of two that the names of releases mean by it.
@@ -88,9 +88,9 @@ def selected(found: Sequence[Known], filters: Mapping[str, Any]) -> list[Known]:
     """
     tests = {name: _test(name, wanted) for name, wanted in filters.items()}
     return [
-        one
-        for one in found
-        if all((value := getattr(one, name)) is not None and test(value) for name, test in tests.items())
+        facts
+        for facts in candidates
+        if all((value := getattr(facts, name)) is not None and test(value) for name, test in tests.items())
     ]
 
 
@@ -100,7 +100,7 @@ def _test(name: str, wanted: Any) -> Callable[[float], bool]:
             raise UserError(f"l0: {wanted!r} is no filter: a list has the least and the most, as in [20, 150].")
         return _test(name, f">={wanted[0]} <={wanted[1]}")
     if isinstance(wanted, list):
-        tests = [_test(name, one) for one in wanted]
+        tests = [_test(name, entry) for entry in wanted]
         return lambda value: any(test(value) for test in tests)
     parts = re.findall(r"(<=|>=|<|>)\s*([\d.]+)([km]?)", str(wanted).lower())
     if parts and re.fullmatch(r"(\s*(<=|>=|<|>)\s*[\d.]+[km]?)+\s*", str(wanted).lower()):
@@ -122,28 +122,30 @@ def _number(name: str, digits: str, unit: str) -> float:
     return 2.0 ** round(math.log2(value)) if unit and name == "width" and value > 0 else value
 
 
-def _of_entry(entry: saelens_registry.Entry) -> Known:
-    return Known(
+def _of_entry(entry: saelens_registry.Entry) -> DictionaryFacts:
+    return DictionaryFacts(
         entry.spec, entry.hook_in, entry.hook_out, entry.module_in, entry.module_out, entry.d_dictionary, entry.l0
     )
 
 
-def _of_world(spec: str, folder: Path, id_: str | None) -> Known:
-    made = next(one for one in world.world_facts()["dictionaries"] if one["id"] == id_)
-    hook = made["hook_name"]
-    return Known(
-        spec, hook, made["hook_name_out"] or hook, None, None, made["d_sae"], made["l0"], shapes=_shapes(folder)
+def _of_world(spec: str, folder: Path, id_: str | None) -> DictionaryFacts:
+    entry = next(record for record in world.world_facts()["dictionaries"] if record["id"] == id_)
+    hook = entry["hook_name"]
+    return DictionaryFacts(
+        spec, hook, entry["hook_name_out"] or hook, None, None, entry["d_sae"], entry["l0"], shapes=_shapes(folder)
     )
 
 
-def _of_folder(spec: str, folder: Path) -> Known:
+def _of_folder(spec: str, folder: Path) -> DictionaryFacts:
     """A folder in SAELens' format; whatever else it is, loading it will tell."""
     try:
         said = with_metadata(read_configuration(folder / "cfg.json"))
     except UserError:
-        return Known(spec)
+        return DictionaryFacts(spec)
     hook = said.get("hook_name") or said.get("hook_point")  # which SAELens wrote until 2024
-    return Known(spec, hook, said.get("hook_name_out") or hook, width=said.get("d_sae"), shapes=_shapes(folder))
+    return DictionaryFacts(
+        spec, hook, said.get("hook_name_out") or hook, width=said.get("d_sae"), shapes=_shapes(folder)
+    )
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]] | None:

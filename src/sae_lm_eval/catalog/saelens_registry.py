@@ -127,9 +127,9 @@ class Entry:
         layer = re.match(r"blocks\.(\d+)\.", self.hook_out)
         if layer and int(layer[1]) >= self.base.layers:
             return SiteProbe(None, f"{self.model} has no layer {layer[1]}: layers run from 0 to {self.base.layers - 1}")
-        of = small_architecture(self.base.model_type).layers
-        hooks = (_in_small(self.hook_in, of), _in_small(self.hook_out, of))
-        modules = (_in_small(self.module_in, of), _in_small(self.module_out, of))
+        small_layers = small_architecture(self.base.model_type).layers
+        hooks = (_in_small(self.hook_in, small_layers), _in_small(self.hook_out, small_layers))
+        modules = (_in_small(self.module_in, small_layers), _in_small(self.module_out, small_layers))
         return try_sites(self.base.model_type, hooks, modules, tuple(sorted(self.processing.items())))
 
     @property
@@ -218,8 +218,8 @@ def entries() -> tuple[Entry, ...]:
 
 def named(release: str, id_: str | None) -> Entry | None:
     """The dictionary of that release, None where SAELens has registered no such one."""
-    found = None if "/" in release else releases().get(release)  # the name of a repository needs no parsing
-    return None if found is None or id_ not in found.saes_map else _entry(found, id_)
+    lookup = None if "/" in release else releases().get(release)  # the name of a repository needs no parsing
+    return None if lookup is None or id_ not in lookup.saes_map else _entry(lookup, id_)
 
 
 def find_entries(pattern: str) -> list[Entry]:

@@ -24,18 +24,18 @@ def as_released(variant: Variant, records: Sequence[Mapping[str, Any]]) -> list[
 
 def _of(splice: Splice, sums: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     names = [name for name, value in sums[0].items() if value is not None] if sums else []
-    total = {name: sum(of[name] for of in sums) for name in names}
+    total = {name: sum(document_sums[name] for document_sums in sums) for name in names}
     means = {name: _mean(total, name, "positions") for name in ("l0", "norm_in", "norm_out")}
     means |= {"l0_later": _mean(total, "l0_later", "later")}
     fvu = metrics.DICTIONARY_METRICS["fvu"]
-    rows = metrics.array([metrics.row({"dictionaries": {"": of}}, fvu, "") for of in sums])
-    found = stated.checks(splice.dictionary.stated, {**means, "fvu": fvu.value(rows) if len(rows) else None})
+    rows = metrics.array([metrics.row({"dictionaries": {"": document_sums}}, fvu, "") for document_sums in sums])
+    checks = stated.checks(splice.dictionary.stated, {**means, "fvu": fvu.value(rows) if len(rows) else None})
     return {
         "dictionary": splice.dictionary.name,
         "site": splice.site_out.hook,
-        **stated.checks_record(found, stated.verdict(found, HINT)),
+        **stated.checks_record(checks, stated.verdict(checks, HINT)),
     }
 
 
-def _mean(total: Mapping[str, float], name: str, of: str) -> float | None:
-    return total[name] / total[of] if total.get(of) and name in total else None
+def _mean(total: Mapping[str, float], name: str, count: str) -> float | None:
+    return total[name] / total[count] if total.get(count) and name in total else None

@@ -16,7 +16,11 @@ from sae_lm_eval.scoring.request import TargetIndex
 from sae_lm_eval.splicing.splice import Context, Variant
 
 NOWHERE = np.iinfo(np.int64).max
-COUNTED = ("l0", "l0_later", *(f"fired_{which}_{of}" for of in ("text", "category") for which in ("first", "only")))
+COUNTED = (
+    "l0",
+    "l0_later",
+    *(f"fired_{which}_{within}" for within in ("text", "category") for which in ("first", "only")),
+)
 
 
 @dataclass
@@ -141,4 +145,4 @@ def records(
             table[f"fired_first_{within}"] = np.array([each.mean() for each in starts])
             table[f"fired_only_{within}"] = np.array([each.mean() for each in only])
     out = [{name: values[i].item() for name, values in table.items()} for i in range(len(numbers))]
-    return out if whole.first.size else [{**one, **dict.fromkeys(COUNTED)} for one in out]
+    return out if whole.first.size else [{**record, **dict.fromkeys(COUNTED)} for record in out]

@@ -49,7 +49,7 @@ class LatentsAtTargets:
     """Watches the splices of a variant while it is scored; see `scoring.request.Watch`."""
 
     variant: Variant
-    found: ByQuery = field(default_factory=dict)
+    by_query: ByQuery = field(default_factory=dict)
 
     @contextmanager
     def batch(
@@ -59,7 +59,7 @@ class LatentsAtTargets:
         seen = _BatchLatents(self.variant, targets, queries)
         yield seen
         for key, activations in seen.activations.items():
-            self.found.setdefault(key, ActiveLatents()).add(activations)
+            self.by_query.setdefault(key, ActiveLatents()).add(activations)
 
 
 class _BatchLatents:
@@ -107,4 +107,4 @@ def latents_at_answers(model: SplicedModel, queries: Sequence[Query]) -> ByQuery
     with model.loaded.autocast():
         request = ScoreRequest(queries, measures=(), greedy=False, watch=watch)
         scorer.score(request, lambda _scored: None)
-    return watch.found
+    return watch.by_query

@@ -150,9 +150,9 @@ def measure_documents(
     }
     if pass_.watch is not None:
         facts["as_released"] = as_released(model.variant, everywhere)
-        for one in facts["as_released"]:
-            tell = logger.warning if one["agrees"] is False else logger.info
-            tell("%s: %s", one["dictionary"], one["verdict"])
+        for check in facts["as_released"]:
+            tell = logger.warning if check["agrees"] is False else logger.info
+            tell("%s: %s", check["dictionary"], check["verdict"])
     if model.variant.is_baseline:
         return MeasuredText(out, facts)
     compute = compute_of(everywhere, original, task)
@@ -237,9 +237,9 @@ class Pass:
     def _score_ablated(self, scorer: Scorer, queries: list[Query], owners: list[int]) -> None:
         """By a scorer of the ablations alone, which leave of a text no more than what is asked."""
         ablated = self.ablated[0]
-        asked = without_text(queries, scorer.model, ablated.special_ids, ablated.first_position)
+        ablated_queries = without_text(queries, scorer.model, ablated.special_ids, ablated.first_position)
         done = self._adding(self._add_ablated, queries, owners)
-        scorer.score(ScoreRequest(asked, measures=(), greedy=False, compared=0), done)
+        scorer.score(ScoreRequest(ablated_queries, measures=(), greedy=False, compared=0), done)
 
     def _adding(
         self, add: Callable[[dict[str, Any], Query, Scores], None], queries: Sequence[Query], owners: Sequence[int]
@@ -287,13 +287,13 @@ class Pass:
 
     def records(self) -> list[dict[str, Any]]:
         """By document, once all processes are done."""
-        found = [
+        document_records = [
             {"document": d.number, "category": d.category, **sums}
             for d, sums in zip(self.documents, self.sums, strict=True)
         ]
         if self.watch is None:
-            return found
-        for record in found:
+            return document_records
+        for record in document_records:
             record["dictionaries"] = {}
         for splice, sums in zip(self.watch.variant.splices, self.watch.sums, strict=True):
             own = dict(zip(self.names, by_category(sums, self.kinds), strict=True))
@@ -302,9 +302,9 @@ class Pass:
                 parts[name] = part if name not in parts else parts[name].plus(part)
             whole = reduce(CategorySums.plus, parts.values())
             of_document = records(sums, self.numbers, self.kinds, whole, [parts[name] for name in self.names])
-            for record, dictionary in zip(found, of_document, strict=True):
+            for record, dictionary in zip(document_records, of_document, strict=True):
                 record["dictionaries"][splice.site_out.hook] = dictionary
-        return found
+        return document_records
 
 
 def without_dictionary(variant: Variant) -> dict[str, str] | None:
@@ -329,17 +329,19 @@ def metrics_by_splice(variant: Variant, names: Iterable[str]) -> Iterator[tuple[
             yield name if len(variant.splices) == 1 else f"{name}/{splice.site_out.hook}", splice
 
 
-def undefined(found: Sequence[dict[str, Any]]) -> dict[str, str]:
+def undefined(document_records: Sequence[dict[str, Any]]) -> dict[str, str]:
     """Why, for each metric that has no value."""
-    values = metrics.metric_values(found)
-    return {name: metric.undefined for name, metric, _ in metrics.metrics_of(found[0]) if values[name] is None}
+    values = metrics.metric_values(document_records)
+    return {
+        name: metric.undefined for name, metric, _ in metrics.metrics_of(document_records[0]) if values[name] is None
+    }
 
 
-def by_categories(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def by_categories(document_records: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The metrics of each category's documents; none where the text has no categories."""
     out = {}
-    for name in sorted({record["category"] for record in found} - {None}):
-        of_category = [record for record in found if record["category"] == name]
+    for name in sorted({record["category"] for record in document_records} - {None}):
+        of_category = [record for record in document_records if record["category"] == name]
         tokens = sum(record["tokens"] for record in of_category)
         table = metrics.metric_values(of_category, within="category")
         out[name] = {"documents": len(of_category), "tokens": tokens, **table}

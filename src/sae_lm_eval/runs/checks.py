@@ -184,7 +184,7 @@ def _written_at(spec: str) -> str:
     """The site as far as it is known without SAELens, or else the spec itself."""
     parsed = SaeSpec.parse(spec)
     near = parsed.folder is not None or parsed.source == world.NAME
-    return (lookup.known(spec).hook_out if near else None) or spec
+    return (lookup.facts_of(spec).hook_out if near else None) or spec
 
 
 def _check_latents(spec: SaeSpec, request: VariantRequest) -> None:
@@ -192,7 +192,7 @@ def _check_latents(spec: SaeSpec, request: VariantRequest) -> None:
     edits = choices_of(SpliceArguments(**request.arguments)).edits
     if not edits:
         return
-    entry = lookup.known(str(spec))
+    entry = lookup.facts_of(str(spec))
     of_saelens = spec.source in registry_sections() or is_registered_repository(spec.source)
     if entry.width is None and not of_saelens:  # whose files SAELens alone knows
         with suppress(UserError):  # told when it is loaded

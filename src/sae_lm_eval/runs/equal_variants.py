@@ -7,7 +7,7 @@ from typing import Any
 
 from sae_lm_eval.catalog import lookup
 from sae_lm_eval.catalog.hub_headers import with_headers
-from sae_lm_eval.catalog.lookup import Known
+from sae_lm_eval.catalog.lookup import DictionaryFacts
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.dictionaries.untrained import rule_of
 from sae_lm_eval.errors import UserError
@@ -17,7 +17,7 @@ from sae_lm_eval.splicing.layer_choice import layers_of
 from sae_lm_eval.splicing.splice_arguments import OF_SITES
 
 
-def variant_identity(request: VariantRequest, read: dict[str, Known]) -> str:
+def variant_identity(request: VariantRequest, read: dict[str, DictionaryFacts]) -> str:
     """Equal for variants that compute the same: where a mode depends on the sites alone, its dictionaries do not.
 
     `read` holds what is known of dictionaries by their specs, and is added to.
@@ -33,7 +33,7 @@ def variant_identity(request: VariantRequest, read: dict[str, Known]) -> str:
     )
 
 
-def _by_sites(arguments: dict[str, Any], specs: list[str], read: dict[str, Known]) -> dict[str, Any] | None:
+def _by_sites(arguments: dict[str, Any], specs: list[str], read: dict[str, DictionaryFacts]) -> dict[str, Any] | None:
     """What decides a mode that depends on the sites alone; None where they are not known."""
     own, layers = arguments.get("hook"), layers_of(arguments.get("splice_layers"))
     if layers is not None:
@@ -54,9 +54,9 @@ def _by_sites(arguments: dict[str, Any], specs: list[str], read: dict[str, Known
     }
 
 
-def _known_site(spec: str) -> Known:
+def _known_site(spec: str) -> DictionaryFacts:
     """Where a dictionary writes, by names or by its configuration on the hub, as far as these tell."""
-    entry = lookup.known(spec)
+    entry = lookup.facts_of(spec)
     try:
         return entry if entry.hook_out else with_headers(entry)
     except UserError:

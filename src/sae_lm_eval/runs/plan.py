@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.catalog.hub_headers import headers_of
-from sae_lm_eval.catalog.lookup import Known
+from sae_lm_eval.catalog.lookup import DictionaryFacts
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runs.folder_names import BASELINE
 from sae_lm_eval.runs.grouping import GB, divide, memory_for_dictionaries
@@ -170,7 +170,7 @@ def _point(model: Any, hook: str, module: str | None) -> Point:
     return point_of(writable_port(architecture, resolve_site(architecture, hook, module)), blocks_path(model))
 
 
-def _parameters(known: Known, config: Any) -> int | None:
+def _parameters(known: DictionaryFacts, config: Any) -> int | None:
     """Of encoder, decoder and their biases, None where the width of one of them is not known."""
     if known.shapes is not None:
         return sum(prod(shape) for shape in known.shapes.values())

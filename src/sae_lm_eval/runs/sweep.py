@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.catalog import lookup
-from sae_lm_eval.catalog.lookup import Known
+from sae_lm_eval.catalog.lookup import DictionaryFacts
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.files.logs import logger_of
@@ -296,7 +296,7 @@ def _normal(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_controls(variants: Sequence[VariantRequest], controls: Sequence[str], common: Any) -> list[VariantRequest]:
-    read: dict[str, Known] = {}
+    read: dict[str, DictionaryFacts] = {}
     place: dict[str, int] = {}
     out: list[VariantRequest] = []
     for asked in variants:

@@ -49,10 +49,10 @@ def _folders(parent: Path) -> list[str]:
     return sorted(path.name for path in parent.iterdir() if path.is_dir())
 
 
-def _named(kind: str, name: str, known: list[str], parent: Path) -> Path:
-    if name in known:
+def _named(kind: str, name: str, names: list[str], parent: Path) -> Path:
+    if name in names:
         return parent / name
     if not name:
-        raise UserError(f"The world has more than one {kind}: name one of {', '.join(known)}.")
-    which = did_you_mean(name, known) or f" It has {', '.join(known)}."
+        raise UserError(f"The world has more than one {kind}: name one of {', '.join(names)}.")
+    which = did_you_mean(name, names) or f" It has {', '.join(names)}."
     raise UserError(f"The world has no {kind} {name!r}.{which}")

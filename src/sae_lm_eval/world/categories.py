@@ -16,10 +16,10 @@ def mixture() -> Weighted:
 @cache
 def world_categories() -> dict[str, Category]:
     """All categories by name, in the order of the tables."""
-    made = (
+    categories = (
         language.subject_verb_agreement(), language.plurals(), language.antonyms(), language.pronouns(),
         knowledge.homes(), knowledge.trades(), knowledge.pets(), knowledge.villages(),
         reasoning.comparison(), reasoning.arithmetic(), reasoning.order(), reasoning.copying(),
         reasoning.kinship(),
     )  # fmt: skip
-    return {category.name: category for category in made}
+    return {category.name: category for category in categories}

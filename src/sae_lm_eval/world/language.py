@@ -116,7 +116,7 @@ def antonyms() -> Category:
 
 
 def pronouns() -> Category:
-    def one(v: Values) -> tuple[str, str]:
+    def persons(v: Values) -> tuple[str, str]:
         """The person meant and the other one."""
         a, b = v["pair"]
         return (a, b) if (a in words.WOMEN) == (v["pronoun"] == "she") else (b, a)
@@ -125,7 +125,7 @@ def pronouns() -> Category:
     train, held_out = split(mixed)
 
     def lures(v: Values, slots: Slots, rng: Random) -> list[str]:
-        meant, other = one(v)
+        meant, other = persons(v)
         same, opposite = (words.WOMEN, words.MEN) if meant in words.WOMEN else (words.MEN, words.WOMEN)
         return [other, *others(rng, same, 1, but=(meant,)), *others(rng, opposite, 1, but=(other,))]
 
@@ -141,7 +141,7 @@ def pronouns() -> Category:
             "deed": Uniform(words.DEEDS),
         },
         held_out={"pair": held_out},
-        fill=lambda v: {**v, "first": v["pair"][0], "second": v["pair"][1], "answer": one(v)[0]},
+        fill=lambda v: {**v, "first": v["pair"][0], "second": v["pair"][1], "answer": persons(v)[0]},
         recover=lambda s: {
             "pair": (s["first"], s["second"]),
             "spot": s["spot"],

@@ -99,7 +99,7 @@ def arithmetic() -> Category:
 
 
 def order() -> Category:
-    asked = [
+    places = [
         (side, i) for side in ("before", "after") for i in range(5) if 0 <= i + (-1 if side == "before" else 1) < 5
     ]
 
@@ -119,7 +119,7 @@ def order() -> Category:
         group="reasoning",
         repeats=3,
         forms=(f"In line stand {listed}. Right {{side}} {{pivot}} {{answer}} waited.",),
-        options={"people": Arrangement(words.PEOPLE, 5), "asked": Uniform(asked)},
+        options={"people": Arrangement(words.PEOPLE, 5), "asked": Uniform(places)},
         held_out={},
         fill=lambda v: {
             **dict(zip(letters, v["people"], strict=True)),

@@ -108,13 +108,13 @@ def questions(category: str, count: int = 200) -> list[Question]:
     """Questions on combinations or wordings that no document has; each position is right equally often."""
     kind = world_categories()[category]
     rng = Random(f"{QUESTIONS_SEED} {category}")
-    made: dict[str, Question] = {}
+    by_prompt: dict[str, Question] = {}
     for _ in range(100 * count):
-        question = _ask(kind, rng, answer=len(made) % 4)
-        made.setdefault(question.prompt, question)
-        if len(made) == count:
-            return list(made.values())
-    raise ValueError(f"{category} has only {len(made)} different questions; {count} were asked for.")
+        question = _ask(kind, rng, answer=len(by_prompt) % 4)
+        by_prompt.setdefault(question.prompt, question)
+        if len(by_prompt) == count:
+            return list(by_prompt.values())
+    raise ValueError(f"{category} has only {len(by_prompt)} different questions; {count} were asked for.")
 
 
 def _ask(kind: Category, rng: Random, *, answer: int) -> Question:
@@ -130,11 +130,11 @@ def _ask(kind: Category, rng: Random, *, answer: int) -> Question:
 
 def vocabulary() -> list[str]:
     """Every word and mark that can occur in a document or a question, sorted."""
-    found: set[str] = set(_strings(words.POOLS))
+    entries: set[str] = set(_strings(words.POOLS))
     for kind in world_categories().values():
         for form in kind.forms:
-            found.update(tokens(re.sub(r"\{\w+\}", " ", form)))
-    return sorted(found)
+            entries.update(tokens(re.sub(r"\{\w+\}", " ", form)))
+    return sorted(entries)
 
 
 def _strings(pool: str | Iterable) -> Iterator[str]:
