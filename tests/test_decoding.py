@@ -69,7 +69,7 @@ def prompts() -> list[list[int]]:
 def alone(model, which, prompt, length):
     ids = []
     with contextlib.nullcontext() if which is None else attached(model, which):
-        while not ids or not Ending(length, EOS).of(ids):
+        while not ids or not Ending(length, EOS).reached(ids):
             ids.append(int(model(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, -1].argmax()))
     return ids
 
@@ -107,7 +107,7 @@ def test_what_is_known_is_not_written(prompts):
     decoder = Decoder(model, [None, variant(model, "blocks.1.hook_resid_pre")], rows=8, limit=CONTEXT)
     texts = written(decoder, prompts)
     known = {key for key in texts if sum(key) % 3}
-    assert written(decoder, prompts, known=known) == {key: ids for key, ids in texts.items() if key not in known}
+    assert written(decoder, prompts, finished=known) == {key: ids for key, ids in texts.items() if key not in known}
 
 
 class TestMemory:
@@ -161,7 +161,7 @@ class TestMemory:
         monkeypatch.setattr(prefill, "CAPACITY", 8)
         behind = prompts[:11]
         known = {(number, 1) for number in range(0, 11, 2)}
-        decoder.generate(behind, Ending(4), lambda *_: None, known=known)
+        decoder.generate(behind, Ending(4), lambda *_: None, finished=known)
         assert max(seen)[0] > 2
         assert all(segments == prefixes for segments, prefixes in seen)
 

@@ -271,7 +271,7 @@ class SaeHFLM(CausalHFLM):
         else:
             with without_a_line_each():
                 plain = [tuple(text[:3]) for text in texts]
-                answers = Answers.of(super()._loglikelihood_tokens(plain, **kwargs), [len(ids) for *_, ids in plain])
+                answers = Answers.plain(super()._loglikelihood_tokens(plain, **kwargs), [len(ids) for *_, ids in plain])
         for (pair, *_), logprob in zip(texts, answers.logprob.tolist(), strict=True):
             if math.isnan(logprob) or logprob == math.inf:
                 what = "a window of a document" if pair is None else f"{shortened(pair[0])} -> {shortened(pair[1])}"

@@ -24,7 +24,7 @@ class Answers:
     targets: np.ndarray
 
     @classmethod
-    def of(cls, pairs: Sequence[tuple[float, bool]], targets: Sequence[int]) -> Answers:
+    def plain(cls, pairs: Sequence[tuple[float, bool]], targets: Sequence[int]) -> Answers:
         """As lm_eval has them, without KL."""
         logprob, greedy = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
         return cls(logprob, greedy, None, np.asarray(targets, dtype=np.float64))

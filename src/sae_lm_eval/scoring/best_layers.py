@@ -70,8 +70,8 @@ def _costs(loaded: LoadedModel, alone: Sequence[Variant], windows: Sequence[Sequ
         some = alone[start : start + AT_ONCE]
         sums = np.zeros(len(some))
 
-        def add(found: Mapping[int, Scores], sums: np.ndarray = sums) -> None:
-            for scores in found.values():
+        def add(by_number: Mapping[int, Scores], sums: np.ndarray = sums) -> None:
+            for scores in by_number.values():
                 sums += scores.measures["kl"].sum(1, dtype=np.float64)
 
         try:
@@ -91,11 +91,11 @@ def _key(loaded: LoadedModel, variant: Variant, windows: Sequence[Sequence[int]]
     """Of all that the costs depend on."""
     modules = {str(number): splice.dictionary.module for number, splice in enumerate(variant.splices)}
     functions = {str(number): splice.dictionary.functions for number, splice in enumerate(variant.splices)}
-    found = contents({"model": loaded.wrapped, **modules}, functions)
+    content = contents({"model": loaded.wrapped, **modules}, functions)
     reconstruction = variant.in_mode("reconstruction")
     what = [
-        {name: vars(of) for name, of in found.items()},
-        provenance_of(reconstruction, [found[name].weights for name in modules]),
+        {name: vars(part) for name, part in content.items()},
+        provenance_of(reconstruction, [content[name].weights for name in modules]),
         [splice.scale for splice in variant.splices],
         [str(splice.edits) for splice in variant.splices],
         [sorted(variant.special_ids), variant.reads_clean],

@@ -94,15 +94,15 @@ class Decoder:
         *,
         sampling: TokenSampler | None = None,
         keys: Sequence[bytes] | None = None,
-        known: Collection[tuple[int, int]] = (),
+        finished: Collection[tuple[int, int]] = (),
         wrote: Callable[[list[tuple[int, int, int]]], object] | None = None,
         headers: Sequence[int] = (),
     ) -> None:
         """Write a text behind each prompt by each model; `done` is told of prompt, model and tokens, in any order.
 
         It is told None in place of tokens where logits are nan. `keys` name the prompts where their texts are drawn.
-        What is `known`, by prompt and model, is not written. `wrote` is told of each step: prompt, model and token of
-        every text that has grown. `headers` are the tokens of each prompt's few-shot header, none by default.
+        What is `finished`, by prompt and model, is not written. `wrote` is told of each step: prompt, model and token
+        of every text that has grown. `headers` are the tokens of each prompt's few-shot header, none by default.
 
         Raises `ValueError` for an empty prompt or one that leaves no room for a token, and what torch raises where
         memory does not suffice for a single row.
@@ -113,7 +113,7 @@ class Decoder:
         keys = keys or [b""] * len(prompts)
         writing = Writing(self, prompts, ending, sampling or TokenSampler(), keys, done, headers)
         writing.wrote = wrote
-        writing.write({(i, model) for i in range(len(prompts)) for model in range(len(self.models))} - set(known))
+        writing.write({(i, model) for i in range(len(prompts)) for model in range(len(self.models))} - set(finished))
 
 
 class Writing:
@@ -341,7 +341,7 @@ class Writing:
             text.ids.append(token)
             text.reads, text.position = token, text.position + 1
             grown.append((text.prompt, text.model, token))
-            if self.ending.of(text.ids) or text.position + 1 >= self.decoder.limit:
+            if self.ending.reached(text.ids) or text.position + 1 >= self.decoder.limit:
                 text.has_ended = True
                 self.done(text.prompt, text.model, text.ids)
         if self.wrote is not None:

@@ -59,8 +59,8 @@ def _compare(decoder: Decoder) -> None:
     try:
         with torch.no_grad():
             writing.write({(i, place) for i in range(len(prompts)) for place in range(len(decoder.models))})
-            asked = [(prompts[i], ids, place) for (i, place), ids in texts.items()]
-            alone = [_plainly(decoder, *each) for each in asked]
+            continuations = [(prompts[i], ids, place) for (i, place), ids in texts.items()]
+            alone = [_plainly(decoder, *each) for each in continuations]
             together = [scores[key] for key in texts]
     except UserError:
         raise
@@ -70,7 +70,7 @@ def _compare(decoder: Decoder) -> None:
     @torch.no_grad()
     def moved() -> Float[np.ndarray, "prompts models tokens"]:
         with rounded_otherwise(model):
-            return _apart(texts, [_plainly(decoder, *each) for each in asked], alone)
+            return _apart(texts, [_plainly(decoder, *each) for each in continuations], alone)
 
     if not texts:
         raise ValueError(f"the logits of {type(model).__name__} are nan")
@@ -84,8 +84,10 @@ def _apart(
 ) -> Float[np.ndarray, "prompts models tokens"]:
     """How far log-probabilities of texts are from others, by prompt and model; nan where no token was written."""
     table = np.full((PROMPTS, max((place for _, place in texts), default=0) + 1, LENGTH), np.nan)
-    for (number, place), one, other in zip(texts, some, others, strict=True):
-        table[number, place, : len(one)] = np.nan_to_num(np.abs(np.subtract(one, other)), nan=np.inf, posinf=np.inf)
+    for (number, place), logprobs, reference in zip(texts, some, others, strict=True):
+        table[number, place, : len(logprobs)] = np.nan_to_num(
+            np.abs(np.subtract(logprobs, reference)), nan=np.inf, posinf=np.inf
+        )
     return table
 
 

@@ -26,15 +26,15 @@ class Detokenizer:
 
     def __init__(self, decode: Decode, before: Sequence[int] = ()) -> None:
         self.decode = decode
-        self.known = list(before)[-4:]  # their text is out
-        self.held: list[int] = []  # theirs is not
+        self.emitted = list(before)[-4:]  # their text is out
+        self.pending: list[int] = []  # theirs is not
 
     def add(self, token: int) -> str:
-        self.held.append(token)
-        old, new = self.decode(self.known), self.decode([*self.known, *self.held])
+        self.pending.append(token)
+        old, new = self.decode(self.emitted), self.decode([*self.emitted, *self.pending])
         if new.endswith(INCOMPLETE) or len(new) < len(old):
             return ""
-        self.known, self.held = self.held, []
+        self.emitted, self.pending = self.pending, []
         return new[len(old) :]
 
 

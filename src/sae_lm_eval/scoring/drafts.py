@@ -20,7 +20,7 @@ class Ending:
     ids: frozenset[int] = frozenset()
     stopped: Callable[[Sequence[int]], bool] = lambda _ids: False
 
-    def of(self, ids: Sequence[int]) -> bool:
+    def reached(self, ids: Sequence[int]) -> bool:
         return len(ids) >= self.length or ids[-1] in self.ids or self.stopped(ids)
 
 

@@ -17,16 +17,16 @@ class EncodingAhead:
 
     def __init__(self, texts: Iterable[str], encode: Callable[[Sequence[str]], Sequence[list[int]]]):
         self._texts, self._encode = iter(texts), encode
-        self._known: dict[str, list[int]] = {}
+        self._encoded: dict[str, list[int]] = {}
 
     def get(self, text: str) -> list[int] | None:
         """The ids of a text, None if it is not among those that come next."""
-        if text not in self._known:
+        if text not in self._encoded:
             coming = list(dict.fromkeys(islice(self._texts, TEXTS_AT_ONCE)))
             ids = self._encode(coming) if coming else ()
-            self._known = dict(zip(coming, ids, strict=True))
-        found = self._known.get(text)
-        return None if found is None else list(found)
+            self._encoded = dict(zip(coming, ids, strict=True))
+        encoded = self._encoded.get(text)
+        return None if encoded is None else list(encoded)
 
 
 def texts_of_pairs(pairs: Iterable[tuple[str, str]]) -> Iterable[str]:

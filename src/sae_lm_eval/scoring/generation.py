@@ -131,5 +131,5 @@ class NanWatch:
         self._is_nan.append(output.logits[:, -1].isnan().any())
 
     @property
-    def found(self) -> bool:
+    def any_nan(self) -> bool:
         return bool(self._is_nan) and bool(torch.stack(self._is_nan).any())

@@ -43,14 +43,14 @@ class Snapshot:
         spliced = [splice.dictionary for model in models for splice in model.variant.splices]
         edited = [model.variant for model in models if model.variant.edits]
         wrapped = models[0].loaded.wrapped
-        found = contents(
+        content = contents(
             {"model": wrapped, **{str(id(d.module)): d.module for d in spliced}}
             | {f"edits {id(variant)}": Edited(variant.edits) for variant in edited},
             {str(id(d.module)): d.functions for d in spliced}
             | {f"edits {id(variant)}": Edited.functions(variant.edits) for variant in edited},
         )
-        self.model = found["model"]
-        self._dictionaries = found
+        self.model = content["model"]
+        self._dictionaries = content
         self._tokenizers = {id(m.tokens.tokenizer): tokenizer_content(m.tokens.tokenizer) for m in models}
         self.identities = [self._identity(model) for model in models]
 
@@ -97,8 +97,8 @@ def choice_facts(model: Any) -> dict[str, Any]:
         "special_token_ids": sorted(variant.special_ids),
         "bos": model.tokens.bos_choice,
         "seed": choices.seed if choices.splice == "random_error" else None,
-        "mean": model.made.mean_source,
-        **({} if model.made.best_layers is None else {"best_layers": model.made.best_layers}),
+        "mean": model.prepared.mean_source,
+        **({} if model.prepared.best_layers is None else {"best_layers": model.prepared.best_layers}),
         "model_dtype": str(model.loaded.wrapped.dtype).removeprefix("torch."),
         "max_length": model.max_length,
     }

@@ -100,7 +100,9 @@ class Lengths:
                 self._begin()
                 parts = table.at(torch.cat([first, first.new_tensor([last])])[None])
                 seen.append([_of_first(part) for part in parts])
-            if any(_off(one, other) > 1e-5 for parts in seen for one, other in zip(parts, seen[0], strict=True)):
+            if any(
+                _off(rows, reference) > 1e-5 for parts in seen for rows, reference in zip(parts, seen[0], strict=True)
+            ):
                 return True
         return False
 
@@ -147,8 +149,8 @@ def _of_first(part: Tensor) -> Tensor:
     return part if axis is None else part.narrow(axis, 0, FIRST)
 
 
-def _off(one: Tensor, other: Tensor) -> float:
-    if one.shape != other.shape:
+def _off(part: Tensor, reference: Tensor) -> float:
+    if part.shape != reference.shape:
         return float("inf")
-    wide = torch.complex128 if one.is_complex() else torch.float64
-    return float((one.to(wide) - other.to(wide)).norm() / other.to(wide).norm().clamp(min=1e-12))
+    wide = torch.complex128 if part.is_complex() else torch.float64
+    return float((part.to(wide) - reference.to(wide)).norm() / reference.to(wide).norm().clamp(min=1e-12))

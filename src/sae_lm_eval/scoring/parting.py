@@ -24,6 +24,6 @@ def share_together(times: Sequence[int], has_parted: Sequence[bool]) -> dict[int
     at = [2**power for power in range(longest.bit_length())]
     if not any(has_parted):
         return dict.fromkeys(at, 1.0)
-    found = SurvfuncRight(np.asarray(times, dtype=float), np.asarray(has_parted, dtype=int))
-    known = np.concatenate([[1.0], found.surv_prob])
-    return {time: float(known[np.searchsorted(found.surv_times, time, side="right")]) for time in at}
+    curve = SurvfuncRight(np.asarray(times, dtype=float), np.asarray(has_parted, dtype=int))
+    survival = np.concatenate([[1.0], curve.surv_prob])
+    return {time: float(survival[np.searchsorted(curve.surv_times, time, side="right")]) for time in at}

@@ -41,11 +41,11 @@ class Passes:
         hidden = self.fork.in_order(trunk(self.fork.copies, 0))
         if not self._apart:
             return hidden
-        found = [*hidden]
+        model_states = [*hidden]
         for place, number in enumerate(self._apart, start=1):
             with self.fork.idle(), self._alone(number, context, watch if number == 0 else None):
-                found.insert(1 + number, trunk(1, place))
-        return torch.stack([states.to(hidden.device) for states in found])
+                model_states.insert(1 + number, trunk(1, place))
+        return torch.stack([states.to(hidden.device) for states in model_states])
 
     @contextmanager
     def _alone(self, number: int, context: Context, watch: SpliceWatch | None) -> Iterator[None]:

@@ -115,7 +115,7 @@ class Prefill:
         return [
             Prefilled(
                 number,
-                [[layer.of(index, group, len(path)) for layer in layers] for group in groups],
+                [[layer.keys_values(index, group, len(path)) for layer in layers] for group in groups],
                 0 if beginning is None else beginning.number,
             )
             for index, row in enumerate(rows)
@@ -170,7 +170,7 @@ class _Layer:
         keys, values = (own.keys, own.values) if prefixes is None else (own.own_keys, own.own_values)
         self.keys, self.values = (x.unflatten(0, (-1, rows)) for x in (keys, values))
 
-    def of(self, row: int, group: int, length: int) -> KeysValues:
+    def keys_values(self, row: int, group: int, length: int) -> KeysValues:
         """Of a row of one model; a model that has not been forked yet has the baseline's."""
         keys, values = (_of_group(x, group)[row][:, :length] for x in (self.keys, self.values))
         return KeysValues(keys, values, None if self.prefixes is None else _of_group(self.prefixes, group))

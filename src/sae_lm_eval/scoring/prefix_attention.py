@@ -53,9 +53,9 @@ class PrefixAttention:
     """
 
     def __init__(self, model: nn.Module):
-        found = (getattr(module, "config", None) for module in model.modules())
+        configs = (getattr(module, "config", None) for module in model.modules())
         self._configs: list[Any] = list(
-            {id(config): config for config in found if hasattr(config, "_attn_implementation")}.values()
+            {id(config): config for config in configs if hasattr(config, "_attn_implementation")}.values()
         )
         self.layers: set[int] = set()
         self._names = [config._attn_implementation for config in self._configs]
@@ -110,9 +110,9 @@ def _attention(
     look = _looks.get()
     look.layers.add(module.layer_idx)
     for segment in look.segments[module.layer_idx]:
-        of = segment.rows
-        mask = None if attention_mask is None else attention_mask.expand(rows, -1, -1, -1)[of]
-        out[of] = _behind(segment, grouped[of], key[of], value[of], mask, softcap)
+        index = segment.rows
+        mask = None if attention_mask is None else attention_mask.expand(rows, -1, -1, -1)[index]
+        out[index] = _behind(segment, grouped[index], key[index], value[index], mask, softcap)
     return out.reshape(rows, 1, heads, value.shape[-1]), None
 
 

@@ -30,7 +30,9 @@ class Query:
     labels: Sequence[int] | np.ndarray = ()
 
     @classmethod
-    def of(cls, context: Sequence[int], continuation: Sequence[int], longest: int, header: int | None = None) -> Query:
+    def from_context(
+        cls, context: Sequence[int], continuation: Sequence[int], longest: int, header: int | None = None
+    ) -> Query:
         """What scores `continuation` behind as much of `context` as `longest` tokens hold.
 
         With the length of the context's few-shot `header` its labels are those of `prompt_labels`.
@@ -136,5 +138,5 @@ class ScoreRequest:
         return [self._coded(query) if len(query.labels) else query.ids for query in self.queries]
 
     def _coded(self, query: Query) -> list[int]:
-        ids, labels = (np.asarray(of, dtype=np.int64) for of in (query.ids, query.labels))
+        ids, labels = (np.asarray(values, dtype=np.int64) for values in (query.ids, query.labels))
         return (ids + labels * self.radix).tolist()

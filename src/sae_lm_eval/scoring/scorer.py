@@ -74,7 +74,7 @@ class LayoutTrial:
     of_length: list[list[Query]]
 
     @classmethod
-    def of(cls, vocabulary: int) -> LayoutTrial:
+    def for_vocabulary(cls, vocabulary: int) -> LayoutTrial:
         stem, *rest = np.random.default_rng(0).integers(vocabulary, size=(10, 16)).tolist()
         # Behind the stem, of which a prefix is made, a row of 32 has room for three branches, and most is not asked.
         return cls([[Query(stem + row[: 8 + i], row[:2]) for row in rest[i::3]] for i in range(3)])
@@ -186,7 +186,7 @@ class Scorer:
 
     @cached_property
     def _trial(self) -> LayoutTrial:
-        return LayoutTrial.of(self.model.config.get_text_config().vocab_size)
+        return LayoutTrial.for_vocabulary(self.model.config.get_text_config().vocab_size)
 
     @cached_property
     @torch.no_grad()

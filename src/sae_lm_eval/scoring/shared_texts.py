@@ -77,7 +77,7 @@ class SharedTexts:
                 done(number, ids)
         if None not in texts.values():
             return
-        known = {
+        finished = {
             (number, model)
             for number, key in enumerate(keys)
             for model, identity in enumerate(self.identities)
@@ -99,7 +99,7 @@ class SharedTexts:
             store,
             sampling=sampling,
             keys=keys,
-            known=known,
+            finished=finished,
             wrote=lambda step: wrote(len(step)),
             headers=headers,
         )

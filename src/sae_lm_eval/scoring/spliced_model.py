@@ -24,7 +24,7 @@ from sae_lm_eval.scoring.answers import Answers, portions
 from sae_lm_eval.scoring.generation import NanWatch, uncached
 from sae_lm_eval.scoring.identity import Snapshot, choice_facts, evaluating, package_versions, splices_of, text_content
 from sae_lm_eval.scoring.loaded_model import LoadedModel
-from sae_lm_eval.scoring.made_variant import Made, made_variant
+from sae_lm_eval.scoring.prepared_variant import PreparedVariant, prepare_variant
 from sae_lm_eval.scoring.request import Query
 from sae_lm_eval.scoring.scorer import Layout, Scorer
 from sae_lm_eval.scoring.shared_answers import SharedAnswers, answers_of
@@ -48,7 +48,7 @@ class SplicedModel:
         group: those it is answered with; none where it is answered by itself.
         wants_bos: whether prompts begin with a BOS token where lm_eval adds none; by default as the dictionaries were
             trained.
-        made: the variant, where it is made already.
+        prepared: the variant, where it is made already.
 
     Raises:
         UserError: for a variant that cannot be made of this model.
@@ -61,7 +61,7 @@ class SplicedModel:
         group: Group | None = None,
         *,
         wants_bos: bool | None = None,
-        made: Made | None = None,
+        prepared: PreparedVariant | None = None,
     ) -> None:
         self.loaded, self.wanted = loaded, wanted
         trained_behind_bos = any(dictionary.prepend_bos for dictionary in wanted.dictionaries)
@@ -70,7 +70,7 @@ class SplicedModel:
         for dictionary in wanted.dictionaries:
             for remark in dictionary.remarks:
                 loaded.say_once(sentence := f"{dictionary.name}: {remark}", sentence)
-        self._made = made or made_variant(loaded, self.tokens, wanted, self.context_size)
+        self._prepared = prepared or prepare_variant(loaded, self.tokens, wanted, self.context_size)
         self.group = Group() if group is None else group
         self.group.add(self)
 
@@ -80,7 +80,7 @@ class SplicedModel:
 
     def in_group(self, group: Group, *, wants_bos: bool) -> SplicedModel:
         """The same variant, answered together with the others of `group`."""
-        return SplicedModel(self.loaded, self.wanted, group, wants_bos=wants_bos, made=self._made)
+        return SplicedModel(self.loaded, self.wanted, group, wants_bos=wants_bos, prepared=self._prepared)
 
     # -- the variant --------------------------------------------------------------------------------------
 
@@ -91,11 +91,11 @@ class SplicedModel:
 
     @property
     def variant(self) -> Variant:
-        return self._made.variant
+        return self._prepared.variant
 
     @property
-    def made(self) -> Made:
-        return self._made
+    def prepared(self) -> PreparedVariant:
+        return self._prepared
 
     @property
     def choices(self) -> Choices:
@@ -117,13 +117,13 @@ class SplicedModel:
 
     def renew(self, snapshot: Snapshot) -> bool:
         """Make the variant anew where something that it is made of has changed, and say whether it had to be."""
-        wanted = replace(self.wanted, dictionaries=renewed(self.wanted.dictionaries))
-        text = tuple(text_content(file) or old for file, old in zip(wanted.texts, self._made.made_of[2], strict=True))
+        wanted, made_of = replace(self.wanted, dictionaries=renewed(self.wanted.dictionaries)), self._prepared.made_of
+        text = tuple(text_content(file) or old for file, old in zip(wanted.texts, made_of[2], strict=True))
         same = all(a is b for a, b in zip(wanted.dictionaries, self.wanted.dictionaries, strict=True))
-        if same and (snapshot.model, snapshot.tokenizer(self), text) == self._made.made_of:
+        if same and (snapshot.model, snapshot.tokenizer(self), text) == made_of:
             return False
         self.wanted = wanted
-        self._made = made_variant(self.loaded, self.tokens, wanted, self.context_size)
+        self._prepared = prepare_variant(self.loaded, self.tokens, wanted, self.context_size)
         return True
 
     def renew_tokens(self) -> None:
@@ -160,7 +160,7 @@ class SplicedModel:
                 f"that of {shortened(self.tokens.tokenizer.decode(context, skip_special_tokens=True))}."
             )
         labelled = any(member.variant.looks_at_prompt for member in self.group.members)
-        return Query.of(context, continuation, self.max_length, header if labelled else None)
+        return Query.from_context(context, continuation, self.max_length, header if labelled else None)
 
     def rolling(self, document: str) -> list[Query]:
         """The windows in which every token of a document is scored once, and the prefix token before it never: those
@@ -186,7 +186,7 @@ class SplicedModel:
         attachment = attached(self.model, self.variant, prompts.shape[1])
         with attachment, uncached(self.model, self.variant.needs_whole_text), NanWatch(self.model) as watch:
             yield
-        if watch.found:
+        if watch.any_nan:
             prompt = self.tokens.tokenizer.decode(prompts[0].tolist(), skip_special_tokens=True)
             raise UserError(f"The logits are nan while '{self.name}' generates from {shortened(prompt)} and others.")
 
@@ -319,7 +319,7 @@ class Group:
         """What scores for all of them as everything is now; None where each is to be run as lm_eval runs a model."""
         variants = [member.variant for member in self.members[self.baseline_first :]]
         scorer = partial(self.members[0].scorer, variants)
-        return self._made_of_now("answers", partial(answers_of, self.members[0].loaded, scorer))
+        return self._shared_now("answers", partial(answers_of, self.members[0].loaded, scorer))
 
     def texts(self) -> SharedTexts | None:
         """What writes for those that can, from keys and values alone; None where nobody can."""
@@ -329,18 +329,18 @@ class Group:
         def make(identities: list[str], journal: Journal | None) -> SharedTexts | None:
             return texts_of(self.members[0].loaded, models, [identities[i] for i in numbers], journal)
 
-        return self._made_of_now("texts", make)
+        return self._shared_now("texts", make)
 
-    def _made_of_now(self, kind: str, make: Callable[[list[str], Journal | None], Any]) -> Any:
+    def _shared_now(self, kind: str, make: Callable[[list[str], Journal | None], Any]) -> Any:
         """What `make` gives for the identities and the journal, made once as long as everything stays as it is."""
         if not self.baseline_first and self.members[0].choices.splice == "none":
             return None
         with self.evaluation() as snapshot:
-            identities, made = self._together.get(kind, (None, None))
+            identities, shared = self._together.get(kind, (None, None))
             if identities != snapshot.identities:
-                made = make(snapshot.identities, self.journal or (None if made is None else made.journal))
-                self._together[kind] = snapshot.identities, made
-            return made
+                shared = make(snapshot.identities, self.journal or (None if shared is None else shared.journal))
+                self._together[kind] = snapshot.identities, shared
+            return shared
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """`Tokenization.pairs`; what another member was asked just before is not tokenised again."""

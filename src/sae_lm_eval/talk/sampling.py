@@ -143,7 +143,7 @@ class Writers:
             Ending(sampling.max_new_tokens, stop_ids),
             done,
             sampling=sampler,
-            known=others,
+            finished=others,
             wrote=lambda step: grow([(by_model[model], token) for _, model, token in step]),
         )
 

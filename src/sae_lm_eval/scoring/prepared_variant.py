@@ -22,7 +22,7 @@ from sae_lm_eval.splicing.splice import Variant
 from sae_lm_eval.splicing.variants import build_variant, place_dictionaries, untrained_positions, with_means
 
 
-class Made(NamedTuple):
+class PreparedVariant(NamedTuple):
     """A variant, where its means were taken from, what it was made of: the model, the tokenizer and texts; and what
     each of its layers costs alone, where the best were to be found.
     """
@@ -34,16 +34,18 @@ class Made(NamedTuple):
 
 
 @attention_without_plans()
-def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSplices, context: int) -> Made:
+def prepare_variant(
+    loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSplices, context: int
+) -> PreparedVariant:
     """The variant, with the means it may need of windows of `context` tokens. Raises `UserError` as `build_variant`."""
     with lock_of(loaded.model), evaluating(loaded.wrapped), ExitStack() as scope:
         if wanted.edit is not None:
-            return Made(edited_variant(loaded.model, wanted.edit), None, _made_of(loaded, tokens, wanted))
+            return PreparedVariant(edited_variant(loaded.model, wanted.edit), None, _made_of(loaded, tokens, wanted))
         adapter = None if wanted.adapter is None else loaded.adapter(wanted.adapter)
-        layers, chosen, found = wanted.choices.layers, None, None
+        layers, chosen, layers_record = wanted.choices.layers, None, None
         if layers is not None and layers.best is not None and wanted.layers_text is not None:
             plain = _placed(loaded, tokens, wanted)  # in the model without the adapter, whose KL decides
-            chosen, found = best_layers(loaded, tokens, plain, layers.best, wanted.layers_text, context)
+            chosen, layers_record = best_layers(loaded, tokens, plain, layers.best, wanted.layers_text, context)
         if adapter is not None:  # whose weights decide what activation maps shift by
             scope.enter_context(adapter.put_on())
         variant = _placed(loaded, tokens, wanted)
@@ -61,7 +63,7 @@ def made_variant(loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSpl
             variant = with_means(variant, mean_activations(loaded.model, variant, texts, tokens.special_ids))
             mean_source = {"text": wanted.mean_text, **record_of_windows(texts)}
         variant = variant if adapter is None else adapter.beside(variant)
-    return Made(variant, mean_source, _made_of(loaded, tokens, wanted), found)
+    return PreparedVariant(variant, mean_source, _made_of(loaded, tokens, wanted), layers_record)
 
 
 def _placed(loaded: LoadedModel, tokens: Tokenization, wanted: RequestedSplices) -> Variant:
