@@ -41,7 +41,9 @@ def main() -> None:
     run(model_args={"pretrained": "world"}, variants=VARIANTS, output_path=out, **SETTINGS)
     tokens = json.loads((options.folder / "tokens.json").read_text())
     checkpoints = [Member(str(options.folder / "own" / name), tokens=float(n)) for name, n in tokens["own"].items()]
-    family = read_task_family(measure_tasks([one for one in checkpoints if (one.tokens or 0) >= EARLIEST], out))
+    family = read_task_family(
+        measure_tasks([checkpoint for checkpoint in checkpoints if (checkpoint.tokens or 0) >= EARLIEST], out)
+    )
     rows = []
     for share in SHARES:
         name = f"run{round(100 * share)}"
@@ -51,9 +53,9 @@ def main() -> None:
         sweep = Sweep(model_args=args, variants=(), settings=SETTINGS)
         evaluate(sweep, lm_eval_config(sweep), options.folder / f"{name}_tasks")
         comparison = paired_comparison(out / "baseline", [options.folder / f"{name}_tasks" / "baseline"])
-        found = equivalents(cut_scores(comparison, family))
+        table = equivalents(cut_scores(comparison, family))
         for section, name in [("overall", "overall"), *(("group", group) for group in comparison.baseline.groups)]:
-            own = found[(found["section"] == section) & (found["name"] == name)]
+            own = table[(table["section"] == section) & (table["name"] == name)]
             if own.empty or (section == "group" and name == "sae_world"):
                 continue
             cells = {str(row["measure"]): told(row) for row in own.to_dict("records")}

@@ -90,16 +90,16 @@ def main() -> None:
 def accuracies(draws: int, rng: np.random.Generator) -> Iterator[tuple[int, float, float, list[float], list[float]]]:
     """Coverage by size, baseline and drop, for each share of gained answers: Tango's interval, the bootstrap's."""
     for n, baseline, drop in itertools.product(SIZES, BASELINES, DROPS):
-        found: tuple[list[float], list[float]] = [], []
+        coverages: tuple[list[float], list[float]] = [], []
         for share in GAINED:
             gained = share * (1 - baseline)
             drawn = rng.multinomial(n, [drop + gained, gained, 1 - drop - 2 * gained], size=draws)
             counts, times = np.unique(drawn, axis=0, return_counts=True)
-            found[0].append(_share(np.array([tango(int(a), int(b), n) for a, b, _ in counts]), times, drop))
+            coverages[0].append(_share(np.array([tango(int(a), int(b), n) for a, b, _ in counts]), times, drop))
             counts, times = np.unique(drawn[: draws // 5], axis=0, return_counts=True)
             bounds = [bootstrap(row[None, :2], np.array([n]), [1.0], rng) for row in counts]
-            found[1].append(_share(np.array(bounds), times, drop))
-        yield n, baseline, drop, *found
+            coverages[1].append(_share(np.array(bounds), times, drop))
+        yield n, baseline, drop, *coverages
 
 
 def groups(draws: int, rng: np.random.Generator) -> Iterator[tuple[str, float, float]]:

@@ -43,7 +43,7 @@ def saved(folder: Path) -> Path:
         bias = torch.full((LATENTS,), -float(torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - ACTIVE))))
         decoder = torch.randn(LATENTS, LAYERS - layer, WIDTH, generator=rng) / WIDTH
         own = {"W_enc": encoder, "b_enc": bias, "b_dec": torch.zeros(WIDTH)}
-        save_file({f"{name}_{layer}": of for name, of in own.items()}, folder / f"W_enc_{layer}.safetensors")
+        save_file({f"{name}_{layer}": tensor for name, tensor in own.items()}, folder / f"W_enc_{layer}.safetensors")
         save_file({f"W_dec_{layer}": decoder}, folder / f"W_dec_{layer}.safetensors")
     (folder / "config.yaml").write_text("feature_input_hook: ln2.hook_normalized\nfeature_output_hook: hook_mlp_out\n")
     return folder
@@ -92,11 +92,13 @@ def drop_from_cache(folder: Path) -> None:
 
 def timed(lm: SaeHFLM, queries: list[Query]) -> tuple[float, torch.Tensor]:
     """Wall seconds, and log-probabilities of the texts."""
-    scorer, found = lm.spliced.scorer([lm.spliced.variant], layout=Layout()), dict[int, float]()
+    scorer, logprobs = lm.spliced.scorer([lm.spliced.variant], layout=Layout()), dict[int, float]()
     request = ScoreRequest(queries, measures=(), greedy=False)
     started = time.perf_counter()
-    scorer.score(request, lambda scores: found.update({n: float(of.logprob[1].sum()) for n, of in scores.items()}))
-    return time.perf_counter() - started, torch.tensor([found[number] for number in range(len(queries))])
+    scorer.score(
+        request, lambda scores: logprobs.update({n: float(scored.logprob[1].sum()) for n, scored in scores.items()})
+    )
+    return time.perf_counter() - started, torch.tensor([logprobs[number] for number in range(len(queries))])
 
 
 def main() -> None:
@@ -117,18 +119,18 @@ def main() -> None:
         timed(lm, queries[:1])
     for number in range(options.rounds):
         expected = None
-        for name, of in seconds.items():
+        for name, times in seconds.items():
             if name == DROPPED:
                 drop_from_cache(folder)
             took, answers = timed(resident if name == MEMORY else kept, queries)
-            of.append(took)
+            times.append(took)
             expected = answers if expected is None else expected
             apart = max(apart, float((answers - expected).abs().max()))
-        told = ", ".join(f"{name} {of[-1]:.2f} s" for name, of in seconds.items())
-        print(f"round {number + 1}: {told}", flush=True)
-    for name, of in seconds.items():
-        ratios = [one / first for one, first in zip(of, seconds[MEMORY], strict=True)]
-        print(f"{name}: {statistics.median(of):.2f} s, {statistics.median(ratios):.2f} of the time in memory")
+        summary = ", ".join(f"{name} {times[-1]:.2f} s" for name, times in seconds.items())
+        print(f"round {number + 1}: {summary}", flush=True)
+    for name, times in seconds.items():
+        ratios = [own / first for own, first in zip(times, seconds[MEMORY], strict=True)]
+        print(f"{name}: {statistics.median(times):.2f} s, {statistics.median(ratios):.2f} of the time in memory")
     print(f"The largest difference of a text's log-probability is {apart:.2g} nats.")
 
 

@@ -42,9 +42,9 @@ def main() -> None:
     print("|---|---|---|---|")
     for name, trial in SCENARIOS.items():
         trials = options.trials // 4 if "checkpoints" in name else options.trials
-        for asked, covered, naive in coverage(trial, trials=trials, seed=options.seed):
+        for question, covered, naive in coverage(trial, trials=trials, seed=options.seed):
             print(
-                f"| {name} | {asked} | {covered:.1%} | {'' if naive is None else f'{naive:.1%}'} |",
+                f"| {name} | {question} | {covered:.1%} | {'' if naive is None else f'{naive:.1%}'} |",
                 flush=True,
             )
     print(f"\n{time.monotonic() - started:.0f} s")
@@ -55,17 +55,17 @@ def coverage(trial: Trial, *, trials: int, seed: int) -> list[tuple[str, float, 
     rng = np.random.default_rng(seed)
     hits: dict[str, list[tuple[bool, bool | None]]] = {}
     for _ in range(trials):
-        for asked, covered, naive in trial(rng):
-            hits.setdefault(asked, []).append((covered, naive))
+        for question, covered, naive in trial(rng):
+            hits.setdefault(question, []).append((covered, naive))
     return [
-        (asked, float(np.mean([hit for hit, _ in found])), _mean([naive for _, naive in found]))
-        for asked, found in hits.items()
+        (question, float(np.mean([hit for hit, _ in outcomes])), _mean([naive for _, naive in outcomes]))
+        for question, outcomes in hits.items()
     ]
 
 
 def _mean(values: list[bool | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
 
 
 def holds(interval: Interval | None, truth: float) -> bool:
@@ -95,13 +95,13 @@ def surface(params: np.ndarray, tokens: np.ndarray, *, sigma: float, heavy: bool
                 delta = DeltaCE(value=rise)
                 fixed = Draws.of(delta, n=DRAWS, level=LEVEL, rng=rng)
                 expected = law_relative(dataclasses.replace(truth, covariance=None), original, fixed)
-                found = law_relative(law, original, fixed)
+                estimates = law_relative(law, original, fixed)
                 naive = raw_surface(law, n, d, rise, fixed)
                 for index, what in enumerate(("compute", "parameters", "tokens")):
                     if what == "compute" or rise == 0.3:
                         target = expected[index].fraction or np.nan
-                        asked = f"effective {what}, {name}, delta CE {rise}"
-                        yield asked, holds(found[index].interval, target), holds(naive[index], target)
+                        question = f"effective {what}, {name}, delta CE {rise}"
+                        yield question, holds(estimates[index].interval, target), holds(naive[index], target)
 
     return trial
 
@@ -170,8 +170,8 @@ def documents(n: int, *, refit: bool) -> Trial:
         drawn = Draws.of(delta, n=DRAWS, level=LEVEL, rng=rng)
         sure = DeltaCE(value=rise)
         target = law_relative(truth, original, Draws.of(sure, n=100, level=LEVEL, rng=rng))[0].fraction
-        found = law_relative(law, original, drawn)[0]
-        yield "effective compute, delta CE 0.15", holds(found.interval, target or np.nan), None
+        estimate = law_relative(law, original, drawn)[0]
+        yield "effective compute, delta CE 0.15", holds(estimate.interval, target or np.nan), None
 
     return trial
 

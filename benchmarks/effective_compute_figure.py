@@ -63,14 +63,14 @@ def main() -> None:
 
 def points(table: pd.DataFrame) -> list[Point]:
     """The dictionaries with a loss recovered under 1 and an effective compute, or the bound outside the law."""
-    found = []
+    dictionaries = []
     for row in table.to_dict("records"):
         compute = row["effective_compute"]
         if compute is None and row["bound"].startswith("<"):
             compute = float(row["bound"].removeprefix("<"))
         if compute is not None and (row["loss_recovered"] or 1) < 1:
-            found.append(Point(SITES[row["site"]], row["model"], row["layer"], row["loss_recovered"], compute))
-    return found
+            dictionaries.append(Point(SITES[row["site"]], row["model"], row["layer"], row["loss_recovered"], compute))
+    return dictionaries
 
 
 def across(recovered: float) -> float:

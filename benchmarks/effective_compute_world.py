@@ -70,30 +70,30 @@ def curve(name: str, kind: Any, rows: list[dict[str, Any]]) -> Family:
     return Family(name=name, kind=kind, models=tuple(row["name"] for row in rows), compute=compute, loss=loss)
 
 
-def convert(own: dict[str, Any], **given: Any) -> EffectiveCompute:
+def convert(own: dict[str, Any], **options: Any) -> EffectiveCompute:
     endless = {"flops_range": (1e-99, 1e99)}
-    asked = [
+    endless_laws = [
         dataclasses.replace(law, **endless, **({"params_range": (1e-99, 1e99)} if law.params_range else {}))
         for law in laws().values()
     ]
-    return effective_compute(params=own["parameters"], tokens=own["tokens"], law=asked, **given)
+    return effective_compute(params=own["parameters"], tokens=own["tokens"], law=endless_laws, **options)
 
 
 def cells(result: EffectiveCompute, *, truth: str) -> dict[str, str]:
     """A cell for each definition; of the laws the default one, and least and greatest of all in force."""
-    found: dict[str, str] = {}
+    by_definition: dict[str, str] = {}
     for estimate in result.estimates:
         if estimate.quantity == COMPUTE:
-            found.setdefault(estimate.definition, fraction(dataclasses.replace(estimate, bound=None)))
+            by_definition.setdefault(estimate.definition, fraction(dataclasses.replace(estimate, bound=None)))
     in_force = {name for name, law in laws().items() if not law.superseded}
     between = [
         estimate.fraction
         for estimate in result.estimates
         if (estimate.quantity, estimate.definition) == (COMPUTE, LAW_RELATIVE) and estimate.curve in in_force
     ]
-    known = [value for value in between if value is not None]
-    spread = f"{min(known):.3g} to {max(known):.3g}" if known else "n/a"
-    shown = {TITLES.get(name, name): found[name] for name in SHOWN}
+    defined = [value for value in between if value is not None]
+    spread = f"{min(defined):.3g} to {max(defined):.3g}" if defined else "n/a"
+    shown = {TITLES.get(name, name): by_definition[name] for name in SHOWN}
     return {"delta CE": f"{result.delta.value:.4f}", "known": truth, **shown, "between laws, extrapolated": spread}
 
 

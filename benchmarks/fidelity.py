@@ -99,7 +99,7 @@ def by_sae_lens(sae: Any, hooked: Any, rows: torch.Tensor) -> dict[str, float]:
     settings: dict[str, Any] = {"activation_scaler": ActivationScaler(), "eval_batch_size_prompts": PROMPTS}
     settings |= {"n_batches": len(rows.split(PROMPTS)), "model_kwargs": {}}
     with torch.no_grad():
-        found = get_downstream_reconstruction_metrics(
+        metrics = get_downstream_reconstruction_metrics(
             sae,
             hooked,
             Store(rows),
@@ -109,7 +109,7 @@ def by_sae_lens(sae: Any, hooked: Any, rows: torch.Tensor) -> dict[str, float]:
         )
         kinds = {f"compute_{kind}": True for kind in KINDS}
         more, _ = get_sparsity_and_variance_metrics(sae, hooked, Store(rows), **kinds, **settings)  # pyright: ignore[reportArgumentType]
-    return found | more
+    return metrics | more
 
 
 def speed(count: int, length: int, pairs: int) -> None:

@@ -98,14 +98,14 @@ class Bench:
             layer = None if run == "hf" else int(run.removeprefix("hook"))
             models = [speed.plain_model(common, layer, self.saes.get(layer))]
         try:
-            found = speed.measured_run(
+            measures = speed.measured_run(
                 models, tasks, self.task_manager, settings, self.device, started, layers, self.size
             )
         finally:
             if run not in ("hf", "forked"):
                 models[0].hook.remove()
-        found["own_memory"] = found["memory"] - held
-        return found
+        measures["own_memory"] = measures["memory"] - held
+        return measures
 
 
 def allocated() -> int:
@@ -195,12 +195,12 @@ def suite(bench: Bench, name: str, rounds: int) -> dict[str, Any]:
     _, layers, _ = bench.settings(name)
     written = name in speed.GENERATED
     plain = ["hf", *(f"hook{layer}" for layer in layers)]
-    found: dict[str, list[dict[str, Any]]] = {run: [] for run in [*plain, "forked"]}
+    by_run: dict[str, list[dict[str, Any]]] = {run: [] for run in [*plain, "forked"]}
     for _ in range(rounds):
-        for run, runs in found.items():
+        for run, runs in by_run.items():
             runs.append(bench.run(name, run))
-    last = {run: runs[-1] for run, runs in found.items()}
-    median = {kind: {run: statistics.median(m[kind] for m in found[run]) for run in found} for kind in speed.KINDS}
+    last = {run: runs[-1] for run, runs in by_run.items()}
+    median = {kind: {run: statistics.median(m[kind] for m in by_run[run]) for run in by_run} for kind in speed.KINDS}
     share = last["forked"]["operations"]
     say(
         f"## {name}: {len(last['hf']['answers'][0])} documents, baseline and {len(layers)} variants, {rounds} rounds",
@@ -208,7 +208,7 @@ def suite(bench: Bench, name: str, rounds: int) -> dict[str, Any]:
         "| run | whole, s | requests alone, s | peak memory beside the weights, GB |",
         "|---|---:|---:|---:|",
     )
-    for run, runs in found.items():
+    for run, runs in by_run.items():
         cells = []
         for kind in speed.KINDS:
             times = sorted(m[kind] for m in runs)
@@ -252,14 +252,14 @@ def parted(plain: list[str], last: dict[str, dict[str, Any]]) -> list[str]:
     return [f"Texts that are the plain run's: {same} of {same + len(places)}{part}."]
 
 
-def operations_of_plain_run(bench: Bench, asked: list[list[list[str]]]) -> float:
+def operations_of_plain_run(bench: Bench, questions: list[list[list[str]]]) -> float:
     """Operations of the weights in a plain run of the same questions: lm_eval runs each distinct input once."""
     size = bench.size
     heads, keys = size.heads * size.d_head, 2 * size.width * size.key_heads * size.d_head
     block = keys + 2 * size.width * heads + 3 * size.width * size.hidden
     inputs = {
         tuple(bench.tokenizer(context + continuation)["input_ids"][:-1])
-        for choices in asked
+        for choices in questions
         for context, continuation in choices
     }
     return 2.0 * sum(map(len, inputs)) * (size.layers * block + size.width * size.vocabulary)
@@ -272,9 +272,9 @@ def rows(bench: Bench) -> dict[str, Any]:
     for count in (16, 32, 64, 128, 256, 512) if bench.device == "cuda" else (16, 512):
         cells = []
         for name in ("mmlu", "mmlu8"):
-            found = bench.run(name, "forked", count)
-            cells += [f"{found['scoring']:.2f}", f"{found['own_memory'] / 1e9:.1f}"]
-            out[f"{name} {count}"] = {key: found[key] for key in ("seconds", "scoring", "own_memory")}
+            measures = bench.run(name, "forked", count)
+            cells += [f"{measures['scoring']:.2f}", f"{measures['own_memory'] / 1e9:.1f}"]
+            out[f"{name} {count}"] = {key: measures[key] for key in ("seconds", "scoring", "own_memory")}
         say(f"| {count} | {' | '.join(cells)} |")
     say("")
     return out
@@ -315,14 +315,14 @@ def first_runs(bench: Bench) -> dict[str, Any]:
     for name, numbers in {"gsm8k_cot": ("first", "second"), "mmlu8": ("first",)}.items():
         for number in numbers:
             calls = cProfile.Profile()
-            found = calls.runcall(bench.run, name, "forked")
+            measures = calls.runcall(bench.run, name, "forked")
             text = io.StringIO()
             stats = pstats.Stats(calls, stream=text)
             stats.sort_stats("cumulative").print_stats("sae_lm_eval|evaluator|torch.*forward|tokeniz", 60)
             stats.sort_stats("tottime").print_stats(25)
             (bench.arguments.out / f"calls-{name}-{number}.txt").write_text(text.getvalue())
-            say(f"{number} {name}: whole {found['seconds']:.2f} s, requests {found['scoring']:.2f} s")
-            out[f"{number} {name}"] = {key: found[key] for key in ("seconds", "scoring", "compared", "dictionaries")}
+            say(f"{number} {name}: whole {measures['seconds']:.2f} s, requests {measures['scoring']:.2f} s")
+            out[f"{number} {name}"] = {key: measures[key] for key in ("seconds", "scoring", "compared", "dictionaries")}
     say("")
     return out
 
@@ -372,14 +372,14 @@ def profiled(bench: Bench) -> dict[str, Any]:
     for name in ("mmlu8", "gsm8k_cot"):
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (bench.device == "cuda")
         with regions() as names, profile(activities=activities) as measured:
-            found = bench.run(name, "forked")
+            measures = bench.run(name, "forked")
         events = measured.key_averages()
         on_device = [event for event in events if event.device_type != torch.autograd.DeviceType.CPU]
         kernels = [event for event in on_device if event.key not in names and not event.is_user_annotation]
         busy = sum(event.self_device_time_total for event in kernels) / 1e6
         launches = sum(event.count for event in kernels)
         say(
-            f"## Profile of {name}, forked: requests {found['scoring']:.2f} s under the profiler, device busy "
+            f"## Profile of {name}, forked: requests {measures['scoring']:.2f} s under the profiler, device busy "
             f"{busy:.2f} s, {launches} kernels and copies",
             "",
             "| part | calls | host, s | device, s |",
@@ -398,7 +398,7 @@ def profiled(bench: Bench) -> dict[str, Any]:
             if kind in host:
                 say(f"| {kind} | {host[kind].count} | {host[kind].cpu_time_total / 1e6:.2f} | |")
         say("")
-        out[name] = {"busy": busy, "launches": launches, "scoring": found["scoring"]}
+        out[name] = {"busy": busy, "launches": launches, "scoring": measures["scoring"]}
     return out
 
 

@@ -107,8 +107,8 @@ def power(draws: int, rng: np.random.Generator) -> None:
         for changed in (0.0, 0.02, 0.1, 0.3):
             drop = detectable_drop([1.0], [changed * n], [n])
             share = max(changed, drop)
-            found = rng.multinomial(n, [(share + drop) / 2, (share - drop) / 2, 1 - share], size=draws)
-            seen = np.mean([test(int(lost), int(gained)) < 0.05 for lost, gained, _ in found])
+            samples = rng.multinomial(n, [(share + drop) / 2, (share - drop) / 2, 1 - share], size=draws)
+            seen = np.mean([test(int(lost), int(gained)) < 0.05 for lost, gained, _ in samples])
             print(f"| {n:,} | {changed:.0%} | {100 * drop:.2f} | {seen:.0%} |")
 
 

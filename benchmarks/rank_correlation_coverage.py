@@ -24,10 +24,10 @@ def coverage(size: int, correlation: float, samples: int, rng: np.random.Generat
     for _ in range(samples):
         x, noise = rng.normal(size=(2, size))
         y = correlation * x + math.sqrt(1 - correlation**2) * noise
-        made = ranks.rank_correlation(list(x), list(y), ("x", "y"))
-        if made.low is not None and made.high is not None:
+        estimate = ranks.rank_correlation(list(x), list(y), ("x", "y"))
+        if estimate.low is not None and estimate.high is not None:
             counted += 1
-            held += made.low <= truth <= made.high
+            held += estimate.low <= truth <= estimate.high
     return held / counted if counted else math.nan
 
 

@@ -28,8 +28,8 @@ def kl(results: Results) -> tuple[float, float]:
 
 def main(folder: Path, picture: Path) -> None:
     _, variants = find_results(folder)
-    ladders = {one.kind: one for one in ladders_of(variants)}
-    dictionaries = [one for one in variants if one.provenance.get("splice") == "reconstruction"]
+    ladders = {ladder.kind: ladder for ladder in ladders_of(variants)}
+    dictionaries = [variant for variant in variants if variant.provenance.get("splice") == "reconstruction"]
     with mpl.rc_context(STYLE):
         figure = Figure((WIDTH, 2.4))
         axes = figure.subplots(1, len(KINDS), sharey=True)

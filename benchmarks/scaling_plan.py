@@ -64,8 +64,8 @@ def main() -> None:
     arguments = parser.parse_args()
     ids = prompts(transformers.AutoTokenizer.from_pretrained(arguments.tokenizer))
     run = tokens_of(pack(ids, capacity=CAPACITY, limit=CONTEXT, prefixes=True, trees=True))
-    asked = sum(map(len, ids))
-    print(f"MMLU, {SHOTS} shots: {len(ids):,} questions, {asked:,} tokens, of which {run:,} are run.\n")
+    prompt_tokens = sum(map(len, ids))
+    print(f"MMLU, {SHOTS} shots: {len(ids):,} questions, {prompt_tokens:,} tokens, of which {run:,} are run.\n")
     print("| dictionaries | number | parameters | passes apart | passes together | groups | PFLOP per variant |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
@@ -82,19 +82,19 @@ def line(kinds: tuple[str, ...], folder: Path, memory: float, tokens: int) -> st
         "memory": memory,
         "variants": [{"pattern": f"gemma-scope-9b-pt-{kind}#*"} for kind in kinds],
     }
-    made = planning.plan_sweep(sweep_of(content), None)
-    costs = [made.cost(group) for group in made.groups]
+    plan = planning.plan_sweep(sweep_of(content), None)
+    costs = [plan.cost(group) for group in plan.groups]
     passes = sum(cost for cost in costs if cost is not None)
     if None in costs:
         raise SystemExit(f"The cost of some variant of {kinds} is not known.")
-    of_dictionaries = sum(sum(one.sizes.values()) for one in made.variants) / 2
+    of_dictionaries = sum(sum(variant.sizes.values()) for variant in plan.variants) / 2
     # A multiplication and an addition for each weight that a token meets: of the blocks in a pass, of each dictionary.
-    blocks = made.parameters - config().vocab_size * config().hidden_size
+    blocks = plan.parameters - config().vocab_size * config().hidden_size
     operations = 2 * tokens * (passes * blocks + of_dictionaries)
-    number = len(made.variants)
+    number = len(plan.variants)
     return (
         f"| {', '.join(kinds)} | {number:,} | {of_dictionaries / 1e9:,.0f} G | {number + 1:,} | {passes:,.0f} | "
-        f"{len(made.groups):,} | {operations / number / 1e15:,.0f} |"
+        f"{len(plan.groups):,} | {operations / number / 1e15:,.0f} |"
     )
 
 

@@ -309,7 +309,10 @@ def measured_parts(
         del dictionaries.laps[laps:]
 
     Decoder.generate, generation._compare = generate_noted, compare_apart
-    SharedAnswers.answers = lambda self, asked, *told: (queries.extend(asked), answers(self, asked, *told))[1]
+    SharedAnswers.answers = lambda self, requests, *callbacks: (
+        queries.extend(requests),
+        answers(self, requests, *callbacks),
+    )[1]
     Splice.reconstruct = dictionaries.around(reconstruct)
     try:
         yield
@@ -403,12 +406,12 @@ def decided_both_ways(question: list[str], run: str, arguments: argparse.Namespa
     active = SIZES[arguments.model].active
     lm = plain_run(run, loading(arguments, 1), arguments.out)
     instance = Instance("loglikelihood", doc={}, arguments=(question[0], question[1]), idx=0)
-    found = {"one way": lm.loglikelihood([instance], disable_tqdm=True)[0][0]}
+    answers = {"one way": lm.loglikelihood([instance], disable_tqdm=True)[0][0]}
 
     def other_way(activations: torch.Tensor) -> torch.Tensor:
         values, elements = activations.topk(active + 1)
         gaps = values[..., -2] - values[..., -1]
-        found["gap"] = gaps.min().item()
+        answers["gap"] = gaps.min().item()
         here = (gaps == gaps.min())[..., None]
         kept_else = torch.tensor([*range(active - 1), active], device=values.device)
         order = torch.where(here, kept_else, torch.arange(active, device=values.device))
@@ -416,8 +419,8 @@ def decided_both_ways(question: list[str], run: str, arguments: argparse.Namespa
         return torch.zeros_like(activations).scatter(-1, elements.gather(-1, order), kept)
 
     lm.sae.activation_fn.forward = other_way
-    found["other way"] = lm.loglikelihood([instance], disable_tqdm=True)[0][0]
-    return found
+    answers["other way"] = lm.loglikelihood([instance], disable_tqdm=True)[0][0]
+    return answers
 
 
 def fewest(queries: list[Any], layers: list[int], size: Size) -> float:
@@ -431,7 +434,7 @@ def fewest(queries: list[Any], layers: list[int], size: Size) -> float:
 
     inputs = {tuple(query.ids): query for query in queries}
     (row,) = pack(list(inputs), capacity=2**40, limit=2**40, prefixes=False, trees=True).rows
-    asked = {
+    slots = {
         slot
         for path, query in zip(row.paths.values(), inputs.values(), strict=True)
         for slot in path[-len(query.targets) :]
@@ -439,8 +442,8 @@ def fewest(queries: list[Any], layers: list[int], size: Size) -> float:
     keys, rest, blocks = size.keys, size.rest, size.blocks(layers)
     everywhere = sum(max(0, n - 1) * (keys + rest) + min(1, n) * keys for n in blocks)
     where_asked = sum(min(1, n) * rest + size.head for n in blocks)
-    read = sum(len(asked) if layer == size.layers - 1 else len(row.ids) for layer in layers)
-    fewest = len(row.ids) * everywhere + len(asked) * where_asked + read * size.dictionary
+    read = sum(len(slots) if layer == size.layers - 1 else len(row.ids) for layer in layers)
+    fewest = len(row.ids) * everywhere + len(slots) * where_asked + read * size.dictionary
     return fewest / (sum(map(len, inputs)) * (size.layers * (keys + rest) + size.head))
 
 
@@ -482,13 +485,13 @@ def measured(suite: str, run: str, arguments: argparse.Namespace) -> dict[str, A
 def compare(suite: str, arguments: argparse.Namespace) -> str:
     layers = SIZES[arguments.model].sites(SUITES[suite]["variants"])
     plain = ["hf", *(f"hook{layer}" for layer in layers)]
-    found: dict[str, list[dict[str, Any]]] = {run: [] for run in [*plain, "forked"]}
+    by_run: dict[str, list[dict[str, Any]]] = {run: [] for run in [*plain, "forked"]}
     for _ in range(arguments.rounds):
-        for run, measures in found.items():
+        for run, measures in by_run.items():
             measures.append(measured(suite, run, arguments))
             print(suite, run, *(f"{measures[-1][kind]:.1f} s" for kind in KINDS), file=sys.stderr)
-    median = {kind: {run: statistics.median(m[kind] for m in found[run]) for run in found} for kind in KINDS}
-    last = {run: measures[-1] for run, measures in found.items()}
+    median = {kind: {run: statistics.median(m[kind] for m in by_run[run]) for run in by_run} for kind in KINDS}
+    last = {run: measures[-1] for run, measures in by_run.items()}
     floor = last["forked"]["operations"] * median["scoring"]["hf"]
     lines = [
         f"## {suite}: baseline and {len(layers)} variant{'s' if len(layers) > 1 else ''}",
@@ -498,7 +501,7 @@ def compare(suite: str, arguments: argparse.Namespace) -> str:
         "| run | whole, s | requests alone, s | peak memory, MB |",
         "|---|---:|---:|---:|",
     ]
-    for run, measures in found.items():
+    for run, measures in by_run.items():
         cells = []
         for kind in KINDS:
             times = sorted(m[kind] for m in measures)

@@ -54,24 +54,24 @@ def prepared(out: Path, limit: int, journal: Journal) -> VariantInquiry:
     return VariantInquiry("middle", models["middle"].spliced, tasks, (), Inquiry(), journal, lambda _done, _of: None)
 
 
-def patched_variants(asked: VariantInquiry, count: int) -> list[Any]:
+def patched_variants(inquiry: VariantInquiry, count: int) -> list[Any]:
     """Some patches of its classes, no two alike."""
-    variant = asked.spliced.variant
+    variant = inquiry.spliced.variant
     random = variant.in_mode("random_error")
-    found = {}
-    for one in classes_of(asked.requests.labels, variant):
-        found |= dict(one.patches(variant, random).values())
-    return list(found.values())[:count]
+    by_key = {}
+    for token_class in classes_of(inquiry.requests.labels, variant):
+        by_key |= dict(token_class.patches(variant, random).values())
+    return list(by_key.values())[:count]
 
 
-def seconds(asked: VariantInquiry, variants: Sequence[Any], journal: Journal) -> float:
+def seconds(inquiry: VariantInquiry, variants: Sequence[Any], journal: Journal) -> float:
     """To score all requests by the untouched model and the variants, in one forked pass each."""
-    scorer = asked.spliced.scorer(variants)
+    scorer = inquiry.spliced.scorer(variants)
     _ = scorer.layout  # found by trying, once a run
     shared = SharedAnswers(scorer, journal, [f"{time.perf_counter()}"])
-    with asked.spliced.evaluation():
+    with inquiry.spliced.evaluation():
         started = time.perf_counter()
-        shared.answers(list(asked.requests.queries), lambda _number, _answer: None)
+        shared.answers(list(inquiry.requests.queries), lambda _number, _answer: None)
         return time.perf_counter() - started
 
 
@@ -88,22 +88,22 @@ def main() -> int:
     rounds = []
     with TemporaryDirectory() as folder:
         journal = Journal(Path(folder) / "answers")
-        asked = prepared(arguments.out, arguments.limit, journal)
-        variants = patched_variants(asked, arguments.variants)
-        tokens = sum(len(query.ids) for query in asked.requests.queries)
+        inquiry = prepared(arguments.out, arguments.limit, journal)
+        variants = patched_variants(inquiry, arguments.variants)
+        tokens = sum(len(query.ids) for query in inquiry.requests.queries)
         print(
-            f"{len(asked.requests.queries)} requests, {tokens:,} tokens, {len(variants)} patched variants", flush=True
+            f"{len(inquiry.requests.queries)} requests, {tokens:,} tokens, {len(variants)} patched variants", flush=True
         )
         for number in range(arguments.rounds):
-            alone, together = seconds(asked, [], journal), seconds(asked, variants, journal)
+            alone, together = seconds(inquiry, [], journal), seconds(inquiry, variants, journal)
             cost = (together - alone) / len(variants) / alone
             rounds.append({"alone": alone, "together": together, "cost": cost})
             print(
                 f"round {number + 1}: alone {alone:.2f} s, together {together:.2f} s; {cost:.3f} a variant", flush=True
             )
         journal.close()
-    median = statistics.median(of["cost"] for of in rounds)
-    facts = {"variants": len(variants), "requests": len(asked.requests.queries), "tokens": tokens, "bar": BAR}
+    median = statistics.median(entry["cost"] for entry in rounds)
+    facts = {"variants": len(variants), "requests": len(inquiry.requests.queries), "tokens": tokens, "bar": BAR}
     (arguments.out / "where_cost.json").write_text(json.dumps({**facts, "median": median, "rounds": rounds}, indent=1))
     print(f"A patched variant costs {median:.3f} of a forward pass (median of {len(rounds)}); the bar is {BAR}.")
     return int(median > BAR)

@@ -48,12 +48,12 @@ class Measured:
 
     estimator: Estimator
     pairs: tuple[KnownPair, ...]
-    known: bool
-    found: Calibrated
+    known_text: bool
+    calibrated: Calibrated
 
     @property
     def text(self) -> str:
-        return "known" if self.known else "not known"
+        return "known" if self.known_text else "not known"
 
     @property
     def name(self) -> str:
@@ -87,27 +87,31 @@ def estimators() -> Iterator[tuple[Estimator, tuple[KnownPair, ...], bool]]:
     yield remembered(by_the_ladder()), compute_pairs(), True
 
 
-def table_rows(one: Measured) -> Iterator[dict[str, object]]:
+def table_rows(measurement: Measured) -> Iterator[dict[str, object]]:
     """The shipped table's rows of an estimator: one for each text and number of tokens per parameter."""
-    errors = missed(one.pairs, one.estimator, known=one.known)
-    cells = {(pair.text if one.known else ANY, pair.tokens_per_parameter): pair for pair in one.pairs}
+    errors = missed(measurement.pairs, measurement.estimator, known_text=measurement.known_text)
+    cells = {
+        (pair.text if measurement.known_text else ANY, pair.tokens_per_parameter): pair for pair in measurement.pairs
+    }
     for (text, ratio), first in cells.items():
-        held = [h for h in one.found.held if not one.known or h.pair.text == text]
+        held = [h for h in measurement.calibrated.held if not measurement.known_text or h.pair.text == text]
         cell = [h for h in held if h.pair.tokens_per_parameter == ratio]
         yield {
-            "law": f"{one.estimator.name}_{text}" if one.estimator.fitted else one.estimator.name,
+            "law": f"{measurement.estimator.name}_{text}"
+            if measurement.estimator.fitted
+            else measurement.estimator.name,
             "quantity": first.quantity,
             "text": text,
             "tokens_per_parameter": ratio,
-            "log_bias": centre(one.pairs, one.estimator, first, known=one.known),
-            "half_width": half_width(errors, text if one.known else None, one.found.level),
-            "off": np.exp(np.mean([log_off(one.estimator, h.pair, h.size) for h in cell])),
+            "log_bias": centre(measurement.pairs, measurement.estimator, first, known_text=measurement.known_text),
+            "half_width": half_width(errors, text if measurement.known_text else None, measurement.calibrated.level),
+            "off": np.exp(np.mean([log_off(measurement.estimator, h.pair, h.size) for h in cell])),
             "pairs": len({id(h.pair) for h in cell}),
             "coverage": np.mean([h.holds for h in held]),
             "width": np.median([h.width for h in held]),
-            "params_low": min(pair.params for pair in one.pairs),
-            "params_high": max(pair.original.params or 0 for pair in one.pairs),
-            "tokens": None if ratio else one.pairs[0].original.tokens,
+            "params_low": min(pair.params for pair in measurement.pairs),
+            "params_high": max(pair.original.params or 0 for pair in measurement.pairs),
+            "tokens": None if ratio else measurement.pairs[0].original.tokens,
         }
 
 
@@ -117,7 +121,7 @@ def log_off(estimator: Estimator, pair: KnownPair, size: str | None) -> float:
 
 
 def table_text(measured: Sequence[Measured]) -> str:
-    frame = pd.DataFrame([row for one in measured for row in table_rows(one)])
+    frame = pd.DataFrame([row for measurement in measured for row in table_rows(measurement)])
     frame["tokens_per_parameter"] = frame["tokens_per_parameter"].astype("Int64")
     text = StringIO()
     frame.to_csv(text, index=False, float_format=f"%.{DIGITS}g", lineterminator="\n")
@@ -127,19 +131,19 @@ def table_text(measured: Sequence[Measured]) -> str:
 def coverage(measured: Sequence[Measured], quantity: str) -> str:
     """A line for each estimator: how far it is off, and what intervals hold that were made without a size."""
     lines = []
-    for one in measured:
-        if one.pairs[0].quantity != quantity:
+    for measurement in measured:
+        if measurement.pairs[0].quantity != quantity:
             continue
-        factors = np.exp(np.abs([log_off(one.estimator, h.pair, h.size) for h in one.found.held]))
+        factors = np.exp(np.abs([log_off(measurement.estimator, h.pair, h.size) for h in measurement.calibrated.held]))
         lines.append(
             {
-                "estimator": one.name,
-                "text": one.text,
+                "estimator": measurement.name,
+                "text": measurement.text,
                 "off by, median": f"{np.median(factors):.2f}",
                 "off by, 90%": f"{np.quantile(factors, 0.9):.2f}",
-                "held": f"{one.found.coverage:.1%}",
-                "upper / lower bound, median": f"{np.median([h.width for h in one.found.held]):.2f}",
-                "quantile": f"{one.found.level:.3g}",
+                "held": f"{measurement.calibrated.coverage:.1%}",
+                "upper / lower bound, median": f"{np.median([h.width for h in measurement.calibrated.held]):.2f}",
+                "quantile": f"{measurement.calibrated.level:.3g}",
             }
         )
     return markdown_table(lines)
@@ -147,12 +151,17 @@ def coverage(measured: Sequence[Measured], quantity: str) -> str:
 
 def split(measured: Sequence[Measured], key: Callable[[KnownPair, str], str], head: str) -> str:
     """What the intervals hold, and their median width; for the default law and the ladder's fits."""
-    shown = [one for one in measured if one.estimator.fitted or one.estimator.name == DEFAULT_LAW]
+    shown = [
+        measurement
+        for measurement in measured
+        if measurement.estimator.fitted or measurement.estimator.name == DEFAULT_LAW
+    ]
     lines = []
-    for one in shown:
-        for group in dict.fromkeys(key(h.pair, h.size) for h in one.found.held):
-            held = [h for h in one.found.held if key(h.pair, h.size) == group]
-            label = f"{one.name}, {one.pairs[0].quantity.removeprefix('effective ')}, text {one.text}"
+    for measurement in shown:
+        for group in dict.fromkeys(key(h.pair, h.size) for h in measurement.calibrated.held):
+            held = [h for h in measurement.calibrated.held if key(h.pair, h.size) == group]
+            quantity = measurement.pairs[0].quantity.removeprefix("effective ")
+            label = f"{measurement.name}, {quantity}, text {measurement.text}"
             cell = f"{np.mean([h.holds for h in held]):.0%} ({np.median([h.width for h in held]):.1f})"
             lines.append({head: group, "estimator": label, "cell": cell})
     wide = pd.DataFrame(lines).pivot(index="estimator", columns=head, values="cell")
@@ -178,10 +187,12 @@ def by_text_and_ratio() -> str:
         counted = np.log(own[f"{pair.smaller}-{run}"] / own[pair.original.name])
         cells[pair.text].setdefault(0, []).append(log_off(law, pair, None) + np.log(pair.truth) - counted)
     lines = []
-    for text, of in cells.items():
-        counted = of.pop(0)
-        every = [value for values in of.values() for value in values]
-        ratios = {f"{ratio} tokens per parameter": f"{np.exp(np.mean(values)):.2f}" for ratio, values in of.items()}
+    for text, by_ratio in cells.items():
+        counted = by_ratio.pop(0)
+        every = [value for values in by_ratio.values() for value in values]
+        ratios = {
+            f"{ratio} tokens per parameter": f"{np.exp(np.mean(values)):.2f}" for ratio, values in by_ratio.items()
+        }
         lines.append({"text": text, **ratios, "all": f"{np.exp(np.mean(every)):.2f}"})
         lines[-1]["all, by the FLOPs that the ladder counts"] = f"{np.exp(np.mean(counted)):.2f}"
     return markdown_table(lines)
@@ -193,9 +204,9 @@ def within_the_law() -> str:
     for pairs in (compute_pairs(), parameter_pairs()):
         held = 0
         for pair in pairs:
-            made = effective_compute(ce_baseline=3, ce_spliced=3 + pair.rise, original=pair.original)
-            found = next(e for e in made.estimates if e.quantity == pair.quantity and e.interval is not None)
-            low, high = found.interval.low, found.interval.high  # type: ignore[union-attr]
+            result = effective_compute(ce_baseline=3, ce_spliced=3 + pair.rise, original=pair.original)
+            estimate = next(e for e in result.estimates if e.quantity == pair.quantity and e.interval is not None)
+            low, high = estimate.interval.low, estimate.interval.high  # type: ignore[union-attr]
             held += (low or 0.0) <= pair.truth <= (high or np.inf)
         lines.append({"pairs": pairs[0].quantity, "number": str(len(pairs)), "held": str(held)})
     return markdown_table(lines)
@@ -280,7 +291,7 @@ def by_pythia(family: str, pair: KnownPair) -> float:
 
 
 def parts(measured: Sequence[Measured]) -> dict[str, str]:
-    ladder = [one for one in measured if one.pairs[0].quantity == COMPUTE]
+    ladder = [measurement for measurement in measured if measurement.pairs[0].quantity == COMPUTE]
     assert ladder
     return {
         "within the law": within_the_law(),
@@ -296,7 +307,10 @@ def parts(measured: Sequence[Measured]) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    measured = [Measured(e, pairs, known, least_width(pairs, e, known=known)) for e, pairs, known in estimators()]
+    measured = [
+        Measured(e, pairs, known_text, least_width(pairs, e, known_text=known_text))
+        for e, pairs, known_text in estimators()
+    ]
     new = {TABLE: table_text(measured), PAGE: rewritten(PAGE.read_text(encoding="utf-8"), parts(measured))}
     old = {path: path.read_text(encoding="utf-8") if path.is_file() else "" for path in new}
     if "--check" in arguments:

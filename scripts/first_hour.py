@@ -58,15 +58,15 @@ class Block:
     def file(self) -> str | None:
         """The name of the file that it is: its first line is a comment with it, or the text before ends with it."""
         first = re.match(r"# (\S+\.(?:py|yaml))\n", self.code)
-        told = re.findall(r"`([\w.-]+\.yaml)`", self.before[-300:]) if self.language == "yaml" else []
-        return first[1] if first else (told[-1] if told else None)
+        names = re.findall(r"`([\w.-]+\.yaml)`", self.before[-300:]) if self.language == "yaml" else []
+        return first[1] if first else (names[-1] if names else None)
 
 
 def blocks_of(page: Path) -> Iterator[Block]:
     text = page.read_text(encoding="utf-8")
-    for found in BLOCK.finditer(text):
-        mark, what, language, code = found.groups()
-        yield Block(language, code, mark, what, text[: found.start()])
+    for match in BLOCK.finditer(text):
+        mark, what, language, code = match.groups()
+        yield Block(language, code, mark, what, text[: match.start()])
 
 
 def commands_of(code: str) -> list[list[str]]:
@@ -129,10 +129,10 @@ def do_block(block: Block, folder: Path, environment: Mapping[str, str]) -> bool
         return True
     if block.language == "python":
         compile(block.code, "block", "exec")
-        asked = [] if planned else [["python", "-c", block.code]]
+        commands = [] if planned else [["python", "-c", block.code]]
     else:
-        asked = commands_of(block.code) if block.language == "bash" else []
-    for words in asked:
+        commands = commands_of(block.code) if block.language == "bash" else []
+    for words in commands:
         begun = time.monotonic()
         done = run(planned_words(words) if planned else words, folder, environment)
         wrong = failed(done, words, planned=planned)

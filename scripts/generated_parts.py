@@ -11,9 +11,9 @@ def split(text: str, name: str) -> tuple[str, str, str]:
     Raises `ValueError` for a part that `text` does not have.
     """
     begin, end = f"<!-- generated: {name} -->\n", f"\n<!-- end of {name} -->"
-    before, found, rest = text.partition(begin)
+    before, opened, rest = text.partition(begin)
     content, closed, behind = rest.partition(end)
-    if not found or not closed:
+    if not opened or not closed:
         raise ValueError(f"no part between '{begin.strip()}' and '{end.strip()}'")
     return before + begin, content, end + behind
 

@@ -65,7 +65,7 @@ class Calibrated:
 
     @property
     def coverage(self) -> float:
-        return float(np.mean([one.holds for one in self.held]))
+        return float(np.mean([held.holds for held in self.held]))
 
 
 def by_law(law: Law) -> Estimator:
@@ -78,19 +78,19 @@ def by_the_ladder() -> Estimator:
     return Estimator("olmo_ladder", lambda pair, size: pair.bias(ladder_law(pair.text, size)), fitted=True)
 
 
-def centre(pairs: Sequence[KnownPair], estimator: Estimator, cell: KnownPair, *, known: bool) -> float:
+def centre(pairs: Sequence[KnownPair], estimator: Estimator, cell: KnownPair, *, known_text: bool) -> float:
     """The mean of log k over a cell: of the text itself where that is known, otherwise of all texts of `pairs`."""
     if estimator.fitted:
         return 0.0
     alike = [
-        p for p in pairs if (p.cell == cell.cell if known else p.tokens_per_parameter == cell.tokens_per_parameter)
+        p for p in pairs if (p.cell == cell.cell if known_text else p.tokens_per_parameter == cell.tokens_per_parameter)
     ]
     return float(np.mean([estimator.bias(pair, None) for pair in alike]))
 
 
-def missed(pairs: Sequence[KnownPair], estimator: Estimator, *, known: bool) -> list[Missed]:
+def missed(pairs: Sequence[KnownPair], estimator: Estimator, *, known_text: bool) -> list[Missed]:
     """By how much each size's pairs are missed when the size is left out, and the text where it is not known."""
-    found = []
+    errors = []
     for size in sizes(pairs):
         rest = pairs_without(pairs, size)
         centres: dict[tuple[str, int | None], float] = {}
@@ -98,48 +98,50 @@ def missed(pairs: Sequence[KnownPair], estimator: Estimator, *, known: bool) -> 
             if not pair.has(size):
                 continue
             if pair.cell not in centres:
-                others = rest if known else [one for one in rest if one.text != pair.text]
-                centres[pair.cell] = centre(others, estimator, pair, known=known)
+                others = rest if known_text else [candidate for candidate in rest if candidate.text != pair.text]
+                centres[pair.cell] = centre(others, estimator, pair, known_text=known_text)
             at = centres[pair.cell]
-            found.append(Missed(size, pair, at, estimator.bias(pair, size) - at))
-    return found
+            errors.append(Missed(size, pair, at, estimator.bias(pair, size) - at))
+    return errors
 
 
 def half_width(errors: Iterable[Missed], text: str | None, level: float) -> float:
     """w: the quantile of what is missed on all texts; of a known text, no less than what is missed on it."""
     errors = list(errors)
-    own = [abs(one.error) for one in errors if one.pair.text == text]
-    every = [abs(one.error) for one in errors]
+    own = [abs(error.error) for error in errors if error.pair.text == text]
+    every = [abs(error.error) for error in errors]
     quantile = [float(np.quantile(values, level)) for values in (every, own) if values]
     return max(quantile)
 
 
-def held_out(pairs: Sequence[KnownPair], estimator: Estimator, level: float, *, known: bool) -> Calibrated:
+def held_out(pairs: Sequence[KnownPair], estimator: Estimator, level: float, *, known_text: bool) -> Calibrated:
     """What intervals hold of each size's pairs, made of the pairs without that size alone.
 
     Where the text is known the width is that of the other texts, or of the same where that is more.
     """
-    errors = missed(pairs, estimator, known=known)
-    found = []
+    errors = missed(pairs, estimator, known_text=known_text)
+    intervals = []
     for size in sizes(pairs):
         rest = pairs_without(pairs, size)
-        spread = missed(rest, estimator, known=known)
+        spread = missed(rest, estimator, known_text=known_text)
         for text in dict.fromkeys(pair.text for pair in pairs):
-            seen = spread if known else [one for one in spread if one.pair.text != text]
-            wide = half_width(seen, text if known else None, level)
-            for one in errors:
-                if one.size != size or one.pair.text != text:
+            seen = spread if known_text else [error for error in spread if error.pair.text != text]
+            wide = half_width(seen, text if known_text else None, level)
+            for error in errors:
+                if error.size != size or error.pair.text != text:
                     continue
-                shallow, deep = (np.exp(-one.centre - sign * wide) for sign in (1, -1))
-                depth = -np.log(one.pair.truth) * np.exp(one.centre + one.error)
-                found.append(Held(size, one.pair, abs(one.error) <= wide, float(np.exp(depth * (deep - shallow)))))
-    return Calibrated(level, tuple(found))
+                shallow, deep = (np.exp(-error.centre - sign * wide) for sign in (1, -1))
+                depth = -np.log(error.pair.truth) * np.exp(error.centre + error.error)
+                intervals.append(
+                    Held(size, error.pair, abs(error.error) <= wide, float(np.exp(depth * (deep - shallow))))
+                )
+    return Calibrated(level, tuple(intervals))
 
 
-def least_width(pairs: Sequence[KnownPair], estimator: Estimator, *, known: bool) -> Calibrated:
+def least_width(pairs: Sequence[KnownPair], estimator: Estimator, *, known_text: bool) -> Calibrated:
     """The least quantile of `LEVELS` whose intervals hold `TARGET` of what they have not seen, or else the greatest."""
     for level in LEVELS:
-        found = held_out(pairs, estimator, float(level), known=known)
-        if found.coverage >= TARGET:
-            return found
-    return held_out(pairs, estimator, float(LEVELS[-1]), known=known)
+        calibrated = held_out(pairs, estimator, float(level), known_text=known_text)
+        if calibrated.coverage >= TARGET:
+            return calibrated
+    return held_out(pairs, estimator, float(LEVELS[-1]), known_text=known_text)

@@ -59,32 +59,32 @@ class KnownPair:
 def compute_pairs() -> tuple[KnownPair, ...]:
     """Each two sizes of the ladder that were trained on as many tokens per parameter, on each text."""
     runs = [row for row in ladder_runs() if row["role"] == "fit"]
-    found = []
+    pairs = []
     for small, large in itertools.combinations(sorted(runs, key=lambda row: row["params"]), 2):
         same = (small["text"], _ratio(small)) == (large["text"], _ratio(large))
         if same and small["params"] < large["params"]:
             truth = small["params"] * small["tokens"] / (large["params"] * large["tokens"])
             pair = _pair(COMPUTE, small, large, truth, text=small["text"], source=LADDER, ratio=_ratio(large))
-            found.append(pair)
-    return tuple(found)
+            pairs.append(pair)
+    return tuple(pairs)
 
 
 @functools.cache
 def parameter_pairs() -> tuple[KnownPair, ...]:
     """Each two Pythia models, on both sets of losses that are published on the Pile."""
     rows = [row for row in read_rows(data_path("families.csv"), required=["family"]) if "pythia" in row["family"]]
-    found = []
+    pairs = []
     for small, large in itertools.combinations(sorted(rows, key=lambda row: row["params"]), 2):
         if small["family"] == large["family"] and small["params"] < large["params"]:
             truth = small["params"] / large["params"]
-            found.append(_pair(PARAMETERS, small, large, truth, text="pile", source=small["family"]))
-    return tuple(found)
+            pairs.append(_pair(PARAMETERS, small, large, truth, text="pile", source=small["family"]))
+    return tuple(pairs)
 
 
 def sizes(pairs: Iterable[KnownPair]) -> tuple[str, ...]:
     """The models' sizes, in the order of their parameters."""
-    known = {pair.larger: pair.original.params or 0 for pair in pairs}
-    return tuple(dict.fromkeys([*(pair.smaller for pair in pairs if pair.smaller not in known), *known]))
+    larger = {pair.larger: pair.original.params or 0 for pair in pairs}
+    return tuple(dict.fromkeys([*(pair.smaller for pair in pairs if pair.smaller not in larger), *larger]))
 
 
 def pairs_without(pairs: Sequence[KnownPair], size: str) -> list[KnownPair]:

@@ -36,14 +36,14 @@ class Check:
     metric: str
     expected: float | None
     within: float
-    found: float | None
+    measured: float | None
     source: str
 
     @property
     def verdict(self) -> str:
         if self.expected is None:
             return ""
-        near = self.found is not None and abs(self.found - self.expected) <= self.within * abs(self.expected)
+        near = self.measured is not None and abs(self.measured - self.expected) <= self.within * abs(self.expected)
         return SAME if near else DIFFERENT
 
 
@@ -83,43 +83,43 @@ def checks(cases: Sequence[Mapping[str, Any]], folder: Path) -> list[Check]:
     baseline, variants = find_results(folder / "run")
     scores = {results.name: results.scores for results in (baseline, *variants)}
 
-    def found(name: str, task: str, asked: Mapping[str, Any]) -> float | None:
+    def measured(name: str, task: str, expectation: Mapping[str, Any]) -> float | None:
         if task.startswith("sae_fidelity"):
-            return fidelity.get((name, task, asked["metric"]))
-        of = baseline.name if asked.get("of") == "baseline" else name
-        return scores[of].get(task, {}).get(f"{asked['metric']},none")
+            return fidelity.get((name, task, expectation["metric"]))
+        results_name = baseline.name if expectation.get("of") == "baseline" else name
+        return scores[results_name].get(task, {}).get(f"{expectation['metric']},none")
 
-    made = []
+    rows = []
     for number, case in enumerate(cases):
-        for asked in case["expected"]:
-            task = asked.get("task", case["task"])
+        for expectation in case["expected"]:
+            task = expectation.get("task", case["task"])
             words = [] if task == case["task"] else [task]
-            words += [asked["metric"], *([f"({asked['of']})"] if "of" in asked else [])]
-            value = asked["value"]
-            made.append(
+            words += [expectation["metric"], *([f"({expectation['of']})"] if "of" in expectation else [])]
+            value = expectation["value"]
+            rows.append(
                 Check(
                     case["sae"],
                     " ".join(words),
                     None if value is None else float(value),
-                    float(asked.get("within", 0)),
-                    found(name_of(number), task, asked),
-                    asked.get("source", ""),
+                    float(expectation.get("within", 0)),
+                    measured(name_of(number), task, expectation),
+                    expectation.get("source", ""),
                 )
             )
-    return made
+    return rows
 
 
-def table(made: Sequence[Check]) -> str:
+def table(compared: Sequence[Check]) -> str:
     rows = [
         [
             check.sae,
             check.metric,
             NOT_PUBLISHED if check.expected is None else f"{check.expected:.4g} ± {100 * check.within:.0f}%",
-            "n/a" if check.found is None else f"{check.found:.4g}",
+            "n/a" if check.measured is None else f"{check.measured:.4g}",
             check.verdict,
             check.source,
         ]
-        for check in made
+        for check in compared
     ]
     columns = ["dictionary", "metric", "expected", "found", "agrees", "source"]
     return pd.DataFrame(rows, columns=columns).to_string(index=False)
@@ -147,7 +147,7 @@ def main(words: Sequence[str] | None = None) -> int:
         parser.error(f"No case has '{arguments.only}' in its name.")
     settings = {"limit": arguments.limit, "batch_size": arguments.batch_size}
     settings |= {} if arguments.device is None else {"device": arguments.device}
-    made: list[Check] = []
+    compared: list[Check] = []
     failed = []
     for of_run in by_run(cases):
         model = str(of_run[0]["model_args"]["pretrained"])
@@ -158,14 +158,14 @@ def main(words: Sequence[str] | None = None) -> int:
             # `run` has said why, a gated model for example: the others are checked all the same.
             failed.append(model)
         else:
-            made += checks(of_run, folder)
-    if made:
-        judged = [check.verdict for check in made if check.verdict]
-        print(table(made))
+            compared += checks(of_run, folder)
+    if compared:
+        judged = [check.verdict for check in compared if check.verdict]
+        print(table(compared))
         print(f"{judged.count(DIFFERENT)} of {len(judged)} published values are different from what was found.")
     if failed:
         print(f"Not checked: {', '.join(failed)}.")
-    return int(bool(failed) or any(check.verdict == DIFFERENT for check in made))
+    return int(bool(failed) or any(check.verdict == DIFFERENT for check in compared))
 
 
 if __name__ == "__main__":

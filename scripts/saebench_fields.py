@@ -26,7 +26,9 @@ def fields(schema: Any) -> Any:
         return schema
     kept = {key: value for key, value in schema.items() if key not in TEXTS}
     return {
-        key: {name: fields(of) for name, of in value.items()} if key in ("properties", "$defs") else fields(value)
+        key: {name: fields(subschema) for name, subschema in value.items()}
+        if key in ("properties", "$defs")
+        else fields(value)
         for key, value in kept.items()
     }
 

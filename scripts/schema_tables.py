@@ -33,8 +33,8 @@ def page() -> str:
     for name in schema.NAMES:
         held = schema.schema(name)
         parts.append(f"## {held['title']}\n\n{held['description']}\n\n{schema.schema_table(name)}\n")
-        for what, of in held.get("$defs", {}).items():
-            parts.append(f"### {what}\n\n{of['description']}\n\n{schema.schema_rows(of)}\n")
+        for what, definition in held.get("$defs", {}).items():
+            parts.append(f"### {what}\n\n{definition['description']}\n\n{schema.schema_rows(definition)}\n")
     return "\n".join(parts)
 
 

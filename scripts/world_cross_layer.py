@@ -24,15 +24,15 @@ def initial(sources: torch.Tensor, targets: torch.Tensor) -> list[CrossLayerOutp
     """Of `sources` (layers, positions, width): unit encoders, decoders of which the layer's own is not 0."""
     layers, _, width = sources.shape
     latents: list[CrossLayerLatents] = []
-    made = []
+    layer_outputs = []
     for layer in range(layers):
         scale = sources[layer].pow(2).mean().sqrt()
         encoder = torch.nn.functional.normalize(torch.randn(width, LATENTS), dim=0) / scale
         decoder = torch.zeros(LATENTS, layers - layer, width)
         decoder[:, 0] = torch.nn.functional.normalize(torch.randn(LATENTS, width), dim=1) * 0.1
         latents.append(CrossLayerLatents(layer, encoder, torch.zeros(LATENTS), decoder))
-        made.append(CrossLayerOutput(tuple(latents), targets[layer].mean(0)))
-    return made
+        layer_outputs.append(CrossLayerOutput(tuple(latents), targets[layer].mean(0)))
+    return layer_outputs
 
 
 def outputs(
@@ -108,10 +108,10 @@ def figures(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenize
     """A row of the card for each layer; see `world_dictionaries.figures`."""
     count = model.config.num_hidden_layers
     data = dictionaries.held_out(model, tokenizer, hooks(count))
-    layers = [one.cross_layer for one in load_dictionaries(f"clt:{folder}")]
+    layers = [dictionary.cross_layer for dictionary in load_dictionaries(f"clt:{folder}")]
     x = torch.stack([data[f"blocks.{layer}.{READS}"] for layer in range(count)])
     sums, latents, _ = outputs(layers, x)
-    found = []
+    rows = []
     for layer in range(count):
         target = data[f"blocks.{layer}.{WRITES}"].double()
         error = (target - sums[layer].double()).pow(2).sum(1).mean()
@@ -120,5 +120,5 @@ def figures(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenize
         row = {"id": f"clt:world#layer_{layer}", "architecture": "cross_layer_transcoder"}
         row |= {"hook_name": f"blocks.{layer}.{READS}", "hook_name_out": f"blocks.{layer}.{WRITES}", "d_sae": LATENTS}
         row |= {"l0": active.sum(1).double().mean().item(), "explained_variance": (1 - error / variance).item()}
-        found.append({**row, "dead_latents": int((active.sum(0) == 0).sum())})
-    return found
+        rows.append({**row, "dead_latents": int((active.sum(0) == 0).sum())})
+    return rows

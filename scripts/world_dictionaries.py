@@ -70,7 +70,7 @@ def activations(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, hooks: list[str], seed: int, positions: int
 ) -> dict[str, torch.Tensor]:
     """Activations at the words of documents after <s>, itself left out: hook -> (positions, width)."""
-    found: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
+    by_hook: dict[str, list[torch.Tensor]] = {hook: [] for hook in hooks}
     caught: dict[str, torch.Tensor] = {}
     stream = text.documents(Random(seed))
     with ExitStack() as scope:
@@ -88,9 +88,9 @@ def activations(
             words = (ids != tokenizer.pad_token_id) & (ids != tokenizer.bos_token_id)
             model.model(ids)
             for hook in hooks:
-                found[hook].append(caught[hook][words])
+                by_hook[hook].append(caught[hook][words])
             count += int(words.sum())
-    return {hook: torch.cat(parts)[:positions] for hook, parts in found.items()}
+    return {hook: torch.cat(parts)[:positions] for hook, parts in by_hook.items()}
 
 
 def shuffled(data: torch.Tensor, seed: int) -> Iterator[torch.Tensor]:

@@ -81,10 +81,10 @@ def heterogeneity(values: list[float], errors: list[float]) -> dict[str, float]:
     return {"q": q, "degrees": len(values) - 1, "p": float(chi2.sf(q, len(values) - 1))}
 
 
-def profile_difference(one: dict, other: dict) -> dict[str, float]:
+def profile_difference(first: dict, second: dict) -> dict[str, float]:
     """Whether two tables of drops differ by more than a constant: heterogeneity of their differences."""
-    difference = [one[name]["drop"] - other[name]["drop"] for name in one]
-    errors = [math.hypot(one[name]["standard_error"], other[name]["standard_error"]) for name in one]
+    difference = [first[name]["drop"] - second[name]["drop"] for name in first]
+    errors = [math.hypot(first[name]["standard_error"], second[name]["standard_error"]) for name in first]
     return heterogeneity(difference, errors)
 
 

@@ -112,12 +112,12 @@ def answers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, count: 
     """Right or wrong, by category and question: the likeliest of four answers after <s> and the prompt."""
     table = {}
     for name in world_categories():
-        asked = text.questions(name, count)
-        rows = [[tokenizer.bos_token_id, *ids] for ids in encode(tokenizer, [q.prompt for q in asked])]
+        questions = text.questions(name, count)
+        rows = [[tokenizer.bos_token_id, *ids] for ids in encode(tokenizer, [q.prompt for q in questions])]
         last = torch.tensor([len(row) - 1 for row in rows])
         logits = model(pad(rows, tokenizer.pad_token_id)).logits[torch.arange(count), last]
-        ids = torch.tensor([tokenizer.convert_tokens_to_ids(list(q.choices)) for q in asked])
-        table[name] = (logits.gather(1, ids).argmax(1) == torch.tensor([q.answer for q in asked])).tolist()
+        ids = torch.tensor([tokenizer.convert_tokens_to_ids(list(q.choices)) for q in questions])
+        table[name] = (logits.gather(1, ids).argmax(1) == torch.tensor([q.answer for q in questions])).tolist()
     return table
 
 

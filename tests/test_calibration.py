@@ -70,10 +70,10 @@ def test_a_calibrated_fraction_by_hand():
 
 def test_the_width_is_the_quantile_of_what_is_missed_without_a_size():
     pairs, law = compute_pairs(), by_law(get_law("besiroglu2024"))
-    errors = [abs(one.error) for one in missed(pairs, law, known=False)]
+    errors = [abs(one.error) for one in missed(pairs, law, known_text=False)]
     row = pd.read_csv(data_path("calibration.csv")).query("law == 'besiroglu2024' and text == 'any'").iloc[0]
     assert row.half_width == pytest.approx(np.quantile(errors, 0.98), rel=1e-5)
-    assert 0.95 <= held_out(pairs, law, 0.98, known=False).coverage <= 0.98
+    assert 0.95 <= held_out(pairs, law, 0.98, known_text=False).coverage <= 0.98
 
 
 @pytest.mark.parametrize(

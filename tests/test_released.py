@@ -112,7 +112,7 @@ def as_found(script, cases: list[dict], folder: Path) -> list[dict]:
     return [
         {
             **case,
-            "expected": [{**asked, "value": next(found).found, "within": 1e-6} for asked in case["expected"]],
+            "expected": [{**asked, "value": next(found).measured, "within": 1e-6} for asked in case["expected"]],
         }
         for case in cases
     ]
