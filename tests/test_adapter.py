@@ -134,9 +134,9 @@ def test_prompts_beyond_the_dictionarys_context_are_told_of_once(caplog):
         logging.getLogger("lm_eval").propagate = True
         lm.loglikelihood(requests("loglikelihood"))
         lm.loglikelihood(requests("loglikelihood"))
-    told = [r.message for r in caplog.records if "longer than the 16 tokens" in r.message]
+    messages = [r.message for r in caplog.records if "longer than the 16 tokens" in r.message]
     longer = "are longer than the 16 tokens that the dictionary of <StandardSAE> was trained on."
-    assert told == [f"6 of 16 prompts (38%) {longer}"]
+    assert messages == [f"6 of 16 prompts (38%) {longer}"]
 
 
 def test_documents_are_counted_as_prompts_are(caplog):
@@ -144,33 +144,33 @@ def test_documents_are_counted_as_prompts_are(caplog):
     logging.getLogger("lm_eval").propagate = True
     with caplog.at_level(logging.WARNING, logger="lm_eval"):
         lm.loglikelihood_rolling(requests("loglikelihood_rolling"))
-    told = [r.message for r in caplog.records if "longer than the 16 tokens" in r.message]
+    messages = [r.message for r in caplog.records if "longer than the 16 tokens" in r.message]
     longer = "are longer than the 16 tokens that the dictionary of <StandardSAE> was trained on."
-    assert told == [f"2 of 5 prompts (40%) {longer}"]
+    assert messages == [f"2 of 5 prompts (40%) {longer}"]
 
 
 class TestCache:
     def test_two_splices_never_share_an_answer(self, tmp_path):
         cache = str(tmp_path / "answers.db")
-        asked = requests("loglikelihood")
+        instances = requests("loglikelihood")
         saes = [random_sae(WIDTH, RESID, seed=s) for s in (0, 1)]
-        expected = [adapter(sae).loglikelihood(asked) for sae in saes]
+        expected = [adapter(sae).loglikelihood(instances) for sae in saes]
         assert expected[0] != expected[1]
         for _ in range(2):  # the second round is answered from the file
             for sae, answers in zip(saes, expected, strict=True):
-                assert CachingLM(adapter(sae), cache).loglikelihood(asked) == answers
-            assert CachingLM(adapter(saes[0], splice="zero"), cache).loglikelihood(asked) != expected[0]
+                assert CachingLM(adapter(sae), cache).loglikelihood(instances) == answers
+            assert CachingLM(adapter(saes[0], splice="zero"), cache).loglikelihood(instances) != expected[0]
 
     def test_the_same_splice_is_answered_from_the_file(self, tmp_path, monkeypatch):
-        cache, asked = str(tmp_path / "answers.db"), requests("loglikelihood")
-        answers = CachingLM(adapter(), cache).loglikelihood(asked)
+        cache, instances = str(tmp_path / "answers.db"), requests("loglikelihood")
+        answers = CachingLM(adapter(), cache).loglikelihood(instances)
         monkeypatch.setattr(SaeHFLM, "_model_call", lambda *_: pytest.fail("the answers are there already"))
-        assert CachingLM(adapter(), cache).loglikelihood(asked) == answers
+        assert CachingLM(adapter(), cache).loglikelihood(instances) == answers
 
     def test_plain_hf_keeps_its_own(self, tmp_path):
-        cache, asked = str(tmp_path / "answers.db"), requests("loglikelihood")
-        spliced = CachingLM(adapter(), cache).loglikelihood(asked)
-        assert CachingLM(plain(), cache).loglikelihood(asked) == plain().loglikelihood(asked) != spliced
+        cache, instances = str(tmp_path / "answers.db"), requests("loglikelihood")
+        spliced = CachingLM(adapter(), cache).loglikelihood(instances)
+        assert CachingLM(plain(), cache).loglikelihood(instances) == plain().loglikelihood(instances) != spliced
 
 
 def test_results_say_what_they_came_from():
@@ -203,11 +203,11 @@ def test_not_a_number_names_the_request_and_the_variant():
 def test_a_temporal_dictionary_decodes_without_a_cache():
     sae = random_sae(WIDTH, RESID, "temporal")
     lm = adapter(sae)
-    asked = requests("generate_until")[:3]
-    together = lm.generate_until(asked)
-    alone = [lm.generate_until([request])[0] for request in asked]
+    instances = requests("generate_until")[:3]
+    together = lm.generate_until(instances)
+    alone = [lm.generate_until([request])[0] for request in instances]
     assert together == alone
-    prompt = lm.tok_encode(asked[0].args[0])
+    prompt = lm.tok_encode(instances[0].args[0])
     for word in together[0].split():
         best = int(lm._model_call(torch.tensor([prompt]))[0, -1].argmax())
         assert best == lm.tok_encode(word)[0]

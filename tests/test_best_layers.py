@@ -40,11 +40,11 @@ def kl_alone(layer: int, windows: list[list[int]], **given) -> float:
 def test_the_cheapest_alone(tmp_path, file, how):
     spec = f"clt:{saved(tmp_path / 'clt', 'circuit-tracer')}"
     lm = adapter(sae=spec, splice_layers="best:2", layers_text=str(file), **how)
-    found = lm.spliced.provenance()["best_layers"]
+    record = lm.spliced.provenance()["best_layers"]
     windows = lm.spliced.tokens.windows([file.read_text()], length=lm.spliced.context_size, tokens=4096)
     ranked_by = {name: value for name, value in how.items() if name != "splice"}  # by what reconstructions cost
     expected = {str(layer): kl_alone(layer, windows, sae=spec, **ranked_by) for layer in range(LAYERS)}
-    assert found["kl_alone"] == pytest.approx(expected, rel=1e-3)
+    assert record["kl_alone"] == pytest.approx(expected, rel=1e-3)
     cheap = sorted(sorted(expected, key=lambda layer: expected[layer])[:2])
     assert [str(splice.site_out.layer) for splice in lm.spliced.variant.splices] == cheap
     assert lm.spliced.provenance()["splice_layers"] == "best:2"
@@ -97,12 +97,12 @@ def test_a_mistake_is_told_in_a_sentence(tmp_path, file, what):
 
 def test_a_curve_of_layers_in_a_sweep(file):
     entry = {"sae": "clt:world", "name": "mlps", "splice_layers": ["best:1", "best:2", "0-1"], "layers_text": str(file)}
-    asked = variant_requests([entry], ["zero"])
-    texts = {one.name: one.arguments.get("layers_text") for one in asked if not one.control_of}
+    variants = variant_requests([entry], ["zero"])
+    texts = {variant.name: variant.arguments.get("layers_text") for variant in variants if not variant.control_of}
     assert len(texts) == 3
     assert [*texts.values()] == [str(file), str(file), None]
     sweep = sweep_of({"model_args": {"pretrained": "world"}, "variants": [entry], "tasks": "sae_world_villages"})
-    whys = [one.why for one in plan_sweep(sweep, None).variants]
+    whys = [variant.why for variant in plan_sweep(sweep, None).variants]
     assert whys == ["layers are chosen once the model is loaded"] * 2 + [None]
 
 

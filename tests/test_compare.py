@@ -52,17 +52,17 @@ def rows(*paths: Path, **options) -> pd.DataFrame:
 
 
 def test_a_run_beside_itself_lost_nothing(folders):
-    found = rows(folders[0], folders[0])
-    assert (found["drop"] == 0).all()
-    assert (found["p"] == 1).all()
-    assert ((found["low"] < 0) & (found["high"] > 0)).all()
-    assert (found[["lost", "gained", "margin_change"]] == 0).all(axis=None)
+    table = rows(folders[0], folders[0])
+    assert (table["drop"] == 0).all()
+    assert (table["p"] == 1).all()
+    assert ((table["low"] < 0) & (table["high"] > 0)).all()
+    assert (table[["lost", "gained", "margin_change"]] == 0).all(axis=None)
 
 
 def test_swapping_negates_the_drop(folders):
     there, back = rows(*folders), rows(*reversed(folders))
-    for one, other in (("drop", "drop"), ("low", "high"), ("margin_change", "margin_change")):
-        np.testing.assert_allclose(there[one], -back[other], atol=1e-9)
+    for column, mirrored in (("drop", "drop"), ("low", "high"), ("margin_change", "margin_change")):
+        np.testing.assert_allclose(there[column], -back[mirrored], atol=1e-9)
     assert there["lost"].tolist() == back["gained"].tolist()
     assert there["gained"].tolist() == back["lost"].tolist()
     np.testing.assert_allclose(there["p"], back["p"], atol=0.05)  # the permutation's draws mirror each other
@@ -111,14 +111,14 @@ def test_holm_goes_over_a_section_and_all_variants(folders, tmp_path):
 
 
 def test_groups_carry_lm_evals_weights(folders):
-    found = rows(*folders)
+    table = rows(*folders)
     for name in GROUPS:
         for folder, column in zip(folders, ("baseline", "score"), strict=True):
-            assert found.loc[("group", name), column] == pytest.approx(read_results(folder).scores[name]["acc,none"])
-    assert found.loc[("group", "sized"), "interval"] == "Tango"
-    assert found.loc[("group", "unsized"), "interval"] == "Bonett-Price, stratified"
-    mean = np.mean([found.loc[("task", name), "drop"] for name in ("one", "two")])
-    assert found.loc[("group", "unsized"), "drop"] == pytest.approx(mean)
+            assert table.loc[("group", name), column] == pytest.approx(read_results(folder).scores[name]["acc,none"])
+    assert table.loc[("group", "sized"), "interval"] == "Tango"
+    assert table.loc[("group", "unsized"), "interval"] == "Bonett-Price, stratified"
+    mean = np.mean([table.loc[("task", name), "drop"] for name in ("one", "two")])
+    assert table.loc[("group", "unsized"), "drop"] == pytest.approx(mean)
 
 
 def test_a_group_whose_number_its_tasks_do_not_give_is_left_out(folders):
@@ -145,7 +145,7 @@ def test_real_runs_of_uneven_groups_equal_lm_evals_numbers(tmp_path):
             f"aggregate_metric_list:\n  - metric: acc\n    weight_by_size: {by_size}\n"
         )
     documents = {"trades": range(40), "pets": range(30, 40), "order": [0, 5, 9], "villages": range(20)}
-    asked = {f"sae_world_{task}": list(ids) for task, ids in documents.items()}
+    ids_by_task = {f"sae_world_{task}": list(ids) for task, ids in documents.items()}
     paths, manager = [], TaskManager(include_path=str(tmp_path))
     for splice in ("none", "zero"):
         paths.append(tmp_path / splice)
@@ -156,7 +156,7 @@ def test_real_runs_of_uneven_groups_equal_lm_evals_numbers(tmp_path):
             model_args={**arguments, "device": "cpu"},
             tasks=["sized", "unsized"],
             task_manager=manager,
-            samples=asked,
+            samples=ids_by_task,
             evaluation_tracker=tracker,
             bootstrap_iters=0,
         )
@@ -164,22 +164,22 @@ def test_real_runs_of_uneven_groups_equal_lm_evals_numbers(tmp_path):
         tracker.save_results_aggregated(results=results, samples=samples)
         for task, lines in samples.items():
             tracker.save_results_samples(task_name=task, samples=lines)
-    found = rows(*paths)
+    table = rows(*paths)
     runs = [read_results(path) for path in paths]
-    for section, name in found.index.drop(("overall", "overall")):
-        row = found.loc[(section, name)]
+    for section, name in table.index.drop(("overall", "overall")):
+        row = table.loc[(section, name)]
         assert [row["baseline"], row["score"]] == pytest.approx(
             [run.scores[name]["acc,none"] for run in runs], abs=1e-12
         )
-    assert found.loc["group"]["interval"].to_dict() == {"sized": "Tango", "unsized": "Bonett-Price, stratified"}
-    assert found.loc["group"]["n"].to_dict() == {"sized": 50, "unsized": 23}
-    assert (found["margin_change"] < 0).all()
+    assert table.loc["group"]["interval"].to_dict() == {"sized": "Tango", "unsized": "Bonett-Price, stratified"}
+    assert table.loc["group"]["n"].to_dict() == {"sized": 50, "unsized": 23}
+    assert (table["margin_change"] < 0).all()
     assert runs[1].name == "world#blocks.2.hook_resid_post.k4 (zero)"
     comparison = paired_comparison(runs[0], runs[1:])
     shares = {cut.name: cut.weights for cut in comparison.cuts if cut.section == "group"}
     assert shares == {"sized": pytest.approx((0.8, 0.2)), "unsized": (0.5, 0.5)}
     documents = comparison.documents()
-    assert documents.loc[documents["task"] == "sae_world_pets", "doc_id"].tolist() == asked["sae_world_pets"]
+    assert documents.loc[documents["task"] == "sae_world_pets", "doc_id"].tolist() == ids_by_task["sae_world_pets"]
 
 
 # -- what does not pair ---------------------------------------------------------------------------------------
@@ -284,12 +284,12 @@ def test_categories_by_task_and_by_field(tmp_path):
         "by": {"field": "subject"},
         "art": {"field": "subject", "values": "art", "tasks": ["two"]},
     }
-    found = rows(*paths, categories=categories).loc["category"]
-    assert found["n"].to_dict() == {"first": 3, "both": 6, "pattern": 3, "by: law": 4, "by: art": 2, "art": 1}
-    assert found.loc["by: law", ["lost", "gained"]].tolist() == [1, 1]
-    assert found.loc["by: art", ["lost", "gained"]].tolist() == [1, 0]
-    assert found.loc["by: art", "alias"] == "art"
-    assert found.loc["art", ["baseline", "score"]].tolist() == [1, 0]
+    table = rows(*paths, categories=categories).loc["category"]
+    assert table["n"].to_dict() == {"first": 3, "both": 6, "pattern": 3, "by: law": 4, "by: art": 2, "art": 1}
+    assert table.loc["by: law", ["lost", "gained"]].tolist() == [1, 1]
+    assert table.loc["by: art", ["lost", "gained"]].tolist() == [1, 0]
+    assert table.loc["by: art", "alias"] == "art"
+    assert table.loc["art", ["baseline", "score"]].tolist() == [1, 0]
 
 
 def test_accuracy_above_chance_is_undefined_where_there_is_hardly_any(tmp_path):
@@ -341,18 +341,18 @@ def perplexities(folder: Path, nats: dict[str, np.ndarray], name: str) -> Path:
     samples = {
         task: [
             {**line, "perplexity": -value}
-            for line, value in zip(generated([0] * len(of), "perplexity"), of.tolist(), strict=True)
+            for line, value in zip(generated([0] * len(losses), "perplexity"), losses.tolist(), strict=True)
         ]
-        for task, of in nats.items()
+        for task, losses in nats.items()
     }
-    scores = {task: {"perplexity,none": float(np.exp(of.mean()))} for task, of in nats.items()}
+    scores = {task: {"perplexity,none": float(np.exp(losses.mean()))} for task, losses in nats.items()}
     return write_run(folder / name, samples, scores, higher_is_better={"perplexity": False}, model=name)
 
 
 def test_a_perplexity_that_explodes_has_an_interval_of_ratios_above_zero(tmp_path):
     rng = np.random.default_rng(0)
     nats = {"a": rng.normal(3, 1, 30), "b": rng.normal(16.6, 4, 30)}
-    row = rows(*(perplexities(tmp_path, {"one": of}, name) for name, of in nats.items())).loc[("task", "one")]
+    row = rows(*(perplexities(tmp_path, {"one": losses}, name) for name, losses in nats.items())).loc[("task", "one")]
     assert 1 < row["ratio_low"] < row["ratio"] < row["ratio_high"]
     assert row["drop"] == pytest.approx(nats["b"].mean() - nats["a"].mean())
     assert row["low"] > 8
@@ -361,10 +361,10 @@ def test_a_perplexity_that_explodes_has_an_interval_of_ratios_above_zero(tmp_pat
 def test_few_documents_leave_the_interval_out_and_say_so(tmp_path):
     rng = np.random.default_rng(0)
     paths = [perplexities(tmp_path, {"one": rng.normal(3, 1, 3), "two": rng.normal(3, 1, 12)}, name) for name in "ab"]
-    found = rows(*paths)
-    assert found.loc[("task", "one"), ["low", "high", "ratio_low"]].isna().all()
-    assert found.loc[("task", "one"), "caution"] == "n/a: a task has 3 documents, and the interval needs 5"
-    assert found.loc[("task", "two"), "caution"].startswith("a task has 12 documents, fewer than 20")
+    table = rows(*paths)
+    assert table.loc[("task", "one"), ["low", "high", "ratio_low"]].isna().all()
+    assert table.loc[("task", "one"), "caution"] == "n/a: a task has 3 documents, and the interval needs 5"
+    assert table.loc[("task", "two"), "caution"].startswith("a task has 12 documents, fewer than 20")
     said = command(*paths)
     assert "nan" not in said.stdout
     assert "the interval needs 5: one." in " ".join(said.stdout.split())
@@ -374,9 +374,11 @@ def test_hundreds_of_tests_can_still_pass_holms_adjustment(tmp_path):
     """With 500 draws no p is below 1/501, and of 30 tests none could pass; the two that stand there get more."""
     rng = np.random.default_rng(0)
     before = {f"t{i}": rng.normal(3, 1, 24) for i in range(30)}
-    after = {task: of + rng.normal(2.0 if i < 2 else 0, 0.5, 24) for i, (task, of) in enumerate(before.items())}
-    paths = [perplexities(tmp_path, of, name) for name, of in (("a", before), ("b", after))]
-    comparison = paired_comparison(*(lambda one, *more: (one, more))(*map(read_results, paths)), draws=500)
+    after = {task: losses + rng.normal(2.0 if i < 2 else 0, 0.5, 24) for i, (task, losses) in enumerate(before.items())}
+    paths = [perplexities(tmp_path, losses, name) for name, losses in (("a", before), ("b", after))]
+    comparison = paired_comparison(
+        *(lambda baseline, *variants: (baseline, variants))(*map(read_results, paths)), draws=500
+    )
     drops = comparison.drops.set_index("name")
     assert drops.loc[["t0", "t1"], "p_adjusted"].max() < 0.01
     assert drops.loc["t2":, "p_adjusted"].min() > 0.05
@@ -384,8 +386,8 @@ def test_hundreds_of_tests_can_still_pass_holms_adjustment(tmp_path):
 
 
 def test_the_share_above_chance_has_an_interval(folders):
-    found = rows(*folders)
-    share = found.loc[("task", "one")]
+    table = rows(*folders)
+    share = table.loc[("task", "one")]
     assert share["above_chance_low"] < share["above_chance_lost"] < share["above_chance_high"]
 
 
@@ -427,9 +429,9 @@ def test_margins_by_every_kind_of_target(tmp_path):
     }.items():
         lines = []
         for line, answer, target, right in zip(answers({"one": acc})["one"], logprobs, targets, acc, strict=True):
-            asked = {f"gen_args_{i}": {"arg_0": "q", "arg_1": f" {text}"} for i, text in enumerate(("yes", "no"))}
+            arguments = {f"gen_args_{i}": {"arg_0": "q", "arg_1": f" {text}"} for i, text in enumerate(("yes", "no"))}
             resps = [[str(value), "False"] for value in answer]
-            lines.append({**line, "filtered_resps": resps, "target": target, "acc": right, "arguments": asked})
+            lines.append({**line, "filtered_resps": resps, "target": target, "acc": right, "arguments": arguments})
         results = read_results(write_run(tmp_path / kind, {"one": lines}))
         margins = paired_comparison(results, [results], draws=10).documents()["margin_baseline"]
         np.testing.assert_allclose(margins, expected, err_msg=kind)
@@ -438,18 +440,18 @@ def test_margins_by_every_kind_of_target(tmp_path):
 def test_a_target_that_does_not_explain_the_accuracy_gives_no_margin(folders):
     for folder in folders:
         changed(folder, lambda lines: [line | {"target": "0"} for line in lines])
-    found = rows(*folders)
-    assert np.isnan(found.loc[("task", "one"), "margin_change"])
-    assert not np.isnan(found.loc[("task", "two"), "margin_change"])
+    table = rows(*folders)
+    assert np.isnan(table.loc[("task", "one"), "margin_change"])
+    assert not np.isnan(table.loc[("task", "two"), "margin_change"])
 
 
 def test_kl_is_the_variants_own_weighted_by_positions(tmp_path, folders):
     measured = {"one": {"kl": 0.1, "positions": 30}, "two": {"kl": 0.4, "positions": 10}}
     config = {"sae_lm_eval": {"splices": [{"dictionary": "d"}], "kl_at_answers": measured}}
     variant = write_run(tmp_path / "kl", answers(drawn(1)), groups=GROUPS, config=config)
-    found = rows(folders[0], variant)["kl"]
-    assert found[("task", "two")] == 0.4
-    assert found[("group", "sized")] == pytest.approx(0.175)
+    table = rows(folders[0], variant)["kl"]
+    assert table[("task", "two")] == 0.4
+    assert table[("group", "sized")] == pytest.approx(0.175)
     assert rows(*folders)["kl"].isna().all()
 
 
@@ -474,8 +476,8 @@ def test_runs_of_one_name_are_told_apart(tmp_path, folders):
 
 def test_folders_are_named_as_a_report_names_them(tmp_path, folders):
     comparison = paired_comparison(folders[0], folders[1:], draws=10)
-    found = find.find_results(tmp_path)
-    assert [comparison.baseline.name, comparison.variants[0].name] == [found[0].name, found[1][0].name]
+    results = find.find_results(tmp_path)
+    assert [comparison.baseline.name, comparison.variants[0].name] == [results[0].name, results[1][0].name]
     inner = paired_comparison(folders[0] / "model", folders[1] / "model", draws=10)
     assert [inner.baseline.name, inner.variants[0].name] == ["gpt2", "other"]
     elsewhere = write_run(tmp_path / "old" / "variant", answers(drawn(1)), groups=GROUPS, model="other")
@@ -562,7 +564,9 @@ def test_the_command_writes_the_report_of_folders_that_lie_anywhere(folders, tmp
     here, there = (pd.read_csv(tmp_path / name / "drops.csv") for name in ("made", "again"))
     assert here["variant"].nunique() == 2
     numbers = [*NUMBERS, "detectable"]
-    pd.testing.assert_frame_equal(*(of.sort_values([*numbers])[numbers].reset_index(drop=True) for of in (here, there)))
+    pd.testing.assert_frame_equal(
+        *(table.sort_values([*numbers])[numbers].reset_index(drop=True) for table in (here, there))
+    )
 
 
 @pytest.mark.parametrize("again", [(0, 0), (0, 1, 1)])
@@ -585,15 +589,16 @@ def test_swapped_arguments_are_noticed(folders, tmp_path):
 
 
 def test_documents_of_one_passage_are_clustered_by_the_command(tmp_path):
-    made = [
+    runs = [
         {
             "one": [
-                question("one", i, right, np.random.default_rng(0), f"passage {i // 6}") for i, right in enumerate(of)
+                question("one", i, right, np.random.default_rng(0), f"passage {i // 6}")
+                for i, right in enumerate(answers)
             ]
         }
-        for of in (drawn(0)["one"], drawn(1)["one"])
+        for answers in (drawn(0)["one"], drawn(1)["one"])
     ]
-    paths = [write_run(tmp_path / name, of) for name, of in zip(("baseline", "variant"), made, strict=True)]
+    paths = [write_run(tmp_path / name, answers) for name, answers in zip(("baseline", "variant"), runs, strict=True)]
     plain, by = tmp_path / "plain.csv", tmp_path / "by.csv"
     assert command(*paths, "--csv", plain).returncode == 0
     said = command(*paths, "--csv", by, "--docs_by", "subject")
@@ -621,9 +626,9 @@ def test_fidelity_is_left_out_and_told(folders, tmp_path):
         samples = {"sae_fidelity_x": [question("sae_fidelity_x", 0, 1, np.random.default_rng(0))], **answers(drawn(0))}
         scores = {"sae_fidelity_x": {"ce_baseline,none": score}}
         runs.append(write_run(tmp_path / f"{folder.name} with fidelity", samples, scores, groups=GROUPS))
-    found = paired_comparison(read_results(folders[0]), [read_results(run) for run in runs], draws=100)
-    assert found.drops["name"].unique().tolist() == ["overall", "sized", "unsized", "one", "two"]
-    (note,) = [note for note in found.notes if "report" in note]
+    comparison = paired_comparison(read_results(folders[0]), [read_results(run) for run in runs], draws=100)
+    assert comparison.drops["name"].unique().tolist() == ["overall", "sized", "unsized", "one", "two"]
+    (note,) = [note for note in comparison.notes if "report" in note]
     assert note.startswith("sae_fidelity_x: each run measured its own baseline")
     alone = answers({"sae_fidelity_x": [1.0]})
     only = write_run(tmp_path / "only", alone, {"sae_fidelity_x": {"ce_baseline,none": 3.0}})

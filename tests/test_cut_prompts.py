@@ -75,11 +75,11 @@ def test_scored_prompts(said, splice):
 def test_prompts_that_are_generated_from(said, prepend_bos):
     lm = adapter(sae=random_sae(WIDTH, RESID, prepend_bos=prepend_bos))
     lm.generate_until(generated(), disable_tqdm=True)
-    (told,) = said()
-    assert told.startswith(f"5 of 6 prompts (83%) do not fit into the model's context of {CONTEXT} tokens")
+    (message,) = said()
+    assert message.startswith(f"5 of 6 prompts (83%) do not fit into the model's context of {CONTEXT} tokens")
     room, extra = CONTEXT - 4, int(bool(prepend_bos))
-    found = lm.get_model_info()["sae_lm_eval"]["cut_prompts"]["written"]
-    assert found["tokens_lost"] == sum(max(0, n + extra - room) for n in LENGTHS)
+    record = lm.get_model_info()["sae_lm_eval"]["cut_prompts"]["written"]
+    assert record["tokens_lost"] == sum(max(0, n + extra - room) for n in LENGTHS)
 
 
 def test_variants_of_one_model_do_not_repeat_it(said):

@@ -106,8 +106,10 @@ def test_what_is_known_is_not_written(prompts):
     model = random_model("llama")
     decoder = Decoder(model, [None, variant(model, "blocks.1.hook_resid_pre")], rows=8, limit=CONTEXT)
     texts = written(decoder, prompts)
-    known = {key for key in texts if sum(key) % 3}
-    assert written(decoder, prompts, finished=known) == {key: ids for key, ids in texts.items() if key not in known}
+    finished = {key for key in texts if sum(key) % 3}
+    assert written(decoder, prompts, finished=finished) == {
+        key: ids for key, ids in texts.items() if key not in finished
+    }
 
 
 class TestMemory:
@@ -160,8 +162,8 @@ class TestMemory:
         monkeypatch.setattr(row_cache.RowCache, "arrange", noted)
         monkeypatch.setattr(prefill, "CAPACITY", 8)
         behind = prompts[:11]
-        known = {(number, 1) for number in range(0, 11, 2)}
-        decoder.generate(behind, Ending(4), lambda *_: None, finished=known)
+        finished = {(number, 1) for number in range(0, 11, 2)}
+        decoder.generate(behind, Ending(4), lambda *_: None, finished=finished)
         assert max(seen)[0] > 2
         assert all(segments == prefixes for segments, prefixes in seen)
 
@@ -256,11 +258,11 @@ def test_texts_are_kept_for_every_model(prompts, monkeypatch):
     model = random_model("llama")
     models = [None, variant(model, "blocks.1.hook_resid_pre")]
     journal = Journal()
-    asked = (prompts, Ending(10, EOS), TokenSampler(), ["greedy"] * len(prompts))
+    request = (prompts, Ending(10, EOS), TokenSampler(), ["greedy"] * len(prompts))
     texts, recalled = ({}, {}), ([], [])
     for which in (0, 1):
         shared = SharedTexts(Decoder(model, models, rows=8, limit=CONTEXT), journal, ["a", "b"])
-        shared.write(*asked, which, texts[which].__setitem__, recalled[which].append)
+        shared.write(*request, which, texts[which].__setitem__, recalled[which].append)
         monkeypatch.setattr(Decoder, "generate", None)
     assert recalled == ([], [*range(len(prompts))])
     for which in (0, 1):

@@ -55,10 +55,10 @@ def test_quantised_in_groups_has_the_levels_of_each_group():
     weight = matrix(3, 100)
     weight[1] = 0
     new = quantized(weight, 3, 64)
-    for part, of in ((weight[:, :64], new[:, :64]), (weight[:, 64:], new[:, 64:])):
+    for part, quantised_part in ((weight[:, :64], new[:, :64]), (weight[:, 64:], new[:, 64:])):
         step = part.abs().amax(1, keepdim=True) / 3
-        assert ((of - part).abs() <= step / 2 + 1e-6).all()
-        assert all(len(row.unique()) <= 7 for row in of)
+        assert ((quantised_part - part).abs() <= step / 2 + 1e-6).all()
+        assert all(len(row.unique()) <= 7 for row in quantised_part)
     assert torch.equal(new[1], weight[1])
     assert torch.equal(quantized(quantized(weight, 3, 64), 3, 64), new)
 
@@ -111,14 +111,14 @@ def test_the_linear_layers_of_attention_and_mlps_are_all_that_blocks_have(name):
 @pytest.mark.parametrize("edit", ["quantize?bits=3", "prune?share=0.5", "lowrank?rank=4", "noise?std=0.3&seed=2"])
 def test_an_edited_model_is_one_with_those_weights(name, edit):
     model, ids = random_model(name), random_ids()
-    of = edit_of(edit)
-    variant = edited_variant(model, of)
+    spec = edit_of(edit)
+    variant = edited_variant(model, spec)
     with torch.no_grad():
         before = model(ids).logits
         with attached(model, variant):
             edited = model(ids).logits
         assert torch.equal(model(ids).logits, before)
-        for path, module in linear_layers(model, of.values["weights"]).items():
+        for path, module in linear_layers(model, spec.values["weights"]).items():
             across = not isinstance(module, nn.Linear)
             weight = module.weight.T if across else module.weight
             new = {
@@ -126,7 +126,7 @@ def test_an_edited_model_is_one_with_those_weights(name, edit):
                 "prune": lambda w: pruned(w, 0.5),
                 "lowrank": lambda w: low_rank(w, 4),
                 "noise": lambda w, path=path: noised(w, 0.3, 2, path),
-            }[of.kind](weight.detach())
+            }[spec.kind](weight.detach())
             module.weight.copy_(new.T if across else new)
         assert not torch.equal(edited, before)
         assert torch.equal(model(ids).logits, edited)
@@ -188,31 +188,31 @@ def test_variants_in_one_pass_score_as_each_by_itself(name):
     from lm_eval.api.instance import Instance
 
     model = random_model(name)
-    asked = [Instance("loglikelihood", {}, pair, 0) for pair in PAIRS]
+    instances = [Instance("loglikelihood", {}, pair, 0) for pair in PAIRS]
     baseline = adapter(model, sae=[], splice="none")
     variants = [adapter(model, edit=edit) for edit in EDITS]
     variants.insert(2, adapter(model, sae=random_sae(32, "blocks.1.hook_resid_post")))
     together = joined(baseline, variants)
     assert together[0].spliced.is_scored
-    for one in together[1:]:
-        with one.spliced.attached():
+    for lm in together[1:]:
+        with lm.spliced.attached():
             expected = []
             for context, continuation in PAIRS:
-                ids = torch.tensor([one.tok_encode(context + continuation)])
-                count = ids.shape[1] - len(one.tok_encode(context))
-                logits = one.spliced.model(ids, use_cache=False).logits[0].log_softmax(-1)
+                ids = torch.tensor([lm.tok_encode(context + continuation)])
+                count = ids.shape[1] - len(lm.tok_encode(context))
+                logits = lm.spliced.model(ids, use_cache=False).logits[0].log_softmax(-1)
                 expected.append(float(logits[:-1].gather(-1, ids[0, 1:, None])[-count:].sum()))
-        found = [logprob for logprob, _ in one.loglikelihood(asked, disable_tqdm=True)]
-        assert found == pytest.approx(expected, abs=1e-4)
+        scores = [logprob for logprob, _ in lm.loglikelihood(instances, disable_tqdm=True)]
+        assert scores == pytest.approx(expected, abs=1e-4)
 
 
 class Halved(nn.Module):
-    def __init__(self, of):
+    def __init__(self, module):
         super().__init__()
-        self.of = of
+        self.module = module
 
     def forward(self, x):
-        return self.of(x) / 2
+        return self.module(x) / 2
 
 
 def halved(model):
@@ -233,8 +233,8 @@ def test_what_lies_in_a_replaced_module_of_one_variant_is_edited_and_spliced_for
         with torch.no_grad(), forked(model, [variants[number] for number in order]) as fork:
             fork.begin(Context.of_call(ids, {}))
             hidden = model.model(input_ids=ids.repeat(fork.copies, 1), use_cache=False).last_hidden_state
-            for number, found in zip(order, fork.in_order(hidden)[1:], strict=True):
-                torch.testing.assert_close(model.lm_head(found), alone[number], atol=1e-4, rtol=1e-4)
+            for number, states in zip(order, fork.in_order(hidden)[1:], strict=True):
+                torch.testing.assert_close(model.lm_head(states), alone[number], atol=1e-4, rtol=1e-4)
 
 
 class OfSomeTokens(nn.Module):
@@ -268,21 +268,21 @@ def test_variants_in_one_batch_write_as_each_by_itself():
     from lm_eval.api.instance import Instance
 
     model = random_model("llama")
-    asked = [
+    instances = [
         Instance("generate_until", {}, (prompt, {"until": [], "max_gen_toks": 8}), 0) for prompt in ("a b c", "g h")
     ]
     variants = [adapter(model, edit=edit) for edit in EDITS[:3]]
     together = joined(adapter(model, sae=[], splice="none"), variants)
-    for one in together[1:]:
-        written = one.generate_until(asked, disable_tqdm=True)
-        for (prompt, _), text in zip((request.args for request in asked), written, strict=True):
-            ids = torch.tensor([one.tok_encode(prompt)])
-            with torch.no_grad(), one.spliced.attached():
+    for lm in together[1:]:
+        written = lm.generate_until(instances, disable_tqdm=True)
+        for (prompt, _), text in zip((request.args for request in instances), written, strict=True):
+            ids = torch.tensor([lm.tok_encode(prompt)])
+            with torch.no_grad(), lm.spliced.attached():
                 for _ in range(8):
-                    ids = torch.cat([ids, one.spliced.model(ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+                    ids = torch.cat([ids, lm.spliced.model(ids, use_cache=False).logits[:, -1:].argmax(-1)], 1)
                     if int(ids[0, -1]) == 2:
                         break
-            assert text == one.tok_decode(ids[0, len(one.tok_encode(prompt)) :].tolist())
+            assert text == lm.tok_decode(ids[0, len(lm.tok_encode(prompt)) :].tolist())
 
 
 def test_identities_tell_edits_apart():
@@ -319,10 +319,10 @@ def test_components_under_masks_are_the_sum_of_those_that_are_left():
     model, ids = random_model("llama"), random_ids()
     lm = adapter(model, edit=lambda model: decomposed(model, 5))
     with torch.no_grad():
-        found = lm._model_call(ids)
+        logits = lm._model_call(ids)
         layer = model.get_submodule(UP)
         layer.weight.copy_(low_rank(layer.weight, 5))
-        torch.testing.assert_close(found, model(ids).logits, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits, model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_parameters_by_name_and_the_same_ones():
@@ -331,11 +331,11 @@ def test_parameters_by_name_and_the_same_ones():
     same = adapter(model, edit=lambda model: {name: model.get_parameter(name)})
     assert torch.equal(same._model_call(ids), model(ids).logits)
     half = adapter(model, edit=lambda model: {name: model.get_parameter(name) / 2, "model.embed_tokens.weight": EMBED})
-    found = half._model_call(ids)
+    logits = half._model_call(ids)
     with torch.no_grad():
         model.get_parameter(name).div_(2)
         model.get_parameter("model.embed_tokens.weight").copy_(EMBED)
-        assert torch.equal(found, model(ids).logits)
+        assert torch.equal(logits, model(ids).logits)
 
 
 EMBED = matrix(101, 32)
@@ -425,8 +425,8 @@ def test_edits_stand_in_the_place_of_dictionaries():
         variant_requests([{"edit": "prune?share=0.1", "hook": "blocks.0.hook_resid_post"}])
     with pytest.raises(UserError, match="inspect says where dictionaries go"):
         inspection.planned_variant({"pretrained": "world", "edit": "prune?share=0.1"})
-    (one,) = variant_requests([{"edit": "prune", "arguments": {"share": 0.1}}], ["zero"])
-    assert (one.name, one.arguments) == ("prune_share=0.1", {"edit": "prune?share=0.1"})
+    (variant,) = variant_requests([{"edit": "prune", "arguments": {"share": 0.1}}], ["zero"])
+    assert (variant.name, variant.arguments) == ("prune_share=0.1", {"edit": "prune?share=0.1"})
 
 
 def test_a_run_holds_edits_beside_dictionaries(tmp_path):
@@ -442,9 +442,9 @@ def test_a_run_holds_edits_beside_dictionaries(tmp_path):
         {"edit": f"python:{file}:halved", "arguments": {"layer": 1}, "name": "halved"},
         {"sae": "world#blocks.2.hook_resid_post.k4", "name": "k4"},
     ]
-    asked = {"model_args": {"pretrained": "world"}, "tasks": "sae_world_reasoning,sae_fidelity_world", "limit": 3}
-    found = run(variants=variants, device="cpu", output_path=tmp_path / "out", **asked)
-    drops = found.drops[found.drops["section"] == "overall"].set_index("variant")["drop"]
+    settings = {"model_args": {"pretrained": "world"}, "tasks": "sae_world_reasoning,sae_fidelity_world", "limit": 3}
+    comparison = run(variants=variants, device="cpu", output_path=tmp_path / "out", **settings)
+    drops = comparison.drops[comparison.drops["section"] == "overall"].set_index("variant")["drop"]
     assert drops["nothing"] == 0
     assert set(drops.index) == {"prune_share=0.5", "nothing", "halved", "k4"}
     record = _record(tmp_path / "out" / "nothing")
@@ -454,11 +454,11 @@ def test_a_run_holds_edits_beside_dictionaries(tmp_path):
     text = scores["sae_fidelity_world"]
     assert (text["kl,none"], text["ce_delta,none"], text["top1_agreement,none"]) == (0, 0, 1)
     assert "loss_recovered_zero,none" not in text
-    again = run(variants=variants, device="cpu", output_path=tmp_path / "out", **asked)
-    assert again.drops.equals(found.drops)
+    again = run(variants=variants, device="cpu", output_path=tmp_path / "out", **settings)
+    assert again.drops.equals(comparison.drops)
     file.write_text(file.read_text().replace("/ 2", "/ 3"))
     with pytest.raises(UserError, match=r"the file of python:.*has changed since"):
-        run(variants=variants, device="cpu", output_path=tmp_path / "out", **asked)
+        run(variants=variants, device="cpu", output_path=tmp_path / "out", **settings)
 
 
 def _record(folder: Path) -> dict:
@@ -468,12 +468,12 @@ def _record(folder: Path) -> dict:
 def test_the_plan_of_a_run_with_edits(tmp_path):
     edits = ("prune?share=0.5", "skip?layers=1", "skip?layers=9", "python:a.py:f")
     content = {"model_args": {"pretrained": "world"}, "variants": [{"edit": edit} for edit in edits], "tasks": "x"}
-    found = {one.sites: one for one in plan_sweep(sweep_of(content), None).variants}
+    by_sites = {variant.sites: variant for variant in plan_sweep(sweep_of(content), None).variants}
     mlp = sum(module.weight.numel() for module in linear_layers(skeleton({"pretrained": "world"}), "mlp").values())
-    assert list(found["prune?share=0.5",].sizes.values()) == [4 * mlp]
-    assert list(found["skip?layers=1",].sizes.values()) == [0]
-    assert found["python:a.py:f",].whole is False
-    assert "skips layer 9" in found[()].why
+    assert list(by_sites["prune?share=0.5",].sizes.values()) == [4 * mlp]
+    assert list(by_sites["skip?layers=1",].sizes.values()) == [0]
+    assert by_sites["python:a.py:f",].whole is False
+    assert "skips layer 9" in by_sites[()].why
 
 
 def test_a_conversation_with_an_edited_model():

@@ -72,21 +72,21 @@ def column(records: list[dict], name: str) -> np.ndarray:
 
 def assert_close(a, b, within=1e-6):
     """Records of sums, per token."""
-    for one, other in zip(a, b, strict=True):
-        for name in one:
+    for record, expected in zip(a, b, strict=True):
+        for name in record:
             if name == "dictionaries":
-                assert_close(one[name].values(), other[name].values(), within)
-            elif isinstance(one[name], float):
-                size = other.get("tokens") or other.get("positions") or 1
-                assert one[name] == pytest.approx(other[name], rel=within, abs=within * size), name
+                assert_close(record[name].values(), expected[name].values(), within)
+            elif isinstance(record[name], float):
+                size = expected.get("tokens") or expected.get("positions") or 1
+                assert record[name] == pytest.approx(expected[name], rel=within, abs=within * size), name
             else:
-                assert one[name] == other[name]
+                assert record[name] == expected[name]
 
 
 @pytest.mark.parametrize("model", ["gpt2", "llama", "gemma3"])
 def test_cross_entropies_are_those_of_lm_evals_rolling_loglikelihood(model):
-    found = ask(adapter(model=model))
-    tokens = column(found, "tokens")
+    records = ask(adapter(model=model))
+    tokens = column(records, "tokens")
     assert tokens.tolist() == [len(text.split()) for text in TEXTS]
     untouched = HFLM(pretrained=random_model(model), tokenizer=word_tokenizer(), batch_size=3)
     for name, lm in {
@@ -94,15 +94,15 @@ def test_cross_entropies_are_those_of_lm_evals_rolling_loglikelihood(model):
         "nll_spliced": adapter(model=model, splice="reconstruction"),
         "nll_zero": adapter(model=model, splice="zero"),
     }.items():
-        assert (np.abs(column(found, name) - rolling(lm)) / tokens).max() < 1e-5, name
-    assert np.array_equal(column(found, "nll_baseline"), column(found, "nats_baseline"))
+        assert (np.abs(column(records, name) - rolling(lm)) / tokens).max() < 1e-5, name
+    assert np.array_equal(column(records, "nll_baseline"), column(records, "nats_baseline"))
 
 
 def test_mean_ablation_puts_the_mean_of_the_other_documents_there(tmp_path):
     (tmp_path / "mean.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in HELD_OUT))
-    found = ask(adapter())
+    records = ask(adapter())
     lm = adapter(splice="mean", mean_text=str(tmp_path / "mean.jsonl"))
-    assert (np.abs(column(found, "nll_mean") - rolling(lm)) / column(found, "tokens")).max() < 1e-5
+    assert (np.abs(column(records, "nll_mean") - rolling(lm)) / column(records, "tokens")).max() < 1e-5
 
 
 @pytest.mark.parametrize("mode", ["zero", "mean"])
@@ -116,21 +116,21 @@ def test_zeros_and_means_have_no_dictionary_to_measure(mode, tmp_path):
 
 
 def test_splice_none_moves_nothing_to_the_bit():
-    found = ask(adapter(splice="none"))
-    assert np.array_equal(column(found, "nll_spliced"), column(found, "nll_baseline"))
-    assert not column(found, "kl").any()
-    assert not column(found, "kl_reverse").any()
-    assert np.array_equal(column(found, "agreement"), column(found, "tokens"))
+    records = ask(adapter(splice="none"))
+    assert np.array_equal(column(records, "nll_spliced"), column(records, "nll_baseline"))
+    assert not column(records, "kl").any()
+    assert not column(records, "kl_reverse").any()
+    assert np.array_equal(column(records, "agreement"), column(records, "tokens"))
     assert_close(
-        [r["dictionaries"] for r in found], [r["dictionaries"] for r in ask(adapter(splice="with_error"))], 1e-4
+        [r["dictionaries"] for r in records], [r["dictionaries"] for r in ask(adapter(splice="with_error"))], 1e-4
     )
 
 
 def test_with_error_moves_next_to_nothing():
-    found = metric_values(ask(adapter(splice="with_error")))
-    assert abs(found["ce_delta"]) < 1e-5  # pyright: ignore[reportArgumentType]
-    assert abs(found["kl"]) < 1e-5  # pyright: ignore[reportArgumentType]
-    assert found["top1_agreement"] == 1
+    values = metric_values(ask(adapter(splice="with_error")))
+    assert abs(values["ce_delta"]) < 1e-5  # pyright: ignore[reportArgumentType]
+    assert abs(values["kl"]) < 1e-5  # pyright: ignore[reportArgumentType]
+    assert values["top1_agreement"] == 1
 
 
 @pytest.mark.parametrize("architecture", ["standard", "temporal"])
@@ -166,7 +166,7 @@ def test_the_dictionaries_statistics_by_hand():
     hooks = ("blocks.0.hook_resid_post", RESID)
     first, second = random_sae(WIDTH, hooks[0], seed=1), random_sae(WIDTH, hooks[1], seed=2)
     model, texts = random_model("llama"), [TEXTS[1], TEXTS[2]]
-    found = ask(adapter(first, second), texts)
+    records = ask(adapter(first, second), texts)
     seen, elements = [], []
 
     def replaced(_m, _a, output):
@@ -180,21 +180,21 @@ def test_the_dictionaries_statistics_by_hand():
         seen.append(x)
         elements.append(second.encode(x) != 0)
     x = torch.cat(seen).double()
-    made = second(torch.cat(seen)).double()
-    values = metric_values(found)
-    fvu = float((x - made).square().sum() / (x - x.mean(0)).square().sum())
+    reconstruction = second(torch.cat(seen)).double()
+    values = metric_values(records)
+    fvu = float((x - reconstruction).square().sum() / (x - x.mean(0)).square().sum())
     expected = {
         "l0": float(torch.cat(elements).sum(-1).double().mean()),
         "fvu": fvu,
         "explained_variance": 1 - fvu,
-        "cosine": float(torch.cosine_similarity(x, made, dim=-1).mean()),
-        "norm_ratio": float((made.norm(dim=-1) / x.norm(dim=-1)).mean()),
+        "cosine": float(torch.cosine_similarity(x, reconstruction, dim=-1).mean()),
+        "norm_ratio": float((reconstruction.norm(dim=-1) / x.norm(dim=-1)).mean()),
         "fraction_fired": float(torch.cat(elements).any(0).double().mean()),
     }
     for name, value in expected.items():
         assert values[f"{name}/{hooks[1]}"] == pytest.approx(value, rel=1e-5), name
     only = [float((a.any(0) & ~b.any(0)).double().mean()) for a, b in (elements, elements[::-1])]
-    assert [record["dictionaries"][hooks[1]]["fired_only_text"] for record in found] == pytest.approx(only)
+    assert [record["dictionaries"][hooks[1]]["fired_only_text"] for record in records] == pytest.approx(only)
 
 
 def test_a_category_is_as_if_its_documents_were_the_text():
@@ -251,13 +251,13 @@ class TestAgainstSaeLens:
         scaler = ActivationScaler()
 
         def recons(tokens):
-            found = get_recons_loss(
+            losses = get_recons_loss(
                 sae, hooked, scaler, tokens, compute_kl=True, compute_ce_loss=True, ignore_tokens=ignored
             )
             kept = torch.ones_like(tokens, dtype=torch.bool)
             if ignored:
                 kept = ~torch.isin(tokens, torch.tensor(ignored))
-            return {name: float(v[kept[:, : v.shape[1]]].mean()) for name, v in found.items()}
+            return {name: float(v[kept[:, : v.shape[1]]].mean()) for name, v in losses.items()}
 
         # SAELens takes the KL at the last token too, which rolling loglikelihood never reads.
         ce, kl = recons(ids), recons(ids[:, :-1])
@@ -296,32 +296,32 @@ class TestTask:
 
     def test_results_are_in_lm_evals_own_schema(self, tmp_path):
         options = {"file": str(self.file(tmp_path)), "column": "body", "category": "kind"}
-        found = self.evaluate(adapter(), options, limit=8)
-        assert found is not None
-        results = found["results"]["sae_fidelity_text"]
+        written = self.evaluate(adapter(), options, limit=8)
+        assert written is not None
+        results = written["results"]["sae_fidelity_text"]
         for name in ("ce_baseline", "loss_recovered_mean", "kl", "l0", "fraction_fired"):
             assert isinstance(results[f"{name},none"], float)
             assert results[f"{name}_stderr,none"] >= 0
-        assert found["n-samples"]["sae_fidelity_text"] == {"original": 11, "effective": 8}
-        said = found["config"]["sae_lm_eval"]["fidelity"]["sae_fidelity_text"]
+        assert written["n-samples"]["sae_fidelity_text"] == {"original": 11, "effective": 8}
+        said = written["config"]["sae_lm_eval"]["fidelity"]["sae_fidelity_text"]
         assert sorted(said["by_category"]) == ["even", "odd"]
         assert said["mean"]["tokens"] == 5 + 11
         assert (said["split"], said["mean"]["split"]) == ("test", "test")
-        sample = found["samples"]["sae_fidelity_text"][0]
+        sample = written["samples"]["sae_fidelity_text"][0]
         number, nll, tokens = sample["ce_baseline"]
         assert number == 0
         assert tokens == 5
         assert math.isfinite(nll)
         assert sample["resps"][0][0]["nll_baseline"] == nll
-        json.dumps(found["samples"], default=str)
-        total = sum(s["ce_baseline"][1] for s in found["samples"]["sae_fidelity_text"])
+        json.dumps(written["samples"], default=str)
+        total = sum(s["ce_baseline"][1] for s in written["samples"]["sae_fidelity_text"])
         assert results["ce_baseline,none"] == pytest.approx(total / sum(range(5, 13)))
 
     def test_no_resamples_no_errors(self, tmp_path):
         options = {"file": str(self.file(tmp_path)), "column": "body"}
-        found = self.evaluate(adapter(), options, bootstrap_iters=0)
-        assert found is not None
-        assert found["results"]["sae_fidelity_text"]["kl_stderr,none"] == "N/A"
+        written = self.evaluate(adapter(), options, bootstrap_iters=0)
+        assert written is not None
+        assert written["results"]["sae_fidelity_text"]["kl_stderr,none"] == "N/A"
 
     def test_mistakes_are_told(self, tmp_path):
         path = str(self.file(tmp_path))

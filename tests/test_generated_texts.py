@@ -50,10 +50,10 @@ def family():
     return build
 
 
-def by_transformers(lm: SaeHFLM, asked: list[Instance]) -> list[str]:
+def by_transformers(lm: SaeHFLM, instances: list[Instance]) -> list[str]:
     """Each prompt by itself, through lm_eval's own method and the model's `generate`."""
     with lm.evaluation():
-        return [HFLM.generate_until(lm, [request], disable_tqdm=True)[0] for request in asked]
+        return [HFLM.generate_until(lm, [request], disable_tqdm=True)[0] for request in instances]
 
 
 SAES = (random_sae(WIDTH, RESID), random_sae(WIDTH, "blocks.2.hook_resid_post", "topk", seed=4))
@@ -96,13 +96,13 @@ def test_the_first_asked_writes_for_all(family, monkeypatch):
 
 def test_an_interrupted_run_continues(family, tmp_path, monkeypatch):
     expected = [lm.generate_until(requests(GREEDY)) for lm in family(*SAES)]
-    generate, told = Decoder.generate, []
+    generate, texts = Decoder.generate, []
 
     def interrupted(self, prompts, ending, done, **kwargs):
         def some(*text):
             done(*text)
-            told.append(text)
-            if len(told) == 5:
+            texts.append(text)
+            if len(texts) == 5:
                 raise KeyboardInterrupt
 
         generate(self, prompts, ending, some, **kwargs)
@@ -178,7 +178,7 @@ class TestBesideTheBaseline:
     """KL along the baseline's texts, and where the variants' part from them."""
 
     @staticmethod
-    def asked() -> list[Instance]:
+    def instances() -> list[Instance]:
         return [
             Instance(
                 request_type="generate_until",
@@ -193,15 +193,15 @@ class TestBesideTheBaseline:
     @torch.no_grad()
     def test_against_plain_torch(self, family):
         baseline, *variants = family(*SAES)
-        asked = self.asked()
+        instances = self.instances()
         models = [baseline, *variants]
-        texts = [lm.generate_until(asked) for lm in models]
+        texts = [lm.generate_until(instances) for lm in models]
         # The texts end with a stop sequence, which lm_eval cuts off: tokens are asked of the engine.
         shared = baseline.spliced.group.texts()
         label = f"written {TextSettings.from_arguments(baseline, GREEDY).label}"
-        prompts = [baseline.tok_encode(request.args[0]) for request in asked]
+        prompts = [baseline.tok_encode(request.args[0]) for request in instances]
         ids = [shared.kept(prompts, [label] * 4, place) for place in range(3)]
-        assert all(len(of) == 4 and None not in of for of in ids)
+        assert all(len(model_ids) == 4 and None not in model_ids for model_ids in ids)
         assert baseline.get_model_info()["sae_lm_eval"]["parted_texts"] == {}
         for lm, of_variant in zip(variants, ids[1:], strict=True):
             kl, tokens, parted = 0.0, 0, 0
@@ -214,9 +214,9 @@ class TestBesideTheBaseline:
                 tokens += len(before)
                 parted += before[: len(after)] != after[: len(before)]
             record = lm.get_model_info()["sae_lm_eval"]
-            found = record["kl_at_answers"]["written"]
-            assert found["kl"] == pytest.approx(kl / tokens, rel=1e-4)
-            assert (found["positions"], found["documents"]) == (tokens, 4)
+            divergence = record["kl_at_answers"]["written"]
+            assert divergence["kl"] == pytest.approx(kl / tokens, rel=1e-4)
+            assert (divergence["positions"], divergence["documents"]) == (tokens, 4)
             assert record["parted_texts"]["written"]["parted"] == parted
             assert record["parted_texts"]["written"]["texts"] == 4
         assert texts[0] != texts[1]
@@ -225,14 +225,14 @@ class TestBesideTheBaseline:
         monkeypatch.setattr(generation, "FEWEST_COMPARED", 2)
         baseline, variant = family(SAES[0])
         for lm in (baseline, variant):
-            lm.generate_until(self.asked())
+            lm.generate_until(self.instances())
         record = variant.get_model_info()["sae_lm_eval"]
         assert record["kl_at_answers"]["written"]["documents"] == 2
         assert record["parted_texts"]["written"]["texts"] == 4
 
     def test_nothing_where_no_baseline_writes(self):
         lm = SaeHFLM(pretrained=random_model("llama"), tokenizer=word_tokenizer(), sae=SAES[0])
-        lm.generate_until(self.asked())
+        lm.generate_until(self.instances())
         record = lm.get_model_info()["sae_lm_eval"]
         assert record["kl_at_answers"] == record["parted_texts"] == {}
 

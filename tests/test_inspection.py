@@ -134,8 +134,8 @@ def test_a_missing_norm_factor_is_estimated_from_the_text(folder):
 def test_the_command(folder):
     text = folder / "text.jsonl"
     whole_line = arguments(folder, "centered", splice="mean", mean_text=text, mean_tokens=10)
-    asked = ",".join(f"{k}={v}" for k, v in whole_line.items())
-    said = CliRunner().invoke(app, ["inspect", "--model_args", asked, "--text", str(folder / "text.jsonl")])
+    model_args = ",".join(f"{k}={v}" for k, v in whole_line.items())
+    said = CliRunner().invoke(app, ["inspect", "--model_args", model_args, "--text", str(folder / "text.jsonl")])
     assert said.exit_code == 0, said.output
     assert "transformer.h.1.output" in said.output
     assert "raw (chosen)" in said.output

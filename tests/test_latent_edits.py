@@ -141,9 +141,9 @@ def load_scaled(spec: specs.SaeSpec) -> nn.Module:
 class TestLoadersOfOthers:
     @pytest.fixture(autouse=True)
     def installed(self, monkeypatch):
-        found = {"scaled": EntryPoint("scaled", f"{__name__}:load_scaled", specs.ENTRY_POINTS)}
-        monkeypatch.setattr("sae_lm_eval.dictionaries.spec.loaders_of_others", lambda: found)
-        monkeypatch.setattr("sae_lm_eval.dictionaries.loading.loaders_of_others", lambda: found)
+        entry_points = {"scaled": EntryPoint("scaled", f"{__name__}:load_scaled", specs.ENTRY_POINTS)}
+        monkeypatch.setattr("sae_lm_eval.dictionaries.spec.loaders_of_others", lambda: entry_points)
+        monkeypatch.setattr("sae_lm_eval.dictionaries.loading.loaders_of_others", lambda: entry_points)
 
     def test_one_is_named_as_any_other(self):
         dictionary = load_dictionary("scaled:0.5")

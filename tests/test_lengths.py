@@ -62,16 +62,16 @@ def across(header: int = 20) -> list[Query]:
 
 
 @torch.no_grad()
-def fresh(rope: str, variants, asked: list[Query]) -> None:
+def fresh(rope: str, variants, queries: list[Query]) -> None:
     """Compare with a model of its own for every sequence, which has seen nothing else."""
     model = rotary(rope)
-    found: dict = {}
+    scores: dict = {}
     spliced = [variant(model, "blocks.1.hook_resid_post", mode=mode) for mode in variants]
-    Scorer(model, spliced, rows=4, limit=64).score(ScoreRequest(asked), found.update)
-    for number, query in enumerate(asked):
+    Scorer(model, spliced, rows=4, limit=64).score(ScoreRequest(queries), scores.update)
+    for number, query in enumerate(queries):
         logits = rotary(rope)(input_ids=torch.tensor([list(query.ids)])).logits[0, -len(query.targets) :]
         expected = logits.log_softmax(-1).gather(-1, torch.tensor(query.targets)[:, None])[:, 0].numpy()
-        for of_model in found[number].logprob:
+        for of_model in scores[number].logprob:
             np.testing.assert_allclose(of_model, expected, atol=1e-4)
 
 

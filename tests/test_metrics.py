@@ -33,34 +33,34 @@ def record(*, tokens: int, baseline: float, spliced: float, zero: float, mean: f
 
 
 def test_documents_weigh_as_many_tokens_as_they_have():
-    found = metric_values(
+    values = metric_values(
         [record(tokens=1, baseline=4, spliced=5, zero=9), record(tokens=3, baseline=2, spliced=2, zero=10)]
     )
-    assert found["ce_baseline"] == pytest.approx(2.5)
-    assert found["ce_spliced"] == pytest.approx(2.75)
-    assert found["ce_delta"] == pytest.approx(0.25)
-    assert found["ce_zero"] == pytest.approx(9.75)
-    assert found["loss_recovered_zero"] == pytest.approx((9.75 - 2.75) / (9.75 - 2.5))
-    assert found["bits_per_byte_baseline"] == pytest.approx(2.5 / np.log(2) / 4)
-    assert found["l0"] == pytest.approx(3)
-    assert found["fvu"] == pytest.approx(0.25)
-    assert found["explained_variance"] == pytest.approx(0.75)
-    assert found["fraction_fired"] == pytest.approx(0.5)
+    assert values["ce_baseline"] == pytest.approx(2.5)
+    assert values["ce_spliced"] == pytest.approx(2.75)
+    assert values["ce_delta"] == pytest.approx(0.25)
+    assert values["ce_zero"] == pytest.approx(9.75)
+    assert values["loss_recovered_zero"] == pytest.approx((9.75 - 2.75) / (9.75 - 2.5))
+    assert values["bits_per_byte_baseline"] == pytest.approx(2.5 / np.log(2) / 4)
+    assert values["l0"] == pytest.approx(3)
+    assert values["fvu"] == pytest.approx(0.25)
+    assert values["explained_variance"] == pytest.approx(0.75)
+    assert values["fraction_fired"] == pytest.approx(0.5)
 
 
 def test_loss_recovered_is_undefined_where_the_ablation_does_no_harm():
     harmless = [record(tokens=5, baseline=3, spliced=3.5, zero=2.9), record(tokens=5, baseline=3, spliced=4, zero=3)]
-    found = metric_values(harmless)
-    assert found["loss_recovered_zero"] is None
-    assert found["loss_recovered_zero_stderr"] is None
-    assert found["loss_recovered_mean"] is not None
+    values = metric_values(harmless)
+    assert values["loss_recovered_zero"] is None
+    assert values["loss_recovered_zero_stderr"] is None
+    assert values["loss_recovered_mean"] is not None
 
 
 def test_mean_ablation_without_a_mean_is_undefined():
-    found = metric_values([record(tokens=5, baseline=3, spliced=4, zero=9, mean=None)])
-    assert found["ce_mean"] is None
-    assert found["loss_recovered_mean"] is None
-    assert found["ce_zero"] == 9
+    values = metric_values([record(tokens=5, baseline=3, spliced=4, zero=9, mean=None)])
+    assert values["ce_mean"] is None
+    assert values["loss_recovered_mean"] is None
+    assert values["ce_zero"] == 9
 
 
 def test_a_baseline_has_the_metrics_of_a_baseline_alone():
@@ -89,9 +89,9 @@ class TestStandardErrors:
         rng = np.random.default_rng(1)
         baseline = rng.normal(3, 1, 200)
         documents = [record(tokens=10, baseline=b, spliced=b + 0.5, zero=9) for b in baseline]
-        found = metric_values(documents)
-        assert found["ce_delta_stderr"] == pytest.approx(0, abs=1e-12)
-        assert found["ce_baseline_stderr"] > 0.05  # pyright: ignore[reportOperatorIssue]
+        values = metric_values(documents)
+        assert values["ce_delta_stderr"] == pytest.approx(0, abs=1e-12)
+        assert values["ce_baseline_stderr"] > 0.05  # pyright: ignore[reportOperatorIssue]
 
     def test_there_is_none_for_one_document_or_no_resamples(self):
         rows = array([row(record(tokens=3, baseline=1, spliced=2, zero=3), METRICS["kl"], None)] * 2)

@@ -66,9 +66,13 @@ def randomised(norm: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("name", [*CENTRING, *OTHERS])
 def test_the_kind_and_the_eps_are_found(name, dtype):
     norm = randomised((CENTRING | OTHERS)[name]()).to(dtype)
-    found = norms.measured(norm, WIDTH)
-    assert found.centres == found.by_deviation == norms.subtracts_mean(norm, WIDTH) == (name in CENTRING)
-    assert found.eps == pytest.approx(1e-5 if name == "OLMo" else EPS, rel=1e-2 if dtype == torch.float32 else 0.1)
+    normalisation = norms.measured(norm, WIDTH)
+    assert (
+        normalisation.centres == normalisation.by_deviation == norms.subtracts_mean(norm, WIDTH) == (name in CENTRING)
+    )
+    assert normalisation.eps == pytest.approx(
+        1e-5 if name == "OLMo" else EPS, rel=1e-2 if dtype == torch.float32 else 0.1
+    )
 
 
 @pytest.mark.parametrize("name", [*CENTRING, *OTHERS])
@@ -84,10 +88,10 @@ def test_gain_and_bias_lead_from_what_is_measured_to_what_the_norm_gives(name, s
 
 
 def test_a_norm_of_a_kind_that_nobody_has():
-    found = norms.measured(CentredRoot(), WIDTH)
-    assert (found.centres, found.by_deviation) == (True, False)
+    normalisation = norms.measured(CentredRoot(), WIDTH)
+    assert (normalisation.centres, normalisation.by_deviation) == (True, False)
     x = 1 + torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(found(x), CentredRoot()(x))
+    torch.testing.assert_close(normalisation(x), CentredRoot()(x))
 
 
 def test_what_is_no_norm_is_refused():

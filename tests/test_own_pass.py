@@ -83,34 +83,34 @@ def test_they_are_scored_beside_what_shares_a_pass():
     from lm_eval.api.instance import Instance
 
     model = random_model("llama")
-    asked = [Instance("loglikelihood", {}, pair, 0, ("task", number, 1)) for number, pair in enumerate(PAIRS)]
+    instances = [Instance("loglikelihood", {}, pair, 0, ("task", number, 1)) for number, pair in enumerate(PAIRS)]
     variants = [adapter(model, edit=edit) for edit in EDITS.values()]
     variants.insert(1, adapter(model, sae=random_sae(32, "blocks.1.hook_resid_post")))
     variants.insert(3, adapter(model, edit="prune?share=0.5"))
     together = joined(adapter(model, sae=[], splice="none"), variants)
     assert together[0].spliced.is_scored
-    baseline, *others = ([lp for lp, _ in one.loglikelihood(asked, disable_tqdm=True)] for one in together)
-    for one, found in zip(variants, others, strict=True):
+    baseline, *others = ([lp for lp, _ in lm.loglikelihood(instances, disable_tqdm=True)] for lm in together)
+    for lm, scores in zip(variants, others, strict=True):
         expected = []
-        with one.spliced.attached():
+        with lm.spliced.attached():
             for context, continuation in PAIRS:
-                ids = torch.tensor([one.tok_encode(context + continuation)])
-                count = ids.shape[1] - len(one.tok_encode(context))
-                logits = one.spliced.model(ids, use_cache=False).logits[0].log_softmax(-1)
+                ids = torch.tensor([lm.tok_encode(context + continuation)])
+                count = ids.shape[1] - len(lm.tok_encode(context))
+                logits = lm.spliced.model(ids, use_cache=False).logits[0].log_softmax(-1)
                 expected.append(float(logits[:-1].gather(-1, ids[0, 1:, None])[-count:].sum()))
-        assert found == pytest.approx(expected, abs=1e-4)
-        assert found != pytest.approx(baseline, abs=1e-3)
+        assert scores == pytest.approx(expected, abs=1e-4)
+        assert scores != pytest.approx(baseline, abs=1e-3)
     with torch.no_grad():
-        for one in together[1:]:
+        for lm in together[1:]:
             total = 0.0
             for context, continuation in PAIRS:
-                ids = torch.tensor([one.tok_encode(context + continuation)])
-                count = ids.shape[1] - len(one.tok_encode(context))
+                ids = torch.tensor([lm.tok_encode(context + continuation)])
+                count = ids.shape[1] - len(lm.tok_encode(context))
                 before = model(ids, use_cache=False).logits[0, -count - 1 : -1].log_softmax(-1)
-                with one.spliced.attached():
+                with lm.spliced.attached():
                     after = model(ids, use_cache=False).logits[0, -count - 1 : -1].log_softmax(-1)
                 total += float((before.exp() * (before - after)).sum())
-            answers = one.divergence.by_task()["task"]
+            answers = lm.divergence.by_task()["task"]
             assert answers["kl"] * answers["positions"] == pytest.approx(total, rel=1e-3)
 
 
@@ -131,15 +131,15 @@ def test_texts_are_those_of_the_model_with_that_module(name):
     from lm_eval.api.instance import Instance
 
     model = random_model("llama")
-    asked = [Instance("generate_until", {}, ("w3 w4 w5", {"until": [], "max_gen_toks": 6}), 0)]
-    _, one = joined(adapter(model, sae=[], splice="none"), [adapter(model, edit=EDITS[name])])
-    (text,) = one.generate_until(asked, disable_tqdm=True)
-    ids = torch.tensor([one.tok_encode("w3 w4 w5")])
+    instances = [Instance("generate_until", {}, ("w3 w4 w5", {"until": [], "max_gen_toks": 6}), 0)]
+    _, lm = joined(adapter(model, sae=[], splice="none"), [adapter(model, edit=EDITS[name])])
+    (text,) = lm.generate_until(instances, disable_tqdm=True)
+    ids = torch.tensor([lm.tok_encode("w3 w4 w5")])
     for _ in range(6):
         ids = torch.cat([ids, plainly(model, EDITS[name], ids)[:, -1:].argmax(-1)], 1)
         if int(ids[0, -1]) == 2:
             break
-    assert text == one.tok_decode(ids[0, 3:].tolist())
+    assert text == lm.tok_decode(ids[0, 3:].tolist())
 
 
 BAD = [
@@ -165,17 +165,17 @@ def test_a_run_measures_them_on_text_and_on_tasks(tmp_path):
     def halved_head(model):
         return {"lm_head": nn.Sequential(copy.deepcopy(model.lm_head), Halved())}
 
-    asked = {"tasks": "sae_world_reasoning,sae_fidelity_world", "limit": 3, "device": "cpu"}
+    settings = {"tasks": "sae_world_reasoning,sae_fidelity_world", "limit": 3, "device": "cpu"}
     variants = [{"edit": halved_head, "name": "cooler"}, {"edit": "nf4"}, {"edit": "prune?share=0", "name": "nothing"}]
-    found = run(model_args={"pretrained": "world"}, variants=variants, output_path=tmp_path / "out", **asked)
-    drops = found.drops[found.drops["section"] == "overall"].set_index("variant")["drop"]
+    comparison = run(model_args={"pretrained": "world"}, variants=variants, output_path=tmp_path / "out", **settings)
+    drops = comparison.drops[comparison.drops["section"] == "overall"].set_index("variant")["drop"]
     assert drops["cooler"] == drops["nothing"] == 0  # half the logits have the same order
-    measured = found.fidelity.set_index(["variant", "metric"])["value"]
+    measured = comparison.fidelity.set_index(["variant", "metric"])["value"]
     assert measured["cooler", "kl"] > 0.01
     assert measured["cooler", "ce_baseline"] == pytest.approx(measured["nothing", "ce_baseline"], abs=1e-6)
     assert measured["nothing", "kl"] == 0
-    again = run(model_args={"pretrained": "world"}, variants=variants, output_path=tmp_path / "out", **asked)
-    assert again.drops.equals(found.drops)
+    again = run(model_args={"pretrained": "world"}, variants=variants, output_path=tmp_path / "out", **settings)
+    assert again.drops.equals(comparison.drops)
 
 
 class Halved(nn.Module):
@@ -202,9 +202,9 @@ def test_each_weight_becomes_the_nearest_code_of_its_block():
         block, codes = flat[start : start + 64], torch.tensor(NF4)
         most = block.abs().max()
         nearest = (block[:, None] - most * codes).abs().min(1)
-        found = new.flatten()[start : start + 64]
-        assert torch.equal((found - block).abs() <= nearest.values + 1e-6, torch.ones(len(block), dtype=torch.bool))
-        assert len(found.unique()) <= 16
+        rounded = new.flatten()[start : start + 64]
+        assert torch.equal((rounded - block).abs() <= nearest.values + 1e-6, torch.ones(len(block), dtype=torch.bool))
+        assert len(rounded.unique()) <= 16
     assert torch.equal(new[0], weight[0])
     assert torch.equal(normal_float(new, 64), new)
 

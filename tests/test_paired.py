@@ -176,13 +176,13 @@ def test_the_bootstrap_of_a_ratio_has_scipys_width():
 
 
 def test_mean_change_is_students_for_one_task_and_welchs_for_two():
-    one, other = (Stratum(0.5, RNG.normal(size=n), RNG.normal(1, size=n)) for n in (20, 35))
-    paired = stats.ttest_1samp(one.variant - one.baseline, 0)
-    found = mean_change([Stratum(1.0, one.baseline, one.variant)], level=0.95)
-    assert found == pytest.approx([(one.variant - one.baseline).mean(), *paired.confidence_interval()])
-    welch = stats.ttest_ind(one.variant - one.baseline, other.baseline - other.variant, equal_var=False)
+    first, second = (Stratum(0.5, RNG.normal(size=n), RNG.normal(1, size=n)) for n in (20, 35))
+    paired = stats.ttest_1samp(first.variant - first.baseline, 0)
+    change = mean_change([Stratum(1.0, first.baseline, first.variant)], level=0.95)
+    assert change == pytest.approx([(first.variant - first.baseline).mean(), *paired.confidence_interval()])
+    welch = stats.ttest_ind(first.variant - first.baseline, second.baseline - second.variant, equal_var=False)
     bounds = welch.confidence_interval()
-    assert mean_change([one, other], level=0.95)[1:] == pytest.approx([bounds.low / 2, bounds.high / 2])
+    assert mean_change([first, second], level=0.95)[1:] == pytest.approx([bounds.low / 2, bounds.high / 2])
 
 
 def test_one_document_has_no_interval():

@@ -108,7 +108,7 @@ def test_draws_repeat_with_their_seed_and_differ_where_a_prompt_comes_again(writ
     first, again = writes.write(requests)
     assert first.ids != again.ids
     other = TextWriter(writes.spliced)
-    assert [one.ids for one in other.write(requests)] == [first.ids, again.ids]
+    assert [text.ids for text in other.write(requests)] == [first.ids, again.ids]
     third = TextWriter(writes.spliced).write([WantedText(PROMPTS[0], 12, sampling=DRAWN, seed=6)])
     assert third[0].ids != first.ids
 
@@ -142,7 +142,7 @@ def test_undefined_logits_are_an_error_of_their_request(splice):
 
 def test_memory_that_does_not_suffice_halves_the_batch(monkeypatch):
     writes = writer(**SPLICES["by transformers"])
-    whole = [one.ids for one in writes.write([WantedText(prompt, 5) for prompt in PROMPTS])]
+    whole = [text.ids for text in writes.write([WantedText(prompt, 5) for prompt in PROMPTS])]
     plainly, sizes = writes._generated, []
 
     def generated(request, prompts, key):
@@ -152,7 +152,7 @@ def test_memory_that_does_not_suffice_halves_the_batch(monkeypatch):
         return plainly(request, prompts, key)
 
     monkeypatch.setattr(writes, "_generated", generated)
-    assert [one.ids for one in writes.write([WantedText(prompt, 5) for prompt in PROMPTS])] == whole
+    assert [text.ids for text in writes.write([WantedText(prompt, 5) for prompt in PROMPTS])] == whole
     assert sizes == [3, 1, 1, 1, 1]
 
 
@@ -180,15 +180,16 @@ class TestGathered:
             return [10 * request for request in requests]
 
         gathered = GatheredRequests(answer, quiet=0.5)
-        found = {}
+        answers = {}
         threads = [
-            threading.Thread(target=lambda i=i: found.update({i: gathered.ask(i).result(timeout=30)})) for i in range(8)
+            threading.Thread(target=lambda i=i: answers.update({i: gathered.ask(i).result(timeout=30)}))
+            for i in range(8)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert found == {i: 10 * i for i in range(8)}
+        assert answers == {i: 10 * i for i in range(8)}
         assert batches == [list(range(8))]
 
     def test_errors_reach_who_asked_and_nobody_else(self):
@@ -207,14 +208,14 @@ class TestGathered:
         assert gathered.ask("again").result(timeout=30) == "again"
 
     def test_what_is_cancelled_is_not_answered(self):
-        asked = []
-        gathered = GatheredRequests(lambda requests: asked.extend(requests) or requests, quiet=0.3)
+        answered = []
+        gathered = GatheredRequests(lambda requests: answered.extend(requests) or requests, quiet=0.3)
         first, second = gathered.ask(1), gathered.ask(2)
         assert first.cancel()
         assert second.result(timeout=30) == 2
         with pytest.raises(CancelledError):
             first.result()
-        assert asked == [2]
+        assert answered == [2]
 
     def test_after_it_is_closed_it_begins_anew(self):
         gathered = GatheredRequests(lambda requests: requests, quiet=0.05)

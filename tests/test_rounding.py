@@ -143,13 +143,13 @@ class TestAttention:
         kernels = torch.backends.cuda
         before = kernels.cudnn_sdp_enabled()
         kernels.enable_cudnn_sdp(True)
-        one, other = attention_kernels.attention_without_plans(), attention_kernels.attention_without_plans()
+        first, second = attention_kernels.attention_without_plans(), attention_kernels.attention_without_plans()
         try:
-            one.__enter__()
-            other.__enter__()
-            one.__exit__(None, None, None)
+            first.__enter__()
+            second.__enter__()
+            first.__exit__(None, None, None)
             assert not kernels.cudnn_sdp_enabled()
-            other.__exit__(None, None, None)
+            second.__exit__(None, None, None)
             assert kernels.cudnn_sdp_enabled()
         finally:
             kernels.enable_cudnn_sdp(before)

@@ -43,11 +43,11 @@ def queries(*, header=30, stem=6, seed=0):
     for _ in range(2):
         head = [1, *some(header)]
         for question in range(5):
-            asked = head + some(stem + question % 3)
+            prompt = head + some(stem + question % 3)
             for _ in range(3):
                 answer = some(1 + question % 3)
-                out.append(Query((asked + answer)[:-1], answer))
-            out.append(Query(asked[:-1], asked[-3:]))
+                out.append(Query((prompt + answer)[:-1], answer))
+            out.append(Query(prompt[:-1], prompt[-3:]))
     whole = some(20)
     out.append(Query(whole[:-1], whole[1:]))
     out.append(Query(head[:12], head[5:13]))
@@ -64,13 +64,13 @@ def separately(model, variants, query):
     return torch.stack(rows)
 
 
-def assert_equal(scorer, asked, *, within=2e-5):
-    found = {}
-    scorer.score(ScoreRequest(asked), found.update)
-    assert sorted(found) == list(range(len(asked)))
+def assert_equal(scorer, questions, *, within=2e-5):
+    by_number = {}
+    scorer.score(ScoreRequest(questions), by_number.update)
+    assert sorted(by_number) == list(range(len(questions)))
     model, variants = scorer.model, scorer.variants
-    for number, query in enumerate(asked):
-        scores = found[number]
+    for number, query in enumerate(questions):
+        scores = by_number[number]
         expected = separately(model, variants, query)
         targets = torch.tensor(query.targets)
         logprob = expected.gather(-1, targets.expand(len(expected), -1)[..., None])[..., 0].numpy()
@@ -97,9 +97,9 @@ def test_all_that_is_shared_changes_no_score(name, attention, monkeypatch):
         variant(model, "blocks.1.hook_attn_out", mode="random_error", seed=5),
     ]
     scorer = Scorer(model, variants, rows=2, limit=64)
-    asked = queries()
+    questions = queries()
     assert scorer.layout == Layout()
-    assert_equal(scorer, asked)
+    assert_equal(scorer, questions)
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3"])
@@ -120,18 +120,18 @@ def test_as_many_full_contexts_as_they_have_tokens(monkeypatch):
     assert_equal(scorer, [Query(text, text[:1]) for text in texts])
 
 
-def scores_of(scorer, asked, **options):
-    found = {}
-    scorer.score(ScoreRequest(asked, **options), found.update)
-    return [found[number] for number in range(len(asked))]
+def scores_of(scorer, questions, **options):
+    by_number = {}
+    scorer.score(ScoreRequest(questions, **options), by_number.update)
+    return [by_number[number] for number in range(len(questions))]
 
 
 def assert_same(some, others, *, within=2e-5):
-    for one, other in zip(some, others, strict=True):
-        np.testing.assert_allclose(one.logprob, other.logprob, atol=within)
-        np.testing.assert_array_equal(one.greedy, other.greedy)
-        for name in one.measures:
-            np.testing.assert_allclose(one.measures[name], other.measures[name], atol=within)
+    for scores, reference in zip(some, others, strict=True):
+        np.testing.assert_allclose(scores.logprob, reference.logprob, atol=within)
+        np.testing.assert_array_equal(scores.greedy, reference.greedy)
+        for name in scores.measures:
+            np.testing.assert_allclose(scores.measures[name], reference.measures[name], atol=within)
 
 
 def hooks_of(model):
@@ -160,12 +160,12 @@ def test_each_layout_gives_the_same(name, layout, monkeypatch):
 
 
 def test_neither_batch_nor_row_size_changes_a_score(scorer, monkeypatch):
-    asked = queries()
-    expected = scores_of(scorer, asked)
+    questions = queries()
+    expected = scores_of(scorer, questions)
     for rows, capacity in ((1, 40), (7, 40), (1, 3), (2, 1000)):
         scorer.rows = rows
         monkeypatch.setattr(scoring, "CAPACITY", capacity)
-        assert_same(scores_of(scorer, asked), expected)
+        assert_same(scores_of(scorer, questions), expected)
 
 
 def test_neither_does_the_size_of_the_pieces_of_logits(scorer, monkeypatch):
@@ -198,11 +198,11 @@ def test_a_variant_that_edits_nothing_has_the_baselines_bits(llama):
 def test_shared_blocks_give_the_same_bits(llama):
     """What lies below the fork is the baseline's own; above, each variant's rows are computed as if alone."""
     at = variant(llama, f"blocks.{LAYERS - 1}.hook_resid_post")
-    asked = queries()
+    questions = queries()
     late, early = (Scorer(llama, [at], rows=2, limit=64) for _ in range(2))
     early.layout = Layout(blocks=False)
-    for one, other in zip(scores_of(late, asked), scores_of(early, asked), strict=True):
-        np.testing.assert_allclose(one.logprob, other.logprob, atol=2e-6)
+    for scores, reference in zip(scores_of(late, questions), scores_of(early, questions), strict=True):
+        np.testing.assert_allclose(scores.logprob, reference.logprob, atol=2e-6)
 
 
 def test_bfloat16_is_scored_in_float32(llama):
@@ -223,27 +223,27 @@ class TestLastBlock:
         handle = mlp.gate_proj.register_forward_hook(lambda _m, args, _out: seen.append(args[0].shape[-2]))
         scorer.layout  # noqa: B018  (found by trying, which is not what is counted)
         seen.clear()
-        asked = queries()
-        scorer.score(ScoreRequest(asked), lambda _scores: None)
+        questions = queries()
+        scorer.score(ScoreRequest(questions), lambda _scores: None)
         handle.remove()
-        assert 0 < sum(seen) <= sum(len(query.targets) for query in asked)
+        assert 0 < sum(seen) <= sum(len(query.targets) for query in questions)
 
     def test_its_queries_look_where_something_is_asked(self, scorer, monkeypatch):
         scorer.model.set_attn_implementation("sdpa")
         scorer.layout  # noqa: B018  (found by trying, which is not what is counted)
-        asked, lengths = [], []
+        counts, lengths = [], []
         call = FewQueries.__torch_function__
 
         def counted(self, func, types, args=(), kwargs=None):
             if func is torch.nn.functional.scaled_dot_product_attention and self.at is not None:
-                asked.append(self.at.shape[1])
+                counts.append(self.at.shape[1])
                 lengths.append(args[0].shape[2])
             return call(self, func, types, args, kwargs)
 
         monkeypatch.setattr(FewQueries, "__torch_function__", counted)
         scorer.score(ScoreRequest([Query(query.ids, query.targets[-1:]) for query in queries()]), lambda _scores: None)
-        assert asked
-        assert sum(asked) < sum(lengths) / 2
+        assert counts
+        assert sum(counts) < sum(lengths) / 2
 
     @pytest.mark.parametrize(
         ("hook", "attention", "mlp"),
@@ -260,8 +260,8 @@ class TestLastBlock:
         projections, rest = (f"{path}.self_attn.q_proj", f"{path}.self_attn.o_proj"), (f"{path}.mlp",)
         before = paths_of_last_block(llama, [variant(llama, f"blocks.{last - 1}.{hook}")])
         assert before == (path, (*projections, *rest))
-        found = paths_of_last_block(llama, [variant(llama, f"blocks.{last}.{hook}")])
-        assert found == (path if attention else None, (*(projections if attention else ()), *(rest if mlp else ())))
+        paths = paths_of_last_block(llama, [variant(llama, f"blocks.{last}.{hook}")])
+        assert paths == (path if attention else None, (*(projections if attention else ()), *(rest if mlp else ())))
 
     def test_a_fused_projection_runs_everywhere(self):
         model = random_model("gpt2")
@@ -278,12 +278,12 @@ class TestFewQueries:
         few.at = torch.tensor([[1, 3], [4, 4], [0, 0]])  # of three rows, and their copies
         attend = torch.nn.functional.scaled_dot_product_attention
         with few:
-            found = attend(query, key, value, attn_mask=mask)
+            attended = attend(query, key, value, attn_mask=mask)
         expected = attend(query, key, value, attn_mask=mask)
         for row, at in enumerate([[1, 3], [4], [0]] * 2):
-            torch.testing.assert_close(found[row, :, at], expected[row, :, at])
+            torch.testing.assert_close(attended[row, :, at], expected[row, :, at])
             others = [place for place in range(5) if place not in at]
-            assert not found[row, :, others].any()
+            assert not attended[row, :, others].any()
         assert torch.equal(attend(query, key, value, attn_mask=mask), expected)
 
     def test_attention_without_a_mask_is_left_alone(self):
@@ -292,8 +292,8 @@ class TestFewQueries:
         few.at = torch.tensor([[1], [1]])
         attend = torch.nn.functional.scaled_dot_product_attention
         with few:
-            found = attend(query, key, value, is_causal=True)
-        assert torch.equal(found, attend(query, key, value, is_causal=True))
+            attended = attend(query, key, value, is_causal=True)
+        assert torch.equal(attended, attend(query, key, value, is_causal=True))
 
 
 @contextlib.contextmanager
@@ -488,14 +488,14 @@ def test_the_head_is_run_for_several_batches_at_once(scorer):
 
 
 def test_answered_batches_are_not_run_and_change_no_bit_of_the_others(scorer):
-    asked = queries()
-    whole = scores_of(scorer, asked)
+    questions = queries()
+    whole = scores_of(scorer, questions)
     delivered = []
-    scorer.score(ScoreRequest(asked), delivered.append)
+    scorer.score(ScoreRequest(questions), delivered.append)
     answered = {number for some in delivered[::2] for number in some}
     rest = {}
-    scorer.score(ScoreRequest(asked, answered=answered), rest.update)
-    assert set(rest) == set(range(len(asked))) - answered
+    scorer.score(ScoreRequest(questions, answered=answered), rest.update)
+    assert set(rest) == set(range(len(questions))) - answered
     for number, scores in rest.items():
         np.testing.assert_array_equal(scores.logprob, whole[number].logprob)
 

@@ -58,10 +58,10 @@ def test_seeds_that_agree_say_what_one_says():
 def test_the_order_of_seeds_and_questions_does_not_matter_and_signs_mirror():
     rng = np.random.default_rng(3)
     answers_of = rng.integers(-1, 2, (4, 30)).astype(float)
-    found = drop_over_seeds(answers_of)
-    assert drop_over_seeds(answers_of[::-1, rng.permutation(30)]) == pytest.approx(found)
+    estimate = drop_over_seeds(answers_of)
+    assert drop_over_seeds(answers_of[::-1, rng.permutation(30)]) == pytest.approx(estimate)
     drop, low, high, between = drop_over_seeds(-answers_of)
-    assert (-drop, -high, -low, between) == pytest.approx(found)
+    assert (-drop, -high, -low, between) == pytest.approx(estimate)
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (3, 0)])
@@ -82,10 +82,10 @@ def comparison(folder, seed, *, questions=40):
 
 def test_rows_by_task_and_over_all(tmp_path):
     comparisons = {seed: comparison(tmp_path, seed) for seed in (1, 2, 3)}
-    found = over_seeds(comparisons)
-    assert found["task"].tolist() == ["overall", "one"]
-    each = [of.drops.set_index("section").loc["task", "drop"] for of in comparisons.values()]
-    row = found.iloc[1]
+    table = over_seeds(comparisons)
+    assert table["task"].tolist() == ["overall", "one"]
+    each = [own.drops.set_index("section").loc["task", "drop"] for own in comparisons.values()]
+    row = table.iloc[1]
     assert row["drop"] == pytest.approx(np.mean(each))
     assert row["between_seeds"] == pytest.approx(np.std(each, ddof=1))
     assert (row["seeds"], row["n"]) == (3, 40)

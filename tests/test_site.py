@@ -29,13 +29,13 @@ def commands_of(page: Path) -> list[list[str]]:
 
 def options_of(command: str) -> set[str]:
     """The flags that a command takes, in either spelling."""
-    known = {name for parameter in COMMANDS[command].params for name in (*parameter.opts, *parameter.secondary_opts)}
+    names = {name for parameter in COMMANDS[command].params for name in (*parameter.opts, *parameter.secondary_opts)}
     if command in ("run", "where"):  # lm_eval's flags go behind
         from sae_lm_eval.runs.sweep import lm_eval_settings
 
-        known |= {f"--{name}" for name in lm_eval_settings()}
+        names |= {f"--{name}" for name in lm_eval_settings()}
     return (
-        known | {name.replace("_", "-") for name in known} | {name[:2] + name[2:].replace("-", "_") for name in known}
+        names | {name.replace("_", "-") for name in names} | {name[:2] + name[2:].replace("-", "_") for name in names}
     )
 
 

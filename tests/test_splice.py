@@ -162,10 +162,12 @@ def test_random_error_has_the_norm_of_the_error():
 def test_random_error_is_of_its_seed_and_not_of_the_batch():
     model = random_model("llama")
     ids = random_ids(3)
-    one, again, other = (variant_of(model, random_sae(WIDTH, RESID), splice="random_error", seed=s) for s in (0, 0, 1))
-    assert torch.equal(logits(model, ids, one), logits(model, ids, again))
-    assert (logits(model, ids, one) - logits(model, ids, other)).abs().max() > 1e-2
-    assert (logits(model, ids, one)[1:2] - logits(model, ids[1:2], one)).abs().max() < 1e-5
+    first, again, other = (
+        variant_of(model, random_sae(WIDTH, RESID), splice="random_error", seed=s) for s in (0, 0, 1)
+    )
+    assert torch.equal(logits(model, ids, first), logits(model, ids, again))
+    assert (logits(model, ids, first) - logits(model, ids, other)).abs().max() > 1e-2
+    assert (logits(model, ids, first)[1:2] - logits(model, ids[1:2], first)).abs().max() < 1e-5
 
 
 def test_mean_is_put_at_every_position_but_special_ones():

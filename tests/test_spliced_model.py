@@ -59,11 +59,11 @@ def test_in_a_group_each_answers_as_by_itself():
     model, group = loaded(), Group(baseline_first=True)
     alone = [spliced(model, seed) for seed in (0, 1)]
     baseline = SplicedModel(model, requested_splices([], splice="none"))
-    members = [one.in_group(group, wants_bos=False) for one in (baseline, *alone)]
+    members = [spliced_model.in_group(group, wants_bos=False) for spliced_model in (baseline, *alone)]
     queries = alone[0].rolling(words(40, seed=5))
     answers = [member.score(queries) for member in members]
-    for one, of_member in zip(alone, answers[1:], strict=True):
-        np.testing.assert_allclose(of_member.logprob, one.score(queries).logprob, atol=1e-4)
+    for spliced_model, of_member in zip(alone, answers[1:], strict=True):
+        np.testing.assert_allclose(of_member.logprob, spliced_model.score(queries).logprob, atol=1e-4)
     assert answers[0].kl is not None
     assert not answers[0].kl.any()
     assert answers[0].logprob.tolist() != answers[1].logprob.tolist()
@@ -79,10 +79,10 @@ def test_a_part_of_what_is_asked_has_the_same_answers():
     model = spliced()
     queries = model.rolling(words(60, seed=1))
     answers = model.score(queries, ["a"] * len(queries))
-    told = {}
-    again = model.score(queries[:1], ["a"], answered=told.__setitem__)
+    delivered = {}
+    again = model.score(queries[:1], ["a"], answered=delivered.__setitem__)
     assert again.logprob[0] == answers.logprob[0]
-    assert told == {0: (float(answers.logprob[0]), bool(answers.greedy[0]))}
+    assert delivered == {0: (float(answers.logprob[0]), bool(answers.greedy[0]))}
 
 
 def test_what_cannot_be_read_is_told():
