@@ -153,7 +153,7 @@ class SplicedModel:
         return self.tokens.windows(documents, length=self.context_size, tokens=tokens)
 
     def query(self, context: Sequence[int], continuation: Sequence[int], header: int = 0) -> Query:
-        """What scores a continuation behind what the model reads of its context: `Query.of`. Raises `UserError`."""
+        """What scores a continuation behind what is read of its context: `Query.from_context`. Raises `UserError`."""
         if not 0 < len(continuation) <= self.max_length:
             raise UserError(
                 f"A continuation of {len(continuation)} tokens cannot be scored, only one of 1 to {self.max_length}: "
