@@ -38,18 +38,18 @@ OWN = "Which is red?\nA. a rose\nB. the sky\nC. snow\nD. grass\nAnswer:"
 LETTERS = ("A", "B", "C", "D")
 
 
-def texts(context: str, continuation: str, asked: PromptDocument) -> list[tuple[str, str]]:
-    found = segments(context, continuation, asked)
-    assert [start for start, *_ in found] == [0, *(end for _, end, _ in found)][: len(found)]
-    assert not found or found[-1][1] == len(context + continuation)
-    return [(name, (context + continuation)[start:end]) for start, end, name in found]
+def texts(context: str, continuation: str, document: PromptDocument) -> list[tuple[str, str]]:
+    spans = segments(context, continuation, document)
+    assert [start for start, *_ in spans] == [0, *(end for _, end, _ in spans)][: len(spans)]
+    assert not spans or spans[-1][1] == len(context + continuation)
+    return [(name, (context + continuation)[start:end]) for start, end, name in spans]
 
 
 class TestSegments:
     def test_of_a_question_with_lettered_options(self):
-        asked = PromptDocument("mmlu", 0, OWN, LETTERS, tail=len("\nAnswer:"))
-        found = texts(MMLU.format("Which is blue?\nA. mud\nB. sky\nAnswer: B\n\n"), " A", asked)
-        assert found == [
+        document = PromptDocument("mmlu", 0, OWN, LETTERS, tail=len("\nAnswer:"))
+        parts = texts(MMLU.format("Which is blue?\nA. mud\nB. sky\nAnswer: B\n\n"), " A", document)
+        assert parts == [
             ("few-shot header", MMLU.format("Which is blue?\nA. mud\nB. sky\nAnswer: B\n\n").removesuffix(OWN)),
             ("question", "Which is red?"),
             ("options", "\nA. a rose\nB. the sky\nC. snow\nD. grass"),
@@ -59,8 +59,8 @@ class TestSegments:
         ]
 
     def test_of_a_question_whose_choices_are_not_in_it(self):
-        asked = PromptDocument("arc", 0, "Inquiry: What melts?\nAnswer:", ("ice", "iron ore"), tail=len("\nAnswer:"))
-        assert texts("Inquiry: What melts?\nAnswer:", " iron ore", asked) == [
+        document = PromptDocument("arc", 0, "Inquiry: What melts?\nAnswer:", ("ice", "iron ore"), tail=len("\nAnswer:"))
+        assert texts("Inquiry: What melts?\nAnswer:", " iron ore", document) == [
             ("question", "Inquiry: What melts?"),
             ("answer prefix", "\nAnswer:"),
             ("answer: same start", " "),
@@ -82,15 +82,15 @@ class TestSegments:
         )
 
     def test_a_prompt_that_is_another_for_each_choice_is_not_aligned(self):
-        asked = PromptDocument("winogrande", 0, None, ("was late.", "was late."))
-        assert texts("Ann met Bo because Ann", " was late.", asked) == [
+        document = PromptDocument("winogrande", 0, None, ("was late.", "was late."))
+        assert texts("Ann met Bo because Ann", " was late.", document) == [
             ("not aligned", "Ann met Bo because Ann"),
             ("answer: difference", " was late."),
         ]
 
     def test_what_a_chat_template_puts_behind_is_the_answer_prefix(self):
-        found = texts("<user>Where?<assistant>", "here", PromptDocument("t", 0, "Where?", ("here", "there")))
-        assert found[:3] == [("few-shot header", "<user>"), ("question", "Where?"), ("answer prefix", "<assistant>")]
+        parts = texts("<user>Where?<assistant>", "here", PromptDocument("t", 0, "Where?", ("here", "there")))
+        assert parts[:3] == [("few-shot header", "<user>"), ("question", "Where?"), ("answer prefix", "<assistant>")]
 
     @pytest.mark.parametrize(
         ("owns", "tail"),
@@ -106,13 +106,13 @@ class TestSegments:
         assert tails(owns) == tail
 
 
-def reading(text: str, *, letters: int | None = None, **asked) -> Reading:
+def reading(text: str, *, letters: int | None = None, **fields) -> Reading:
     """Tokens are words and single marks, behind a token without text."""
     import re
 
     spans = np.array([(0, 0), *(match.span() for match in re.finditer(r"\w+|\s?[^\w\s]|\n", text))])
     letters = len(text) if letters is None else letters
-    document = PromptDocument(**{"task": "t", "doc_id": 0, "own": text[:letters], "choices": (), **asked})
+    document = PromptDocument(**{"task": "t", "doc_id": 0, "own": text[:letters], "choices": (), **fields})
     return Reading(document, text, letters, spans, spans[:, 1] <= spans[:, 0], int((spans[:, 0] < letters).sum()))
 
 
@@ -123,8 +123,8 @@ class TestKinds:
         spans += [(60, 65)]
         special = np.array([True] + [False] * 11)
         words = Words(["The river Aller, 42 times.\nunhappy the Aller the river is", "times of the river xylem"])
-        found = [KINDS[kind] for kind in token_kinds(text, np.array(spans), special, words)]
-        assert found == [
+        kinds = [KINDS[kind] for kind in token_kinds(text, np.array(spans), special, words)]
+        assert kinds == [
             *("special", "word", "word", "name", "punctuation", "digit", "word", "punctuation", "newline"),
             *("part of a word", "part of a word", "rare word"),
         ]
@@ -137,26 +137,30 @@ class TestKinds:
 
     def test_a_bracket_and_the_word_behind_it_are_of_that_word(self):
         spans = np.array([(0, 4), (4, 9), (9, 10)])
-        found = token_kinds("(the mouse)", spans, np.zeros(3, dtype=bool), Words(["the mouse", "mouse the"]))
-        assert [KINDS[kind] for kind in found] == ["word", "part of a word", "part of a word"]
+        kinds = token_kinds("(the mouse)", spans, np.zeros(3, dtype=bool), Words(["the mouse", "mouse the"]))
+        assert [KINDS[kind] for kind in kinds] == ["word", "part of a word", "part of a word"]
 
     def test_blanks_alone_are_no_part_of_the_word_behind(self):
         spans = np.array([(0, 1), (1, 4), (4, 6), (6, 10)])
-        found = token_kinds(" cat  mouse", spans, np.zeros(4, dtype=bool), Words(["cat mouse", "mouse cat"]))
-        assert [KINDS[kind] for kind in found] == ["punctuation", "word", "punctuation", "word"]
+        kinds = token_kinds(" cat  mouse", spans, np.zeros(4, dtype=bool), Words(["cat mouse", "mouse cat"]))
+        assert [KINDS[kind] for kind in kinds] == ["punctuation", "word", "punctuation", "word"]
 
 
 class TestNorms:
     def test_positions_without_an_error_are_a_part(self):
         edges = {"a": [1e-38, 1e-38, 0.5]}
         classes = classes_of(Labels([]), Variant(()), edges)
-        norms = [one for one in classes if one.division == "norm"]
-        assert [one.name for one in norms] == ["quantiles 1 to 2 of 4", "quantile 3 of 4", "quantile 4 of 4"]
-        assert [one.inside.norms["a"] for one in norms] == [(0.0, 1e-38), (1e-38, 0.5), (0.5, float("inf"))]
+        norms = [part for part in classes if part.division == "norm"]
+        assert [part.name for part in norms] == ["quantiles 1 to 2 of 4", "quantile 3 of 4", "quantile 4 of 4"]
+        assert [part.inside.norms["a"] for part in norms] == [(0.0, 1e-38), (1e-38, 0.5), (0.5, float("inf"))]
 
     def test_a_part_that_is_empty_at_one_site_alone_stays(self):
         edges = {"a": [0.2, 0.2], "b": [0.1, 0.3]}
-        norms = [one.name for one in classes_of(Labels([]), Variant(()), edges) if one.division == "norm"]
+        norms = [
+            place_class.name
+            for place_class in classes_of(Labels([]), Variant(()), edges)
+            if place_class.division == "norm"
+        ]
         assert norms == [f"quantile {part} of 3" for part in (1, 2, 3)]
 
     def test_an_edge_above_0_is_written_as_that(self):
@@ -169,25 +173,25 @@ class TestClasses:
         labels = Labels(
             [division(text, words) for text in ("segment", "kind", "first:2", "distance", "regex:n=[0-9]+")]
         )
-        one = reading("There are 12 foxes. Where? here", letters=27)
-        found = labels.index(one)
-        labels.seen.update(found.tolist())
+        sample = reading("There are 12 foxes. Where? here", letters=27)
+        numbers = labels.index(sample)
+        labels.seen.update(numbers.tolist())
         for number, each in enumerate(labels.divisions):
             parts = [labels.of_class(number, index) for index in range(len(each.classes))]
             assert frozenset().union(*parts) == labels.seen
             assert sum(map(len, parts)) == len(labels.seen)
-            assert labels.counts(found, number).sum() == len(one.spans)
+            assert labels.counts(numbers, number).sum() == len(sample.spans)
 
     def test_distance_counts_back_from_the_answer(self):
-        one = reading("a b c d e f answer here", letters=11)
-        found = division("distance", Words([]))
-        names = [found.classes[index] for index in found.index(one)]
+        sample = reading("a b c d e f answer here", letters=11)
+        distance = division("distance", Words([]))
+        names = [distance.classes[index] for index in distance.index(sample)]
         assert names == ["4 to 15 before"] * 3 + ["1 to 3 before"] * 3 + ["0 before"] + ["in the answer"] * 2
 
     def test_a_field_names_texts_or_places(self):
         for value in ("12 foxes", ["12 foxes"], [6, 14], [[6, 8], [9, 14]]):
-            one = reading("I saw 12 foxes", fields={"evidence": value})
-            assert division("field:evidence", Words([])).index(one).tolist() == [1, 1, 1, 0, 0]
+            sample = reading("I saw 12 foxes", fields={"evidence": value})
+            assert division("field:evidence", Words([])).index(sample).tolist() == [1, 1, 1, 0, 0]
         assert division("field:evidence", Words([])).index(reading("I saw")).tolist() == [1, 1, 1]
 
     @pytest.mark.parametrize(
@@ -209,8 +213,8 @@ class TestClasses:
             Inquiry((text,))
 
     def test_places_in_a_text_that_is_not_in_the_prompt_are_nowhere(self):
-        one = reading("I saw 12 foxes", own="You saw", fields={"evidence": [6, 14]})
-        assert division("field:evidence", Words([])).index(one).tolist() == [1, 1, 1, 1, 1]
+        sample = reading("I saw 12 foxes", own="You saw", fields={"evidence": [6, 14]})
+        assert division("field:evidence", Words([])).index(sample).tolist() == [1, 1, 1, 1, 1]
 
     def test_a_field_of_another_kind_is_refused(self):
         with pytest.raises(UserError, match="neither a text nor a pair of places"):
@@ -219,9 +223,9 @@ class TestClasses:
 
 @pytest.mark.parametrize("length", [0, 1, 255, 256, 257, 1000])
 def test_what_is_fitted_on_comes_from_all_tasks(length):
-    found = spread(range(length), 256)
-    assert len(found) <= 256
-    assert not length or length - 1 - found[-1] < -(-length // 256)
+    chosen = spread(range(length), 256)
+    assert len(chosen) <= 256
+    assert not length or length - 1 - chosen[-1] < -(-length // 256)
 
 
 class TestShares:
@@ -242,26 +246,26 @@ class TestShares:
             losses = PairedLosses(
                 ACCURACY, np.ones(150), {"whole": lost.astype(float), "patch": (lost & ~back).astype(float)}
             )
-            found, _ = shares(losses, "whole", ["patch"], [], 0.95)
-            held += found.low <= 0.4 <= found.high
+            estimate, _ = shares(losses, "whole", ["patch"], [], 0.95)
+            held += estimate.low <= 0.4 <= estimate.high
         assert 0.93 <= held / trials <= 0.99
 
     def test_of_a_drop_that_never_varies_the_interval_is_students(self):
         back = np.random.default_rng(3).normal(0.4, 0.1, 6)
         losses = PairedLosses(KL, np.zeros(6), {"whole": np.ones(6), "patch": 1 - back})
-        found, _ = shares(losses, "whole", ["patch"], [], 0.95)
+        estimate, _ = shares(losses, "whole", ["patch"], [], 0.95)
         student = stats.ttest_1samp(back, 0).confidence_interval(0.95)
-        assert (found.low, found.high) == pytest.approx((student.low, student.high))
+        assert (estimate.low, estimate.high) == pytest.approx((student.low, student.high))
 
     def test_kl_is_a_ratio_of_sums_as_a_run_has_it(self):
         rng = np.random.default_rng(4)
         tokens = rng.integers(1, 30, 50)
         lost = {"whole": rng.gamma(2, 1, 50) * tokens**0.5}
         losses = PairedLosses(KL, np.zeros(50), lost, tokens)
-        found, ratio = losses.drop("whole", 0.95), lost["whole"].sum() / tokens.sum()
+        estimate, ratio = losses.drop("whole", 0.95), lost["whole"].sum() / tokens.sum()
         error = np.sqrt(np.var(lost["whole"] - ratio * tokens, ddof=1) / 50) / tokens.mean()
-        assert found.value == pytest.approx(ratio)
-        assert found.high - ratio == pytest.approx(stats.t.ppf(0.975, 49) * error)
+        assert estimate.value == pytest.approx(ratio)
+        assert estimate.high - ratio == pytest.approx(stats.t.ppf(0.975, 49) * error)
         assert losses.restricted(tokens > 3).drop("whole", 0.95).value == pytest.approx(
             lost["whole"][tokens > 3].sum() / tokens[tokens > 3].sum()
         )
@@ -294,18 +298,20 @@ def villages(tmp_path_factory):
     return folder, explained(folder, "segment", "kind", "norm:2")
 
 
-def shares_of(found, measure: str, division: str, kind: str) -> dict[str, float]:
+def shares_of(explanation, measure: str, division: str, kind: str) -> dict[str, float]:
     rows = [
-        row for row in found.rows if (row["name"], row["measure"], row["division"]) == ("overall", measure, division)
+        row
+        for row in explanation.rows
+        if (row["name"], row["measure"], row["division"]) == ("overall", measure, division)
     ]
     return {row["class"]: row[kind] for row in rows}
 
 
 class TestTheWorld:
     def test_what_comes_back_and_what_is_lost_are_one_thing_of_two_classes(self, villages):
-        _, found = villages
+        _, explanation = villages
         for measure in (MARGIN, KL):
-            back, alone = (shares_of(found, measure, "norm", kind) for kind in ("restored", "alone"))
+            back, alone = (shares_of(explanation, measure, "norm", kind) for kind in ("restored", "alone"))
             assert back["quantile 1 of 2"] == pytest.approx(1 - alone["quantile 2 of 2"])
             assert back["quantile 2 of 2"] == pytest.approx(1 - alone["quantile 1 of 2"])
 
@@ -314,42 +320,42 @@ class TestTheWorld:
 
         from sae_lm_eval import SaeHFLM
 
-        _, found = villages
+        _, explanation = villages
         scores = []
         for splice in ("none", "reconstruction"):
             lm = SaeHFLM(pretrained="world", sae=K4, splice=splice, device="cpu")
             results = lm_eval.simple_evaluate(model=lm, tasks=["sae_world_villages"], limit=24, bootstrap_iters=0)
             scores.append(results["results"]["sae_world_villages"]["acc,none"])
-            told = lm.divergence.by_task()
-        drop = {row["measure"]: row["drop"] for row in found.rows if row["name"] == "overall"}
+            divergence = lm.divergence.by_task()
+        drop = {row["measure"]: row["drop"] for row in explanation.rows if row["name"] == "overall"}
         assert drop[ACCURACY] == pytest.approx(100 * (scores[0] - scores[1]))
-        assert drop[KL] == pytest.approx(told["sae_world_villages"]["kl"], rel=1e-4)
+        assert drop[KL] == pytest.approx(divergence["sae_world_villages"]["kl"], rel=1e-4)
 
     def test_the_record_has_every_number_and_none_for_what_is_undefined(self, villages):
-        folder, found = villages
-        record = json.loads((folder / "where" / f"{found.name}.json").read_text())
+        folder, explanation = villages
+        record = json.loads((folder / "where" / f"{explanation.name}.json").read_text())
         assert record["documents"] == 24
         assert record["aligned"] == 1
         assert (record["tasks"], record["n_shot"]) == (["sae_world_villages"], {"sae_world_villages": 0})
         assert record["model"]["weights"]
         assert {row["measure"] for row in record["rows"]} == {"accuracy", "margin", "kl"}
         assert record["provenance"]["splices"][0]["hook_out"] == "blocks.2.hook_resid_post"
-        assert (folder / "where" / f"{found.name}.documents.csv").read_text().count("\n") > 24 * 10
+        assert (folder / "where" / f"{explanation.name}.documents.csv").read_text().count("\n") > 24 * 10
 
     def test_the_same_again_is_answered_from_the_journal(self, tmp_path, monkeypatch):
-        found = explained(tmp_path, "kind", limit=6)
+        explanation = explained(tmp_path, "kind", limit=6)
         monkeypatch.setattr("sae_lm_eval.scoring.shared_answers.Scorer.score", None)
         again = explained(tmp_path, "kind", limit=6)
-        assert shares_of(again, KL, "kind", "restored") == shares_of(found, KL, "kind", "restored")
+        assert shares_of(again, KL, "kind", "restored") == shares_of(explanation, KL, "kind", "restored")
         with pytest.raises(TypeError):
             explained(tmp_path, "first:1", limit=6)  # which was not asked
 
     def test_held_out_documents_are_the_others(self, tmp_path):
-        found = explained(tmp_path, "norm:2", limit=12, held_out=True)
-        assert len(found.asked) == 6
-        assert {one.doc_id % 2 for one in found.asked} == {0, 1}, "drawn, and not every other one"
+        explanation = explained(tmp_path, "norm:2", limit=12, held_out=True)
+        assert len(explanation.asked) == 6
+        assert {document.doc_id % 2 for document in explanation.asked} == {0, 1}, "drawn, and not every other one"
         again = explained(tmp_path, "norm:2", limit=12, held_out=True)
-        assert [one.doc_id for one in again.asked] == [one.doc_id for one in found.asked]
+        assert [document.doc_id for document in again.asked] == [document.doc_id for document in explanation.asked]
 
     def test_several_dictionaries_are_divided_by_site(self, tmp_path):
         both = "+".join(f"world#blocks.{layer}.hook_resid_post.k4" for layer in (1, 2))
@@ -362,8 +368,8 @@ class TestTheWorld:
                 "device": "cpu",
             }
         )
-        (found,) = explain_drops(sweep, lm_eval_config(sweep), tmp_path, Inquiry(("first:1",)))
-        assert list(shares_of(found, KL, "site", "restored")) == [
+        (explanation,) = explain_drops(sweep, lm_eval_config(sweep), tmp_path, Inquiry(("first:1",)))
+        assert list(shares_of(explanation, KL, "site", "restored")) == [
             "blocks.1.hook_resid_post",
             "blocks.2.hook_resid_post",
             "all classes together",
@@ -372,52 +378,52 @@ class TestTheWorld:
 
 class TestReport:
     def test_a_table_of_each_division_with_its_shares(self, villages):
-        _, found = villages
-        record = found.record()
+        _, explanation = villages
+        record = explanation.record()
         tables = {table.name: table for table in class_tables(record)}
         slug = where_picture(record).name
         assert list(tables) == [f"{slug}-{name}" for name in ("segment", "kind", "norm")]  # no two variants have one
         lines = {row[0].text: row for row in tables[f"{slug}-norm"].rows}
         heads = [column.heading for column in tables[f"{slug}-norm"].columns]
         shown = lines["quantile 2 of 2"][heads.index("comes back: KL")]
-        assert shown.value == pytest.approx(shares_of(found, KL, "norm", "restored")["quantile 2 of 2"])
+        assert shown.value == pytest.approx(shares_of(explanation, KL, "norm", "restored")["quantile 2 of 2"])
         assert " to " in shown.detail
         assert "Edges of the norm" in tables[f"{slug}-norm"].caption
         assert "All documents" in tables[f"{slug}-kind"].caption
 
     def test_the_summary_figure_has_a_row_for_each_class(self, villages):
-        _, found = villages
-        picture = where_picture(found.record())
+        _, explanation = villages
+        picture = where_picture(explanation.record())
         assert picture is not None
         (axis,) = picture.figure.axes
         names = [label.get_text() for label in axis.get_yticklabels()]
-        assert names == [name for _, name, _ in found.classes]
+        assert names == [name for _, name, _ in explanation.classes]
         assert [label.get_text() for label in axis.get_xticklabels()] == ["sae_world_villages"]
 
     def test_several_tasks_are_called_by_their_number(self, villages):
-        _, found = villages
-        record = {**found.record(), "tasks": ["one", "two", "three"]}
+        _, explanation = villages
+        record = {**explanation.record(), "tasks": ["one", "two", "three"]}
         axis = where_picture(record).figure.axes[0]
         assert [label.get_text() for label in axis.get_xticklabels()] == ["3 tasks together"]
         assert "on 3 tasks together" in class_tables(record)[0].caption
         assert "24 questions of 3 tasks" in where_sentences(record)[0]
 
     def test_the_figure_is_of_kl_where_no_margin_has_a_share(self, villages):
-        _, found = villages
-        rows = [row for row in found.record()["rows"] if row["measure"] != MARGIN]
-        picture = where_picture({**found.record(), "rows": rows})
+        _, explanation = villages
+        rows = [row for row in explanation.record()["rows"] if row["measure"] != MARGIN]
+        picture = where_picture({**explanation.record(), "rows": rows})
         assert picture is not None
         assert picture.caption.startswith("Share (%) of the KL from the baseline that comes back ")
 
     def test_the_sentences_say_what_has_no_share(self, villages):
-        _, found = villages
-        record = found.record()
+        _, explanation = villages
+        record = explanation.record()
         for row in record["rows"]:
             if row["measure"] == ACCURACY:
                 row["reason"] = "the drop does not exclude 0"
         said = where_sentences({**record, "aligned": 0.5})
         assert said[0].endswith("No share is given: the drop does not exclude 0.")
-        assert said[1].startswith(f"{found.name}: drop in margin ")
+        assert said[1].startswith(f"{explanation.name}: drop in margin ")
         assert "50.0% of the requests" in said[-1]
 
     def test_a_record_that_is_none_is_refused(self, tmp_path):
@@ -445,22 +451,27 @@ class TestReport:
         ],
     )
     def test_a_record_of_something_else_is_left_out_and_told(self, villages, tmp_path, own, why):
-        _, found = villages
+        _, explanation = villages
         of_run = {"model_args": {"pretrained": "world"}, "model": {"weights": "a", "tokenizer": "t"}}
         of_run |= {"tasks": ["sae_world_homes"], "n_shot": {"sae_world_homes": 0}}
-        record = {**found.record(), **of_run}
+        record = {**explanation.record(), **of_run}
         identity = {"model": of_run["model"], "packages": {}, "variants": {}}
         (tmp_path / ".identity.json").write_text(json.dumps(identity))
         (tmp_path / "where").mkdir()
         (tmp_path / "where" / "k4.json").write_text(json.dumps({**record, **own}))
         records, left_out = records_beside(compared(tmp_path, record["provenance"]))
-        assert [one["variant"] for one in records] == ([] if why else ["short"])
+        assert [entry["variant"] for entry in records] == ([] if why else ["short"])
         assert left_out == ([f"where/k4.json is left out: it is of {why}."] if why else [])
 
 
 def test_what_read_the_clean_run_is_another_variant(villages, tmp_path):
-    _, found = villages
-    record = {**found.record(), "model_args": {"pretrained": "world"}, "tasks": [], "n_shot": {"sae_world_homes": 0}}
+    _, explanation = villages
+    record = {
+        **explanation.record(),
+        "model_args": {"pretrained": "world"},
+        "tasks": [],
+        "n_shot": {"sae_world_homes": 0},
+    }
     clean = {**record["provenance"], "splice_input": "clean"}
     (tmp_path / "where").mkdir()
     (tmp_path / "where" / "k4.json").write_text(json.dumps({**record, "provenance": clean}))
@@ -470,8 +481,13 @@ def test_what_read_the_clean_run_is_another_variant(villages, tmp_path):
 
 
 def test_other_weights_of_a_dictionary_are_another_variant(villages, tmp_path):
-    _, found = villages
-    record = {**found.record(), "model_args": {"pretrained": "world"}, "tasks": [], "n_shot": {"sae_world_homes": 0}}
+    _, explanation = villages
+    record = {
+        **explanation.record(),
+        "model_args": {"pretrained": "world"},
+        "tasks": [],
+        "n_shot": {"sae_world_homes": 0},
+    }
     (tmp_path / "where").mkdir()
     (tmp_path / "where" / "k4.json").write_text(json.dumps(record))
     for checksum, count in (("another", 0), (None, 1), (record["provenance"]["splices"][0]["weights_checksum"], 1)):
@@ -481,15 +497,20 @@ def test_other_weights_of_a_dictionary_are_another_variant(villages, tmp_path):
 
 
 def test_of_records_of_one_variant_the_newest_is_kept(villages, tmp_path):
-    _, found = villages
-    record = {**found.record(), "model_args": {"pretrained": "world"}, "tasks": [], "n_shot": {"sae_world_homes": 0}}
+    _, explanation = villages
+    record = {
+        **explanation.record(),
+        "model_args": {"pretrained": "world"},
+        "tasks": [],
+        "n_shot": {"sae_world_homes": 0},
+    }
     (tmp_path / "where").mkdir()
     for name, level, written in (("a", 0.9, 300), ("b", 0.95, 200), ("c", 0.99, 100)):
         file = tmp_path / "where" / f"{name}.json"
         file.write_text(json.dumps({**record, "level": level}))
         os.utime(file, (written, written))
     records, left_out = records_beside(compared(tmp_path, record["provenance"]))
-    assert [one["level"] for one in records] == [0.9]
+    assert [entry["level"] for entry in records] == [0.9]
     assert left_out == [
         f"where/{name}.json is left out: it is of short, as is where/a.json, which is newer." for name in "bc"
     ]
@@ -497,8 +518,13 @@ def test_of_records_of_one_variant_the_newest_is_kept(villages, tmp_path):
 
 @pytest.mark.parametrize("names", [("a.b", "a-b"), ("日本", "中国"), ("K4", "k4"), ("a.b", "a-b", "a-b-2")])
 def test_no_two_variants_have_one_file(names, villages, tmp_path):
-    _, found = villages
-    record = {**found.record(), "model_args": {"pretrained": "world"}, "tasks": [], "n_shot": {"sae_world_homes": 0}}
+    _, explanation = villages
+    record = {
+        **explanation.record(),
+        "model_args": {"pretrained": "world"},
+        "tasks": [],
+        "n_shot": {"sae_world_homes": 0},
+    }
     question = {"task": "sae_world_homes", "doc_id": 3, "reason": "None is told."}
     (tmp_path / "where").mkdir()
     variants = []
@@ -513,17 +539,17 @@ def test_no_two_variants_have_one_file(names, villages, tmp_path):
     pages = question_pages(records)
     assert [page.title for page in pages] == list(names)
     files = [page.file for page in pages]
-    figures = [where_picture(one).name for one in records]
-    tables = [table.name for one in records for table in class_tables(one)]
-    for of in (files, figures, tables):
-        assert len({name.lower() for name in of}) == len(of)
-        assert all(name.isascii() for name in of)
+    figures = [where_picture(entry).name for entry in records]
+    tables = [table.name for entry in records for table in class_tables(entry)]
+    for group in (files, figures, tables):
+        assert len({name.lower() for name in group}) == len(group)
+        assert all(name.isascii() for name in group)
 
 
 def compared(folder, provenance):
     """A comparison of one variant, as far as the records beside it are chosen by it."""
-    told = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "n_shot": {}, "raw": {}}
-    baseline = SimpleNamespace(folder=folder, **told)
+    settings = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "n_shot": {}, "raw": {}}
+    baseline = SimpleNamespace(folder=folder, **settings)
     return SimpleNamespace(baseline=baseline, variants=[SimpleNamespace(name="short", provenance=provenance)])
 
 
@@ -596,14 +622,14 @@ def test_its_tables_fit_a_terminal_and_have_their_caption(tmp_path):
 
 
 def test_of_a_task_whose_prompts_differ_by_choice_the_scored_text_is_the_choice():
-    asked = SimpleNamespace(
+    task = SimpleNamespace(
         OUTPUT_TYPE="multiple_choice",
         multiple_input=2,
         doc_to_text=lambda _doc: 1,
         doc_to_choice=lambda _doc: ["Ann met Bo because Ann", "Ann met Bo because Bo"],
         doc_to_target=lambda _doc: "was late.",
     )
-    assert (own_text(asked, {}), _choices(asked, {})) == (None, ("was late.", "was late."))
+    assert (own_text(task, {}), _choices(task, {})) == (None, ("was late.", "was late."))
     document = PromptDocument("t", 0, None, ("was late.",), {"sentence": "Ann met Bo", "answer": 1})
     assert document.written == "Ann met Bo was late."
 

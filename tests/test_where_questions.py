@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_where_latents import K4, found_by
+from test_where_latents import K4, explained
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -23,19 +23,19 @@ STEP = 0.02  # of the error that is put back
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory):
+def homes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("questions")
-    return folder, found_by(folder, questions=("sae_world_homes:3", "worst"))
+    return folder, explained(folder, questions=("sae_world_homes:3", "worst"))
 
 
-def test_the_named_and_the_worst_both_ways_are_shown(asked):
-    _, found = asked
-    shown = [(one["task"], one["doc_id"]) for one in found.record()["questions"]]
+def test_the_named_and_the_worst_both_ways_are_shown(homes):
+    _, explanation = homes
+    shown = [(question["task"], question["doc_id"]) for question in explanation.record()["questions"]]
     assert shown[0] == ("sae_world_homes", 3)
     lost = dict(
         zip(
-            [(one.task, one.doc_id) for one in found.asked],
-            found.losses["margin"].by_key["reconstruction"],
+            [(question.task, question.doc_id) for question in explanation.asked],
+            explanation.losses["margin"].by_key["reconstruction"],
             strict=True,
         )
     )
@@ -65,9 +65,9 @@ def margin_by_hand(
     return values[right] - max(value for at, value in enumerate(values) if at != right)
 
 
-def read_by_hand(found, question):
+def read_by_hand(explanation, question):
     """Model, dictionary, the ids of each choice behind the prompt of document 3, the right choice, and the prompt."""
-    (document,) = [one for one in found.asked if (one.task, one.doc_id) == ("sae_world_homes", 3)]
+    (document,) = [entry for entry in explanation.asked if (entry.task, entry.doc_id) == ("sae_world_homes", 3)]
     (dictionary,) = load_dictionaries(K4, dtype=torch.float32, norm_factor=None)
     model = AutoModelForCausalLM.from_pretrained(str(world.model_path())).eval()
     tokenizer = AutoTokenizer.from_pretrained(str(world.model_path()))
@@ -82,11 +82,11 @@ def read_by_hand(found, question):
     return model, dictionary, ids, right, prompt
 
 
-def test_a_token_is_worth_what_its_error_put_back_by_hand_changes(asked):
-    _, found = asked
-    question = found.record()["questions"][0]
+def test_a_token_is_worth_what_its_error_put_back_by_hand_changes(homes):
+    _, explanation = homes
+    question = explanation.record()["questions"][0]
     assert question["method"] == "exact"
-    model, dictionary, ids, right, prompt = read_by_hand(found, question)
+    model, dictionary, ids, right, prompt = read_by_hand(explanation, question)
     whole = margin_by_hand(model, dictionary, ids, right, None)
     assert question["margin_variant"] == pytest.approx(whole, abs=1e-4)
     for at, piece in enumerate(prompt):
@@ -96,14 +96,16 @@ def test_a_token_is_worth_what_its_error_put_back_by_hand_changes(asked):
             assert piece["value"] == pytest.approx(margin_by_hand(model, dictionary, ids, right, at) - whole, abs=2e-4)
 
 
-def test_of_a_long_prompt_values_are_the_gradients_and_are_called_so(asked, tmp_path, monkeypatch):
-    _, found = asked
+def test_of_a_long_prompt_values_are_the_gradients_and_are_called_so(homes, tmp_path, monkeypatch):
+    _, explanation = homes
     monkeypatch.setattr(where_questions, "MOST_TOKENS", 2)
-    other = found_by(tmp_path, questions=("sae_world_homes:3",))
-    exact, first_order = (of.record()["questions"][0] for of in (found, other))
+    other = explained(tmp_path, questions=("sae_world_homes:3",))
+    exact, first_order = (run.record()["questions"][0] for run in (explanation, other))
     assert (exact["method"], first_order["method"]) == ("exact", "gradient")
-    assert [one["text"] for one in exact["tokens"]] == [one["text"] for one in first_order["tokens"]]
-    assert [one["value"] is None for one in exact["tokens"]] == [one["value"] is None for one in first_order["tokens"]]
+    assert [token["text"] for token in exact["tokens"]] == [token["text"] for token in first_order["tokens"]]
+    assert [token["value"] is None for token in exact["tokens"]] == [
+        token["value"] is None for token in first_order["tokens"]
+    ]
     model, dictionary, ids, right, prompt = read_by_hand(other, first_order)
     for at, piece in enumerate(prompt[1:], start=1):
         above, below = (margin_by_hand(model, dictionary, ids, right, at, part) for part in (STEP, -STEP))
@@ -114,15 +116,15 @@ def test_of_a_long_prompt_values_are_the_gradients_and_are_called_so(asked, tmp_
     assert max(apart) > 0.01
     page = question_page({**other.record(), "variant": "k4"})
     assert "right to first order" in page
-    assert "right to first order" not in question_page(found.record())
+    assert "right to first order" not in question_page(explanation.record())
 
 
-def test_the_page_lies_beside_the_record_and_escapes_what_it_shows(asked):
-    folder, found = asked
-    page = (folder / "where" / f"{found.name}.html").read_text()
+def test_the_page_lies_beside_the_record_and_escapes_what_it_shows(homes):
+    folder, explanation = homes
+    page = (folder / "where" / f"{explanation.name}.html").read_text()
     assert "sae_world_homes, document 3" in page
-    assert page.count("<article>") == len(found.record()["questions"])
-    record = json.loads(json.dumps(found.record()))
+    assert page.count("<article>") == len(explanation.record()["questions"])
+    record = json.loads(json.dumps(explanation.record()))
     record["questions"] = record["questions"][:1]
     record["questions"][0]["tokens"][0] = {"text": "<script>\u202e", "part": "prompt", "value": -1.5}
     page = question_page(record)
@@ -141,7 +143,7 @@ def test_the_page_lies_beside_the_record_and_escapes_what_it_shows(asked):
 )
 def test_a_question_that_is_not_there_is_refused(named, message, tmp_path):
     with pytest.raises(UserError, match=message):
-        found_by(tmp_path, questions=(named,), limit=4)
+        explained(tmp_path, questions=(named,), limit=4)
 
 
 def test_a_question_that_is_none_is_refused_before_anything_is_loaded():
@@ -155,18 +157,18 @@ def test_the_report_has_the_page_and_forgets_it(tmp_path: Path):
     given = ["--model_args", "pretrained=world", "--tasks", "sae_world_homes", "--sae", K4, "--limit", "8"]
     result = CliRunner().invoke(app, ["run", *given, "--device", "cpu", "-o", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    found = found_by(tmp_path, "sae_world_homes", limit=8, questions=("3",))
+    explanation = explained(tmp_path, "sae_world_homes", limit=8, questions=("3",))
 
     def report() -> tuple[list[str], str]:
-        made = CliRunner().invoke(app, ["report", str(tmp_path), "--output_path", str(tmp_path / "made")])
-        assert made.exit_code == 0, made.output
+        result = CliRunner().invoke(app, ["report", str(tmp_path), "--output_path", str(tmp_path / "made")])
+        assert result.exit_code == 0, result.output
         pages = sorted(path.name for path in (tmp_path / "made").glob("questions-*"))
         return pages, (tmp_path / "made" / "report.html").read_text()
 
     (page,), text = report()
     assert f'href="{page}"' in text
     assert "sae_world_homes, document 3" in (tmp_path / "made" / page).read_text()
-    file = tmp_path / "where" / f"{found.name}.json"
+    file = tmp_path / "where" / f"{explanation.name}.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "questions": []}))
     pages, text = report()
     assert pages == []
@@ -176,23 +178,23 @@ def test_the_report_has_the_page_and_forgets_it(tmp_path: Path):
 def test_what_a_record_leads_to_is_there_before_it(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(where, "write_json", lambda file, _: seen.extend(path.name for path in file.parent.iterdir()))
-    found = found_by(tmp_path, "sae_world_homes", limit=4, questions=("1",))
-    assert {f"{found.name}.html", f"{found.name}.documents.csv"} <= {*seen}
-    found_by(tmp_path, "sae_world_homes", limit=4)
-    assert not (tmp_path / "where" / f"{found.name}.html").exists()
+    explanation = explained(tmp_path, "sae_world_homes", limit=4, questions=("1",))
+    assert {f"{explanation.name}.html", f"{explanation.name}.documents.csv"} <= {*seen}
+    explained(tmp_path, "sae_world_homes", limit=4)
+    assert not (tmp_path / "where" / f"{explanation.name}.html").exists()
 
 
-def test_the_last_token_of_an_answer_is_only_predicted(asked):
-    _, found = asked
-    record = {**found.record(), "questions": found.record()["questions"][:1]}
+def test_the_last_token_of_an_answer_is_only_predicted(homes):
+    _, explanation = homes
+    record = {**explanation.record(), "questions": explanation.record()["questions"][:1]}
     page = question_page(record)
     assert page.count("only predicted: the model never reads it") == 2
     assert page.count("<span>nothing is spliced in here</span>") == 1  # BOS
 
 
-def test_a_question_without_its_margins_is_no_record(asked, tmp_path: Path):
-    _, found = asked
-    record = json.loads(json.dumps(found.record())) | {"model_args": {"pretrained": "world"}}
+def test_a_question_without_its_margins_is_no_record(homes, tmp_path: Path):
+    _, explanation = homes
+    record = json.loads(json.dumps(explanation.record())) | {"model_args": {"pretrained": "world"}}
     (tmp_path / "right.json").write_text(json.dumps(record))
     assert len(read_where_record(tmp_path / "right.json").questions) == len(record["questions"])
     record["questions"][0]["margin_variant"] = None

@@ -40,11 +40,11 @@ class WrongOnSome(torch.nn.Module):
         return torch.where(wrong[..., None], 0.0, x)
 
 
-def found_by(variant, tasks, folder: Path, *by: str, limit: int):
+def explained(variant, tasks, folder: Path, *by: str, limit: int):
     given = {"model_args": {"pretrained": "world"}, "variants": [variant], "tasks": tasks, "limit": limit}
     sweep = sweep_of({**given, "device": "cpu"})
-    (found,) = explain_drops(sweep, lm_eval_config(sweep), folder, Inquiry(by))
-    return {(row["name"], row["measure"], row["division"], row["class"]): row for row in found.rows}
+    (explanation,) = explain_drops(sweep, lm_eval_config(sweep), folder, Inquiry(by))
+    return {(row["name"], row["measure"], row["division"], row["class"]): row for row in explanation.rows}
 
 
 def test_a_dictionary_that_is_wrong_on_numbers_alone_is_found_to_be(tmp_path):
@@ -53,7 +53,7 @@ def test_a_dictionary_that_is_wrong_on_numbers_alone_is_found_to_be(tmp_path):
     ids = [tokenizer.encode(word, add_special_tokens=False)[0] for word in NUMBERS]
     wrong = WrongOnSome(model.get_input_embeddings().weight[ids].detach().clone())
     variant = {"sae": wrong, "hook": "hook_embed", "name": "wrong"}
-    rows = found_by(variant, ["sae_world_arithmetic"], tmp_path, BY_NUMBER, "kind", limit=30)
+    rows = explained(variant, ["sae_world_arithmetic"], tmp_path, BY_NUMBER, "kind", limit=30)
     for measure in (ACCURACY, MARGIN, KL):
         number, rest = (rows["overall", measure, "number", name] for name in ("number", "the rest"))
         assert number["drop_low"] > 0
@@ -68,7 +68,7 @@ def test_a_dictionary_that_is_wrong_on_numbers_alone_is_found_to_be(tmp_path):
 def carriers(tmp_path_factory):
     """A sparse dictionary at the first block, behind which attention has still to fetch most of what is known."""
     variant = "world#blocks.1.hook_resid_post.k4"
-    return found_by(variant, TASKS, tmp_path_factory.mktemp("where"), "segment", "kind", BY_NUMBER, limit=150)
+    return explained(variant, TASKS, tmp_path_factory.mktemp("where"), "segment", "kind", BY_NUMBER, limit=150)
 
 
 def test_of_villages_the_name_is_what_carries_the_question(carriers):
@@ -84,7 +84,7 @@ def test_of_villages_the_name_is_what_carries_the_question(carriers):
 
 
 def test_of_sums_the_number_carries_and_the_name_does_not(carriers):
-    number, name = (carriers["sae_world_arithmetic", KL, *of] for of in (("number", "number"), ("kind", "name")))
+    number, name = (carriers["sae_world_arithmetic", KL, *key] for key in (("number", "number"), ("kind", "name")))
     assert number["restored_low"] > 0
     assert number["alone_low"] > 0
     assert name["restored_low"] <= 0 <= name["restored_high"]
@@ -105,15 +105,15 @@ class Flattened(torch.nn.Module):
 def test_an_error_along_one_direction_is_its_first_component_and_linear(tmp_path):
     variant = {"sae": Flattened(), "hook": "blocks.2.hook_resid_post", "name": "flat"}
     tasks = ["sae_world_villages", "sae_world_homes"]
-    rows = found_by(variant, tasks, tmp_path, "direction", "component", limit=120)
+    rows = explained(variant, tasks, tmp_path, "direction", "component", limit=120)
     record = json.loads((tmp_path / "where" / "flat.json").read_text())
     assert record["held_out"] is True
     assert record["documents"] == 120
     assert record["energy"]["component: first 1"] == pytest.approx(1, abs=1e-4)
     assert record["energy"]["direction: linear in the activation"] == pytest.approx(1, abs=0.05)
     linear, rest, first = (
-        rows["overall", KL, *of]
-        for of in (("direction", "linear in the activation"), ("direction", "not linear"), ("component", "first 1"))
+        rows["overall", KL, *key]
+        for key in (("direction", "linear in the activation"), ("direction", "not linear"), ("component", "first 1"))
     )
     assert (first["restored"], first["alone"]) == pytest.approx((1, 1), abs=1e-3)
     assert (linear["restored"], linear["alone"]) == pytest.approx((1, 1), abs=0.15)
@@ -128,8 +128,8 @@ def test_an_error_that_is_the_same_everywhere_is_linear_by_its_mean():
     linear, rest = moments.classes(("direction",), moments)
     assert linear.energy == pytest.approx(1, abs=1e-6)
     assert rest.energy == pytest.approx(0, abs=1e-6)
-    found = linear.parts["a"](y.float(), y.float(), torch.ones_like(y).float())
-    torch.testing.assert_close(found, torch.ones_like(found), atol=1e-3, rtol=0)
+    part = linear.parts["a"](y.float(), y.float(), torch.ones_like(y).float())
+    torch.testing.assert_close(part, torch.ones_like(part), atol=1e-3, rtol=0)
 
 
 def test_a_dictionary_without_an_error_has_no_part_of_it():
@@ -142,7 +142,7 @@ def test_a_dictionary_without_an_error_has_no_part_of_it():
 
 def test_a_fit_to_too_few_positions_is_refused(tmp_path):
     with pytest.raises(UserError, match="needs twice as many as values: ask more documents"):
-        found_by("world#blocks.2.hook_resid_post.k4", ["sae_world_homes"], tmp_path, "direction", limit=4)
+        explained("world#blocks.2.hook_resid_post.k4", ["sae_world_homes"], tmp_path, "direction", limit=4)
 
 
 # -- real input ---------------------------------------------------------------------------------------------
