@@ -828,6 +828,20 @@ def test_of_many_tasks_the_headline_counts_those_that_lose(tmp_path: Path) -> No
     assert "In k4, none of 40 tasks loses significantly." in made(tmp_path).headline
 
 
+def test_the_interval_over_tasks_stands_beside_that_of_a_group(tmp_path: Path) -> None:
+    names = [f"task_{at:02}" for at in range(15)]
+    groups = {"many": names[:12], "few": names[12:]}
+    write_run(tmp_path / "baseline", {name: [1] * 20 for name in names}, splice=None, groups=groups)
+    lost = {name: [0] * (at % 5) + [1] * (20 - at % 5) for at, name in enumerate(names)}
+    write_run(tmp_path / "k4", lost, groups=groups)
+    report = made(tmp_path)
+    drops = report.drops.set_index(["section", "name"])
+    low, high = (float(drops.loc[("group", "many"), f"tasks_{end}"]) for end in ("low", "high"))
+    shown = {row["group"]: row["interval over tasks"] for row in cells(report, "groups")}
+    assert shown == {"many": f"[{low:.1f}, {high:.1f}]", "few": "n/a"}
+    assert "n/a for fewer than ten tasks" in next(table.caption for table in report.tables if table.name == "groups")
+
+
 def test_how_p_is_adjusted_is_told_with_the_first_table_and_in_the_methods(out: Path) -> None:
     report = made(out)
     family = build.compare_tasks(*folders.find_results(out)).family

@@ -225,37 +225,37 @@ def overall_tables(rows: Sequence[DropRow], significance: Significance) -> list[
     if not overall:
         return []
     several = any(row.tasks_low is not None for row in overall)
-    headings = ["tasks", "n", *score_headings(significance), *["interval over tasks"] * several, "p", "detectable"]
+    headings = ["tasks", "n", *score_headings(significance), *[OVER_TASKS] * several, "p", "detectable"]
     body = [
         (
             *(text_cell(row.variant), count_cell(row.tasks), count_cell(row.n), *score_cells(row, significance)),
-            *([Cell(bounds_of(row.tasks_low, row.tasks_high), row.tasks_low)] if several else []),
+            *([over_tasks_cell(row)] if several else []),
             *(p_cell(row.p_adjusted), number_cell(row.detectable, fixed_decimals(row.detectable))),
         )
         for row in overall
     ]
     reasons = distinct_texts(row.undetectable_reason for row in overall)
     beyond = f"; n/a: {' or '.join(reasons)}" if reasons else ""
-    over = f" Interval over tasks: if these tasks were drawn from many like them ({CLUSTERED})." * several
     caption = (
         "Accuracy of the untouched model and of each variant over all tasks, every question counting alike, in "
         "percent; the drop in percentage points, positive where the variant is worse. "
-        f"{how_measured(overall, significance)}{over} p: {ADJUSTED}. "
+        f"{how_measured(overall, significance)}{OF_OVER_TASKS * several} p: {ADJUSTED}. "
         "Detectable: the drop that this many questions show with "
         f"a power of 80% (two-sided test at 5%){beyond}.{chance_mark(overall)}"
     )
     columns = (
         TableColumn("variant", "left"),
-        *(
-            TableColumn(heading, spare=int(heading in ("tasks", "spliced", "interval over tasks")))
-            for heading in headings
-        ),
+        *(TableColumn(heading, spare=int(heading in ("tasks", "spliced", OVER_TASKS))) for heading in headings),
     )
     return [ReportTable("overall", "Over all tasks", caption, columns, tuple(body))]
 
 
 ADJUSTED = "adjusted as the stars of the first table"
-CLUSTERED = "cluster-robust, with the tasks' own weights"
+OVER_TASKS = "interval over tasks"
+OF_OVER_TASKS = (
+    " Interval over tasks: if these tasks were drawn from many like them (cluster-robust, with the tasks' own "
+    "weights); n/a for fewer than ten tasks."
+)
 
 
 def chance_mark(rows: Iterable[DropRow]) -> str:
@@ -313,6 +313,10 @@ def baseline_cell(row: DropRow) -> Cell:
 
 def bounds_of(low: float | None, high: float | None) -> str:
     return NA if low is None or high is None else f"[{fixed_decimals(low)}, {fixed_decimals(high)}]"
+
+
+def over_tasks_cell(row: DropRow) -> Cell:
+    return Cell(bounds_of(row.tasks_low, row.tasks_high), row.tasks_low)
 
 
 def metric_name(row: DropRow) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from sae_lm_eval.report.drop_tables import (
+    OF_OVER_TASKS,
+    OVER_TASKS,
     DropRow,
     Significance,
     chance_mark,
@@ -12,6 +14,7 @@ from sae_lm_eval.report.drop_tables import (
     drop_variants,
     how_measured,
     metric_name,
+    over_tasks_cell,
     p_cell,
     score_cells,
     score_headings,
@@ -40,7 +43,7 @@ SPARE = {
     "raw p": SPARE_IN_PRINT,
     **dict.fromkeys(("above chance lost", "KL"), 3),
     **dict.fromkeys(("spliced", "shots"), 2),
-    **dict.fromkeys(("margin", "lost", "gained"), 1),
+    **dict.fromkeys(("margin", "lost", "gained", OVER_TASKS), 1),
 }
 # What not every comparison has: heading, what it is, and its cell.
 OPTIONAL: tuple[tuple[str, str, Callable[[DropRow], Cell]], ...] = (
@@ -88,6 +91,7 @@ def _detail_table(
     section = rows[0].section
     metrics = len({metric_name(row) for row in rows}) > 1
     counts = ["n", *(["shots"] if len({row.shots for row in rows}) > 1 else [])]
+    over_tasks = any(row.tasks_low is not None for row in rows)
     extra = [column for column in OPTIONAL if any(column[2](row).value is not None for row in rows)]
     body = [
         (
@@ -95,7 +99,8 @@ def _detail_table(
             text_cell(row.alias),
             *([text_cell(metric_name(row))] if metrics else []),
             *(count_cell(getattr(row, name)) for name in counts),
-            *(*score_cells(row, significance), count_cell(row.lost), count_cell(row.gained)),
+            *(*score_cells(row, significance), *([over_tasks_cell(row)] if over_tasks else [])),
+            *(count_cell(row.lost), count_cell(row.gained)),
             *(p_cell(row.p), p_cell(row.p_adjusted)),
             *(make(row) for *_, make in extra),
         )
@@ -105,6 +110,7 @@ def _detail_table(
     headings = (
         *counts,
         *score_headings(significance),
+        *([OVER_TASKS] if over_tasks else []),
         "lost",
         "gained",
         "raw p",
@@ -120,7 +126,7 @@ def _detail_table(
         "from wrong to right; perplexities by their logarithm, as the rise in nats and as a ratio; other metrics in "
         "their own units, positive where the variant is worse"
         f"{''.join(f'; {heading}: {meaning}' for heading, meaning, _ in extra)}. {how_measured(rows, significance)}"
-        f"{chance_mark(rows)}"
+        f"{OF_OVER_TASKS * over_tasks}{chance_mark(rows)}"
     )
     name, title = NAMES[section]
     title = title if several else f"{title}: {rows[0].variant}"
