@@ -194,7 +194,8 @@ def test_few_points_leave_the_scatter_out_and_say_so():
     [
         ("model,loss\na,3\nb,2\n", "a column flops, or params and tokens, beside loss"),
         ("model,flops\na,3\nb,2\n", "lacks the column loss"),
-        ("model,flops,loss\na,1e18,3,2\nb,1e19,2,2\n", "has a row with more cells than its 3 columns"),
+        ("model,flops,loss\na,1e18,3,2\nb,1e19,2,2\n", "has a row with more cells than there are columns"),
+        ("model,flops,loss\na,1e18,3\nb,1e19,1e21\nc,1e20,2\nd,1e21,1\n", "Row 2 of .*: 'loss' is 1e"),
         ("model,flops,loss,loss\na,1e18,3,2\nb,1e19,2,1\n", "has the column 'loss' twice"),
         ("model,flops,loss\na,1e18,True\nb,1e19,True\n", "'loss' is True; it must be a number"),
         ("model,flops,loss\na,1e18,3\n", "needs two rows or more that differ in FLOPs"),

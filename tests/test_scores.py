@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from scipy.stats import spearmanr
 from test_report import FIDELITY, QUESTIONS, SPLICE, write_run
 from typer.testing import CliRunner
@@ -154,6 +156,20 @@ def test_damaged_examples_of_delphis_are_told_in_a_sentence(tmp_path, content):
     path.write_text(content)
     with pytest.raises(UserError, match="latent7"):
         read_scores(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "columns", "told"),
+    [
+        (["sae", "judge", "judge"], [["a"], [1.0], [2.0]], "has the column 'judge' twice"),
+        (["sae", "judge", "when"], [["a"], [1.0], pa.array([2**40], pa.timestamp("s"))], "is no sound Parquet file"),
+        (["release", "sae_id", "judge"], [["a"], [[1]], [1.0]], "Row 1 of .* names no dictionary: 'sae_id' is"),
+    ],
+)
+def test_an_odd_parquet_file_is_told_in_a_sentence(names, columns, told, tmp_path):
+    parquet.write_table(pa.Table.from_arrays([pa.array(one) for one in columns], names=names), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=told):
+        read_scores(tmp_path / "a.parquet")
 
 
 def test_every_column_of_numbers_of_a_table_is_a_score(tmp_path):

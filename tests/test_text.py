@@ -100,6 +100,12 @@ def test_a_column_of_a_parquet_file_that_holds_no_texts(cell, tmp_path):
         list(text.read_documents(tmp_path / "a.parquet"))
 
 
+def test_a_column_of_dates_beyond_those_of_python(tmp_path):
+    parquet.write_table(pa.table({"text": pa.array([2**40], pa.timestamp("s"))}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="is no sound Parquet file"):
+        list(text.read_documents(tmp_path / "a.parquet"))
+
+
 def test_a_column_that_is_there_twice(tmp_path):
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     parquet.write_table(table, tmp_path / "a.parquet")

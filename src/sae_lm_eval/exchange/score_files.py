@@ -131,8 +131,11 @@ def _parquet_rows(path: Path) -> list[Row]:
         with ParquetFile(path) as file:
             if file.metadata.num_rows > MOST_ROWS:
                 raise UserError(f"'{shown(path, 200)}' has more than {MOST_ROWS:,} rows. A row is one dictionary.")
+            names = file.schema_arrow.names
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise UserError(f"'{shown(path, 200)}' has the column '{shown(twice)}' twice.")
             return file.read().to_pylist()
-    except (ArrowException, OSError, ValueError) as error:
+    except (ArrowException, OSError, ValueError, OverflowError) as error:  # the last of dates beyond Python's
         if isinstance(error, UserError):
             raise
         raise UserError(f"'{shown(path, 200)}' is no sound Parquet file: {shown(first_line(error), 200)}") from error
@@ -184,5 +187,7 @@ def _named(row: Row, where: str) -> DictionaryName:
     if SPEC in row:
         return DictionaryName.of_spec(parts[0])
     id_ = parts[1]
+    if not isinstance(id_, str | int | float | None):
+        raise UserError(f"{where} names no dictionary: '{ID}' is {shown(id_)}.")
     whole = isinstance(id_, float) and id_.is_integer()  # a column of numbers with an empty cell
     return DictionaryName.of_parts(parts[0], None if id_ is None else str(int(id_) if whole else id_))

@@ -186,7 +186,7 @@ def _check_depth(value: Any, where: str) -> None:
 class _Yaml(yaml.SafeLoader):
     """YAML without a key that stands twice in one mapping, of which the last would count."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         made = super().compose_mapping_node(anchor)
         keys = [(key.tag, key.value) for key, _ in made.value if isinstance(key, yaml.ScalarNode)]
         if twice := _first_twice(keys):

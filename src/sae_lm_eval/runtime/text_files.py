@@ -94,7 +94,7 @@ def _of_parquet(path: Path, column: str) -> Iterator[str]:
                 for value in batch.column(0).to_pylist():
                     if value is not None:
                         yield str(checked(WRITTEN, value, f"'{shown(path, 200)}', {column},", "a text"))
-    except (ArrowException, OSError, ValueError) as error:
+    except (ArrowException, OSError, ValueError, OverflowError) as error:  # the last of dates beyond Python's
         if isinstance(error, UserError):
             raise
         raise UserError(f"'{shown(path, 200)}' is no sound Parquet file: {shown(error, 200)}") from error

@@ -26,6 +26,7 @@ def _no_truth(cell: Any) -> Any:
 Number = Annotated[float, BeforeValidator(_no_truth), Field(ge=-1e40, le=1e40, allow_inf_nan=False)]
 Amount = Annotated[float, BeforeValidator(_no_truth), Field(ge=0, le=1e40, allow_inf_nan=False)]
 Positive = Annotated[float, BeforeValidator(_no_truth), Field(ge=1e-40, le=1e40, allow_inf_nan=False)]
+Loss = Annotated[float, BeforeValidator(_no_truth), Field(ge=1e-9, le=1e3, allow_inf_nan=False)]  # nats/token
 Count = Annotated[int, BeforeValidator(_no_truth), Field(ge=1, lt=2**63)]
 Name = Annotated[str, BeforeValidator(str), Field(min_length=1, max_length=1000)]
 
@@ -68,7 +69,7 @@ def _frame(text: str, where: str) -> pd.DataFrame:
             warnings.simplefilter("error", pd.errors.ParserWarning)
             return pd.read_csv(io.StringIO(text), index_col=False)
     except pd.errors.ParserWarning as error:
-        raise UserError(f"{where} has a row with more cells than its {len(heads)} columns.") from error
+        raise UserError(f"{where} has a row with more cells than there are columns.") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError, OverflowError) as error:
         raise UserError(f"{where} is not a readable CSV file: {first_line(error)}") from error
 

@@ -18,7 +18,7 @@ from scipy.optimize import isotonic_regression
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import Foreign
-from sae_lm_eval.scaling.data_files import Amount, Name, Positive, Row, data_path, read_rows, unknown
+from sae_lm_eval.scaling.data_files import Amount, Loss, Name, Row, data_path, read_rows, unknown
 from sae_lm_eval.scaling.fit import fit_compute_law, residual_scale
 from sae_lm_eval.scaling.laws import ComputeLaw
 
@@ -39,7 +39,7 @@ class FamilyRow(CurveRow):
 
     model: Name | None = None
     revision: Name | None = None
-    loss: Positive | None
+    loss: Loss | None
     params: Amount | None = None
     tokens: Amount | None = None
     text: Name | None = None

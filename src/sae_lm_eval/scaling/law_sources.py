@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sae_lm_eval.files.reading import Foreign
-from sae_lm_eval.scaling.data_files import Positive, read_rows
+from sae_lm_eval.scaling.data_files import Loss, Positive, read_rows
 from sae_lm_eval.scaling.fit import fit_parametric_law
 from sae_lm_eval.scaling.ladder import LADDER, ladder_law
 from sae_lm_eval.scaling.laws import Law, get_law, laws
@@ -14,7 +14,7 @@ class Run(Foreign):
 
     params: Positive
     tokens: Positive
-    loss: Positive
+    loss: Loss
 
 
 def load_law(law: str | Path | Law) -> Law:

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, StrictStr
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.reading import Foreign, checked, json_value, read_start
 from sae_lm_eval.scaling.curve_estimates import same_loss
-from sae_lm_eval.scaling.data_files import Amount, Count, Name, Positive, Row, read_rows
+from sae_lm_eval.scaling.data_files import Amount, Count, Loss, Name, Positive, Row, read_rows
 from sae_lm_eval.scaling.family import CurveRow, Family, Kind, family_of, monotone_curve, row_name
 
 MAIN = "main"
@@ -56,8 +56,8 @@ class MeasuredRow(CurveRow):
     revision: Name
     params: Count
     tokens: Count | Amount
-    loss: Positive
-    nats_per_byte: Positive
+    loss: Loss
+    nats_per_byte: Loss
     text_nats: Positive
     text_tokens: Count
     text_bytes: Count
