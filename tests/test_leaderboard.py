@@ -196,7 +196,7 @@ def changed(run: Path, **raw: Any) -> None:
 def test_what_was_asked_tells_apart_what_cannot_be_compared(runs, raw, told):
     changed(runs / "second", **raw)
     (row,) = read_leaderboard([runs / "second"], lambda _: None).rows
-    assert re.search(f"{told}$", row.asked)
+    assert re.search(f"{told}$", row.questions)
     assert (row.model, row.overall.text) == ("pythia", "28.3*")
 
 

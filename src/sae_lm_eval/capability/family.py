@@ -48,12 +48,14 @@ def read_task_family(path: Path) -> TaskFamily:
     unit, compute = training_compute(rows, kind="family", where=str(path))
     if strange := next((row_name(row) for row, c in zip(rows, compute, strict=True) if not 0 < c < np.inf), None):
         raise UserError(f"'{path}': {strange} has no usable {unit}: give params and tokens, or flops.")
-    known = sorted(((c, row_name(row), row) for row, c in zip(rows, compute, strict=True)), key=lambda one: one[:2])
-    names = [name for _, name, _ in known]
+    members = sorted(
+        ((c, row_name(row), row) for row, c in zip(rows, compute, strict=True)), key=lambda member: member[:2]
+    )
+    names = [name for _, name, _ in members]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"'{path}' has {twice} twice.")
-    results = tuple(replace(_results(row, path), name=name) for _, name, row in known)
-    return TaskFamily(tuple(names), tuple(compute for compute, *_ in known), results, path.stem)
+    results = tuple(replace(_results(row, path), name=name) for _, name, row in members)
+    return TaskFamily(tuple(names), tuple(compute for compute, *_ in members), results, path.stem)
 
 
 def _results(row: Row, path: Path) -> Results:
@@ -77,11 +79,11 @@ def equivalents(
     """A row for each of `measured`, with `COLUMNS`; `drop` is in the measure's own unit."""
     rows = []
     for cut, variant, measure, scores, refused in measured:
-        found = refused or equivalent_compute(scores, level=level, draws=draws, rng=seed)
-        told = {"variant": variant, "section": cut.section, "name": cut.name, "alias": cut.alias}
-        told |= {"measure": MEASURES[measure], "drop": _drop(scores), **asdict(found)}
-        told["flags"] = "; ".join(found.flags) or None
-        rows.append(told | {"level": level, "models": len(scores.compute)})
+        equivalent = refused or equivalent_compute(scores, level=level, draws=draws, rng=seed)
+        row = {"variant": variant, "section": cut.section, "name": cut.name, "alias": cut.alias}
+        row |= {"measure": MEASURES[measure], "drop": _drop(scores), **asdict(equivalent)}
+        row["flags"] = "; ".join(equivalent.flags) or None
+        rows.append(row | {"level": level, "models": len(scores.compute)})
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
 
@@ -105,20 +107,20 @@ class CategoryCurve:
 
 def category_curves(measured: Sequence[CutScores]) -> list[CategoryCurve]:
     """Of each section and name by the first measure that it has."""
-    found: dict[tuple[str, str], CategoryCurve] = {}
+    curves: dict[tuple[str, str], CategoryCurve] = {}
     for cut, variant, measure, scores, _ in measured:
         means = scores.members @ scores.weights
         after = float(means[scores.own]) - _drop(scores)
-        known = found.get((cut.section, cut.name))
-        if known is None:
+        curve = curves.get((cut.section, cut.name))
+        if curve is None:
             share = tuple(float(c) for c in scores.compute / scores.compute[scores.own])
             rising = tuple((float(x), float(y)) for x, y in zip(*knots(scores), strict=True))
             where = (cut.section, cut.name, cut.alias, MEASURES[measure], share, tuple(map(float, means)), rising)
-            found[cut.section, cut.name] = CategoryCurve(*where, {variant: after})
-        elif known.measure == MEASURES[measure]:
-            variants = {**known.variants, variant: after}
-            found[cut.section, cut.name] = replace(known, variants=variants)
-    return list(found.values())
+            curves[cut.section, cut.name] = CategoryCurve(*where, {variant: after})
+        elif curve.measure == MEASURES[measure]:
+            variants = {**curve.variants, variant: after}
+            curves[cut.section, cut.name] = replace(curve, variants=variants)
+    return list(curves.values())
 
 
 def cut_scores(comparison: Comparison, family: TaskFamily) -> list[CutScores]:
@@ -127,7 +129,7 @@ def cut_scores(comparison: Comparison, family: TaskFamily) -> list[CutScores]:
     Raises `UserError` where the family lacks the original, or was asked other tasks, documents, prompts or shots.
     """
     own = _own(comparison.baseline, family)
-    others = [one for place, one in enumerate(family.results) if place != own]
+    others = [results for place, results in enumerate(family.results) if place != own]
     if not others:
         raise UserError(f"The family '{family.source}' has no model but the run's own, so there is nothing between.")
     try:
@@ -136,15 +138,15 @@ def cut_scores(comparison: Comparison, family: TaskFamily) -> list[CutScores]:
         raise UserError(f"The family '{family.source}' is none of this run. {error}") from error
     of_family = {str(name): part.set_index(KEYS) for name, part in read.groupby("variant")}
     documents = comparison.documents()
-    answers = {one.name: documents.loc[documents["variant"] == one.name] for one in comparison.variants}
-    found = []
+    answers = {results.name: documents.loc[documents["variant"] == results.name] for results in comparison.variants}
+    measured = []
     for cut, variant, measure in product(comparison.cuts, comparison.variants, MEASURES):
-        made = _of_cut(cut, answers[variant.name], of_family, family, own, measure)
-        if made is not None:
-            found.append(CutScores(cut, variant.name, measure, *made))
-    if not found:
+        scored = _of_cut(cut, answers[variant.name], of_family, family, own, measure)
+        if scored is not None:
+            measured.append(CutScores(cut, variant.name, measure, *scored))
+    if not measured:
         raise UserError(f"None of the tasks of '{family.source}' has margins or scores that can be compared.")
-    return found
+    return measured
 
 
 def _own(baseline: Results, family: TaskFamily) -> int:
@@ -167,8 +169,8 @@ def _of_cut(
     values = {name: part[after].reindex(mine.index) for name, part in of_family.items()}
     base = mine[before] if before else pd.Series(0.0, mine.index)
     sign = 1 if before else -1
-    known = [base if place == own else sign * values[name] for place, name in enumerate(family.models)]
-    members = np.array(known, dtype=float)
+    values_by_model = [base if place == own else sign * values[name] for place, name in enumerate(family.models)]
+    members = np.array(values_by_model, dtype=float)
     spliced = sign * mine[after].to_numpy(dtype=float)
     if not len(mine) or not (np.isfinite(members).all() and np.isfinite(spliced).all()):
         return None
@@ -208,10 +210,10 @@ def beside(results: Results) -> Path | None:
     return next((folder / NAME for folder in above if (folder / NAME).is_file()), None)
 
 
-def equivalent_rows(found: pd.DataFrame, sections: Sequence[str] = ()) -> list[dict[str, str]]:
+def equivalent_rows(frame: pd.DataFrame, sections: Sequence[str] = ()) -> list[dict[str, str]]:
     """As text, for a terminal: fraction with its interval, or the bound, or why there is neither."""
     rows = []
-    for row in found.to_dict("records"):
+    for row in frame.to_dict("records"):
         if sections and row["section"] not in sections:
             continue
         rows.append(
@@ -219,13 +221,13 @@ def equivalent_rows(found: pd.DataFrame, sections: Sequence[str] = ()) -> list[d
                 "variant": row["variant"],
                 "name": f"{row['section']} {row['alias']}" if row["section"] != "overall" else "overall",
                 "by": row["measure"],
-                "equivalent compute": told(row),
+                "equivalent compute": equivalent_text(row),
             }
         )
     return rows
 
 
-def told(row: Row) -> str:
+def equivalent_text(row: Row) -> str:
     """A fraction with its interval; without one the bound, or n/a with the reason."""
     if row["fraction"] is None:
         return f"{row['bound']}" if row["bound"] else f"n/a: {row['reason']}"

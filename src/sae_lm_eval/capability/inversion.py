@@ -78,12 +78,12 @@ def equivalent_compute(
         return EquivalentCompute(
             reason=f"flat curve: the score rises by {means[scores.own] - means[0]:.3g} ({lowest:.3g} to {highest:.3g})"
         )
-    found = _placed(scores, means, drop)
-    if found.fraction is None:
-        return found
+    equivalent = _placed(scores, means, drop)
+    if equivalent.fraction is None:
+        return equivalent
     logs = np.array([log_share_of_compute(scores, row[:-1], float(row[-1])) for row in resampled])
     low, high = np.quantile(logs, [tail, 1 - tail], method="inverted_cdf")
-    return replace(found, low=_finite_exp(low), high=_finite_exp(high), flags=_pooled(means))
+    return replace(equivalent, low=_finite_exp(low), high=_finite_exp(high), flags=_pooled(means))
 
 
 def _placed(scores: FamilyScores, means: np.ndarray, drop: float) -> EquivalentCompute:

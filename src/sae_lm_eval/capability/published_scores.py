@@ -29,10 +29,10 @@ DRAWS = 1000
 @cache
 def published() -> dict[tuple[str, str], list[Row]]:
     """The rows of each model and task, by rising tokens."""
-    found: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    curves: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in read_rows(data_path(FILE), required=["model", "tokens", "task", "value", "stderr"]):
-        found[str(row["model"]), str(row["task"])].append(row)
-    return {key: sorted(rows, key=lambda row: float(row["tokens"])) for key, rows in found.items()}
+        curves[str(row["model"]), str(row["task"])].append(row)
+    return {key: sorted(rows, key=lambda row: float(row["tokens"])) for key, rows in curves.items()}
 
 
 def published_equivalents(comparison: Comparison, *, draws: int = DRAWS, seed: int = 0) -> pd.DataFrame:
@@ -44,15 +44,15 @@ def published_equivalents(comparison: Comparison, *, draws: int = DRAWS, seed: i
     arguments, rows = comparison.baseline.model_args, []
     model = str(arguments.get("pretrained")).rstrip("/").rpartition("/")[2].lower()
     drops = comparison.drops
-    known: Any = drops[(drops["section"] == "task") & (drops["metric"] == "acc") & (drops["shots"] == 0)]
-    for row in known.to_dict("records") if str(arguments.get("revision", "main")) in LAST else ():
+    accuracies: Any = drops[(drops["section"] == "task") & (drops["metric"] == "acc") & (drops["shots"] == 0)]
+    for row in accuracies.to_dict("records") if str(arguments.get("revision", "main")) in LAST else ():
         if (curve := published().get((model, str(row["name"])))) is None:
             continue
         drop, low, high = (float(row[name]) / 100 for name in ("drop", "low", "high"))
         drawn = drawn_drops(drop, low, high, comparison.level, draws, np.random.default_rng([seed, 1]))
-        found = _placed(curve, drop, drawn, comparison.level, np.random.default_rng(seed))
-        told = {"variant": row["variant"], "task": row["name"], "drop": drop, "level": comparison.level}
-        rows.append({**told, **found})
+        estimate = _placed(curve, drop, drawn, comparison.level, np.random.default_rng(seed))
+        labels = {"variant": row["variant"], "task": row["name"], "drop": drop, "level": comparison.level}
+        rows.append({**labels, **estimate})
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
 

@@ -47,8 +47,8 @@ class Square:
 
     @property
     def members(self) -> dict[str, Results]:
-        found = {DICTIONARY: self.dictionary, BOTH: self.both}
-        return found if self.alone is None else {**found, ALONE: self.alone}
+        corners = {DICTIONARY: self.dictionary, BOTH: self.both}
+        return corners if self.alone is None else {**corners, ALONE: self.alone}
 
 
 def squares_of(variants: Sequence[Results]) -> list[Square]:
@@ -56,21 +56,21 @@ def squares_of(variants: Sequence[Results]) -> list[Square]:
 
     Where several results could be a corner, and their records do not tell them apart, none is.
     """
-    plain = _unique((_same(one), one) for one in variants if _reconstructs(one) and not _adapter(one))
-    alone = _unique((_content(one), one) for one in variants if _adapter(one) and not one.provenance.get("splices"))
+    plain = _unique((_same(run), run) for run in variants if _reconstructs(run) and not _adapter(run))
+    alone = _unique((_content(run), run) for run in variants if _adapter(run) and not run.provenance.get("splices"))
     out = []
-    for one in variants:
-        if _adapter(one) and _reconstructs(one) and (dictionary := plain.get(_same(one))) is not None:
-            out.append(Square(dictionary, one, str(_adapter(one)["name"]), alone.get(_content(one))))
+    for run in variants:
+        if _adapter(run) and _reconstructs(run) and (dictionary := plain.get(_same(run))) is not None:
+            out.append(Square(dictionary, run, str(_adapter(run)["name"]), alone.get(_content(run))))
     return out
 
 
 def _unique(keyed: Iterable[tuple[Hashable, Results]]) -> dict[Hashable, Results]:
     """Those of which no other has the key."""
-    found: dict[Hashable, list[Results]] = {}
-    for key, one in keyed:
-        found.setdefault(key, []).append(one)
-    return {key: of[0] for key, of in found.items() if len(of) == 1}
+    groups: dict[Hashable, list[Results]] = {}
+    for key, results in keyed:
+        groups.setdefault(key, []).append(results)
+    return {key: group[0] for key, group in groups.items() if len(group) == 1}
 
 
 def _reconstructs(results: Results) -> bool:
@@ -89,8 +89,8 @@ def _content(results: Results) -> tuple[Any, ...]:
 def _same(results: Results) -> str:
     """What two variants share that differ in their adapter alone."""
     record = {name: value for name, value in results.provenance.items() if name not in ASIDE}
-    if found := record.get("best_layers"):
-        record["best_layers"] = {name: value for name, value in found.items() if name != COSTS_FOUND}
+    if best_layers := record.get("best_layers"):
+        record["best_layers"] = {name: value for name, value in best_layers.items() if name != COSTS_FOUND}
     return json.dumps(record, sort_keys=True)
 
 
@@ -107,9 +107,11 @@ def recovery(comparison: Comparison) -> pd.DataFrame:
         return pd.DataFrame(columns=list(COLUMNS), dtype=object)
     texts = fidelity_texts(comparison)
     for square in squares:
-        told = {"variant": square.dictionary.name, "adapted": square.both.name, "adapter": square.adapter}
-        told |= {"alone": None if square.alone is None else square.alone.name, "level": comparison.level}
-        rows += [{**told, **row} for row in (*_of_questions(comparison, square), *_of_text(texts, square, comparison))]
+        labels = {"variant": square.dictionary.name, "adapted": square.both.name, "adapter": square.adapter}
+        labels |= {"alone": None if square.alone is None else square.alone.name, "level": comparison.level}
+        rows += [
+            {**labels, **row} for row in (*_of_questions(comparison, square), *_of_text(texts, square, comparison))
+        ]
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
 
@@ -121,9 +123,9 @@ def _of_questions(comparison: Comparison, square: Square) -> list[dict[str, Any]
     accurate = set(drops.loc[(drops["section"] == "task") & (drops["kind"] == "accuracy") & drops["primary"], "name"])
     documents: Any = comparison.documents()
     documents = documents[documents["task"].isin(accurate)]
-    of = {key: documents[documents["variant"] == one.name] for key, one in square.members.items()}
-    first = of[DICTIONARY]
-    lost = {key: part.set_index(["task", "doc_id"])["score_lost"] for key, part in of.items()}
+    parts = {key: documents[documents["variant"] == results.name] for key, results in square.members.items()}
+    first = parts[DICTIONARY]
+    lost = {key: part.set_index(["task", "doc_id"])["score_lost"] for key, part in parts.items()}
     index = lost[DICTIONARY].index
     losses = {key: series.reindex(index).to_numpy(dtype=float) for key, series in lost.items()}
     sets = None if comparison.docs_by is None else first["set"].to_numpy()
@@ -158,15 +160,15 @@ def _of_text(texts: Mapping[str, pd.DataFrame], square: Square, comparison: Comp
     """Of the first text of fidelity, by its documents."""
     rows = []
     for measure, cost in OF_TEXT.items():
-        read: dict[str, Any] = {name: of[of["tokens"] > 0] for name, of in sums_by_document(texts, cost).items()}
-        found = {key: read[one.name] for key, one in square.members.items() if one.name in read}
-        if not {DICTIONARY, BOTH} <= found.keys():
+        read: dict[str, Any] = {name: sums[sums["tokens"] > 0] for name, sums in sums_by_document(texts, cost).items()}
+        corners = {key: read[results.name] for key, results in square.members.items() if results.name in read}
+        if not {DICTIONARY, BOTH} <= corners.keys():
             continue
-        first = found[DICTIONARY]
-        if not all(of["tokens"].equals(first["tokens"]) for of in found.values()):
+        first = corners[DICTIONARY]
+        if not all(sums["tokens"].equals(first["tokens"]) for sums in corners.values()):
             continue
         n, tokens = len(first), first["tokens"].to_numpy()
-        own = PairedLosses(measure, np.zeros(n), {key: of["sum"].to_numpy() for key, of in found.items()}, tokens)
+        own = PairedLosses(measure, np.zeros(n), {key: sums["sum"].to_numpy() for key, sums in corners.items()}, tokens)
         place = {"section": "text", "name": "text", "alias": "text", "measure": measure, "unit": PER_TOKEN, "n": n}
         rows.append({**place, **_estimates(own, comparison.level)})
     return rows
@@ -189,6 +191,6 @@ def _estimates(losses: PairedLosses, level: float, unit: float = 1) -> dict[str,
     }
 
 
-def _named(of: IntervalEstimate, names: tuple[str, str, str], unit: float = 1) -> dict[str, float | None]:
-    values = (of.value, of.low, of.high)
+def _named(estimate: IntervalEstimate, names: tuple[str, str, str], unit: float = 1) -> dict[str, float | None]:
+    values = (estimate.value, estimate.low, estimate.high)
     return {name: None if np.isnan(value) else unit * value for name, value in zip(names, values, strict=True)}

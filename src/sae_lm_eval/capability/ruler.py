@@ -71,14 +71,14 @@ class Ladder:
     """The rungs of one kind by rising strength: for each the value of the scale's argument, and results by seed."""
 
     kind: str
-    told: Mapping[str, Any]
+    arguments: Mapping[str, Any]
     scale: Scale
     rungs: Mapping[float, tuple[Results, ...]]
 
     @property
     def name(self) -> str:
         """The edit without its strength."""
-        given = [f"{name}={value}" for name, value in self.told.items()]
+        given = [f"{name}={value}" for name, value in self.arguments.items()]
         return "?".join([self.kind, *(["&".join(given)] if given else [])])
 
 
@@ -97,21 +97,21 @@ class Ruled:
 
 def ladders_of(variants: Sequence[Results]) -> list[Ladder]:
     """The ladders among variants: edits that differ in strength, or in strength and seed, alone."""
-    found: dict[tuple[str, Scale, tuple[tuple[str, Any], ...]], dict[float, list[Results]]] = {}
+    ladders: dict[tuple[str, Scale, tuple[tuple[str, Any], ...]], dict[float, list[Results]]] = {}
     for results in variants:
         edit = results.provenance.get("edit") if results.provenance.get("splice") == EDIT else None
         for scale in SCALES.get(str((edit or {}).get("kind")), ()):
             if edit and isinstance(value := edit.get(scale.argument), int | float):
-                told = tuple((name, edit[name]) for name in ("group", "weights") if edit.get(name))
-                rungs = found.setdefault((edit["kind"], scale, told), {})
+                arguments = tuple((name, edit[name]) for name in ("group", "weights") if edit.get(name))
+                rungs = ladders.setdefault((edit["kind"], scale, arguments), {})
                 rungs.setdefault(float(value), []).append(results)
                 break
     out = []
-    for (kind, scale, told), rungs in found.items():
-        rungs = {value: tuple(of) for value, of in rungs.items() if value != scale.nothing}
+    for (kind, scale, arguments), rungs in ladders.items():
+        rungs = {value: tuple(runs) for value, runs in rungs.items() if value != scale.nothing}
         if len(rungs) >= FEWEST_RUNGS:
             ordered = sorted(rungs, reverse=not scale.is_rising)
-            out.append(Ladder(kind, dict(told), scale, {value: rungs[value] for value in ordered}))
+            out.append(Ladder(kind, dict(arguments), scale, {value: rungs[value] for value in ordered}))
     return out
 
 
@@ -124,9 +124,9 @@ def ruler(comparison: Comparison, *, draws: int = DRAWS, seed: int = 0) -> pd.Da
     rows: list[dict[str, Any]] = []
     if ladders_of(comparison.variants):
         texts = fidelity_texts(comparison)
-        for cost, told in COSTS.items():
+        for cost, label in COSTS.items():
             values = _by_question(comparison) if cost == "drop" else by_document(texts, cost)
-            rows += [{**row, "cost": told} for row in _on_ladders(comparison, values, draws=draws, rng=seed)]
+            rows += [{**row, "cost": label} for row in _on_ladders(comparison, values, draws=draws, rng=seed)]
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 
 
@@ -135,15 +135,17 @@ def ruler_by_category(comparison: Comparison, *, draws: int = DRAWS_EACH, seed: 
 
     Of more than `MOST_CATEGORIES` there is nothing, since each has draws of its own.
     """
-    of = {section: [cut for cut in comparison.cuts if cut.section == section] for section in ("category", "group")}
-    outer = {cut.parent for cut in of["group"]}
-    cuts = of["category"] or [cut for cut in of["group"] if cut.name not in outer]
+    cuts_by_section = {
+        section: [cut for cut in comparison.cuts if cut.section == section] for section in ("category", "group")
+    }
+    outer = {cut.parent for cut in cuts_by_section["group"]}
+    cuts = cuts_by_section["category"] or [cut for cut in cuts_by_section["group"] if cut.name not in outer]
     rows: list[dict[str, Any]] = []
     if ladders_of(comparison.variants) and 1 < len(cuts) <= MOST_CATEGORIES:
         for cut in cuts:
             values = _by_question(comparison, cut)
-            told = {"cost": COSTS["drop"], "name": cut.name, "alias": cut.alias}
-            rows += [{**row, **told} for row in _on_ladders(comparison, values, draws=draws, rng=seed)]
+            labels = {"cost": COSTS["drop"], "name": cut.name, "alias": cut.alias}
+            rows += [{**row, **labels} for row in _on_ladders(comparison, values, draws=draws, rng=seed)]
     return pd.DataFrame(rows, columns=[*COLUMNS, "name", "alias"], dtype=object)
 
 
@@ -153,25 +155,31 @@ def _on_ladders(comparison: Comparison, values: Mapping[str, pd.Series], **drawn
         if results.provenance.get("splice") == EDIT:
             continue
         for ladder in ladders_of(comparison.variants):
-            names = [results.name, *(one.name for of in ladder.rungs.values() for one in of)]
+            names = [results.name, *(edit.name for rung in ladder.rungs.values() for edit in rung)]
             if any(name not in values for name in names):
                 continue
             own = values[results.name]
-            rungs = [[values[one.name] for one in of] for of in ladder.rungs.values()]
-            found = _paired(ladder, rungs, own, comparison, **drawn)
+            rungs = [[values[edit.name] for edit in rung] for rung in ladder.rungs.values()]
+            estimate = _paired(ladder, rungs, own, comparison, **drawn)
             row = {"variant": results.name, "kind": ladder.kind, "ladder": ladder.name, "value": float(own.sum())}
-            yield {**row, **vars(found), "level": comparison.level, "rungs": len(rungs), "seeds": min(map(len, rungs))}
+            yield {
+                **row,
+                **vars(estimate),
+                "level": comparison.level,
+                "rungs": len(rungs),
+                "seeds": min(map(len, rungs)),
+            }
 
 
 def _paired(
     ladder: Ladder, rungs: Sequence[Sequence[pd.Series]], own: pd.Series, comparison: Comparison, **drawn: int
 ) -> Ruled:
     """As `ruled`, of costs by document, which have to be the same documents."""
-    if not all(one.index.equals(own.index) for of in rungs for one in of):
+    if not all(losses.index.equals(own.index) for rung in rungs for losses in rung):
         return Ruled(reason="the edits were measured on other documents")
     tasks, sets = own.index.get_level_values("task"), _sets(comparison, own.index)
     strata = [np.flatnonzero(tasks == task) for task in tasks.unique()]
-    costs = [np.array(of) for of in rungs]
+    costs = [np.array(rung) for rung in rungs]
     return ruled(ladder, costs, own.to_numpy(), strata, level=comparison.level, sets=sets, **drawn)
 
 
@@ -194,7 +202,7 @@ def ruled(
     """
     if few := too_few(len(own), sets):
         return Ruled(reason=few)
-    if not all(np.isfinite(of).all() for of in (own, *costs)):
+    if not all(np.isfinite(values).all() for values in (own, *costs)):
         return Ruled(reason="a cost of some documents is not finite")
     generator, tail = np.random.default_rng(rng), (1 - level) / 2
     table = np.vstack([own, *costs])
@@ -210,11 +218,11 @@ def ruled(
     nothing = ladder.scale.nothing
     start = None if nothing is None else nothing if ladder.scale.is_rising else -nothing
     look_up = partial(_strength, strengths, start)
-    at = look_up([float(of.sum(1).mean()) for of in costs], float(own.sum()))
+    at = look_up([float(values.sum(1).mean()) for values in costs], float(own.sum()))
     if math.isinf(at):
         side = "less" if (at < 0) == ladder.scale.is_rising else "more"  # of the argument, as fewer bits are stronger
         return Ruled(bound=f"{side} than {[*ladder.rungs][0 if at < 0 else -1]:g}")
-    places = np.array([look_up([float(one[i]) for one in picked], float(drawn[i, 0])) for i in range(draws)])
+    places = np.array([look_up([float(column[i]) for column in picked], float(drawn[i, 0])) for i in range(draws)])
     low, high = np.quantile(places, [tail, 1 - tail], method="inverted_cdf")
     sign = 1 if ladder.scale.is_rising else -1
     bounds = [None if math.isinf(end) else sign * float(end) for end in (low, high)]
@@ -246,10 +254,10 @@ def _by_question(comparison: Comparison, cut: Cut | None = None) -> dict[str, pd
 
     Of a `cut` these are its own documents, each counting alike.
     """
-    counted = [task for one in comparison.cuts if one.section == "overall" for task in one.tasks]
+    counted = [task for each_cut in comparison.cuts if each_cut.section == "overall" for task in each_cut.tasks]
     if not counted:
         return {}
-    found: dict[str, pd.Series] = {}
+    drops: dict[str, pd.Series] = {}
     documents: Any = comparison.documents()
     inside = [task for task in counted if cut is None or task in cut.tasks]
     documents = documents[documents["task"].isin(inside)]
@@ -259,8 +267,8 @@ def _by_question(comparison: Comparison, cut: Cut | None = None) -> dict[str, pd
     for name, part in documents.groupby("variant"):
         lost = part.set_index(DOCUMENT)["score_lost"].astype(float)
         if np.isfinite(lost).all():
-            found[str(name)] = lost / len(lost)
-    return found
+            drops[str(name)] = lost / len(lost)
+    return drops
 
 
 def _sets(comparison: Comparison, documents: pd.Index) -> np.ndarray | None:
@@ -282,7 +290,7 @@ def fidelity_texts(comparison: Comparison) -> dict[str, pd.DataFrame]:
 def by_document(texts: Mapping[str, pd.DataFrame], cost: str) -> dict[str, pd.Series]:
     """As `_by_question`, of what each variant's text says of a cost."""
     read: dict[str, Any] = sums_by_document(texts, cost)
-    return {name: of["sum"] / of["tokens"].sum() for name, of in read.items()}
+    return {name: sums["sum"] / sums["tokens"].sum() for name, sums in read.items()}
 
 
 def sums_by_document(texts: Mapping[str, pd.DataFrame], cost: str) -> dict[str, pd.DataFrame]:
@@ -291,11 +299,11 @@ def sums_by_document(texts: Mapping[str, pd.DataFrame], cost: str) -> dict[str, 
     Variants whose samples do not say it by document are left out.
     """
     read = {name: _of_text(samples, cost) for name, samples in texts.items()}
-    return {name: of for name, of in read.items() if of is not None}
+    return {name: sums for name, sums in read.items() if sums is not None}
 
 
 def _of_text(samples: pd.DataFrame, cost: str) -> pd.DataFrame | None:
-    if cost not in samples or not all(isinstance(of, list) and len(of) > 2 for of in samples[cost]):
+    if cost not in samples or not all(isinstance(entry, list) and len(entry) > 2 for entry in samples[cost]):
         return None
     table = np.array(samples[cost].tolist(), dtype=float)  # document, sums, tokens
     total = table[:, 1] - table[:, 2] if cost == "ce_delta" else table[:, 1]

@@ -38,8 +38,8 @@ def dataset_files(comparison: Comparison, report: Report, *, command: str, texts
 
     Raises `UserError` where one of them holds what looks like a token.
     """
-    told = report if texts else replace(report, worst=())
-    made = writer.files(told)
+    report = report if texts else replace(report, worst=())
+    report_files = writer.files(report)
     documents = document_rows(comparison, texts=texts)
     frames = {
         DOCUMENTS: documents,
@@ -50,9 +50,11 @@ def dataset_files(comparison: Comparison, report: Report, *, command: str, texts
     # Of one format: `datasets` reads all tables of a repository as it reads the first.
     files = {name: _parquet(frame) for name, frame in frames.items() if frame is not None and len(frame)}
     tables = list(files)
-    files["report.html"] = made["report.html"]
-    files |= {name: content for name, content in made.items() if name.startswith("figures/") and name.endswith(".png")}
-    files[CARD] = _card(told, tables, command=command, rows=len(documents), texts=texts).encode()
+    files["report.html"] = report_files["report.html"]
+    files |= {
+        name: content for name, content in report_files.items() if name.startswith("figures/") and name.endswith(".png")
+    }
+    files[CARD] = _card(report, tables, command=command, rows=len(documents), texts=texts).encode()
     files[HASHES] = json.dumps(_hashes(comparison, files, command), indent=1).encode()
     refuse_tokens(files)
     return files
@@ -98,9 +100,9 @@ def _card(report: Report, tables: Sequence[str], *, command: str, rows: int, tex
     sources = tuple(replace(source, facts=tuple(filter(_is_short, source.facts))) for source in report.sources)
     body = render.markdown_report(replace(report, tables=short, worst=(), sources=sources))
     title, _, rest = body.partition("\n")
-    held = "with the benchmarks' texts, under the benchmarks' licences" if texts else "without the benchmarks' texts"
+    terms = "with the benchmarks' texts, under the benchmarks' licences" if texts else "without the benchmarks' texts"
     contents = [
-        f"- `{DOCUMENTS}`: {rows:,} rows, one for each document and variant, {held}." if DOCUMENTS in tables else "",
+        f"- `{DOCUMENTS}`: {rows:,} rows, one for each document and variant, {terms}." if DOCUMENTS in tables else "",
         f"- {listing(f'`{name}`' for name in tables if name != DOCUMENTS)}: the numbers of the report, unrounded."
         if tables != [DOCUMENTS]
         else "",
@@ -108,9 +110,9 @@ def _card(report: Report, tables: Sequence[str], *, command: str, rows: int, tex
         f"- `{HASHES}`: SHA-256 of every file here and of the result files that they were made from.",
     ]
     listed = "\n".join(filter(None, contents))
-    made = f"Written with sae-lm-eval {version('sae-lm-eval')}:\n\n    {render.one_line(command)}"
+    origin = f"Written with sae-lm-eval {version('sae-lm-eval')}:\n\n    {render.one_line(command)}"
     head = yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
-    return f"---\n{head}---\n<!-- {MARK} -->\n{title}\n\n{listed}\n\n{made}\n{rest}"
+    return f"---\n{head}---\n<!-- {MARK} -->\n{title}\n\n{listed}\n\n{origin}\n{rest}"
 
 
 def _is_short(fact: tuple[str, str]) -> bool:

@@ -85,7 +85,7 @@ def upload(folder: Path, repo: str, message: str, names: Iterable[str]) -> str:
     try:
         api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
         stale = made_before(_uploaded_list(api, repo)).keys() - {*names}
-        made = api.upload_folder(
+        commit = api.upload_folder(
             folder_path=folder,
             repo_id=repo,
             repo_type="dataset",
@@ -98,7 +98,7 @@ def upload(folder: Path, repo: str, message: str, names: Iterable[str]) -> str:
             f"'{shown(repo)}' was not uploaded: {first_line(error)} What would be is in '{shown(folder, 200)}'; the "
             "same command tries again."
         ) from error
-    return str(made.commit_url)
+    return str(commit.commit_url)
 
 
 def _uploaded_list(api: HfApi, repo: str) -> Path:

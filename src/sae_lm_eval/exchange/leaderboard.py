@@ -50,7 +50,7 @@ class LeaderboardRow:
     dictionary: str
     model: str
     mode: str
-    asked: str
+    questions: str
     overall: Cell
     baseline: Cell
     categories: Mapping[str, Cell]
@@ -125,7 +125,7 @@ def _marks(shaped: Shaped) -> list[str]:
     """What the marks in the rows of a run mean, a sentence each."""
     summary = shaped.summary()
     rows = (*summary.rows, *summary.overall)
-    noisy = any(made and made.mark for cost in summary.costs for made in cost.measured.values())
+    noisy = any(value and value.mark for cost in summary.costs for value in cost.measured.values())
     sentences = [chance_mark(rows), caution_mark(rows), f"{NOISE} within the noise floor." if noisy else ""]
     return [sentence.strip() for sentence in sentences if sentence]
 
@@ -141,7 +141,7 @@ def _row(results: Results, shaped: Shaped, variant: str, run: str) -> Leaderboar
         dictionary=dictionary_of(results),
         model=_model(results),
         mode=mode_of(results),
-        asked=_asked(results),
+        questions=_questions(results),
         overall=_drop_cell(overall, shaped),
         baseline=baseline_cell(overall) if overall is not None and is_number(overall.baseline) else Cell(NA),
         categories={row.name: _drop_cell(row, shaped) for row in shown},
@@ -170,8 +170,12 @@ def _costs(costs: Iterable[Cost], shaped: Shaped, variant: str) -> dict[str, Cel
 def _l0(shaped: Shaped) -> list[Cost]:
     """Of the first text with fidelity, where any variant has one."""
     text = next((task for _, task in shaped.fidelity), None)
-    measured = {variant: of["l0"] for (variant, task), of in shaped.fidelity.items() if task == text and "l0" in of}
-    return [Cost(L0, "", measured)] if any(made.value is not None for made in measured.values()) else []
+    measured = {
+        variant: metrics["l0"]
+        for (variant, task), metrics in shaped.fidelity.items()
+        if task == text and "l0" in metrics
+    }
+    return [Cost(L0, "", measured)] if any(l0.value is not None for l0 in measured.values()) else []
 
 
 def _model(results: Results) -> str:
@@ -179,7 +183,7 @@ def _model(results: Results) -> str:
     return model if revision in (None, "main") else f"{model}@{revision}"
 
 
-def _asked(results: Results) -> str:
+def _questions(results: Results) -> str:
     """The tasks, shots, how many documents, and how they were asked: rows with the same can be compared."""
     measured = results.fidelity_tasks
     tasks = [name for name in top_tasks(results) if name not in measured]
@@ -199,8 +203,8 @@ def _some_documents(results: Results) -> list[str]:
     """How many documents were asked of how many, where not all were."""
     measured = results.fidelity_tasks
     counts = results.raw.get("n-samples") or {}
-    of = [counts[name] for name in results.tasks if name not in measured and name in counts]
-    if not all(is_number(count.get(key)) for count in of for key in ("effective", "original")):
+    task_counts = [counts[name] for name in results.tasks if name not in measured and name in counts]
+    if not all(is_number(count.get(key)) for count in task_counts for key in ("effective", "original")):
         return []
-    asked, there = (sum(count[key] for count in of) for key in ("effective", "original"))
-    return [f"{asked:,} of {there:,} documents"] if asked < there else []
+    effective, original = (sum(count[key] for count in task_counts) for key in ("effective", "original"))
+    return [f"{effective:,} of {original:,} documents"] if effective < original else []

@@ -36,7 +36,7 @@ def leaderboard_html(board: Leaderboard) -> str:
         filters=(
             ("model", "Model", models),
             ("mode", "Mode", _distinct(row.mode for row in board.rows)),
-            ("asked", "Questions", _distinct(row.asked for row in board.rows)),
+            ("asked", "Questions", _distinct(row.questions for row in board.rows)),
         ),
         script=Markup(script),
         style=Markup(joined("css")),

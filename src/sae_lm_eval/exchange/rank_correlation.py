@@ -51,6 +51,6 @@ def rank_correlation(x: Sequence[float], y: Sequence[float], what: tuple[str, st
 def _interval(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Quantiles of the correlation over resampled pairs (Efron 1979); where one side is constant there is none."""
     draws = np.random.default_rng(SEED).integers(0, len(x), (DRAWS, len(x)))
-    found = spearman(x[draws], y[draws])
-    low, high = np.nanquantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    rhos = spearman(x[draws], y[draws])
+    low, high = np.nanquantile(rhos, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)

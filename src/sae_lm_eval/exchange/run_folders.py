@@ -13,9 +13,9 @@ from sae_lm_eval.results.find import has_results, natural
 
 def run_folders(paths: Sequence[str | Path]) -> list[Path]:
     """The folders that hold a baseline's and variants' results: those named, or the ones directly in them."""
-    found: dict[Path, Path] = {}
-    for given in paths:
-        path = at_home(given)
+    folders: dict[Path, Path] = {}
+    for name in paths:
+        path = at_home(name)
         if not is_folder(path):
             raise UserError(f"There is no folder '{shown(path, 200)}'.")
         runs = [folder for folder in (path, *sorted(path.iterdir(), key=natural)) if _is_run(folder)]
@@ -25,8 +25,8 @@ def run_folders(paths: Sequence[str | Path]) -> list[Path]:
                 "variants, each in a folder of its own."
             )
         for folder in runs[:1] if runs[0] == path else runs:
-            found.setdefault(folder.resolve(), folder)
-    return list(found.values())
+            folders.setdefault(folder.resolve(), folder)
+    return list(folders.values())
 
 
 def _is_run(folder: Path) -> bool:

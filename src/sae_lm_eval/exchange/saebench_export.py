@@ -87,9 +87,9 @@ def write_saebench(variants: Sequence[Results], folder: Path) -> SaeBenchExport:
 
     Raises `UserError` where there is nothing to write, or something of somebody else's is in its place.
     """
-    made = saebench_files(variants)
-    write_marked(folder, made.files, SAEBENCH_MARK, "The files for SAEBench")
-    return made
+    export = saebench_files(variants)
+    write_marked(folder, export.files, SAEBENCH_MARK, "The files for SAEBench")
+    return export
 
 
 def saebench_files(variants: Sequence[Results]) -> SaeBenchExport:
@@ -98,9 +98,9 @@ def saebench_files(variants: Sequence[Results]) -> SaeBenchExport:
     left_out = [f"{run.name} {_why_not(run)}" for run in variants if run.name not in whole]
     fidelity = fidelity_of(list(whole.values()))
     texts = list(dict.fromkeys(text for _, text in fidelity))
-    left_out += [f"{name} has no fidelity" for name in whole if not any(name == of for of, _ in fidelity)]
+    left_out += [f"{name} has no fidelity" for name in whole if not any(name == variant for variant, _ in fidelity)]
     files: dict[str, bytes] = {}
-    for (name, text), of in fidelity.items():
+    for (name, text), measured in fidelity.items():
         tokens = _tokens(whole[name], text)
         if tokens is None:
             left_out.append(f"{name} does not record the tokens of {text}")
@@ -110,7 +110,7 @@ def saebench_files(variants: Sequence[Results]) -> SaeBenchExport:
         if place in files:
             left_out.append(f"{name} has the dictionary of an earlier variant")
             continue
-        files[place] = json.dumps(core_result(whole[name], text, of, tokens), indent=2).encode()
+        files[place] = json.dumps(core_result(whole[name], text, measured, tokens), indent=2).encode()
     if not files:
         raise UserError(
             f"There is nothing for SAEBench: it takes variants with one dictionary and a task sae_fidelity. "
@@ -125,8 +125,8 @@ def _why_not(run: Results) -> str:
 
 
 def _tokens(run: Results, text: str) -> int | None:
-    found = ((run.provenance.get("fidelity") or {}).get(text) or {}).get("tokens")
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
+    tokens = ((run.provenance.get("fidelity") or {}).get(text) or {}).get("tokens")
+    return tokens if isinstance(tokens, int) and not isinstance(tokens, bool) else None
 
 
 def file_name(dictionary: DictionaryName) -> str:
@@ -143,7 +143,7 @@ def _plain(name: str) -> str:
     return re.sub(r"[^-.#+=A-Za-z0-9_]", "_", name).lstrip(".")
 
 
-def core_result(run: Results, text: str, of: Mapping[str, MetricValue], tokens: int) -> dict[str, Any]:
+def core_result(run: Results, text: str, measured: Mapping[str, MetricValue], tokens: int) -> dict[str, Any]:
     """One result of the eval `core`, of a text with so many scored tokens."""
     record = run.provenance
     splice = record["splices"][0]
@@ -151,7 +151,7 @@ def core_result(run: Results, text: str, of: Mapping[str, MetricValue], tokens: 
     packages = record.get("packages") or {}
     dtype, model = str(record.get("model_dtype", "")), requested_model(run)
     metrics: dict[str, dict[str, Any]] = {
-        category: {metric: _number(of, ours) for metric, ours in metrics.items()}
+        category: {metric: _number(measured, ours) for metric, ours in metrics.items()}
         for category, metrics in CATEGORIES.items()
     }
     config = {
@@ -187,16 +187,16 @@ def core_result(run: Results, text: str, of: Mapping[str, MetricValue], tokens: 
             "hook_name": splice.get("hook_in"),
             "model_name": model,
         },
-        "eval_result_unstructured": {"sae_lm_eval": _ours(run, of)},
+        "eval_result_unstructured": {"sae_lm_eval": _ours(run, measured)},
     }
 
 
-def _number(of: Mapping[str, MetricValue], metric: str | None) -> float:
-    made = of.get(metric) if metric is not None else None
-    return math.nan if made is None or made.value is None else made.value
+def _number(measured: Mapping[str, MetricValue], metric: str | None) -> float:
+    entry = None if metric is None else measured.get(metric)
+    return math.nan if entry is None or entry.value is None else entry.value
 
 
-def _ours(run: Results, of: Mapping[str, MetricValue]) -> dict[str, Any]:
+def _ours(run: Results, measured: Mapping[str, MetricValue]) -> dict[str, Any]:
     """All that was measured, with what it came from and how it differs from SAEBench's own."""
     return {
         "differences": list(DIFFERENCES),
@@ -204,15 +204,15 @@ def _ours(run: Results, of: Mapping[str, MetricValue]) -> dict[str, Any]:
         "command": command(run),
         "splice": run.provenance["splices"][0],
         "fidelity": {
-            name: {"value": of[name].value, "stderr": of[name].stderr, "unit": of[name].unit}
+            name: {"value": measured[name].value, "stderr": measured[name].stderr, "unit": measured[name].unit}
             for name in METRICS
-            if name in of and of[name].value is not None
+            if name in measured and measured[name].value is not None
         },
     }
 
 
-def say_saebench(made: SaeBenchExport, folder: Path) -> list[str]:
+def say_saebench(export: SaeBenchExport, folder: Path) -> list[str]:
     """What was written and what was not, in sentences."""
-    count = f"{len(made.files)} file{'s' if len(made.files) != 1 else ''}"
-    left_out = [f"Left out: {some_of(made.left_out)}."] if made.left_out else []
+    count = f"{len(export.files)} file{'s' if len(export.files) != 1 else ''}"
+    left_out = [f"Left out: {some_of(export.left_out)}."] if export.left_out else []
     return [f"Written: {count} of SAEBench's eval core in '{folder}'.", *left_out]

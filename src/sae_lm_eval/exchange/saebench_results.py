@@ -62,20 +62,21 @@ def saebench_scores(value: Any, path: Path) -> list[DictionaryScore]:
     Raises `UserError` where it is no result of SAEBench's.
     """
     where = f"'{shown(path, 200)}'"
-    held = checked(SaeBenchFile, value, where, WHAT)
-    if not (held.sae_lens_release_id or "").strip():
+    result = checked(SaeBenchFile, value, where, WHAT)
+    if not (result.sae_lens_release_id or "").strip():
         return []
-    dictionary = DictionaryName.of_parts(held.sae_lens_release_id or "", held.sae_lens_id)
-    known = SCORES.get(held.eval_type_id)
+    dictionary = DictionaryName.of_parts(result.sae_lens_release_id or "", result.sae_lens_id)
+    directions = SCORES.get(result.eval_type_id)
     scores = []
-    for metrics in held.eval_result_metrics.values():
+    for metrics in result.eval_result_metrics.values():
         for name, number in metrics.items():
-            if (known is not None and name not in known) or not is_finite(number):
+            if (directions is not None and name not in directions) or not is_finite(number):
                 continue
-            if held.eval_type_id == CORE and number == UNDEFINED_IN_CORE:
+            if result.eval_type_id == CORE and number == UNDEFINED_IN_CORE:
                 continue
-            origin = f"SAEBench {held.eval_type_id}"
-            kind = ScoreKind(name, origin, is_assumed=True) if known is None else ScoreKind(name, origin, known[name])
+            origin = f"SAEBench {result.eval_type_id}"
+            direction = {"is_assumed": True} if directions is None else {"higher_is_better": directions[name]}
+            kind = ScoreKind(name, origin, **direction)
             scores.append(DictionaryScore(kind, dictionary, float(number), str(path)))
     return scores
 

@@ -72,8 +72,8 @@ def _of_folder(folder: Path) -> tuple[list[DictionaryScore], list[str]]:
                 other.append(path.name)
             elif is_unreliable(value):
                 notes.append(LEFT_OUT)
-            elif found := saebench_scores(value, path):
-                scores += found
+            elif file_scores := saebench_scores(value, path):
+                scores += file_scores
             else:
                 other.append(path.name)
         else:
@@ -81,9 +81,9 @@ def _of_folder(folder: Path) -> tuple[list[DictionaryScore], list[str]]:
             if not rows or not _is_keyed(rows[0]):
                 other.append(path.name)
                 continue
-            found, told = _of_table(path, rows)
-            scores += found
-            notes += told
+            file_scores, file_notes = _of_table(path, rows)
+            scores += file_scores
+            notes += file_notes
     if other:
         notes.append(f"No scores of dictionaries are in {some_of(other)}.")
     return scores, notes
@@ -100,19 +100,19 @@ def _below(folder: Path) -> list[Path]:
 
     def walk() -> Iterable[Path]:
         for place, folders, files in os.walk(folder):
-            here = Path(place)
-            if is_delphi(here):
+            root = Path(place)
+            if is_delphi(root):
                 folders.clear()
-                yield here
+                yield root
                 continue
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            seen = (here / name for name in sorted(files) if not name.startswith("."))
+            seen = (root / name for name in sorted(files) if not name.startswith("."))
             yield from (path for path in seen if path.suffix.lower() in KINDS and is_file(path))
 
-    found = list(islice(walk(), MOST_FILES + 1))
-    if len(found) > MOST_FILES:
+    paths = list(islice(walk(), MOST_FILES + 1))
+    if len(paths) > MOST_FILES:
         raise UserError(f"'{shown(folder, 200)}' holds more than {MOST_FILES:,} files. Name the folder of the scores.")
-    return found
+    return paths
 
 
 def _table_rows(path: Path) -> list[Row]:

@@ -27,18 +27,18 @@ class CostAxis:
     logarithmic: bool = False
 
 
-def _drop_bounds(of: Setting) -> tuple[float | None, float | None]:
-    return (of.drop.low, of.drop.high) if of.drop else (None, None)
+def _drop_bounds(setting: Setting) -> tuple[float | None, float | None]:
+    return (setting.drop.low, setting.drop.high) if setting.drop else (None, None)
 
 
-def _compute_bounds(of: Setting) -> tuple[float | None, float | None]:
-    made = of.fidelity.get("effective_compute")
-    return (made.low, made.high) if made else (None, None)
+def _compute_bounds(setting: Setting) -> tuple[float | None, float | None]:
+    compute = setting.fidelity.get("effective_compute")
+    return (compute.low, compute.high) if compute else (None, None)
 
 
 def _positive(metric: str) -> Callable[[Setting], float | None]:
     """A metric that is drawn on a logarithmic axis."""
-    return lambda of: value if (value := of.value(metric)) is not None and value > 0 else None
+    return lambda setting: value if (value := setting.value(metric)) is not None and value > 0 else None
 
 
 AXES = (
@@ -66,19 +66,21 @@ class JoinedScore:
 
     def on(self, axis: CostAxis) -> list[tuple[ScoredVariant, float]]:
         """The variants for which the axis has a number, with that."""
-        return [(of, value) for of in self.scored if (value := axis.value(of.setting)) is not None]
+        return [(variant, value) for variant in self.scored if (value := axis.value(variant.setting)) is not None]
 
     def correlation(self, axis: CostAxis) -> RankCorrelation:
         """Of the score with the axis, each as it is measured, whichever way is better."""
-        known = self.on(axis)
-        x, y = [value for _, value in known], [of.score for of, _ in known]
+        points = self.on(axis)
+        x, y = [value for _, value in points], [variant.score for variant, _ in points]
         return rank_correlation(x, y, (axis.heading, "score"))
 
     def frontier(self, axis: CostAxis) -> list[tuple[ScoredVariant, float]]:
         """The variants that no other beats: is at least as good by score and axis, and better by one."""
-        known = self.on(axis)
+        points = self.on(axis)
         signs = -1 if axis.higher_is_better else 1, -1 if self.kind.higher_is_better else 1
-        return [known[at] for at in frontier([(signs[0] * value, signs[1] * of.score) for of, value in known])]
+        return [
+            points[at] for at in frontier([(signs[0] * value, signs[1] * variant.score) for variant, value in points])
+        ]
 
 
 @dataclass(frozen=True)
@@ -102,21 +104,23 @@ def join_scores(scores: ScoreSet, chosen: Sequence[Setting]) -> Joined:
         name = DictionaryName.of_spec(setting.dictionary)
         if by_name.setdefault(name, setting) is not setting:
             again.append(f"{setting.name} (by {by_name[name].name})")
-    joined, found = [], set[DictionaryName]()
+    joined, scored_names = [], set[DictionaryName]()
     unclear: dict[str, None] = {}
-    for kind, held in scores.by_kind().items():
-        partners, told = partners_of(held, list(by_name))
-        unclear |= dict.fromkeys(told)
+    for kind, kind_scores in scores.by_kind().items():
+        partners, reasons = partners_of(kind_scores, list(by_name))
+        unclear |= dict.fromkeys(reasons)
         if partners:
-            found |= partners.keys()
-            scored = (ScoredVariant(by_name[name], of.value, of.file) for name, of in partners.items())
+            scored_names |= partners.keys()
+            scored = (ScoredVariant(by_name[name], score.value, score.file) for name, score in partners.items())
             joined.append(JoinedScore(kind, tuple(scored)))
-    missed = list(dict.fromkeys(of.dictionary for of in scores.scores if not any(map(of.dictionary.fits, by_name))))
+    missed = list(
+        dict.fromkeys(score.dictionary for score in scores.scores if not any(map(score.dictionary.fits, by_name)))
+    )
     if not joined and unclear:
         raise UserError(f"No score can be joined to a variant. {' '.join(unclear)}")
     if not joined:
         _refuse(missed, list(by_name))
-    notes = [*scores.notes, *unclear, *_not_joined(missed, by_name, found)]
+    notes = [*scores.notes, *unclear, *_not_joined(missed, by_name, scored_names)]
     if again:
         notes.append(f"One variant stands for each dictionary that was scored; left out are {some_of(again)}.")
     return Joined(tuple(joined), tuple(notes))
@@ -132,8 +136,8 @@ def partners_of(
     partners: dict[DictionaryName, DictionaryScore] = {}
     unclear = []
     for name in names:
-        fitting = [of for of in scores if name.fits(of.dictionary)]
-        chosen = [of for of in fitting if of.dictionary == name] or fitting
+        fitting = [score for score in scores if name.fits(score.dictionary)]
+        chosen = [score for score in fitting if score.dictionary == name] or fitting
         if len(chosen) > 1:
             unclear.append(f"{name} has scores of several revisions: say in its spec which one it is.")
         elif chosen and chosen[0].dictionary != name:
@@ -151,7 +155,7 @@ def check_joins(scores: ScoreSet, variants: Sequence[Results]) -> None:
     """Before anything is compared. Raises `UserError` where no score is of a dictionary of the variants."""
     ours = [DictionaryName.of_spec(dictionary_of(run)) for run in variants if is_single(run)]
     theirs = list(dict.fromkeys(score.dictionary for score in scores.scores))
-    if not any(one.fits(other) for one in ours for other in theirs):
+    if not any(own.fits(other) for own in ours for other in theirs):
         _refuse(theirs, ours)
 
 
@@ -166,12 +170,12 @@ def _refuse(missed: Sequence[DictionaryName], ours: Sequence[DictionaryName]) ->
 
 
 def _not_joined(
-    missed: Sequence[DictionaryName], by_name: Mapping[DictionaryName, Setting], found: set[DictionaryName]
+    missed: Sequence[DictionaryName], by_name: Mapping[DictionaryName, Setting], scored_names: set[DictionaryName]
 ) -> list[str]:
     notes = []
     if missed:
         notes.append(f"Scored, but no variant here: {some_of([str(name) for name in missed])}.")
-    unscored = [setting.name for name, setting in by_name.items() if name not in found]
+    unscored = [setting.name for name, setting in by_name.items() if name not in scored_names]
     if unscored:
         notes.append(f"Variants without a score: {some_of(unscored)}.")
     return notes
@@ -179,4 +183,4 @@ def _not_joined(
 
 def axes_of(joined: Sequence[JoinedScore]) -> list[CostAxis]:
     """The axes on which any variant with a score has a number."""
-    return [axis for axis in AXES if any(of.on(axis) for of in joined)]
+    return [axis for axis in AXES if any(score.on(axis) for score in joined)]

@@ -48,15 +48,15 @@ def with_scores(report: Report, comparison: Comparison, scores: ScoreSet) -> Rep
     tables = [correlation_table(joined.scores, axes, text), value_table(joined.scores, axes, text)]
     first_long = next((at for at, table in enumerate(report.tables) if table.extent == "long"), len(report.tables))
     notes = list(joined.notes)
-    huge = [of for of in joined.scores if any(abs(one.score) > LARGEST_DRAWN for one in of.scored)]
-    drawn = [of for of in joined.scores if of not in huge and any(len(of.on(axis)) > 1 for axis in axes)]
-    notes += [f"{of.kind.title} has values too large to be drawn; the tables have them." for of in huge]
+    huge = [score for score in joined.scores if any(abs(variant.score) > LARGEST_DRAWN for variant in score.scored)]
+    drawn = [score for score in joined.scores if score not in huge and any(len(score.on(axis)) > 1 for axis in axes)]
+    notes += [f"{score.kind.title} has values too large to be drawn; the tables have them." for score in huge]
     if len(drawn) > MOST_PICTURES:
         notes.append(f"Of {len(drawn)} scores the first {MOST_PICTURES} are drawn; the tables have them all.")
     return replace(
         report,
         tables=(*report.tables[:first_long], *tables, *report.tables[first_long:]),
-        pictures=(*report.pictures, *(_picture(at, of, axes) for at, of in enumerate(drawn[:MOST_PICTURES], 1))),
+        pictures=(*report.pictures, *(_picture(at, score, axes) for at, score in enumerate(drawn[:MOST_PICTURES], 1))),
         notes=(*report.notes, *notes),
         scores=scores_frame(joined, {short: name for name, short in shaped.names.items()}),
     )
@@ -65,14 +65,14 @@ def with_scores(report: Report, comparison: Comparison, scores: ScoreSet) -> Rep
 def correlation_table(joined: Sequence[JoinedScore], axes: Sequence[CostAxis], text: str | None) -> ReportTable:
     """A row for each score: Spearman's correlation with each axis, and its interval below that."""
     rows = []
-    for of in joined:
-        made = [of.correlation(axis) for axis in axes]
-        why = _reasons(axes, made)
+    for score in joined:
+        correlations = [score.correlation(axis) for axis in axes]
+        why = _reasons(axes, correlations)
         rows.append(
             (
-                *map(text_cell, (of.kind.name, of.kind.origin, of.kind.better)),
-                number_cell(len(of.scored), f"{len(of.scored):,}"),
-                *(_correlation_cell(one, len(of.scored)) for one in made),
+                *map(text_cell, (score.kind.name, score.kind.origin, score.kind.better)),
+                number_cell(len(score.scored), f"{len(score.scored):,}"),
+                *(_correlation_cell(correlation, len(score.scored)) for correlation in correlations),
                 text_cell("; ".join(why)),
             )
         )
@@ -97,12 +97,12 @@ def correlation_table(joined: Sequence[JoinedScore], axes: Sequence[CostAxis], t
     return ReportTable("score-correlations", "Scores against costs", caption, columns, tuple(kept))
 
 
-def _reasons(axes: Sequence[CostAxis], made: Sequence[RankCorrelation]) -> list[str]:
+def _reasons(axes: Sequence[CostAxis], correlations: Sequence[RankCorrelation]) -> list[str]:
     """Why numbers are missing, each reason once."""
     reasons: dict[str, list[str]] = {}
-    for axis, one in zip(axes, made, strict=True):
-        if one.reason:
-            reasons.setdefault(one.reason, []).append(axis.heading)
+    for axis, correlation in zip(axes, correlations, strict=True):
+        if correlation.reason:
+            reasons.setdefault(correlation.reason, []).append(axis.heading)
     return [
         reason if len(headings) == len(axes) else f"{listing(headings)}: {reason}"
         for reason, headings in reasons.items()
@@ -110,33 +110,37 @@ def _reasons(axes: Sequence[CostAxis], made: Sequence[RankCorrelation]) -> list[
 
 
 def _measured_on(axes: Sequence[CostAxis], text: str | None) -> str:
-    told = [axis.heading for axis in axes if axis.heading != "drop"]
-    return f" {listing(told)} on {text}.".replace(" effective", " Effective", 1) if told and text else ""
+    headings = [axis.heading for axis in axes if axis.heading != "drop"]
+    return f" {listing(headings)} on {text}.".replace(" effective", " Effective", 1) if headings and text else ""
 
 
-def _correlation_cell(made: RankCorrelation, scored: int) -> Cell:
+def _correlation_cell(correlation: RankCorrelation, scored: int) -> Cell:
     """Below the correlation stand its interval, and how many dictionaries have that cost where some lack it."""
-    if made.rho is None:
+    if correlation.rho is None:
         return Cell(NA)
-    bounds = "" if made.low is None else f"[{fixed_decimals(made.low, 2)}, {fixed_decimals(made.high, 2)}]"
-    count = "" if made.n == scored else f"n = {made.n}"
-    return number_cell(made.rho, fixed_decimals(made.rho, 2), ", ".join(filter(None, (bounds, count))))
+    bounds = (
+        ""
+        if correlation.low is None
+        else f"[{fixed_decimals(correlation.low, 2)}, {fixed_decimals(correlation.high, 2)}]"
+    )
+    count = "" if correlation.n == scored else f"n = {correlation.n}"
+    return number_cell(correlation.rho, fixed_decimals(correlation.rho, 2), ", ".join(filter(None, (bounds, count))))
 
 
 def value_table(joined: Sequence[JoinedScore], axes: Sequence[CostAxis], text: str | None) -> ReportTable:
     """A row for each score and variant, with the axes on whose frontier it stands."""
     rows, blocks = [], []
-    for of in joined:
+    for score in joined:
         blocks.append(len(rows))
-        fronts = {axis.heading: {one.setting.name for one, _ in of.frontier(axis)} for axis in axes}
-        for one in of.scored:
-            on = [heading for heading, names in fronts.items() if one.setting.name in names]
-            values = [axis.value(one.setting) for axis in axes]
+        fronts = {axis.heading: {variant.setting.name for variant, _ in score.frontier(axis)} for axis in axes}
+        for variant in score.scored:
+            on = [heading for heading, names in fronts.items() if variant.setting.name in names]
+            values = [axis.value(variant.setting) for axis in axes]
             rows.append(
                 (
-                    text_cell(of.kind.title),
-                    text_cell(one.setting.name),
-                    number_cell(one.score, significant(one.score, 4)),
+                    text_cell(score.kind.title),
+                    text_cell(variant.setting.name),
+                    number_cell(variant.score, significant(variant.score, 4)),
                     *(number_cell(value, significant(value)) for value in values),
                     text_cell(", ".join(on)),
                 )
@@ -165,60 +169,60 @@ def scores_frame(joined: Joined, names: Mapping[str, str]) -> pd.DataFrame:
     axes = axes_of(joined.scores)
     records = [
         {
-            "score": of.kind.name,
-            "origin": of.kind.origin,
-            "higher_is_better": of.kind.higher_is_better,
-            "variant": names[one.setting.name],
-            "dictionary": one.setting.dictionary,
-            "value": one.score,
-            **{axis.heading.replace(" ", "_"): axis.value(one.setting) for axis in axes},
-            "file": one.file,
+            "score": score.kind.name,
+            "origin": score.kind.origin,
+            "higher_is_better": score.kind.higher_is_better,
+            "variant": names[variant.setting.name],
+            "dictionary": variant.setting.dictionary,
+            "value": variant.score,
+            **{axis.heading.replace(" ", "_"): axis.value(variant.setting) for axis in axes},
+            "file": variant.file,
         }
-        for of in joined.scores
-        for one in of.scored
+        for score in joined.scores
+        for variant in score.scored
     ]
     return pd.DataFrame(records)
 
 
-def _picture(number: int, of: JoinedScore, axes: Sequence[CostAxis]) -> Picture:
-    shown = [axis for axis in axes if len(of.on(axis)) > 1]
-    better = of.kind.better.replace("taken to be ", "") + (" is taken to be" if of.kind.is_assumed else " is")
+def _picture(number: int, score: JoinedScore, axes: Sequence[CostAxis]) -> Picture:
+    shown = [axis for axis in axes if len(score.on(axis)) > 1]
+    better = score.kind.better.replace("taken to be ", "") + (" is taken to be" if score.kind.is_assumed else " is")
     caption = (
         f"A point for each dictionary; {better} better by this score. The line is the frontier: no other dictionary "
         "is at least as good by both numbers, and better by one. Bars, where there are any: 95% intervals."
     )
-    best = (max if of.kind.higher_is_better else min)(of.scored, key=lambda one: one.score)
-    told = (
+    best = (max if score.kind.higher_is_better else min)(score.scored, key=lambda variant: variant.score)
+    alternative = (
         f"A panel for {listing(axis.heading for axis in shown)}. Best score: {significant(best.score)} of "
         f"{best.setting.name}. All numbers are in the tables."
     )
-    return Picture(f"score-{number}", of.kind.title, caption, told, score_figure(of, shown))
+    return Picture(f"score-{number}", score.kind.title, caption, alternative, score_figure(score, shown))
 
 
-def score_figure(of: JoinedScore, axes: Sequence[CostAxis]) -> Figure:
+def score_figure(score: JoinedScore, axes: Sequence[CostAxis]) -> Figure:
     """The score against each axis, side by side, with its frontier as a step."""
     with mpl.rc_context(STYLE):
         figure = Figure((NARROW if len(axes) == 1 else WIDTH, 2.7))
         panels = figure.subplots(1, len(axes), squeeze=False, sharey=True)[0]
         for panel, axis in zip(panels, axes, strict=True):
-            _draw(panel, of, axis)
-        panels[0].set_ylabel(of.kind.name)
+            _draw(panel, score, axis)
+        panels[0].set_ylabel(score.kind.name)
     return figure
 
 
-def _draw(panel: Axes, of: JoinedScore, axis: CostAxis) -> None:
-    known = of.on(axis)
-    for one, value in known:
-        low, high = axis.bounds(one.setting)
+def _draw(panel: Axes, score: JoinedScore, axis: CostAxis) -> None:
+    points = score.on(axis)
+    for variant, value in points:
+        low, high = axis.bounds(variant.setting)
         reach = None if low is None or high is None else [[max(value - low, 0)], [max(high - value, 0)]]
         look: dict[str, Any] = {"fmt": MARKERS[0], "color": COLOURS[0]}
-        panel.errorbar([value], [one.score], xerr=reach, **look)
-    steps = [(value, one.score) for one, value in of.frontier(axis)]
+        panel.errorbar([value], [variant.score], xerr=reach, **look)
+    steps = [(value, variant.score) for variant, value in score.frontier(axis)]
     panel.step(*zip(*steps, strict=True), where="post", color=INK, linewidth=0.7, zorder=1)
-    name_points(panel, [(one.setting.name, value, one.score) for one, value in known])
+    name_points(panel, [(variant.setting.name, value, variant.score) for variant, value in points])
     if axis.logarithmic:
         panel.set_xscale("log")
-        logarithmic(panel.xaxis, [value for _, value in known])
+        logarithmic(panel.xaxis, [value for _, value in points])
     panel.set_xlabel(f"{axis.heading} ({axis.unit})")
     panel.margins(x=0.15, y=0.12)
     panel.grid()

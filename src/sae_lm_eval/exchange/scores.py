@@ -56,10 +56,10 @@ class ScoreSet:
 
 def without_repeats(scores: Sequence[DictionaryScore]) -> tuple[DictionaryScore, ...]:
     """The scores, equal ones once. Raises `UserError` where a dictionary has two values of one score."""
-    known: dict[tuple[ScoreKind, DictionaryName], DictionaryScore] = {}
+    unique: dict[tuple[ScoreKind, DictionaryName], DictionaryScore] = {}
     for score in scores:
         place = score.kind, score.dictionary
-        before = known.setdefault(place, score)
+        before = unique.setdefault(place, score)
         if before.value != score.value:
             where = f"'{shown(before.file, 200)}'"
             where += f" and '{shown(score.file, 200)}'" if score.file != before.file else ""
@@ -67,4 +67,4 @@ def without_repeats(scores: Sequence[DictionaryScore]) -> tuple[DictionaryScore,
                 f"{shown(str(score.dictionary), 200)} has two values of {shown(score.kind.title, 200)}: "
                 f"{before.value:g} and {score.value:g}, in {where}. Keep one."
             )
-    return tuple(known.values())
+    return tuple(unique.values())

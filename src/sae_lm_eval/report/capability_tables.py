@@ -13,9 +13,9 @@ from sae_lm_eval.capability.family import (
     beside,
     category_curves,
     cut_scores,
+    equivalent_text,
     equivalents,
     read_task_family,
-    told,
 )
 from sae_lm_eval.comparison.compare import Comparison
 from sae_lm_eval.errors import UserError
@@ -96,7 +96,7 @@ def _cell(row: dict[str, Any] | None) -> Cell:
         return Cell(NA)
     if row["fraction"] is None:
         return Cell(str(row["bound"]), None) if row["bound"] else Cell(NA, None, str(row["reason"]))
-    return number_cell(row["fraction"], significant(row["fraction"], 2), told(row).partition(" ")[2])
+    return number_cell(row["fraction"], significant(row["fraction"], 2), equivalent_text(row).partition(" ")[2])
 
 
 def published_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTable]:
