@@ -93,7 +93,7 @@ def surface(params: np.ndarray, tokens: np.ndarray, *, sigma: float, heavy: bool
             original = Original(params=n, tokens=d)
             for rise in (0.05, 0.3):
                 delta = DeltaCE(value=rise)
-                fixed = Draws.of(delta, n=DRAWS, level=LEVEL, rng=rng)
+                fixed = Draws.from_delta(delta, n=DRAWS, level=LEVEL, rng=rng)
                 expected = law_relative(dataclasses.replace(truth, covariance=None), original, fixed)
                 estimates = law_relative(law, original, fixed)
                 naive = raw_surface(law, n, d, rise, fixed)
@@ -119,7 +119,7 @@ def frontier(n: int, *, sigma: float, heavy: bool = False, member: int = -2) -> 
         for fraction in (0.7, 0.2, 0.03):
             spliced = float(truth.optimal_loss(own * fraction))
             delta = DeltaCE(value=spliced - baseline, baseline=baseline)
-            fixed = Draws.of(delta, n=DRAWS, level=LEVEL, rng=rng)
+            fixed = Draws.from_delta(delta, n=DRAWS, level=LEVEL, rng=rng)
             fitted, between = family_estimates(family, Original(), fixed)
             law = family.fit
             naive = None if law is None else holds(raw_frontier(law, baseline, delta.value, fixed), fraction)
@@ -143,7 +143,7 @@ def course(tokens: np.ndarray, *, sigma: float) -> Trial:
         for share in (0.7, 0.2, 0.03):
             ends = true_loss(np.array([3e11, 3e11 * share]))
             delta = DeltaCE(value=float(ends[1] - ends[0]))
-            estimate = checkpoint_estimate(run, Draws.of(delta, n=CHECKPOINT_DRAWS, level=LEVEL, rng=rng))
+            estimate = checkpoint_estimate(run, Draws.from_delta(delta, n=CHECKPOINT_DRAWS, level=LEVEL, rng=rng))
             yield f"checkpoints, true value {share}", holds(estimate.interval, share), None
 
     return trial
@@ -167,9 +167,9 @@ def documents(n: int, *, refit: bool) -> Trial:
             law = fit_parametric_law(
                 params, tokens, truth.loss(params, tokens) * np.exp(0.01 * rng.standard_normal(len(params)))
             )
-        drawn = Draws.of(delta, n=DRAWS, level=LEVEL, rng=rng)
+        drawn = Draws.from_delta(delta, n=DRAWS, level=LEVEL, rng=rng)
         sure = DeltaCE(value=rise)
-        target = law_relative(truth, original, Draws.of(sure, n=100, level=LEVEL, rng=rng))[0].fraction
+        target = law_relative(truth, original, Draws.from_delta(sure, n=100, level=LEVEL, rng=rng))[0].fraction
         estimate = law_relative(law, original, drawn)[0]
         yield "effective compute, delta CE 0.15", holds(estimate.interval, target or np.nan), None
 

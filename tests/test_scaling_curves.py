@@ -246,13 +246,13 @@ def test_intervals_of_fitted_laws_hold_the_truth():
     law_hits, family_hits, between_hits = [], [], []
     for _ in range(200):
         law = fit_parametric_law(sizes, tokens, truth.loss(sizes, tokens) * np.exp(0.005 * rng.standard_normal(16)))
-        fixed = Draws.of(delta, n=800, level=0.95, rng=rng)
+        fixed = Draws.from_delta(delta, n=800, level=0.95, rng=rng)
         law_hits.append(covered(law_relative(law, original, fixed)[0].interval, share))
         loss = TRUTH.optimal_loss(compute) * np.exp(0.005 * rng.standard_normal(7))
         base = float(loss[-1])
         own = TRUTH.optimal_flops(base - TRUTH.E)
         rise = DeltaCE(value=float(TRUTH.optimal_loss(0.2 * own)) - base, baseline=base)
-        drawn = Draws.of(rise, n=800, level=0.95, rng=rng)
+        drawn = Draws.from_delta(rise, n=800, level=0.95, rng=rng)
         fitted, between = family_estimates(family(loss, compute), Original(), drawn)
         family_hits.append(covered(fitted.interval, 0.2))
         between_hits.append(covered(between.interval, 0.2))
@@ -269,7 +269,7 @@ def test_interval_of_checkpoints_holds_the_truth():
     hits = []
     for _ in range(40):
         run = family(true_loss * np.exp(0.003 * rng.standard_normal(40)), tokens, "checkpoints")
-        drawn = Draws.of(rise, n=150, level=0.95, rng=rng)
+        drawn = Draws.from_delta(rise, n=150, level=0.95, rng=rng)
         hits.append(covered(checkpoint_estimate(run, drawn).interval, 0.2))
     assert np.mean(hits) >= 0.85
 
@@ -303,7 +303,7 @@ def test_interval_of_unequally_spaced_checkpoints_holds_the_truth_and_is_not_the
     hits, highs = [], []
     for _ in range(60):
         run = family(bent(UNEQUAL) * np.exp(0.003 * rng.standard_normal(12)), UNEQUAL, "checkpoints")
-        interval = checkpoint_estimate(run, Draws.of(rise, n=150, level=0.95, rng=rng)).interval
+        interval = checkpoint_estimate(run, Draws.from_delta(rise, n=150, level=0.95, rng=rng)).interval
         hits.append(covered(interval, share))
         highs.append(interval.high)
     assert np.mean(hits) >= 0.88
@@ -317,7 +317,7 @@ def test_the_original_stays_the_denominator_where_its_loss_is_pooled():
     assert curve.log_compute[-1] == pytest.approx(math.log(16e9))
     estimate = checkpoint_estimate(
         family(loss, tokens, "checkpoints"),
-        Draws.of(DeltaCE(value=3.2 - 2.995), n=100, level=0.95, rng=np.random.default_rng(0)),
+        Draws.from_delta(DeltaCE(value=3.2 - 2.995), n=100, level=0.95, rng=np.random.default_rng(0)),
     )
     assert estimate.fraction == pytest.approx(4 / 16)
 

@@ -29,7 +29,7 @@ BESIROGLU = get_law("besiroglu2024")
 
 def relative(rise, params, tokens, law=BESIROGLU):
     """The three fractions within a law at a rise of the loss."""
-    drawn = Draws.of(DeltaCE(value=rise), n=100, level=0.95, rng=np.random.default_rng(0))
+    drawn = Draws.from_delta(DeltaCE(value=rise), n=100, level=0.95, rng=np.random.default_rng(0))
     endless = {"flops_range": (1e-290, 1e290), "params_range": (1e-290, 1e290)}
     fixed = dataclasses.replace(law, covariance=None, **endless)
     found = law_relative(fixed, Original(params=params, tokens=tokens), drawn)

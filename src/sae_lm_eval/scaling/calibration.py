@@ -57,11 +57,11 @@ class CalibrationRow:
 def calibration_table() -> Mapping[tuple[str, str, str], tuple[CalibrationRow, ...]]:
     """The rows by law, quantity and text, by their tokens per parameter."""
     names = [field.name for field in fields(CalibrationRow)]
-    found: dict[tuple[str, str, str], list[CalibrationRow]] = {}
+    table: dict[tuple[str, str, str], list[CalibrationRow]] = {}
     for row in read_rows(data_path("calibration.csv"), required=names):
-        made = CalibrationRow(**{name: row[name] for name in names})
-        found.setdefault((made.law, made.quantity, made.text), []).append(made)
-    return MappingProxyType({key: tuple(rows) for key, rows in found.items()})
+        entry = CalibrationRow(**{name: row[name] for name in names})
+        table.setdefault((entry.law, entry.quantity, entry.text), []).append(entry)
+    return MappingProxyType({key: tuple(rows) for key, rows in table.items()})
 
 
 def check_text(text: str | None) -> None:
@@ -79,22 +79,22 @@ def calibrate(within: Estimate, law: Law, original: Original, draws: Draws, text
     blank = replace(blank, constants=within.constants, unit="")
     if within.fraction is None:
         return replace(blank, reason=within.reason)
-    found = _row(within, law, original, text)
-    if isinstance(found, str):
-        return replace(blank, reason=NOT + found)
+    row = _row(within, law, original, text)
+    if isinstance(row, str):
+        return replace(blank, reason=NOT + row)
     log_f = log_relative(law, original, draws.delta.value, within.quantity)
-    centre = log_f * math.exp(-found.log_bias)
+    centre = log_f * math.exp(-row.log_bias)
     worth = (original.params or math.nan) * math.exp(centre / (2 if within.quantity == COMPUTE else 1))
-    if worth * SLACK < found.params_low:
-        least = f"{found.params_low:.3g}"
+    if worth * SLACK < row.params_low:
+        least = f"{row.params_low:.3g}"
         return replace(blank, reason=f"{NOT}the smallest model of the known pairs has {least} parameters")
-    ends = _with_documents(found, law, original, draws, within.quantity, centre)
+    ends = _with_documents(row, law, original, draws, within.quantity, centre)
     covers = ("known pairs", "documents") if draws.delta.uncertain else ("known pairs",)
     return replace(
         blank,
         fraction=math.exp(centre),
         interval=Interval(low=ends[0], high=ends[1], level=draws.level, covers=covers),
-        flags=(*within.flags, _told(found)),
+        flags=(*within.flags, _flag(row)),
     )
 
 
@@ -138,13 +138,13 @@ def _row(within: Estimate, law: Law, original: Original, text: str | None) -> Ca
 
 def _between(rows: Sequence[CalibrationRow], original: Original) -> CalibrationRow | str:
     ratio = (original.tokens or math.nan) / (original.params_non_embedding or original.params or math.nan)
-    known = [float(row.tokens_per_parameter or math.nan) for row in rows]
-    if not known[0] / SLACK <= ratio <= known[-1] * SLACK:
+    ratios = [float(row.tokens_per_parameter or math.nan) for row in rows]
+    if not ratios[0] / SLACK <= ratio <= ratios[-1] * SLACK:
         return (
-            f"known pairs have {known[0]:.0f} to {known[-1]:.0f} tokens per parameter (embeddings aside), and "
+            f"known pairs have {ratios[0]:.0f} to {ratios[-1]:.0f} tokens per parameter (embeddings aside), and "
             f"{original.name} has {ratio:.0f}"
         )
-    at = np.log(known)
+    at = np.log(ratios)
     log_bias, off, wide = (
         float(np.interp(math.log(ratio), at, [value(row) for row in rows]))
         for value in (lambda row: row.log_bias, lambda row: math.log(row.off), lambda row: row.half_width)
@@ -152,7 +152,7 @@ def _between(rows: Sequence[CalibrationRow], original: Original) -> CalibrationR
     return replace(rows[0], tokens_per_parameter=ratio, log_bias=log_bias, off=math.exp(off), half_width=wide)
 
 
-def _told(row: CalibrationRow) -> str:
+def _flag(row: CalibrationRow) -> str:
     on = "all texts" if row.text == ANY else row.text
     at = "" if row.tokens_per_parameter is None else f" at {row.tokens_per_parameter:.0f} tokens per parameter"
     return (

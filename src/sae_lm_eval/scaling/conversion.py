@@ -40,8 +40,8 @@ class Conversion:
 
     def record(self) -> dict[str, Any]:
         """As plain values for a file of results, the text's notes among its flags."""
-        told = self.result.record()
-        return {**told, "flags": [*told["flags"], *self.notes]}
+        values = self.result.record()
+        return {**values, "flags": [*values["flags"], *self.notes]}
 
 
 def convert_text(
@@ -51,44 +51,44 @@ def convert_text(
     *,
     task: str = "",
     beside: Curves | None = None,
-    **asked: Any,
+    **arguments: Any,
 ) -> Conversion:
     """Effective compute of a text, by the curve that was asked for, or else one measured beside the run, or else the
     course of the world's own training, or else what can be borrowed; and of its categories, all by the text's curve.
 
-    `asked` is what else `effective_compute` takes.
+    `arguments` are what else `effective_compute` takes.
     """
-    asked = {"text": TEXTS.get(task), **asked}
+    arguments = {"text": TEXTS.get(task), **arguments}
     curves = beside or Curves()
     notes = curves.notes
-    told = asked.get("family") is not None or asked.get("checkpoints") is not None
+    has_curve = arguments.get("family") is not None or arguments.get("checkpoints") is not None
     measured: dict[str, Any] = {}
-    if not told and curves.own is not None:
+    if not has_curve and curves.own is not None:
         measured = {"family": curves.family, "checkpoints": curves.checkpoints}
-    elif not told:
+    elif not has_curve:
         measured["checkpoints"], unused = world_curve(original, delta.baseline)
         notes = (*notes, *unused)
-    options = dict[str, Any](asked)
+    options = dict[str, Any](arguments)
     options.update(measured)
     result = effective_compute(delta, original=original, **options)
     parts = {
-        name: _category(part, result, curves.by_category.get(name), original, asked)
+        name: _category(part, result, curves.by_category.get(name), original, arguments)
         for name, part in (categories or {}).items()
     }
     return Conversion(result=result, by_category=parts, notes=notes)
 
 
 def _category(
-    delta: DeltaCE, whole: EffectiveCompute, own: Curves | None, original: Original, asked: Mapping[str, Any]
+    delta: DeltaCE, whole: EffectiveCompute, own: Curves | None, original: Original, arguments: Mapping[str, Any]
 ) -> EffectiveCompute:
     """A category by its own losses on the text's curve, or by what the text borrows; otherwise undefined."""
-    options: dict[str, Any] = {**asked, "text": None, "family": None, "checkpoints": None}
+    options: dict[str, Any] = {**arguments, "text": None, "family": None, "checkpoints": None}
     if own is not None:
         options.update(family=own.family, checkpoints=own.checkpoints)
-    made = effective_compute(delta, original=original, **options)
+    effective = effective_compute(delta, original=original, **options)
     if own is None and whole.preferred.definition not in BORROWED:
-        return replace(made, estimates=(without_losses(whole.preferred),))
-    return made
+        return replace(effective, estimates=(without_losses(whole.preferred),))
+    return effective
 
 
 @functools.cache
@@ -138,21 +138,21 @@ def compute_of(records: Sequence[Mapping[str, Any]], original: Original, task: s
         return _undefined(original, "no position was scored", names)
     deltas = {name: _delta([record for record in records if record["category"] == name]) for name in names}
     categories = {name: part for name, part in deltas.items() if part is not None}
-    found = convert_text(delta, original, categories, task=task)
-    if found.result.preferred.reason == original.lacks is not None:
+    conversion = convert_text(delta, original, categories, task=task)
+    if conversion.result.preferred.reason == original.lacks is not None:
         return _undefined(original, _lacking(original), names)
-    record = found.record()
+    record = conversion.record()
     if names:
         empty = _undefined(original, "no position was scored", [])
-        told = {name: part.record() for name, part in found.by_category.items()}
-        record["by_category"] = {name: told.get(name, empty) for name in names}
+        by_category = {name: part.record() for name, part in conversion.by_category.items()}
+        record["by_category"] = {name: by_category.get(name, empty) for name in names}
     return record
 
 
 def _undefined(original: Original, reason: str, categories: Sequence[str]) -> dict[str, Any]:
     blank = Estimate(quantity=COMPUTE, definition=LAW_RELATIVE, curve="", source="", reason=reason)
-    made = EffectiveCompute(delta=DeltaCE(value=float("nan")), original=original, estimates=(blank,), level=0.95)
-    record = {**made.record(), "law": None}
+    effective = EffectiveCompute(delta=DeltaCE(value=float("nan")), original=original, estimates=(blank,), level=0.95)
+    record = {**effective.record(), "law": None}
     return {**record, "by_category": dict.fromkeys(categories, record)} if categories else record
 
 

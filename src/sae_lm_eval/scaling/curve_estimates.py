@@ -44,9 +44,9 @@ def published_estimates(original: Original, draws: Draws, text: str | None) -> l
     The rise of the loss starts at the family's loss of the original, so that only the difference of the two losses
     enters, as it does within a law.
     """
-    found = []
+    estimates = []
     for family in sorted(published_families(), key=lambda family: family.tokenizer != original.tokenizer):
-        members = [_known(model) for model in family.models]
+        members = [_preset_name(model) for model in family.models]
         if original.name not in members:
             continue
         scaled, units = in_units_of(family, original, draws)
@@ -54,10 +54,10 @@ def published_estimates(original: Original, draws: Draws, text: str | None) -> l
         delta = replace(scaled.delta, baseline=own, spliced=own + scaled.delta.value)
         named = "a text that is not named" if text is None else text
         whence = f"the rise is measured on {named}, and the family's losses on {family.text}: only the rise enters"
-        made = _interpolated(family, replace(scaled, delta=delta), (*family.flags, *units, whence))
+        estimate = _interpolated(family, replace(scaled, delta=delta), (*family.flags, *units, whence))
         ends = own in (family.loss.min(), family.loss.max())  # beyond which the curve says no more than the sign
-        found.append(replace(made, definition=PUBLISHED, bound=None if ends else made.bound))
-    return found
+        estimates.append(replace(estimate, definition=PUBLISHED, bound=None if ends else estimate.bound))
+    return estimates
 
 
 def checkpoint_estimate(checkpoints: Family, draws: Draws) -> Estimate:
@@ -205,14 +205,14 @@ def _resampled_checkpoints(run: Family, scatter: tuple[float, float], draws: Dra
     return logs
 
 
-def same_loss(one: float, other: float) -> bool:
+def same_loss(loss: float, other: float) -> bool:
     """Whether two losses can be of one model on one text at one context length."""
-    return abs(one - other) <= SAME_TEXT_TOLERANCE * one
+    return abs(loss - other) <= SAME_TEXT_TOLERANCE * loss
 
 
 def _mismatch(family: Family, original: Original, delta: DeltaCE) -> str | None:
     """Why the family's losses cannot be on the text at hand: it holds the original at another loss."""
-    members = [_known(model) for model in family.models]
+    members = [_preset_name(model) for model in family.models]
     if original.name not in members or delta.baseline is None:
         return None
     own = float(family.loss[members.index(original.name)])
@@ -224,9 +224,9 @@ def _mismatch(family: Family, original: Original, delta: DeltaCE) -> str | None:
     )
 
 
-def _known(model: str) -> str:
-    found = find_preset(model)
-    return model if found is None else found.name
+def _preset_name(model: str) -> str:
+    preset = find_preset(model)
+    return model if preset is None else preset.name
 
 
 def _blank(family: Family, definition: str) -> Estimate:

@@ -74,8 +74,8 @@ def _frame(text: str, where: str) -> pd.DataFrame:
         raise UserError(f"{where} is not a readable CSV file: {first_line(error)}") from error
 
 
-def unknown(kind: str, name: str, known: Iterable[str], aliases: Iterable[str] = ()) -> UserError:
+def unknown(kind: str, name: str, names: Iterable[str], aliases: Iterable[str] = ()) -> UserError:
     """The error for a name that is in no table, with the nearest names, of which `aliases` are others."""
-    known = list(known)
-    which = did_you_mean(name, [*known, *aliases]) or f" Known: {', '.join(known)}."
+    names = list(names)
+    which = did_you_mean(name, [*names, *aliases]) or f" Known: {', '.join(names)}."
     return UserError(f"There is no {kind} {name!r}.{which}")

@@ -41,13 +41,13 @@ class DeltaCE:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        found = []
+        flags = []
         if self.value < 0:
-            found.append(f"delta CE is negative ({self.value:.4g}): the spliced model has the lower loss")
+            flags.append(f"delta CE is negative ({self.value:.4g}): the spliced model has the lower loss")
         number = self.documents if self.per_document is None else len(self.per_document[0])
         if self.uncertain and number is not None and number < FEW_DOCUMENTS:
-            found.append(f"fewer than {FEW_DOCUMENTS} documents: the interval covers less than it says")
-        return tuple(found)
+            flags.append(f"fewer than {FEW_DOCUMENTS} documents: the interval covers less than it says")
+        return tuple(flags)
 
     @property
     def unlearned(self) -> str | None:

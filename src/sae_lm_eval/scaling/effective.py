@@ -92,15 +92,15 @@ class EffectiveCompute:
     @property
     def within_the_law(self) -> Estimate | None:
         """What the first law says, beside which the spread of the laws and the calibration stand."""
-        found = (e for e in self.estimates if (e.quantity, e.definition) == (COMPUTE, LAW_RELATIVE))
-        return next(found, None)
+        candidates = (e for e in self.estimates if (e.quantity, e.definition) == (COMPUTE, LAW_RELATIVE))
+        return next(candidates, None)
 
     @property
     def calibrated(self) -> Estimate | None:
         """The calibrated estimate of the same law."""
         within = self.within_the_law
-        found = (e for e in self.estimates if (e.quantity, e.definition) == (COMPUTE, CALIBRATED))
-        return next((e for e in found if within is not None and e.curve == within.curve), None)
+        candidates = (e for e in self.estimates if (e.quantity, e.definition) == (COMPUTE, CALIBRATED))
+        return next((e for e in candidates if within is not None and e.curve == within.curve), None)
 
     def record(self) -> dict[str, Any]:
         """The estimate to quote with what it was made from, as plain values for a file of results."""
@@ -184,16 +184,16 @@ def effective_compute(
     original = original or get_original(**numbers)
     if delta.vocabulary is None:
         delta = replace(delta, vocabulary=original.vocabulary)
-    drawn = Draws.of(delta, n=draws, level=level, rng=np.random.default_rng(rng))
+    drawn = Draws.from_delta(delta, n=draws, level=level, rng=np.random.default_rng(rng))
     estimates: list[Estimate] = []
     if family is not None:
-        family = told_of_text(family if isinstance(family, Family) else read_family(family), text)
+        family = with_text_flag(family if isinstance(family, Family) else read_family(family), text)
         estimates += family_estimates(family, original, drawn)
     chosen = _chosen(law, text)
-    for one in chosen:
-        estimates += _by_law(one, original, drawn, text)
+    for chosen_law in chosen:
+        estimates += _by_law(chosen_law, original, drawn, text)
         if law_text == "same":
-            estimates.append(at_the_loss(one, drawn, definition=AT_THE_LOSS, caveats=original.caveats))
+            estimates.append(at_the_loss(chosen_law, drawn, definition=AT_THE_LOSS, caveats=original.caveats))
     if checkpoints is not None:
         if not isinstance(checkpoints, Family):
             checkpoints = read_family(checkpoints, kind="checkpoints")
@@ -209,7 +209,7 @@ def effective_compute(
     )
 
 
-def told_of_text(family: Family, text: str | None) -> Family:
+def with_text_flag(family: Family, text: str | None) -> Family:
     """The family, which says so where it is on another text than the losses."""
     if text is None or family.text == "unstated" or text.casefold() in family.text.casefold():
         return family
@@ -230,11 +230,11 @@ def _delta(delta: DeltaCE | None, ce_baseline: float | None, ce_spliced: float |
 def _chosen(law: str | Path | Law | Sequence[str | Law], text: str | None) -> list[Law]:
     """The laws asked for, after the one that was fitted to the text."""
     if isinstance(law, str) and law == "all":
-        found = list(laws().values())
+        requested_laws = list(laws().values())
     else:
-        found = [load_law(one) for one in ([law] if isinstance(law, str | Path | Law) else law)]
+        requested_laws = [load_law(item) for item in ([law] if isinstance(law, str | Path | Law) else law)]
     own = [] if text is None else [ladder_law(text)]
-    return [*own, *(one for one in found if one.name not in {fitted.name for fitted in own})]
+    return [*own, *(item for item in requested_laws if item.name not in {fitted.name for fitted in own})]
 
 
 def _by_law(law: Law, original: Original, draws: Draws, text: str | None) -> Iterator[Estimate]:
@@ -246,28 +246,27 @@ def _by_law(law: Law, original: Original, draws: Draws, text: str | None) -> Ite
             yield within
             continue
         within = replace(within, flags=(*within.flags, *units, *unusual))
-        made = calibrate(within, law, original, scaled, text)
-        if made.fraction is None and made.reason is not None:
-            within = replace(within, flags=(*within.flags, made.reason))
+        calibrated = calibrate(within, law, original, scaled, text)
+        if calibrated.fraction is None and calibrated.reason is not None:
+            within = replace(within, flags=(*within.flags, calibrated.reason))
         yield within
-        yield made
+        yield calibrated
 
 
-def _spread(delta: DeltaCE, original: Original, asked: Sequence[Law]) -> LawSpread | None:
-    """Of the laws in force and those asked, the least and greatest effective compute within the law; None of fewer than
-    two."""
-    point = Draws.of(
+def _spread(delta: DeltaCE, original: Original, chosen: Sequence[Law]) -> LawSpread | None:
+    """The least and greatest effective compute within the laws in force and the chosen ones; None of fewer than two."""
+    point = Draws.from_delta(
         replace(delta, per_document=None, standard_error=None), n=100, level=0.95, rng=np.random.default_rng(0)
     )
-    found = {}
-    for law in {**laws(), **{law.name: law for law in asked}}.values():
+    fractions = {}
+    for law in {**laws(), **{law.name: law for law in chosen}}.values():
         if not law.superseded:
-            made = law_relative(law, original, in_units_of(law, original, point)[0])[0]
-            if made.fraction is not None:
-                found[law.name] = made.fraction
-    if len(found) < 2:
+            estimate = law_relative(law, original, in_units_of(law, original, point)[0])[0]
+            if estimate.fraction is not None:
+                fractions[law.name] = estimate.fraction
+    if len(fractions) < 2:
         return None
-    return LawSpread(low=min(found.values()), high=max(found.values()), laws=tuple(found))
+    return LawSpread(low=min(fractions.values()), high=max(fractions.values()), laws=tuple(fractions))
 
 
 def _row(estimate: Estimate) -> dict[str, Any]:

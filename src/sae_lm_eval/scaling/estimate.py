@@ -76,7 +76,7 @@ class Draws:
     rng: np.random.Generator
 
     @classmethod
-    def of(cls, delta: DeltaCE, *, n: int, level: float, rng: np.random.Generator) -> "Draws":
+    def from_delta(cls, delta: DeltaCE, *, n: int, level: float, rng: np.random.Generator) -> "Draws":
         if not 0 < level < 1:
             raise UserError(f"The level of an interval is {level}; it must lie between 0 and 1, such as 0.95.")
         if n < 100:

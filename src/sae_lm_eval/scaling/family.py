@@ -176,13 +176,13 @@ def read_family(source: str | Path, *, kind: Kind = "family") -> Family:
 @functools.cache
 def published_families() -> tuple[Family, ...]:
     """The families that come with the package, by 6ND where parameters and tokens are known, else by their FLOPs."""
-    found = []
+    families = []
     for name in builtin_families():
         rows = [dict(row) for row in _builtin() if row["family"] == name]
         if all(row["params"] and row["tokens"] for row in rows):
             rows = [{key: value for key, value in row.items() if key != "flops"} for row in rows]
-        found.append(family_of(rows, name=name, kind="family", where=name))
-    return tuple(found)
+        families.append(family_of(rows, name=name, kind="family", where=name))
+    return tuple(families)
 
 
 @functools.cache

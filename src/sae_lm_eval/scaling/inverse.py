@@ -44,16 +44,16 @@ def loss_rises(fraction: float, original: Original, laws: Sequence[Law]) -> pd.D
 
 
 def _flags(law: Law, original: Original, fraction: float) -> list[str]:
-    found = []
+    flags = []
     if law.superseded:
-        found.append(f"superseded law: {law.superseded}")
+        flags.append(f"superseded law: {law.superseded}")
     if not isinstance(law, ParametricLaw) or original.params is None or original.tokens is None:
-        found.append("the original is taken as compute-optimal")
+        flags.append("the original is taken as compute-optimal")
     if law.flops_range is None:
-        return [*found, "the range of this law in FLOPs is not known"]
+        return [*flags, "the range of this law in FLOPs is not known"]
     low, high = law.flops_range
     own = original.compute or math.nan
     for who, amount in (("the original", own), ("what is left", own * fraction)):
         if not low <= amount <= high:
-            found.append(f"{who}, {amount:.3g} FLOPs, is outside of {low:.3g} to {high:.3g}: extrapolated")
-    return found
+            flags.append(f"{who}, {amount:.3g} FLOPs, is outside of {low:.3g} to {high:.3g}: extrapolated")
+    return flags

@@ -87,7 +87,7 @@ def _terms(law: Law, original: Original, quantity: str) -> tuple[float, float]:
     if isinstance(law, ComputeLaw) or original.params is None or original.tokens is None:
         return _frontier_terms(law, math.log(original.compute or math.nan))(law.theta)
     chosen = _definitions(_count(law, original)[0], original.tokens)
-    return next(one for one in chosen if one.quantity == quantity).terms(law.theta)
+    return next(definition for definition in chosen if definition.quantity == quantity).terms(law.theta)
 
 
 def at_the_loss(law: Law, draws: Draws, *, definition: str, caveats: tuple[str, ...]) -> Estimate:
@@ -164,8 +164,8 @@ def _frontier_terms(law: Law, log_c: float) -> Terms:
         return lambda at: (math.exp(at[1] - at[2] * log_c), at[2])
 
     def terms(at: np.ndarray) -> tuple[float, float]:
-        known = replace(law, A=math.exp(at[1]), B=math.exp(at[2]), alpha=float(at[3]), beta=float(at[4]))
-        return known.K * math.exp(-known.gamma * log_c), known.gamma
+        law_at = replace(law, A=math.exp(at[1]), B=math.exp(at[2]), alpha=float(at[3]), beta=float(at[4]))
+        return law_at.K * math.exp(-law_at.gamma * log_c), law_at.gamma
 
     return terms
 
@@ -297,14 +297,14 @@ def _count(law: ParametricLaw, original: Original) -> tuple[float, tuple[str, ..
 
 
 def _caveats(law: Law, delta: DeltaCE) -> tuple[str, ...]:
-    found = [*delta.caveats]
+    flags = [*delta.caveats]
     if law.superseded:
-        found.append(f"superseded law: {law.superseded}")
+        flags.append(f"superseded law: {law.superseded}")
     if law.covariance is None:
-        found.append(f"{law.no_covariance}: its parameters are held fixed")
+        flags.append(f"{law.no_covariance}: its parameters are held fixed")
     elif law.E == 0:
-        found.append("the fitted floor E ended at 0: the points do not determine it")
-    return tuple(found)
+        flags.append("the fitted floor E ended at 0: the points do not determine it")
+    return tuple(flags)
 
 
 def _blank(law: Law, quantity: str, definition: str) -> Estimate:

@@ -116,7 +116,7 @@ def _estimate(row: Row, law: Law, *, level: float, draws: int, rng: int) -> Esti
     if original is None:
         return replace(blank, reason="the law speaks of pretrained base models, and this is none")
     delta = DeltaCE(value=row["delta_ce"], baseline=row["ce_baseline"], spliced=row["ce_spliced"])
-    drawn = Draws.of(delta, n=draws, level=level, rng=np.random.default_rng(rng))
+    drawn = Draws.from_delta(delta, n=draws, level=level, rng=np.random.default_rng(rng))
     return law_relative(law, original, drawn)[0]
 
 
@@ -137,8 +137,8 @@ def _ablated(row: Row) -> float | None:
     """The ablation CE: published, or baseline + delta/(1 - loss recovered) when the three are known."""
     if row["ce_ablated"] is not None:
         return row["ce_ablated"]
-    known = [row[key] for key in ("ce_baseline", "delta_ce", "loss_recovered")]
-    if any(value is None for value in known):
+    numbers = [row[key] for key in ("ce_baseline", "delta_ce", "loss_recovered")]
+    if any(value is None for value in numbers):
         return None
-    baseline, delta, recovered = known
+    baseline, delta, recovered = numbers
     return baseline + delta / (1 - recovered)

@@ -120,18 +120,20 @@ def with_losses(rows: Sequence[Row], own: Row, *, per: str) -> list[Row]:
 
 def categories_of(rows: Sequence[Row]) -> list[str]:
     """The categories whose losses every row has."""
-    held = [json.loads(row.get(CATEGORIES) or "{}") for row in rows]
-    return [name for name in held[0] if all(name in of for of in held)] if held else []
+    row_losses = [json.loads(row.get(CATEGORIES) or "{}") for row in rows]
+    return [name for name in row_losses[0] if all(name in losses for losses in row_losses)] if row_losses else []
 
 
 def of_category(rows: Sequence[Row], name: str) -> list[Row]:
     """The rows, as if a category's documents were the whole text."""
-    found = []
+    category_rows = []
     for row in rows:
-        of = json.loads(row[CATEGORIES])[name]
-        sums = {f"text_{what}": float(of[what]) for what in ("nats", "tokens", "bytes")}
-        found.append({**row, **sums, "nats_per_byte": of["nats"] / of["bytes"], "text": f"{row['text']}, {name}"})
-    return found
+        losses = json.loads(row[CATEGORIES])[name]
+        sums = {f"text_{what}": float(losses[what]) for what in ("nats", "tokens", "bytes")}
+        category_rows.append(
+            {**row, **sums, "nats_per_byte": losses["nats"] / losses["bytes"], "text": f"{row['text']}, {name}"}
+        )
+    return category_rows
 
 
 def curves_for(run: CurveRun, files: Iterable[Path]) -> Curves:
@@ -153,16 +155,19 @@ def curves_for(run: CurveRun, files: Iterable[Path]) -> Curves:
         elif not same_loss(loss := own["text_nats"] / own["text_tokens"], run.baseline):
             notes.append(f"{path} has {row_name(own)} at {loss:.4g}, and the run at {run.baseline:.4g}: it is not used")
         else:
-            made = _curves(with_losses(rows, own, per="byte"), own, path)
-            if made.family is None and made.checkpoints is None:
-                told = "is not used: it has no two models or checkpoints whose losses fall with compute"
+            curves = _curves(with_losses(rows, own, per="byte"), own, path)
+            if curves.family is None and curves.checkpoints is None:
+                reason = "is not used: it has no two models or checkpoints whose losses fall with compute"
                 if len(rows) == 1:
-                    told = f"has {row_name(own)} alone, and one model is no curve: measure others there too"
-                notes.append(f"{path} {told}")
+                    reason = f"has {row_name(own)} alone, and one model is no curve: measure others there too"
+                notes.append(f"{path} {reason}")
                 continue
             parts = {name: (of_category(rows, name), of_category([own], name)[0]) for name in categories_of(rows)}
-            of = {name: _curves(with_losses(part, one, per="byte"), one, path) for name, (part, one) in parts.items()}
-            return replace(made, by_category=of)
+            by_category = {
+                name: _curves(with_losses(part, own_part, per="byte"), own_part, path)
+                for name, (part, own_part) in parts.items()
+            }
+            return replace(curves, by_category=by_category)
     return Curves(notes=tuple(notes))
 
 

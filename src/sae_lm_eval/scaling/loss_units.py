@@ -27,12 +27,12 @@ def in_units_of(curve: Law | Family, original: Original, draws: Draws) -> tuple[
     if original.bytes_per_token is not None and curve.bytes_per_token is not None:
         factor = curve.bytes_per_token / original.bytes_per_token
         delta = replace(draws.delta, value=draws.delta.value * factor)
-        told = (
+        flag = (
             f"delta CE is converted to the curve's tokens of {curve.bytes_per_token:.3g} bytes from the model's of "
             f"{original.bytes_per_token:.3g}: times {factor:.3g}"
         )
-        return replace(draws, delta=delta, deltas=draws.deltas * factor), (told,)
-    theirs, own = (of.tokenizer or "a tokenizer not named" for of in (curve, original))
+        return replace(draws, delta=delta, deltas=draws.deltas * factor), (flag,)
+    theirs, own = (source.tokenizer or "a tokenizer not named" for source in (curve, original))
     return draws, (
         f"losses are per token, here of {own} and on the curve of {theirs}: delta CE is not converted, for bytes per "
         "token are not known of both",
@@ -47,8 +47,8 @@ def unusual_baseline(original: Original, baseline: float | None, text: str | Non
     params = original.params_non_embedding or original.params
     if baseline is None or params is None or original.tokens is None:
         return ()
-    known = [float(ladder_law(name).loss(params, original.tokens)) for name in ((text,) if text else ladder_texts())]
-    low, high = min(known), max(known)
+    losses = [float(ladder_law(name).loss(params, original.tokens)) for name in ((text,) if text else ladder_texts())]
+    low, high = min(losses), max(losses)
     if low / PLAUSIBLE <= baseline <= high * PLAUSIBLE:
         return ()
     expected = f"{low:.3g}" if text else f"{low:.3g} to {high:.3g}"

@@ -44,8 +44,8 @@ def read_all(out: Path) -> list[Results]:
     folders = [path for path in sorted(out.glob("*"), key=natural) if path.is_dir() and has_results(path)]
     if out.is_file() or any(out.glob("results_*.json")) or not folders:
         return [read_results(out)]
-    found = [(path, read_results(path)) for path in folders]
-    return [read if read.folder == path else replace(read, name=path.name) for path, read in found]
+    runs = [(path, read_results(path)) for path in folders]
+    return [read if read.folder == path else replace(read, name=path.name) for path, read in runs]
 
 
 def convert(out: Path, *, original: Mapping[str, Any], **curve: Any) -> list[Converted]:
@@ -56,13 +56,13 @@ def convert(out: Path, *, original: Mapping[str, Any], **curve: Any) -> list[Con
     converted by the curve of its text, and is undefined where that has no losses of it. Raises `UserError` where no
     results have a spliced loss.
     """
-    found = [made for results in read_all(out) for made in _of_results(results, original, curve, out)]
-    if not found:
+    conversions = [conversion for results in read_all(out) for conversion in _of_results(results, original, curve, out)]
+    if not conversions:
         raise UserError(
             f"The results in '{out}' have no ce_baseline and ce_spliced: run a sae_fidelity task with a dictionary, as "
             "in --tasks sae_fidelity_wikitext, or give the losses themselves (--ce-baseline 3.139 --ce-spliced 3.283)."
         )
-    return found
+    return conversions
 
 
 def quoted(results: Results, task: str) -> dict[str, Any]:
@@ -99,20 +99,20 @@ def _of_task(
     delta = _delta({"documents": number, **table})
     if delta is None:
         return
-    told = curve.get("family") is not None or curve.get("checkpoints") is not None
-    beside = Curves() if told else _beside(results, task, table, out)
-    known, notes = _original(results, task, beside, original, table), ()
-    if known.vocabulary is None and (why := lacking(results.provenance.get(KEY, 1))) is not None:
+    has_curve = curve.get("family") is not None or curve.get("checkpoints") is not None
+    beside = Curves() if has_curve else _beside(results, task, table, out)
+    original_model, notes = _original(results, task, beside, original, table), ()
+    if original_model.vocabulary is None and (why := lacking(results.provenance.get(KEY, 1))) is not None:
         notes = (f"these results are of an older version, without {why}",)
     parts = (results.provenance.get("fidelity") or {}).get(task, {}).get("by_category") or {}
-    deltas = {name: made for name, part in parts.items() if (made := _delta(part)) is not None}
-    asked = {name: value for name, value in curve.items() if name != "text" or value is not None}
-    found = convert_text(delta, known, deltas, task=task, beside=beside, **asked)
-    notes = (*found.notes, *notes)
-    yield Converted(variant=results.name, task=task, result=found.result, ablations=_ablations(table), notes=notes)
-    for name, made in found.by_category.items():
+    deltas = {name: part_delta for name, part in parts.items() if (part_delta := _delta(part)) is not None}
+    options = {name: value for name, value in curve.items() if name != "text" or value is not None}
+    conversion = convert_text(delta, original_model, deltas, task=task, beside=beside, **options)
+    notes = (*conversion.notes, *notes)
+    yield Converted(variant=results.name, task=task, result=conversion.result, ablations=_ablations(table), notes=notes)
+    for name, effective in conversion.by_category.items():
         ablations = _ablations(parts[name])
-        yield Converted(variant=results.name, task=task, category=name, result=made, ablations=ablations)
+        yield Converted(variant=results.name, task=task, category=name, result=effective, ablations=ablations)
 
 
 def _ablations(table: Mapping[str, Any]) -> dict[str, float | None]:
@@ -178,23 +178,23 @@ def _delta(table: Mapping[str, Any]) -> DeltaCE | None:
     )
 
 
-def to_frame(found: list[Converted]) -> pd.DataFrame:
+def to_frame(conversions: list[Converted]) -> pd.DataFrame:
     """A row for each estimate, with the variant, the text, its losses, and whether it is the one to quote."""
     frames = []
-    for made in found:
-        frame = made.result.to_frame()
-        told = {
-            "variant": made.variant,
-            "task": made.task,
-            "category": made.category,
-            "ce_baseline": made.result.delta.baseline,
-            "ce_spliced": made.result.delta.spliced,
-            "ce_delta_stderr": made.result.delta.standard_error,
-            **made.ablations,
+    for conversion in conversions:
+        frame = conversion.result.to_frame()
+        labels = {
+            "variant": conversion.variant,
+            "task": conversion.task,
+            "category": conversion.category,
+            "ce_baseline": conversion.result.delta.baseline,
+            "ce_spliced": conversion.result.delta.spliced,
+            "ce_delta_stderr": conversion.result.delta.standard_error,
+            **conversion.ablations,
         }
-        for place, (name, value) in enumerate(told.items()):
+        for place, (name, value) in enumerate(labels.items()):
             frame.insert(place, name, pd.Series([value] * len(frame), dtype=object))
-        quoted = made.result.preferred
-        frame["quoted"] = [estimate is quoted for estimate in made.result.estimates]
+        quoted = conversion.result.preferred
+        frame["quoted"] = [estimate is quoted for estimate in conversion.result.estimates]
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)

@@ -60,12 +60,12 @@ class Original:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        found = []
+        flags = []
         if self.training != "pretrained":
-            found.append(f"{self.name} is {self.training}: its loss was not bought by C = 6ND alone")
+            flags.append(f"{self.name} is {self.training}: its loss was not bought by C = 6ND alone")
         if self.tokens_status in TOKEN_CAVEATS:
-            found.append(f"{TOKEN_CAVEATS[self.tokens_status]} ({self.name})")
-        return tuple(found)
+            flags.append(f"{TOKEN_CAVEATS[self.tokens_status]} ({self.name})")
+        return tuple(flags)
 
     @property
     def off_6nd(self) -> str | None:
@@ -81,13 +81,13 @@ class Original:
         """With training FLOPs C; of parameters and tokens, the one that is not known follows from C = 6ND."""
         if flops is None:
             return self
-        known = replace(self, flops=flops)
+        original = replace(self, flops=flops)
         if self.tokens is None and self.params is not None:
-            told = {"tokens_status": "given", "tokens_source": "the FLOPs given, by C = 6ND"}
-            return replace(known, tokens=flops / (6 * self.params), **told)
+            origin = {"tokens_status": "given", "tokens_source": "the FLOPs given, by C = 6ND"}
+            return replace(original, tokens=flops / (6 * self.params), **origin)
         if self.params is None and self.tokens is not None:
-            return replace(known, params=flops / (6 * self.tokens), params_source="the FLOPs given, by C = 6ND")
-        return known
+            return replace(original, params=flops / (6 * self.tokens), params_source="the FLOPs given, by C = 6ND")
+        return original
 
     @property
     def lacks(self) -> str | None:
@@ -98,8 +98,8 @@ class Original:
                 "or both numbers (--params 124e6 --tokens 1e10)"
             )
         if self.tokens is None:
-            told = self.tokens_source not in ("given by the user", "not known")
-            why = f" ({self.name}: {self.tokens_source})" if told else ""
+            has_source = self.tokens_source not in ("given by the user", "not known")
+            why = f" ({self.name}: {self.tokens_source})" if has_source else ""
             return (
                 f"needs training tokens{why}: give a count (--tokens 1e10), "
                 "or a measured family, which needs none (--family FILE.csv)"
@@ -144,10 +144,10 @@ def get_original(
     ):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UserError(f"The number of {what} is {value}; it must be positive.")
-    known = None if model is None else find_preset(model)
-    if model is not None and known is None and params is None:
+    preset = None if model is None else find_preset(model)
+    if model is not None and preset is None and params is None:
         raise unknown("model with known parameters", model, presets(), _aliases())
-    original = known or Original(name=model or "the original")
+    original = preset or Original(name=model or "the original")
     if params is not None:
         original = replace(original, params=params, params_non_embedding=None, params_source="given by the user")
     if tokens is not None:
@@ -165,11 +165,11 @@ def _rows() -> list[Row]:
 
 @functools.cache
 def _aliases() -> dict[str, str]:
-    found = {}
+    aliases = {}
     for row in _rows():
         for alias in (row["model"], *row["aliases"].split("|")):
-            found[alias.lower()] = row["model"]
-    return found
+            aliases[alias.lower()] = row["model"]
+    return aliases
 
 
 def _preset(row: Row) -> Original:

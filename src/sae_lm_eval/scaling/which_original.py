@@ -28,21 +28,21 @@ def original_of(
     if numbers.get("model"):
         return get_original(**numbers)
     given = get_original(**{**numbers, "flops": None})
-    known = _known(name, revision, measured)
+    original = _known_original(name, revision, measured)
     if numbers.get("params") is not None:
-        known = replace(known, params=given.params, params_non_embedding=None, params_source=given.params_source)
+        original = replace(original, params=given.params, params_non_embedding=None, params_source=given.params_source)
     if numbers.get("tokens") is not None:
-        known = replace(known, tokens=given.tokens, tokens_status="given", tokens_source=given.tokens_source)
-    known = replace(
-        known,
-        vocabulary=given.vocabulary or known.vocabulary,
-        bytes_per_token=given.bytes_per_token or known.bytes_per_token,
+        original = replace(original, tokens=given.tokens, tokens_status="given", tokens_source=given.tokens_source)
+    original = replace(
+        original,
+        vocabulary=given.vocabulary or original.vocabulary,
+        bytes_per_token=given.bytes_per_token or original.bytes_per_token,
     )
     flops = numbers.get("flops")
-    return known if flops is None else known.with_flops(get_original(flops=flops).flops)
+    return original if flops is None else original.with_flops(get_original(flops=flops).flops)
 
 
-def _known(model: str, revision: str, measured: Row | None) -> Original:
+def _known_original(model: str, revision: str, measured: Row | None) -> Original:
     preset = find_preset(model)
     if preset is not None and revision == MAIN:
         return preset
