@@ -269,6 +269,25 @@ def test_no_line_of_the_appendix_is_too_long(tmp_path: Path, groups: Mapping[str
     assert "Overfull" not in told.stdout
 
 
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="NOT TESTED WITH TEX: there is no pdflatex")
+def test_a_group_with_all_its_columns_fits_a_line_of_print(tmp_path: Path) -> None:
+    names = [f"a_task_{at:02}" for at in range(12)]
+    kl = {"kl_at_answers": {name: {"kl": 2.273, "stderr": 0.016, "positions": 120} for name in names}}
+    for index, run in enumerate(("baseline", "topk8", "topk8,random_error", "topk32", "topk32,random_error")):
+        answers = {name: [1] * (160 - index * at) + [0] * (40 + index * at) for at, name in enumerate(names)}
+        mode = "random_error" if run.endswith("error") else "reconstruction"
+        record = {"control_of": [run.partition(",")[0]]} if mode == "random_error" else {}
+        write_run(tmp_path / run, answers, splice=mode if index else None, groups={"blimp": names}, **kl, **record)
+    report = made(tmp_path)
+    groups = next(table for table in report.tables if table.name == "groups")
+    assert {"spliced", "KL", "interval over tasks"} <= {column.heading for column in groups.columns}
+    writer.write(report, tmp_path / "report")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "appendix"]
+    told = subprocess.run(command, cwd=tmp_path / "report", capture_output=True, text=True)
+    assert told.returncode == 0
+    assert "Overfull" not in told.stdout
+
+
 def test_print_has_a_letter_for_every_sign_of_the_reports_own() -> None:
     package = Path(build.__file__).parents[1]
     rooms = ("report", "comparison", "capability", "scaling", "results")
