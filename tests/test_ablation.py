@@ -43,9 +43,9 @@ def test_a_stream_and_what_goes_round_another_site():
 def test_what_is_behind_the_last_special_token_is_forgotten():
     queries = [Query([1, 5, 9, 2, 8, 7], [6, 4]), Query([5, 9], [9, 3]), Query([1, 5, 2], [1])]
     lm: Any = adapter()
-    found = without_text(queries, lm.model, {1, 2})
-    assert [query.ids for query in found] == [[1, 5, 9, 2, 0, 0], [0, 0], [1, 5, 2]]
-    assert [query.targets for query in found] == [query.targets for query in queries]
+    ablated = without_text(queries, lm.model, {1, 2})
+    assert [query.ids for query in ablated] == [[1, 5, 9, 2, 0, 0], [0, 0], [1, 5, 2]]
+    assert [query.targets for query in ablated] == [query.targets for query in queries]
 
 
 @pytest.mark.parametrize("hook", ["resid_post", "mlp_out"])
@@ -66,8 +66,8 @@ def test_all_windows_are_run_as_one():
     queries = without_text([query for text in TEXTS for query in lm.spliced.rolling(text)], lm.model, ())
     scorer = lm.spliced.scorer(ablations(lm.spliced, SOURCE)[0])
     assert scorer.layout.rows
-    tokens, found = [], {}
+    tokens, by_number = [], {}
     lm.model.model.embed_tokens.register_forward_hook(lambda _m, args, _out: tokens.append(args[0].numel()))
-    scorer.score(ScoreRequest(queries, measures=(), greedy=False, compared=0), found.update)
-    assert len(found) == len(queries) > 5
+    scorer.score(ScoreRequest(queries, measures=(), greedy=False, compared=0), by_number.update)
+    assert len(by_number) == len(queries) > 5
     assert sum(tokens) <= CONTEXT + 1

@@ -66,27 +66,27 @@ def test_a_release_states_what_the_registry_has_of_it():
 
 
 class TestVerdict:
-    def of(self, measured, said=None, **more):
+    def verdict(self, measured, said=None, **more):
         return stated.verdict(stated.checks(said or {"l0": 82.0}, {"l0": measured, **more}))
 
     @pytest.mark.parametrize("measured", [41.5, 82.0, 163.0])
     def test_within_a_factor_of_two_it_is_as_released(self, measured):
-        assert self.of(measured) == f"as released: L0 {measured:.3g} (released: 82)"
+        assert self.verdict(measured) == f"as released: L0 {measured:.3g} (released: 82)"
 
     @pytest.mark.parametrize(("measured", "times"), [(2132.0, "26 times"), (8.2, "0.1 times"), (200.0, "2.4 times")])
     def test_beyond_it_the_factor_is_told(self, measured, times):
-        assert self.of(measured) == (
+        assert self.verdict(measured) == (
             f"L0 is {times} what the release says ({measured:.3g} for 82): wrong hook, map, norm or positions?"
         )
 
     def test_positions_are_told_apart_where_the_first_ones_are_to_blame(self):
-        assert self.of(2132.0, l0_later=90.0) == (
+        assert self.verdict(2132.0, l0_later=90.0) == (
             "as released but for the first 4 positions of a text: L0 is 26 times what the release says "
             "(2.13e+03 for 82), 90 behind them"
         )
 
     def test_each_wrong_number_is_told(self):
-        said = self.of(82.0, {"l0": 82.0, "fvu": 0.1, "norm_in": 5.0}, fvu=0.9, norm_in=50.0)
+        said = self.verdict(82.0, {"l0": 82.0, "fvu": 0.1, "norm_in": 5.0}, fvu=0.9, norm_in=50.0)
         assert said.startswith("FVU is 9 times what the release says (0.9 for 0.1); the norm of what it reads is 10 ti")
 
     def test_a_release_that_says_nothing_is_not_judged(self):
@@ -103,8 +103,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 def fit_of(folder: Path, sae, **more):
-    asked = {"pretrained": str(folder / "model"), "sae": sae, "device": "cpu", **more}
-    ((chosen, *_),), _ = inspection.fits(asked, str(folder / "text.jsonl"), 200)
+    model_args = {"pretrained": str(folder / "model"), "sae": sae, "device": "cpu", **more}
+    ((chosen, *_),), _ = inspection.fits(model_args, str(folder / "text.jsonl"), 200)
     return chosen
 
 
@@ -130,9 +130,9 @@ class TestInspection:
         l0 = fits[right].l0
         assert not 0.5 < fits[wrong].l0 / l0 < 2, "the two sites must differ for this to mean anything"
         said = {"l0": l0, "norm_in": fits[right].norm_in}
-        found = fit_of(folder, replace(from_sae(picky(wrong), name="it"), stated=said)).released
-        assert "what the release says" in found
-        assert f"hook={right} fits (L0 {l0:.3g} (released: {l0:.3g})" in found
+        verdict = fit_of(folder, replace(from_sae(picky(wrong), name="it"), stated=said)).released
+        assert "what the release says" in verdict
+        assert f"hook={right} fits (L0 {l0:.3g} (released: {l0:.3g})" in verdict
 
     def test_a_missing_factor_is_named(self, folder):
         norm = fit_of(folder, from_sae(picky(HOOK), name="it")).norm_in
@@ -143,13 +143,13 @@ class TestInspection:
         unfolded = fit_of(folder, from_sae(picky(HOOK), name="it"))
         assert not 0.5 < unfolded.l0 / l0 < 2
         said = {"l0": l0, "norm_in": norm}
-        found = fit_of(folder, replace(from_sae(picky(HOOK), name="it"), stated=said)).released
-        assert f"a factor of {factor:.4g} on its activations fits (L0 {l0:.3g} (released: {l0:.3g})" in found
+        verdict = fit_of(folder, replace(from_sae(picky(HOOK), name="it"), stated=said)).released
+        assert f"a factor of {factor:.4g} on its activations fits (L0 {l0:.3g} (released: {l0:.3g})" in verdict
 
     def test_the_command_says_so(self, folder):
         picky(HOOK).save_model(folder / "average_l0_2")
-        asked = f"pretrained={folder / 'model'},sae={folder}#average_l0_2,device=cpu"
-        command = ["inspect", "--model_args", asked, "--text", str(folder / "text.jsonl"), "--tokens", "200"]
+        model_args = f"pretrained={folder / 'model'},sae={folder}#average_l0_2,device=cpu"
+        command = ["inspect", "--model_args", model_args, "--text", str(folder / "text.jsonl"), "--tokens", "200"]
         said = CliRunner().invoke(app, command)
         assert said.exit_code == 0, said.output
         assert "l0 2" in said.output
@@ -160,8 +160,8 @@ class TestInspection:
         transcoder = random_sae(WIDTH, "blocks.1.mlp.hook_in", "transcoder", hook_out="blocks.1.hook_mlp_out")
         transcoder.cfg.normalize_activations = "expected_average_only_in"
         transcoder.save_model(folder / "scaled")
-        asked = {"pretrained": str(folder / "model"), "sae": f"{folder}#scaled", "device": "cpu"}
-        ((chosen, *_),), (factors,) = inspection.fits(asked, str(folder / "text.jsonl"), 200)
+        model_args = {"pretrained": str(folder / "model"), "sae": f"{folder}#scaled", "device": "cpu"}
+        ((chosen, *_),), (factors,) = inspection.fits(model_args, str(folder / "text.jsonl"), 200)
         into, out = map(float, factors.split(":"))
         assert into == pytest.approx(WIDTH**0.5 / chosen.norm_in, rel=1e-4)
         assert out == pytest.approx(WIDTH**0.5 / chosen.norm_out, rel=1e-4)
@@ -176,7 +176,7 @@ class TestFidelity:
 
     def test_every_result_carries_the_comparison(self):
         lm, record = self.record_of({"l0": 1.0, "norm_in": 5.0, "fvu": 0.5})
-        found = {number["name"]: number for number in record["numbers"]}
+        numbers = {number["name"]: number for number in record["numbers"]}
         assert record["site"] == HOOK
         assert record["agrees"] is False
         assert record["verdict"].startswith("L0 is ")
@@ -184,8 +184,8 @@ class TestFidelity:
         splice = lm.spliced.variant.splices[0]
         x = self.activations(lm)
         active = (splice.dictionary.encode(x) != 0).sum(-1).double()
-        assert found["l0"]["measured"] == pytest.approx(active.mean().item(), rel=1e-5)
-        assert found["norm_in"]["measured"] == pytest.approx(x.norm(dim=-1).double().mean().item(), rel=1e-5)
+        assert numbers["l0"]["measured"] == pytest.approx(active.mean().item(), rel=1e-5)
+        assert numbers["norm_in"]["measured"] == pytest.approx(x.norm(dim=-1).double().mean().item(), rel=1e-5)
         assert lm.spliced.provenance()["splices"][0]["stated"] == {"l0": 1.0, "norm_in": 5.0, "fvu": 0.5}
 
     @staticmethod
@@ -197,8 +197,8 @@ class TestFidelity:
             for query in lm.spliced.rolling(text):
                 ids = torch.tensor([list(query.ids)])
                 x = lm.model.model(input_ids=ids, output_hidden_states=True).hidden_states[2][0]
-                asked = torch.arange(len(query.ids)) >= len(query.ids) - len(query.targets)
-                kept.append(x[asked & ~torch.isin(ids[0], torch.tensor([0, 1, 2]))])
+                scored = torch.arange(len(query.ids)) >= len(query.ids) - len(query.targets)
+                kept.append(x[scored & ~torch.isin(ids[0], torch.tensor([0, 1, 2]))])
         return torch.cat(kept)
 
     def test_what_is_as_released_says_so(self):

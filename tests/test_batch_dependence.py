@@ -27,30 +27,30 @@ def in_training(name: str) -> sae_lens.TrainingSAE:
     config = getattr(sae_lens, f"{name}TrainingSAEConfig")(
         d_in=WIDTH, d_sae=64, metadata=SAEMetadata(hook_name=HOOK), **own.get(name, {})
     )
-    made = getattr(sae_lens, f"{name}TrainingSAE")(config)
+    sae = getattr(sae_lens, f"{name}TrainingSAE")(config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weight in made.parameters():
+        for weight in sae.parameters():
             weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
-        if hasattr(made, "topk_threshold"):
-            made.topk_threshold.fill_(1.5)
-    return made
+        if hasattr(sae, "topk_threshold"):
+            sae.topk_threshold.fill_(1.5)
+    return sae
 
 
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("given", ["object", "checkpoint"])
 def test_what_is_in_training_becomes_what_is_saved_of_it(name, given, tmp_path):
-    made = in_training(name)
-    made.save_model(tmp_path / "checkpoint")
-    made.save_inference_model(tmp_path / "inference")
+    sae = in_training(name)
+    sae.save_model(tmp_path / "checkpoint")
+    sae.save_inference_model(tmp_path / "inference")
     expected = SAE.load_from_disk(tmp_path / "inference")
-    before = {key: weight.clone() for key, weight in made.state_dict().items()}
-    dictionary = load_dictionary(made if given == "object" else f"{tmp_path}#checkpoint")
+    before = {key: weight.clone() for key, weight in sae.state_dict().items()}
+    dictionary = load_dictionary(sae if given == "object" else f"{tmp_path}#checkpoint")
     torch.testing.assert_close(dictionary.reconstruct(X), expected(X))
     torch.testing.assert_close(dictionary.encode(X), expected.encode(X))
     torch.testing.assert_close(dictionary.reconstruct(X[:1]), dictionary.reconstruct(X)[:1])
     assert dictionary.architecture == expected.cfg.architecture()
-    assert all(torch.equal(weight, before[key]) for key, weight in made.state_dict().items())
+    assert all(torch.equal(weight, before[key]) for key, weight in sae.state_dict().items())
     if given == "object":
         assert f"a {name}TrainingSAE in training, put into the form" in dictionary.remarks[-1]
 
@@ -244,8 +244,8 @@ class TestWhatSaelensMisreads:
     def test_so_is_a_release_in_its_format(self, monkeypatch):
         from sae_lens.loading import pretrained_saes_directory as directory
 
-        known = directory.get_pretrained_saes_directory()["goodfire-llama-3.1-8b-instruct"]
-        release = directory.PretrainedSAELookup(**{**vars(known), "release": "new", "conversion_func": "sparsify"})
+        registered = directory.get_pretrained_saes_directory()["goodfire-llama-3.1-8b-instruct"]
+        release = directory.PretrainedSAELookup(**{**vars(registered), "release": "new", "conversion_func": "sparsify"})
         monkeypatch.setattr(directory, "get_pretrained_saes_directory", lambda: {"new": release})
         with pytest.raises(UserError, match=r"'new#layer_19' is in the format of sparsify: name it sparsify:Goodfire"):
             load_dictionary("new#layer_19")

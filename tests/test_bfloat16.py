@@ -19,8 +19,8 @@ def test_every_architecture_is_stated():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32 dictionary", "bfloat16 dictionary"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_answers_are_as_far_from_float32_as_stated(architecture, dtype):
-    for (of, variant), row in bfloat16.stated(dtype).items():
-        if of != architecture:
+    for (name, variant), row in bfloat16.stated(dtype).items():
+        if name != architecture:
             continue
         median, rare, likeliest, l0, l0_in_half, differ, engine = row
         now = bfloat16.measured(architecture, variant, dtype)

@@ -33,12 +33,12 @@ def biases(text, ratio):
     runs = pd.read_csv(data_path("olmo_ladder.csv"))
     runs = runs[(runs.text == text) & runs.model.str.endswith(f"-{ratio // 20}xC")].sort_values("params")
     rows = runs[["params", "tokens", "loss"]].to_numpy()
-    found = []
+    logs = []
     for i, (n, d, loss) in enumerate(rows):
         for large_n, large_d, large_loss in rows[i + 1 :]:
             f = within(loss - large_loss, large_n, large_d)
-            found.append(np.log(np.log(f) / np.log(n * d / (large_n * large_d))))
-    return np.array(found)
+            logs.append(np.log(np.log(f) / np.log(n * d / (large_n * large_d))))
+    return np.array(logs)
 
 
 def test_there_are_as_many_pairs_as_stated():
@@ -57,20 +57,20 @@ def test_the_table_has_the_mean_bias_of_its_pairs(text, ratio):
 def test_a_calibrated_fraction_by_hand():
     rows = pd.read_csv(data_path("calibration.csv")).query("law == 'besiroglu2024' and text == 'wikitext'")
     row = rows.query("tokens_per_parameter == 100").iloc[0]
-    made = effective_compute(ce_baseline=2.6, ce_spliced=2.7, params=1e9, tokens=1e11, text="wikitext")
-    assert made.calibrated is not None
+    result = effective_compute(ce_baseline=2.6, ce_spliced=2.7, params=1e9, tokens=1e11, text="wikitext")
+    assert result.calibrated is not None
     f = within(0.1, 1e9, 1e11)
-    assert made.estimates[-1].curve == made.calibrated.curve or made.within_the_law is not None
-    found = next(e for e in made.estimates if (e.curve, e.definition) == ("besiroglu2024", "law, calibrated"))
-    assert found.fraction == pytest.approx(f ** np.exp(-row.log_bias), rel=1e-4)
-    assert found.interval.low == pytest.approx(f ** np.exp(-row.log_bias + row.half_width), rel=1e-4)
-    assert found.interval.high == pytest.approx(f ** np.exp(-row.log_bias - row.half_width), rel=1e-4)
-    assert made.preferred.curve == "olmo_ladder_wikitext"  # of two calibrated laws the one of the text
+    assert result.estimates[-1].curve == result.calibrated.curve or result.within_the_law is not None
+    estimate = next(e for e in result.estimates if (e.curve, e.definition) == ("besiroglu2024", "law, calibrated"))
+    assert estimate.fraction == pytest.approx(f ** np.exp(-row.log_bias), rel=1e-4)
+    assert estimate.interval.low == pytest.approx(f ** np.exp(-row.log_bias + row.half_width), rel=1e-4)
+    assert estimate.interval.high == pytest.approx(f ** np.exp(-row.log_bias - row.half_width), rel=1e-4)
+    assert result.preferred.curve == "olmo_ladder_wikitext"  # of two calibrated laws the one of the text
 
 
 def test_the_width_is_the_quantile_of_what_is_missed_without_a_size():
     pairs, law = compute_pairs(), by_law(get_law("besiroglu2024"))
-    errors = [abs(one.error) for one in missed(pairs, law, known_text=False)]
+    errors = [abs(error.error) for error in missed(pairs, law, known_text=False)]
     row = pd.read_csv(data_path("calibration.csv")).query("law == 'besiroglu2024' and text == 'any'").iloc[0]
     assert row.half_width == pytest.approx(np.quantile(errors, 0.98), rel=1e-5)
     assert 0.95 <= held_out(pairs, law, 0.98, known_text=False).coverage <= 0.98
@@ -84,11 +84,11 @@ def test_the_width_is_the_quantile_of_what_is_missed_without_a_size():
     ],
 )
 def test_outside_of_what_was_measured_nothing_is_calibrated(original, says):
-    made = effective_compute(ce_baseline=2.4, ce_spliced=2.5, **original)
-    assert made.calibrated.fraction is None
-    assert says in made.calibrated.reason
-    assert made.calibrated.reason.startswith("not calibrated: ")
-    assert made.law_spread is not None
+    result = effective_compute(ce_baseline=2.4, ce_spliced=2.5, **original)
+    assert result.calibrated.fraction is None
+    assert says in result.calibrated.reason
+    assert result.calibrated.reason.startswith("not calibrated: ")
+    assert result.law_spread is not None
 
 
 def test_the_flagship_on_its_own_family_by_hand():
@@ -96,21 +96,21 @@ def test_the_flagship_on_its_own_family_by_hand():
     from scipy.interpolate import PchipInterpolator
 
     families = pd.read_csv(data_path("families.csv"))
-    made = effective_compute(ce_baseline=1.9698, ce_spliced=2.1324, model="pythia-2.8b")
-    found = {e.curve: e.fraction for e in made.estimates if e.definition == "published family"}
+    result = effective_compute(ce_baseline=1.9698, ce_spliced=2.1324, model="pythia-2.8b")
+    fractions = {e.curve: e.fraction for e in result.estimates if e.definition == "published family"}
     for name, printed in (("pythia_pile_validation", "0.383"), ("pythia_pile_test", "0.276")):
         rows = families[families.family == name].sort_values("loss")
         own = rows.set_index("model").loss["pythia-2.8b"]
         log_n = PchipInterpolator(rows.loss, np.log(rows.params))
-        assert found[name] == pytest.approx(np.exp(log_n(own + 0.1626) - log_n(own)), rel=1e-6)
-        assert f"{found[name]:.3f}" == printed
-    assert made.preferred.curve == "pythia_pile_validation"
+        assert fractions[name] == pytest.approx(np.exp(log_n(own + 0.1626) - log_n(own)), rel=1e-6)
+        assert f"{fractions[name]:.3f}" == printed
+    assert result.preferred.curve == "pythia_pile_validation"
 
 
 def test_the_fraction_is_one_of_the_own_6nd_at_the_same_training():
-    made = effective_compute(ce_baseline=2.4, ce_spliced=2.6, params=1e9, tokens=1e11).within_the_law
-    params, tokens = made.same_training
-    assert params * tokens == pytest.approx(made.fraction * 1e9 * 1e11)
+    estimate = effective_compute(ce_baseline=2.4, ce_spliced=2.6, params=1e9, tokens=1e11).within_the_law
+    params, tokens = estimate.same_training
+    assert params * tokens == pytest.approx(estimate.fraction * 1e9 * 1e11)
     rise = A * params**-ALPHA + B * tokens**-BETA - A * 1e9**-ALPHA - B * 1e11**-BETA
     assert rise == pytest.approx(0.2)
 
@@ -135,17 +135,17 @@ def test_losses_of_other_tokens_are_converted_or_the_lack_is_said():
     from sae_lm_eval.scaling.laws import law_from_dict
 
     own = law_from_dict(law, where="own")
-    asked = {"ce_baseline": 2.4, "ce_spliced": 2.5, "params": 1e9, "tokens": 1e11, "law": own}
-    made = effective_compute(**asked, bytes_per_token=5.0).within_the_law
-    assert made.fraction == pytest.approx(within(0.1 * 4 / 5, 1e9, 1e11))
-    assert any("times 0.8" in flag for flag in made.flags)
-    assert any("is not converted" in flag for flag in effective_compute(**asked).within_the_law.flags)
+    arguments = {"ce_baseline": 2.4, "ce_spliced": 2.5, "params": 1e9, "tokens": 1e11, "law": own}
+    estimate = effective_compute(**arguments, bytes_per_token=5.0).within_the_law
+    assert estimate.fraction == pytest.approx(within(0.1 * 4 / 5, 1e9, 1e11))
+    assert any("times 0.8" in flag for flag in estimate.flags)
+    assert any("is not converted" in flag for flag in effective_compute(**arguments).within_the_law.flags)
 
 
 def test_a_baseline_that_no_such_model_has_is_flagged():
     for baseline, flagged in ((2.4, False), (7.0, True)):
-        made = effective_compute(ce_baseline=baseline, ce_spliced=baseline + 0.1, params=1e9, tokens=1e11)
-        assert any("is not what a model of" in flag for flag in made.within_the_law.flags) == flagged
+        result = effective_compute(ce_baseline=baseline, ce_spliced=baseline + 0.1, params=1e9, tokens=1e11)
+        assert any("is not what a model of" in flag for flag in result.within_the_law.flags) == flagged
 
 
 @pytest.mark.parametrize(
@@ -164,5 +164,5 @@ def test_bad_input_is_one_sentence(arguments, says):
 
 def test_the_table_and_the_page_are_those_of_the_script():
     script = Path(__file__).parents[1] / "scripts" / "calibration.py"
-    made = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
+    process = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr

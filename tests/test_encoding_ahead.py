@@ -27,10 +27,10 @@ def test_pairs_are_encoded_as_lm_eval_encodes_them(adds_bos, add_bos_token, at_o
     options = {"tokenizer": word_tokenizer(adds_bos=adds_bos), "add_bos_token": add_bos_token, "device": "cpu"}
     plain = HFLM(pretrained=random_model("llama"), **options)
     lm = SaeHFLM(pretrained=random_model("llama"), sae=random_sae(WIDTH, "blocks.1.hook_resid_post"), **options)
-    asked = []
-    monkeypatch.setattr(plain, "_loglikelihood_tokens", lambda requests, **_: asked.extend(requests))
+    requested = []
+    monkeypatch.setattr(plain, "_loglikelihood_tokens", lambda requests, **_: requested.extend(requests))
     plain.loglikelihood([Instance("loglikelihood", {}, pair, 0) for pair in pairs()], disable_tqdm=True)
-    assert lm.spliced.tokens.pairs(pairs()) == [tuple(ids) for _, *ids in asked]
+    assert lm.spliced.tokens.pairs(pairs()) == [tuple(ids) for _, *ids in requested]
     assert [lm.tok_encode(text) for pair in pairs() for text in pair] == [
         plain.tok_encode(text) for pair in pairs() for text in pair
     ]
@@ -43,9 +43,9 @@ def test_each_text_is_encoded_once_and_a_batch_at_a_time():
         calls.append(list(texts))
         return [[len(text)] for text in texts]
 
-    asked = [(f"question {i // 4}", f" {i}") for i in range(600)]
-    ahead = EncodingAhead(texts_of_pairs(asked), encode)
-    for context, continuation in asked:
+    questions = [(f"question {i // 4}", f" {i}") for i in range(600)]
+    ahead = EncodingAhead(texts_of_pairs(questions), encode)
+    for context, continuation in questions:
         assert ahead.get(context + continuation) == [len(context + continuation)]
         assert ahead.get(context) == [len(context)]
     assert len(calls) == 3

@@ -40,26 +40,28 @@ def run(out: Path, arguments: str, launch: tuple[str, ...] = (), **environment: 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives_beside_another_task(tmp_path):
     arguments = f"{WORLD} --tasks sae_world_villages,sae_fidelity_world"
-    one, samples_of_one, _ = run(tmp_path / "one", arguments)
+    alone, samples_of_one, _ = run(tmp_path / "one", arguments)
     two, samples_of_two, said = run(tmp_path / "two", arguments, TWO)
     assert all(f"Building contexts for sae_fidelity_world on rank {rank}" in said for rank in (0, 1))
-    assert sorted(one["results"]) == ["sae_fidelity_world", "sae_world_villages"]
-    for task, scores in one["results"].items():
+    assert sorted(alone["results"]) == ["sae_fidelity_world", "sae_world_villages"]
+    for task, scores in alone["results"].items():
         numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
         assert "acc,none" in numbers or {"ce_spliced,none", "fvu,none"} <= set(numbers)
         assert {name: two["results"][task][name] for name in numbers} == pytest.approx(numbers, rel=1e-5, abs=1e-6)
     for task, samples in samples_of_one.items():
         assert sorted(s["doc_id"] for s in samples_of_two[task]) == sorted(s["doc_id"] for s in samples) == [*range(12)]
-    told = [of["config"]["sae_lm_eval"]["fidelity"]["sae_fidelity_world"]["by_category"] for of in (one, two)]
-    assert list(told[0]) == list(told[1])
+    categories = [
+        results["config"]["sae_lm_eval"]["fidelity"]["sae_fidelity_world"]["by_category"] for results in (alone, two)
+    ]
+    assert list(categories[0]) == list(categories[1])
     # Twelve documents are not the text that the world's checkpoints were measured on, and no law reaches so far.
-    for of in (one, two):
-        assert of["results"]["sae_fidelity_world"]["effective_compute,none"] == "N/A"
-        compute = of["config"]["sae_lm_eval"]["effective_compute"]["sae_fidelity_world"]
+    for results in (alone, two):
+        assert results["results"]["sae_fidelity_world"]["effective_compute,none"] == "N/A"
+        compute = results["config"]["sae_lm_eval"]["effective_compute"]["sae_fidelity_world"]
         assert compute["reason"].startswith("outside the law")
-    for category, values in told[0].items():
+    for category, values in categories[0].items():
         defined = {name: value for name, value in values.items() if value is not None}
-        other = {name: value for name, value in told[1][category].items() if value is not None}
+        other = {name: value for name, value in categories[1][category].items() if value is not None}
         assert other == pytest.approx(defined, rel=1e-5, abs=1e-6), category
 
 
@@ -93,14 +95,14 @@ def test_the_group_is_all_its_texts(tmp_path):
         text = re.sub(r"dataset_path: .*", f"dataset_path: json\ndataset_kwargs:\n  data_files:{files}", text)
         (tmp_path / file.name).write_text(text)
     tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
-    found = lm_eval.simple_evaluate(model=adapter(), tasks=["sae_fidelity"], task_manager=tasks, bootstrap_iters=0)
-    assert found is not None
+    results = lm_eval.simple_evaluate(model=adapter(), tasks=["sae_fidelity"], task_manager=tasks, bootstrap_iters=0)
+    assert results is not None
     texts = [f"sae_fidelity_{name}" for name in ("openwebtext", "pile", "tinystories", "wikitext")]
-    assert sorted(found["n-samples"]) == texts
-    assert [found["n-samples"][task]["effective"] for task in texts] == [11, 11, 11, 12]
-    said = found["config"]["sae_lm_eval"]["fidelity"]
+    assert sorted(results["n-samples"]) == texts
+    assert [results["n-samples"][task]["effective"] for task in texts] == [11, 11, 11, 12]
+    said = results["config"]["sae_lm_eval"]["fidelity"]
     assert sorted(said["sae_fidelity_pile"]["by_category"]) == ["Github", "Pile-CC"]
     assert said["sae_fidelity_wikitext"]["mean"]["split"] == "validation"
     for task in texts:
-        assert isinstance(found["results"][task]["ce_mean,none"], float)
-        assert task in found["config"]["sae_lm_eval"]["effective_compute"]
+        assert isinstance(results["results"][task]["ce_mean,none"], float)
+        assert task in results["config"]["sae_lm_eval"]["effective_compute"]

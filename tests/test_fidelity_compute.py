@@ -30,13 +30,13 @@ def records(*losses: tuple[float, float], category: str | None = None) -> list[d
 
 
 def test_it_is_what_the_losses_give_under_the_default_law():
-    found = compute_of(records((3.0, 3.2), (3.4, 3.5), (2.9, 3.1)), original_of("", **KNOWN))
+    compute = compute_of(records((3.0, 3.2), (3.4, 3.5), (2.9, 3.1)), original_of("", **KNOWN))
     expected = effective_compute(ce_baseline=3.1, ce_spliced=9.8 / 3, **KNOWN).preferred
-    assert found["fraction"] == pytest.approx(expected.fraction)
-    assert found["law"] == expected.curve
-    assert 0 < found["low"] < found["fraction"] < found["high"]
-    assert "documents" in found["covers"]
-    assert any("fewer than 30 documents" in flag for flag in found["flags"])
+    assert compute["fraction"] == pytest.approx(expected.fraction)
+    assert compute["law"] == expected.curve
+    assert 0 < compute["low"] < compute["fraction"] < compute["high"]
+    assert "documents" in compute["covers"]
+    assert any("fewer than 30 documents" in flag for flag in compute["flags"])
 
 
 def test_no_rise_of_the_loss_is_the_whole_compute():
@@ -48,20 +48,23 @@ def test_a_run_knows_the_text_of_its_task():
     lm = adapter(params=1e9, tokens=1e11)
     source = TextSource("test", HELD_OUT)
     for task in ("sae_fidelity_wikitext", "other"):
-        asked = [TextRequest(task, index, spoken("llama", 9, seed=index), None, source) for index in range(3)]
-        lm.fidelity.answer(lm.spliced, asked, lm.original, show=False)
-    told = lm.fidelity.effective_compute
-    assert (told["sae_fidelity_wikitext"]["text"], told["other"]["text"]) == ("wikitext", None)
-    assert told["sae_fidelity_wikitext"]["law"] == "olmo_ladder_wikitext"
+        requests = [TextRequest(task, index, spoken("llama", 9, seed=index), None, source) for index in range(3)]
+        lm.fidelity.answer(lm.spliced, requests, lm.original, show=False)
+    compute = lm.fidelity.effective_compute
+    assert (compute["sae_fidelity_wikitext"]["text"], compute["other"]["text"]) == ("wikitext", None)
+    assert compute["sae_fidelity_wikitext"]["law"] == "olmo_ladder_wikitext"
 
 
 def test_each_category_is_converted_by_itself():
-    of = {"a": records((3.0, 3.1), (3.2, 3.4), category="a"), "b": records((2.0, 2.6), (2.1, 2.5), category="b")}
-    found = compute_of([*of["a"], *of["b"]], original_of("", **KNOWN))
-    assert sorted(found["by_category"]) == ["a", "b"]
-    alone = compute_of(of["b"], original_of("", **KNOWN))["by_category"]["b"]
-    assert found["by_category"]["b"] == alone
-    assert found["by_category"]["b"]["fraction"] < found["by_category"]["a"]["fraction"]
+    by_category = {
+        "a": records((3.0, 3.1), (3.2, 3.4), category="a"),
+        "b": records((2.0, 2.6), (2.1, 2.5), category="b"),
+    }
+    compute = compute_of([*by_category["a"], *by_category["b"]], original_of("", **KNOWN))
+    assert sorted(compute["by_category"]) == ["a", "b"]
+    alone = compute_of(by_category["b"], original_of("", **KNOWN))["by_category"]["b"]
+    assert compute["by_category"]["b"] == alone
+    assert compute["by_category"]["b"]["fraction"] < compute["by_category"]["a"]["fraction"]
 
 
 def test_known_models_have_their_source_and_unknown_ones_say_what_they_need():
@@ -80,9 +83,9 @@ def test_known_models_have_their_source_and_unknown_ones_say_what_they_need():
 
 def test_the_world_has_a_curve_of_its_own():
     end = float(world_checkpoints().loss[-1])
-    found = compute_of(records((end, end + 0.2), (end, end + 0.21)), original_of("world"))
-    assert found["law"] == "world checkpoints"
-    assert 0 < found["fraction"] < 1
+    compute = compute_of(records((end, end + 0.2), (end, end + 0.21)), original_of("world"))
+    assert compute["law"] == "world checkpoints"
+    assert 0 < compute["fraction"] < 1
     named = [*records((end, end + 0.2), category="a"), *records((end, end + 0.21), category="b")]
     category = compute_of(named, original_of("world"))["by_category"]["a"]
     assert (category["law"], category["fraction"]) == ("world checkpoints", None)
@@ -99,10 +102,10 @@ class TestInResults:
         path.write_text("".join(json.dumps({"text": spoken("llama", 9 + i, seed=i)}) + "\n" for i in range(6)))
         metadata = {"sae_fidelity_text": {"file": str(path)}}
         tasks = TaskManager(include_path=str(TASKS), include_defaults=False, metadata=metadata)
-        found = lm_eval.simple_evaluate(model=lm, tasks=["sae_fidelity_text"], task_manager=tasks)
-        assert found is not None
-        said = found["config"]["sae_lm_eval"]["effective_compute"]
-        return found["results"]["sae_fidelity_text"], said["sae_fidelity_text"]
+        results = lm_eval.simple_evaluate(model=lm, tasks=["sae_fidelity_text"], task_manager=tasks)
+        assert results is not None
+        said = results["config"]["sae_lm_eval"]["effective_compute"]
+        return results["results"]["sae_fidelity_text"], said["sae_fidelity_text"]
 
     def test_parameters_and_tokens_are_arguments(self, tmp_path):
         lm = adapter(**KNOWN)

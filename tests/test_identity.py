@@ -43,8 +43,8 @@ def adapter(model=None, sae=None, **kwargs) -> SaeHFLM:
     return SaeHFLM(pretrained=model, tokenizer=kwargs.pop("tokenizer", word_tokenizer()), sae=sae, **kwargs)
 
 
-def scores(lm, asked=None) -> list[float]:
-    return [logprob for logprob, _ in lm.loglikelihood(requests() if asked is None else asked)]
+def scores(lm, instances=None) -> list[float]:
+    return [logprob for logprob, _ in lm.loglikelihood(requests() if instances is None else instances)]
 
 
 class Split:
@@ -143,8 +143,8 @@ class TestAskedAgain:
             arguments = (
                 (words(12, seed=1),) if kind == "loglikelihood_rolling" else (words(12, seed=1), None, TextSource("t"))
             )
-            found = getattr(lm, kind)([Instance(kind, {}, arguments, 0, ("t", 0, 1))])  # pyright: ignore
-            return [round(found[0], 4)] if kind == "loglikelihood_rolling" else [round(found[0]["nll_spliced"], 4)]
+            outputs = getattr(lm, kind)([Instance(kind, {}, arguments, 0, ("t", 0, 1))])  # pyright: ignore
+            return [round(outputs[0], 4)] if kind == "loglikelihood_rolling" else [round(outputs[0]["nll_spliced"], 4)]
 
         lm = adapter(model, sae)
         before = answers(lm)
@@ -268,15 +268,15 @@ class TestCacheFile:
         (tmp_path / "one.txt").write_text(words(40, seed=0))
         (tmp_path / "two.txt").write_text(words(40, seed=0))
         sae = random_sae(WIDTH, RESID)
-        found = set()
+        identities = set()
         for name in ("one", "two"):
             sae.save_model(tmp_path / name)
             random_model("llama").save_pretrained(tmp_path / f"model {name}")
             word_tokenizer().save_pretrained(tmp_path / f"model {name}")
             how = {"splice": "mean", "mean_tokens": 30, "mean_text": str(tmp_path / f"{name}.txt")}
             lm = SaeHFLM(pretrained=str(tmp_path / f"model {name}"), sae=str(tmp_path / name), device="cpu", **how)
-            found.add(lm.spliced.identity())
-        assert len(found) == 1
+            identities.add(lm.spliced.identity())
+        assert len(identities) == 1
 
     def test_one_adapter_between_changes(self, tmp_path):
         model, sae = random_model("llama"), random_sae(WIDTH, RESID)
@@ -286,7 +286,7 @@ class TestCacheFile:
         middle = scores(cached)
         train(sae)
         after = scores(cached)
-        assert len({tuple(of) for of in (before, middle, after)}) == 3
+        assert len({tuple(answers) for answers in (before, middle, after)}) == 3
         np.testing.assert_allclose(middle, scores(adapter(model, random_sae(WIDTH, RESID))), atol=1e-5)
         np.testing.assert_allclose(after, scores(adapter(model, sae)), atol=1e-5)
 
@@ -333,8 +333,8 @@ class TestTheUsersObjects:
         lm = adapter(model, saes, tokenizer=tokenizer)
         assert [part.training for part in model.modules()] == modes
         scores(lm)
-        asked = requests("generate_until")
-        lm.generate_until(asked)
+        instances = requests("generate_until")
+        lm.generate_until(instances)
         lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (words(9, seed=1),), 0, ("t", 0, 1))])  # pyright: ignore
         lm.sae_fidelity([Instance("sae_fidelity", {}, (words(9, seed=1), None, TextSource("t")), 0, ("t", 0, 1))])  # pyright: ignore
         lm.get_model_info()
@@ -347,7 +347,7 @@ class TestTheUsersObjects:
         assert identity.tokenizer_content(tokenizer) == of_tokenizer
         assert (tokenizer.pad_token, tokenizer.padding_side) == (None, "left")
         assert saes == [sae]
-        assert [request.args for request in asked] == arguments
+        assert [request.args for request in instances] == arguments
 
     def test_the_model_is_in_eval_mode_while_it_answers(self):
         model = random_model("gpt2").train()
@@ -423,19 +423,21 @@ class TestTokenizerContent:
 
 def test_the_machine_is_looked_at_once(monkeypatch):
     """lm_eval asks for it after each evaluation by this name, at the time of asking."""
-    import torch.utils.collect_env as asked
+    from torch.utils import collect_env
 
     started = []
     monkeypatch.setattr(
-        asked, "get_env_info", lambda: started.append(1) or asked.SystemEnv(*[None] * len(asked.SystemEnv._fields))
+        collect_env,
+        "get_env_info",
+        lambda: started.append(1) or collect_env.SystemEnv(*[None] * len(collect_env.SystemEnv._fields)),
     )
-    monkeypatch.setattr(asked, "pretty_str", lambda _info: "a machine")
-    asked.get_pretty_env_info.cache_clear()
+    monkeypatch.setattr(collect_env, "pretty_str", lambda _info: "a machine")
+    collect_env.get_pretty_env_info.cache_clear()
     try:
-        found: list[dict] = [{}, {}]
-        for storage in found:
+        storages: list[dict] = [{}, {}]
+        for storage in storages:
             add_env_info(storage)
-        assert [storage["pretty_env_info"] for storage in found] == ["a machine"] * 2
+        assert [storage["pretty_env_info"] for storage in storages] == ["a machine"] * 2
         assert len(started) == 1
     finally:
-        asked.get_pretty_env_info.cache_clear()
+        collect_env.get_pretty_env_info.cache_clear()

@@ -40,8 +40,8 @@ def spliced_by_hand(model, sae, where: Tensor, mode: str, columns: Tensor | None
         plain = sae.encode(y) @ sae.W_dec + sae.b_dec
         other = edited(sae.encode(y)) @ sae.W_dec + sae.b_dec
         here = where[:, None] if columns is None else where[:, None] & columns
-        made = torch.where(here, other, plain)
-        return made if mode == "reconstruction" else y + (made - plain)
+        mixed = torch.where(here, other, plain)
+        return mixed if mode == "reconstruction" else y + (mixed - plain)
 
     if columns is None:
         return model.model.layers[1].register_forward_hook(lambda _m, _a, out: new(out))
@@ -60,7 +60,7 @@ def family(sae, *variants, **kwargs) -> list[SaeHFLM]:
     given = {"pretrained": random_model("llama"), "tokenizer": word_tokenizer(), **kwargs}
     baseline = SaeHFLM(sae=[], splice="none", **given)
     wanted = [requested_splices(sae, splice_tokens="all", **EDITS, **variant) for variant in variants]
-    return joined(baseline, [baseline.as_variant(one) for one in wanted])
+    return joined(baseline, [baseline.as_variant(splices) for splices in wanted])
 
 
 HEADER = words(12, seed=0)
@@ -74,17 +74,17 @@ def test_answers_behind_a_prompt(mode):
     requests = [Instance("loglikelihood", {}, pair, i, ("task", i, 1)) for i, pair in enumerate(pairs)]
     answers = [[answer for answer, _ in lm.loglikelihood(requests)] for lm in models]
     queries = [models[0].spliced.query(*ids) for ids in models[0].spliced.group.pairs(pairs)]
-    for rule, of in zip(RULES, answers[1:], strict=True):
+    for rule, logprobs in zip(RULES, answers[1:], strict=True):
         expected = [logprob_by_hand(sae, query, rule, mode) for query in queries]
-        torch.testing.assert_close(torch.tensor(of), torch.tensor(expected), atol=1e-4, rtol=0)
-    assert len({tuple(of) for of in answers}) == 4
+        torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(expected), atol=1e-4, rtol=0)
+    assert len({tuple(logprobs) for logprobs in answers}) == 4
 
 
 def test_documents():
     sae = random_sae(WIDTH, RESID)
     models = family(sae, *({"latent_positions": rule} for rule in RULES), max_length=8)
     documents = [words(5, seed=1), words(19, seed=2)]  # which takes several windows
-    requests = [Instance("loglikelihood_rolling", {}, (one,), i, ("task", i, 1)) for i, one in enumerate(documents)]
+    requests = [Instance("loglikelihood_rolling", {}, (text,), i, ("task", i, 1)) for i, text in enumerate(documents)]
     for rule, lm in zip(RULES, models[1:], strict=True):
         expected = [
             sum(logprob_by_hand(sae, query, rule, "reconstruction") for query in lm.spliced.rolling(document))
@@ -131,24 +131,26 @@ def test_heads(rule, mode):
     requests = [Instance("loglikelihood", {}, pair, i, ("task", i, 1)) for i, pair in enumerate(pairs)]
     queries = [lm.spliced.query(*ids) for ids in lm.spliced.group.pairs(pairs)]
     expected = [logprob_by_hand(sae, query, rule, mode, columns) for query in queries]
-    found = [answer for answer, _ in lm.loglikelihood(requests)]
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=1e-4, rtol=0)
+    logprobs = [answer for answer, _ in lm.loglikelihood(requests)]
+    torch.testing.assert_close(torch.tensor(logprobs), torch.tensor(expected), atol=1e-4, rtol=0)
     assert lm.spliced.provenance()["latent_edits"].endswith("latent_heads=1+3")
 
 
 def test_no_ids_are_joined_where_nothing_looks_at_headers(monkeypatch):
-    asked = []
-    monkeypatch.setattr(model, "header_lengths", lambda *given: asked.append(given[-1]) or header_lengths(*given))
+    id_iterators = []
+    monkeypatch.setattr(
+        model, "header_lengths", lambda *given: id_iterators.append(given[-1]) or header_lengths(*given)
+    )
     lm = SaeHFLM(pretrained="world", device="cpu", sae="world#blocks.2.hook_resid_post.k4")
     lm_eval.simple_evaluate(lm, tasks=["sae_world_villages"], limit=2, bootstrap_iters=0)
-    assert next(asked[0])  # none of them was taken
+    assert next(id_iterators[0])  # none of them was taken
 
 
 def test_behind_the_few_shot_header():
     given = {"pretrained": "world", "device": "cpu", "sae": "world#blocks.2.hook_resid_post.k4"}
     lm = SaeHFLM(**given, clamp="3:9", latent_positions="after_header")
     task, shots = "sae_world_villages", 2
-    found = lm_eval.simple_evaluate(lm, tasks=[task], num_fewshot=shots, limit=2, bootstrap_iters=0)
+    results = lm_eval.simple_evaluate(lm, tasks=[task], num_fewshot=shots, limit=2, bootstrap_iters=0)
     sae, kept = lm.spliced.variant.splices[0].unedited.module, torch.tensor(sorted(lm.spliced.variant.special_ids))
 
     def by_hand(before: list[int], behind: list[int], header: int) -> float:
@@ -158,8 +160,8 @@ def test_behind_the_few_shot_header():
             z = sae.encode(y)
             clamped = z.clone()
             clamped[..., 3] = 9
-            made = torch.where((torch.arange(y.shape[1]) >= header)[:, None], sae.decode(clamped), sae.decode(z))
-            return torch.where(torch.isin(ids, kept)[..., None], y, made)
+            mixed = torch.where((torch.arange(y.shape[1]) >= header)[:, None], sae.decode(clamped), sae.decode(z))
+            return torch.where(torch.isin(ids, kept)[..., None], y, mixed)
 
         handle = lm.model.model.layers[2].register_forward_hook(new)
         with torch.no_grad():
@@ -168,9 +170,9 @@ def test_behind_the_few_shot_header():
         return float(logits.gather(-1, torch.tensor(behind)[:, None]).sum())
 
     moved = []
-    for sample in found["samples"][task]:
-        asked = [tuple(arguments) for arguments in sample["arguments"]]
-        for (context, continuation), (answer, _) in zip(asked, sample["filtered_resps"], strict=True):
+    for sample in results["samples"][task]:
+        pairs = [tuple(arguments) for arguments in sample["arguments"]]
+        for (context, continuation), (answer, _) in zip(pairs, sample["filtered_resps"], strict=True):
             own = context.split("\n\n")[-1]
             assert context.count("\n\n") == shots
             ((before, behind),) = lm.spliced.tokens.pairs([(context, continuation)])
@@ -279,5 +281,5 @@ def test_a_dictionary_that_keeps_something_between_encode_and_decode():
     x = torch.randn(1, 4, WIDTH, generator=torch.Generator().manual_seed(0))
     expected = x - x.mean(-1, keepdim=True)
     expected[..., 3] = 0
-    made = lm.spliced.variant.splices[0].dictionary.reconstruct(x)
-    torch.testing.assert_close(made, expected + x.mean(-1, keepdim=True))
+    reconstruction = lm.spliced.variant.splices[0].dictionary.reconstruct(x)
+    torch.testing.assert_close(reconstruction, expected + x.mean(-1, keepdim=True))

@@ -111,9 +111,9 @@ def test_the_advice_names_a_module_that_there_is(kind):
     config, blocks = UNKNOWN[kind]
     model = small(kind, config)
     advice = f"as in hook={blocks}.0.output."
-    with pytest.raises(UserError, match=r"for which TransformerLens has no hook names\. Give the site as") as told:
+    with pytest.raises(UserError, match=r"for which TransformerLens has no hook names\. Give the site as") as error:
         build_variant(model, [load_dictionary(random_sae(WIDTH, "blocks.1.hook_resid_post"))], Choices(), frozenset())
-    assert str(told.value).endswith(advice)
+    assert str(error.value).endswith(advice)
     build_variant(model, [load_dictionary(random_sae(WIDTH, "x"))], Choices(hooks=(f"{blocks}.0.output",)), frozenset())
 
 

@@ -36,14 +36,14 @@ SEQUENCES = [[1, 2, 3], [4, 0], [2, 2, 2, 1], [3]]
 
 
 def test_a_model_that_does_not_depend_on_the_layout_has_no_noise():
-    found = measure_noise_floor(Layouts(0.0), SEQUENCES, rows=3)
-    assert (found["kl"], found["flips"], found["ce_delta"]) == (0, 0, 0)
-    assert (found["tokens"], found["sequences"], found["rows"]) == (6, 3, [1, 3])
+    floor = measure_noise_floor(Layouts(0.0), SEQUENCES, rows=3)
+    assert (floor["kl"], floor["flips"], floor["ce_delta"]) == (0, 0, 0)
+    assert (floor["tokens"], floor["sequences"], floor["rows"]) == (6, 3, [1, 3])
 
 
 def test_the_floor_by_hand():
     step = 1.5
-    found = measure_noise_floor(Layouts(step), SEQUENCES, rows=3)
+    floor = measure_noise_floor(Layouts(step), SEQUENCES, rows=3)
     kl = flips = rise = 0.0
     for ids in SEQUENCES[:3]:
         for token, following in pairwise(ids):
@@ -55,9 +55,9 @@ def test_the_floor_by_hand():
             kl += float((p.exp() * (p - q)).sum())
             flips += p.argmax() != q.argmax()
             rise += float(p[following] - q[following])
-    assert found["kl"] == pytest.approx(kl / 6, rel=1e-5)
-    assert found["flips"] == pytest.approx(float(flips) / 6)
-    assert found["ce_delta"] == pytest.approx(abs(rise) / 6, rel=1e-5)
+    assert floor["kl"] == pytest.approx(kl / 6, rel=1e-5)
+    assert floor["flips"] == pytest.approx(float(flips) / 6)
+    assert floor["ce_delta"] == pytest.approx(abs(rise) / 6, rel=1e-5)
 
 
 def test_prompts_of_one_token_have_no_floor():
@@ -66,11 +66,11 @@ def test_prompts_of_one_token_have_no_floor():
 
 
 def test_the_baseline_again_is_a_row_of_a_run(tmp_path):
-    of = sweep(K4, controls=[AGAIN], batch_size=4)
-    assert of.once == (AGAIN,)
-    assert len(of.variants) == 1
-    finished = evaluated(of, tmp_path)
-    assert [one.name for one in finished.outcomes][-1] == AGAIN
+    plan = sweep(K4, controls=[AGAIN], batch_size=4)
+    assert plan.once == (AGAIN,)
+    assert len(plan.variants) == 1
+    finished = evaluated(plan, tmp_path)
+    assert [outcome.name for outcome in finished.outcomes][-1] == AGAIN
     floor = provenance(tmp_path / AGAIN)["noise_floor"]
     assert floor["rows"] == [1, 5]
     assert 0 <= floor["kl"] < 1e-6
@@ -80,7 +80,7 @@ def test_the_baseline_again_is_a_row_of_a_run(tmp_path):
     row = report.drops.set_index(["variant", "section"]).loc[(AGAIN, "overall")]
     assert (row["lost"], row["gained"]) == (0, 0)
     assert "noise-floor" in [table.name for table in report.tables]
-    assert evaluated(of, tmp_path).requests == 0  # nothing is left to run
+    assert evaluated(plan, tmp_path).requests == 0  # nothing is left to run
 
 
 def test_the_same_run_without_it_is_another(tmp_path):
@@ -94,9 +94,9 @@ def test_the_same_run_without_it_is_another(tmp_path):
 
 def test_values_within_the_floor_are_marked(tmp_path):
     floor = {"kl": 0.01, "flips": 0.0, "ce_delta": 0.02, "tokens": 90, "sequences": 9, "rows": [1, 4]}
-    told = {"splice": "reconstruction", "splices": [], "schema": 2}
-    again = {**told, "splice": "none", "noise_floor": floor}
-    for name, ours, kl in (("baseline", None, None), ("a", told, 0.009), ("b", told, 0.011), (AGAIN, again, None)):
+    record = {"splice": "reconstruction", "splices": [], "schema": 2}
+    again = {**record, "splice": "none", "noise_floor": floor}
+    for name, ours, kl in (("baseline", None, None), ("a", record, 0.009), ("b", record, 0.011), (AGAIN, again, None)):
         scores = {"text": {"ce_baseline,none": 3.0}}
         if kl is not None:
             scores["text"] |= {"ce_spliced,none": 3.0 + kl, "kl,none": kl, "ce_delta,none": kl}

@@ -60,10 +60,10 @@ class Components(nn.Module):
 
 def by_hand(own, ids: Tensor, model: str = "llama") -> Tensor:
     """Logits with `own` behind the second block, but at special tokens."""
-    made, kept = random_model(model), torch.isin(ids, torch.tensor([0, 1, 2]))[..., None]
-    hook = made.model.layers[1].register_forward_hook(lambda _m, _a, out: torch.where(kept, out, own(out)))
+    lm, kept = random_model(model), torch.isin(ids, torch.tensor([0, 1, 2]))[..., None]
+    hook = lm.model.layers[1].register_forward_hook(lambda _m, _a, out: torch.where(kept, out, own(out)))
     with hook, torch.no_grad():
-        return made(ids, use_cache=False).logits
+        return lm(ids, use_cache=False).logits
 
 
 @pytest.mark.parametrize("own", [Halves(), Components(), lambda x: x + 1, functools.partial(torch.mul, other=0.5)])
@@ -95,15 +95,17 @@ def fidelity(lm: SaeHFLM) -> dict:
         Instance("sae_fidelity", {}, (words(n, seed=n), None, source), 0, ("f", n, 1))  # pyright: ignore[reportArgumentType]
         for n in (12, 20)
     ]
-    found = lm.sae_fidelity(requests, disable_tqdm=True)
-    return {"records": found, **lm.fidelity.by_task["f"]}
+    records = lm.sae_fidelity(requests, disable_tqdm=True)
+    return {"records": records, **lm.fidelity.by_task["f"]}
 
 
 def test_what_has_no_latents_has_no_l0_and_the_rest_of_the_metrics():
-    found = fidelity(adapter(Halves()))
-    assert [found["undefined"][name] for name in ("l0", "fraction_fired")] == ["what is spliced in has no latents"] * 2
-    assert "fvu" not in found["undefined"]
-    sums = found["records"][0]["dictionaries"][RESID]
+    measured = fidelity(adapter(Halves()))
+    assert [measured["undefined"][name] for name in ("l0", "fraction_fired")] == [
+        "what is spliced in has no latents"
+    ] * 2
+    assert "fvu" not in measured["undefined"]
+    sums = measured["records"][0]["dictionaries"][RESID]
     assert sums["l0"] is None
     assert sums["norm_ratio"] / sums["positions"] == pytest.approx(0.5)
 
@@ -136,17 +138,17 @@ class TestIdentity:
 
         other = Components()
         other.directions[0, 0] += 1e-3
-        found = [adapter(own).spliced.identity() for own in (Halves(), Halves(0.25), Same(), Components(), other)]
-        assert len(set(found)) == 5
-        assert adapter(Halves()).spliced.identity() == found[0]
+        identities = [adapter(own).spliced.identity() for own in (Halves(), Halves(0.25), Same(), Components(), other)]
+        assert len(set(identities)) == 5
+        assert adapter(Halves()).spliced.identity() == identities[0]
 
     def test_what_a_function_closes_over_decides(self):
         def steering(vector: Tensor, inner: nn.Module):
             return lambda x: inner(x) + vector
 
-        zero, one = torch.zeros(WIDTH), torch.ones(WIDTH)
-        given = [(zero, Halves()), (one, Halves()), (zero, Halves(0.25)), (zero, Components())]
-        assert len({adapter(steering(*of)).spliced.identity() for of in given}) == 4
+        zero, ones = torch.zeros(WIDTH), torch.ones(WIDTH)
+        given = [(zero, Halves()), (ones, Halves()), (zero, Halves(0.25)), (zero, Components())]
+        assert len({adapter(steering(*arguments)).spliced.identity() for arguments in given}) == 4
 
     def test_a_change_between_calls_is_seen(self):
         own, ids = Components(), random_ids()
@@ -218,9 +220,9 @@ MISTAKES = {
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_told_in_a_sentence(case):
     (own, hook, *more), expected = MISTAKES[case]
-    with pytest.raises(UserError, match=expected) as told:
+    with pytest.raises(UserError, match=expected) as error:
         adapter(own, hook, **(more[0] if more else {}))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 def test_two_kinds_stand_together():

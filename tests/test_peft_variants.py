@@ -106,9 +106,9 @@ def test_a_dictionary_reads_and_writes_in_the_adapted_model(tmp_path, name, hook
     folder = saved(model, tmp_path, config)
     folded = {"fold_value_biases": True, "fold_ln": True, "center_writing_weights": True} if hook != RESID else {}
     sae = random_sae(32, hook, model_from_pretrained_kwargs=folded)
-    found = variant(untouched(model), sae=sae, peft=str(folder))._model_call(ids)
+    logits = variant(untouched(model), sae=sae, peft=str(folder))._model_call(ids)
     wholly = SaeHFLM(pretrained=plainly(model, folder), tokenizer=word_tokenizer(), sae=sae)._model_call(ids)
-    torch.testing.assert_close(found, wholly, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits, wholly, rtol=1e-4, atol=1e-4)
 
 
 def state(model: nn.Module) -> dict[str, object]:
@@ -152,25 +152,27 @@ def test_the_four_are_scored_together_as_each_by_itself(tmp_path, name):
     model = random_model(architecture)
     folder, sae = str(saved(model, tmp_path, config)), random_sae(32, RESID)
     lm = untouched(model)
-    variants = [variant(lm, **of) for of in ({"sae": sae}, {"peft": folder}, {"sae": sae, "peft": folder})]
+    variants = [
+        variant(lm, **arguments) for arguments in ({"sae": sae}, {"peft": folder}, {"sae": sae, "peft": folder})
+    ]
     together = joined(lm, variants)
     assert together[0].spliced.is_scored
-    asked = [Instance("loglikelihood", {}, pair, 0, ("task", number, 1)) for number, pair in enumerate(PAIRS)]
-    for one in together[1:]:
+    instances = [Instance("loglikelihood", {}, pair, 0, ("task", number, 1)) for number, pair in enumerate(PAIRS)]
+    for member in together[1:]:
         expected = []
-        with torch.no_grad(), one.spliced.attached():
+        with torch.no_grad(), member.spliced.attached():
             for context, continuation in PAIRS:
-                ids = torch.tensor([one.tok_encode(context + continuation)])
-                count = ids.shape[1] - len(one.tok_encode(context))
-                logits = one.spliced.model(ids, use_cache=False).logits[0].log_softmax(-1)
+                ids = torch.tensor([member.tok_encode(context + continuation)])
+                count = ids.shape[1] - len(member.tok_encode(context))
+                logits = member.spliced.model(ids, use_cache=False).logits[0].log_softmax(-1)
                 expected.append(float(logits[:-1].gather(-1, ids[0, 1:, None])[-count:].sum()))
-        found = [logprob for logprob, _ in one.loglikelihood(asked, disable_tqdm=True)]
-        assert found == pytest.approx(expected, abs=1e-4)
-        assert one.divergence.by_task()["task"]["kl"] > 0
-    names = [one.spliced.name for one in together]
+        scores = [logprob for logprob, _ in member.loglikelihood(instances, disable_tqdm=True)]
+        assert scores == pytest.approx(expected, abs=1e-4)
+        assert member.divergence.by_task()["task"]["kl"] > 0
+    names = [member.spliced.name for member in together]
     assert names[2] == f"peft={folder}"
     assert names[3].endswith(f"+peft={folder}")
-    assert len({one.spliced.identity() for one in together}) == 4
+    assert len({member.spliced.identity() for member in together}) == 4
 
 
 @pytest.fixture(scope="module")
@@ -192,8 +194,8 @@ def test_a_run_has_the_four_and_what_comes_back(tmp_path, world_lora):
     ]
     tasks, how = ["sae_world_reasoning", "sae_fidelity_world"], {"limit": 8, "device": "cpu"}
     out = tmp_path / "out"
-    asked = {"model_args": {"pretrained": "world", "add_bos_token": True}, "tasks": tasks, **how}
-    found = run(variants=variants, controls=["zero", "random_error"], output_path=out, **asked)
+    settings = {"model_args": {"pretrained": "world", "add_bos_token": True}, "tasks": tasks, **how}
+    comparison = run(variants=variants, controls=["zero", "random_error"], output_path=out, **settings)
     theirs = lm_eval.simple_evaluate(
         model="hf",
         model_args=f"pretrained={world.model_path()},peft={world_lora},add_bos_token=True",
@@ -204,7 +206,7 @@ def test_a_run_has_the_four_and_what_comes_back(tmp_path, world_lora):
     )
     for task, samples in theirs["samples"].items():
         file = next((out / "lora").glob(f"*/samples_{task}_*.jsonl"))
-        ours = {of["doc_id"]: of for of in map(json.loads, file.read_text().splitlines())}
+        ours = {line["doc_id"]: line for line in map(json.loads, file.read_text().splitlines())}
         for sample in samples:
             mine = [float(answer[0][0]) for answer in ours[sample["doc_id"]]["resps"]]
             assert mine == pytest.approx([float(answer[0][0]) for answer in sample["resps"]], abs=2e-3)
@@ -212,25 +214,25 @@ def test_a_run_has_the_four_and_what_comes_back(tmp_path, world_lora):
     assert record["splice"] == "reconstruction"
     assert record["adapter"]["name"] == str(world_lora)
     assert "peft" in record["packages"]
-    asked_names = {one["name"] for one in json.loads((out / "run.json").read_text())["variants"]}
+    asked_names = {entry["name"] for entry in json.loads((out / "run.json").read_text())["variants"]}
     # zero ablation of the site is one for both, and the random error is drawn for each
     assert asked_names == {"k4", "k4+lora", "lora", "k4,zero", "k4,random_error", "k4+lora,random_error"}
-    frame = recovery(found)
+    frame = recovery(comparison)
     by = {row["measure"]: row for row in frame.to_dict("records") if row["section"] in ("overall", "text")}
-    measured = found.fidelity.set_index(["variant", "metric"])["value"]
+    measured = comparison.fidelity.set_index(["variant", "metric"])["value"]
     assert by["delta CE"]["drop"] == pytest.approx(measured["k4", "ce_delta"], abs=1e-9)
     assert by["delta CE"]["drop_adapted"] == pytest.approx(measured["k4+lora", "ce_delta"], abs=1e-9)
     assert by["delta CE"]["drop_alone"] == pytest.approx(measured["lora", "ce_delta"], abs=1e-9)
     back = 1 - measured["k4+lora", "ce_delta"] / measured["k4", "ce_delta"]
     assert by["delta CE"]["share"] == pytest.approx(back)
     assert measured["k4+lora", "ce_zero"] == pytest.approx(measured["k4", "ce_zero"], abs=1e-6)
-    drops = found.drops[found.drops["section"] == "overall"].set_index("variant")["drop"]
+    drops = comparison.drops[comparison.drops["section"] == "overall"].set_index("variant")["drop"]
     assert by["accuracy"]["drop"] == pytest.approx(drops["k4"])
     assert by["accuracy"]["drop_alone"] == pytest.approx(drops["lora"])
-    page = found.report(tmp_path / "report").read_text()
+    page = comparison.report(tmp_path / "report").read_text()
     assert "What comes back with an adapter" in page
-    again = run(variants=variants, controls=["zero", "random_error"], output_path=out, **asked)
-    assert again.drops.equals(found.drops)
+    again = run(variants=variants, controls=["zero", "random_error"], output_path=out, **settings)
+    assert again.drops.equals(comparison.drops)
 
 
 # -- which adapter it was ------------------------------------------------------------------------------------
@@ -287,12 +289,12 @@ def test_the_best_layers_are_those_of_the_untouched_model(tmp_path):
     file.write_text("\n\n".join(words(23, seed=number) for number in range(6)))
     saes = [random_sae(32, f"blocks.{layer}.hook_mlp_out", seed=layer) for layer in range(3)]
     lm = untouched(model)
-    asked = {"sae": saes, "splice_layers": "best:1", "layers_text": str(file)}
-    found = [variant(lm, **asked, **peft).spliced for peft in ({}, {"peft": folder})]
-    plain, adapted = (one.provenance() for one in found)
+    arguments = {"sae": saes, "splice_layers": "best:1", "layers_text": str(file)}
+    models = [variant(lm, **arguments, **peft).spliced for peft in ({}, {"peft": folder})]
+    plain, adapted = (spliced.provenance() for spliced in models)
     assert adapted["best_layers"] == plain["best_layers"]
     assert [s["hook_in"] for s in adapted["splices"]] == [s["hook_in"] for s in plain["splices"]]
-    assert found[1].variant.adapter is not None
+    assert models[1].variant.adapter is not None
 
 
 def test_an_adapter_of_the_hub_is_recorded_with_its_commit(tmp_path, monkeypatch):
@@ -303,9 +305,9 @@ def test_an_adapter_of_the_hub_is_recorded_with_its_commit(tmp_path, monkeypatch
     saved(model, repository / "snapshots" / commit, lora("q_proj"))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    for asked in ("some/lora", "some/lora@main", f"some/lora@{commit}"):
-        record = variant(untouched(model), peft=asked).spliced.variant.adapter
-        assert (record["name"], record["revision"]) == (asked, commit)
+    for name in ("some/lora", "some/lora@main", f"some/lora@{commit}"):
+        record = variant(untouched(model), peft=name).spliced.variant.adapter
+        assert (record["name"], record["revision"]) == (name, commit)
     of_folder = variant(untouched(model), peft=str(repository / "snapshots" / commit))
     assert "revision" not in of_folder.spliced.variant.adapter
 
@@ -313,9 +315,9 @@ def test_an_adapter_of_the_hub_is_recorded_with_its_commit(tmp_path, monkeypatch
 # -- what is asked for ---------------------------------------------------------------------------------------
 
 
-def configuration(folder: Path, **told) -> Path:
+def configuration(folder: Path, **fields) -> Path:
     folder.mkdir(exist_ok=True)
-    (folder / "adapter_config.json").write_text(json.dumps(told))
+    (folder / "adapter_config.json").write_text(json.dumps(fields))
     return folder
 
 
@@ -337,15 +339,15 @@ def test_a_wrong_adapter_is_told_in_a_sentence(entry, message):
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("fields", "message"),
     [
         ({}, "does not say which kind of adapter it is"),
         ({"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}, "was begun by pissa_niter_4"),
         ({"peft_type": 7}, "peft_type"),
     ],
 )
-def test_a_configuration_is_read_before_anything_is_loaded(tmp_path, told, message):
-    folder = configuration(tmp_path / "adapter", **told)
+def test_a_configuration_is_read_before_anything_is_loaded(tmp_path, fields, message):
+    folder = configuration(tmp_path / "adapter", **fields)
     with pytest.raises(UserError, match=message):
         check_variants({"pretrained": "world"}, variant_requests([{"peft": str(folder)}]))
 
@@ -371,16 +373,16 @@ def test_prompts_are_no_weights(tmp_path):
 
 def test_names_plans_and_controls(tmp_path, world_lora):
     entries = [{"sae": K4, "peft": str(world_lora)}, {"peft": str(world_lora)}]
-    found = variant_requests(entries, ["zero"])
-    assert [one.name for one in found] == [
+    requests = variant_requests(entries, ["zero"])
+    assert [variant.name for variant in requests] == [
         f"world_blocks.2.hook_resid_post.k4,peft={world_lora.name}",
         f"peft={world_lora.name}",
         f"world_blocks.2.hook_resid_post.k4,peft={world_lora.name},zero",
     ]
-    assert "peft" not in found[2].arguments
+    assert "peft" not in requests[2].arguments
     content = {"model_args": {"pretrained": "world"}, "variants": entries, "tasks": "x"}
     planned = plan_sweep(sweep_of(content), None).variants
-    assert [one.cost for one in planned] == [1.0, 1.0]
+    assert [variant.cost for variant in planned] == [1.0, 1.0]
     model_level = sweep_of({"model_args": {"pretrained": "world", "peft": "x"}, "variants": [K4], "tasks": "x"})
     assert model_level.model_args["peft"] == "x"
     assert "peft" not in model_level.variants[0].arguments

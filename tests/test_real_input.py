@@ -36,8 +36,8 @@ json.dump({n: {k: r[k] for k in keep} for n, r in out.items()}, open(sys.argv[2]
 
 
 def evaluate(environment: dict[str, str], out: Path, tasks: list[str], shots: int | None, limit: int) -> dict:
-    asked = json.dumps([RUNS, tasks, shots, limit])
-    subprocess.run([sys.executable, "-c", EVALUATE, asked, str(out)], env=environment, check=True)
+    arguments = json.dumps([RUNS, tasks, shots, limit])
+    subprocess.run([sys.executable, "-c", EVALUATE, arguments, str(out)], env=environment, check=True)
     return json.loads(out.read_text())
 
 
@@ -115,8 +115,8 @@ def test_two_processes_give_what_one_gives(blimp, hub_environment, tmp_path):
     assert written["results"]["blimp_adjunct_island"]["acc,none"] == alone
     samples = [json.loads(line) for line in next(folder.rglob("samples_*.jsonl")).read_text().splitlines()]
     assert len(samples) == 8
-    one = {s["doc_id"]: float(s["resps"][0][0][0]) for s in blimp["topk32"]["samples"]["blimp_adjunct_island"]}
-    assert {s["doc_id"]: float(s["resps"][0][0][0]) for s in samples} == pytest.approx(one, abs=1e-4)
+    expected = {s["doc_id"]: float(s["resps"][0][0][0]) for s in blimp["topk32"]["samples"]["blimp_adjunct_island"]}
+    assert {s["doc_id"]: float(s["resps"][0][0][0]) for s in samples} == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_command_tells_a_mistake_without_a_traceback(hub_environment):

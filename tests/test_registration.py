@@ -421,12 +421,12 @@ def test_broken_package_leaves_lm_eval_alone(
 ) -> None:
     (broken.site / "sae_lm_eval" / "__init__.py").write_text("def broken(:\n")
     env = {**hub_environment, **few_tasks}
-    told = "sae_lm_eval is not registered with lm_eval: SyntaxError('invalid syntax'"
+    message = "sae_lm_eval is not registered with lm_eval: SyntaxError('invalid syntax'"
 
     done = broken.lm_eval("--model", "hf", "--model_args", "pretrained=stories3M", *BLIMP, env=env)
     assert done.returncode == 0, done.stderr
     assert "|blimp_adjunct_island|" in done.stdout
-    assert done.stderr.count(told) == done.stderr.count("sae_lm_eval is not") == 1
+    assert done.stderr.count(message) == done.stderr.count("sae_lm_eval is not") == 1
 
     done = broken.lm_eval("ls", "tasks", env=env)
     assert done.returncode == 0, done.stderr
@@ -434,7 +434,7 @@ def test_broken_package_leaves_lm_eval_alone(
 
     done = broken.lm_eval("--model", "sae_hf", "--model_args", SAE_ARGS, *BLIMP, env=env)
     assert done.returncode != 0
-    assert told in done.stderr
+    assert message in done.stderr
     assert "Attempted to load model 'sae_hf'" in done.stderr
 
 

@@ -39,9 +39,9 @@ def entries() -> Iterator[dict[str, Entry]]:
         patch.setattr(socket.socket, "connect", _no_network)
         patch.setattr(socket, "getaddrinfo", _no_network)
         registry.entries.cache_clear()
-        found = {entry.spec: entry for entry in registry.entries()}
-        assert all(entry.verdict for entry in found.values())
-        yield found
+        by_spec = {entry.spec: entry for entry in registry.entries()}
+        assert all(entry.verdict for entry in by_spec.values())
+        yield by_spec
 
 
 def _no_network(*_args, **_kwargs):
@@ -82,7 +82,7 @@ def test_the_deepest_dictionary_of_a_model_with_one_in_every_layer_sits_in_its_l
         if match := re.match(r"blocks\.(\d+)", entry.hook_in or ""):
             layers.setdefault(entry.base, set()).add(int(match[1]))
     assert layers.keys() == set(registry.MODELS)
-    complete = [base for base, found in layers.items() if found == set(range(max(found) + 1))]
+    complete = [base for base, indices in layers.items() if indices == set(range(max(indices) + 1))]
     assert len(complete) >= 19
     for base in complete:
         assert max(layers[base]) == base.layers - 1, base
@@ -95,11 +95,11 @@ def configuration(tmp_path, monkeypatch) -> Callable[[Entry], dict[str, Any]]:
     monkeypatch.setattr(loaders, "hf_hub_download", hub.download)
     monkeypatch.setattr(loaders, "get_safetensors_tensor_shapes", lambda *_: {"w_enc": [8, 16], "w_dec": [16, 8]})
 
-    def of(entry: Entry) -> dict[str, Any]:
+    def read(entry: Entry) -> dict[str, Any]:
         hub.entry = entry
         return loaders.load_sae_config_from_huggingface(entry.release, entry.id)
 
-    return of
+    return read
 
 
 def test_saelens_own_code_names_the_same_model_sites_and_architecture(entries, configuration):
@@ -305,13 +305,13 @@ def test_a_layer_of_a_cross_layer_transcoder_is_refused_whatever_its_file_says_i
 @pytest.mark.parametrize("changes", [{"conversion_func": "new"}, {"saes_map": {"one": "unheard/of"}}])
 def test_a_release_named_in_a_new_way_is_left_to_its_metadata(changes):
     release = get_pretrained_saes_directory()["gemma-scope-2-1b-pt-att"]
-    known = {
+    fields = {
         "release": "new-release",
         "saes_map": {"one": "attn_out/layer_7_width_16k_l0_big"},
         "expected_l0": {"one": 0.0},
     }
-    assert registry._entry(replace(release, **known), "one").verdict == SUPPORTED
-    assert registry._entry(replace(release, **known | changes), "one").verdict == "its metadata decides"
+    assert registry._entry(replace(release, **fields), "one").verdict == SUPPORTED
+    assert registry._entry(replace(release, **fields | changes), "one").verdict == "its metadata decides"
 
 
 def test_a_missing_normalisation_factor_is_found():
@@ -336,9 +336,9 @@ def test_small_models_leave_the_random_numbers_of_the_process_alone():
     ],
 )
 def test_search_takes_a_glob_or_a_part(pattern, count, entries):
-    found = search(pattern)
-    assert all(row.keys() == found[0].keys() for row in found)
-    assert len(found) == count
+    matches = search(pattern)
+    assert all(row.keys() == matches[0].keys() for row in matches)
+    assert len(matches) == count
 
 
 def test_a_found_row_has_the_columns_of_a_listing(entries):

@@ -108,8 +108,8 @@ def at(hook: str, model: str, **metadata) -> Dictionary:
 
 @pytest.mark.parametrize(("model", "hook"), [("gpt2", RESID), ("gpt_neox", RESID), ("gpt2", Z), ("qwen2", Z)])
 def test_a_map_that_nobody_states_is_told_to_be_a_guess(model, hook, caplog):
-    (told,) = warnings_of(caplog, model, at(hook, model))
-    assert f"its activations at '{hook}' are taken as they are (hook_map=raw)" in told
+    (message,) = warnings_of(caplog, model, at(hook, model))
+    assert f"its activations at '{hook}' are taken as they are (hook_map=raw)" in message
 
 
 @pytest.mark.parametrize(
@@ -130,10 +130,10 @@ def test_nothing_is_told_where_it_is_stated_or_makes_no_difference(model, hook, 
 def test_the_record_says_who_says_it():
     unstated = at(RESID, "gpt2")
     stated = at(RESID, "gpt2", model_from_pretrained_kwargs={"center_writing_weights": True})
-    known = replace(unstated, processing=DEFAULT_PROCESSING, processing_source=FACTS[0].source)
+    registered = replace(unstated, processing=DEFAULT_PROCESSING, processing_source=FACTS[0].source)
     records = [
         provenance_of(build_variant(random_model("gpt2"), [dictionary], Choices(), frozenset()))[0]
-        for dictionary in (unstated, stated, known)
+        for dictionary in (unstated, stated, registered)
     ]
     assert [r["processing"] for r in records] == ["not stated", {"center_writing_weights": True}, DEFAULT_PROCESSING]
     assert [r["processing_source"] for r in records] == [None, "its metadata", FACTS[0].source]
@@ -142,8 +142,8 @@ def test_the_record_says_who_says_it():
 
 
 def test_default_processing_folds_the_value_biases():
-    known = replace(at(Z, "gpt2"), processing=DEFAULT_PROCESSING, processing_source=FACTS[0].source)
-    (splice,) = build_variant(random_model("gpt2"), [known], Choices(), frozenset()).splices
+    registered = replace(at(Z, "gpt2"), processing=DEFAULT_PROCESSING, processing_source=FACTS[0].source)
+    (splice,) = build_variant(random_model("gpt2"), [registered], Choices(), frozenset()).splices
     assert (splice.map_in.name, splice.map_out.name) == ("folded_value_bias", "folded_value_bias")
 
 
@@ -152,8 +152,8 @@ def test_every_fact_has_a_source_and_a_release():
 
     from sae_lm_eval.dictionaries.release_facts import fact_of
 
-    found = [fact_of(release) for release in get_pretrained_saes_directory()]
-    assert all(fact in found for fact in FACTS)
+    facts = [fact_of(release) for release in get_pretrained_saes_directory()]
+    assert all(fact in facts for fact in FACTS)
     assert all(re.match(r"github\.com/[\w-]+/[\w-]+, \S", fact.source) for fact in FACTS)
 
 
@@ -211,11 +211,11 @@ def named(name: str, kind: str = "gpt2") -> transformers.PreTrainedModel:
 )
 def test_a_wrong_model_is_said_before_a_wrong_hook(d_in, hook, refusal):
     dictionary = load_dictionary(random_sae(d_in, hook, model_name="gemma-2-2b"))
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         build_variant(named("org/gpt2"), [dictionary], Choices(), frozenset())
     first = re.escape(f"{dictionary.name} was trained on gemma-2-2b, and the model is org/gpt2. ")
-    assert re.match(f"{first}{refusal}", str(told.value)), told.value
-    assert "\n" not in str(told.value)
+    assert re.match(f"{first}{refusal}", str(error.value)), error.value
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-small", "openai-community/gpt2"])

@@ -37,11 +37,13 @@ def script():
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["sae"])
 def test_a_case_is_registered_and_of_its_model(case):
-    (found,) = registry.search(case["sae"])
-    assert found["verdict"] != "refused"
-    assert official_name(found["model"]) == official_name(case["model_args"]["pretrained"])
-    for asked in case["expected"]:
-        assert asked["value"] is None or (asked["value"] and 0 < asked["within"] < 1 and asked["source"])
+    (match,) = registry.search(case["sae"])
+    assert match["verdict"] != "refused"
+    assert official_name(match["model"]) == official_name(case["model_args"]["pretrained"])
+    for expectation in case["expected"]:
+        assert expectation["value"] is None or (
+            expectation["value"] and 0 < expectation["within"] < 1 and expectation["source"]
+        )
 
 
 def world_case(sae: str, **expected: tuple[float, float]) -> dict:
@@ -108,11 +110,13 @@ def rows_of(said: str) -> list[list[str]]:
 
 def as_found(script, cases: list[dict], folder: Path) -> list[dict]:
     """The cases with what a run found as what is expected."""
-    found = iter(script.checks(cases, folder))
+    checks = iter(script.checks(cases, folder))
     return [
         {
             **case,
-            "expected": [{**asked, "value": next(found).measured, "within": 1e-6} for asked in case["expected"]],
+            "expected": [
+                {**expectation, "value": next(checks).measured, "within": 1e-6} for expectation in case["expected"]
+            ],
         }
         for case in cases
     ]
@@ -124,7 +128,7 @@ def test_every_name_leads_somewhere(script, rebuilt, model, tmp_path, monkeypatc
     monkeypatch.setenv("HF_ENDPOINT", rebuilt["HF_ENDPOINT"])
     monkeypatch.setenv("HF_HOME", rebuilt["HF_HOME"])
     cases = [case for case in CASES if case["model_args"]["pretrained"] == model]
-    expected = [asked for case in cases for asked in case["expected"]]
+    expected = [expectation for case in cases for expectation in case["expected"]]
     words = [str(tmp_path / "out"), "--limit", "1", "--batch_size", "8", "--device", "cpu"]
     assert script.main([*words, "--only", model]) == 1
     said = capfd.readouterr()
@@ -132,7 +136,7 @@ def test_every_name_leads_somewhere(script, rebuilt, model, tmp_path, monkeypatc
     rows = rows_of(said.out)
     assert len(rows) == len(expected)
     assert not any("n/a" in row for row in rows), said.out
-    assert sum("published" in row for row in rows) == sum(asked["value"] is None for asked in expected)
+    assert sum("published" in row for row in rows) == sum(expectation["value"] is None for expectation in expected)
     assert any("different" in row for row in rows)
 
     (folder,) = (tmp_path / "out").iterdir()

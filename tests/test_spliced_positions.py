@@ -80,7 +80,7 @@ class TestSpecialTokens:
         # The model's configuration says 0, 1 and 2, which are ordinary words here.
         lm = adapter(tokenizer=tokenizer(bos_token="<s>", eos_token="</s>", pad_token="<pad>"))
         assert lm.spliced.tokens.special_ids == lm.spliced.variant.special_ids == {98, 99, 100}
-        assert not [told for told in said() if "ordinary text" in told]
+        assert not [message for message in said() if "ordinary text" in message]
         ids = torch.tensor([[5, 1, 6, 2]])
         everywhere = adapter(splice_tokens="all")._model_call(ids)
         assert torch.equal(lm._model_call(ids), everywhere)
@@ -97,13 +97,13 @@ class TestSpecialTokens:
     def test_an_ordinary_word_that_is_declared_padding_is_named_once(self, said):
         lm = adapter(tokenizer=tokenizer(bos_token="<s>", eos_token="</s>", pad_token="w7"))
         lm.as_variant(requested_splices(random_sae(WIDTH, RESID, seed=1)))
-        (told,) = [told for told in said() if "ordinary text" in told]
-        assert told.startswith("Positions of the tokens 'w7' (7) keep their activation")
-        assert "splice_tokens=all" in told
+        (message,) = [message for message in said() if "ordinary text" in message]
+        assert message.startswith("Positions of the tokens 'w7' (7) keep their activation")
+        assert "splice_tokens=all" in message
 
     def test_nothing_is_named_where_everything_is_spliced(self, said):
         adapter(tokenizer=tokenizer(bos_token="<s>", pad_token="w7"), splice_tokens="all")
-        assert not [told for told in said() if "ordinary text" in told]
+        assert not [message for message in said() if "ordinary text" in message]
 
     def test_padding_that_lm_eval_lends_is_not_the_tokenizers_own(self):
         own = tokenizer(bos_token="<s>", eos_token="</s>", unk_token="w0")
@@ -116,15 +116,15 @@ class TestRelease:
     def test_the_transcoders_of_gemma_scope_2_for_chats_and_no_others(self):
         from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 
-        found = [
+        dictionaries = [
             (release.release, rule.first)
             for release in get_pretrained_saes_directory().values()
             for id_ in release.saes_map
             if (rule := rule_of(release.release, id_)) is not None
         ]
-        assert len(found) == 1859
-        assert {first for _, first in found} == {4}
-        assert all("-it-transcoders" in release for release, _ in found)
+        assert len(dictionaries) == 1859
+        assert {first for _, first in dictionaries} == {4}
+        assert all("-it-transcoders" in release for release, _ in dictionaries)
 
     @pytest.mark.parametrize(
         ("source", "id_", "first"),
@@ -166,8 +166,8 @@ class TestRelease:
     def test_variants_share_a_control_only_where_it_is_the_same(self):
         it = "gemma-scope-2-1b-it-transcoders-all#layer_3_width_16k_l0_small"
         pt = "gemma-scope-2-1b-pt-transcoders-all#layer_3_width_16k_l0_small"
-        controls = [one for one in variant_requests([it, pt], ["zero"]) if one.control_of]
-        assert [one.control_of for one in controls] == [(one.control_of[0],) for one in controls]
+        controls = [variant for variant in variant_requests([it, pt], ["zero"]) if variant.control_of]
+        assert [variant.control_of for variant in controls] == [(variant.control_of[0],) for variant in controls]
         assert len(controls) == 2
 
 
@@ -205,8 +205,8 @@ class TestFirstPositions:
     def test_they_are_told_of_once(self, said):
         lm = adapter(untrained())
         lm.as_variant(requested_splices(untrained()))
-        told = [told for told in said() if "was not trained on" in told]
-        assert told == [
+        messages = [messages for messages in said() if "was not trained on" in messages]
+        assert messages == [
             "it was not trained on the first 4 positions of a text: they keep their activation; splice_tokens=all "
             "splices them too."
         ]
@@ -231,22 +231,22 @@ class TestFirstPositions:
         for header in (2, 3, 9):
             start = ids_of(words(header, seed=header))
             texts += [start + ids_of(words(n, seed=10 * header + n)) for n in (1, 2, 3, 7)]
-        scorer, found = lm.spliced.scorer([lm.spliced.variant]), {}
-        scorer.score(ScoreRequest([Query([1, *ids[:-1]], ids) for ids in texts]), found.update)
+        scorer, by_number = lm.spliced.scorer([lm.spliced.variant]), {}
+        scorer.score(ScoreRequest([Query([1, *ids[:-1]], ids) for ids in texts]), by_number.update)
         assert str(scorer.layout) == "sharing blocks and prefixes and rows"
         for number, ids in enumerate(texts):
             logprob = spliced_by_hand(torch.tensor([[1, *ids]]), FIRST).log_softmax(-1)[0, :-1]
             expected = logprob.gather(-1, torch.tensor(ids)[:, None])[:, 0].numpy()
-            assert found[number].logprob[1] == pytest.approx(expected, abs=1e-4)
+            assert by_number[number].logprob[1] == pytest.approx(expected, abs=1e-4)
 
     def test_while_texts_are_generated_behind_padding_and_from_a_cache(self):
         lm = adapter(untrained())
         prompts = [words(n, seed=n) for n in (1, 3, 9)]  # padded on the left to the longest
-        asked = [
+        instances = [
             Instance("generate_until", {}, (p, {"until": ["</s>"], "max_gen_toks": 8}), i, ("t", i, 1))
             for i, p in enumerate(prompts)
         ]
-        for prompt, written in zip(prompts, lm.generate_until(asked, disable_tqdm=True), strict=True):
+        for prompt, written in zip(prompts, lm.generate_until(instances, disable_tqdm=True), strict=True):
             ids = ids_of(prompt)
             while len(ids) < len(prompt.split()) + 8 and ids[-1] != lm.tokenizer.eos_token_id:
                 ids.append(int(spliced_by_hand(torch.tensor([ids]), FIRST)[0, -1].argmax()))
@@ -267,10 +267,10 @@ class TestFirstPositions:
         source = TextSource("test", (words(30, seed=70),), positions)
         lm = adapter(untrained())
         requests = [Instance("sae_fidelity", {}, (t, None, source), 0, ("f", i, 1)) for i, t in enumerate(texts)]  # pyright: ignore[reportArgumentType]
-        found = lm.sae_fidelity(requests, disable_tqdm=True)
+        records = lm.sae_fidelity(requests, disable_tqdm=True)
         counted = [max(0, len(text.split()) - FIRST) for text in texts]
-        assert [record["dictionaries"][RESID]["positions"] for record in found] == counted
-        for record, text in zip(found, texts, strict=True):
+        assert [record["dictionaries"][RESID]["positions"] for record in records] == counted
+        for record, text in zip(records, texts, strict=True):
             ids = torch.tensor([[1, *ids_of(text)]])
             logprob = spliced_by_hand(ids, FIRST).log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])[:, 0]
             start = 0 if positions == "all" else FIRST

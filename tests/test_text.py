@@ -87,9 +87,9 @@ DAMAGED = {
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_what_is_no_text(tmp_path, name):
-    content, told = DAMAGED[name]
+    content, message = DAMAGED[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         list(text.read_documents(tmp_path / name))
 
 

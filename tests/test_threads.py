@@ -15,7 +15,7 @@ from sae_lm_eval.runtime.model_lock import lock_of
 HOOK = "blocks.1.hook_resid_post"
 
 
-def asked(start: int) -> list[Instance]:
+def instances(start: int) -> list[Instance]:
     words = [f"w{number}" for number in range(start, start + 6)]
     return [
         Instance("loglikelihood", {}, (" ".join(words[:-1]), f" {words[-1]} w{choice}"), choice, ("task", start, 1))
@@ -36,7 +36,7 @@ def adapter(model, **kwargs):
 def test_each_gets_its_own_answers(model, adapters, monkeypatch):
     """The second thread begins while the first one is in the middle of the model."""
     lms = [adapter(model, splice=splice) for splice in ("reconstruction", "zero")[:adapters]]
-    questions = [asked(4), asked(20)]
+    questions = [instances(4), instances(20)]
     expected = [lm.loglikelihood(q) for lm, q in zip([lms[0], lms[-1]], questions, strict=True)]
     lms = [adapter(model, splice=splice) for splice in ("reconstruction", "zero")[:adapters]]
     inside, other_began = threading.Event(), threading.Event()
@@ -55,17 +55,17 @@ def test_each_gets_its_own_answers(model, adapters, monkeypatch):
         return lms[-1].loglikelihood(questions[1])
 
     with ThreadPoolExecutor(2) as pool:
-        found = [pool.submit(lms[0].loglikelihood, questions[0]), pool.submit(second)]
-        assert [one.result(120) for one in found] == expected
+        futures = [pool.submit(lms[0].loglikelihood, questions[0]), pool.submit(second)]
+        assert [future.result(120) for future in futures] == expected
 
 
 def test_a_model_has_one_lock_and_no_other_model_has_it(model):
     assert lock_of(model) is lock_of(model)
     assert lock_of(model) is not lock_of(random_model("llama"))
-    one, other = adapter(model), adapter(model)
-    with one.evaluation():
+    first, second = adapter(model), adapter(model)
+    with first.evaluation():
         taken = []
-        thread = threading.Thread(target=lambda: taken.append(lock_of(other.loaded.model).acquire(timeout=0.1)))
+        thread = threading.Thread(target=lambda: taken.append(lock_of(second.loaded.model).acquire(timeout=0.1)))
         thread.start()
         thread.join()
     assert taken == [False]

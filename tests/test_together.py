@@ -82,19 +82,19 @@ def test_documents_are_rolled_over_at_once(family, monkeypatch):
     baseline, variants = family
     baseline, *variants = joined(baseline, variants)
     documents = [Instance("loglikelihood_rolling", {}, (words(n, seed=n),), 0, ("text", n, 1)) for n in (150, 9, 0, 1)]
-    asked = []
+    batches = []
     answers = SharedAnswers.answers
     monkeypatch.setattr(
         SharedAnswers,
         "answers",
-        lambda self, queries, *given: asked.append(queries) or answers(self, queries, *given),
+        lambda self, queries, *given: batches.append(queries) or answers(self, queries, *given),
     )
-    found = variants[1].loglikelihood_rolling(documents, disable_tqdm=True)
-    (queries,) = asked
+    logprobs = variants[1].loglikelihood_rolling(documents, disable_tqdm=True)
+    (queries,) = batches
     assert sum(len(query.targets) for query in queries) == 150 + 9 + 1
-    assert found[2] == 0
+    assert logprobs[2] == 0
     alone = [variants[1].loglikelihood_rolling([document], disable_tqdm=True)[0] for document in documents]
-    np.testing.assert_allclose(found, alone, atol=1e-4)
+    np.testing.assert_allclose(logprobs, alone, atol=1e-4)
 
 
 def test_divergence_on_documents_is_that_of_the_fidelity_tasks(family):
@@ -110,9 +110,9 @@ def test_divergence_on_documents_is_that_of_the_fidelity_tasks(family):
     ]
     records = variants[1].sae_fidelity(requests, disable_tqdm=True)
     kl = sum(record["kl"] for record in records) / sum(record["tokens"] for record in records)
-    found = variants[1].divergence.by_task()["text"]
-    assert found["kl"] == pytest.approx(kl, rel=1e-4)
-    assert (found["positions"], found["documents"]) == (150 + 9 + 30, 3)
+    divergence = variants[1].divergence.by_task()["text"]
+    assert divergence["kl"] == pytest.approx(kl, rel=1e-4)
+    assert (divergence["positions"], divergence["documents"]) == (150 + 9 + 30, 3)
 
 
 def test_the_journal_answers_another_process(family, tmp_path, monkeypatch):
@@ -147,23 +147,23 @@ class TestDivergence:
         baseline, variants = family
         baseline, *variants = joined(baseline, variants)
         variants[0].loglikelihood(instances())
-        found = variants[0].get_model_info()["sae_lm_eval"]["kl_at_answers"]
-        assert set(found) == {"first", "second"}
-        assert found["first"]["documents"] == 6
-        assert found["first"]["positions"] == 6 * (1 + 2 + 3)
+        by_task = variants[0].get_model_info()["sae_lm_eval"]["kl_at_answers"]
+        assert set(by_task) == {"first", "second"}
+        assert by_task["first"]["documents"] == 6
+        assert by_task["first"]["positions"] == 6 * (1 + 2 + 3)
         by_document = []
         for document in range(0, 12, 2):
             lm = make(sae=saes()[0])
             lm.loglikelihood([i for i in instances() if i.doc_id == document])
             by_document.append(lm.divergence.by_task()["first"]["kl"])
-        assert math.isclose(found["first"]["kl"], np.mean(by_document), rel_tol=1e-5)
-        assert math.isclose(found["first"]["stderr"], np.std(by_document, ddof=1) / 6**0.5, rel_tol=1e-4)
+        assert math.isclose(by_task["first"]["kl"], np.mean(by_document), rel_tol=1e-5)
+        assert math.isclose(by_task["first"]["stderr"], np.std(by_document, ddof=1) / 6**0.5, rel_tol=1e-4)
 
     def test_the_baseline_has_none(self, family):
         baseline, variants = family
         baseline, *variants = joined(baseline, variants)
         baseline.loglikelihood(instances())
-        assert {of["kl"] for of in baseline.divergence.by_task().values()} == {0.0}
+        assert {divergence["kl"] for divergence in baseline.divergence.by_task().values()} == {0.0}
 
     def test_it_is_left_out_where_it_was_not_taken(self):
         lm = make(sae=saes()[0], splice="none")

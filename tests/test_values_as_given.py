@@ -57,8 +57,8 @@ class TestFlags:
         sweep = of_flags(*flags, file=path)
         assert sweep.settings[name] == value
         if name != "system_instruction":  # which lm_eval reads as none where it is empty
-            found = getattr(lm_eval_config(sweep), name)
-            assert found == value if name != "metadata" else value.items() <= found.items()
+            setting = getattr(lm_eval_config(sweep), name)
+            assert setting == value if name != "metadata" else value.items() <= setting.items()
         else:
             assert not lm_eval_config(sweep).system_instruction
 
@@ -100,15 +100,15 @@ class TestSweepFiles:
     @pytest.mark.parametrize("value", [False, 0, ""])
     def test_a_mode_that_is_none_is_refused(self, value):
         # Without splice, or as null, it is what lm_eval makes of the word none.
-        (made,) = variant_requests([{"sae": K4, "splice": value}])
-        assert made.arguments["splice"] == str(value)
+        (variant,) = variant_requests([{"sae": K4, "splice": value}])
+        assert variant.arguments["splice"] == str(value)
         with pytest.raises(UserError, match=rf"splice '{value}' is unknown"):
             adapter(splice=value)
         assert variant_requests([{"sae": K4, "splice": None}])[0].arguments["splice"] == "none"
 
     def test_a_scale_and_a_layer_of_0(self):
-        (made,) = variant_requests([{"sae": K4, "scale": 0, "seed": 0, "splice": "random_error"}])
-        assert (made.arguments["scale"], made.arguments["seed"]) == (0, 0)
+        (variant,) = variant_requests([{"sae": K4, "scale": 0, "seed": 0, "splice": "random_error"}])
+        assert (variant.arguments["scale"], variant.arguments["seed"]) == (0, 0)
         with pytest.raises(UserError, match="none of the 3 dictionaries"):
             variant_requests([{"pattern": "world#*.k4", "layer": 0}])
 
@@ -183,6 +183,6 @@ def test_the_command_in_the_report_asks_the_same_again(tmp_path, turns, flag):
     (file,) = folder.glob("*/results_*.json")
     raw = json.loads(file.read_text()) | {"chat_template": "{{ messages }}", "fewshot_as_multiturn": turns}
     file.write_text(json.dumps(raw))
-    asked = command(read_results(folder))
-    assert f"--apply_chat_template {flag}" in asked
-    assert "--gen_kwargs top_k=0" in asked
+    line = command(read_results(folder))
+    assert f"--apply_chat_template {flag}" in line
+    assert "--gen_kwargs top_k=0" in line

@@ -75,10 +75,10 @@ FIRST_DOCUMENT = (
 
 @pytest.mark.parametrize("name", CATEGORIES)
 def test_questions_are_distinct_balanced_and_have_one_right_answer(name):
-    kind, asked = world_categories()[name], text.questions(name)
-    assert len({q.prompt for q in asked}) == len(asked) == 200
-    assert [sum(q.answer == i for q in asked) for i in range(4)] == [50] * 4
-    for question in asked:
+    kind, questions = world_categories()[name], text.questions(name)
+    assert len({q.prompt for q in questions}) == len(questions) == 200
+    assert [sum(q.answer == i for q in questions) for i in range(4)] == [50] * 4
+    for question in questions:
         assert len(set(question.choices)) == 4
         valid = [is_instance(kind, f"{question.prompt} {choice}") for choice in question.choices]
         assert valid == [i == question.answer for i in range(4)]
@@ -121,12 +121,12 @@ def standard_error(values: list[float]) -> float:
 
 
 def test_vocabulary_covers_documents_and_questions():
-    known = set(text.vocabulary())
+    vocabulary = set(text.vocabulary())
     for name in CATEGORIES:
         for document in sample(200, seed=6, only=name):
-            assert known.issuperset(text.tokens(document.text))
+            assert vocabulary.issuperset(text.tokens(document.text))
         for question in text.questions(name):
-            assert known.issuperset(text.tokens(question.prompt + " " + " ".join(question.choices)))
+            assert vocabulary.issuperset(text.tokens(question.prompt + " " + " ".join(question.choices)))
 
 
 def test_shipped_files_are_small():
