@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from sae_lm_eval import UserError
 from sae_lm_eval.runs.additions import with_earlier
 from sae_lm_eval.runs.folder_names import OF_RUN, TAKEN, check_name, folder_name, free_name
 from sae_lm_eval.runs.sweep import sweep_of
-from sae_lm_eval.runtime.run_folder import remember
+from sae_lm_eval.runtime.run_folder import check_folder, remember
 
 
 def names(*variants: object) -> list[str]:
@@ -109,3 +110,9 @@ def test_what_is_no_record_of_a_run_adds_nothing(record, tmp_path):
     sweep = sweep_of({"model_args": "pretrained=world", "tasks": "sae_world_homes", "variants": ["k32"]})
     (tmp_path / "run.json").write_text(record)
     assert with_earlier(sweep, tmp_path) == sweep
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a\ud800b"], ids=["too long", "NUL", "lone surrogate"])
+def test_what_can_be_no_folder_is_told_before_anything_is_loaded(name):
+    with pytest.raises(UserError, match="can be no folder: "):
+        check_folder(Path(name))

@@ -306,6 +306,13 @@ def test_changed_values_and_bytes(kind, tmp_path_factory, rng):
     read(kind, tmp_path_factory.mktemp("malformed"), bytes(content))
 
 
+@pytest.mark.parametrize("value", [None, "yes", 1, [True]])
+def test_a_truth_value_of_a_dictionary_is_no_other_value(value, tmp_path):
+    (tmp_path / "cfg.json").write_text(json.dumps({"d_in": 8, "apply_b_dec_to_input": value}))
+    with pytest.raises(UserError, match="'apply_b_dec_to_input' is "):
+        read_configuration(tmp_path / "cfg.json")
+
+
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"parquet", "scores in Parquet", "what was asked", "digests"}))
 def test_sound_ones_are_read(kind, tmp_path):
     name, _, reader = KINDS[kind]

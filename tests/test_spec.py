@@ -13,7 +13,10 @@ from sae_lm_eval import UserError
 from sae_lm_eval.dictionaries.spec import LOADERS, SaeSpec, parse_specs
 from sae_lm_eval.dictionaries.spec_patterns import specs_of
 from sae_lm_eval.runs.sweep import sweep_of
+from sae_lm_eval.splicing.adapter_spec import AdapterSpec
 from sae_lm_eval.splicing.arguments import requested_splices
+from sae_lm_eval.splicing.choices import choices_of
+from sae_lm_eval.splicing.splice_arguments import SpliceArguments
 
 NAME = st.text(st.characters(codec="ascii", categories=["L", "N"], include_characters="._-"), min_size=2, max_size=12)
 PATH = st.lists(NAME, min_size=1, max_size=3).map("/".join)
@@ -119,6 +122,19 @@ class TestPatterns:
     def test_they_are_spliced_in_together(self):
         wanted = requested_splices("world#blocks.*.hook_resid_post.k32")
         assert [one.hook_out for one in wanted.dictionaries] == [f"blocks.{n}.hook_resid_post" for n in (1, 2, 3)]
+
+
+def test_a_name_that_is_too_long_for_a_path_is_no_folder():
+    assert SaeSpec.parse("x" * 5000).folder is None
+    assert not AdapterSpec.parse("x" * 5000).is_folder
+
+
+@pytest.mark.parametrize(
+    "given", [{"scale": 10**400}, {"seed": 10**400}, {"seed": float("inf")}, {"scale": float("nan")}]
+)
+def test_numbers_that_no_double_or_tensor_holds(given):
+    with pytest.raises(UserError, match="must be"):
+        choices_of(SpliceArguments(sae="a#b", **given))
 
 
 def test_a_list_of_layers_makes_variants():

@@ -31,6 +31,7 @@ class _Said(Foreign):
 
 class _Configuration(_Said):
     architecture: StrictStr | None = None
+    apply_b_dec_to_input: StrictBool = True
     metadata: _Said | None = None
 
 

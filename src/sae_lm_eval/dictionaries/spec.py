@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, one_of
-from sae_lm_eval.files.reading import at_home
+from sae_lm_eval.files.reading import at_home, is_folder
 
 PYTHON = "python"  # the loader that runs code of the user's own, and the one that takes arguments
 CROSS_LAYER = "clt"  # the loader of whole cross-layer transcoders, each a dictionary a layer
@@ -50,7 +50,7 @@ class SaeSpec:
             if part is not None and not part:
                 raise UserError(f"The spec '{text}' has an empty {name}. A spec reads {FORM}.")
         bad = sorted({c for c in text if c in FORBIDDEN or c.isspace()})
-        if bad == [" "] and at_home(self.source).is_dir():
+        if bad == [" "] and is_folder(at_home(self.source)):
             bad = []
         if bad or text.count("#") > 1 or "@" in self.source or "@" in (self.id or ""):
             signs = " ".join(repr(c) for c in bad) or "a second '#' or '@'"
@@ -84,7 +84,7 @@ class SaeSpec:
         """
         folder = at_home(self.source)
         is_other = self.source == world.NAME and next(folder.rglob("cfg.json"), None) is None
-        return folder if folder.is_dir() and not is_other else None
+        return folder if is_folder(folder) and not is_other else None
 
     def __str__(self) -> str:
         given = "&".join(f"{name}={value}" for name, value in self.arguments)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval import world
-from sae_lm_eval.files.reading import at_home, read_json
+from sae_lm_eval.files.reading import at_home, is_folder, read_json
 
 MISSING = "The tokenizer has no chat template: leave out --apply_chat_template."
 TEMPLATES = ("chat_template.jinja", "additional_chat_templates")  # a file of one, a folder of several
@@ -23,7 +23,7 @@ def has_chat_template(model_args: Mapping[str, Any]) -> bool | None:
     if not isinstance(place, str | Path) or any(model_args.get(name) for name in own):
         return None
     folder = world.model_path() if world.is_meant_by(place) else at_home(place)
-    if folder.is_dir():
+    if is_folder(folder):
         if any((folder / name).exists() for name in TEMPLATES):
             return True
         file = folder / CONFIG

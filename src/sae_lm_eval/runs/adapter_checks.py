@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import StrictBool, StrictStr
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.files.reading import Foreign, at_home, read_json
+from sae_lm_eval.files.reading import Foreign, at_home, is_folder, read_json
 from sae_lm_eval.runs.model_files import hub_file
 from sae_lm_eval.splicing.adapter_spec import FILE, AdapterSpec
 
@@ -34,7 +34,7 @@ def check_adapter(given: Any, model_args: Mapping[str, Any]) -> None:
             f"peft={spec} of a variant cannot be put beside peft={model_args['peft']} in model_args, which the "
             "baseline has too: give one of the two."
         )
-    if at_home(spec.place).is_dir():
+    if is_folder(at_home(spec.place)):
         file: Path | None = at_home(spec.place) / FILE
         if not (at_home(spec.place) / FILE).is_file():
             raise UserError(f"There is no adapter in the folder '{spec.place}': it has no {FILE}.")

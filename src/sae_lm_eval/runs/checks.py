@@ -17,7 +17,7 @@ from sae_lm_eval.dictionaries.presence import check_presence, training_site
 from sae_lm_eval.dictionaries.saelens_package import is_registered_repository, registry_sections
 from sae_lm_eval.dictionaries.spec import PYTHON, SaeSpec
 from sae_lm_eval.errors import UserError, one_of
-from sae_lm_eval.files.reading import at_home
+from sae_lm_eval.files.reading import at_home, is_folder
 from sae_lm_eval.harness import chat_template
 from sae_lm_eval.harness.context_length import check_length, stated
 from sae_lm_eval.runs.adapter_checks import check_adapter
@@ -125,7 +125,7 @@ def check_model_args(model_args: Mapping[str, Any]) -> None:
         value = model_args.get(name)
         if not isinstance(value, str) or (world.is_meant_by(value) and not is_needed):
             continue
-        if not at_home(value).is_dir():
+        if not is_folder(at_home(value)):
             hub_file(value, file, None, what)
         elif is_needed and not (at_home(value) / file).is_file():
             raise UserError(f"There is no {what} in the folder '{value}': it has no {file}.")

@@ -10,7 +10,7 @@ from pydantic import StrictBool, StrictStr
 
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError, did_you_mean
-from sae_lm_eval.files.reading import Foreign, at_home, read_json
+from sae_lm_eval.files.reading import Foreign, at_home, is_folder, read_json
 
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 WIDTHS = ("hidden_size", "n_embd", "d_model")  # of the residual stream, which every matrix of a block reads or writes
@@ -40,7 +40,7 @@ def model_config(model_args: Mapping[str, Any]) -> Mapping[str, Any]:
         pretrained = world.model_path()
     folder = at_home(pretrained)
     inner = model_args.get("subfolder") or ""
-    if folder.is_dir():
+    if is_folder(folder):
         file = folder / inner / "config.json"
         if not file.is_file():
             raise UserError(f"There is no model in the folder '{pretrained}': it has no config.json.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.errors import UserError, first_line
-from sae_lm_eval.files.reading import at_home
+from sae_lm_eval.files.reading import at_home, is_folder
 from sae_lm_eval.runs.argument_text import named_values
 from sae_lm_eval.runs.object_names import object_texts
 from sae_lm_eval.runs.sweep import Sweep
@@ -120,7 +120,7 @@ def _of_type(types: tuple[type, ...], what: str) -> Callable[[str, Any], None]:
 
 def _folders(name: str, value: Any) -> None:
     for one in value if isinstance(value, list | tuple) else [value]:
-        if not isinstance(one, str | Path) or not at_home(one).is_dir():
+        if not isinstance(one, str | Path) or not is_folder(at_home(one)):
             raise UserError(f"{name}: there is no folder '{one}'.")
 
 

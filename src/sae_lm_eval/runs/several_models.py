@@ -15,7 +15,7 @@ from sae_lm_eval.dictionaries.presence import training_site
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.logs import logger_of, without
-from sae_lm_eval.files.reading import at_home, read_json
+from sae_lm_eval.files.reading import at_home, is_folder, read_json
 from sae_lm_eval.harness import chat_template
 from sae_lm_eval.harness.context_length import stated
 from sae_lm_eval.runs.checks import check
@@ -100,7 +100,7 @@ def _of_text(entry: Any, where: str) -> dict[str, Any]:
         raise UserError(
             f"{where}: {entry!r} names no model: write name or name@revision, or a mapping with pretrained."
         )
-    if at_home(entry).is_dir():
+    if is_folder(at_home(entry)):
         return {"pretrained": str(entry)}
     from sae_lm_eval.runs.members import Member  # which brings pandas
 
@@ -246,7 +246,7 @@ def _vocabulary(model_args: Mapping[str, Any]) -> int | None:
     folder = world.model_path() if world.is_meant_by(place) else at_home(place)
     revision = None if model_args.get("tokenizer") else model_args.get("revision")
     try:
-        file = folder / "tokenizer.json" if folder.is_dir() else hub_file(str(place), "tokenizer.json", revision)
+        file = folder / "tokenizer.json" if is_folder(folder) else hub_file(str(place), "tokenizer.json", revision)
         held = None if file is None or not file.is_file() else read_json(file, dict[str, Any], "a tokenizer")
     except (UserError, OSError, ValueError):
         return None  # some have none; what is wrong with it is told when it is loaded

@@ -16,7 +16,7 @@ from sae_lm_eval.catalog.lookup import DictionaryFacts
 from sae_lm_eval.dictionaries.spec import SaeSpec
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
 from sae_lm_eval.files.logs import logger_of
-from sae_lm_eval.files.reading import at_home
+from sae_lm_eval.files.reading import at_home, is_folder
 from sae_lm_eval.runs.argument_text import named_values
 from sae_lm_eval.runs.asked import VariantRequest as VariantRequest
 from sae_lm_eval.runs.asked_documents import category_map, field_of, user_path
@@ -233,7 +233,7 @@ def _of_adapter(entry: Mapping[str, Any], where: str) -> VariantRequest:
 
 def _adapter_name(given: Any) -> str:
     spec = AdapterSpec.parse(given)
-    return Path(spec.place).name if at_home(spec.place).is_dir() else str(spec)
+    return Path(spec.place).name if is_folder(at_home(spec.place)) else str(spec)
 
 
 def _query(given: Any, where: str) -> str:

@@ -67,6 +67,15 @@ def held(folder: Path) -> Iterator[None]:
 
 def check_folder(folder: Path, flag: str = "--output_path") -> None:
     """Raise `UserError` where nothing can be written to `folder`, which need not be there yet; `flag` names it."""
+    try:
+        os.lstat(folder)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # a name that is too long, or holds what none may
+        if not isinstance(error, NotADirectoryError | PermissionError):
+            raise UserError(
+                f"'{shown(folder, 200)}' can be no folder: {first_line(error)}. Give another {flag}."
+            ) from error
     for place in (folder, *folder.parents, Path()):
         if place.exists():
             if not place.is_dir():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sae_lm_eval.errors import UserError
-from sae_lm_eval.files.reading import at_home
+from sae_lm_eval.files.reading import at_home, is_folder
 
 FILE = "adapter_config.json"
 # Beginnings of a LoRA that take a part out of the model's own weights.
@@ -27,7 +27,7 @@ class AdapterSpec:
         text = str(given).strip()
         if isinstance(given, bool | int | float | list | tuple | Mapping) or not text:
             raise UserError(f"peft={given!r} names no adapter: give its folder or its repository on the hub.")
-        if at_home(text).is_dir():
+        if is_folder(at_home(text)):
             return cls(str(at_home(text)))
         place, _, revision = text.partition("@")
         return cls(place, revision or None)
@@ -37,7 +37,7 @@ class AdapterSpec:
 
     @property
     def is_folder(self) -> bool:
-        return at_home(self.place).is_dir()
+        return is_folder(at_home(self.place))
 
     @property
     def files(self) -> tuple[tuple[str | int, ...], ...]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MAPS = ("raw", "centered", "value_bias", "folded_value_bias")
 # What `variants` warns of where a dictionary was trained on another model.
 OF_OTHER_MODEL = "the results say nothing of the dictionary if these differ"
+LARGEST = 2**63  # of whole numbers, which torch takes no larger
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -110,7 +111,7 @@ def finite_number(value: Any, name: str) -> float:
     """`value` as a finite number."""
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise UserError(f"{name}={value} must be a number, as in {name}=0.5.")
@@ -121,10 +122,12 @@ def whole(value: Any, name: str, *, least: int) -> int:
     """`value` as a whole number of at least `least`; lm_eval reads 1e3 as a float."""
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = None
     if number is None or isinstance(value, bool) or number != value or number < least:
         raise UserError(f"{name}={value} must be a whole number of at least {least}.")
+    if number >= LARGEST:
+        raise UserError(f"{name} is a number of {len(str(number))} digits: it must be below 2**63.")
     return number
 
 
