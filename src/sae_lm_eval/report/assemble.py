@@ -31,11 +31,12 @@ from sae_lm_eval.report.drop_tables import (
     overall_tables,
     section_of,
 )
-from sae_lm_eval.report.fidelity_tables import Fidelity, fidelity_of, fidelity_tables, noise_table, tidy
+from sae_lm_eval.report.fidelity_tables import Fidelity, fidelity_of, fidelity_tables, tidy
 from sae_lm_eval.report.figures import Picture
 from sae_lm_eval.report.formatting import ReportTable, TableColumn, listing, text_cell
 from sae_lm_eval.report.headline import headline
 from sae_lm_eval.report.length_table import length_tables
+from sae_lm_eval.report.noise_table import noise_table
 from sae_lm_eval.report.parting_figure import parting_pictures
 from sae_lm_eval.report.prose import cited, cut_prompts, methods, parted_texts
 from sae_lm_eval.report.provenance import (
@@ -123,7 +124,7 @@ class Shaped:
         """The content of the one table; see `summarise`."""
         runs = self.comparison.variants
         variants, controls = ([run.name for run in runs if is_control(run) == control] for control in (False, True))
-        costs = costs_of(self.fidelity, self.equivalents.found, self.names)
+        costs = costs_of(self.fidelity, self.equivalents.frame, self.names)
         return summarise(self.rows, variants, controls, costs, self.fidelity, by)
 
 
@@ -191,8 +192,8 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
             *ruler_table(ruled, names),
             *category_ruler_table(ruler_by_category(comparison), names),
             *(table for record in explained for table in (*class_tables(record), *latent_tables(record))),
-            *equivalent_tables(shaped.equivalents.found, [*rows], names),
-            *(published_table(published_equivalents(comparison), names) if shaped.equivalents.found is None else ()),
+            *equivalent_tables(shaped.equivalents.frame, [*rows], names),
+            *(published_table(published_equivalents(comparison), names) if shaped.equivalents.frame is None else ()),
             *detail_tables(rows, significance, "group"),
             *detail_tables(rows, significance),
         ),
@@ -217,7 +218,7 @@ def build(comparison: Comparison, *, sort: str = "task") -> Report:
         worst=worst_documents(comparison, rows, shown, names),
         drops=comparison.drops,
         fidelity=tidy(fidelity_of(comparison.variants)),
-        equivalents=shaped.equivalents.found,
+        equivalents=shaped.equivalents.frame,
         questions=question_pages(explained),
     )
 

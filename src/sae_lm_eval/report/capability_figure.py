@@ -31,10 +31,13 @@ SECTIONS = ("category", "group", "task")  # the first with two or more is shown
 
 def capability_pictures(curves: Sequence[CategoryCurve], names: Mapping[str, str]) -> list[Picture]:
     """One figure with a panel for each category, or group or task; `names` lead to those of the report."""
-    of = {section: [curve for curve in curves if curve.section == section] for section in SECTIONS}
+    by_section = {section: [curve for curve in curves if curve.section == section] for section in SECTIONS}
     whole = {curve.score for curve in curves if curve.section == "overall"}  # a group of everything shows no more
-    of = {section: [curve for curve in found if curve.score not in whole] for section, found in of.items()}
-    chosen = next((of[section] for section in SECTIONS if len(of[section]) > 1), [*curves])
+    by_section = {
+        section: [curve for curve in section_curves if curve.score not in whole]
+        for section, section_curves in by_section.items()
+    }
+    chosen = next((by_section[section] for section in SECTIONS if len(by_section[section]) > 1), [*curves])
     chosen = [curve for curve in chosen if curve.knots]
     if not chosen:
         return []
@@ -47,13 +50,13 @@ def capability_pictures(curves: Sequence[CategoryCurve], names: Mapping[str, str
         "what is read from them; in colour, each variant where the curve has its score, or at its end where it scores "
         f"less than the first model or more than the last.{some}"
     )
-    told = "A panel for each category. All numbers are in the table of equivalent compute."
+    alternative = "A panel for each category. All numbers are in the table of equivalent compute."
     return [
         Picture(
             "equivalent-compute",
             "Where each variant falls on the curve of training",
             caption,
-            told,
+            alternative,
             _figure(shown, names),
         )
     ]

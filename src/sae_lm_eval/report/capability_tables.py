@@ -38,7 +38,7 @@ class Equivalents(NamedTuple):
     """What `capability.family.equivalents` found, None without a family or where it is none of this run; the curves
     that it was read from; and in place of both a note."""
 
-    found: pd.DataFrame | None = None
+    frame: pd.DataFrame | None = None
     curves: tuple[CategoryCurve, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -55,26 +55,26 @@ def equivalents_of(comparison: Comparison) -> Equivalents:
         return Equivalents(notes=(f"No equivalent compute is shown: {error}",))
 
 
-def equivalent_tables(found: pd.DataFrame | None, rows: list[DropRow], names: Mapping[str, str]) -> list[ReportTable]:
+def equivalent_tables(frame: pd.DataFrame | None, rows: list[DropRow], names: Mapping[str, str]) -> list[ReportTable]:
     """A row for each variant and section, its drop beside what is left of the compute by each measure.
 
     `rows` are those of the drops under the names shown, to which `names` lead from those of the results.
     """
-    if found is None or found.empty:
+    if frame is None or frame.empty:
         return []
     drops = {(row.variant, row.section, row.name): row for row in rows if row.kind == "accuracy" and row.primary}
     by_measure: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for row in found.to_dict("records"):
+    for row in frame.to_dict("records"):
         key = (names[row["variant"]], str(row["section"]), str(row["name"]))
         by_measure.setdefault(key, {"alias": row["alias"]})[str(row["measure"])] = row
     body = []
-    for (variant, section, name), of in by_measure.items():
+    for (variant, section, name), entry in by_measure.items():
         drop = drops.get((variant, section, name))
-        where = section if section == "overall" else f"{section} {of['alias']}"
+        where = section if section == "overall" else f"{section} {entry['alias']}"
         cells = [Cell(NA) if drop is None else number_cell(drop.drop, fixed_decimals(drop.drop))]
-        cells += [_cell(of.get(measure)) for measure in MEASURES.values()]
+        cells += [_cell(entry.get(measure)) for measure in MEASURES.values()]
         body.append((text_cell(variant), text_cell(where), *cells))
-    models = found["models"].iloc[0]
+    models = frame["models"].iloc[0]
     caption = (
         "Drop in accuracy in percentage points; beside it the share of the original's training compute after which a "
         f"curve of {models} models on the same prompts has the spliced model's score: by the margin of the right "
@@ -99,16 +99,16 @@ def _cell(row: dict[str, Any] | None) -> Cell:
     return number_cell(row["fraction"], significant(row["fraction"], 2), equivalent_text(row).partition(" ")[2])
 
 
-def published_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTable]:
+def published_table(frame: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTable]:
     """By Pythia's published scores; `names` lead from those of the results to those shown."""
-    if found.empty:
+    if frame.empty:
         return []
     body = [
         (
             *map(text_cell, (names[str(row["variant"])], row["task"])),
             *(number_cell(100 * row["drop"], fixed_decimals(100 * row["drop"])), _cell({**row, "bound": None})),
         )
-        for row in found.to_dict("records")
+        for row in frame.to_dict("records")
     ]
     caption = (
         "Drop in percentage points, and the share of the original's training after which it had lost as much, by the "

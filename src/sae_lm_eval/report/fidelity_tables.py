@@ -122,7 +122,9 @@ Fidelity = dict[tuple[str, str], dict[str, MetricValue]]
 def fidelity_of(variants: Sequence[Results]) -> Fidelity:
     floor = recorded_noise_floor(variants)
     return {
-        (results.name, task): {made.metric: marked(made, floor) for made in _measured(results, task)}
+        (results.name, task): {
+            measurement.metric: marked(measurement, floor) for measurement in _measured(results, task)
+        }
         for results in variants
         if not results.provenance.get("noise_floor")
         for task in results.fidelity_tasks
@@ -131,38 +133,21 @@ def fidelity_of(variants: Sequence[Results]) -> Fidelity:
 
 def recorded_noise_floor(variants: Sequence[Results]) -> dict[str, Any]:
     """What the row baseline_again recorded; empty without one."""
-    return next((found for results in variants if (found := results.provenance.get("noise_floor"))), {})
+    return next((floor for results in variants if (floor := results.provenance.get("noise_floor"))), {})
 
 
-def marked(made: MetricValue, floor: Mapping[str, Any]) -> MetricValue:
+def marked(measurement: MetricValue, floor: Mapping[str, Any]) -> MetricValue:
     """With a flag where the value is no greater than what the baseline's own numbers move by."""
-    least = _number(floor.get(FLOORS.get(made.metric, "")))
-    if least is None or made.value is None or abs(made.value) > least:
-        return made
-    return replace(made, flags=f"{WITHIN}, {significant(least)}")
-
-
-def noise_table(variants: Sequence[Results]) -> list[ReportTable]:
-    """The noise floor, where the row baseline_again was run."""
-    floor = recorded_noise_floor(variants)
-    if not floor:
-        return []
-    caption = (
-        f"The untouched model on {floor['sequences']:,} prompts and documents of the run, once each by itself and "
-        f"once in batches of {floor['rows'][1]} in the opposite order: mean KL and absolute rise of the CE in "
-        f"nats/token, and the share of positions with another likeliest token. {NOISE} marks values that are no "
-        "greater. How many answers change with the batch size is in the rows of baseline_again."
-    )
-    cells = [number_cell(floor[name], significant(floor[name])) for name in ("kl", "ce_delta", "flips")]
-    columns = tuple(map(TableColumn, ("KL", "delta CE", "top-1 flips", "tokens")))
-    count = number_cell(floor["tokens"], f"{floor['tokens']:,}")
-    return [ReportTable("noise-floor", "Noise floor", caption, columns, ((*cells, count),))]
+    least = _number(floor.get(FLOORS.get(measurement.metric, "")))
+    if least is None or measurement.value is None or abs(measurement.value) > least:
+        return measurement
+    return replace(measurement, flags=f"{WITHIN}, {significant(least)}")
 
 
 def tidy(fidelity: Fidelity) -> pd.DataFrame:
     """A row for each (variant, task, metric)."""
-    rows = [asdict(measured) for of in fidelity.values() for measured in of.values()]
-    return pd.DataFrame(rows, columns=[one.name for one in fields(MetricValue) if one.name != "record"])
+    rows = [asdict(measurement) for by_metric in fidelity.values() for measurement in by_metric.values()]
+    return pd.DataFrame(rows, columns=[column.name for column in fields(MetricValue) if column.name != "record"])
 
 
 def _measured(results: Results, task: str) -> Iterator[MetricValue]:
@@ -180,13 +165,17 @@ def _measured(results: Results, task: str) -> Iterator[MetricValue]:
                 yield MetricValue(results.name, task, name, value, stderr, unit)
             continue
         value, stderr = (_number(scores.get(f"{metric}{part},none")) for part in ("", "_stderr"))
-        made = MetricValue(results.name, task, metric, value, stderr, unit)
+        measurement = MetricValue(results.name, task, metric, value, stderr, unit)
         if metric == "effective_compute":
-            made = _effective_compute(made, results)
+            measurement = _effective_compute(measurement, results)
         lacking = [METRICS[part][0] for part in NEEDED.get(metric, ()) if not is_number(scores.get(f"{part},none"))]
-        if made.value is not None and lacking:
-            made = replace(made, value=None, stderr=None, reason=f"the results lack the {' and the '.join(lacking)}")
-        yield made if made.value is not None or made.reason else replace(made, reason="not in the results")
+        if measurement.value is not None and lacking:
+            measurement = replace(
+                measurement, value=None, stderr=None, reason=f"the results lack the {' and the '.join(lacking)}"
+            )
+        if measurement.value is None and not measurement.reason:
+            measurement = replace(measurement, reason="not in the results")
+        yield measurement
 
 
 def sites_of(scores: Mapping[str, Any]) -> list[str]:
@@ -198,34 +187,36 @@ def sites_of(scores: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def parts_of(of: Mapping[str, MetricValue], metric: str) -> dict[str, MetricValue]:
+def parts_of(by_metric: Mapping[str, MetricValue], metric: str) -> dict[str, MetricValue]:
     """A metric of each of several dictionaries, by its site."""
-    return {name.partition("/")[2]: made for name, made in of.items() if name.startswith(f"{metric}/")}
+    return {
+        name.partition("/")[2]: measurement for name, measurement in by_metric.items() if name.startswith(f"{metric}/")
+    }
 
 
 def _number(value: Any) -> float | None:
     return float(value) if is_number(value) else None
 
 
-def _effective_compute(made: MetricValue, results: Results) -> MetricValue:
+def _effective_compute(measurement: MetricValue, results: Results) -> MetricValue:
     """As `effective-compute` converts the results, or where it cannot, as the run recorded it."""
-    record = quoted(results, made.task)
-    is_recorded = bool((results.provenance.get("effective_compute") or {}).get(made.task))
-    if record.get("fraction") is None and not record.get("bound") and made.value is not None and not is_recorded:
+    record = quoted(results, measurement.task)
+    is_recorded = bool((results.provenance.get("effective_compute") or {}).get(measurement.task))
+    if record.get("fraction") is None and not record.get("bound") and measurement.value is not None and not is_recorded:
         record = {}  # the scores have a fraction that nothing tells of
     flags = record.get("flags") or []
-    told = "; ".join(map(str, [flags] if isinstance(flags, str) else flags))
-    value = _number(record.get("fraction", made.value))
-    why = record.get("reason") or told or "the run converted no loss"
+    flag_text = "; ".join(map(str, [flags] if isinstance(flags, str) else flags))
+    value = _number(record.get("fraction", measurement.value))
+    why = record.get("reason") or flag_text or "the run converted no loss"
     if value is None and record.get("bound"):
         why = f"{record['bound']}: {why}"
     return replace(
-        made,
+        measurement,
         value=value,
         low=_number(record.get("low")),
         high=_number(record.get("high")),
         law=record.get("law"),
-        flags=told,
+        flags=flag_text,
         reason=None if value is not None else why,
         record=record,
     )
@@ -233,22 +224,27 @@ def _effective_compute(made: MetricValue, results: Results) -> MetricValue:
 
 def fidelity_tables(fidelity: Fidelity) -> list[ReportTable]:
     """Losses, outputs, activations and effective compute; a column that is undefined throughout is left out."""
-    tables = [_table(fidelity, *told) for told in TABLES]
+    tables = [_table(fidelity, *outline) for outline in TABLES]
     return [table for table in (*tables, _compute_table(fidelity)) if table.rows]
 
 
 def _table(fidelity: Fidelity, name: str, title: str, metrics: Sequence[str], opening: str) -> ReportTable:
-    shown = [metric for metric in metrics if any(_defined(of, metric) for of in fidelity.values())]
-    lacking = {(METRICS[m][0], of[m].reason) for of in fidelity.values() for m in shown if m in NEEDED and of[m].reason}
+    shown = [metric for metric in metrics if any(_defined(by_metric, metric) for by_metric in fidelity.values())]
+    lacking = {
+        (METRICS[m][0], by_metric[m].reason)
+        for by_metric in fidelity.values()
+        for m in shown
+        if m in NEEDED and by_metric[m].reason
+    }
     notes = "".join(f" No {heading} is shown where {reason}." for heading, reason in sorted(lacking))
     rows: list[tuple[Cell, ...]] = []
-    several = any(parts_of(of, metric) for of in fidelity.values() for metric in shown)
-    for key, of in fidelity.items():
-        sites = list(parts_of(of, shown[0])) if shown else []
+    several = any(parts_of(by_metric, metric) for by_metric in fidelity.values() for metric in shown)
+    for key, by_metric in fidelity.items():
+        sites = list(parts_of(by_metric, shown[0])) if shown else []
         for site in sites or [None]:
-            made = (of[metric if site is None else f"{metric}/{site}"] for metric in shown)
+            measurements = (by_metric[metric if site is None else f"{metric}/{site}"] for metric in shown)
             place = [text_cell(site or "")] if several else []
-            rows.append((*_names(key), *place, *map(value_cell, made)))
+            rows.append((*_names(key), *place, *map(value_cell, measurements)))
     left = ("variant", "text", *(["site"] if several else []))
     columns = (*(TableColumn(head, "left") for head in left), *(TableColumn(METRICS[metric][0]) for metric in shown))
     caption = _caption(fidelity, shown, opening) + notes
@@ -257,15 +253,21 @@ def _table(fidelity: Fidelity, name: str, title: str, metrics: Sequence[str], op
 
 def _caption(fidelity: Fidelity, shown: Sequence[str], opening: str) -> str:
     meanings = list(dict.fromkeys(MEANINGS[metric] for metric in shown))
-    made = (
-        value for of in fidelity.values() for metric in shown for value in (of[metric], *parts_of(of, metric).values())
+    measurements = (
+        measurement
+        for by_metric in fidelity.values()
+        for metric in shown
+        for measurement in (by_metric[metric], *parts_of(by_metric, metric).values())
     )
-    errors = " ±: standard error." if any(value.value is not None and value.stderr for value in made) else ""
+    has_errors = any(measurement.value is not None and measurement.stderr for measurement in measurements)
+    errors = " ±: standard error." if has_errors else ""
     return f"{opening}: {listing(meanings)}.{errors}" if meanings else ""
 
 
-def _defined(of: Mapping[str, MetricValue], metric: str) -> bool:
-    return any(made.value is not None for made in (of[metric], *parts_of(of, metric).values()))
+def _defined(by_metric: Mapping[str, MetricValue], metric: str) -> bool:
+    return any(
+        measurement.value is not None for measurement in (by_metric[metric], *parts_of(by_metric, metric).values())
+    )
 
 
 def _names(key: tuple[str, str]) -> tuple[Cell, Cell]:
@@ -278,16 +280,20 @@ def shown_text(task: str | None) -> str:
     return (task or "").removeprefix(GROUP)
 
 
-def value_cell(made: MetricValue) -> Cell:
+def value_cell(measurement: MetricValue) -> Cell:
     """With its standard error to two significant digits, and as many decimals itself."""
-    if made.value is None or not made.stderr:
-        return number_cell(made.value, f"{significant(made.value, 4) if made.value != 0 else '0'}{made.mark}")
-    digits = min(max(1 - math.floor(math.log10(made.stderr)), 0), MOST_DECIMALS)
-    if round(made.stderr, digits) == 0:  # an error of rounding
-        rounded = round(made.value, digits)
-        return number_cell(made.value, f"{significant(rounded, 4) if rounded else '0'}{made.mark}")
+    if measurement.value is None or not measurement.stderr:
+        return number_cell(
+            measurement.value,
+            f"{significant(measurement.value, 4) if measurement.value != 0 else '0'}{measurement.mark}",
+        )
+    digits = min(max(1 - math.floor(math.log10(measurement.stderr)), 0), MOST_DECIMALS)
+    if round(measurement.stderr, digits) == 0:  # an error of rounding
+        rounded = round(measurement.value, digits)
+        return number_cell(measurement.value, f"{significant(rounded, 4) if rounded else '0'}{measurement.mark}")
     return number_cell(
-        made.value, f"{fixed_decimals(made.value, digits)} ± {fixed_decimals(made.stderr, digits)}{made.mark}"
+        measurement.value,
+        f"{fixed_decimals(measurement.value, digits)} ± {fixed_decimals(measurement.stderr, digits)}{measurement.mark}",
     )
 
 
@@ -299,37 +305,43 @@ def beside_compute(record: Mapping[str, Any]) -> tuple[str, str, str]:
     spread = record.get("law_spread")
     between = f"{significant(spread[0])} to {significant(spread[1])}" if spread else NA
     calibrated = record.get("calibrated") or {}
-    told = _with_bounds(calibrated)
-    return _with_bounds(record.get("within_the_law") or {}), between, str(calibrated.get("reason") or told)
+    fraction = _with_bounds(calibrated)
+    return _with_bounds(record.get("within_the_law") or {}), between, str(calibrated.get("reason") or fraction)
 
 
 def _with_bounds(estimate: Mapping[str, Any]) -> str:
     value, low, high = (_number(estimate.get(name)) for name in ("fraction", "low", "high"))
     if value is None:
         return NA
-    known = low is not None and high is not None
-    return significant(value) + (f" [{significant(low)}, {significant(high)}]" if known else "")
+    has_bounds = low is not None and high is not None
+    return significant(value) + (f" [{significant(low)}, {significant(high)}]" if has_bounds else "")
 
 
 def _compute_table(fidelity: Fidelity) -> ReportTable:
-    beside = {key: beside_compute(of["effective_compute"].record) for key, of in fidelity.items()}
-    known = [place for place in range(len(BESIDE)) if any(cells[place] != NA for cells in beside.values())]
+    beside = {key: beside_compute(by_metric["effective_compute"].record) for key, by_metric in fidelity.items()}
+    places = [place for place in range(len(BESIDE)) if any(cells[place] != NA for cells in beside.values())]
     rows = []
-    for key, of in fidelity.items():
-        made = of["effective_compute"]
-        bounds = f"[{significant(made.low)}, {significant(made.high)}]" if None not in (made.low, made.high) else NA
-        value = number_cell(made.value, significant(made.value))
-        cells = [text_cell(beside[key][place]) for place in known]
-        notes = text_cell(made.flags if made.value is not None else made.reason)
-        rows.append((*_names(key), value, Cell(bounds, made.low), text_cell(made.law or NA), *cells, notes))
+    for key, by_metric in fidelity.items():
+        measurement = by_metric["effective_compute"]
+        bounds = (
+            f"[{significant(measurement.low)}, {significant(measurement.high)}]"
+            if None not in (measurement.low, measurement.high)
+            else NA
+        )
+        value = number_cell(measurement.value, significant(measurement.value))
+        cells = [text_cell(beside[key][place]) for place in places]
+        notes = text_cell(measurement.flags if measurement.value is not None else measurement.reason)
+        rows.append(
+            (*_names(key), value, Cell(bounds, measurement.low), text_cell(measurement.law or NA), *cells, notes)
+        )
     caption = (
         "The fraction of the original's training compute that gives the spliced loss. n/a: undefined, for "
         "the reason in the notes. Beside it stand the fraction within the law, the least and greatest within the laws "
         "in force, and the fraction calibrated on known pairs of models."
     )
     left = [
-        TableColumn(heading, "left") for heading in ("variant", "text", "law", *(BESIDE[at] for at in known), "notes")
+        TableColumn(heading, "left") for heading in ("variant", "text", "law", *(BESIDE[at] for at in places), "notes")
     ]
     columns = (*left[:2], TableColumn("effective compute"), TableColumn("95% interval"), *left[2:])
-    defined = any(of["effective_compute"].value is not None for of in fidelity.values())
+    defined = any(by_metric["effective_compute"].value is not None for by_metric in fidelity.values())
     return ReportTable("fidelity-compute", "Effective compute", caption, columns, tuple(rows) if defined else ())

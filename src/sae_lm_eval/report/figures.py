@@ -142,14 +142,14 @@ def _strokes(axis: Axes, rows: Sequence[DropRow], lines: Sequence[DropRow], plac
     )
     least, most = axis.get_xlim()
     for shade, (label, own) in zip(GREYS, _series(lines).items(), strict=False):
-        of = [row for row in own if row.name in places]
-        inside = [row for row in of if least <= row.drop <= most]
+        control_rows = [row for row in own if row.name in places]
+        inside = [row for row in control_rows if least <= row.drop <= most]
         look: dict[str, Any] = {"linestyle": "", "color": shade, "zorder": 1}
         stroke: dict[str, Any] = {"marker": "|", "markersize": 7, "markeredgewidth": 1.1, "label": label}
         axis.plot([row.drop for row in inside], [places[row.name] for row in inside], **stroke, **look)
         for edge, beyond, marker in (
-            (least, [row for row in of if row.drop < least], "<"),
-            (most, [row for row in of if row.drop > most], ">"),
+            (least, [row for row in control_rows if row.drop < least], "<"),
+            (most, [row for row in control_rows if row.drop > most], ">"),
         ):
             if not beyond:  # what is not clipped takes room in the layout, wherever it is not
                 continue
@@ -220,9 +220,9 @@ def labels_of(rows: Sequence[DropRow]) -> dict[str, str]:
 def names_in_figure(names: Sequence[str]) -> dict[str, str]:
     """Long names less what all begin with, and less the middle of what is still long."""
     is_long = max(map(len, names), default=0) > MOST_IN_FIGURE
-    told = without_shared_start(names) if is_long else {name: name for name in names}
-    short = fitting(told.values())
-    return {name: short[told[name]] for name in names}
+    endings = without_shared_start(names) if is_long else {name: name for name in names}
+    short = fitting(endings.values())
+    return {name: short[endings[name]] for name in names}
 
 
 def heat_map(rows: Sequence[DropRow]) -> Figure | None:

@@ -39,8 +39,10 @@ class Findings(Comparison):
 
         shaped = assemble.shape(self)
         summary = shaped.summary()
-        said = "".join(f"<p>{escape(printable(sentence))}</p>" for sentence in headline(shaped.comparison, summary))
-        return f"{said}{render.table_html(summary_table(summary, shaped.significance))}"
+        sentences = "".join(
+            f"<p>{escape(printable(sentence))}</p>" for sentence in headline(shaped.comparison, summary)
+        )
+        return f"{sentences}{render.table_html(summary_table(summary, shaped.significance))}"
 
     @property
     def fidelity(self) -> pd.DataFrame:
@@ -56,10 +58,10 @@ class Findings(Comparison):
 
     def plot(self, name: str = "drop-by-category") -> Figure:
         """A figure of the report. Raises `UserError`, which names them, where there is none of that name."""
-        made = {picture.name: picture.figure for picture in assemble.build(self).pictures}
-        if not made:
+        figures = {picture.name: picture.figure for picture in assemble.build(self).pictures}
+        if not figures:
             raise UserError("There is nothing to draw: no task is right or wrong.")
-        return made[one_of(name, tuple(made), "name")]
+        return figures[one_of(name, tuple(figures), "name")]
 
     def report(self, path: str | Path) -> Path:
         """Write the report into the folder `path`; returns its page."""
@@ -79,5 +81,5 @@ def compare(
 ) -> Findings:
     """`paired_comparison`, with its options; the report of it holds the fidelity that was measured besides."""
     runs = told_apart(comparing.results_of(baseline, variants))
-    made = comparing.paired_comparison(runs[0], runs[1:], **options)
-    return findings(replace(made, baseline=runs[0], variants=tuple(runs[1:])))
+    comparison = comparing.paired_comparison(runs[0], runs[1:], **options)
+    return findings(replace(comparison, baseline=runs[0], variants=tuple(runs[1:])))

@@ -26,17 +26,17 @@ def headline(comparison: Comparison, summary: Summary) -> list[str]:
         return [*_at_chance(costs[0], model), *_all_losses(list(dict.fromkeys(names))[:2], summary.fidelity)]
     ends = costs if len(costs) == 1 else [costs[0], costs[-1]]
     if len(costs) == 1:
-        said = [f"With {costs[0].variant} spliced in, {model} {_change(costs[0], level)}."]
+        sentences = [f"With {costs[0].variant} spliced in, {model} {_change(costs[0], level)}."]
     else:
         kind = "reconstructions" if summary.variants else "controls"
-        said = [
+        sentences = [
             f"Of {len(costs)} {kind} in {model}, {ends[0].variant} costs least: it {_change(ends[0], level)}; "
             f"{ends[-1].variant} costs most: it {_change(ends[-1], level)}.",
             *_apart(comparison, ends[-1].variant, ends[0].variant),
         ]
-    said += _extremes(summary, ends[-1].variant, level)
-    said += _detectable(costs)
-    return [*said, *_all_losses([row.variant for row in ends], summary.fidelity)]
+    sentences += _extremes(summary, ends[-1].variant, level)
+    sentences += _detectable(costs)
+    return [*sentences, *_all_losses([row.variant for row in ends], summary.fidelity)]
 
 
 def _at_chance(row: DropRow, model: str) -> list[str]:
@@ -68,10 +68,10 @@ def _apart(comparison: Comparison, worse: str, better: str) -> list[str]:
     between = comparison.between
     if between.empty:
         return []
-    found = between[(between["variant"] == worse) & (between["other"] == better)]
-    if found.empty:
+    pair = between[(between["variant"] == worse) & (between["other"] == better)]
+    if pair.empty:
         return []
-    row = found.iloc[0]
+    row = pair.iloc[0]
     clear = row["p_adjusted"] < 1 - comparison.level
     bounds = ""
     if is_number(row["low"]):
@@ -91,17 +91,17 @@ def _extremes(summary: Summary, variant: str, level: float) -> list[str]:
     own.sort(key=lambda row: row.drop)
     if summary.by == "overall":
         return _of_tasks(summary, variant, level)
-    said = []
+    sentences = []
     if len(own) > 1 and round(own[-1].drop, 1) > max(0, round(own[0].drop, 1)):
         most, least = (f"{row.alias} ({fixed_decimals(row.drop)}{_bounds(row)})" for row in (own[-1], own[0]))
         alone = len(summary.variants or summary.controls) == 1
         apart = f"In {variant}, {most} loses most and {least} least."
-        said.append(f"It loses most in {most} and least in {least}." if alone else apart)
+        sentences.append(f"It loses most in {most} and least in {least}." if alone else apart)
     floor = list(dict.fromkeys(row.alias for row in summary.rows if row.at_chance))
     if floor and own:
         chance = all(row.above_chance_reason != NONE_RIGHT for row in summary.rows if row.at_chance)
-        said.append(f"{'At chance' if chance else 'At the floor'}, so with nothing to lose: {listing(floor)}.")
-    return said
+        sentences.append(f"{'At chance' if chance else 'At the floor'}, so with nothing to lose: {listing(floor)}.")
+    return sentences
 
 
 def _of_tasks(summary: Summary, variant: str, level: float) -> list[str]:
@@ -143,22 +143,26 @@ def _all_losses(names: Sequence[str], fidelity: Fidelity) -> list[str]:
 
 def _losses(name: str, fidelity: Fidelity) -> str:
     """Delta CE, KL and effective compute of a variant, on the first text where they were measured."""
-    task, of = next(((task, of) for (variant, task), of in fidelity.items() if variant == name), ("", {}))
-    value = {metric: made.value for metric, made in of.items() if made.value is not None}
-    said = []
+    task, by_metric = next(
+        ((task, by_metric) for (variant, task), by_metric in fidelity.items() if variant == name), ("", {})
+    )
+    value = {metric: measurement.value for metric, measurement in by_metric.items() if measurement.value is not None}
+    parts = []
     if "ce_delta" in value:
         both = "ce_baseline" in value and "ce_spliced" in value
         ends = [significant(value.get(metric), 4) for metric in ("ce_baseline", "ce_spliced")]
-        said.append(
+        parts.append(
             f"delta CE {fixed_decimals(value['ce_delta'], 3)} nats/token" + (f" (from {' to '.join(ends)})" * both)
         )
     if "kl" in value:
-        said.append(f"KL {fixed_decimals(value['kl'], 3)} nats/token")
+        parts.append(f"KL {fixed_decimals(value['kl'], 3)} nats/token")
     if "effective_compute" in value:
-        made = of["effective_compute"]
-        known = made.low is not None and made.high is not None
-        bounds = f" (95% interval {significant(made.low)} to {significant(made.high)})" if known else ""
-        within, between, calibrated = beside_compute(made.record)
+        measurement = by_metric["effective_compute"]
+        has_bounds = measurement.low is not None and measurement.high is not None
+        bounds = (
+            f" (95% interval {significant(measurement.low)} to {significant(measurement.high)})" if has_bounds else ""
+        )
+        within, between, calibrated = beside_compute(measurement.record)
         beside = f" (within the law {within}; between laws {between}; calibrated: {calibrated})" if within != NA else ""
-        said.append(f"effective compute {significant(made.value)}{bounds}{beside}")
-    return f"{name}: {', '.join(said)} on {shown_text(task)}" if said else ""
+        parts.append(f"effective compute {significant(measurement.value)}{bounds}{beside}")
+    return f"{name}: {', '.join(parts)} on {shown_text(task)}" if parts else ""

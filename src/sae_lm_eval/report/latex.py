@@ -95,8 +95,8 @@ def appendix(report: Report) -> str:
 
 def table_latex(table: ReportTable) -> str:
     """One table as a float, for a paper that loads `array`, `booktabs` and `graphicx`."""
-    made = _tex_environment().get_template("table.tex").render(table=table)
-    return f"{FIT}\n{made}"
+    body = _tex_environment().get_template("table.tex").render(table=table)
+    return f"{FIT}\n{body}"
 
 
 # A table that is wider than the page is made smaller. appendix.tex has the same.
@@ -183,7 +183,7 @@ def _digits(table: ReportTable) -> list[float]:
 def _printed(table: ReportTable) -> ReportTable:
     """A table that spans pages cannot be made smaller: less the columns that print can spare, where it is too wide."""
     names = sum(column.align == "left" for column in table.columns)
-    numbers = sum(width for width, of in zip(_digits(table), table.columns, strict=True) if of.align == "right")
+    numbers = sum(width for width, column in zip(_digits(table), table.columns, strict=True) if column.align == "right")
     room = DIGITS_A_LINE["long"] - GAP["long"] * len(table.columns) - numbers
     if table.extent == "short" or room >= names * GOOD_NAME:
         return table

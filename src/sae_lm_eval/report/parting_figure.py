@@ -18,12 +18,12 @@ MOST_PANELS, COLUMNS = 12, 3
 
 def parting_pictures(variants: Sequence[Results]) -> list[Picture]:
     """One figure with a panel for each task that writes texts; none where no text parts from the baseline's."""
-    found = {results.name: results.provenance.get("parted_texts") or {} for results in variants}
+    by_variant = {results.name: results.provenance.get("parted_texts") or {} for results in variants}
     curves = {
-        task: {name: by_task[task]["together"] for name, by_task in found.items() if task in by_task}
-        for task in dict.fromkeys(task for by_task in found.values() for task in by_task)
+        task: {name: by_task[task]["together"] for name, by_task in by_variant.items() if task in by_task}
+        for task in dict.fromkeys(task for by_task in by_variant.values() for task in by_task)
     }
-    if not any(record["parted"] for by_task in found.values() for record in by_task.values()):
+    if not any(record["parted"] for by_task in by_variant.values() for record in by_task.values()):
         return []
     shown = dict([*curves.items()][:MOST_PANELS])
     some = f" The first {len(shown)} of {len(curves)} tasks." if len(shown) < len(curves) else ""
@@ -33,8 +33,12 @@ def parting_pictures(variants: Sequence[Results]) -> list[Picture]:
         "Share of texts whose first tokens are all the baseline's, against the number of tokens. A text that ends "
         f"without having parted leaves the sample at its end.{some}"
     )
-    told = "A panel for each task, a falling line for each variant."
-    return [Picture("parted-texts", "How long texts stay the baseline's", caption, told, _figure(shown, [*found]))]
+    alternative = "A panel for each task, a falling line for each variant."
+    return [
+        Picture(
+            "parted-texts", "How long texts stay the baseline's", caption, alternative, _figure(shown, [*by_variant])
+        )
+    ]
 
 
 def _figure(curves: dict[str, dict[str, dict[int, float]]], names: Sequence[str]) -> Figure:

@@ -45,7 +45,7 @@ def methods(comparison: Comparison, rows: Sequence[DropRow], fidelity: Fidelity)
     )
     environment.filters |= {"listing": listing, "works": _with_works}
     runs, tasks = (comparison.baseline, *comparison.variants), section_of(rows, "task")
-    compute = [of["effective_compute"] for of in fidelity.values()]
+    compute = [by_metric["effective_compute"] for by_metric in fidelity.values()]
     text = environment.get_template("methods.txt").render(
         **_setting(runs, tasks),
         **_splicing([results.provenance for results in comparison.variants]),
@@ -58,12 +58,17 @@ def methods(comparison: Comparison, rows: Sequence[DropRow], fidelity: Fidelity)
         floor=next((note for note in comparison.notes if note.startswith("Overall leaves out")), ""),
         above_chance=any(row.above_chance_low is not None for row in rows),
         parted=any(
-            of["parted"] for run in comparison.variants for of in (run.provenance.get("parted_texts") or {}).values()
+            counts["parted"]
+            for run in comparison.variants
+            for counts in (run.provenance.get("parted_texts") or {}).values()
         ),
         beside=not all(comparison.drops["primary"]),
         texts=_texts(comparison.variants, fidelity),
         loss=LOSS,
-        laws=[_law(name) for name in distinct_texts(of.law for of in compute if of.value is not None)],
+        laws=[
+            _law(name)
+            for name in distinct_texts(measurement.law for measurement in compute if measurement.value is not None)
+        ],
     )
     return " ".join(text.split())
 
@@ -92,7 +97,7 @@ def _setting(runs: Sequence[Results], tasks: Sequence[DropRow]) -> dict[str, Any
         "a context of": f"{baseline.raw['max_length']} tokens" if baseline.raw.get("max_length") else None,
     }
     limit = config.get("limit")
-    software = [(name, LIBRARIES.get(name, (name, None)), of) for name, of in packages(runs[-1]).items()]
+    software = [(name, LIBRARIES.get(name, (name, None)), version) for name, version in packages(runs[-1]).items()]
     return {
         "model": requested_model(baseline),
         "facts": [

@@ -52,7 +52,7 @@ class Cost:
 
     @property
     def has_errors(self) -> bool:
-        return any(made.stderr for made in self.measured.values())
+        return any(measurement.stderr for measurement in self.measured.values())
 
 
 @dataclass(frozen=True)
@@ -89,31 +89,31 @@ def summarise(
     """
     accuracies = main_metric(rows)
     overall = section_of(accuracies, "overall")
-    found = {section: section_of(accuracies, section) for section in ("category", "task")}
+    by_section = {section: section_of(accuracies, section) for section in ("category", "task")}
     outer = {row.parent for row in section_of(rows, "group")}
     most = max((row.tasks for row in section_of(accuracies, "task") + overall), default=0)
     groups = [row for row in section_of(accuracies, "group") if row.name not in outer]
     # A group of everything says what the overall drop says.
-    apart = [row for row in groups if row.tasks < most or len({of.name for of in groups}) > 1]
-    found["group"], found["overall"] = (groups if by == "group" else apart), []
+    apart = [row for row in groups if row.tasks < most or len({group.name for group in groups}) > 1]
+    by_section["group"], by_section["overall"] = (groups if by == "group" else apart), []
     if by is None:
-        few = 0 < len({row.name for row in found["task"]}) <= MOST_TASKS
-        by = next((of for of in ("category", "group") if found[of]), "task" if few else "overall")
+        few = 0 < len({row.name for row in by_section["task"]}) <= MOST_TASKS
+        by = next((section for section in ("category", "group") if by_section[section]), "task" if few else "overall")
     one_of(by, BY, "by")
-    if by != "overall" and not found[by]:
-        there = [section for section in ("group", "category", "task") if found[section]]
-        other = f"--by {' or --by '.join([*there, 'overall'])} has something" if there or overall else ""
+    if by != "overall" and not by_section[by]:
+        sections = [section for section in ("group", "category", "task") if by_section[section]]
+        other = f"--by {' or --by '.join([*sections, 'overall'])} has something" if sections or overall else ""
         why = {"category": "give --categories FILE", "group": "lm_eval scored no group of these tasks"}.get(by, "")
         raise UserError(f"There is nothing to show by {by}: {'; '.join(filter(None, [why, other]))}.")
     return Summary(
-        tuple(found[by]),
+        tuple(by_section[by]),
         tuple(overall),
         tuple(variants),
         tuple(controls),
         tuple(costs),
         fidelity,
         by,
-        tuple(found["task"]),
+        tuple(by_section["task"]),
     )
 
 
@@ -122,7 +122,7 @@ def summary_table(summary: Summary, significance: Significance) -> ReportTable:
     names, costs = summary.names, summary.costs
     shown = {(row.variant, row.name): row for row in (*summary.rows, *summary.overall)}
     keys = [*names, *(["overall"] if summary.overall else [])]
-    first = {name: next(row for (_, of), row in shown.items() if of == name) for name in keys}
+    first = {name: next(row for (_, row_name), row in shown.items() if row_name == name) for name in keys}
     untouched = (text_cell(BASELINE), *(baseline_cell(first[name]) for name in keys), *(Cell("") for _ in costs))
     body = [untouched] if keys else []
     for variant in (*summary.variants, *summary.controls):
@@ -153,18 +153,18 @@ def costs_of(fidelity: Fidelity, equivalents: pd.DataFrame | None, names: Mappin
     `equivalents` are those of `capability.family`, under the names of the results, which lead to those shown.
     """
     text = next((task for _, task in fidelity), "")
-    on = {variant: of for (variant, task), of in fidelity.items() if task == text}
+    on = {variant: by_metric for (variant, task), by_metric in fidelity.items() if task == text}
     costs = []
     for heading, metric in OF_TEXT:
-        measured = {variant: of[metric] for variant, of in on.items() if metric in of}
+        measured = {variant: by_metric[metric] for variant, by_metric in on.items() if metric in by_metric}
         unit = "in nats/token"
         if metric == "effective_compute":
-            laws = alternatives(made.law for made in measured.values())
+            laws = alternatives(measurement.law for measurement in measured.values())
             unit = f"as a fraction of the training compute, by {laws}"
         costs.append(Cost(heading, f"{heading} on {text.removeprefix(GROUP)}, {unit}", measured))
     if equivalents is not None:
         costs.append(Cost("equivalent compute", EQUIVALENT, _of_all_tasks(equivalents, names)))
-    return [cost for cost in costs if any(made.value is not None for made in cost.measured.values())]
+    return [cost for cost in costs if any(measurement.value is not None for measurement in cost.measured.values())]
 
 
 def _of_all_tasks(equivalents: pd.DataFrame, names: Mapping[str, str]) -> dict[str, MetricValue]:
@@ -180,14 +180,14 @@ def _of_all_tasks(equivalents: pd.DataFrame, names: Mapping[str, str]) -> dict[s
     return measured
 
 
-def cost_cell(made: MetricValue | None) -> Cell:
+def cost_cell(measurement: MetricValue | None) -> Cell:
     """The value; below it, its interval or else its standard error."""
-    if made is None or made.value is None:
+    if measurement is None or measurement.value is None:
         return Cell(NA)
-    detail = f"± {significant(made.stderr, 2)}" if made.stderr else ""
-    if made.low is not None and made.high is not None:
-        detail = f"[{significant(made.low)}, {significant(made.high)}]"
-    return number_cell(made.value, f"{significant(made.value)}{made.mark}", detail)
+    detail = f"± {significant(measurement.stderr, 2)}" if measurement.stderr else ""
+    if measurement.low is not None and measurement.high is not None:
+        detail = f"[{significant(measurement.low)}, {significant(measurement.high)}]"
+    return number_cell(measurement.value, f"{significant(measurement.value)}{measurement.mark}", detail)
 
 
 def _caption(summary: Summary, significance: Significance) -> str:
@@ -217,7 +217,7 @@ def summary_frame(summary: Summary) -> pd.DataFrame:
     """
     shown = {(row.variant, row.name): row for row in (*summary.rows, *summary.overall)}
     names: Mapping[str, str] = {**summary.names, **({"overall": "overall"} if summary.overall else {})}
-    first = {name: next(row for (_, of), row in shown.items() if of == name) for name in names}
+    first = {name: next(row for (_, row_name), row in shown.items() if row_name == name) for name in names}
     untouched = {alias: 100 * first[name].baseline for name, alias in names.items()}
     records: list[dict[str, object]] = [{"variant": BASELINE, **untouched}]
     for variant in (*summary.variants, *summary.controls):
@@ -227,11 +227,11 @@ def summary_frame(summary: Summary) -> pd.DataFrame:
             parts = (row.drop, row.low, row.high, row.p_adjusted) if row else (None,) * 4
             record |= dict(zip((alias, f"{alias} low", f"{alias} high", f"{alias} p"), parts, strict=True))
         for cost in summary.costs:
-            made = cost.measured.get(variant)
-            record[cost.heading] = made.value if made else None
+            measurement = cost.measured.get(variant)
+            record[cost.heading] = measurement.value if measurement else None
             for part in ("stderr", "low", "high"):
-                if any(getattr(of, part) is not None for of in cost.measured.values()):
-                    record[f"{cost.heading} {part}"] = getattr(made, part) if made else None
+                if any(getattr(other, part) is not None for other in cost.measured.values()):
+                    record[f"{cost.heading} {part}"] = getattr(measurement, part) if measurement else None
         records.append(record)
     columns = list(dict.fromkeys(key for record in reversed(records) for key in record))
     return pd.DataFrame(records, columns=columns)

@@ -93,7 +93,7 @@ def curve_command(result: EffectiveCompute, like: Path | None = None, task: str 
     measured = result.preferred.definition in (CHECKPOINTS, INTERPOLATION, FAMILY_FIT)
     if measured or not any(estimate.definition == PUBLISHED for estimate in result.estimates):
         return None
-    family = next(one for one in published_families() if result.original.name in one.models)
+    family = next(family for family in published_families() if result.original.name in family.models)
     own = f"EleutherAI/{result.original.name}"
     members = [f"EleutherAI/{name}" for name in family.models[: family.models.index(result.original.name)]]
     if len(members) + 1 < LEAST_MEMBERS:

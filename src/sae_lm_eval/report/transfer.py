@@ -222,7 +222,9 @@ def transfer_report(transfer: Transfer) -> Report:
         notes=transfer.notes,
         worst=(),
         drops=transfer.drops,
-        fidelity=pd.concat([tidy(of).assign(model=model) for model, of in fidelity.items()], ignore_index=True),
+        fidelity=pd.concat(
+            [tidy(measurements).assign(model=model) for model, measurements in fidelity.items()], ignore_index=True
+        ),
     )
 
 
@@ -284,7 +286,7 @@ def _pictures(transfer: Transfer, shown: Mapping[str, Sequence[DropRow]]) -> lis
 def transfer_headline(transfer: Transfer) -> list[str]:
     """Where each of the first reconstructions costs most and least."""
     told, controls = [], {one.name for one in transfer.variants if is_control(one)}
-    overall = {model: [row for row in of if row.section == "overall"] for model, of in transfer.rows.items()}
+    overall = {model: [row for row in rows if row.section == "overall"] for model, rows in transfer.rows.items()}
     for name, shown in transfer.names.items():
         of = {model: row for model, rows in overall.items() for row in rows if row.variant == name}
         if name in controls or len(of) < 2 or len(told) == 3:

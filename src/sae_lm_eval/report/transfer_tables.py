@@ -141,17 +141,23 @@ def gap_table(
 
 def loss_tables(fidelity: Mapping[str, Fidelity], names: Mapping[str, str]) -> list[ReportTable]:
     """What was measured on the first text of each model, of which all have the same: variants by models."""
-    texts = {model: next((task for _, task in of), None) for model, of in fidelity.items()}
+    texts = {model: next((task for _, task in metrics), None) for model, metrics in fidelity.items()}
     known = [text for text in texts.values() if text is not None]
     if not known or len(set(known)) > 1:
         return []
     text, made = known[0], []
     for heading, metric in OF_TEXT:
         measured = {
-            model: {variant: on[metric] for (variant, task), on in of.items() if task == text and metric in on}
-            for model, of in fidelity.items()
+            model: {
+                variant: by_metric[metric]
+                for (variant, task), by_metric in metrics.items()
+                if task == text and metric in by_metric
+            }
+            for model, metrics in fidelity.items()
         }
-        if not any(one.value is not None for of in measured.values() for one in of.values()):
+        if not any(
+            measurement.value is not None for by_variant in measured.values() for measurement in by_variant.values()
+        ):
             continue
         body = [
             (text_cell(shown), *(cost_cell(of.get(name)) for of in measured.values()))

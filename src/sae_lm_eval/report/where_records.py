@@ -222,7 +222,7 @@ def _mismatch(record: WhereRecord, baseline: Results) -> str | None:
         return f"an earlier version, which did not write down {lacking}"
     asked = baseline.model_args
     for name in OF_MODEL:
-        here, there = (str(of.get(name) or USUAL.get(name) or "none") for of in (asked, record.model_args))
+        here, there = (str(args.get(name) or USUAL.get(name) or "none") for args in (asked, record.model_args))
         if here != there:
             return f"another model ({name} {there}, and here {here})"
     content = _model_content(baseline.folder)

@@ -125,7 +125,9 @@ def _worst(cut: Cut, frames: Frames, variants: Sequence[str]) -> dict[Key, list[
         for at, lost in loss[loss > 0].nlargest(DOCUMENTS).items():
             row = frame.loc[at]
             losses.setdefault((row["task"], row["filter"], row["doc_id"]), {})[variant] = float(lost)
-    return {key: list(of) for key, of in sorted(losses.items(), key=lambda item: -max(item[1].values()))}
+    return {
+        key: list(by_variant) for key, by_variant in sorted(losses.items(), key=lambda item: -max(item[1].values()))
+    }
 
 
 class _Reader:
@@ -140,7 +142,7 @@ class _Reader:
         self.unusual = unusual_latents(variants, {(task, doc_id) for task, _, doc_id in keys})
         self.headers: dict[str, int] = {}
         for task in dict.fromkeys(sorted(task for task, *_ in keys)):
-            wanted = {doc_id for of, _, doc_id in keys if of == task}
+            wanted = {doc_id for key_task, _, doc_id in keys if key_task == task}
             for name, run in runs.items():
                 for sample in run.whole_samples(task, wanted):
                     self.samples[name][task, sample["filter"], sample["doc_id"]] = sample
