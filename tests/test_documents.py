@@ -212,9 +212,9 @@ def test_latents_stand_by_the_worst_documents_with_their_pages(tmp_path, page, l
     (document,) = report.worst[0].documents
     (unusual,) = document.unusual
     assert unusual.variant == "k4"
-    assert unusual.told == "Latents that are as active in the fewest of 9 other documents."
+    assert unusual.sentence == "Latents that are as active in the fewest of 9 other documents."
     (latent,) = unusual.latents
-    assert (latent.name, latent.told) == ("57", "3.25, 1")
+    assert (latent.name, latent.detail) == ("57", "3.25, 1")
     assert latent.link == (f"https://www.neuronpedia.org/{page}/57" if linked else None)
     writer.write(report, tmp_path / "report")
     page_text, markdown = ((tmp_path / "report" / f"report.{kind}").read_text() for kind in ("html", "md"))

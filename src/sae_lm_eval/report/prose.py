@@ -75,12 +75,12 @@ def methods(comparison: Comparison, rows: Sequence[DropRow], fidelity: Fidelity)
 
 def _with_works(names: Sequence[str]) -> str:
     """Names of intervals or tests with the works that they come from, each work once."""
-    said, told = [], set()
+    texts, keys = [], set()
     for name in names:
         key = next((key for start, key in WORKS.items() if name.startswith(start)), None)
-        said.append(name if key is None or key in told else f"{name} [@{key}]")
-        told.add(key)
-    return "; ".join(said)
+        texts.append(name if key is None or key in keys else f"{name} [@{key}]")
+        keys.add(key)
+    return "; ".join(texts)
 
 
 def _setting(runs: Sequence[Results], tasks: Sequence[DropRow]) -> dict[str, Any]:
@@ -118,15 +118,15 @@ def _limit(limit: float) -> str:
 
 
 def _shared(values: Iterable[Any]) -> str | None:
-    found = dict.fromkeys(str(value).removeprefix("torch.") for value in values if value)
-    return listing(found) if found else None
+    distinct = dict.fromkeys(str(value).removeprefix("torch.") for value in values if value)
+    return listing(distinct) if distinct else None
 
 
 def _splicing(records: list[dict[str, Any]]) -> dict[str, Any]:
     """What every variant does alike at special tokens and at the start of a prompt."""
     tokens = {record.get("splice_tokens") for record in records}
     kept = {_kept(record) for record in records}
-    alike = bool(tokens) and all(str(of).startswith("non_special") for of in tokens) and len(kept) == 1
+    alike = bool(tokens) and all(str(choice).startswith("non_special") for choice in tokens) and len(kept) == 1
     starts = {record.get("bos") for record in records}
     return {
         "kept": kept.pop() if alike else None,
@@ -147,13 +147,13 @@ def _kept(record: dict[str, Any]) -> str:
 
 def _texts(variants: Sequence[Results], fidelity: Fidelity) -> list[str]:
     """The texts of the fidelity, with their documents and tokens where those are recorded."""
-    told = []
+    texts = []
     for task in dict.fromkeys(task for _, task in fidelity):
         records = (results.provenance.get("fidelity", {}).get(task) for results in variants)
         record = next(filter(None, records), {})
         sizes = [f"{record[what]:,} {what}" for what in ("documents", "tokens") if record.get(what)]
-        told.append(f"{task.removeprefix(GROUP)}{f': {listing(sizes)}' if sizes else ''}")
-    return told
+        texts.append(f"{task.removeprefix(GROUP)}{f': {listing(sizes)}' if sizes else ''}")
+    return texts
 
 
 def _law(name: str) -> str:
@@ -175,7 +175,8 @@ def cut_prompts(results: Results) -> str | None:
     if not tasks:
         return None
     count, cut, tokens, lost = (
-        sum(of[key] for of in tasks.values()) for key in ("prompts", "cut", "tokens_of_cut_prompts", "tokens_lost")
+        sum(counts[key] for counts in tasks.values())
+        for key in ("prompts", "cut", "tokens_of_cut_prompts", "tokens_lost")
     )
     worst = sorted(tasks, key=lambda name: -tasks[name]["tokens_lost"])
     more = f" and {len(worst) - 3} more tasks" if len(worst) > 3 else ""
@@ -188,10 +189,10 @@ def cut_prompts(results: Results) -> str | None:
 def parted_texts(results: Results) -> list[str]:
     """For each task that writes texts, how many part from the baseline's, and how soon half of them have."""
     out = []
-    for task, of in (results.provenance.get("parted_texts") or {}).items():
-        half = next((time for time, share in of["together"].items() if share <= 0.5), None)
+    for task, counts in (results.provenance.get("parted_texts") or {}).items():
+        half = next((time for time, share in counts["together"].items() if share <= 0.5), None)
         soon = "" if half is None else f", at least half of them within the first {half} tokens"
-        texts = f"{of['parted']:,} of {of['texts']:,} texts that {results.name} writes"
+        texts = f"{counts['parted']:,} of {counts['texts']:,} texts that {results.name} writes"
         out.append(f"{task}: {texts} part from the baseline's{soon}.")
     return out
 

@@ -56,7 +56,7 @@ def sources(runs: Sequence[Results]) -> tuple[tuple[tuple[str, str], ...], tuple
     # Whether runs share a minute is chance, and a report is to be the same each time.
     shared = [fact for fact in every[0].facts if all(fact in other.facts for other in every)]
     common = tuple(fact for fact in shared if fact[0] != DATE)
-    own = (replace(one, facts=tuple(fact for fact in one.facts if fact not in common)) for one in every)
+    own = (replace(entry, facts=tuple(fact for fact in entry.facts if fact not in common)) for entry in every)
     return common, tuple(own)
 
 
@@ -100,7 +100,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     if isinstance(value, dict):
-        return ", ".join(f"{key} {of}" for key, of in value.items())
+        return ", ".join(f"{key} {item}" for key, item in value.items())
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -143,19 +143,25 @@ def names_in_report(variants: Sequence[Results]) -> dict[str, str]:
     Long names lose what all begin with. A control that `run` named after a variant (`k4,zero`) is called by what it
     does, and by where or of what where several do it.
     """
-    controls = {one.name: one for one in variants if is_control(one) and one.name.endswith(f",{splice_of(one)}")}
-    names = without_shared_start([one.name for one in variants if one.name not in controls])
-    modes = Counter(splice_of(one) for one in controls.values())
-    for name, one in controls.items():
-        mode = splice_of(one)
-        of = one.provenance.get("control_of") or [name.removesuffix(f",{mode}")]
-        few = len(one.provenance.get("splices") or []) <= MOST_SITES
+    controls = {
+        results.name: results
+        for results in variants
+        if is_control(results) and results.name.endswith(f",{splice_of(results)}")
+    }
+    names = without_shared_start([results.name for results in variants if results.name not in controls])
+    modes = Counter(splice_of(results) for results in controls.values())
+    for name, results in controls.items():
+        mode = splice_of(results)
+        originals = results.provenance.get("control_of") or [name.removesuffix(f",{mode}")]
+        few = len(results.provenance.get("splices") or []) <= MOST_SITES
         where = (
-            f"at {site_of(one)}" if mode in AT_SITES and few else f"of {listing(names.get(each, each) for each in of)}"
+            f"at {site_of(results)}"
+            if mode in AT_SITES and few
+            else f"of {listing(names.get(each, each) for each in originals)}"
         )
         names[name] = mode if modes[mode] == 1 else f"{mode} {where}"
     twice = {shown for shown, count in Counter(names.values()).items() if count > 1}
-    return {one.name: one.name if names[one.name] in twice else names[one.name] for one in variants}
+    return {results.name: results.name if names[results.name] in twice else names[results.name] for results in variants}
 
 
 def mode_of(results: Results) -> str:
@@ -234,7 +240,7 @@ def _bos(results: Results) -> dict[str, Any]:
 
 def _argument(value: Any) -> str:
     if isinstance(value, dict):
-        return ",".join(f"{key}={of}" for key, of in value.items())
+        return ",".join(f"{key}={item}" for key, item in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

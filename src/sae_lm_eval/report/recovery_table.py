@@ -24,13 +24,13 @@ from sae_lm_eval.report.formatting import (
     text_cell,
 )
 
-MOST_TOLD = 3
+MOST_SENTENCES = 3
 SHOWN = ("overall", "category", "group", "text")
 
 
-def recovery_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTable]:
+def recovery_table(frame: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTable]:
     """A row for each dictionary with an adapter, measure and part of the tasks; `names` lead to those shown."""
-    rows = [row for row in found.to_dict("records") if row["section"] in SHOWN]
+    rows = [row for row in frame.to_dict("records") if row["section"] in SHOWN]
     if not rows:
         return []
     body = [
@@ -60,10 +60,10 @@ def recovery_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[Report
     return [ReportTable("recovery", "What comes back with an adapter", caption, columns, tuple(body))]
 
 
-def recovery_sentences(found: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
+def recovery_sentences(frame: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
     """Of the first dictionaries: `With ./lora 43.1% (30.0% to 55.2%) of the drop of k4 comes back, and ...`."""
-    told, rows = [], found.to_dict("records")
-    for adapted in list(dict.fromkeys(found["adapted"]))[:MOST_TOLD]:
+    sentences, rows = [], frame.to_dict("records")
+    for adapted in list(dict.fromkeys(frame["adapted"]))[:MOST_SENTENCES]:
         own = [row for row in rows if row["adapted"] == adapted and is_number(row["share"])]
         drop = next((row for row in own if row["section"] == "overall"), None)
         loss = next((row for row in own if row["measure"] == "delta CE"), None)
@@ -72,17 +72,18 @@ def recovery_sentences(found: pd.DataFrame, names: Mapping[str, str]) -> list[st
             continue
         what = "the drop" if drop else "delta CE"
         text = (
-            f"With the adapter {first['adapter']} {_told(first)} of {what} of {names[str(first['variant'])]} comes back"
+            f"With the adapter {first['adapter']} {_share_text(first)} of {what} of "
+            f"{names[str(first['variant'])]} comes back"
         )
-        text += f", and {_told(loss)} of its delta CE" if drop and loss else ""
+        text += f", and {_share_text(loss)} of its delta CE" if drop and loss else ""
         if drop and is_number(drop["drop_alone"]):
             sign, verb = (1, "costs") if drop["drop_alone"] >= 0 else (-1, "gains")
             text += f"; alone it {verb} {fixed_decimals(sign * drop['drop_alone'])} points"
-        told.append(f"{text}.")
-    return told
+        sentences.append(f"{text}.")
+    return sentences
 
 
-def _told(row: Mapping[str, Any]) -> str:
+def _share_text(row: Mapping[str, Any]) -> str:
     return f"{share(row['share'])} ({interval_text(row['share_low'], row['share_high'], share)})"
 
 

@@ -22,11 +22,11 @@ def reference_entries() -> dict[str, dict[str, str]]:
 
 def entry(key: str) -> str:
     """The reference for BibTeX; the plain styles print the address of a `misc` from `howpublished` alone."""
-    of = dict(reference_entries()[key])
-    kind = of.pop("type")
+    fields = dict(reference_entries()[key])
+    kind = fields.pop("type")
     if kind == "misc" and (address := link(key)):
-        of["howpublished"] = rf"\url{{{address}}}"
-    return "\n".join([f"@{kind}{{{key},", *(f"  {name} = {{{value}}}," for name, value in of.items()), "}"])
+        fields["howpublished"] = rf"\url{{{address}}}"
+    return "\n".join([f"@{kind}{{{key},", *(f"  {name} = {{{value}}}," for name, value in fields.items()), "}"])
 
 
 def plain_reference(key: str) -> str:

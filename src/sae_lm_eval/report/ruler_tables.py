@@ -10,8 +10,8 @@ import pandas as pd
 from sae_lm_eval.capability.ruler import COSTS, SCALES
 from sae_lm_eval.report.formatting import NA, Cell, ReportTable, TableColumn, number_cell, text_cell
 
-MOST_TOLD, MOST_EDITS = 3, 2  # variants, and edits of each, in the sentences; the table has all
-TOLD = ("drop", "KL")
+MOST_SENTENCES, MOST_EDITS = 3, 2  # variants, and edits of each, in the sentences; the table has all
+IN_SENTENCES = ("drop", "KL")
 OF_KIND = {
     "prune": "pruning {} of {}",
     "quantize": "rounding {1} to {0} bits",
@@ -23,24 +23,24 @@ KINDS = (*OF_KIND,)
 WEIGHTS = {"mlp": "the MLP weights", "attention": "the attention weights", "all": "all weights"}
 
 
-def ruler_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTable]:
+def ruler_table(frame: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTable]:
     """A row for each variant and ladder, a column for each cost; `names` lead to those shown."""
-    if found.empty:
+    if frame.empty:
         return []
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in found.to_dict("records"):
+    for row in frame.to_dict("records"):
         rows.setdefault((names[str(row["variant"])], str(row["ladder"])), {})[str(row["cost"])] = row
-    costs = [cost for cost in COSTS.values() if any(cost in of for of in rows.values())]
+    costs = [cost for cost in COSTS.values() if any(cost in by_cost for by_cost in rows.values())]
     body = [
-        (text_cell(variant), text_cell(ladder), *(_cell(of.get(cost)) for cost in costs))
-        for (variant, ladder), of in rows.items()
+        (text_cell(variant), text_cell(ladder), *(_cell(by_cost.get(cost)) for cost in costs))
+        for (variant, ladder), by_cost in rows.items()
     ]
-    level = float(found["level"].iloc[0])
+    level = float(frame["level"].iloc[0])
     caption = (
         "How strong an edit of the model costs as much as each variant, by its drop in accuracy and by delta CE and KL "
         "on text: read between the rungs of a ladder of edits, made monotone. prune: share of the weights that become "
         "0; lowrank: share of the rank that is left; quantize: bits; noise: its size as a share of the weights'. "
-        f"Below, the {level:.0%} interval, over documents (the same of the variant and the edits){_over_seeds(found)}; "
+        f"Below, the {level:.0%} interval, over documents (the same of the variant and the edits){_over_seeds(frame)}; "
         "an open end lies beyond the ladder."
     )
     columns = (
@@ -51,31 +51,33 @@ def ruler_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTab
     return [ReportTable("ruler", "What else costs as much", caption, columns, tuple(body))]
 
 
-def category_ruler_table(found: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTable]:
+def category_ruler_table(frame: pd.DataFrame, names: Mapping[str, str]) -> list[ReportTable]:
     """A row for each variant and ladder, a column for each category; `names` lead to those shown."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in found.to_dict("records"):
+    for row in frame.to_dict("records"):
         rows.setdefault((names[str(row["variant"])], str(row["ladder"])), {})[str(row["name"])] = row
-    if not any(row["strength"] is not None or row["bound"] for of in rows.values() for row in of.values()):
+    if not any(
+        row["strength"] is not None or row["bound"] for by_category in rows.values() for row in by_category.values()
+    ):
         return []
-    columns = {str(row["name"]): str(row["alias"]) for row in found.to_dict("records")}
+    columns = {str(row["name"]): str(row["alias"]) for row in frame.to_dict("records")}
     body = [
-        (text_cell(variant), text_cell(ladder), *(_cell(of.get(name)) for name in columns))
-        for (variant, ladder), of in rows.items()
+        (text_cell(variant), text_cell(ladder), *(_cell(by_category.get(name)) for name in columns))
+        for (variant, ladder), by_category in rows.items()
     ]
-    level = float(found["level"].iloc[0])
+    level = float(frame["level"].iloc[0])
     caption = (
         "How strong an edit of the model costs as much as each variant by its drop in accuracy, category by category, "
         f"each question counting alike; units as in the table above. Below, the {level:.0%} interval, over questions"
-        f"{_over_seeds(found)}. n/a: the drop of the strongest edit cannot be told from 0, or questions are too few."
+        f"{_over_seeds(frame)}. n/a: the drop of the strongest edit cannot be told from 0, or questions are too few."
     )
     heads = (TableColumn("variant", "left"), TableColumn("ladder", "left"), *map(TableColumn, columns.values()))
     return [ReportTable("ruler-categories", "What else costs as much, by category", caption, heads, tuple(body))]
 
 
-def _over_seeds(found: pd.DataFrame) -> str:
+def _over_seeds(frame: pd.DataFrame) -> str:
     """What the interval covers of the seeds of random edits; edits without a seed have nothing to cover there."""
-    seeds = {int(row["seeds"]) for row in found.to_dict("records") if row["kind"] in RANDOM}
+    seeds = {int(row["seeds"]) for row in frame.to_dict("records") if row["kind"] in RANDOM}
     if not seeds:
         return ""
     if min(seeds) > 1:
@@ -87,27 +89,27 @@ def _over_seeds(found: pd.DataFrame) -> str:
     )
 
 
-def ruler_sentences(found: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
+def ruler_sentences(frame: pd.DataFrame, names: Mapping[str, str]) -> list[str]:
     """Of the first variants: `By its drop k4 costs as much as pruning 35% (31% to 40%) of the MLP weights.`"""
-    told, every = [], found.to_dict("records")
-    for variant in list(dict.fromkeys(found["variant"]))[:MOST_TOLD]:
+    sentences, every = [], frame.to_dict("records")
+    for variant in list(dict.fromkeys(frame["variant"]))[:MOST_SENTENCES]:
         parts: list[str] = []
-        for cost in TOLD:
+        for cost in IN_SENTENCES:
             own = (row for row in every if (row["variant"], row["cost"]) == (variant, cost))
-            known = [row for row in own if row["strength"] is not None]
-            known.sort(key=lambda row: KINDS.index(row["kind"]))
-            if known:
-                edits = " or ".join(map(_edit, known[:MOST_EDITS]))
+            rows = [row for row in own if row["strength"] is not None]
+            rows.sort(key=lambda row: KINDS.index(row["kind"]))
+            if rows:
+                edits = " or ".join(map(_edit, rows[:MOST_EDITS]))
                 first = f"By its {cost} {names[str(variant)]} costs as much as {edits}"
                 parts.append(f"by its {cost}, as {edits}" if parts else first)
         if parts:
-            told.append(f"{'; '.join(parts)}.")
-    return told
+            sentences.append(f"{'; '.join(parts)}.")
+    return sentences
 
 
 def _edit(row: Mapping[str, Any]) -> str:
-    kind, (_, _, given) = str(row["kind"]), str(row["ladder"]).partition("?")
-    weights = dict(pair.split("=") for pair in given.split("&") if pair).get("weights", "all")
+    kind, (_, _, arguments) = str(row["kind"]), str(row["ladder"]).partition("?")
+    weights = dict(pair.split("=") for pair in arguments.split("&") if pair).get("weights", "all")
     return OF_KIND[kind].format(f"{_strength(kind, row['strength'])} ({_bounds(row)})", WEIGHTS[weights])
 
 

@@ -61,24 +61,24 @@ def beside_the_law(result: EffectiveCompute) -> list[str]:
     within, calibrated, spread = result.within_the_law, result.calibrated, result.law_spread
     if within is None or within.fraction is None:
         return []
-    told = [f"Within the law {within.curve}: {fraction(within)}."]
+    sentences = [f"Within the law {within.curve}: {fraction(within)}."]
     if spread is not None:
-        told.append(
+        sentences.append(
             f"Between {len(spread.laws)} laws: {spread.low:.3g} to {spread.high:.3g} "
             f"({spread.decades:.2f} decades); no interval above includes this."
         )
     if calibrated is not None and calibrated.fraction is not None:
-        told.append(f"Calibrated on known pairs of models: {fraction(calibrated)}; docs/calibration.md.")
+        sentences.append(f"Calibrated on known pairs of models: {fraction(calibrated)}; docs/calibration.md.")
     elif calibrated is not None and calibrated.reason:
-        told.append(f"{calibrated.reason[:1].upper()}{calibrated.reason[1:]}. The interval is one within the law.")
+        sentences.append(f"{calibrated.reason[:1].upper()}{calibrated.reason[1:]}. The interval is one within the law.")
     if within.same_training is not None and within.equivalent is not None:
         params, tokens = within.same_training
-        told.append(
+        sentences.append(
             f"Within the law that loss is worth {within.fraction:.3g} of the original's own 6ND, trained as far beyond "
             f"the optimum as it was ({params:.3g} parameters on {tokens:.3g} tokens), or a compute-optimal model of "
             f"{within.equivalent:.3g} FLOPs."
         )
-    return told
+    return sentences
 
 
 def curve_command(result: EffectiveCompute, like: Path | None = None, task: str = "TASK") -> str | None:
@@ -116,22 +116,29 @@ def rise_rows(frame: pd.DataFrame, notes: dict[str, int]) -> list[dict[str, str]
     ]
 
 
-def converted_rows(found: list[Converted], notes: dict[str, int]) -> list[dict[str, str]]:
+def converted_rows(conversions: list[Converted], notes: dict[str, int]) -> list[dict[str, str]]:
     """What results folders hold, as text, one row per variant and text or category; `notes` as in `estimate_rows`."""
-    titles = [made.task if made.category is None else f"{made.task}, {made.category}" for made in found]
+    titles = [
+        conversion.task if conversion.category is None else f"{conversion.task}, {conversion.category}"
+        for conversion in conversions
+    ]
     order = list(dict.fromkeys(titles))
     rows = []
-    for title, made in sorted(zip(titles, found, strict=True), key=lambda pair: order.index(pair[0])):
-        result, quoted = made.result, made.result.preferred
-        silent = [f"{one.definition}: {one.reason}" for one in result.estimates if one.bound and one.fraction is None]
+    for title, conversion in sorted(zip(titles, conversions, strict=True), key=lambda pair: order.index(pair[0])):
+        result, quoted = conversion.result, conversion.result.preferred
+        silent = [
+            f"{estimate.definition}: {estimate.reason}"
+            for estimate in result.estimates
+            if estimate.bound and estimate.fraction is None
+        ]
         row = {
             "text": title,
-            "variant": made.variant,
+            "variant": conversion.variant,
             "CE": general(result.delta.baseline, 5),
             "spliced": general(result.delta.spliced, 5),
             "effective compute": fraction(quoted),
             "by": f"{quoted.definition}, {quoted.curve}",
-            "notes": _marks(quoted, notes, (*made.notes, *silent)),
+            "notes": _marks(quoted, notes, (*conversion.notes, *silent)),
         }
         laws, within = result.law_spread, result.within_the_law
         row["within the law"] = NA if within is None else fraction(within)

@@ -50,7 +50,7 @@ class Transfer:
     @property
     def variants(self) -> list[Results]:
         """The variants of any of the models, reconstructions first."""
-        every = {one.name: one for comparison in self.comparisons.values() for one in comparison.variants}
+        every = {results.name: results for comparison in self.comparisons.values() for results in comparison.variants}
         return sorted(every.values(), key=is_control)
 
     @property
@@ -72,7 +72,7 @@ class Transfer:
     @property
     def rows(self) -> dict[str, list[DropRow]]:
         """The rows of each model by the metric that counts."""
-        return {model: main_metric(drop_rows(of.drops)) for model, of in self.comparisons.items()}
+        return {model: main_metric(drop_rows(comparison.drops)) for model, comparison in self.comparisons.items()}
 
     def matrices(self, by: str | None = None) -> list[Any]:
         """A table of variants by models over all tasks; with `by` one for each category, group or task.
@@ -80,29 +80,29 @@ class Transfer:
         Raises `UserError` where there is nothing of what `by` asks for.
         """
         losses = loss_tables(self._fidelity, self.names) if by is None else []
-        if losses and not any(row.section == "overall" for of in self.rows.values() for row in of):
+        if losses and not any(row.section == "overall" for rows in self.rows.values() for row in rows):
             return losses
         return [matrix_table(matrix) for matrix in self._matrices(by)]
 
     @property
     def _fidelity(self) -> dict[str, Fidelity]:
-        return {model: fidelity_of(of.variants) for model, of in self.comparisons.items()}
+        return {model: fidelity_of(comparison.variants) for model, comparison in self.comparisons.items()}
 
     def _matrices(self, by: str | None) -> list[Matrix]:
         rows, section = self.rows, by or "overall"
-        names = dict.fromkeys(row.name for of in rows.values() for row in of if row.section == section)
+        names = dict.fromkeys(row.name for model_rows in rows.values() for row in model_rows if row.section == section)
         if not names:
             raise UserError(f"There is nothing to show by {section}: no accuracy was measured so.")
         level = next(iter(self.comparisons.values())).level
-        controls = frozenset(one.name for one in self.variants if is_control(one))
-        made = []
+        controls = frozenset(results.name for results in self.variants if is_control(results))
+        matrices = []
         for name in names:
             chosen = {
-                model: {row.variant: row for row in of if (row.section, row.name) == (section, name)}
-                for model, of in rows.items()
+                model: {row.variant: row for row in model_rows if (row.section, row.name) == (section, name)}
+                for model, model_rows in rows.items()
             }
-            made.append(Matrix(section, name, adjusted(chosen), self.names, controls, self.own, level))
-        return made
+            matrices.append(Matrix(section, name, adjusted(chosen), self.names, controls, self.own, level))
+        return matrices
 
     def table(self, by: str | None = None) -> pd.DataFrame:
         """A row for each variant, model and, with `by`, category, group or task, unrounded: drops (pp) with bounds.
@@ -110,7 +110,12 @@ class Transfer:
         `p_adjusted` is that of the stars of `matrices`: Holm's over the tests of all variants and models. Raises
         `UserError` where there is nothing of what `by` asks for.
         """
-        rows = [(m, row) for matrix in self._matrices(by) for m, of in matrix.cells.items() for row in of.values()]
+        rows = [
+            (m, row)
+            for matrix in self._matrices(by)
+            for m, by_variant in matrix.cells.items()
+            for row in by_variant.values()
+        ]
         return pd.DataFrame(
             {
                 "variant": row.variant,
@@ -149,7 +154,7 @@ def read_transfer(folder: Path, baseline: str | None = None, **pairing: Any) -> 
         comparisons[name] = assemble.compare_tasks(untouched, variants, **pairing)
     if not comparisons:
         raise UserError(f"None of the models in '{folder}' has results yet: the same command continues.")
-    notes += [f"{name}: {note}" for name, of in comparisons.items() for note in of.notes]
+    notes += [f"{name}: {note}" for name, comparison in comparisons.items() for note in comparison.notes]
     notes = (*_tokenizers(folder, list(comparisons)), *_chats(comparisons), *notes)
     return Transfer(comparisons, trained_here(comparisons), notes)
 
@@ -163,17 +168,17 @@ def trained_here(comparisons: Mapping[str, Comparison]) -> dict[str, frozenset[s
     homes: dict[str, list[str]] = {}
     named, plain = set(), set()
     for model, comparison in comparisons.items():
-        asked = comparison.baseline.model_args
-        if asked.get("revision") in (None, "main"):
+        model_args = comparison.baseline.model_args
+        if model_args.get("revision") in (None, "main"):
             plain.add(model)
-        for one in comparison.variants:
-            splices = one.provenance.get("splices") or []
-            if is_control(one) or not splices or any(asked.get(name) for name in ("peft", "delta")):
+        for results in comparison.variants:
+            splices = results.provenance.get("splices") or []
+            if is_control(results) or not splices or any(model_args.get(name) for name in ("peft", "delta")):
                 continue
             if all(splice.get("trained_here") for splice in splices):
-                homes.setdefault(one.name, []).append(model)
+                homes.setdefault(results.name, []).append(model)
             if all(requested_model(comparison.baseline) in (splice.get("trained_on") or []) for splice in splices):
-                named.add((one.name, model))
+                named.add((results.name, model))
     for variant, models in homes.items():
         models = [model for model in models if (variant, model) in named] or models
         homes[variant] = [model for model in models if model in plain] or models * (len(models) == 1)
@@ -181,21 +186,21 @@ def trained_here(comparisons: Mapping[str, Comparison]) -> dict[str, frozenset[s
 
 
 def _tokenizers(folder: Path, names: Sequence[str]) -> list[str]:
-    held = {name: read_identity(folder / name) for name in names}
-    known = {name: of.model.get("tokenizer") for name, of in held.items() if of is not None}
-    if len(set(known.values())) < 2:
+    identities = {name: read_identity(folder / name) for name in names}
+    digests = {name: identity.model.get("tokenizer") for name, identity in identities.items() if identity is not None}
+    if len(set(digests.values())) < 2:
         return []
-    first = next(iter(known))
-    other = [name for name, digest in known.items() if digest != known[first]]
+    first = next(iter(digests))
+    other = [name for name, digest in digests.items() if digest != digests[first]]
     return [f"The tokenizer of {listing(other)} is not that of {first}: texts are other tokens there."]
 
 
 def _chats(comparisons: Mapping[str, Comparison]) -> list[str]:
-    with_one = [name for name, of in comparisons.items() if of.baseline.raw.get("chat_template")]
-    without = [name for name in comparisons if name not in with_one]
-    if not with_one or not without:
+    templated = [name for name, comparison in comparisons.items() if comparison.baseline.raw.get("chat_template")]
+    plain = [name for name in comparisons if name not in templated]
+    if not templated or not plain:
         return []
-    return [f"{listing(with_one)} were asked behind a chat template, {listing(without)} without one."]
+    return [f"{listing(templated)} were asked behind a chat template, {listing(plain)} without one."]
 
 
 # -- the report ------------------------------------------------------------------------------------------------
@@ -204,17 +209,19 @@ def _chats(comparisons: Mapping[str, Comparison]) -> list[str]:
 def transfer_report(transfer: Transfer) -> Report:
     """The report on several models: how much each variant costs in which, and what was measured besides."""
     comparisons = transfer.comparisons
-    first = next((of for of in comparisons.values() if len(of.drops)), next(iter(comparisons.values())))
+    first = next(
+        (comparison for comparison in comparisons.values() if len(comparison.drops)), next(iter(comparisons.values()))
+    )
     fidelity = transfer._fidelity
-    shown = {model: _renamed(of, transfer.names) for model, of in comparisons.items()}
+    shown = {model: _renamed(comparison, transfer.names) for model, comparison in comparisons.items()}
     text = methods(first, drop_rows(first.drops), fidelity_of(first.variants)) if len(first.drops) else ""
-    common, own = sources([replace(of.baseline, name=model) for model, of in comparisons.items()])
+    common, own = sources([replace(comparison.baseline, name=model) for model, comparison in comparisons.items()])
     return Report(
         title=f"What {len(transfer.variants)} variants cost {len(comparisons)} models",
         headline=tuple(transfer_headline(transfer)),
         tables=tuple(_tables(transfer, fidelity)),
         pictures=tuple(_pictures(transfer, shown)),
-        methods=f"{_of_models(transfer)} {text}".strip(),
+        methods=f"{_methods_of_models(transfer)} {text}".strip(),
         works=tuple(cited(text)),
         common=common,
         sources=own,
@@ -230,14 +237,14 @@ def transfer_report(transfer: Transfer) -> Report:
 
 def write_transfer_report(out: Path, target: Path, **pairing: Any) -> Report:
     """The report on the several models in `out`, written to `target`; `pairing` is as for `read_transfer`."""
-    made = transfer_report(read_transfer(out, **pairing))
-    writer.write(made, target)
-    return made
+    report = transfer_report(read_transfer(out, **pairing))
+    writer.write(report, target)
+    return report
 
 
-def _of_models(transfer: Transfer) -> str:
-    asked = {name: requested_model(of.baseline) for name, of in transfer.comparisons.items()}
-    models = [name if name == model else f"{name} ({model})" for name, model in asked.items()]
+def _methods_of_models(transfer: Transfer) -> str:
+    requested = {name: requested_model(comparison.baseline) for name, comparison in transfer.comparisons.items()}
+    models = [name if name == model else f"{name} ({model})" for name, model in requested.items()]
     return (
         f"Each of {listing(models)} was asked the same questions untouched and with each variant, and each drop is "
         "against the same model untouched. Stars are adjusted over all variants and models of a table. The report in "
@@ -246,18 +253,18 @@ def _of_models(transfer: Transfer) -> str:
 
 
 def _tables(transfer: Transfer, fidelity: Mapping[str, Fidelity]) -> list[Any]:
-    made, rows = [], [row for of in transfer.rows.values() for row in of]
-    asked = {row.n for row in rows if row.section == "overall"}
+    tables, rows = [], [row for model_rows in transfer.rows.values() for row in model_rows]
+    totals = {row.n for row in rows if row.section == "overall"}
     for section in SECTIONS:
-        found = [row for row in rows if row.section == section]
-        names = {row.name for row in found}
-        is_all = section != "overall" and len(names) == 1 and {row.n for row in found} == asked
+        section_rows = [row for row in rows if row.section == section]
+        names = {row.name for row in section_rows}
+        is_all = section != "overall" and len(names) == 1 and {row.n for row in section_rows} == totals
         if names and not is_all and (section == "overall" or len(names) <= MOST_MATRICES):
-            made += transfer.matrices(section)
+            tables += transfer.matrices(section)
         if section in ("category", "group") and names:
             break  # tasks by themselves are in each model's own report
     gaps = gap_table(transfer.comparisons, transfer.own, transfer.names)
-    return [*made[:1], *gaps, *made[1:], *loss_tables(fidelity, transfer.names)]
+    return [*tables[:1], *gaps, *tables[1:], *loss_tables(fidelity, transfer.names)]
 
 
 def _renamed(comparison: Comparison, names: Mapping[str, str]) -> list[DropRow]:
@@ -267,34 +274,37 @@ def _renamed(comparison: Comparison, names: Mapping[str, str]) -> list[DropRow]:
 
 def _pictures(transfer: Transfer, shown: Mapping[str, Sequence[DropRow]]) -> list[Picture]:
     """Drops of the reconstructions by model and variant, on colours, in the order of the table."""
-    order = [transfer.names[one.name] for one in transfer.variants if not is_control(one)]
+    order = [transfer.names[results.name] for results in transfer.variants if not is_control(results)]
     rows = [
         replace(row, name=model, alias=model, parent=None)
-        for model, of in shown.items()
-        for row in sorted((row for row in of if row.variant in order), key=lambda row: order.index(row.variant))
+        for model, model_rows in shown.items()
+        for row in sorted((row for row in model_rows if row.variant in order), key=lambda row: order.index(row.variant))
     ]
     figure = heat_map(rows)
     if figure is None:
         return []
     worst = max(rows, key=lambda row: row.drop)
-    told = f"Largest: {fixed_decimals(worst.drop)} points, {worst.variant} in {worst.alias}."
+    largest = f"Largest: {fixed_decimals(worst.drop)} points, {worst.variant} in {worst.alias}."
     caption = "Drop in accuracy over all tasks in percentage points: red is worse, blue better."
-    text = f"A grid, a row for each model and a column for each variant. {told}"
+    text = f"A grid, a row for each model and a column for each variant. {largest}"
     return [Picture("heat-map", "Drop by model and variant", caption, text, figure)]
 
 
 def transfer_headline(transfer: Transfer) -> list[str]:
     """Where each of the first reconstructions costs most and least."""
-    told, controls = [], {one.name for one in transfer.variants if is_control(one)}
+    sentences, controls = [], {results.name for results in transfer.variants if is_control(results)}
     overall = {model: [row for row in rows if row.section == "overall"] for model, rows in transfer.rows.items()}
     for name, shown in transfer.names.items():
-        of = {model: row for model, rows in overall.items() for row in rows if row.variant == name}
-        if name in controls or len(of) < 2 or len(told) == 3:
+        by_model = {model: row for model, rows in overall.items() for row in rows if row.variant == name}
+        if name in controls or len(by_model) < 2 or len(sentences) == 3:
             continue
-        ordered = sorted(of, key=lambda model: of[model].drop)
-        ends = [f"{fixed_decimals(of[m].drop)} points ({_bounds(of[m])}) in {m}" for m in (ordered[0], ordered[-1])]
-        told.append(f"{shown} costs {ends[0]} and {ends[1]}.")
-    return told or [f"No accuracy was measured in two of {listing(transfer.comparisons)}."]
+        ordered = sorted(by_model, key=lambda model: by_model[model].drop)
+        ends = [
+            f"{fixed_decimals(by_model[m].drop)} points ({_bounds(by_model[m])}) in {m}"
+            for m in (ordered[0], ordered[-1])
+        ]
+        sentences.append(f"{shown} costs {ends[0]} and {ends[1]}.")
+    return sentences or [f"No accuracy was measured in two of {listing(transfer.comparisons)}."]
 
 
 def _bounds(row: DropRow) -> str:

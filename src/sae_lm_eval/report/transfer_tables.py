@@ -88,17 +88,17 @@ def adjusted(cells: Mapping[str, Mapping[str, DropRow]]) -> dict[str, dict[str, 
     """The rows of a table of variants by models with p adjusted over all of them, by Holm's method."""
     from statsmodels.stats.multitest import multipletests
 
-    places = [(model, variant) for model, of in cells.items() for variant in of]
-    found = [cells[model][variant].p for model, variant in places]
-    adjusted: Any = multipletests([1.0 if p is None else p for p in found], method="holm")[1]
+    places = [(model, variant) for model, by_variant in cells.items() for variant in by_variant]
+    p_values = [cells[model][variant].p for model, variant in places]
+    adjusted: Any = multipletests([1.0 if p is None else p for p in p_values], method="holm")[1]
     out: dict[str, dict[str, DropRow]] = {model: {} for model in cells}
     for (model, variant), p in zip(places, adjusted, strict=True):
         out[model][variant] = replace(cells[model][variant], p_adjusted=float(p))
     return out
 
 
-def _baseline(of: Mapping[str, DropRow]) -> Cell:
-    return baseline_cell(next(iter(of.values()))) if of else Cell(NA)
+def _baseline(by_variant: Mapping[str, DropRow]) -> Cell:
+    return baseline_cell(next(iter(by_variant.values()))) if by_variant else Cell(NA)
 
 
 def _with_home(cell: Cell, at_home: bool) -> Cell:
@@ -115,13 +115,13 @@ def gap_table(
         for home in homes[:1]:
             for model, comparison in comparisons.items():
                 measured = not (comparison.drops.empty or comparisons[home].drops.empty)
-                if model in homes or not measured or name not in {one.name for one in comparison.variants}:
+                if model in homes or not measured or name not in {results.name for results in comparison.variants}:
                     continue
-                found, n = gap(comparisons[home], comparison, name)
+                estimate, n = gap(comparisons[home], comparison, name)
                 bounds = ""
-                if is_number(found.low):
-                    bounds = f"[{fixed_decimals(found.low)}, {fixed_decimals(found.high)}]"
-                value = number_cell(found.value, fixed_decimals(found.value), bounds)
+                if is_number(estimate.low):
+                    bounds = f"[{fixed_decimals(estimate.low)}, {fixed_decimals(estimate.high)}]"
+                value = number_cell(estimate.value, fixed_decimals(estimate.value), bounds)
                 body.append((*map(text_cell, (shown, home, model)), number_cell(n, f"{n:,}"), value))
     if not body:
         return []
@@ -142,10 +142,10 @@ def gap_table(
 def loss_tables(fidelity: Mapping[str, Fidelity], names: Mapping[str, str]) -> list[ReportTable]:
     """What was measured on the first text of each model, of which all have the same: variants by models."""
     texts = {model: next((task for _, task in metrics), None) for model, metrics in fidelity.items()}
-    known = [text for text in texts.values() if text is not None]
-    if not known or len(set(known)) > 1:
+    tasks = [text for text in texts.values() if text is not None]
+    if not tasks or len(set(tasks)) > 1:
         return []
-    text, made = known[0], []
+    text, tables = tasks[0], []
     for heading, metric in OF_TEXT:
         measured = {
             model: {
@@ -160,13 +160,13 @@ def loss_tables(fidelity: Mapping[str, Fidelity], names: Mapping[str, str]) -> l
         ):
             continue
         body = [
-            (text_cell(shown), *(cost_cell(of.get(name)) for of in measured.values()))
+            (text_cell(shown), *(cost_cell(by_variant.get(name)) for by_variant in measured.values()))
             for name, shown in names.items()
-            if any(name in of for of in measured.values())
+            if any(name in by_variant for by_variant in measured.values())
         ]
         unit = "as a fraction of the model's own training compute" if metric == "effective_compute" else "in nats/token"
         caption = f"{heading[0].upper()}{heading[1:]} on {text.removeprefix(GROUP)} in {listing(fidelity)}, {unit}."
         columns = (TableColumn("variant", "left"), *map(TableColumn, fidelity))
         title = f"{heading[0].upper()}{heading[1:]} in each model"
-        made.append(ReportTable(f"transfer-{ascii_slug(metric)}", title, caption, columns, tuple(body)))
-    return made
+        tables.append(ReportTable(f"transfer-{ascii_slug(metric)}", title, caption, columns, tuple(body)))
+    return tables

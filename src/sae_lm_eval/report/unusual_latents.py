@@ -23,22 +23,22 @@ class Latent:
     """`name` is its number, behind the site where a variant has several dictionaries; `link` is its page, if any."""
 
     name: str
-    told: str
+    detail: str
     link: str | None
 
 
 @dataclass(frozen=True)
 class Unusual:
-    """Of a document and variant: `told` is what all the latents share."""
+    """Of a document and variant: `sentence` is what all the latents share."""
 
     variant: str
-    told: str
+    sentence: str
     latents: tuple[Latent, ...]
 
 
 def unusual_latents(runs: Mapping[str, Results], places: Collection[Place]) -> dict[tuple[str, Place], Unusual]:
     """By variant and document, as far as the runs' tables of documents say. Damaged tables say nothing."""
-    found = {}
+    by_place = {}
     for variant, run in runs.items():
         try:
             documents: Any = document_table(run, [*KEY, "l0", "latents", "others"])
@@ -49,10 +49,10 @@ def unusual_latents(runs: Mapping[str, Results], places: Collection[Place]) -> d
         documents = documents.dropna(subset=["latents", "others"])
         for row in documents.to_dict("records"):
             place = (str(row["task"]), int(row["doc_id"]))
-            row["latents"] = [of for of in row["latents"] if of is not None and None not in of.values()]
+            row["latents"] = [latent for latent in row["latents"] if latent is not None and None not in latent.values()]
             if place in places and row["latents"]:
-                found[variant, place] = _unusual(variant, run, row)
-    return found
+                by_place[variant, place] = _unusual(variant, run, row)
+    return by_place
 
 
 def _unusual(variant: str, run: Results, row: Mapping[str, Any]) -> Unusual:
@@ -62,15 +62,15 @@ def _unusual(variant: str, run: Results, row: Mapping[str, Any]) -> Unusual:
         if is_number(row["l0"])
         else ""
     )
-    told = f"Latents that are as active in the fewest of {int(row['others'])} other documents.{l0}"
-    return Unusual(variant, told, tuple(_latent(of, splices) for of in row["latents"]))
+    sentence = f"Latents that are as active in the fewest of {int(row['others'])} other documents.{l0}"
+    return Unusual(variant, sentence, tuple(_latent(latent, splices) for latent in row["latents"]))
 
 
-def _latent(of: Mapping[str, float], splices: Sequence[Mapping[str, object]]) -> Latent:
-    splice = splices[int(of["splice"])] if 0 <= of["splice"] < len(splices) else {}
-    number, page = int(of["latent"]), splice.get("neuronpedia")
+def _latent(latent: Mapping[str, float], splices: Sequence[Mapping[str, object]]) -> Latent:
+    splice = splices[int(latent["splice"])] if 0 <= latent["splice"] < len(splices) else {}
+    number, page = int(latent["latent"]), splice.get("neuronpedia")
     name = f"{splice.get('hook_out')}, {number}" if len(splices) > 1 else str(number)
-    return Latent(name, f"{significant(of['activation'])}, {int(of['as_active'])}", latent_page(page, number))
+    return Latent(name, f"{significant(latent['activation'])}, {int(latent['as_active'])}", latent_page(page, number))
 
 
 def latent_page(page: object, number: int) -> str | None:

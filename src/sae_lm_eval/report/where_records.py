@@ -182,7 +182,7 @@ def records_beside(comparison: Comparison) -> tuple[list[dict[str, Any]], list[s
     """
     home = comparison.baseline.folder
     folders = [folder / FOLDER for folder in (home, *home.parents[:2])]
-    found: list[tuple[Path, WhereRecord, str]] = []
+    matches: list[tuple[Path, WhereRecord, str]] = []
     left_out = []
     for file in (file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json"))):
         record = read_where_record(file)
@@ -190,19 +190,19 @@ def records_beside(comparison: Comparison) -> tuple[list[dict[str, Any]], list[s
         own = [results.name for results in comparison.variants if _is_same(results.provenance, spliced)]
         mismatch = _mismatch(record, comparison.baseline) or (None if own else "a variant that is not compared here")
         if mismatch is None:
-            found.append((file, record, own[0]))
+            matches.append((file, record, own[0]))
         else:
             left_out.append(_left_out(file, mismatch))
-    newest = {name: file for file, _, name in sorted(found, key=lambda one: one[0].stat().st_mtime_ns)}
-    slugs = distinct_slugs(name for *_, name in found)
+    newest = {name: file for file, _, name in sorted(matches, key=lambda match: match[0].stat().st_mtime_ns)}
+    slugs = distinct_slugs(name for *_, name in matches)
     left_out += [
         _left_out(file, f"{name}, as is {_short(newest[name])}, which is newer")
-        for file, _, name in found
+        for file, _, name in matches
         if file != newest[name]
     ]
     return [
         {**record.model_dump(by_alias=True), "variant": name, "slug": slugs[name]}
-        for file, record, name in found
+        for file, record, name in matches
         if file == newest[name]
     ], left_out
 
@@ -220,11 +220,11 @@ def _mismatch(record: WhereRecord, baseline: Results) -> str | None:
     if not record.model_args or not record.n_shot:
         lacking = "the model" if not record.model_args else "the shots"
         return f"an earlier version, which did not write down {lacking}"
-    asked = baseline.model_args
+    own_args = baseline.model_args
     for name in OF_MODEL:
-        here, there = (str(args.get(name) or USUAL.get(name) or "none") for args in (asked, record.model_args))
-        if here != there:
-            return f"another model ({name} {there}, and here {here})"
+        ours, theirs = (str(args.get(name) or USUAL.get(name) or "none") for args in (own_args, record.model_args))
+        if ours != theirs:
+            return f"another model ({name} {theirs}, and here {ours})"
     content = _model_content(baseline.folder)
     for name, other in OF_MODEL_CONTENT.items():
         if record.model.get(name) and content.get(name) and record.model[name] != content[name]:
@@ -235,10 +235,10 @@ def _mismatch(record: WhereRecord, baseline: Results) -> str | None:
 
 def _other_prompts(record: WhereRecord, baseline: Results) -> str | None:
     """With which other prompts the tasks of a record were asked; None for those of the baseline."""
-    for task, there in record.n_shot.items():
-        here = baseline.n_shot.get(task, 0)
-        if here != there:
-            return f"another number of shots ({task} has {there}, and here {here})"
+    for task, theirs in record.n_shot.items():
+        ours = baseline.n_shot.get(task, 0)
+        if ours != theirs:
+            return f"another number of shots ({task} has {theirs}, and here {ours})"
     if record.chat_template != bool(baseline.raw.get("chat_template")):
         return f"prompts with{'' if record.chat_template else 'out'} a chat template"
     if (record.system_instruction or None) != (baseline.raw.get("system_instruction") or None):
@@ -248,18 +248,18 @@ def _other_prompts(record: WhereRecord, baseline: Results) -> str | None:
 
 def _model_content(folder: Path) -> Mapping[str, str | None]:
     """What the run that made the results wrote down of its model; nothing where no run did, or it cannot be read."""
-    found = (read_identity(above) for above in (folder, *folder.parents[:2]))
+    identities = (read_identity(above) for above in (folder, *folder.parents[:2]))
     try:
-        return next((identity.model for identity in found if identity is not None), {})
+        return next((identity.model for identity in identities if identity is not None), {})
     except UserError:
         return {}
 
 
-def _is_same(here: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
+def _is_same(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Whether two records are of one variant; weights are compared where both have a checksum of them."""
-    checksums = [[splice.get(CHECKSUM) for splice in of.get("splices") or []] for of in (here, there)]
-    return _spliced(here) == _spliced(there) and all(
-        one is None or other is None or one == other for one, other in zip(*checksums, strict=True)
+    checksums = [[splice.get(CHECKSUM) for splice in record.get("splices") or []] for record in (first, second)]
+    return _spliced(first) == _spliced(second) and all(
+        ours is None or theirs is None or ours == theirs for ours, theirs in zip(*checksums, strict=True)
     )
 
 

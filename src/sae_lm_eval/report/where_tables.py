@@ -48,7 +48,7 @@ def latent_tables(record: Mapping[str, Any], *, overall: bool = False) -> list[R
     """The table of latents, if there are any; `overall` leaves those of all tasks together."""
     latents = record.get("latents")
     if overall and latents:
-        record = {**record, "latents": {**latents, "rows": [of for of in latents["rows"] if of["name"] == OVERALL]}}
+        record = {**record, "latents": {**latents, "rows": [row for row in latents["rows"] if row["name"] == OVERALL]}}
     table = latent_table(record, f"where-{_slug(record)}-latents")
     return [] if table is None else [table]
 
@@ -74,8 +74,8 @@ def question_pages(records: Sequence[Mapping[str, Any]]) -> tuple[QuestionPage, 
 def untold(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Why records have no numbers of something that was asked."""
     reasons = [(record.get("latents") or {}).get("reason") for record in records]
-    told = [sentence for record in records for sentence in record.get("not_told") or []]
-    return [*told, *(f"No latents: {reason}" for reason in reasons if reason)]
+    sentences = [sentence for record in records for sentence in record.get("not_told") or []]
+    return [*sentences, *(f"No latents: {reason}" for reason in reasons if reason)]
 
 
 def where_picture(record: Mapping[str, Any]) -> Picture | None:
@@ -169,8 +169,8 @@ def norm_edges(record: Mapping[str, Any]) -> str:
     """At which norms of the error the classes of the division by norm end."""
     edges: Mapping[str, Sequence[float]] = record["norm_edges"]
     listed = "; ".join(
-        f"{', '.join(dict.fromkeys(significant(edge) if edge > LEAST else 'above 0' for edge in of))} at {hook}"
-        for hook, of in edges.items()
+        f"{', '.join(dict.fromkeys(significant(edge) if edge > LEAST else 'above 0' for edge in site_edges))} at {hook}"
+        for hook, site_edges in edges.items()
     )
     return f"Edges of the norm: {listed}."
 
@@ -178,8 +178,10 @@ def norm_edges(record: Mapping[str, Any]) -> str:
 def _coverage(covered: Mapping[str, Any] | None, documents: int) -> tuple[Cell, Cell]:
     if covered is None:
         return text_cell(""), text_cell("")
-    of = covered["documents"] / documents
-    return number_cell(of, share(of)), number_cell(covered["positions"], fixed_decimals(covered["positions"]))
+    fraction = covered["documents"] / documents
+    return number_cell(fraction, share(fraction)), number_cell(
+        covered["positions"], fixed_decimals(covered["positions"])
+    )
 
 
 def _shares(own: Mapping[str, Mapping[str, Any]]) -> list[Cell]:

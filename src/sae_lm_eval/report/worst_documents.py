@@ -99,15 +99,15 @@ def worst_documents(
     frames = {(names[variant], task): frame for (variant, task), frame in documents}
     cuts = {(cut.section, cut.name): cut for cut in comparison.cuts}
     by_name = {row.name: row for row in shown.rows}
-    found = {
+    by_category = {
         name: _worst(cuts[by_name[name].section, name], frames, variants)
         for within in in_order(shown.rows).values()
         for name in within
     }
-    reader = _Reader(comparison.baseline, {variant: runs[variant] for variant in variants}, found.values())
+    reader = _Reader(comparison.baseline, {variant: runs[variant] for variant in variants}, by_category.values())
     return tuple(
         Worst(by_name[name].alias, tuple(reader.document(key, losers, frames) for key, losers in keys.items()))
-        for name, keys in found.items()
+        for name, keys in by_category.items()
         if keys
     )
 
@@ -116,10 +116,10 @@ def _worst(cut: Cut, frames: Frames, variants: Sequence[str]) -> dict[Key, list[
     """The documents, and the variants that lose most in them."""
     losses: dict[Key, dict[str, float]] = {}
     for variant in variants:
-        of = {task: frames[variant, task] for task in cut.tasks if (variant, task) in frames}
+        by_task = {task: frames[variant, task] for task in cut.tasks if (variant, task) in frames}
         if cut.chosen is not None:
-            of = {task: frame[frame["doc_id"].isin(list(cut.chosen[task]))] for task, frame in of.items()}
-        frame = pd.concat(of.values())
+            by_task = {task: frame[frame["doc_id"].isin(list(cut.chosen[task]))] for task, frame in by_task.items()}
+        frame = pd.concat(by_task.values())
         loss: Any = frame["margin_baseline"] - frame["margin_variant"]
         loss = loss if loss.notna().any() else frame["score_lost"]
         for at, lost in loss[loss > 0].nlargest(DOCUMENTS).items():
@@ -136,15 +136,15 @@ class _Reader:
     def __init__(self, baseline: Results, variants: Mapping[str, Results], chosen: Iterable[Collection[Key]]) -> None:
         self.baseline = baseline
         self.variants = list(variants)
-        keys = {key for of in chosen for key in of}
+        keys = {key for category_keys in chosen for key in category_keys}
         runs = {"baseline": baseline, **variants}
         self.samples: dict[str, dict[Key, Sample]] = {name: {} for name in runs}
         self.unusual = unusual_latents(variants, {(task, doc_id) for task, _, doc_id in keys})
         self.headers: dict[str, int] = {}
         for task in dict.fromkeys(sorted(task for task, *_ in keys)):
-            wanted = {doc_id for key_task, _, doc_id in keys if key_task == task}
+            doc_ids = {doc_id for key_task, _, doc_id in keys if key_task == task}
             for name, run in runs.items():
-                for sample in run.whole_samples(task, wanted):
+                for sample in run.whole_samples(task, doc_ids):
                     self.samples[name][task, sample["filter"], sample["doc_id"]] = sample
             if self._shots(task):
                 self.headers[task] = header(map(_prompt, baseline.whole_samples(task)), self._delimiter(task))
@@ -171,7 +171,7 @@ class _Reader:
             target=abridged(printable(samples[0]["target"]), LONGEST_ANSWER) if right is None else None,
             models=models,
             lines=(*_lines(samples, right or ()), *_margin_line(margins)),
-            unusual=tuple(found for of in losers if (found := self.unusual.get((of, (task, doc_id))))),
+            unusual=tuple(entry for loser in losers if (entry := self.unusual.get((loser, (task, doc_id))))),
         )
 
     @staticmethod
@@ -180,8 +180,8 @@ class _Reader:
 
 
 def _margin_line(margins: Sequence[float]) -> list[Line]:
-    known = not np.isnan(margins).any()
-    return [Line(MARGIN, False, tuple(Said(fixed_decimals(margin, 2)) for margin in margins))] if known else []
+    is_defined = not np.isnan(margins).any()
+    return [Line(MARGIN, False, tuple(Said(fixed_decimals(margin, 2)) for margin in margins))] if is_defined else []
 
 
 def _contexts(sample: Sample) -> list[str]:
@@ -219,10 +219,10 @@ def question_start(prompt: str, shared: int, shots: int, delimiter: str) -> int:
     there are examples, each of which ends with one."""
     at = 0
     for _ in range(shots):
-        found = prompt.find(delimiter, at)
-        if found < 0:
+        place = prompt.find(delimiter, at)
+        if place < 0:
             break
-        at = found + len(delimiter)
+        at = place + len(delimiter)
     return max(at, shared)
 
 
@@ -243,26 +243,26 @@ def _lines(samples: Sequence[Sample], right: Sequence[int]) -> list[Line]:
     first = samples[0]
     continuations = _asked(first, [request.get("arg_1") for request in first["arguments"].values()])
     try:
-        logprobs = [_asked(one, [float(answer[0]) for answer in one["filtered_resps"]]) for one in samples]
+        logprobs = [_asked(sample, [float(answer[0]) for answer in sample["filtered_resps"]]) for sample in samples]
     except (TypeError, ValueError, LookupError, OverflowError):
         logprobs = []
     texts = all(isinstance(text, str) for text in continuations)
-    if not texts or not logprobs or any(len(of) != len(continuations) for of in logprobs):
+    if not texts or not logprobs or any(len(values) != len(continuations) for values in logprobs):
         return _texts(samples)
     start = len(_prompt(first))
     labels = [f"{context[start:]}{text}" for context, text in zip(_contexts(first), continuations, strict=False)]
     alone = len(labels) == 1
     answers = [
-        str(one["filtered_resps"][0][1]) == "True" if alone else int(np.argmax(of))
-        for one, of in zip(samples, logprobs, strict=True)
+        str(sample["filtered_resps"][0][1]) == "True" if alone else int(np.argmax(values))
+        for sample, values in zip(samples, logprobs, strict=True)
     ]
     return [
         Line(
             abridged(printable(label.strip()), LONGEST_ANSWER),
             index in right,
             tuple(
-                Said(fixed_decimals(of[index], 2), bool(answer) if alone else answer == index)
-                for of, answer in zip(logprobs, answers, strict=True)
+                Said(fixed_decimals(values[index], 2), bool(answer) if alone else answer == index)
+                for values, answer in zip(logprobs, answers, strict=True)
             ),
         )
         for index, label in enumerate(labels)
@@ -277,6 +277,10 @@ def _texts(samples: Sequence[Sample]) -> list[Line]:
             label, False, tuple(Said(abridged(printable(text.strip()), LONGEST_ANSWER) or NA) for text in texts)
         )
 
-    made = [", ".join(map(str, one["filtered_resps"])) for one in samples]
-    written = [str(one["resps"][0][0]) for one in samples] if all(one.get("resps") for one in samples) else made
-    return [line("answer", written), *([line("extracted", made)] if made != written else [])]
+    filtered = [", ".join(map(str, sample["filtered_resps"])) for sample in samples]
+    written = (
+        [str(sample["resps"][0][0]) for sample in samples]
+        if all(sample.get("resps") for sample in samples)
+        else filtered
+    )
+    return [line("answer", written), *([line("extracted", filtered)] if filtered != written else [])]

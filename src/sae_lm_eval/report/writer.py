@@ -39,13 +39,13 @@ def write(report: Report, folder: Path) -> list[Path]:
     return [folder / name for name in contents]
 
 
-def _forget(folder: Path, made: Container[str]) -> None:
+def _forget(folder: Path, contents: Container[str]) -> None:
     """Remove figures, pages and tables of an earlier report that this one has no numbers for."""
     pictures = [
         path for path in (folder / "figures").glob("*") if path.suffix[1:] in KINDS and path.name.startswith(PICTURES)
     ]
     for path in (*pictures, *folder.glob("questions-*.html"), *(folder / name for name in SOMETIMES)):
-        if path.relative_to(folder).as_posix() not in made:
+        if path.relative_to(folder).as_posix() not in contents:
             path.unlink(missing_ok=True)
 
 

@@ -38,13 +38,13 @@ def check_columns(specs: Sequence[str], edit: object) -> None:
         raise UserError(f"{twice[0]} is given twice: each variant is a column, and no two may be the same.")
 
 
-def prompt_format_of(asked: str | None, model: str, *, has_template: bool) -> str:
+def prompt_format_of(prompt_format: str | None, model: str, *, has_template: bool) -> str:
     """How prompts are put to `model`. Raises `UserError` for what is no format, or for chat without a template."""
-    if asked is None:
+    if prompt_format is None:
         return "chat" if has_template else "plain"
-    if one_of(asked, FORMATS, "--prompt_format") == "chat" and not has_template:
+    if one_of(prompt_format, FORMATS, "--prompt_format") == "chat" and not has_template:
         raise UserError(f"{model} has no chat template: use --prompt_format plain.")
-    return asked
+    return prompt_format
 
 
 def check_system(system: str | None, prompt_format: str, model: str) -> None:

@@ -66,8 +66,8 @@ class Model:
         self.lm = SaeHFLM(**self.model_args, sae=specs[0] if specs else None)
         first = self.lm.spliced
         wanted = [first.wanted, *(replace(first.wanted, dictionaries=self._load(spec)) for spec in specs[1:])]
-        bos = any(dictionary.prepend_bos for one in wanted for dictionary in one.dictionaries)
-        others = [first.as_variant(one, wants_bos=bos) for one in wanted[1:]]
+        bos = any(dictionary.prepend_bos for choice in wanted for dictionary in choice.dictionaries)
+        others = [first.as_variant(choice, wants_bos=bos) for choice in wanted[1:]]
         self.variants = [first.in_group(Group(), wants_bos=bos), *others]
         self._provenance: dict[str, Any] | None = None
         self._writers: Writers | None = None
@@ -93,7 +93,7 @@ class Model:
 
     @property
     def variant_columns(self) -> list[AnswerColumn]:
-        return [AnswerColumn(one.name, one.variant) for one in self.variants]
+        return [AnswerColumn(spliced.name, spliced.variant) for spliced in self.variants]
 
     def set_splice(self, mode: str) -> None:
         """Let another mode take the place of the activations. Raises `UserError` and changes nothing if it cannot."""
@@ -103,10 +103,11 @@ class Model:
         if mode == "mean" and self.variants[0].wanted.mean_text is None:
             raise UserError("splice=mean needs the text it averages: start with splice=mean,mean_text=FILE.")
         self.variants = [
-            one.as_variant(
-                replace(one.wanted, choices=replace(one.choices, splice=mode)), wants_bos=one.tokens.wants_bos
+            spliced.as_variant(
+                replace(spliced.wanted, choices=replace(spliced.choices, splice=mode)),
+                wants_bos=spliced.tokens.wants_bos,
             )
-            for one in self.variants
+            for spliced in self.variants
         ]
         self._provenance = self._writers = None
 
@@ -141,16 +142,16 @@ class Model:
     @property
     def context_size(self) -> int:
         """The longest text, in tokens, that no dictionary has to stretch for."""
-        return min(one.context_size for one in self.variants)
+        return min(spliced.context_size for spliced in self.variants)
 
     @property
     def stop_ids(self) -> frozenset[int]:
         """The ids of eos that the tokenizer, the model's configuration and its generation defaults have."""
-        found: set[int] = set()
+        eos_ids: set[int] = set()
         for source in (self.tokens.tokenizer, self.model.config, getattr(self.model, "generation_config", None)):
             ids = getattr(source, "eos_token_id", None)
-            found.update(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
-        return frozenset(found)
+            eos_ids.update(ids if isinstance(ids, (list, tuple)) else [] if ids is None else [ids])
+        return frozenset(eos_ids)
 
     # -- what the numbers carry ---------------------------------------------------------------------------
 
@@ -170,7 +171,7 @@ class Model:
                 "packages": first.versions(),
                 "prompt_format": self.format,
                 "trained_context": self.context_size,
-                "variants": {one.name: provenance_of(one.variant) for one in self.variants},
+                "variants": {spliced.name: provenance_of(spliced.variant) for spliced in self.variants},
             }
         return self._provenance
 
@@ -190,8 +191,8 @@ class Conversation:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"The prompt {prompt!r} is not text in UTF-8: {error.reason}.") from error
-        model, asked = self.model, {"role": "user", "content": prompt}
-        prompts = [model.encode(prompt, [*before, asked]) for before in self.messages]
+        model, message = self.model, {"role": "user", "content": prompt}
+        prompts = [model.encode(prompt, [*before, message]) for before in self.messages]
         texts = model.writers.write(prompts, self.sampling, stop_ids=model.stop_ids, watch=watch)
         baseline = texts[0].ids
         answers = tuple(
@@ -207,7 +208,7 @@ class Conversation:
         )
         for messages, answer in zip(self.messages, answers, strict=True):
             if answer.ids:  # else it was interrupted before its first token
-                messages += [asked, {"role": "assistant", "content": answer.text}]
+                messages += [message, {"role": "assistant", "content": answer.text}]
         longest = max(len(answer.prompt) + len(answer.ids) for answer in answers)
         beyond = max(0, longest - model.context_size)
         return Exchange(prompt, self.system, self.sampling, answers, beyond, model.provenance)

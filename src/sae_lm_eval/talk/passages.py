@@ -88,7 +88,7 @@ def tables(passages: Sequence[Passage], special_ids: frozenset[int]) -> dict[str
 def passage_record(passage: Passage, name: Callable[[int], str]) -> dict[str, Any]:
     """A passage as plain values, with all that it depends on: a line of jsonl; `name` gives the text of an id."""
 
-    def of(p: Prediction) -> dict[str, Any]:
+    def prediction_record(p: Prediction) -> dict[str, Any]:
         return {"probability": p.probability, "top": [{"text": name(i), "id": i, "probability": q} for i, q in p.top]}
 
     return {
@@ -97,9 +97,9 @@ def passage_record(passage: Passage, name: Callable[[int], str]) -> dict[str, An
             {
                 "id": place.token,
                 "text": piece,
-                "baseline": of(place.baseline),
+                "baseline": prediction_record(place.baseline),
                 "variants": [
-                    {"variant": variant, "kl_nats": kl, **of(p)}
+                    {"variant": variant, "kl_nats": kl, **prediction_record(p)}
                     for variant, kl, p in zip(passage.variants, place.kl, place.variants, strict=True)
                 ],
             }

@@ -137,8 +137,8 @@ def _in_sentence(pieces: Sequence[str]) -> list[int]:
 def _in_word(pieces: Sequence[str]) -> list[tuple[int, int] | None]:
     """Index in its word and the word's number of tokens, for each piece that holds a part of one word."""
     ends = np.cumsum([0, *map(len, pieces)])
-    found = TokenWords.from_spans("".join(pieces), np.stack([ends[:-1], ends[1:]], axis=1)).owner.tolist()
-    words = [None if word < 0 else word for word in found]
+    owners = TokenWords.from_spans("".join(pieces), np.stack([ends[:-1], ends[1:]], axis=1)).owner.tolist()
+    words = [None if word < 0 else word for word in owners]
     sizes, seen, out = Counter(words), Counter(), []
     for word in words:
         out.append(None if word is None else (seen[word], sizes[word]))

@@ -54,7 +54,7 @@ def token_view(model: nn.Module, variants: Sequence[AnswerColumn], ids: Sequence
         of_variants.append(_predictions(logits, tokens))
         kls.append(kl_divergence(baseline, logits))
     return [
-        Place(token, of_baseline[i], tuple(p[i] for p in of_variants), tuple(of[i] for of in kls))
+        Place(token, of_baseline[i], tuple(p[i] for p in of_variants), tuple(variant_kls[i] for variant_kls in kls))
         for i, token in enumerate(ids[start:])
     ]
 
