@@ -29,8 +29,8 @@ K4 = "world#blocks.2.hook_resid_post.k4"
 def finished(tmp_path_factory):
     """A run of the world on a task of choices and one that reads a text."""
     out = tmp_path_factory.mktemp("documents") / "out"
-    asked = {"model_args": "pretrained=world", "variants": K4, "tasks": ["sae_world_homes", "sae_world_text"]}
-    run(**asked, output_path=out, limit=12, controls="zero")
+    request = {"model_args": "pretrained=world", "variants": K4, "tasks": ["sae_world_homes", "sae_world_text"]}
+    run(**request, output_path=out, limit=12, controls="zero")
     return out
 
 
@@ -61,7 +61,7 @@ def test_its_numbers_are_those_of_the_samples(finished, documents):
     for sample in results.whole_samples("sae_world_homes"):
         row = homes.loc[sample["doc_id"]]
         assert row["prompt"] == sample["arguments"]["gen_args_0"]["arg_0"]
-        assert list(row["answers"]) == [of["arg_1"] for of in sample["arguments"].values()]
+        assert list(row["answers"]) == [arguments["arg_1"] for arguments in sample["arguments"].values()]
         assert list(row["logprobs"]) == [float(answer[0]) for answer in sample["filtered_resps"]]
         assert (row["chosen"] in row["right"]) == bool(sample["acc"])
     compared = paired_comparison(finished / "baseline", [folder]).documents()
@@ -152,8 +152,8 @@ def test_each_variant_has_the_rows_of_its_own_context(tmp_path, pair):
     other = written(tmp_path / "k8", [1.0] * 40, [50] * 20 + [90] * 20, context=80)
     long = written(tmp_path / "k16", [1.0] * 40, [50] * 20 + [90] * 20, context=1024)
     drops = paired_comparison(pair[0], [pair[1], other, long], draws=100).drops.query("section == @SECTION")
-    found = {variant: sorted(rows["name"]) for variant, rows in drops.groupby("variant")}
-    assert found == {
+    names = {variant: sorted(rows["name"]) for variant, rows in drops.groupby("variant")}
+    assert names == {
         "k4": ["beyond 64 tokens", "within 64 tokens"],
         "k8": ["beyond 80 tokens", "within 80 tokens"],
     }
@@ -185,9 +185,9 @@ def test_a_table_of_something_else_and_of_a_newer_version(pair):
     with pytest.raises(UserError, match="has no column doc_id of int64: it is no table of a run's documents"):
         document_table(read_results(pair[0]))
     table = pq.read_table(path_of(read_results(pair[1])))
-    for version, told in (("99", "was written by a newer sae_lm_eval"), ("x", "which is no version")):
+    for version, reason in (("99", "was written by a newer sae_lm_eval"), ("x", "which is no version")):
         pq.write_table(table.replace_schema_metadata({"schema": version}), path)
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=reason):
             document_table(read_results(pair[0]))
 
 
@@ -206,8 +206,8 @@ def test_latents_stand_by_the_worst_documents_with_their_pages(tmp_path, page, l
     latents = [{"splice": 0, "latent": 57, "activation": 3.25, "as_active": 1}]
     right = [1.0] * 20
     folders = [written(tmp_path / "baseline", right, [9] * 20)]
-    told = {"latents": latents, "context": 64, "neuronpedia": page}
-    folders.append(written(tmp_path / "k4", [0.0, *right[1:]], [9] * 20, **told))
+    extra = {"latents": latents, "context": 64, "neuronpedia": page}
+    folders.append(written(tmp_path / "k4", [0.0, *right[1:]], [9] * 20, **extra))
     report = assemble.build(paired_comparison(folders[0], [folders[1]], draws=100))
     (document,) = report.worst[0].documents
     (unusual,) = document.unusual

@@ -36,34 +36,34 @@ def costs(strengths, rng, *, seeds=1, spread=0.0):
     return [2 * s**2 * m * matters * n / COUNT for s, m, n in zip(strengths, moved, noise, strict=True)]
 
 
-def of(strengths, own, kind="prune", **kwargs):
+def ruled_ladder(strengths, own, kind="prune", **kwargs):
     rungs = costs((*strengths, own), np.random.default_rng(0), **kwargs)
     return ruled(ladder(kind, strengths), rungs[:-1], rungs[-1][0], [np.arange(COUNT)])
 
 
 def test_what_is_a_rung_costs_what_the_rung_does():
     rungs = costs(SHARES, np.random.default_rng(0))
-    found = ruled(ladder("prune", SHARES), rungs, rungs[7][0], [np.arange(COUNT)])
-    assert (found.strength, found.low, found.high) == pytest.approx((0.4, 0.4, 0.4))
+    estimate = ruled(ladder("prune", SHARES), rungs, rungs[7][0], [np.arange(COUNT)])
+    assert (estimate.strength, estimate.low, estimate.high) == pytest.approx((0.4, 0.4, 0.4))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("strength", "seeds", "spread"), [(0.17, 1, 0), (0.33, 1, 0), (0.58, 1, 0), (0.33, 3, 0.05)])
 def test_intervals_hold_the_known_strength(strength, seeds, spread):
-    rng, found = np.random.default_rng([3, seeds, round(100 * strength)]), []
+    rng, estimates = np.random.default_rng([3, seeds, round(100 * strength)]), []
     for _ in range(200):
         *rungs, own = costs((*SHARES, strength), rng, seeds=seeds, spread=spread)
         # A dictionary has no seed of its own.
         own = own[0] / np.exp(0) if not spread else costs((strength,), np.random.default_rng(rng.integers(2**32)))[0][0]
-        found.append(ruled(ladder("prune", SHARES), rungs, own, [np.arange(COUNT)], draws=200, rng=rng))
-    held = np.mean([one.low <= strength <= one.high for one in found])
+        estimates.append(ruled(ladder("prune", SHARES), rungs, own, [np.arange(COUNT)], draws=200, rng=rng))
+    held = np.mean([estimate.low <= strength <= estimate.high for estimate in estimates])
     assert held >= 0.90, held
-    assert abs(np.median([one.strength / strength - 1 for one in found])) < 0.02
+    assert abs(np.median([estimate.strength / strength - 1 for estimate in estimates])) < 0.02
 
 
 def test_what_costs_nothing_is_no_edit_and_what_costs_more_has_a_bound():
-    assert of(SHARES, 0.0).strength == 0
-    assert of(SHARES, 1.2).bound == "more than 0.8"
+    assert ruled_ladder(SHARES, 0.0).strength == 0
+    assert ruled_ladder(SHARES, 1.2).bound == "more than 0.8"
     rungs = costs((0.1, 0.5, 0.8), np.random.default_rng(1))
     bits = ladder("quantize", (8.0, 4.0, 3.0))
     assert ruled(bits, rungs, rungs[0][0] / 10, [np.arange(COUNT)]).bound == "more than 8"
@@ -74,7 +74,7 @@ def test_what_costs_nothing_is_no_edit_and_what_costs_more_has_a_bound():
 
 
 @pytest.mark.parametrize(
-    ("kind", "low", "high", "told"),
+    ("kind", "low", "high", "bounds"),
     [
         ("prune", 0.3, 0.4, "30% to 40%"),
         ("prune", 0.3, None, "30% or more"),
@@ -85,29 +85,29 @@ def test_what_costs_nothing_is_no_edit_and_what_costs_more_has_a_bound():
         ("quantize", None, None, "no bound"),
     ],
 )
-def test_an_end_beyond_the_ladder_is_told_on_its_side(kind, low, high, told):
+def test_an_end_beyond_the_ladder_is_told_on_its_side(kind, low, high, bounds):
     ends = {"strength": 0.35 if kind != "quantize" else 3.5, "low": low, "high": high, "level": 0.95}
     row = {"variant": "k4", "kind": kind, "ladder": f"{kind}?weights=mlp", "cost": "drop", **ends}
     (sentence,) = ruler_tables.ruler_sentences(pd.DataFrame([row], dtype=object), {"k4": "k4"})
-    assert f"({told})" in sentence
+    assert f"({bounds})" in sentence
 
 
 def test_costs_that_fall_on_the_way_are_pooled():
     rungs = costs((0.1, 0.3, 0.2, 0.6), np.random.default_rng(2))
     own = costs((0.25,), np.random.default_rng(2))[0][0]
-    found = ruled(ladder("prune", (0.1, 0.2, 0.3, 0.6)), rungs, own, [np.arange(COUNT)])
-    assert 0.1 < found.low <= found.strength <= found.high < 0.6
+    estimate = ruled(ladder("prune", (0.1, 0.2, 0.3, 0.6)), rungs, own, [np.arange(COUNT)])
+    assert 0.1 < estimate.low <= estimate.strength <= estimate.high < 0.6
 
 
 def test_a_ladder_without_cost_and_few_documents_are_refused():
     nothing = [np.random.default_rng(i).normal(0, 1, (1, COUNT)) / COUNT for i in range(3)]
-    found = ruled(ladder("noise", (0.1, 0.2, 0.4)), nothing, nothing[0][0], [np.arange(COUNT)])
-    assert found.reason == "the strongest rung costs nothing that can be told from 0"
-    known = costs(SHARES, np.random.default_rng(0))
-    own = np.where(np.arange(COUNT) == 3, np.nan, known[0][0])
-    found = ruled(ladder("prune", SHARES), known, own, [np.arange(COUNT)])
-    assert found.reason == "a cost of some documents is not finite"
-    few = [one[:, :9] for one in costs(SHARES, np.random.default_rng(0))]
+    estimate = ruled(ladder("noise", (0.1, 0.2, 0.4)), nothing, nothing[0][0], [np.arange(COUNT)])
+    assert estimate.reason == "the strongest rung costs nothing that can be told from 0"
+    ladder_costs = costs(SHARES, np.random.default_rng(0))
+    own = np.where(np.arange(COUNT) == 3, np.nan, ladder_costs[0][0])
+    estimate = ruled(ladder("prune", SHARES), ladder_costs, own, [np.arange(COUNT)])
+    assert estimate.reason == "a cost of some documents is not finite"
+    few = [rung[:, :9] for rung in costs(SHARES, np.random.default_rng(0))]
     assert "9 documents are too few" in ruled(ladder("prune", SHARES), few, few[0][0], [np.arange(9)]).reason
 
 
@@ -118,9 +118,9 @@ def test_a_ladder_without_cost_and_few_documents_are_refused():
 def folder(tmp_path):
     """A run of 200 questions: each tenth that is pruned loses a tenth of them, and a dictionary 50."""
 
-    def put(name, wrong, told):
+    def put(name, wrong, record):
         right = answers({"task": [0.0] * wrong + [1.0] * (200 - wrong)})
-        write_run(tmp_path / name, right, config={"sae_lm_eval": told}, model=name)
+        write_run(tmp_path / name, right, config={"sae_lm_eval": record}, model=name)
 
     put("baseline", 0, {"splice": "none"})
     put("k4", 50, {"splice": "reconstruction"})
@@ -138,17 +138,17 @@ def comparison_of(folder):
 
 def test_the_report_says_what_else_costs_as_much(folder):
     comparison = comparison_of(folder)
-    (found,) = ladders_of(comparison.variants)
-    assert (found.name, list(found.rungs)) == ("prune?weights=mlp", [0.1, 0.2, 0.3, 0.4])
+    (pruning,) = ladders_of(comparison.variants)
+    assert (pruning.name, list(pruning.rungs)) == ("prune?weights=mlp", [0.1, 0.2, 0.3, 0.4])
     (row,) = ruler(comparison).to_dict("records")
     assert (row["cost"], row["strength"]) == ("drop", pytest.approx(0.25))
     assert row["low"] <= 0.25 <= row["high"]
-    made = writer.files(assemble.build(comparison))
+    contents = writer.files(assemble.build(comparison))
     sentence = next(s for s in assemble.build(comparison).headline if "costs as much" in s)
     assert sentence.startswith("By its drop k4 costs as much as pruning 25% (")
     assert sentence.endswith(") of the MLP weights.")
     for name in ("report.html", "report.md", "appendix.tex"):
-        assert "What else costs as much" in made[name].decode()
+        assert "What else costs as much" in contents[name].decode()
 
 
 # Wrong answers of 100 by category: for each tenth that is pruned, with the dictionary, and what follows by hand.
@@ -165,18 +165,18 @@ HIT = {
 def test_each_category_has_a_strength_of_its_own(tmp_path):
     """Categories are a field of the documents of two tasks, each of which has half of the questions of each."""
 
-    def put(name, wrong, told):
+    def put(name, wrong, record):
         rng, samples = np.random.default_rng(0), {}
         for task in ("one", "two"):
             right = [(category, float(at >= wrong[category])) for at in range(100) for category in HIT]
             samples[task] = [question(task, i, value, rng, category) for i, (category, value) in enumerate(right)]
-        write_run(tmp_path / name, samples, config={"sae_lm_eval": told}, model=name)
+        write_run(tmp_path / name, samples, config={"sae_lm_eval": record}, model=name)
 
     put("baseline", dict.fromkeys(HIT, 0), {"splice": "none"})
-    put("k4", {category: of[1] for category, of in HIT.items()}, {"splice": "reconstruction"})
+    put("k4", {category: hit[1] for category, hit in HIT.items()}, {"splice": "reconstruction"})
     for tenths in (1, 2, 3, 4):
         edit = {"name": f"prune?share=0.{tenths}", "kind": "prune", "share": tenths / 10, "weights": "mlp"}
-        wrong = {category: tenths * of[0] for category, of in HIT.items()}
+        wrong = {category: tenths * hit[0] for category, hit in HIT.items()}
         put(f"pruned_{tenths}", wrong, {"splice": "edit", "edit": edit})
     others = [path for path in sorted(tmp_path.iterdir()) if path.name != "baseline"]
     comparison = paired_comparison(tmp_path / "baseline", others, categories={"subject": {"field": "subject"}})
@@ -212,7 +212,9 @@ def test_a_text_is_paired_by_document(folder, monkeypatch):
     comparison = comparison_of(folder)
     texts = {f"pruned_{tenths}": text(tenths / 10, tenths) for tenths in (1, 2, 3, 4)} | {"k4": text(0.25, 9)}
     by_folder = {results.file.parents[1].name: results.name for results in comparison.variants}
-    monkeypatch.setattr(ruler_module, "fidelity_texts", lambda _: {by_folder[name]: of for name, of in texts.items()})
+    monkeypatch.setattr(
+        ruler_module, "fidelity_texts", lambda _: {by_folder[name]: table for name, table in texts.items()}
+    )
     row = ruler(comparison).query("cost == 'KL'").iloc[0]
     assert row["strength"] == pytest.approx(0.25, abs=0.005)
     assert row["high"] - row["low"] < 0.01, "what documents have in common drops out"
@@ -233,14 +235,14 @@ def test_sets_of_questions_are_resampled_as_one(folder):
 
 
 @pytest.mark.parametrize(
-    ("kind", "seeds", "told"),
+    ("kind", "seeds", "ending"),
     [("prune", 1, ")"), ("noise", 1, "), and not what another seed"), ("noise", 3, ") and the seeds of noise")],
 )
-def test_the_caption_tells_what_the_interval_covers(kind, seeds, told):
+def test_the_caption_tells_what_the_interval_covers(kind, seeds, ending):
     row = {"variant": "k4", "kind": kind, "ladder": kind, "cost": "drop", "strength": 0.3, "low": 0.2, "high": 0.4}
-    found = pd.DataFrame([{**row, "level": 0.95, "seeds": seeds}], dtype=object)
-    (table,) = ruler_tables.ruler_table(found, {"k4": "k4"})
-    assert f"(the same of the variant and the edits{told}" in table.caption
+    frame = pd.DataFrame([{**row, "level": 0.95, "seeds": seeds}], dtype=object)
+    (table,) = ruler_tables.ruler_table(frame, {"k4": "k4"})
+    assert f"(the same of the variant and the edits{ending}" in table.caption
 
 
 def test_a_run_without_a_ladder_has_no_ruler(folder):
@@ -249,11 +251,11 @@ def test_a_run_without_a_ladder_has_no_ruler(folder):
 
 def test_controls_are_ladders_of_the_run_as_a_whole():
     specs = ["world#blocks.2.hook_resid_post.k4", "world#blocks.2.hook_resid_post.k32", {"edit": "prune?share=0.3"}]
-    found = variant_requests(specs, ["prune", "zero", "noise"])
-    edits = [one.arguments["edit"] for one in found if "edit" in one.arguments]
+    requests = variant_requests(specs, ["prune", "zero", "noise"])
+    edits = [request.arguments["edit"] for request in requests if "edit" in request.arguments]
     assert sorted(edits) == sorted([*LADDERS["prune"], *LADDERS["noise"]])
     assert all(edit_of(edit) is not None for of_kind in LADDERS.values() for edit in of_kind)
-    assert [one.arguments["splice"] for one in found if "splice" in one.arguments] == ["zero"]
+    assert [request.arguments["splice"] for request in requests if "splice" in request.arguments] == ["zero"]
     with pytest.raises(UserError, match="controls: 'prun' is unknown"):
         variant_requests(specs, ["prun"])
-    json.dumps([one.record for one in found])
+    json.dumps([request.record for request in requests])

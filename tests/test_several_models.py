@@ -60,10 +60,10 @@ def test_entries_are_names_revisions_and_mappings():
 
 
 def test_revisions_of_one_model():
-    made = content("EleutherAI/pythia-70m")
-    made["model_args"] |= {"revision": ["step1000", "main"], "dtype": "float32"}
-    assert lists_models(made["model_args"])
-    sweeps = sweeps_of(made)
+    sweep = content("EleutherAI/pythia-70m")
+    sweep["model_args"] |= {"revision": ["step1000", "main"], "dtype": "float32"}
+    assert lists_models(sweep["model_args"])
+    sweeps = sweeps_of(sweep)
     assert list(sweeps) == ["pythia-70m,step1000", "pythia-70m"]
     assert sweeps["pythia-70m,step1000"].model_args == {
         "pretrained": "EleutherAI/pythia-70m",
@@ -100,13 +100,13 @@ def test_a_wrong_list_is_told_in_a_sentence(pretrained, message):
 
 
 def test_two_lists_are_refused():
-    made = content(["world", "gpt2"])
-    made["model_args"]["revision"] = ["a", "b"]
+    sweep = content(["world", "gpt2"])
+    sweep["model_args"]["revision"] = ["a", "b"]
     with pytest.raises(UserError, match="pretrained and revision are both lists"):
-        sweeps_of(made)
-    made["model_args"] = {"pretrained": "gpt2", "revision": []}
+        sweeps_of(sweep)
+    sweep["model_args"] = {"pretrained": "gpt2", "revision": []}
     with pytest.raises(UserError, match="revision: the list is empty"):
-        sweeps_of(made)
+        sweeps_of(sweep)
 
 
 # -- what is told before anything is loaded --------------------------------------------------------------------
@@ -115,14 +115,14 @@ def test_two_lists_are_refused():
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
     """Models of other widths, layers and tokens than the world's."""
-    made = tmp_path_factory.mktemp("models")
+    parent = tmp_path_factory.mktemp("models")
     for name in ("narrow", "chat"):
         model, tokenizer = random_model("llama"), word_tokenizer()
         if name == "chat":
             tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-        model.save_pretrained(made / name)
-        tokenizer.save_pretrained(made / name)
-    return {path.name: path for path in made.iterdir()}
+        model.save_pretrained(parent / name)
+        tokenizer.save_pretrained(parent / name)
+    return {path.name: path for path in parent.iterdir()}
 
 
 def test_widths_layers_and_what_is_not_there_are_told_first(folders, tmp_path):
@@ -157,8 +157,8 @@ def test_all_models_with_a_template_and_all_without_one_are_named(folders):
         *({"pretrained": plain, "name": name, "revision": name} for name in ("third", "fourth")),
     ]
     entries[1]["revision"] = "other"
-    told = told_before(sweeps_of(content(entries, variants=[{"edit": "prune?share=0.1"}])))
-    assert told == [
+    sentences = told_before(sweeps_of(content(entries, variants=[{"edit": "prune?share=0.1"}])))
+    assert sentences == [
         "Questions are asked behind a chat template of first and second, and of third and fourth without one: each "
         "drop is against the same model asked alike."
     ]
@@ -235,8 +235,8 @@ def test_a_run_of_several_models_has_a_run_of_each_and_one_report(out):
         assert title in page
     assert (out / "report" / "figures" / "heat-map.svg").is_file()
     assert "{" in (out / "report" / "appendix.tex").read_text()
-    told = (out.parent / "stderr").read_text()
-    assert "say nothing of the dictionary" not in told
+    stderr = (out.parent / "stderr").read_text()
+    assert "say nothing of the dictionary" not in stderr
 
 
 def test_each_drop_is_against_the_model_itself(out):
@@ -286,18 +286,18 @@ def test_by_what_there_is_not(out):
 
 
 def test_the_same_command_continues_and_a_model_may_be_added(out, tmp_path):
-    made = content(["world", {"pretrained": "world@step4088", "name": "earlier"}])
-    made |= {"tasks": ["sae_world_homes", "sae_world_villages", "sae_fidelity_world"], "limit": 10}
-    made |= {"controls": ["zero"], "variants": [{"sae": K4, "name": "k4"}, {"sae": K32, "name": "k32"}]}
+    sweep = content(["world", {"pretrained": "world@step4088", "name": "earlier"}])
+    sweep |= {"tasks": ["sae_world_homes", "sae_world_villages", "sae_fidelity_world"], "limit": 10}
+    sweep |= {"controls": ["zero"], "variants": [{"sae": K4, "name": "k4"}, {"sae": K32, "name": "k32"}]}
     before = {file: file.stat().st_mtime_ns for file in out.glob("*/*/*/results_*.json")}
-    found = run(**made, output_path=out)
-    assert isinstance(found, Transfer)
+    transfer = run(**sweep, output_path=out)
+    assert isinstance(transfer, Transfer)
     assert {file: file.stat().st_mtime_ns for file in out.glob("*/*/*/results_*.json")} == before
-    assert list(found.comparisons) == ["world", "earlier"]
-    assert set(found.drops["model"]) == {"world", "earlier"}
-    assert re.match("<3 variants in 2 models: world, earlier>", repr(found))
-    assert "<table" in found._repr_html_()
-    assert found.report(tmp_path / "report").is_file()
+    assert list(transfer.comparisons) == ["world", "earlier"]
+    assert set(transfer.drops["model"]) == {"world", "earlier"}
+    assert re.match("<3 variants in 2 models: world, earlier>", repr(transfer))
+    assert "<table" in transfer._repr_html_()
+    assert transfer.report(tmp_path / "report").is_file()
 
 
 def test_the_plan_says_what_each_model_would_run(out, tmp_path):
@@ -333,11 +333,11 @@ def test_where_takes_one_model(tmp_path):
 
 def test_p_of_the_table_is_that_of_the_stars(tmp_path):
     """Six lost answers have p = 2 / 2^6, and by Holm's method three times that where three models lose them."""
-    made = {
+    comparisons = {
         name: compared(tmp_path / name, np.ones(40), np.r_[np.zeros(6), np.ones(34)])
         for name in ("one", "two", "three")
     }
-    transfer = Transfer(made, {})
+    transfer = Transfer(comparisons, {})
     assert transfer.drops.query("section == 'overall'")["p"].tolist() == pytest.approx([2 / 2**6] * 3)
     for by in (None, "task"):
         assert transfer.table(by)["p_adjusted"].tolist() == pytest.approx([6 / 2**6] * 3)
@@ -346,36 +346,38 @@ def test_p_of_the_table_is_that_of_the_stars(tmp_path):
 
 
 def test_a_report_shows_one_task_once_and_colours_reconstructions_in_the_order_of_the_table(tmp_path):
-    made = {}
+    comparisons = {}
     for model in ("one", "two"):
-        of = tmp_path / model
+        folder = tmp_path / model
         for name, wrong, splice in (("baseline", 0, "none"), ("k4", 1, "reconstruction"), ("zero", 9, "zero")):
-            told = {"sae_lm_eval": {"splice": splice}}
-            write_run(of / name, answers({"t": np.r_[np.zeros(wrong), np.ones(20 - wrong)]}), config=told, model=name)
-        write_run(of / "k32", answers({"t": np.ones(20)}), config={"sae_lm_eval": {"splice": "reconstruction"}})
-        made[model] = paired_comparison(of / "baseline", [of / name for name in ("k4", "zero", "k32")])
-    report = transfer_report(Transfer(made, {}))
+            config = {"sae_lm_eval": {"splice": splice}}
+            write_run(
+                folder / name, answers({"t": np.r_[np.zeros(wrong), np.ones(20 - wrong)]}), config=config, model=name
+            )
+        write_run(folder / "k32", answers({"t": np.ones(20)}), config={"sae_lm_eval": {"splice": "reconstruction"}})
+        comparisons[model] = paired_comparison(folder / "baseline", [folder / name for name in ("k4", "zero", "k32")])
+    report = transfer_report(Transfer(comparisons, {}))
     assert [table.title for table in report.tables] == ["What each variant costs in each model"]
     (picture,) = report.pictures
     names = [row[0].text for row in report.tables[0].rows[1:]]
     assert [label.get_text() for label in picture.figure.axes[0].get_xticklabels()] == names[:2]
 
 
-def models_of(folder: Path, trained_on: str, trained: bool = True, **asked: dict) -> dict:
+def models_of(folder: Path, trained_on: str, trained: bool = True, **model_args: dict) -> dict:
     """By name the comparisons of models asked for so, all with a dictionary that names `trained_on`."""
     splice = {"dictionary": "k4", "trained_on": [trained_on], "trained_here": trained}
-    made = {}
-    for name, arguments in asked.items():
-        of = {"baseline": {"splice": "none"}, "k4": {"splice": "reconstruction", "splices": [splice]}}
-        for variant, told in of.items():
-            config = {"model_args": arguments, "sae_lm_eval": told}
+    comparisons = {}
+    for name, arguments in model_args.items():
+        records = {"baseline": {"splice": "none"}, "k4": {"splice": "reconstruction", "splices": [splice]}}
+        for variant, record in records.items():
+            config = {"model_args": arguments, "sae_lm_eval": record}
             write_run(folder / name / variant, answers({"t": np.ones(20)}), config=config)
-        made[name] = paired_comparison(folder / name / "baseline", folder / name / "k4")
-    return made
+        comparisons[name] = paired_comparison(folder / name / "baseline", folder / name / "k4")
+    return comparisons
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("model_args", "expected"),
     [
         ({"one": {"pretrained": "a/gemma"}, "two": {"pretrained": "b/gemma"}}, {"one"}),
         ({"one": {"pretrained": "c/gemma"}, "two": {"pretrained": "b/gemma"}}, {"one", "two"}),
@@ -385,8 +387,8 @@ def models_of(folder: Path, trained_on: str, trained: bool = True, **asked: dict
         ({"one": {"pretrained": "a/gemma"}, "two": {"pretrained": "a/gemma", "peft": "./lora"}}, {"one"}),
     ],
 )
-def test_the_model_that_a_dictionary_was_trained_on_is_the_nearest_of_its_name(tmp_path, asked, expected):
-    comparisons = models_of(tmp_path, "a/gemma", **asked)
+def test_the_model_that_a_dictionary_was_trained_on_is_the_nearest_of_its_name(tmp_path, model_args, expected):
+    comparisons = models_of(tmp_path, "a/gemma", **model_args)
     assert {model for model, own in trained_here(comparisons).items() if own} == expected
 
 
@@ -407,10 +409,10 @@ def test_a_model_is_no_home_by_the_last_part_of_its_name_alone(tmp_path):
     ],
 )
 def test_results_say_whether_a_dictionary_was_trained_on_the_model(trained_on, model, is_its):
-    made, sae = random_model("gpt2"), random_sae(32, "blocks.1.hook_resid_post")
-    made.config._name_or_path = model
+    untrained, sae = random_model("gpt2"), random_sae(32, "blocks.1.hook_resid_post")
+    untrained.config._name_or_path = model
     sae.cfg.metadata.model_name = trained_on
-    lm = SaeHFLM(pretrained=made, tokenizer=word_tokenizer(), sae=sae)
+    lm = SaeHFLM(pretrained=untrained, tokenizer=word_tokenizer(), sae=sae)
     (splice,) = lm.spliced.provenance()["splices"]
     assert (splice["trained_on"], splice["trained_here"]) == ([trained_on], is_its)
 
@@ -435,12 +437,14 @@ def test_how_much_more_a_variant_costs_is_by_question(tmp_path):
     home = compared(tmp_path / "home", np.ones(40), np.r_[np.zeros(4), np.ones(36)])
     away = compared(tmp_path / "away", np.r_[np.ones(30), np.zeros(10)], np.r_[np.zeros(10), np.ones(20), np.zeros(10)])
     name = home.variants[0].name
-    found, n = gap(home, away, name)
+    estimate, n = gap(home, away, name)
     each = np.r_[np.zeros(4), np.ones(6), np.zeros(30)]
     half = 2.0226909 * each.std(ddof=1) / 40**0.5
     assert n == 40
-    assert found.value == pytest.approx(100 * each.mean())
-    assert (found.low, found.high) == pytest.approx((100 * (each.mean() - half), 100 * (each.mean() + half)), abs=1e-4)
+    assert estimate.value == pytest.approx(100 * each.mean())
+    assert (estimate.low, estimate.high) == pytest.approx(
+        (100 * (each.mean() - half), 100 * (each.mean() + half)), abs=1e-4
+    )
     same, _ = gap(home, home, name)
     assert same.value == 0
     assert np.isnan(same.low)
@@ -458,12 +462,14 @@ def test_questions_of_a_passage_belong_together_in_how_much_more_a_variant_costs
         )
     home, away = compared_by.values()
     name = away.variants[0].name
-    found, n = gap(home, away, name)
+    estimate, n = gap(home, away, name)
     half = 2.0930241 * (0.3 * 0.7 * 20 / 19 / 20) ** 0.5
     assert n == 200
-    assert (found.low, found.value, found.high) == pytest.approx((30 - 100 * half, 30, 30 + 100 * half), abs=1e-4)
+    assert (estimate.low, estimate.value, estimate.high) == pytest.approx(
+        (30 - 100 * half, 30, 30 + 100 * half), abs=1e-4
+    )
     row = away.drops[away.drops["section"] == "overall"].iloc[0]
-    assert (found.low, found.high) == pytest.approx((row["low"], row["high"]))
+    assert (estimate.low, estimate.high) == pytest.approx((row["low"], row["high"]))
     (table,) = gap_table(compared_by, {"home": frozenset([name])}, {name: "k4"})
     assert "with a cluster-robust 95% interval, by subject." in table.caption
 
@@ -474,8 +480,8 @@ def test_a_report_says_which_model_has_no_results_yet(out, tmp_path):
     copied = tmp_path / "copy"
     shutil.copytree(out, copied)
     shutil.rmtree(copied / "earlier")
-    made = transfer_report(read_transfer(copied))
-    assert "earlier has no results yet: the same command continues." in made.notes
+    report = transfer_report(read_transfer(copied))
+    assert "earlier has no results yet: the same command continues." in report.notes
     shutil.rmtree(copied / "world")
     with pytest.raises(UserError, match="None of the models in"):
         read_transfer(copied)

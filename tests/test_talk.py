@@ -132,9 +132,9 @@ class TestGeneration:
 
         texts = model.writers.write(prompts, Sampling(max_new_tokens=8), stop_ids=frozenset(), watch=watch)
         options = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None, "pad_token_id": 0}
-        for written, prompt, one in zip(texts, prompts, [None, *model.variants], strict=True):
+        for written, prompt, spliced in zip(texts, prompts, [None, *model.variants], strict=True):
             ids = torch.tensor([prompt])
-            with nullcontext() if one is None else one.generating(ids):
+            with nullcontext() if spliced is None else spliced.generating(ids):
                 assert model.model.generate(ids, **options)[0, len(prompt) :].tolist() == written.ids
         assert order == [*(f"{n}{n}0{n}" for n in range(1, 9)), *(f"88{n}8" for n in range(1, 9))]
 
@@ -207,7 +207,7 @@ class TestTokenView:
         with torch.no_grad():
             p = model.model(row).logits[0].double().softmax(-1).numpy()
             qs = []
-            for variant in (one.variant for one in model.variants):
+            for variant in (spliced.variant for spliced in model.variants):
                 with attached(model.model, variant):
                     qs.append(model.model(row).logits[0].double().softmax(-1).numpy())
         places = token_view.token_view(model.model, model.variant_columns, ids, 1)
@@ -269,7 +269,7 @@ class TestModel:
     def test_the_mean_is_of_the_text_that_was_named(self, tmp_path):
         (tmp_path / "text.txt").write_text(" ".join(d.text for d in islice(text.documents(random.Random(0)), 9)))
         model = world("k4", "k32", splice="mean", mean_text=str(tmp_path / "text.txt"), mean_tokens=200)
-        first, second = (one.variant.splices[0].mean for one in model.variants)
+        first, second = (spliced.variant.splices[0].mean for spliced in model.variants)
         torch.testing.assert_close(first, second)
         model.set_splice("reconstruction")
         assert model.provenance["mean"] is None
@@ -294,9 +294,9 @@ class TestModel:
         ],
     )
     def test_mistakes(self, arguments, saes, sentence):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as error:
             Model(arguments, saes)
-        assert str(told.value).startswith(sentence)
+        assert str(error.value).startswith(sentence)
 
 
 class TestConversation:
@@ -365,9 +365,9 @@ def test_a_column_without_a_token_has_written_nothing_yet():
     conversation = Conversation(model, Sampling(max_new_tokens=4))
     exchange = conversation.answer("w5", lambda texts: False)
     assert [len(answer.ids) for answer in exchange.answers] == [1, 0]
-    told = Console(width=90, file=io.StringIO(), record=True)
-    told.print(Columns(model.decode, exchange.answers).table(told))
-    assert "nothing yet" in (text := told.export_text())
+    console = Console(width=90, file=io.StringIO(), record=True)
+    console.print(Columns(model.decode, exchange.answers).table(console))
+    assert "nothing yet" in (text := console.export_text())
     assert "as the baseline" not in text
     assert [len(messages) for messages in conversation.messages] == [2, 0]
 

@@ -53,8 +53,8 @@ class TestMistakes:
         assert mistake(*base, "--text", "nowhere.txt") == "There is no text file 'nowhere.txt'."
         assert "Choose from txt, jsonl, parquet" in mistake(*base, "--text", str(tmp_path / "text.doc"))
         page = str(tmp_path / "prompts.txt" / "page.html")
-        told = mistake(*base, "--prompts", str(tmp_path / "prompts.txt"), "--html", page)
-        assert told == f"'{page}' cannot be written: Not a directory. Name another file."
+        message = mistake(*base, "--prompts", str(tmp_path / "prompts.txt"), "--html", page)
+        assert message == f"'{page}' cannot be written: Not a directory. Name another file."
         assert mistake(*base, "--html", "x.html").startswith("--html needs something to show")
 
     @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ class TestPrompts:
     def test_mistakes_in_jsonl(self, tmp_path, written, sentence):
         path = tmp_path / "prompts.jsonl"
         path.write_text(written)
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as error:
             read_prompts(path)
-        assert str(told.value).startswith(sentence.format(path))
+        assert str(error.value).startswith(sentence.format(path))
 
     def test_what_is_not_utf_8(self, tmp_path):
         (tmp_path / "prompts.txt").write_bytes(b"\xff\xfe")
@@ -235,11 +235,11 @@ def test_keys_in_a_terminal():
             """Read on to just after `text`."""
             nonlocal seen, read
             deadline = time.monotonic() + seconds
-            while (found := seen.find(text, read)) < 0:
+            while (start := seen.find(text, read)) < 0:
                 ready, _, _ = select.select([main], [], [], max(0, deadline - time.monotonic()))
                 assert ready, seen[-2000:]
                 seen += os.read(main, 65536).decode(errors="replace")
-            read = found + len(text)
+            read = start + len(text)
 
         try:
             until("/help lists the commands")

@@ -49,10 +49,10 @@ class TestPieces:
     def test_they_join_to_the_text(self):
         tokenizer = byte_tokenizer()
         ids = tokenizer.encode(self.TEXT)
-        found = pieces(decoder(tokenizer), ids)
-        assert "".join(found) == self.TEXT
-        assert len(found) == len(ids)
-        assert found[ids.index(tokenizer.encode("é")[0])] == ""
+        parts = pieces(decoder(tokenizer), ids)
+        assert "".join(parts) == self.TEXT
+        assert len(parts) == len(ids)
+        assert parts[ids.index(tokenizer.encode("é")[0])] == ""
 
     def test_a_start_in_the_middle_changes_nothing(self):
         tokenizer = byte_tokenizer()
