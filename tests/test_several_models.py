@@ -192,6 +192,9 @@ def test_the_folder_of_one_model_and_that_of_several_are_not_mixed(tmp_path):
         check_models(sweeps_of(content(["world"])), tmp_path / "two")
     with pytest.raises(UserError, match="holds the runs of several models"):
         run(**{**content("world"), "output_path": tmp_path / "two"})
+    (tmp_path / "two" / "models.json").write_text(json.dumps({"models": {"../one": {"pretrained": "gpt2"}}}))
+    with pytest.raises(UserError, match=r"record of a run: 'models\.\.\./one"):
+        check_models(sweeps_of(content(["world"])), tmp_path / "two")
     (tmp_path / "two" / "models.json").write_text("[]")
     with pytest.raises(UserError, match="record of a run"):
         check_models(sweeps_of(content(["world"])), tmp_path / "two")

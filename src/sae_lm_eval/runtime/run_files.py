@@ -40,7 +40,7 @@ class Identity(Foreign):
 class Models(Foreign):
     """The models of a folder by the names of their folders, each with its arguments."""
 
-    models: dict[StrictStr, dict[str, Any]]
+    models: dict[Annotated[StrictStr, Field(pattern=r"^[^/\\.][^/\\]*$", max_length=255)], dict[str, Any]]
 
 
 def is_of_several_models(folder: Path) -> bool:
