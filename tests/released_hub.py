@@ -189,14 +189,14 @@ def _data_sets(root: Path) -> None:
 def write(root: Path) -> None:
     """Everything below the folder that a hub is to serve."""
     models = root / "models"
-    for name, made in (
+    for name, writer in (
         ("gpt2", gpt2),
         ("EleutherAI/pythia-70m-deduped", pythia),
         ("google/gemma-2-2b", gemma),
         ("meta-llama/Llama-3.1-8B", llama),
     ):
         (models / name).parent.mkdir(parents=True, exist_ok=True)
-        made(models / name)
+        writer(models / name)
     hook = "blocks.8.hook_resid_pre"
     save(models / "jbloom/GPT2-Small-SAEs-Reformatted", _of_saelens(hook, hook, "gpt2-small"))
     for layer in (6, 11):

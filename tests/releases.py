@@ -435,13 +435,13 @@ def load_all(out: Path, specs: list[str]) -> None:
             entry.config_overrides = {**(entry.config_overrides or {}), **release.overrides}
     for spec in specs:
         try:
-            found = load_dictionary(spec)
+            dictionary = load_dictionary(spec)
         except UserError as error:
             said[spec] = {"refused": str(error)}
             continue
         keep = ("prepend_bos", "processing", "processing_source", "not_stated", "sequential", "remarks", "model_names")
-        said[spec] = {name: getattr(found, name) for name in (*keep, "hook_in", "hook_out")}
-        said[spec] |= {"out": found.reconstruct(x), "acts": found.encode(x)}
+        said[spec] = {name: getattr(dictionary, name) for name in (*keep, "hook_in", "hook_out")}
+        said[spec] |= {"out": dictionary.reconstruct(x), "acts": dictionary.encode(x)}
     torch.save(said, out)
 
 

@@ -33,7 +33,7 @@ def ability(compute):
     return 1.2 * np.log(compute) + 2.0
 
 
-def made(fraction, rng, *, documents=400, noise=0.0, ability=ability, kind="accuracy"):
+def family_scores(fraction, rng, *, documents=400, noise=0.0, ability=ability, kind="accuracy"):
     """Answers of the models, and of one as good as that trained on `fraction`: right or wrong, or margins in nats."""
     difficulty = rng.normal(0, 1.5, documents)
     abilities = np.append(ability(COMPUTE), ability(fraction))
@@ -46,7 +46,7 @@ def made(fraction, rng, *, documents=400, noise=0.0, ability=ability, kind="accu
 
 
 def test_no_drop_is_the_whole_compute_to_the_bit():
-    scores = made(0.3, np.random.default_rng(0))
+    scores = family_scores(0.3, np.random.default_rng(0))
     same = FamilyScores(scores.compute, scores.members, scores.own, scores.members[-1], scores.weights, scores.strata)
     assert equivalent_compute(same).fraction == 1.0
 
@@ -56,28 +56,28 @@ def test_no_drop_is_the_whole_compute_to_the_bit():
 @pytest.mark.parametrize("fraction", [0.1, 0.3, 0.6])
 def test_intervals_hold_the_known_fraction(fraction, kind):
     rng = np.random.default_rng([7, round(100 * fraction)])
-    trials = [equivalent_compute(made(fraction, rng, kind=kind), draws=200, rng=rng) for _ in range(150)]
+    trials = [equivalent_compute(family_scores(fraction, rng, kind=kind), draws=200, rng=rng) for _ in range(150)]
     low, high = (
-        np.array([getattr(one, end) or fill for one in trials]) for end, fill in (("low", 0), ("high", math.inf))
+        np.array([getattr(trial, end) or fill for trial in trials]) for end, fill in (("low", 0), ("high", math.inf))
     )
     held = np.mean((low <= fraction) & (fraction <= high))
     assert 0.90 <= held <= 0.98, held
-    logs = [math.log(one.fraction / fraction) for one in trials if one.fraction]
+    logs = [math.log(trial.fraction / fraction) for trial in trials if trial.fraction]
     assert len(logs) >= 145
     assert abs(np.median(logs)) < 0.15
 
 
 def test_a_flat_curve_is_refused():
-    flat = made(0.3, np.random.default_rng(1), ability=lambda compute: np.full_like(compute, 1.0, dtype=float))
-    found = equivalent_compute(flat)
-    assert found.fraction is None
-    assert found.reason.startswith("flat curve")
+    flat = family_scores(0.3, np.random.default_rng(1), ability=lambda compute: np.full_like(compute, 1.0, dtype=float))
+    equivalent = equivalent_compute(flat)
+    assert equivalent.fraction is None
+    assert equivalent.reason.startswith("flat curve")
 
 
 def test_beyond_the_curves_ends_there_is_a_bound():
-    scores = made(1e-4, np.random.default_rng(2), kind="margin")
-    found = equivalent_compute(scores)
-    assert (found.fraction, found.bound) == (None, "< 0.01")
+    scores = family_scores(1e-4, np.random.default_rng(2), kind="margin")
+    equivalent = equivalent_compute(scores)
+    assert (equivalent.fraction, equivalent.bound) == (None, "< 0.01")
     better = FamilyScores(
         scores.compute, scores.members, scores.own, scores.members[-1] + 1, scores.weights, scores.strata
     )
@@ -85,20 +85,20 @@ def test_beyond_the_curves_ends_there_is_a_bound():
 
 
 def test_too_little_is_refused():
-    scores = made(0.3, np.random.default_rng(3))
+    scores = family_scores(0.3, np.random.default_rng(3))
     two = FamilyScores(COMPUTE[-2:], scores.members[-2:], 1, scores.spliced, scores.weights, scores.strata)
     assert equivalent_compute(two).reason == "a curve needs 3 models, and 2 were measured"
 
 
 def test_scores_that_fall_on_the_way_are_pooled_and_told():
-    scores = made(0.3, np.random.default_rng(4), kind="margin")
+    scores = family_scores(0.3, np.random.default_rng(4), kind="margin")
     members = scores.members[[0, 2, 1, *range(3, 9)]]
-    found = equivalent_compute(FamilyScores(COMPUTE, members, 8, scores.spliced, scores.weights, scores.strata))
-    assert "falls with compute at 1 of 8 steps" in found.flags[0]
+    equivalent = equivalent_compute(FamilyScores(COMPUTE, members, 8, scores.spliced, scores.weights, scores.strata))
+    assert "falls with compute at 1 of 8 steps" in equivalent.flags[0]
 
 
 def test_documents_that_belong_together_are_resampled_as_one():
-    scores = made(0.3, np.random.default_rng(0))
+    scores = family_scores(0.3, np.random.default_rng(0))
     twice = {name: np.repeat(getattr(scores, name), 2, axis=-1) for name in ("members", "spliced", "weights")}
     twice["weights"] = twice["weights"] / 2
     count = len(scores.weights)
@@ -116,8 +116,10 @@ def test_documents_that_belong_together_are_resampled_as_one():
 
 def test_sets_of_documents_reach_the_family(family):
     comparison = paired_comparison(family / "baseline", [family / "k4"], docs_by="text")
-    (one,) = {id(of.scores.sets): of for of in cut_scores(comparison, read_task_family(family / NAME))[:1]}.values()
-    assert len(set(one.scores.sets)) == 100
+    (measured,) = {
+        id(entry.scores.sets): entry for entry in cut_scores(comparison, read_task_family(family / NAME))[:1]
+    }.values()
+    assert len(set(measured.scores.sets)) == 100
 
 
 @pytest.fixture
@@ -126,8 +128,10 @@ def family(tmp_path):
     rights = {"baseline": 90, "k4": 70, "a": 40, "b": 60, "c": 80}
     for name, right in rights.items():
         where = tmp_path / "out" if name in ("baseline", "k4") else tmp_path
-        told = {"splice": "none" if name == "baseline" else "reconstruction"}
-        write_run(where / name, answers({"task": [1.0] * right + [0.0] * (100 - right)}), config={"sae_lm_eval": told})
+        record = {"splice": "none" if name == "baseline" else "reconstruction"}
+        write_run(
+            where / name, answers({"task": [1.0] * right + [0.0] * (100 - right)}), config={"sae_lm_eval": record}
+        )
     rows = [
         "model,results,flops",
         "gpt2,baseline,1e18",
@@ -139,25 +143,25 @@ def family(tmp_path):
 
 def test_a_run_is_placed_on_its_family(family):
     comparison = paired_comparison(family / "baseline", [family / "k4"])
-    found = equivalents(cut_scores(comparison, read_task_family(family / NAME)))
-    row = found[(found["section"] == "task") & (found["measure"] == "score")].iloc[0]
+    frame = equivalents(cut_scores(comparison, read_task_family(family / NAME)))
+    row = frame[(frame["section"] == "task") & (frame["measure"] == "score")].iloc[0]
     assert row["drop"] == pytest.approx(0.2)
     assert 1e17 / 1e18 < row["fraction"] < 5e17 / 1e18
     assert row["low"] < row["fraction"] < row["high"]
     table = findings(comparison).table()
-    overall = found[found["section"] == "overall"].iloc[0]
+    overall = frame[frame["section"] == "overall"].iloc[0]
     assert table.iloc[-1]["equivalent compute"] == overall["fraction"]
     assert table.iloc[-1]["equivalent compute low"] == overall["low"]
-    made = writer.files(assemble.build(comparison))
-    rows = pd.read_csv(io.BytesIO(made["equivalents.csv"]))
+    files = writer.files(assemble.build(comparison))
+    rows = pd.read_csv(io.BytesIO(files["equivalents.csv"]))
     assert list(rows.columns) == [*COLUMNS, "schema"] == list(schema.schema("equivalents")["properties"])
     for record in json.loads(rows.to_json(orient="records")):
         jsonschema.validate(record, schema.schema("equivalents"))
     written = rows[(rows["section"] == "task") & (rows["measure"] == "score")].iloc[0]
     assert written["fraction"] == pytest.approx(row["fraction"])
-    assert "figures/equivalent-compute.svg" in made
+    assert "figures/equivalent-compute.svg" in files
     for name in ("report.html", "report.md", "appendix.tex"):
-        text = made[name].decode()
+        text = files[name].decode()
         assert "Equivalent compute" in text
         assert significant(row["fraction"], 2) in text
 
@@ -165,7 +169,7 @@ def test_a_run_is_placed_on_its_family(family):
 def test_a_variant_falls_on_the_curve_where_its_score_is(family):
     comparison = paired_comparison(family / "baseline", [family / "k4"])
     measured = cut_scores(comparison, read_task_family(family / NAME))
-    (curve,) = [one for one in category_curves(measured) if one.section == "task"]
+    (curve,) = [curve for curve in category_curves(measured) if curve.section == "task"]
     assert curve.share == pytest.approx((0.01, 0.1, 0.5, 1))
     (variant,) = curve.variants
     assert [share for share, _ in curve.knots] == pytest.approx([0.01, 0.1, 0.5, 1])
@@ -176,17 +180,17 @@ def test_a_run_at_chance_has_no_fraction_by_score(tmp_path):
     """Four choices, of which the original and every model of the family get a quarter right."""
     for name, seed in (("baseline", 0), ("k4", 1), ("a", 2), ("b", 3)):
         right = np.random.default_rng(seed).random(200) < 0.25
-        told = {"splice": "none" if name == "baseline" else "reconstruction"}
-        write_run(tmp_path / name, answers({"task": right.astype(float).tolist()}), config={"sae_lm_eval": told})
+        record = {"splice": "none" if name == "baseline" else "reconstruction"}
+        write_run(tmp_path / name, answers({"task": right.astype(float).tolist()}), config={"sae_lm_eval": record})
     rows = ["model,results,flops", "gpt2,baseline,1e18", "a,a,1e16", "b,b,1e17"]
     (tmp_path / NAME).write_text("\n".join(rows) + "\n")
     comparison = paired_comparison(tmp_path / "baseline", [tmp_path / "k4"])
-    found = equivalents(cut_scores(comparison, read_task_family(tmp_path / NAME)))
-    by_score = found[found["measure"] == "score"]
+    frame = equivalents(cut_scores(comparison, read_task_family(tmp_path / NAME)))
+    by_score = frame[frame["measure"] == "score"]
     assert len(by_score) == 2
     assert (by_score["reason"] == "the original itself is not clearly above chance").all()
     assert by_score["fraction"].isna().all()
-    by_margin = found[found["measure"] != "score"]
+    by_margin = frame[frame["measure"] != "score"]
     assert by_margin["reason"].str.startswith("flat curve").all()
 
 
@@ -204,8 +208,8 @@ def test_a_family_of_something_else_is_refused_in_a_sentence(family):
     assert "differ in the shots" in equivalents_of(comparison).notes[0]
     assert "differ in the shots" in writer.files(assemble.build(comparison))["report.md"].decode()
     others = answers({"task": [1.0] * 100})
-    for one in others["task"]:
-        one["prompt_hash"] = one["prompt_hash"][::-1]
+    for sample in others["task"]:
+        sample["prompt_hash"] = sample["prompt_hash"][::-1]
     write_run(family.parent / "e", others)
     file.write_text(text + "e,../e,2e17\n")
     with pytest.raises(UserError, match=r"none of this run.* prompt"):
@@ -233,9 +237,9 @@ def test_tasks_are_asked_as_a_run_was(tmp_path):
 def pythia_run(folder, model, task, right, shots=0):
     """Of 400 questions the original gets `right[0]` right and the variant `right[1]`."""
     for name, count in zip(("baseline", "k4"), right, strict=True):
-        told = {"splice": "none" if name == "baseline" else "reconstruction"}
+        record = {"splice": "none" if name == "baseline" else "reconstruction"}
         answered = answers({task: [1.0] * count + [0.0] * (400 - count)})
-        write_run(folder / name, answered, config={"sae_lm_eval": told}, model=f"EleutherAI/{model}", shots=shots)
+        write_run(folder / name, answered, config={"sae_lm_eval": record}, model=f"EleutherAI/{model}", shots=shots)
     return paired_comparison(folder / "baseline", [folder / "k4"])
 
 

@@ -131,11 +131,11 @@ def test_topk_keeps_the_k_largest_whatever_their_sign(tmp_path, kind, k):
 
 
 def test_k_decides_the_checksum(tmp_path):
-    found = set()
+    fingerprints = set()
     for k in (4, 5):
         folder = saved(tmp_path / str(k), config={**CONFIG, "activation": "topk", "k": k})
-        found.add(load_dictionary(f"circuit_tracer:{folder}#layer_0").fingerprint())
-    assert len(found) == 2
+        fingerprints.add(load_dictionary(f"circuit_tracer:{folder}#layer_0").fingerprint())
+    assert len(fingerprints) == 2
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def test_k_of_the_file_serves_where_the_configuration_has_none(tmp_path):
     ],
 )
 def test_files_in_folders_below_tell_no_format(names, name):
-    found = format_of(names)
-    assert (found and found.name) == name
+    folder_format = format_of(names)
+    assert (folder_format and folder_format.name) == name
 
 
 def test_a_repository_with_folders_of_layers_is_told_what_it_holds(tmp_path):
@@ -205,22 +205,22 @@ def test_a_repository_with_folders_of_layers_is_told_what_it_holds(tmp_path):
 def test_without_an_id_no_file_is_taken_for_a_layer(tmp_path):
     folder = saved(tmp_path)
     save_file(weights(), folder / "None.safetensors")
-    for told in (check_presence, lambda spec: load_dictionary(spec)):
+    for check in (check_presence, lambda spec: load_dictionary(spec)):
         with pytest.raises(UserError, match=r"holds no dictionary at its top .* It has #layer_0"):
-            told(SaeSpec.parse(f"circuit_tracer:{folder}"))
+            check(SaeSpec.parse(f"circuit_tracer:{folder}"))
 
 
 def test_a_layer_or_a_loader_that_is_not_named_is_told(tmp_path):
     folder = saved(tmp_path)
-    for told in (check_presence, lambda spec: load_dictionary(spec)):
+    for check in (check_presence, lambda spec: load_dictionary(spec)):
         with pytest.raises(UserError, match=r"no dictionary #layer_9 \(a file layer_\*\.safetensors\)\. Did you mean"):
-            told(SaeSpec.parse(f"circuit_tracer:{folder}#layer_9"))
+            check(SaeSpec.parse(f"circuit_tracer:{folder}#layer_9"))
         with pytest.raises(UserError, match=r"no dictionary at its top .* It has #layer_0, #layer_1, #layer_2\."):
-            told(SaeSpec.parse(f"circuit_tracer:{folder}"))
+            check(SaeSpec.parse(f"circuit_tracer:{folder}"))
         with pytest.raises(
             UserError, match=r"is in the format of circuit-tracer's transcoders: name it circuit_tracer:.*#layer_N\."
         ):
-            told(SaeSpec.parse(str(folder)))
+            check(SaeSpec.parse(str(folder)))
 
 
 def without(name: str) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from sae_lm_eval.runtime.checksum import ROW, checksums
 from sae_lm_eval.runtime.content import contents
 
 
-def of(tensor: torch.Tensor, name: str = "x") -> str:
+def checksum_of(tensor: torch.Tensor, name: str = "x") -> str:
     return checksums({"": {name: tensor}})[""]
 
 
@@ -46,23 +46,23 @@ class TestChecksum:
         two.view(-1)[[1, -2]] = -two.view(-1)[[1, -2]]
         exchanged = changed["two elements"] = x.clone()
         exchanged.view(-1)[[1, -1]] = exchanged.view(-1)[[-1, 1]]
-        found = {what: of(tensor) for what, tensor in changed.items()}
-        assert found["nothing"] == of(x)
-        assert len(set(found.values())) == len(found)
+        digests = {what: checksum_of(tensor) for what, tensor in changed.items()}
+        assert digests["nothing"] == checksum_of(x)
+        assert len(set(digests.values())) == len(digests)
 
     def test_the_smallest_change_of_one_number_is_noticed_wherever_it_is(self):
         x = drawn(3 * ROW)
-        seen = {of(x)}
+        seen = {checksum_of(x)}
         for index in range(0, len(x), 997):
             other = x.clone()
             other[index] = torch.nextafter(other[index], torch.tensor(torch.inf))
-            seen.add(of(other))
+            seen.add(checksum_of(other))
         assert len(seen) == 1 + len(range(0, len(x), 997))
 
     def test_zeros_of_another_sign_and_other_nans_are_other_bits(self):
-        assert of(torch.zeros(5)) != of(-torch.zeros(5))
+        assert checksum_of(torch.zeros(5)) != checksum_of(-torch.zeros(5))
         nans = torch.tensor([0x7FC00000, 0x7FC00001], dtype=torch.int32).view(torch.float32)
-        assert of(nans[:1]) != of(nans[1:])
+        assert checksum_of(nans[:1]) != checksum_of(nans[1:])
 
     def test_two_tensors_of_one_shape_that_are_exchanged(self):
         x, y = drawn(40, 40), drawn(40, 40) + 1
@@ -71,23 +71,23 @@ class TestChecksum:
     def test_what_holds_the_same_is_the_same(self):
         x = drawn(64, 96)
         for same in (x.T.contiguous().T, torch.stack([x, x], -1)[..., 1], nn.Parameter(x), x.to_sparse()):
-            assert of(same) == of(x)
+            assert checksum_of(same) == checksum_of(x)
         octets = torch.arange(101, dtype=torch.uint8)
-        assert of(octets[1:]) == of(octets[1:].clone())  # where words do not begin at a word
+        assert checksum_of(octets[1:]) == checksum_of(octets[1:].clone())  # where words do not begin at a word
 
     def test_kinds_of_tensors(self):
         x = drawn(4, 4)
-        assert of(x) != of(x.view(torch.int32))
-        assert of(x[:0]) != of(x[:0].reshape(0, 9))
-        assert of(torch.complex(x, x)) != of(torch.complex(x, -x))
-        assert of(TwoTensor(x, x)) != of(TwoTensor(x, x + 1))
-        assert of(x.to("meta")) != of(drawn(4, 5).to("meta"))
+        assert checksum_of(x) != checksum_of(x.view(torch.int32))
+        assert checksum_of(x[:0]) != checksum_of(x[:0].reshape(0, 9))
+        assert checksum_of(torch.complex(x, x)) != checksum_of(torch.complex(x, -x))
+        assert checksum_of(TwoTensor(x, x)) != checksum_of(TwoTensor(x, x + 1))
+        assert checksum_of(x.to("meta")) != checksum_of(drawn(4, 5).to("meta"))
 
     def test_how_much_is_taken_at_a_time_changes_nothing(self, monkeypatch):
         x = drawn(5, ROW)
-        expected = of(x)
+        expected = checksum_of(x)
         monkeypatch.setattr(checksum, "AT_ONCE_ON_CPU", 2 * ROW)
-        assert of(x) == expected
+        assert checksum_of(x) == expected
 
     def test_as_other_devices_take_it(self):
         """Their form of the sums, and the formula in integers without bounds."""
@@ -101,7 +101,7 @@ class TestChecksum:
         assert (rows[:, None] * weights).sum(-1).tolist() == wrapped
 
     def test_it_is_the_same_from_release_to_release(self):
-        assert of(torch.arange(40_000, dtype=torch.float32)) == "541098fabeb20cfd17ff391d708650d0"
+        assert checksum_of(torch.arange(40_000, dtype=torch.float32)) == "541098fabeb20cfd17ff391d708650d0"
 
     def test_one_transfer_for_everything(self, monkeypatch):
         transfers = []
@@ -211,10 +211,10 @@ class TestHooks:
         assert len(set(seen)) == len(seen)
 
     def test_equal_hooks_of_equal_models_are_equal(self):
-        one, other = random_model("llama"), random_model("llama")
-        for model in (one, other):
+        first, other = random_model("llama"), random_model("llama")
+        for model in (first, other):
             model.model.layers[1].mlp.register_forward_hook(self.steered(torch.ones(WIDTH)))
-        assert settings(one) == settings(other)
+        assert settings(first) == settings(other)
 
     def test_methods_and_globals(self, monkeypatch):
         model, steering = random_model("llama"), Steering(2.0)

@@ -52,9 +52,9 @@ def weights(
         **({"threshold": (LATENTS,)} if threshold else {}),
         **({"W_skip": (width, width)} if skip else {}),
     }
-    made = {name: torch.randn(shape, generator=rng) / 5 for name, shape in shapes.items()}
-    made["b_enc"] -= 0.8  # few are active
-    return made
+    tensors = {name: torch.randn(shape, generator=rng) / 5 for name, shape in shapes.items()}
+    tensors["b_enc"] -= 0.8  # few are active
+    return tensors
 
 
 def saved(folder: Path, layout: str, *, layers: int = LAYERS, config: dict | None = None, **kind: bool) -> Path:
@@ -65,7 +65,7 @@ def saved(folder: Path, layout: str, *, layers: int = LAYERS, config: dict | Non
         if layout == "circuit-tracer":
             names = {"W_enc": w["W_enc"].T.contiguous(), **{n: w[n] for n in ("b_enc", "b_dec")}}
             names |= {n: w[n] for n in ("threshold", "W_skip") if n in w}
-            save_file({f"{n}_{layer}": of for n, of in names.items()}, folder / f"W_enc_{layer}.safetensors")
+            save_file({f"{n}_{layer}": tensor for n, tensor in names.items()}, folder / f"W_enc_{layer}.safetensors")
             save_file({f"W_dec_{layer}": w["W_dec"]}, folder / f"W_dec_{layer}.safetensors")
         else:
             full = torch.randn(LATENTS, layers, WIDTH)  # what stands at earlier layers is never used
@@ -159,7 +159,7 @@ def by_hand_in_lm_eval(layers=range(LAYERS), name="llama"):
     return lm
 
 
-def asked(kind, **settings):
+def requests_of(kind, **settings):
     header = words(12, seed=0)
     contexts = [f"{header} {words(n, seed=n)}" for n in (2, 5, 3, 9)]
     if kind == "loglikelihood":
@@ -182,9 +182,9 @@ def test_every_kind_of_request_beside_other_variants(tmp_path, kind):
     # Twice the same dictionaries, so that the first layer is computed for both at once; and one that begins later.
     same = {"sae": spec, "splice_tokens": "all", "dictionaries": load_dictionaries(spec)}
     models = family(same, same, {**same, "splice_layers": "1-2"}, *OTHERS)
-    answers = [getattr(lm, kind)(asked(kind, **settings)) for lm in models]
+    answers = [getattr(lm, kind)(requests_of(kind, **settings)) for lm in models]
     for index, layers in ((2, range(LAYERS)), (3, (1, 2))):
-        expected = getattr(by_hand_in_lm_eval(layers), kind)(asked(kind, **settings))
+        expected = getattr(by_hand_in_lm_eval(layers), kind)(requests_of(kind, **settings))
         if kind == "generate_until":
             assert answers[index] == expected
         else:
@@ -235,17 +235,17 @@ def test_edits_of_latents(tmp_path, layout, layers, mode):
 def test_edits_of_latents_at_some_positions(tmp_path):
     spec = f"clt:{saved(tmp_path / 'clt', 'circuit-tracer')}"
     given = {"sae": spec, "splice_tokens": "all", "clamp": "0/7:1.5", "ablate": "1/2+1/3", "latent_positions": "last"}
-    requests = asked("loglikelihood")
+    requests = requests_of("loglikelihood")
     _, lm, *_ = family(given, {"sae": spec, "splice_tokens": "all"}, *OTHERS)
     pairs = [request.args for request in requests]
     queries = [lm.spliced.query(*ids) for ids in lm.spliced.group.pairs(pairs)]
-    for query, (found, _) in zip(queries, lm.loglikelihood(requests), strict=True):
+    for query, (logprob, _) in zip(queries, lm.loglikelihood(requests), strict=True):
         last = (torch.arange(len(query.ids)) == len(query.ids) - len(query.targets))[:, None]
         edits = lambda layer, z, last=last: torch.where(last, some_edited(layer, z), z)  # noqa: E731
         model = replaced_by_hand(random_model("llama"), SITES["circuit-tracer", "llama"], range(LAYERS), edits=edits)
         logits = model(torch.tensor([list(query.ids)])).logits[0, -len(query.targets) :].log_softmax(-1)
         expected = float(logits.gather(-1, torch.tensor(list(query.targets))[:, None]).sum())
-        assert found == pytest.approx(expected, abs=1e-4)
+        assert logprob == pytest.approx(expected, abs=1e-4)
 
 
 def clean_by_hand(model, layers):
@@ -291,12 +291,12 @@ def test_latents_that_read_the_clean_run(tmp_path, layers):
     models = family({**given, "splice_input": "clean"}, given, *OTHERS)
     torch.testing.assert_close(models[1]._model_call(ids), expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(models[2]._model_call(ids), expected, atol=1e-3)
-    together = [lm.loglikelihood(asked("loglikelihood")) for lm in models]
+    together = [lm.loglikelihood(requests_of("loglikelihood")) for lm in models]
     alone = SaeHFLM(pretrained=random_model("llama"), tokenizer=word_tokenizer(), splice_input="clean", **given)
     with alone.spliced.attached():
-        plain = HFLM(pretrained=alone.model, tokenizer=alone.tokenizer).loglikelihood(asked("loglikelihood"))
+        plain = HFLM(pretrained=alone.model, tokenizer=alone.tokenizer).loglikelihood(requests_of("loglikelihood"))
     torch.testing.assert_close(torch.tensor(together[1]), torch.tensor(plain), atol=1e-4, rtol=0)
-    texts = asked("generate_until", until=[], max_gen_toks=6, do_sample=False)
+    texts = requests_of("generate_until", until=[], max_gen_toks=6, do_sample=False)
     for request, written in zip(texts, models[1].generate_until(texts), strict=True):
         ids = models[1].tok_encode(request.args[0])
         for _ in range(6):
@@ -322,7 +322,7 @@ def test_other_dictionaries_read_the_clean_run_too(hook):
         expected = model(ids).logits
     torch.testing.assert_close(models[1]._model_call(ids), expected, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(models[2]._model_call(ids), expected, atol=1e-4)
-    together = [lm.loglikelihood(asked("loglikelihood")) for lm in models]
+    together = [lm.loglikelihood(requests_of("loglikelihood")) for lm in models]
     assert together[1] != together[2]
 
 
@@ -337,7 +337,7 @@ BROKEN = {
     "decoders are missing": (lambda f: (f / "W_dec_2.safetensors").unlink(), "no file W_dec_2.safetensors"),
     "a tensor is missing": (
         lambda f: rewritten(
-            f / "W_enc_1.safetensors", lambda t: {name: of for name, of in t.items() if name != "b_dec_1"}
+            f / "W_enc_1.safetensors", lambda t: {name: tensor for name, tensor in t.items() if name != "b_dec_1"}
         ),
         "Layer 1 of .* has no tensor 'b_dec_1'",
     ),
@@ -473,10 +473,10 @@ def test_a_gather_is_the_product(density, dtype):
     latents = torch.rand(3, 7, 64, generator=rng) * (torch.rand(3, 7, 64, generator=rng) < density)
     decoder = torch.randn(64, 4, WIDTH, generator=rng)
     layer = CrossLayerLatents(2, torch.zeros(WIDTH, 64), torch.zeros(64), FileRows(decoder.to(dtype)))
-    found = layer.written(latents.to(dtype), [2, 4])
-    for of, column in zip(found, (0, 2), strict=True):
+    outputs = layer.written(latents.to(dtype), [2, 4])
+    for output, column in zip(outputs, (0, 2), strict=True):
         expected = (latents.to(dtype).double() @ decoder.to(dtype)[:, column].double()).to(dtype)
-        torch.testing.assert_close(of, expected)
+        torch.testing.assert_close(output, expected)
 
 
 def test_from_the_hub_the_asked_layers_alone(tmp_path):
@@ -485,16 +485,16 @@ def test_from_the_hub_the_asked_layers_alone(tmp_path):
     with serving(tmp_path / "root") as address:
         environment = hub_environment_of(address, tmp_path / "home")
         specs = ("clt:org/clt", "org/clt#small", "clt:org/clt#small/layer_1", "clt:org/clt#small/layer_3")
-        asked = [[*command, f"pretrained=world,sae={spec}"] for spec in specs]
-        told = [subprocess.run(words, capture_output=True, text=True, env=environment) for words in asked]
-    errors = [done.stderr for done in told]
-    assert {done.returncode for done in told} == {2}, errors
+        commands = [[*command, f"pretrained=world,sae={spec}"] for spec in specs]
+        processes = [subprocess.run(words, capture_output=True, text=True, env=environment) for words in commands]
+    errors = [done.stderr for done in processes]
+    assert {done.returncode for done in processes} == {2}, errors
     assert "There is one at #small." in errors[0]
     assert "name it clt:org/clt#small." in errors[1]
     assert f"reads {WIDTH} values" in errors[2]
     assert "there is no layer 3; the layers run from 0 to 2" in errors[3]
-    found = {file.name for file in (tmp_path / "home").rglob("snapshots/*/small/*.safetensors")}
-    assert found == {f"W_{kind}_{layer}.safetensors" for kind in ("enc", "dec") for layer in (0, 1)}
+    files = {file.name for file in (tmp_path / "home").rglob("snapshots/*/small/*.safetensors")}
+    assert files == {f"W_{kind}_{layer}.safetensors" for kind in ("enc", "dec") for layer in (0, 1)}
 
 
 def test_the_world_has_one_as_its_card_says():
@@ -512,8 +512,8 @@ def test_the_world_has_one_as_its_card_says():
         nonlocal count
         number = variant.number_of(splice)
         words = ~torch.isin(context.input_ids, torch.tensor(sorted(lm.spliced.variant.special_ids)))
-        own, made = y[words].double(), splice.reconstruction(x, y, context)[words].double()
-        errors[number] += (own - made).square().sum().item()
+        own, reconstruction = y[words].double(), splice.reconstruction(x, y, context)[words].double()
+        errors[number] += (own - reconstruction).square().sum().item()
         seen[number] += own.square().sum().item()
         means[number] = means[number] + own.sum(0)
         count += int(words.sum()) if number == 0 else 0
@@ -534,18 +534,20 @@ def test_inspection_measures_the_whole_output(tmp_path):
     file = tmp_path / "text.jsonl"
     file.write_text("\n".join(json.dumps({"text": document.text}) for document in islice(held_out, 40)))
     given = {"pretrained": "world", "sae": "clt:world", "device": "cpu"}
-    found, _ = fits(given, str(file), 1500)
-    for row, (fit, *_) in zip(world.world_facts()["cross_layer"], found, strict=True):
+    dictionary_fits, _ = fits(given, str(file), 1500)
+    for row, (fit, *_) in zip(world.world_facts()["cross_layer"], dictionary_fits, strict=True):
         assert fit.explained_variance == pytest.approx(row["explained_variance"], abs=0.01)
         assert fit.l0 == pytest.approx(row["l0"], rel=0.1)
 
 
 def test_what_is_planned_of_one_before_it_is_loaded(tmp_path):
-    known = headers_of("clt:world")
+    headers = headers_of("clt:world")
     loaded = load_dictionaries("clt:world")
-    parameters = {id(p): p.numel() for one in loaded for p in one.module.parameters()}
-    assert sum(math.prod(shape) for one in known for shape in one.shapes.values()) == sum(parameters.values())
-    assert [(one.spec, one.hook_out, one.width) for one in known] == [(one.name, one.hook_out, 256) for one in loaded]
+    parameters = {id(p): p.numel() for dictionary in loaded for p in dictionary.module.parameters()}
+    assert sum(math.prod(shape) for header in headers for shape in header.shapes.values()) == sum(parameters.values())
+    assert [(header.spec, header.hook_out, header.width) for header in headers] == [
+        (dictionary.name, dictionary.hook_out, 256) for dictionary in loaded
+    ]
     folder = saved(tmp_path / "clt", "gemma-scope-2", threshold=True)
     (alone,) = headers_of(f"clt:{folder}#layer_1")
     assert alone.module_out == "model.layers.1.post_feedforward_layernorm.output"
@@ -558,7 +560,7 @@ def test_what_is_planned_of_one_before_it_is_loaded(tmp_path):
 def test_a_range_of_layers_and_the_name_of_a_variant(tmp_path):
     folder = saved(tmp_path / "clt", "circuit-tracer")
     names = [f"clt:{folder}#layer_{layer}" for layer in (1, 2)]
-    assert [one.name for one in load_dictionaries(f"clt:{folder}#layer_1-2")] == names
+    assert [dictionary.name for dictionary in load_dictionaries(f"clt:{folder}#layer_1-2")] == names
     assert variant_name(names, None) == f"clt:{folder}#layer_1-2"
     with pytest.raises(UserError, match="names 2 dictionaries: load_dictionaries gives them all"):
         load_dictionary(f"clt:{folder}#layer_1-2")
@@ -602,8 +604,8 @@ def test_nothing_counts_of_dictionaries_at_other_layers():
     chosen = requested_splices(saes, dictionaries=loaded, splice_layers=0)
     assert chosen.dictionaries == alone.dictionaries
     given = {"hook": "blocks.2.hook_mlp_out+blocks.1.hook_mlp_out", "hook_map": "raw+raw", "splice_layers": 1}
-    (one,) = requested_splices(saes, dictionaries=loaded, **given).choices.hooks or ()
-    assert one == "blocks.1.hook_mlp_out"
+    (hook,) = requested_splices(saes, dictionaries=loaded, **given).choices.hooks or ()
+    assert hook == "blocks.1.hook_mlp_out"
 
 
 def test_rows_of_a_file_are_of_the_dictionarys_dtype_and_their_sample_of_their_content():
@@ -611,9 +613,11 @@ def test_rows_of_a_file_are_of_the_dictionarys_dtype_and_their_sample_of_their_c
     decoder = torch.randn(64, 2, WIDTH, generator=rng)
     latents = torch.rand(5, 64, generator=rng).bfloat16()
     encoder = torch.zeros(WIDTH, 64), torch.zeros(64)
-    in_file, resident = (CrossLayerLatents(0, *encoder, of).bfloat16() for of in (FileRows(decoder), decoder.clone()))
+    in_file, resident = (
+        CrossLayerLatents(0, *encoder, rows).bfloat16() for rows in (FileRows(decoder), decoder.clone())
+    )
     torch.testing.assert_close(in_file.written(latents, [1]), resident.written(latents, [1]))
-    stamps = [CrossLayerLatents(0, *encoder, FileRows(of)).stamp for of in (decoder, decoder.clone(), -decoder)]
+    stamps = [CrossLayerLatents(0, *encoder, FileRows(rows)).stamp for rows in (decoder, decoder.clone(), -decoder)]
     assert torch.equal(stamps[0], stamps[1])
     assert not torch.equal(stamps[0], stamps[2])
     assert torch.equal(in_file.stamp, stamps[0])
@@ -634,7 +638,7 @@ def test_layers_that_are_given_as_objects_share_their_latents(tmp_path):
     )
     outputs = [splice.dictionary.cross_layer for splice in lm.spliced.variant.splices]
     assert len({id(latents) for output in outputs for latents in output.sources}) == LAYERS
-    assert not {id(p) for one in given for p in one.module.parameters()} & {
+    assert not {id(p) for dictionary in given for p in dictionary.module.parameters()} & {
         id(p) for output in outputs for p in output.parameters()
     }
     ids = torch.tensor([[5, 6, 7, 8, 9]])
@@ -651,9 +655,9 @@ def test_layers_that_are_given_as_objects_share_their_latents(tmp_path):
 def test_parameters_are_counted_once_whoever_counts(tmp_path, layout, monkeypatch):
     kind = {"threshold": True, "skip": True}
     spec = f"clt:{saved(tmp_path / 'clt', layout, **kind)}"
-    planned = [sum(math.prod(shape) for shape in one.shapes.values()) for one in headers_of(spec)]
-    resident = [one.cross_layer.parameter_count for one in load_dictionaries(spec)]
+    planned = [sum(math.prod(shape) for shape in header.shapes.values()) for header in headers_of(spec)]
+    resident = [dictionary.cross_layer.parameter_count for dictionary in load_dictionaries(spec)]
     monkeypatch.setattr(cross_layer_loader, "IN_MEMORY", 0.0)
-    in_files = [one.cross_layer.parameter_count for one in load_dictionaries(spec)]
-    expected = [sum(of.numel() for of in weights(layer, **kind).values()) for layer in range(LAYERS)]
+    in_files = [dictionary.cross_layer.parameter_count for dictionary in load_dictionaries(spec)]
+    expected = [sum(tensor.numel() for tensor in weights(layer, **kind).values()) for layer in range(LAYERS)]
     assert planned == resident == in_files == expected

@@ -24,13 +24,13 @@ LAYOUTS = ("circuit-tracer", "gemma-scope-2")
 def weights() -> list[dict[str, Tensor]]:
     """Of each layer, random: W_enc (d_in, latents), W_dec (latents, layers from this one on, d_out)."""
     rng = torch.Generator().manual_seed(0)
-    made = []
+    tensors = []
     for layer in range(LAYERS):
         shapes = {"W_enc": (WIDTH, LATENTS), "W_dec": (LATENTS, LAYERS - layer, WIDTH), "b_dec": (WIDTH,)}
         w = {name: torch.randn(shape, generator=rng) / 8 for name, shape in shapes.items()}
         w |= {"b_enc": torch.full((LATENTS,), -0.5), "threshold": torch.full((LATENTS,), 0.1)}
-        made.append(w)
-    return made
+        tensors.append(w)
+    return tensors
 
 
 def saved(folder: Path, layout: str) -> None:
@@ -38,7 +38,7 @@ def saved(folder: Path, layout: str) -> None:
     for layer, w in enumerate(weights()):
         if layout == "circuit-tracer":
             parts = {"W_enc": w["W_enc"].T.contiguous(), **{n: w[n] for n in ("b_enc", "b_dec", "threshold")}}
-            save_file({f"{n}_{layer}": of for n, of in parts.items()}, folder / f"W_enc_{layer}.safetensors")
+            save_file({f"{n}_{layer}": tensor for n, tensor in parts.items()}, folder / f"W_enc_{layer}.safetensors")
             save_file({f"W_dec_{layer}": w["W_dec"]}, folder / f"W_dec_{layer}.safetensors")
         else:
             full = torch.zeros(LATENTS, LAYERS, WIDTH)
@@ -72,14 +72,14 @@ def by_hand(folder: Path, pairs: list[tuple[str, str]]) -> list[float]:
 
     for layer, block in enumerate(model.model.layers):
         block.mlp.register_forward_hook(lambda *a, layer=layer: write(layer, *a))
-    found = []
+    logprobs = []
     for context, continuation in pairs:
         whole, behind = tokenizer(context + continuation)["input_ids"], len(tokenizer(context)["input_ids"])
         ids = torch.tensor([whole[:-1]])
         with torch.no_grad():
             logits = model(ids).logits[0, behind - 1 :].log_softmax(-1)
-        found.append(float(logits.gather(-1, torch.tensor(whole[behind:])[:, None]).sum()))
-    return found
+        logprobs.append(float(logits.gather(-1, torch.tensor(whole[behind:])[:, None]).sum()))
+    return logprobs
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_run_by_repository_and_by_folder(root, tmp_path, layout):
     for name in ("hub", "folder"):
         (samples,) = (tmp_path / "out" / name).glob("*/samples_*.jsonl")
         read = [json.loads(line) for line in samples.read_text().splitlines()]
-        pairs = [tuple(one.values()) for sample in read for one in sample["arguments"].values()]
+        pairs = [tuple(request.values()) for sample in read for request in sample["arguments"].values()]
         answers[name] = [float(answer[0]) for sample in read for answer in sample["filtered_resps"]]
     assert answers["hub"] == answers["folder"]
     assert answers["hub"] == pytest.approx(by_hand(root / "models" / "stories3M", pairs), abs=1e-4)

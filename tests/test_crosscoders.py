@@ -32,9 +32,9 @@ def weights(number: int, skip: bool = False) -> dict[str, Tensor]:
         "threshold": (LATENTS,),
         **({"affine_skip_connection": (WIDTH, WIDTH)} if skip else {}),
     }
-    made = {name: torch.randn(shape, generator=rng) / 5 for name, shape in shapes.items()}
-    made["b_enc"] -= 0.4
-    return made
+    tensors = {name: torch.randn(shape, generator=rng) / 5 for name, shape in shapes.items()}
+    tensors["b_enc"] -= 0.4
+    return tensors
 
 
 def saved(folder: Path, skip: bool = False, **config) -> Path:
@@ -122,17 +122,17 @@ def test_with_a_skip_connection_and_by_layer(tmp_path):
 def test_requests_beside_other_variants(tmp_path):
     spec = f"clt:{saved(tmp_path / 'clt')}#{ID}"
     baseline = SaeHFLM(pretrained=random_model("gemma3"), tokenizer=word_tokenizer(), sae=[], splice="none")
-    asked = [{}, {"splice_layers": 2}, {"splice_input": "clean"}]
-    variants = [baseline.as_variant(requested_splices(spec, splice_tokens="all", **one)) for one in asked]
+    choices = [{}, {"splice_layers": 2}, {"splice_input": "clean"}]
+    variants = [baseline.as_variant(requested_splices(spec, splice_tokens="all", **choice)) for choice in choices]
     models = joined(baseline, variants, bos=False)
     pairs = [(words(n, seed=n), f" {words(2, seed=50)}") for n in (4, 9, 6)]
     requests = [Instance("loglikelihood", {}, pair, i, ("task", i, 1)) for i, pair in enumerate(pairs)]
     for lm, how in zip(models[1:], ({}, {"layers": (2,)}, {"clean": True}), strict=True):
-        for (context, continuation), (found, _) in zip(pairs, lm.loglikelihood(requests), strict=True):
+        for (context, continuation), (logprob, _) in zip(pairs, lm.loglikelihood(requests), strict=True):
             before, behind = lm.tok_encode(context), lm.tok_encode(continuation)
             logits = by_hand(torch.tensor([[*before, *behind]])[:, :-1], **how)[0, -len(behind) :].log_softmax(-1)
             expected = float(logits.gather(-1, torch.tensor(behind)[:, None]).sum())
-            assert found == pytest.approx(expected, abs=1e-4)
+            assert logprob == pytest.approx(expected, abs=1e-4)
     settings = {"until": [], "max_gen_toks": 4, "do_sample": False}
     texts = [Instance("generate_until", {}, (pair[0], settings), i, ("task", i, 1)) for i, pair in enumerate(pairs)]
     for (context, _), text in zip(pairs, models[1].generate_until(texts, disable_tqdm=True), strict=True):
@@ -150,15 +150,21 @@ def test_what_is_said_of_one(tmp_path):
     assert last.hook_in == last.hook_out == "blocks.2.hook_resid_post"
     assert last.module_hook_out == "model.layers.2.output"
     assert last.model_names == ("google/gemma-3-270m",)
-    known = headers_of(spec)
-    assert [(one.spec, one.hook_out, one.width) for one in known] == [
-        (one.name, one.hook_out, one.d_dictionary) for one in (first, last)
+    headers = headers_of(spec)
+    assert [(header.spec, header.hook_out, header.width) for header in headers] == [
+        (dictionary.name, dictionary.hook_out, dictionary.d_dictionary) for dictionary in (first, last)
     ]
-    loaded = {id(p): p for one in (first, last) for p in (*one.module.parameters(), *one.module.buffers())}
-    assert sum(torch.Size(shape).numel() for one in known for shape in one.shapes.values()) == sum(
+    loaded = {
+        id(p): p
+        for dictionary in (first, last)
+        for p in (*dictionary.module.parameters(), *dictionary.module.buffers())
+    }
+    assert sum(torch.Size(shape).numel() for header in headers for shape in header.shapes.values()) == sum(
         tensor.numel() for tensor in loaded.values()
     )
-    assert sum(one.cross_layer.parameter_count for one in (first, last)) == sum(t.numel() for t in loaded.values())
+    assert sum(dictionary.cross_layer.parameter_count for dictionary in (first, last)) == sum(
+        t.numel() for t in loaded.values()
+    )
 
 
 def rewritten(folder: Path, **said) -> None:

@@ -80,18 +80,18 @@ def queries():
     for _ in range(2):
         header = [1, *some(30)]
         for question in range(4):
-            asked = header + some(6 + question % 3)
+            prompt = header + some(6 + question % 3)
             for _ in range(3):
                 answer = some(1 + question % 3)
-                out.append(Query((asked + answer)[:-1], answer))
+                out.append(Query((prompt + answer)[:-1], answer))
     text = some(20)
     return [*out, Query(text[:-1], text[1:])]
 
 
-def scored(scorer, asked):
-    found = {}
-    scorer.score(ScoreRequest(asked), found.update)
-    return [found[number] for number in range(len(asked))]
+def scored(scorer, batch):
+    answers = {}
+    scorer.score(ScoreRequest(batch), answers.update)
+    return [answers[number] for number in range(len(batch))]
 
 
 def separately(model, variants, query):
@@ -136,11 +136,11 @@ class TestEveryArchitecture:
     ):
         monkeypatch.setattr(scoring, "CAPACITY", 40)
         model = model_on(architecture, dtype)
-        variants, asked = variants_of_every_kind(model), queries()
+        variants, batch = variants_of_every_kind(model), queries()
         scorer = Scorer(model, variants, rows=2, limit=64)
-        shared = [of_query.logprob for of_query in scored(scorer, asked)]
+        shared = [of_query.logprob for of_query in scored(scorer, batch)]
         apart = np.concatenate(
-            [np.abs(a - separately(model, variants, query)) for a, query in zip(shared, asked, strict=True)], axis=1
+            [np.abs(a - separately(model, variants, query)) for a, query in zip(shared, batch, strict=True)], axis=1
         )
         record_property("largest difference, nats", float(apart.max()))
         record_property("layout", str(scorer.layout))
@@ -179,11 +179,11 @@ class TestAdapter:
 
     @pytest.mark.parametrize("splice", ["reconstruction", "none"])
     def test_requested_texts_are_those_of_a_cpu(self, splice, model_on):
-        asked = [WantedText(words(4 + i, seed=i), 6, stop=("w7 ",), likeliest=3) for i in range(6)]
+        texts = [WantedText(words(4 + i, seed=i), 6, stop=("w7 ",), likeliest=3) for i in range(6)]
         written = []
         for model in (model_on("llama"), random_model("llama")):
             lm = adapter(model, random_sae(WIDTH, "blocks.1.hook_resid_post"), splice=splice)
-            written.append(TextWriter(lm.spliced).write(asked))
+            written.append(TextWriter(lm.spliced).write(texts))
         for here, there in zip(*written, strict=True):
             assert (here.ids, here.ended) == (there.ids, there.ended)
             for some, other in zip(here.logprobs, there.logprobs, strict=True):
@@ -195,10 +195,10 @@ class TestAdapter:
         baseline = adapter(model, splice="none")
         variants = [baseline.as_variant(requested_splices(copy.deepcopy(sae))) for sae in saes]
         _, *variants = joined(baseline, variants)
-        asked = requests(6, "loglikelihood")
+        batch = requests(6, "loglikelihood")
         for lm, sae in zip(variants, saes, strict=True):
-            alone = adapter(model, copy.deepcopy(sae)).loglikelihood(asked, disable_tqdm=True)
-            np.testing.assert_allclose(lm.loglikelihood(asked, disable_tqdm=True), alone, atol=1e-4)
+            alone = adapter(model, copy.deepcopy(sae)).loglikelihood(batch, disable_tqdm=True)
+            np.testing.assert_allclose(lm.loglikelihood(batch, disable_tqdm=True), alone, atol=1e-4)
 
     def test_means_are_those_of_a_cpu(self, model_on):
         windows = [random_ids(1, 20, seed=seed)[0].tolist() for seed in range(3)]
@@ -215,10 +215,10 @@ class TestAdapter:
         lm = adapter(model, sae)
         (splice,) = lm.spliced.variant.splices
         x = torch.randn(1, 4, WIDTH, generator=torch.Generator().manual_seed(0)).bfloat16()
-        found = splice.reconstruct(x.to(model.device), x.to(model.device)).cpu()
+        output = splice.reconstruct(x.to(model.device), x.to(model.device)).cpu()
         expected = copy.deepcopy(sae).cpu().double()
         expected.dtype = torch.float64
-        torch.testing.assert_close(found.double(), expected(x.double()), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(output.double(), expected(x.double()), rtol=1e-5, atol=1e-5)
 
 
 class TestChecksums:
@@ -263,17 +263,17 @@ def fidelity_records(model):
     """Of a variant with two dictionaries, with zero and mean ablation."""
     saes = [random_sae(WIDTH, f"blocks.{layer}.hook_resid_post", seed=layer) for layer in (0, 1)]
     source = TextSource("test", (words(30, seed=70), words(30, seed=71)))
-    asked = [
+    documents = [
         Instance("sae_fidelity", {}, (words(10 + i, seed=i), None, source), 0, ("fidelity", i, 1))  # pyright: ignore[reportArgumentType]
         for i in range(3)
     ]
-    return adapter(model, *saes).sae_fidelity(asked, disable_tqdm=True)
+    return adapter(model, *saes).sae_fidelity(documents, disable_tqdm=True)
 
 
-def assert_close(one, other):
+def assert_close(record, other):
     """Records of sums, and records in them."""
-    assert one.keys() == other.keys()
-    for name, value in one.items():
+    assert record.keys() == other.keys()
+    for name, value in record.items():
         if isinstance(value, dict):
             assert_close(value, other[name])
         elif value is None or isinstance(value, str):
@@ -296,8 +296,8 @@ def test_a_dictionary_may_stay_on_the_cpu(model_on):
     on_cpu = random_model("llama")
     torch.testing.assert_close(logits(model, ids, both), logits(on_cpu, ids, variant(on_cpu, *hooks)))
     shared = scored(Scorer(model, [both], rows=2, limit=64), queries())
-    for found, query in zip(shared, queries(), strict=True):
-        np.testing.assert_allclose(found.logprob, separately(model, [both], query), atol=1e-4)
+    for answer, query in zip(shared, queries(), strict=True):
+        np.testing.assert_allclose(answer.logprob, separately(model, [both], query), atol=1e-4)
 
 
 def sharded(model, blocks, first, second):
@@ -418,9 +418,9 @@ def test_batches_are_halved_where_memory_runs_out(device, model_on, caplog, monk
     if device.type != "cuda":
         pytest.skip("of a GPU")
     model = model_on("llama")
-    asked = [Query(random_ids(1, 60, seed=seed)[0].tolist(), [5]) for seed in range(4096)]
+    batch = [Query(random_ids(1, 60, seed=seed)[0].tolist(), [5]) for seed in range(4096)]
     variants = [variant(model, "blocks.0.hook_resid_post")]
-    expected = scored(Scorer(model, variants, rows=4, limit=64), asked)
+    expected = scored(Scorer(model, variants, rows=4, limit=64), batch)
     torch.cuda.empty_cache()
     _, total = torch.cuda.mem_get_info()
     roomy = Scorer(model, variants, rows=1024, limit=64)
@@ -429,9 +429,9 @@ def test_batches_are_halved_where_memory_runs_out(device, model_on, caplog, monk
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**26) / total)
     try:
         monkeypatch.setattr(scoring.logger, "propagate", True)
-        found = scored(roomy, asked)
+        answers = scored(roomy, batch)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert roomy.rows < 1024
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one.logprob, other.logprob, atol=1e-4)
+    for answer, other in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(answer.logprob, other.logprob, atol=1e-4)

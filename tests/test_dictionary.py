@@ -82,10 +82,12 @@ def test_what_the_registry_adds_is_kept_at_a_revision_and_by_repository(source, 
     old = {"d_in": WIDTH, "d_sae": sae.cfg.d_sae, "dtype": "float32", "device": "cpu"}
     old |= {"hook_point": "blocks.8.hook_resid_pre", "model_name": "gpt2-small"}  # as SAELens wrote before version 6
     (tmp_path / "cfg.json").write_text(json.dumps(old))
-    asked = []
-    monkeypatch.setattr(saelens, "weights_folder", lambda spec, _: (asked.append(str(spec)), (tmp_path, "c0ffee"))[1])
+    requested_specs = []
+    monkeypatch.setattr(
+        saelens, "weights_folder", lambda spec, _: (requested_specs.append(str(spec)), (tmp_path, "c0ffee"))[1]
+    )
     dictionary = load_dictionary(f"{source}#blocks.8.hook_resid_pre@v1")
-    assert asked == ["jbloom/GPT2-Small-SAEs-Reformatted#blocks.8.hook_resid_pre@v1"]
+    assert requested_specs == ["jbloom/GPT2-Small-SAEs-Reformatted#blocks.8.hook_resid_pre@v1"]
     assert dictionary.processing == {"center_writing_weights": True}
     assert dictionary.revision == "c0ffee"
     assert dictionary.model_names == ("gpt2-small",)
@@ -104,22 +106,22 @@ def test_both_models_of_a_release_that_names_two_are_kept():
 
 def coder(*, transcode: bool = False) -> sparsify.SparseCoder:
     config = sparsify.SparseCoderConfig(num_latents=64, k=8, transcode=transcode, skip_connection=transcode)
-    made = sparsify.SparseCoder(WIDTH, config)
+    sparse_coder = sparsify.SparseCoder(WIDTH, config)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for weight in made.parameters():
+        for weight in sparse_coder.parameters():
             weight.copy_(torch.randn(weight.shape, generator=generator) / WIDTH**0.5)
-    return made
+    return sparse_coder
 
 
 @pytest.mark.parametrize("transcode", [False, True])
 def test_sparsify(transcode, tmp_path):
     """Loaded by its own package, spliced at the module that its folder names, skip connection included."""
-    made = coder(transcode=transcode)
-    made.save_to_disk(tmp_path / "layers.1.mlp")
+    sparse_coder = coder(transcode=transcode)
+    sparse_coder.save_to_disk(tmp_path / "layers.1.mlp")
     dictionary = load_dictionary(f"sparsify:{tmp_path}#layers.1.mlp")
     rows = X.flatten(0, 1)
-    top = made(rows)
+    top = sparse_coder(rows)
     torch.testing.assert_close(dictionary.reconstruct(X).flatten(0, 1), top.sae_out)
     torch.testing.assert_close(dictionary.encode(rows).gather(-1, top.latent_indices), top.latent_acts)
     assert (dictionary.encode(X) != 0).sum() <= 8 * 10
@@ -130,7 +132,7 @@ def test_sparsify(transcode, tmp_path):
 
     def by_hand(_module: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         x = args[0] if transcode else output
-        return made(x.flatten(0, 1)).sae_out.view_as(output)
+        return sparse_coder(x.flatten(0, 1)).sae_out.view_as(output)
 
     handle = mlp.register_forward_hook(by_hand)
     with torch.no_grad():

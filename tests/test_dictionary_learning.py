@@ -23,7 +23,9 @@ Weights = dict[str, Tensor]
 
 def linear(*more: str) -> Weights:
     shapes = {"encoder.weight": (LATENTS, WIDTH), "encoder.bias": (LATENTS,), "decoder.weight": (WIDTH, LATENTS)}
-    return {name: torch.randn(shape) / 4 for name, shape in shapes.items()} | {of: torch.randn(WIDTH) for of in more}
+    return {name: torch.randn(shape) / 4 for name, shape in shapes.items()} | {
+        bias: torch.randn(WIDTH) for bias in more
+    }
 
 
 def plain() -> Weights:
@@ -176,9 +178,9 @@ def test_a_loader_that_is_left_out_or_another_is_told(tmp_path):
     folder = saved(tmp_path / "trainer_0", "AutoEncoder").parent
     named = f"is in the format of dictionary_learning: name it dictionary_learning:{folder}#trainer_0."
     for loader in ("", "sparsify:"):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as error:
             check_presence(SaeSpec.parse(f"{loader}{folder}#trainer_0"))
-        assert named in str(told.value)
+        assert named in str(error.value)
     with pytest.raises(UserError, match=r"Did you mean 'trainer_0'\? It has #trainer_0\."):
         load_dictionary(f"dictionary_learning:{folder}#trainer_1")
 

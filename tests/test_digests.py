@@ -84,9 +84,9 @@ def run_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def one(folder: Path, pattern: str) -> Path:
-    (found,) = folder.rglob(pattern)
-    return found
+def only_file(folder: Path, pattern: str) -> Path:
+    (file,) = folder.rglob(pattern)
+    return file
 
 
 CHANGES = {
@@ -100,10 +100,10 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_that_can_be_read_is_the_users_to_judge(run_folder, change):
     pattern, edit = CHANGES[change]
-    file = one(run_folder / "v", pattern)
+    file = only_file(run_folder / "v", pattern)
     file.write_bytes(edit(whole := file.read_bytes()))
     assert file.read_bytes() != whole
-    one(run_folder / "baseline", "results_*.json").write_text("{")
+    only_file(run_folder / "baseline", "results_*.json").write_text("{")
     before = sorted(run_folder.rglob("*"))
     both = (
         f"To keep it as it is, delete '{run_folder}/v/{DIGESTS}'; to evaluate anew, delete the folder '{run_folder}/v'"
@@ -138,7 +138,7 @@ def test_what_cannot_be_read_is_set_aside_beside_what_was_before(run_folder, dam
 
         monkeypatch.setattr(Path, "open", refuse)
     pattern, harm = DAMAGE[damage]
-    harm(one(run_folder / "v", pattern))
+    harm(only_file(run_folder / "v", pattern))
     older = run_folder / ".v.damaged"
     older.mkdir()
     (older / "kept").write_text("")

@@ -184,11 +184,11 @@ def test_every_figure_of_the_law_by_hand(call):
     target = loss(n, d) + rise
     shares = beta / (alpha + beta), alpha / (alpha + beta)  # of constant over-training
 
-    def searched(of):
-        return brentq(lambda log: of(np.exp(log)) - target, -20, 0)
+    def searched(predicted):
+        return brentq(lambda log: predicted(np.exp(log)) - target, -20, 0)
 
     compute = np.exp(searched(lambda f: loss(n * f ** shares[0], d * f ** shares[1])))
-    known = {
+    fractions = {
         "effective compute": compute,
         "effective parameters": np.exp(searched(lambda f: loss(n * f, d))),
         "effective tokens": np.exp(searched(lambda f: loss(n, d * f))),
@@ -200,18 +200,20 @@ def test_every_figure_of_the_law_by_hand(call):
 
     optimal = np.exp(brentq(lambda log: frontier(log) - target, 30, 60, xtol=1e-6))
     rows = json.loads(call(*LOSSES, *SIZE, "--format", "json").stdout)
-    found = {row["quantity"]: row for row in rows if row["definition"] == "within the law"}
-    for quantity, fraction in known.items():
-        assert found[quantity]["fraction"] == pytest.approx(fraction, rel=1e-3), quantity
-        assert found[quantity]["log10"] == pytest.approx(np.log10(fraction), abs=1e-3)
-    assert found["effective compute"]["equivalent"] == pytest.approx(optimal, rel=2e-3)
-    assert found["effective parameters"]["equivalent"] == pytest.approx(known["effective parameters"] * n, rel=1e-3)
-    assert found["effective tokens"]["equivalent"] == pytest.approx(known["effective tokens"] * d, rel=1e-3)
-    same = found["effective compute"]
+    by_quantity = {row["quantity"]: row for row in rows if row["definition"] == "within the law"}
+    for quantity, fraction in fractions.items():
+        assert by_quantity[quantity]["fraction"] == pytest.approx(fraction, rel=1e-3), quantity
+        assert by_quantity[quantity]["log10"] == pytest.approx(np.log10(fraction), abs=1e-3)
+    assert by_quantity["effective compute"]["equivalent"] == pytest.approx(optimal, rel=2e-3)
+    assert by_quantity["effective parameters"]["equivalent"] == pytest.approx(
+        fractions["effective parameters"] * n, rel=1e-3
+    )
+    assert by_quantity["effective tokens"]["equivalent"] == pytest.approx(fractions["effective tokens"] * d, rel=1e-3)
+    same = by_quantity["effective compute"]
     assert same["same_training_params"] == pytest.approx(n * compute ** shares[0], rel=1e-3)
     assert same["same_training_tokens"] == pytest.approx(d * compute ** shares[1], rel=1e-3)
     inverse = json.loads(call("--fraction", compute, *SIZE, "--format", "json").stdout)
-    (row,) = (one for one in inverse if (one["quantity"], one["law"]) == ("effective compute", "besiroglu2024"))
+    (row,) = (row for row in inverse if (row["quantity"], row["law"]) == ("effective compute", "besiroglu2024"))
     assert row["delta_ce"] == pytest.approx(rise, rel=2e-3)
 
 
@@ -227,11 +229,11 @@ def test_the_figures_of_a_family_by_hand(call, tmp_path):
     path.write_text("\n".join(["model,flops,loss", *lines]))
     baseline, spliced = loss(1e20), loss(1e19)
     given = ("--ce-baseline", baseline, "--ce-spliced", spliced, "--family", path, "--format", "json")
-    found = {row["definition"]: row for row in json.loads(call(*given).stdout)}
-    assert found["family fit"]["fraction"] == pytest.approx(0.1, rel=1e-3)
-    assert found["family fit"]["equivalent"] == pytest.approx(1e19, rel=2e-3)
-    assert found["family interpolation"]["fraction"] == pytest.approx(0.1, rel=1e-6)
-    assert found["family interpolation"]["equivalent"] == pytest.approx(1e19, rel=1e-6)
+    by_definition = {row["definition"]: row for row in json.loads(call(*given).stdout)}
+    assert by_definition["family fit"]["fraction"] == pytest.approx(0.1, rel=1e-3)
+    assert by_definition["family fit"]["equivalent"] == pytest.approx(1e19, rel=2e-3)
+    assert by_definition["family interpolation"]["fraction"] == pytest.approx(0.1, rel=1e-6)
+    assert by_definition["family interpolation"]["equivalent"] == pytest.approx(1e19, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -248,9 +250,9 @@ def test_the_figures_of_a_family_by_hand(call, tmp_path):
 def test_what_is_no_family_is_told_in_a_sentence(call, tmp_path, rows, message):
     path = tmp_path / "family.csv"
     path.write_text("\n".join(["model,flops,loss,text,tokenizer", *rows]))
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         call(*LOSSES, "--family", path)
-    assert message in str(told.value)
+    assert message in str(error.value)
 
 
 def test_a_family_that_rises_on_the_way_and_one_on_another_text_are_told(call, tmp_path, recwarn):
@@ -261,5 +263,5 @@ def test_a_family_that_rises_on_the_way_and_one_on_another_text_are_told(call, t
     assert "the losses rise with compute at 1 of 3 steps, which are pooled" in said
     assert "the losses are on wikitext, and the family's on c4" in said
     assert "inf" not in said.replace("information", "")
-    assert not [one for one in recwarn if issubclass(one.category, RuntimeWarning)]
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
     assert "the family's on c4" not in call(*LOSSES, "--family", path, "--text", "c4").output

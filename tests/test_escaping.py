@@ -65,8 +65,8 @@ def test_what_is_logged(caplog):
 
 def test_every_logger_of_the_package_is_one_of_these():
     package = Path(__file__).parents[1] / "src" / "sae_lm_eval"
-    made = [path for path in package.rglob("*.py") if "getLogger(f" in path.read_text()]
-    assert [path.name for path in made] == ["logs.py"]
+    modules = [path for path in package.rglob("*.py") if "getLogger(f" in path.read_text()]
+    assert [path.name for path in modules] == ["logs.py"]
 
 
 def test_cells_that_spreadsheets_would_run():

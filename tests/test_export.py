@@ -58,11 +58,11 @@ def out(tmp_path: Path) -> Path:
 
 
 def command(*arguments: Any) -> str:
-    made = CliRunner().invoke(app, ["export", *map(str, arguments)])
-    if made.exception is not None and not isinstance(made.exception, SystemExit):
-        raise made.exception
-    assert made.exit_code == 0, made.output
-    return " ".join(made.output.split())
+    result = CliRunner().invoke(app, ["export", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
 
 
 def test_the_form_is_saebenchs_own(out, tmp_path):
@@ -70,40 +70,40 @@ def test_the_form_is_saebenchs_own(out, tmp_path):
     assert "Written: 1 file of SAEBench's eval core" in said
     assert "two is no reconstruction by one dictionary, zero is no reconstruction by one dictionary" in said
     (file,) = (tmp_path / "core").iterdir()
-    made = json.loads(file.read_text())
-    jsonschema.validate(made, CORE)
+    content = json.loads(file.read_text())
+    jsonschema.validate(content, CORE)
     categories = CORE["$defs"]["CoreMetricCategories"]["properties"]
-    for category, of in categories.items():
-        known = CORE["$defs"][of["$ref"].rpartition("/")[2]]["properties"]
-        assert made["eval_result_metrics"][category].keys() == known.keys()
-    assert made.keys() <= CORE["properties"].keys()
-    assert made["eval_config"].keys() <= CORE["$defs"]["CoreEvalConfig"]["properties"].keys()
+    for category, reference in categories.items():
+        properties = CORE["$defs"][reference["$ref"].rpartition("/")[2]]["properties"]
+        assert content["eval_result_metrics"][category].keys() == properties.keys()
+    assert content.keys() <= CORE["properties"].keys()
+    assert content["eval_config"].keys() <= CORE["$defs"]["CoreEvalConfig"]["properties"].keys()
 
 
 @pytest.mark.parametrize(
-    ("record", "told"),
+    ("record", "setting"),
     [
         ({"latent_edits": "ablate=12+57"}, "(ablate=12+57)"),
         ({"splice_input": "clean"}, "(splice_input=clean)"),
         ({"latent_edits": "keep_top=4", "splice_input": "clean"}, "(keep_top=4, splice_input=clean)"),
     ],
 )
-def test_a_changed_splice_is_not_exported_as_its_dictionary(out, tmp_path, record, told):
+def test_a_changed_splice_is_not_exported_as_its_dictionary(out, tmp_path, record, setting):
     spliced_run(out / "changed", **record)
     said = command(out, "--saebench", tmp_path / "core")
-    assert f"Left out: changed has {told[1:-1]}, two is no reconstruction" in said
+    assert f"Left out: changed has {setting[1:-1]}, two is no reconstruction" in said
     (file,) = (tmp_path / "core").iterdir()
     assert json.loads(file.read_text())["eval_result_unstructured"]["sae_lm_eval"]["variant"] == "k4"
     command(out, "--hub", "me/numbers", "--dry_run")
     rows = pd.read_parquet(out / "hub" / "documents.parquet")
-    assert set(rows.loc[rows["variant"] == "changed", "mode"]) == {f"reconstruction {told}"}
+    assert set(rows.loc[rows["variant"] == "changed", "mode"]) == {f"reconstruction {setting}"}
 
 
 def test_numbers_are_ours_and_what_was_not_measured_is_undefined(out, tmp_path):
     command(out, "--saebench", tmp_path / "core")
     (file,) = (tmp_path / "core").iterdir()
-    made = json.loads(file.read_text())
-    metrics = made["eval_result_metrics"]
+    content = json.loads(file.read_text())
+    metrics = content["eval_result_metrics"]
     assert metrics["model_performance_preservation"] == {
         "ce_loss_score": 0.9643,
         "ce_loss_with_ablation": 10.0,
@@ -112,18 +112,18 @@ def test_numbers_are_ours_and_what_was_not_measured_is_undefined(out, tmp_path):
     }
     assert metrics["sparsity"]["l0"] == 32
     assert metrics["token_stats"]["total_tokens_eval_reconstruction"] == 1000
-    for category, of in CATEGORIES.items():
-        for name, ours in of.items():
+    for category, names in CATEGORIES.items():
+        for name, ours in names.items():
             assert math.isnan(metrics[category][name]) == (ours is None), name
-    assert (made["sae_lens_release_id"], made["sae_lens_id"]) == ("rel/ease", "blocks.1.hook_resid_post")
-    assert made["eval_result_unstructured"]["sae_lm_eval"]["fidelity"]["kl"]["value"] == 0.2
+    assert (content["sae_lens_release_id"], content["sae_lens_id"]) == ("rel/ease", "blocks.1.hook_resid_post")
+    assert content["eval_result_unstructured"]["sae_lm_eval"]["fidelity"]["kl"]["value"] == 0.2
 
 
 def test_what_was_exported_is_read_as_scores_of_the_same_dictionary(out, tmp_path):
     command(out, "--saebench", tmp_path / "core")
-    found = {score.kind.name: score for score in read_scores(tmp_path / "core").scores}
-    assert found.keys() == {"ce_loss_score", "explained_variance", "frac_alive"}
-    assert str(found["ce_loss_score"].dictionary) == SPLICE["dictionary"]
+    scores = {score.kind.name: score for score in read_scores(tmp_path / "core").scores}
+    assert scores.keys() == {"ce_loss_score", "explained_variance", "frac_alive"}
+    assert str(scores["ce_loss_score"].dictionary) == SPLICE["dictionary"]
 
 
 def test_the_same_results_make_the_same_files_and_replace_them(out, tmp_path):
@@ -216,7 +216,7 @@ class Hub(BaseHTTPRequestHandler):
     """As much of the Hub's API as an upload asks for; `received` are the files of its commits by name."""
 
     received: ClassVar[dict[str, bytes]]
-    asked: ClassVar[list[tuple[str, dict[str, Any]]]]
+    requests: ClassVar[list[tuple[str, dict[str, Any]]]]
     refuses = False
 
     @property
@@ -238,18 +238,22 @@ class Hub(BaseHTTPRequestHandler):
                 {"success": True, "commitUrl": f"{self.address}/datasets/me/numbers/commit/0", "commitOid": "0" * 40}
             )
         content = json.loads(body)
-        self.asked.append((path, content))
+        self.requests.append((path, content))
         if path == "/api/repos/create":
             return self.answer({"url": f"{self.address}/datasets/me/numbers", "name": "me/numbers"})
         if path.endswith("/preupload/main"):
-            files = [{"path": of["path"], "uploadMode": "regular", "shouldIgnore": False} for of in content["files"]]
+            files = [
+                {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in content["files"]
+            ]
             return self.answer({"files": files})
         return self.answer({}) if path == "/api/validate-yaml" else self.answer({"error": path}, 404)
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
         if path == "/api/datasets/me/numbers/tree/main":
-            listed = [{"type": "file", "path": of, "oid": "0" * 40, "size": 1} for of in self.received]
+            listed = [
+                {"type": "file", "path": received_path, "oid": "0" * 40, "size": 1} for received_path in self.received
+            ]
             return self.answer(listed)
         name = path.removeprefix("/datasets/me/numbers/resolve/main/")
         if name not in self.received:
@@ -276,7 +280,7 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path):
     """A stub of the Hub on loopback, and the environment of a command that is to see it."""
-    kind = type("OneHub", (Hub,), {"received": {}, "asked": []})
+    kind = type("OneHub", (Hub,), {"received": {}, "requests": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     home = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "home")}
@@ -286,8 +290,8 @@ def hub(tmp_path):
 
 def started(environment: dict[str, str], *arguments: Any) -> tuple[int, str]:
     whole = [sys.executable, "-m", "sae_lm_eval", "export", *map(str, arguments)]
-    made = subprocess.run(whole, env=environment, capture_output=True, text=True)
-    return made.returncode, made.stdout + made.stderr
+    process = subprocess.run(whole, env=environment, capture_output=True, text=True)
+    return process.returncode, process.stdout + process.stderr
 
 
 def test_a_data_set_is_uploaded_with_a_row_for_each_document_and_variant(out, tmp_path, hub):
@@ -295,7 +299,7 @@ def test_a_data_set_is_uploaded_with_a_row_for_each_document_and_variant(out, tm
     code, said = started(environment, out, "--hub", "me/numbers")
     assert code == 0, said
     assert "Uploaded to the data set me/numbers" in said
-    created = dict(kind.asked)["/api/repos/create"]
+    created = dict(kind.requests)["/api/repos/create"]
     assert (created["name"], created["organization"], created["type"]) == ("numbers", "me", "dataset")
     assert created.get("private", created.get("visibility") == "private")
     folder = out / "hub"
@@ -333,7 +337,7 @@ def test_without_a_token_nothing_is_uploaded_and_the_folder_is_what_would_be(out
     code, said = started(environment, out, "--hub", "me/numbers", "--dry_run")
     assert code == 0
     assert said.startswith("Nothing was uploaded. In '")
-    assert not kind.asked
+    assert not kind.requests
     assert not kind.received
 
 
@@ -353,8 +357,8 @@ def test_texts_of_documents_are_there_if_they_are_asked_for(out, tmp_path):
     results = read_results(run_folder)
     table = [
         {"task": task, "doc_id": at, "doc_hash": "h", "prompt": f"{task} {at}?", "answers": ["a"], "target": "0"}
-        for task, of in QUESTIONS.items()
-        for at in range(len(of))
+        for task, documents in QUESTIONS.items()
+        for at in range(len(documents))
     ]
     write_documents(results, pd.DataFrame(table))
     for more, there in (([], False), (["--texts"], True)):
@@ -384,15 +388,15 @@ def test_a_token_in_the_results_is_not_written_out(out, tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--hub", "numbers"], "'numbers' names no data set of the Hub: give org/name"),
         (["--hub", "a/b c"], "'a/b c' names no data set of the Hub"),
         (["--dry_run", "--saebench", "x"], "are of --hub, which is not given"),
     ],
 )
-def test_mistakes_of_the_hub_are_told_before_anything_is_read(arguments, told, tmp_path):
-    with pytest.raises(UserError, match=told):
+def test_mistakes_of_the_hub_are_told_before_anything_is_read(arguments, message, tmp_path):
+    with pytest.raises(UserError, match=message):
         command(tmp_path / "nothing", *arguments)
 
 
@@ -419,8 +423,8 @@ for command in {[[str(word) for word in words] for words in commands]}:
     app(command, standalone_mode=False)
 print({{"torch", "lm_eval", "transformers", "sae_lens"}} & set(sys.modules))
 """
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
-    assert made.stdout.splitlines()[-1] == "set()"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines()[-1] == "set()"
     assert (tmp_path / "page.html").is_file()
     assert (out / "report" / "scores.csv").is_file()

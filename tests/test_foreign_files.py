@@ -84,7 +84,7 @@ def two_runs():
         yield Path(folder), *run_of(Path(folder) / "baseline"), *run_of(Path(folder) / "variant", RECORD, seed=1)
 
 
-def told(folder: Path) -> None:
+def check_reader(folder: Path) -> None:
     """All that the reader of a folder does, or the sentence that it ends in."""
     try:
         baseline, variant = (read_results(folder / name) for name in ("baseline", "variant"))
@@ -103,20 +103,20 @@ def told(folder: Path) -> None:
 def test_sound_files_are_read():
     with two_runs() as (folder, _, _, variant, raw):
         variant.write_text(json.dumps(raw))
-        found = read_results(folder / "variant")
-        assert found.scores["text"]["ce_baseline,none"] == 3
-        assert found.provenance["splices"][0]["dictionary"] == "a#b"
-        told(folder)
-        assert len(paired_comparison(read_results(folder / "baseline"), [found], draws=20).drops) == 4
+        results = read_results(folder / "variant")
+        assert results.scores["text"]["ce_baseline,none"] == 3
+        assert results.provenance["splices"][0]["dictionary"] == "a#b"
+        check_reader(folder)
+        assert len(paired_comparison(read_results(folder / "baseline"), [results], draws=20).drops) == 4
 
 
 @TRIED
 @given(rng=st.randoms(use_true_random=False), which=st.sampled_from(["baseline", "variant", "both"]))
 def test_results(rng, which):
-    with two_runs() as (folder, one, baseline, other, variant):
-        one.write_text(json.dumps(baseline if which == "variant" else mutated(baseline, rng)))
-        other.write_text(json.dumps(variant if which == "baseline" else mutated(variant, rng)))
-        told(folder)
+    with two_runs() as (folder, baseline_file, baseline, variant_file, variant):
+        baseline_file.write_text(json.dumps(baseline if which == "variant" else mutated(baseline, rng)))
+        variant_file.write_text(json.dumps(variant if which == "baseline" else mutated(variant, rng)))
+        check_reader(folder)
 
 
 @TRIED
@@ -128,7 +128,7 @@ def test_samples(rng, which):
         place = rng.randrange(len(lines))
         lines[place] = json.dumps(mutated(json.loads(lines[place]), rng))
         file.write_text("\n".join(lines) + "\n")
-        told(folder)
+        check_reader(folder)
 
 
 @pytest.mark.parametrize(

@@ -46,13 +46,13 @@ def check_damaged(file, data, caplog):
     caplog.clear()
     file.write_bytes(data)
     journal = Journal(file)
-    found = {asked: journal.get("models", asked) for asked in ANSWERS}
-    lost = {asked: ANSWERS[asked] for asked, answer in found.items() if answer is None}
-    assert {**found, **lost} == ANSWERS
+    stored = {question: journal.get("models", question) for question in ANSWERS}
+    lost = {question: ANSWERS[question] for question, answer in stored.items() if answer is None}
+    assert {**stored, **lost} == ANSWERS
     journal.put("models", lost)
     journal.close()
     journal = Journal(file)
-    assert {asked: journal.get("models", asked) for asked in ANSWERS} == ANSWERS
+    assert {question: journal.get("models", question) for question in ANSWERS} == ANSWERS
     journal.close()
     warned = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert bool(warned) >= bool(lost)
@@ -64,11 +64,11 @@ def check_damaged(file, data, caplog):
 
 def test_a_thousand_random_flips(sound, memory, caplog):
     rng = random.Random(0)
-    told = 0
+    warning_count = 0
     for _ in range(1000):
         bits = [rng.randrange(8 * len(sound)) for _ in range(rng.randint(1, 3))]
-        told += check_damaged(memory / "journal", flipped(sound, bits), caplog)
-    assert told > 500
+        warning_count += check_damaged(memory / "journal", flipped(sound, bits), caplog)
+    assert warning_count > 500
 
 
 def test_each_bit_of_the_header(sound, memory, caplog):
@@ -106,10 +106,10 @@ def test_damage_while_it_is_in_use(tmp_path, caplog):
     journal = Journal(file)
     journal.put("models", ANSWERS)
     file.write_bytes(b"\0" * file.stat().st_size)
-    for asked, answer in ANSWERS.items():
-        assert journal.get("models", asked) in (answer, None)
+    for question, answer in ANSWERS.items():
+        assert journal.get("models", question) in (answer, None)
     journal.put("models", ANSWERS)
-    assert {asked: journal.get("models", asked) for asked in ANSWERS} == ANSWERS
+    assert {question: journal.get("models", question) for question in ANSWERS} == ANSWERS
     journal.close()
 
 
@@ -129,7 +129,7 @@ def test_what_was_drained_is_what_was_put(tmp_path):
     journal = Journal()
     journal.put("models", ANSWERS)
     rows = journal.drain()
-    assert {asked: answer for _, asked, answer in rows} == ANSWERS
+    assert {question: answer for _, question, answer in rows} == ANSWERS
     assert journal.drain() == []
     other = Journal(tmp_path / "journal")
     other.put_all(rows)

@@ -38,11 +38,11 @@ def runs(tmp_path: Path) -> Path:
 
 
 def command(*arguments: Any) -> str:
-    made = CliRunner().invoke(app, ["leaderboard", *map(str, arguments)])
-    if made.exception is not None and not isinstance(made.exception, SystemExit):
-        raise made.exception
-    assert made.exit_code == 0, made.output
-    return made.output
+    result = CliRunner().invoke(app, ["leaderboard", *map(str, arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 class Page(html.parser.HTMLParser):
@@ -76,8 +76,8 @@ class Page(html.parser.HTMLParser):
 def test_every_variant_is_a_row_with_its_model_drops_and_costs(runs, tmp_path):
     page = tmp_path / "page.html"
     assert "with 3 variants" in command(runs, "--output_path", page)
-    made = Page(page.read_text())
-    head, *rows = ([cell.strip() for cell in row] for row in made.rows)
+    parsed = Page(page.read_text())
+    head, *rows = ([cell.strip() for cell in row] for row in parsed.rows)
     assert head == [
         *("dictionary", "overall drop", "model", "mode", "baseline (%)"),
         *("animals", "birds", "fish_x", "plants", *(f"{cost} on sae_fidelity" for cost in COSTS), "questions", "run"),
@@ -97,9 +97,9 @@ def test_every_variant_is_a_row_with_its_model_drops_and_costs(runs, tmp_path):
 def test_each_row_leads_to_its_provenance(runs, tmp_path):
     page = tmp_path / "page.html"
     command(runs, "--output_path", page)
-    made, text = Page(page.read_text()), page.read_text()
-    assert [address for address in made.addresses if address.startswith("#row-")] == ["#row-1", "#row-2", "#row-3"]
-    assert {"row-1", "row-2", "row-3"} <= made.ids
+    parsed, text = Page(page.read_text()), page.read_text()
+    assert [address for address in parsed.addresses if address.startswith("#row-")] == ["#row-1", "#row-2", "#row-3"]
+    assert {"row-1", "row-2", "row-3"} <= parsed.ids
     assert "lm_eval --model sae_hf --model_args" in text
     assert text.count("<dt>dictionary</dt>") == 3
 
@@ -112,9 +112,9 @@ def test_the_page_asks_for_nothing_and_runs_nothing_of_the_results(tmp_path):
     page = tmp_path / "page.html"
     command(tmp_path / "run", "--output_path", page)
     text = page.read_text()
-    made = Page(text)
-    assert made.tags.count("script") == 1
-    assert all(address.startswith("#") for address in made.addresses)
+    parsed = Page(text)
+    assert parsed.tags.count("script") == 1
+    assert all(address.startswith("#") for address in parsed.addresses)
     assert not set("\u202e\x1b") & set(text)
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)
     assert policy is not None
@@ -177,7 +177,7 @@ def changed(run: Path, **raw: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "told"),
+    ("raw", "ending"),
     [
         ({"chat_template": "{{ a }}"}, r"limit 4; chat template [0-9a-f]{6}"),
         ({"system_instruction": "Be brief."}, r"limit 4; system instruction [0-9a-f]{6}"),
@@ -193,10 +193,10 @@ def changed(run: Path, **raw: Any) -> None:
         ),
     ],
 )
-def test_what_was_asked_tells_apart_what_cannot_be_compared(runs, raw, told):
+def test_what_was_asked_tells_apart_what_cannot_be_compared(runs, raw, ending):
     changed(runs / "second", **raw)
     (row,) = read_leaderboard([runs / "second"], lambda _: None).rows
-    assert re.search(f"{told}$", row.questions)
+    assert re.search(f"{ending}$", row.questions)
     assert (row.model, row.overall.text) == ("pythia", "28.3*")
 
 

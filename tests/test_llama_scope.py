@@ -123,7 +123,7 @@ BROKEN = {
     ),
     "a tensor is missing": (
         {},
-        lambda f: rewritten(f, lambda t: {n: of for n, of in t.items() if n != "encoder.bias"}),
+        lambda f: rewritten(f, lambda t: {n: tensor for n, tensor in t.items() if n != "encoder.bias"}),
         "no tensor 'encoder.bias'",
     ),
     "another width": (
@@ -156,13 +156,13 @@ def test_from_a_hub(tmp_path):
     command = [sys.executable, "-m", "sae_lm_eval", "inspect", "--model_args"]
     with serving(tmp_path / "root") as address:
         environment = hub_environment_of(address, tmp_path / "home")
-        asked = [
+        commands = [
             [*command, f"pretrained=world,sae=llama_scope:org/scope#{id_}"] for id_ in ("L1R-8x", "L2R-8x", "L3R-8x")
         ]
-        told = [subprocess.run(words, capture_output=True, text=True, env=environment) for words in asked]
-    assert {done.returncode for done in told} == {2}
+        processes = [subprocess.run(words, capture_output=True, text=True, env=environment) for words in commands]
+    assert {done.returncode for done in processes} == {2}
     for done, sentence in zip(
-        told, (f"reads {WIDTH} values", "no checkpoints/final", "holds no dictionary #L3R"), strict=True
+        processes, (f"reads {WIDTH} values", "no checkpoints/final", "holds no dictionary #L3R"), strict=True
     ):
         assert sentence in " ".join(done.stderr.split())
         assert "Traceback" not in done.stderr

@@ -123,8 +123,8 @@ RUNS = "params,tokens,loss\n" + "".join(
 
 
 def converted(**curve: Any) -> None:
-    for made in effective_compute(ce_baseline=3.1, ce_spliced=3.2, model="pythia-70m", **curve).to_frame().itertuples():
-        assert made.curve
+    for row in effective_compute(ce_baseline=3.1, ce_spliced=3.2, model="pythia-70m", **curve).to_frame().itertuples():
+        assert row.curve
 
 
 def measured(path: Path) -> None:
@@ -255,21 +255,21 @@ def read(kind: str, folder: Path, content: bytes) -> None:
 
 
 def sound(kind: str) -> bytes:
-    of = KINDS[kind][1]
-    if isinstance(of, list):
-        return "".join(json.dumps(line) + "\n" for line in of).encode()
-    return of.encode() if isinstance(of, str) else json.dumps(of).encode()
+    content = KINDS[kind][1]
+    if isinstance(content, list):
+        return "".join(json.dumps(line) + "\n" for line in content).encode()
+    return content.encode() if isinstance(content, str) else json.dumps(content).encode()
 
 
 def changed(kind: str, rng: Random) -> bytes:
     """A sound file with some of its values replaced."""
-    of = KINDS[kind][1]
-    if isinstance(of, dict):
-        return json.dumps(mutated(of, rng)).encode()
-    if isinstance(of, list):
-        lines = mutated(of, rng)
+    content = KINDS[kind][1]
+    if isinstance(content, dict):
+        return json.dumps(mutated(content, rng)).encode()
+    if isinstance(content, list):
+        lines = mutated(content, rng)
         return "\n".join(map(json.dumps, lines if isinstance(lines, list) else [lines])).encode()
-    rows = [row.split(",") for row in of.split("\n")]
+    rows = [row.split(",") for row in content.split("\n")]
     for _ in range(rng.randint(1, 3)):
         row = rng.choice(rows)
         row[rng.randrange(len(row))] = rng.choice(CELLS)

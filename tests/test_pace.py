@@ -32,9 +32,9 @@ def test_the_rate_of_a_part_is_that_of_the_whole(count):
 
     def answer(some: list[Request]) -> None:
         parts.append(len(some))
-        now[0] += sum(len(str(part)) for one in some for part in one.args[:2]) / 1000
+        now[0] += sum(len(str(part)) for request in some for part in request.args[:2]) / 1000
 
-    whole = sum(len(str(part)) for one in requests for part in one.args[:2]) / 1000
+    whole = sum(len(str(part)) for request in requests for part in request.args[:2]) / 1000
     assert extrapolated(requests, answer, 4, lambda: now[0]) == pytest.approx(whole, rel=0.02)
     assert now[0] <= max(4, parts[0])
     assert parts == sorted(set(parts))
@@ -52,41 +52,43 @@ def test_one_part_is_run_where_it_takes_longer_than_there_is():
 
 
 def test_a_part_is_spread_over_all_in_stretches():
-    found = evenly_spaced(list(range(1000)), 4 * NEIGHBOURS)
-    assert found[:NEIGHBOURS] == list(range(NEIGHBOURS))
-    assert [found[i * NEIGHBOURS] for i in range(4)] == [0, 250, 500, 750]
+    spread = evenly_spaced(list(range(1000)), 4 * NEIGHBOURS)
+    assert spread[:NEIGHBOURS] == list(range(NEIGHBOURS))
+    assert [spread[i * NEIGHBOURS] for i in range(4)] == [0, 250, 500, 750]
     assert evenly_spaced([1, 2], 16) == [1, 2]
 
 
 @pytest.fixture(scope="module")
 def sweep():
     variants = [{"sae": K4, "name": "k4"}, {"sae": K32, "name": "k32"}]
-    asked = {"model_args": {"pretrained": "world"}, "variants": variants, "limit": 4, "device": "cpu"}
-    return sweep_of({**asked, "tasks": ["sae_world_homes", "sae_fidelity_world"]})
+    settings = {"model_args": {"pretrained": "world"}, "variants": variants, "limit": 4, "device": "cpu"}
+    return sweep_of({**settings, "tasks": ["sae_world_homes", "sae_fidelity_world"]})
 
 
 def test_each_kind_of_a_run_is_timed(sweep):
-    found = seconds_of_baseline(LoadedSweep(sweep, lm_eval_config(sweep)), seconds=0.5)
-    assert found.keys() == {REQUESTS, DOCUMENTS}
-    assert all(seconds > 0 for seconds in found.values())
+    by_kind = seconds_of_baseline(LoadedSweep(sweep, lm_eval_config(sweep)), seconds=0.5)
+    assert by_kind.keys() == {REQUESTS, DOCUMENTS}
+    assert all(seconds > 0 for seconds in by_kind.values())
 
 
 def test_the_time_of_a_plan(sweep):
-    made = plan.plan_sweep(sweep, None)
-    assert plan.time_sentence(made) == "Time: not estimated, since nothing has been measured yet."
+    sweep_plan = plan.plan_sweep(sweep, None)
+    assert plan.time_sentence(sweep_plan) == "Time: not estimated, since nothing has been measured yet."
     # 1 + 2 * 0.25 passes of requests, three texts, and one and two threefold passes of documents
     measured = {REQUESTS: 100.0, TEXTS: 10.0, DOCUMENTS: 20.0}
     seconds = 150 + 30 + 140
     said = f"Time: about {seconds // 60}:{seconds % 60:02} for what is left, by a part of it that was run just now."
-    assert plan.time_sentence(made, measured) == said
-    finished = replace(made, finished=frozenset({"baseline", "k4", "k32"}))
+    assert plan.time_sentence(sweep_plan, measured) == said
+    finished = replace(sweep_plan, finished=frozenset({"baseline", "k4", "k32"}))
     assert plan.time_sentence(finished, measured) == "Time: nothing is left to run."
 
 
 def test_a_plan_of_dictionaries_on_the_hub_leaves_nothing_unknown(hub_environment, tmp_path):
     sae = "stories/sae-stories3M#blocks.2.hook_resid_post"
-    asked = f"--model_args pretrained=stories3M --tasks sae_world_homes --limit 2 --sae {sae}.topk8 --sae {sae}.topk32"
-    command = [sys.executable, "-m", "sae_lm_eval", "run", "--plan", *asked.split(), "--control", "zero"]
+    arguments = (
+        f"--model_args pretrained=stories3M --tasks sae_world_homes --limit 2 --sae {sae}.topk8 --sae {sae}.topk32"
+    )
+    command = [sys.executable, "-m", "sae_lm_eval", "run", "--plan", *arguments.split(), "--control", "zero"]
     home, here = tmp_path / "home", tmp_path / "here"
     here.mkdir()
     done = subprocess.run(

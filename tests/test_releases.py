@@ -79,11 +79,11 @@ def test_one_layer_of_a_cross_layer_transcoder_is_refused(both):
 
 @each_release()
 def test_it_computes_what_plain_torch_makes_of_its_files(release: Release, both):
-    found = both[0][release.spec]
-    assert "refused" not in found, found
+    loaded = both[0][release.spec]
+    assert "refused" not in loaded, loaded
     out, acts = release.plain(release.write(), activations())
-    torch.testing.assert_close(found["acts"], acts, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found["out"], out, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded["acts"], acts, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loaded["out"], out, rtol=1e-4, atol=1e-4)
     assert 0.5 < (acts != 0).sum() / acts[..., 0].numel() < 55  # neither nothing nor nearly everything is active
 
 
@@ -97,11 +97,11 @@ def test_without_the_hub_the_cache_gives_the_same(release: Release, both):
 
 @each_release()
 def test_only_what_a_file_or_an_author_says_is_stated(release: Release, both):
-    found = both[0][release.spec]
-    assert found["prepend_bos"] == release.prepend_bos
-    assert found["processing_source"] == release.processing
-    assert ("prepend_bos" in found["not_stated"]) == (release.prepend_bos is None)
-    assert ("processing" in found["not_stated"]) == (release.processing is None)
+    loaded = both[0][release.spec]
+    assert loaded["prepend_bos"] == release.prepend_bos
+    assert loaded["processing_source"] == release.processing
+    assert ("prepend_bos" in loaded["not_stated"]) == (release.prepend_bos is None)
+    assert ("processing" in loaded["not_stated"]) == (release.processing is None)
 
 
 def test_processing_that_its_authors_code_shows_is_known(both):
@@ -129,9 +129,9 @@ def test_what_attends_over_positions_is_marked(both):
 
 
 def test_gpt2_by_two_names_is_one_model(both):
-    found = both[0]["gpt2-small-res_sce-ajt#blocks.2.hook_resid_pre"]
-    assert found["model_names"] == ("gpt2",)
-    assert not any("its metadata says" in remark for remark in found["remarks"])
+    loaded = both[0]["gpt2-small-res_sce-ajt#blocks.2.hook_resid_pre"]
+    assert loaded["model_names"] == ("gpt2",)
+    assert not any("its metadata says" in remark for remark in loaded["remarks"])
 
 
 def test_repositories_that_nobody_registered_are_told_by_their_files(both):
@@ -141,8 +141,8 @@ def test_repositories_that_nobody_registered_are_told_by_their_files(both):
         refused = said[NO_CODER]["refused"]
         assert "holds no dictionary #layers.4.mlp (a folder with cfg.json)" in refused
         assert refused.endswith("It has #layers.3.mlp.")
-    told = f"'{OWN}' is in the format of dictionary_learning: name it dictionary_learning:{OWN}."
-    assert told in both[0][OWN]["refused"]
+    message = f"'{OWN}' is in the format of dictionary_learning: name it dictionary_learning:{OWN}."
+    assert message in both[0][OWN]["refused"]
 
 
 def test_a_missing_file_is_named(both):

@@ -105,5 +105,5 @@ def test_a_file_that_is_no_results_file(tmp_path, text):
 
 
 def test_results_have_a_short_repr(tmp_path):
-    found = read_results(write_run(tmp_path / "a", answers({"x": [1.0, 0.0], "y": [1.0]})))
-    assert repr(found) == f"<Results of gpt2 on 2 tasks, '{found.file}'>"
+    results = read_results(write_run(tmp_path / "a", answers({"x": [1.0, 0.0], "y": [1.0]})))
+    assert repr(results) == f"<Results of gpt2 on 2 tasks, '{results.file}'>"

@@ -106,11 +106,11 @@ def test_definitions_agree_on_an_exact_family():
         "ce_baseline": float(TRUTH.optimal_loss(own)),
         "ce_spliced": float(TRUTH.optimal_loss(own * share)),
     }
-    found = by_definition(effective_compute(**losses, family=family(TRUTH.optimal_loss(COMPUTE))))
-    assert found["family fit"].fraction == pytest.approx(share, rel=1e-5)
-    assert found["family interpolation"].fraction == pytest.approx(share, rel=0.01)
-    assert found["family fit"].equivalent == pytest.approx(own * share, rel=1e-4)
-    assert found["within the law"].reason.startswith("needs parameters and training tokens")
+    estimates = by_definition(effective_compute(**losses, family=family(TRUTH.optimal_loss(COMPUTE))))
+    assert estimates["family fit"].fraction == pytest.approx(share, rel=1e-5)
+    assert estimates["family interpolation"].fraction == pytest.approx(share, rel=0.01)
+    assert estimates["family fit"].equivalent == pytest.approx(own * share, rel=1e-4)
+    assert estimates["within the law"].reason.startswith("needs parameters and training tokens")
 
 
 def test_members_of_a_family_are_worth_their_own_compute():
@@ -122,10 +122,10 @@ def test_members_of_a_family_are_worth_their_own_compute():
 
 def test_outside_the_measured_range_only_a_bound_is_given():
     result = effective_compute(ce_baseline=1.72, ce_spliced=2.9, model="pythia-2.8b", family="pythia_pile_test")
-    found = by_definition(result)["family interpolation"]
-    assert found.fraction is None
-    assert found.bound == "< 0.0262"
-    assert "spliced loss 2.9 is above the worst measured loss, 2.504" in found.reason
+    estimate = by_definition(result)["family interpolation"]
+    assert estimate.fraction is None
+    assert estimate.bound == "< 0.0262"
+    assert "spliced loss 2.9 is above the worst measured loss, 2.504" in estimate.reason
     assert result.preferred.definition == "family fit"
     better = effective_compute(ce_baseline=1.626, ce_spliced=1.5, family="pythia_pile_test")
     assert by_definition(better)["family interpolation"].bound == "> 1.71"
@@ -156,8 +156,8 @@ def test_checkpoints_tell_the_share_of_the_training(tmp_path):
     steps = [0, 1000, 2000, 4000, 8000, 16000, 32000, 64000]
     loss = [10.8, 5.0, 4.5, 4.0, 4.05, 3.4, 3.2, 3.0]
     pd.DataFrame({"step": steps, "loss": loss}).to_csv(path, index=False)
-    found = by_definition(effective_compute(ce_baseline=2.9, ce_spliced=3.05, checkpoints=path))
-    estimate = found["checkpoints isotonic"]
+    estimates = by_definition(effective_compute(ce_baseline=2.9, ce_spliced=3.05, checkpoints=path))
+    estimate = estimates["checkpoints isotonic"]
     assert 0.5 < estimate.fraction < 1
     assert estimate.unit == "steps"
     assert any("zero steps have no logarithm" in flag for flag in estimate.flags)
@@ -183,10 +183,10 @@ def test_documents_widen_the_interval_of_every_measured_curve():
 
 def test_few_points_leave_the_scatter_out_and_say_so():
     result = effective_compute(ce_baseline=3.0, ce_spliced=3.2, family=family([4.0, 3.3, 2.9], COMPUTE[:3]))
-    found = by_definition(result)
-    assert found["family fit"].reason == "a fit of E + K C^-gamma needs four models or more"
-    assert found["family interpolation"].interval is None
-    assert any("too few points to tell their scatter" in flag for flag in found["family interpolation"].flags)
+    estimates = by_definition(result)
+    assert estimates["family fit"].reason == "a fit of E + K C^-gamma needs four models or more"
+    assert estimates["family interpolation"].interval is None
+    assert any("too few points to tell their scatter" in flag for flag in estimates["family interpolation"].flags)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ def relative(rise, params, tokens, law=BESIROGLU):
     drawn = Draws.from_delta(DeltaCE(value=rise), n=100, level=0.95, rng=np.random.default_rng(0))
     endless = {"flops_range": (1e-290, 1e290), "params_range": (1e-290, 1e290)}
     fixed = dataclasses.replace(law, covariance=None, **endless)
-    found = law_relative(fixed, Original(params=params, tokens=tokens), drawn)
-    return [estimate.fraction for estimate in found]
+    estimates = law_relative(fixed, Original(params=params, tokens=tokens), drawn)
+    return [estimate.fraction for estimate in estimates]
 
 
 SIZES = {"params": st.floats(1e6, 1e12), "tokens": st.floats(1e8, 1e14)}
@@ -113,9 +113,9 @@ def test_the_paper_prints_a_rise_of_0559_and_with_it_the_last_digit_changes():
 
 def test_subtracting_a_borrowed_floor_misleads_by_a_factor_of_eight():
     result = effective_compute(ce_baseline=1.9698, ce_spliced=2.1324, model="pythia-2.8b", law_text="same")
-    found = {e.definition: e.fraction for e in result.estimates if e.quantity == "effective compute"}
-    assert f"{found['within the law']:.3f}" == "0.137"
-    assert f"{found['within the law, at the measured loss']:.3f}" == "0.017"
+    fractions = {e.definition: e.fraction for e in result.estimates if e.quantity == "effective compute"}
+    assert f"{fractions['within the law']:.3f}" == "0.137"
+    assert f"{fractions['within the law, at the measured loss']:.3f}" == "0.017"
 
 
 def test_negative_delta_is_reported_above_one():
@@ -221,11 +221,11 @@ def test_compute_only_laws_say_what_they_cannot():
 
 def test_non_embedding_laws_take_the_non_embedding_count():
     law = get_law("olmo_ladder_pile")
-    known = effective_compute(ce_baseline=2, ce_spliced=2.1, model="pythia-70m", law=law).estimates[0]
+    estimate = effective_compute(ce_baseline=2, ce_spliced=2.1, model="pythia-70m", law=law).estimates[0]
     given_total = effective_compute(ce_baseline=2, ce_spliced=2.1, params=70426624, tokens=299892736000, law=law)
-    assert known.fraction == pytest.approx(relative(0.1, 18915328, 299892736000, law)[0], rel=1e-9)
+    assert estimate.fraction == pytest.approx(relative(0.1, 18915328, 299892736000, law)[0], rel=1e-9)
     assert any("counts non-embedding parameters" in flag for flag in given_total.estimates[0].flags)
-    assert not any("counts non-embedding" in flag for flag in known.flags)
+    assert not any("counts non-embedding" in flag for flag in estimate.flags)
 
 
 def test_presets_carry_their_sources():
@@ -320,10 +320,10 @@ def test_a_loss_above_that_of_knowing_nothing_is_not_converted():
     worst = math.log(50304)
     for spliced, defined in ((worst + 0.01, False), (worst - 0.01, True)):
         law = dataclasses.replace(BESIROGLU, flops_range=(1e5, 1.3e22), params_range=(1.0, 16e9))
-        found = effective_compute(ce_baseline=2.5, ce_spliced=spliced, model="pythia-70m", law=law)
-        assert (found.estimates[0].fraction is not None) == defined
-    told = effective_compute(ce_baseline=2.5, ce_spliced=11, model="pythia-70m").estimates[0]
-    assert told.reason == (
+        result = effective_compute(ce_baseline=2.5, ce_spliced=spliced, model="pythia-70m", law=law)
+        assert (result.estimates[0].fraction is not None) == defined
+    estimate = effective_compute(ce_baseline=2.5, ce_spliced=11, model="pythia-70m").estimates[0]
+    assert estimate.reason == (
         "the spliced CE 11 is above ln(50304) = 10.83, the loss of a model that knows nothing: no amount of training "
         "buys so great a loss"
     )
@@ -333,10 +333,10 @@ def test_a_loss_above_that_of_knowing_nothing_is_not_converted():
 
 def test_flops_give_the_parameters_or_the_tokens_that_are_not_known():
     whole = effective_compute(ce_baseline=3, ce_spliced=3.1, params=1e9, tokens=2e10)
-    for known in ({"params": 1e9}, {"tokens": 2e10}):
-        found = effective_compute(ce_baseline=3, ce_spliced=3.1, flops=1.2e20, **known)
-        assert [e.fraction for e in found.estimates] == pytest.approx([e.fraction for e in whole.estimates])
-        assert "the FLOPs given, by C = 6ND" in (found.original.tokens_source, found.original.params_source)
+    for numbers in ({"params": 1e9}, {"tokens": 2e10}):
+        result = effective_compute(ce_baseline=3, ce_spliced=3.1, flops=1.2e20, **numbers)
+        assert [e.fraction for e in result.estimates] == pytest.approx([e.fraction for e in whole.estimates])
+        assert "the FLOPs given, by C = 6ND" in (result.original.tokens_source, result.original.params_source)
 
 
 def test_flops_alone_are_those_of_a_compute_optimal_model():
@@ -344,16 +344,16 @@ def test_flops_alone_are_those_of_a_compute_optimal_model():
     optimal = effective_compute(
         ce_baseline=3, ce_spliced=3.1, params=law.optimal_params(1e20), tokens=law.optimal_tokens(1e20)
     ).estimates[0]
-    found = effective_compute(ce_baseline=3, ce_spliced=3.1, flops=1e20).estimates
-    assert found[0].fraction == pytest.approx(optimal.fraction)
-    assert found[0].interval.low == pytest.approx(optimal.interval.low, rel=0.02)
-    assert any("taken as compute-optimal: its FLOPs are all that is known" in flag for flag in found[0].flags)
-    assert [estimate.fraction for estimate in found[1:]] == [None] * 3
+    estimates = effective_compute(ce_baseline=3, ce_spliced=3.1, flops=1e20).estimates
+    assert estimates[0].fraction == pytest.approx(optimal.fraction)
+    assert estimates[0].interval.low == pytest.approx(optimal.interval.low, rel=0.02)
+    assert any("taken as compute-optimal: its FLOPs are all that is known" in flag for flag in estimates[0].flags)
+    assert [estimate.fraction for estimate in estimates[1:]] == [None] * 3
 
 
 def test_flops_that_are_not_6nd_are_said_not_to_enter():
-    found = effective_compute(ce_baseline=3, ce_spliced=3.1, params=1e9, tokens=2e10, flops=2.4e20).estimates[0]
-    assert any("the FLOPs given are 2 times 6ND and do not enter" in flag for flag in found.flags)
+    estimate = effective_compute(ce_baseline=3, ce_spliced=3.1, params=1e9, tokens=2e10, flops=2.4e20).estimates[0]
+    assert any("the FLOPs given are 2 times 6ND and do not enter" in flag for flag in estimate.flags)
 
 
 @pytest.mark.parametrize(

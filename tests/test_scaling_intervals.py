@@ -48,8 +48,8 @@ def test_independent_parameters_would_be_far_wider():
         law, covariance=dataclasses.replace(law.covariance, matrix=np.diag(np.diag(law.covariance.matrix)))
     )
     joint, separate = (
-        effective_compute(DeltaCE(value=0.1626), model="pythia-2.8b", law=one).estimates[0].interval
-        for one in (law, apart)
+        effective_compute(DeltaCE(value=0.1626), model="pythia-2.8b", law=either).estimates[0].interval
+        for either in (law, apart)
     )
     assert math.log(separate.high / separate.low) > 5 * math.log(joint.high / joint.low)
 

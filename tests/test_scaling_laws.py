@@ -36,9 +36,9 @@ def test_frontier_is_the_numerical_minimum(law, flops):
         tokens = flops / (6 * params)
         return -law.alpha * law.A * params**-law.alpha + law.beta * law.B * tokens**-law.beta
 
-    found = minimize_scalar(loss, bounds=(np.log(1e5), np.log(1e14)), method="bounded", options={"xatol": 1e-10})
+    optimum = minimize_scalar(loss, bounds=(np.log(1e5), np.log(1e14)), method="bounded", options={"xatol": 1e-10})
     log_n = brentq(slope, np.log(1e5), np.log(1e14), xtol=1e-13)
-    assert law.optimal_loss(flops) == pytest.approx(found.fun, rel=1e-9)
+    assert law.optimal_loss(flops) == pytest.approx(optimum.fun, rel=1e-9)
     assert law.optimal_params(flops) == pytest.approx(np.exp(log_n), rel=1e-9)
     assert 6 * law.optimal_params(flops) * law.optimal_tokens(flops) == pytest.approx(flops, rel=1e-12)
 

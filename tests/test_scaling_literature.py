@@ -37,26 +37,28 @@ def test_losses_and_rises_agree(raw):
 
 
 def test_published_ablation_losses_give_the_published_loss_recovered(raw):
-    known = raw.dropna(subset=["ce_ablated"])
-    gap = known["ce_ablated"] - known["ce_baseline"]
-    recovered = (known["ce_ablated"] - known["ce_spliced"]) / gap
-    assert len(known) == 108
-    assert (recovered - known["loss_recovered"]).abs().max() < 1e-6
+    ablated = raw.dropna(subset=["ce_ablated"])
+    gap = ablated["ce_ablated"] - ablated["ce_baseline"]
+    recovered = (ablated["ce_ablated"] - ablated["ce_spliced"]) / gap
+    assert len(ablated) == 108
+    assert (recovered - ablated["loss_recovered"]).abs().max() < 1e-6
 
 
 def test_dictionaries_of_one_site_imply_one_ablation(raw):
     """Loss recovered and delta CE imply the ablation's rise; rows of one site must agree within rounding."""
-    known = raw[(raw["work"] == "rajamanoharan2024") & (raw["loss_recovered"] < 1)].copy()
-    missing = 1 - known["loss_recovered"]
-    known["low"] = (known["delta_ce"] - 5e-5) / (missing + 5e-5)
-    known["high"] = (known["delta_ce"] + 5e-5) / (missing - 5e-5)
+    dictionaries = raw[(raw["work"] == "rajamanoharan2024") & (raw["loss_recovered"] < 1)].copy()
+    missing = 1 - dictionaries["loss_recovered"]
+    dictionaries["low"] = (dictionaries["delta_ce"] - 5e-5) / (missing + 5e-5)
+    dictionaries["high"] = (dictionaries["delta_ce"] + 5e-5) / (missing - 5e-5)
     at_odds = [
         site
-        for site, rows in known.groupby(["model", "site", "layer"])
+        for site, rows in dictionaries.groupby(["model", "site", "layer"])
         if rows["low"].max() > rows["high"].min() * 1.002
     ]
     assert at_odds == [("gemma-7b", "mlp_out", "6")]  # a slip in the source: its note says so
-    noted = known[(known["model"] == "gemma-7b") & (known["site"] == "mlp_out") & (known["layer"] == "6")]
+    noted = dictionaries[
+        (dictionaries["model"] == "gemma-7b") & (dictionaries["site"] == "mlp_out") & (dictionaries["layer"] == "6")
+    ]
     assert noted["note"].str.contains("one of their figures is off").all()
 
 
@@ -121,11 +123,13 @@ def test_the_documented_table_is_the_computed_one(table):
 
 
 def test_the_documented_counts_are_the_computed_ones(table):
-    known = table[table["loss_recovered"].notna() & table["effective_compute"].notna()]
-    recovered = known["loss_recovered"].astype(float)
-    compute = known["effective_compute"].astype(float)
+    converted = table[table["loss_recovered"].notna() & table["effective_compute"].notna()]
+    recovered = converted["loss_recovered"].astype(float)
+    compute = converted["effective_compute"].astype(float)
     text = PAGE.read_text(encoding="utf-8").replace("\n", " ")
     high = recovered >= 0.98
     assert f"Of the {high.sum()} dictionaries that recover 98% or more, {(compute[high] < 0.5).sum()}" in text
-    assert f"rank correlation over all {len(known)} dictionaries is {recovered.corr(compute, 'spearman'):.2f}" in text
+    assert (
+        f"rank correlation over all {len(converted)} dictionaries is {recovered.corr(compute, 'spearman'):.2f}" in text
+    )
     assert f"{(compute[high] < 0.1).sum()} keep less than a tenth" in text

@@ -83,11 +83,11 @@ def table(path: Path, rows: dict[int, float], name: str = "judge") -> Path:
 
 
 def report(out: Path, scores: Path, target: Path) -> str:
-    made = CliRunner().invoke(app, ["report", str(out), "--scores", str(scores), "--output_path", str(target)])
-    if made.exception is not None and not isinstance(made.exception, SystemExit):
-        raise made.exception
-    assert made.exit_code == 0
-    return made.output
+    result = CliRunner().invoke(app, ["report", str(out), "--scores", str(scores), "--output_path", str(target)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0
+    return result.output
 
 
 def test_of_saebench_the_headline_numbers_are_read(tmp_path):
@@ -117,9 +117,9 @@ def test_scr_and_tpp_are_left_out_with_one_sentence(tmp_path, eval_type):
     with pytest.raises(UserError, match="SCR and TPP are left out"):
         read_scores(folder)
     saved(folder / "deeper" / "autointerp.json", result(autointerp_score=0.8))
-    found = read_scores(folder)
-    assert [score.kind.name for score in found.scores] == ["autointerp_score"]
-    assert found.notes == (LEFT_OUT,)
+    score_set = read_scores(folder)
+    assert [score.kind.name for score in score_set.scores] == ["autointerp_score"]
+    assert score_set.notes == (LEFT_OUT,)
     assert LEFT_OUT.count(".") == 2
     assert "2605.18229" in LEFT_OUT
 
@@ -184,23 +184,23 @@ def test_every_column_of_numbers_of_a_table_is_a_score(tmp_path):
     frame.to_csv(tmp_path / "scores.csv", index=False)
     frame.to_parquet(tmp_path / "scores.parquet")
     for path in (tmp_path / "scores.csv", tmp_path / "scores.parquet"):
-        found = read_scores(path)
-        assert {(str(one.dictionary), one.kind.name, one.value) for one in found.scores} == {
+        score_set = read_scores(path)
+        assert {(str(score.dictionary), score.kind.name, score.value) for score in score_set.scores} == {
             ("world#a", "judge", 0.5),
             ("world#a", "absorption", 1.0),
             ("org/x#layers.1@abc", "absorption", 2.0),
         }
-        assert [one.kind.higher_is_better for one in found.scores] == [True, False, False]
-        assert found.notes == (f"These columns of {path.name} hold texts, and are no scores: remark.",)
+        assert [score.kind.higher_is_better for score in score_set.scores] == [True, False, False]
+        assert score_set.notes == (f"These columns of {path.name} hold texts, and are no scores: remark.",)
 
 
 def test_ids_that_are_numbers_stay_as_they_are_written(tmp_path):
     (tmp_path / "scores.csv").write_text("release,sae_id,judge\nr,8,0.5\nr,,0.7\n")
-    assert {str(one.dictionary) for one in read_scores(tmp_path / "scores.csv").scores} == {"r#8", "r"}
+    assert {str(score.dictionary) for score in read_scores(tmp_path / "scores.csv").scores} == {"r#8", "r"}
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         ("sea,judge\na,1\n", "names no dictionary: it needs a column 'sae' .* It has sea, judge"),
         ("sae,judge\n,1\nb,2\n", "Row 1 of .* names no dictionary: 'sae' is None"),
@@ -209,9 +209,9 @@ def test_ids_that_are_numbers_stay_as_they_are_written(tmp_path):
         ("sae,judge\na,1\na,2\n", "a has two values of judge .*: 1 and 2, in"),
     ],
 )
-def test_tables_without_scores_are_told_in_a_sentence(tmp_path, content, told):
+def test_tables_without_scores_are_told_in_a_sentence(tmp_path, content, message):
     (tmp_path / "scores.csv").write_text(content)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_scores(tmp_path / "scores.csv")
 
 
@@ -231,13 +231,13 @@ def test_what_is_no_score_file_is_told(tmp_path):
 def test_a_result_of_a_dictionary_without_a_name_is_named_beside_the_others(tmp_path):
     saved(tmp_path / "a.json", result(release=None, autointerp_score=1))
     saved(tmp_path / "b.json", result(autointerp_score=0.5))
-    found = read_scores(tmp_path)
-    assert [score.value for score in found.scores] == [0.5]
-    assert found.notes == ("No scores of dictionaries are in a.json.",)
+    score_set = read_scores(tmp_path)
+    assert [score.value for score in score_set.scores] == [0.5]
+    assert score_set.notes == ("No scores of dictionaries are in a.json.",)
 
 
 @pytest.mark.parametrize(
-    ("scored", "asked", "joined", "told"),
+    ("scored", "specs", "joined", "reason"),
     [
         ({"r#x@A": 1, "r#x@B": 2}, ["r#x"], {}, "r#x has scores of several revisions"),
         ({"r#x@A": 1, "r#x": 2}, ["r#x"], {"r#x": 2}, ""),
@@ -249,13 +249,13 @@ def test_a_result_of_a_dictionary_without_a_name_is_named_beside_the_others(tmp_
         ({"r#x@A": 1}, ["r#x@B"], {}, ""),
     ],
 )
-def test_revisions_that_leave_it_open_whose_a_score_is_join_nothing(scored, asked, joined, told):
+def test_revisions_that_leave_it_open_whose_a_score_is_join_nothing(scored, specs, joined, reason):
     kind = ScoreKind("judge", "a test")
-    scores = [DictionaryScore(kind, DictionaryName.of_spec(of), value, "f") for of, value in scored.items()]
-    found, unclear = partners_of(scores, [DictionaryName.of_spec(of) for of in asked])
-    assert {str(name): of.value for name, of in found.items()} == joined
-    assert bool(unclear) == bool(told)
-    assert all(told in sentence for sentence in unclear)
+    scores = [DictionaryScore(kind, DictionaryName.of_spec(spec), value, "f") for spec, value in scored.items()]
+    partners, unclear = partners_of(scores, [DictionaryName.of_spec(spec) for spec in specs])
+    assert {str(name): score.value for name, score in partners.items()} == joined
+    assert bool(unclear) == bool(reason)
+    assert all(reason in sentence for sentence in unclear)
 
 
 def test_huge_scores_are_in_the_tables_and_not_drawn(out, tmp_path):
@@ -268,8 +268,8 @@ def test_huge_scores_are_in_the_tables_and_not_drawn(out, tmp_path):
 
 def test_of_an_unknown_eval_higher_is_taken_to_be_better(tmp_path):
     (new,) = read_scores(saved(tmp_path / "new.json", result("new_eval", a=1))).scores
-    (known,) = read_scores(saved(tmp_path / "known.json", result(autointerp_score=1))).scores
-    assert (new.kind.better, known.kind.better) == ("taken to be higher", "higher")
+    (autointerp,) = read_scores(saved(tmp_path / "known.json", result(autointerp_score=1))).scores
+    assert (new.kind.better, autointerp.kind.better) == ("taken to be higher", "higher")
 
 
 def test_a_loaders_name_stands_at_the_start():
@@ -297,16 +297,16 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch):
     held = 0
     for _ in range(400):
         x, noise = rng.normal(size=(2, LEAST_FOR_INTERVAL))
-        made = rank_correlation(list(x), list(0.6 * x + 0.8 * noise), ("drop", "score"))
+        correlation = rank_correlation(list(x), list(0.6 * x + 0.8 * noise), ("drop", "score"))
         truth = 6 / math.pi * math.asin(0.6 / 2)  # Spearman's of the bivariate normal (Pearson 1907)
-        held += made.low is None or made.low <= truth <= (made.high or 0)
+        held += correlation.low is None or correlation.low <= truth <= (correlation.high or 0)
     assert 0.92 < held / 400 < 0.99
 
 
 def test_perfect_ranks_have_no_interval():
-    made = rank_correlation(range(9), range(9), ("drop", "score"))
-    assert (made.rho, made.low, made.high) == (pytest.approx(1), None, None)
-    assert made.reason == "no interval: where all ranks agree, so do all draws"
+    correlation = rank_correlation(range(9), range(9), ("drop", "score"))
+    assert (correlation.rho, correlation.low, correlation.high) == (pytest.approx(1), None, None)
+    assert correlation.reason == "no interval: where all ranks agree, so do all draws"
 
 
 def test_a_report_holds_scores_against_costs(out, tmp_path):
@@ -394,8 +394,8 @@ def test_scores_of_other_dictionaries_are_refused_before_anything_is_written(out
 
 
 def test_the_example_has_the_embedded_worlds_dictionaries():
-    found = read_scores(EXAMPLE)
-    assert len(found.scores) == 9
-    assert {score.dictionary.release for score in found.scores} == {"world"}
+    score_set = read_scores(EXAMPLE)
+    assert len(score_set.scores) == 9
+    assert {score.dictionary.release for score in score_set.scores} == {"world"}
     for path in EXAMPLE.glob("*.json"):
         assert "Synthetic values" in json.loads(path.read_text())["eval_result_unstructured"]["note"]

@@ -55,8 +55,8 @@ def training_objects():
     hook_z.turn_on_forward_pass_hook_z_reshaping()
     normalised = random_sae(WIDTH, HOOK)
     normalised.cfg.normalize_activations = "expected_average_only_in"
-    made = {"sae": (sae, None), "coder": (sparsify.SparseCoder(WIDTH, config), None), "hook_z": (hook_z, None)}
-    return {**made, "normalised": (normalised, 0.5)}
+    objects = {"sae": (sae, None), "coder": (sparsify.SparseCoder(WIDTH, config), None), "hook_z": (hook_z, None)}
+    return {**objects, "normalised": (normalised, 0.5)}
 
 
 @pytest.mark.parametrize("name", training_objects())

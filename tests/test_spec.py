@@ -89,8 +89,8 @@ class TestPatterns:
             folder = tmp_path / f"blocks.{layer}.hook_resid_post"
             folder.mkdir()
             (folder / "cfg.json").write_text("{}")
-        found = [spec.id for spec in specs_of(f"{tmp_path}#blocks.*")]
-        assert found == [f"blocks.{layer}.hook_resid_post" for layer in (2, 9, 10)]
+        ids = [spec.id for spec in specs_of(f"{tmp_path}#blocks.*")]
+        assert ids == [f"blocks.{layer}.hook_resid_post" for layer in (2, 9, 10)]
 
     def test_of_the_world_a_release_and_files_of_layers(self, tmp_path):
         (tmp_path / "low").mkdir()
@@ -121,7 +121,9 @@ class TestPatterns:
 
     def test_they_are_spliced_in_together(self):
         wanted = requested_splices("world#blocks.*.hook_resid_post.k32")
-        assert [one.hook_out for one in wanted.dictionaries] == [f"blocks.{n}.hook_resid_post" for n in (1, 2, 3)]
+        assert [dictionary.hook_out for dictionary in wanted.dictionaries] == [
+            f"blocks.{n}.hook_resid_post" for n in (1, 2, 3)
+        ]
 
 
 def test_a_name_that_is_too_long_for_a_path_is_no_folder():
@@ -139,17 +141,17 @@ def test_numbers_that_no_double_or_tensor_holds(given):
 
 def test_a_list_of_layers_makes_variants():
     entry = {"sae": "clt:world", "name": "mlps", "splice_layers": [3, "2-3"]}
-    made = sweep_of({"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "variants": [entry]})
-    assert [one.name for one in made.variants] == ["mlps,splice_layers=3", "mlps,splice_layers=2-3"]
-    assert [one.arguments["splice_layers"] for one in made.variants] == [3, "2-3"]
+    sweep = sweep_of({"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "variants": [entry]})
+    assert [variant.name for variant in sweep.variants] == ["mlps,splice_layers=3", "mlps,splice_layers=2-3"]
+    assert [variant.arguments["splice_layers"] for variant in sweep.variants] == [3, "2-3"]
 
 
 def test_controls_at_the_same_sites_are_run_once():
     chosen = {"sae": "world#blocks.*.hook_resid_post.k4", "name": "chosen", "splice_layers": 1}
     clean = {"sae": "world#blocks.1.hook_resid_post.k4", "name": "clean", "splice_input": "clean"}
     entries = {"model_args": {"pretrained": "world"}, "tasks": ["sae_world_homes"], "variants": [chosen, clean]}
-    made = sweep_of({**entries, "controls": ["zero"]})
-    (control,) = [one for one in made.variants if one.control_of]
+    sweep = sweep_of({**entries, "controls": ["zero"]})
+    (control,) = [variant for variant in sweep.variants if variant.control_of]
     assert control.control_of == ("chosen", "clean")
     chosen["splice_layers"] = "1-2"
-    assert len([one for one in sweep_of({**entries, "controls": ["zero"]}).variants if one.control_of]) == 2
+    assert len([variant for variant in sweep_of({**entries, "controls": ["zero"]}).variants if variant.control_of]) == 2

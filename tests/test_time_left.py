@@ -111,8 +111,8 @@ def test_the_kinds_of_tasks():
         def __init__(self, output_type: str) -> None:
             self.OUTPUT_TYPE = output_type
 
-    asked = ["multiple_choice", "loglikelihood", "generate_until", "sae_fidelity"]
-    assert kinds_of(map(Task, asked)) == [DOCUMENTS, REQUESTS, TEXTS]
+    output_types = ["multiple_choice", "loglikelihood", "generate_until", "sae_fidelity"]
+    assert kinds_of(map(Task, output_types)) == [DOCUMENTS, REQUESTS, TEXTS]
 
 
 def shown_on(file: io.StringIO) -> ConsoleProgress:
@@ -124,8 +124,8 @@ def test_texts_are_told_by_their_tokens():
     shown.begin([5, 5, 5, 5], ["t"] * 4, TEXTS)
     shown.wrote(1200)
     shown.answered(0)
-    told = shown.numbers()
-    assert told.startswith("1/4 texts, 0/1 tasks, 1,200 tokens written, ")
+    line = shown.numbers()
+    assert line.startswith("1/4 texts, 0/1 tasks, 1,200 tokens written, ")
     assert shown.rate is None  # prompts of texts are no measure of how fast prompts are scored
 
 
@@ -187,8 +187,8 @@ def test_prompts_longer_than_a_context_are_told_once_and_name_the_variant(caplog
 
 def test_the_summary_tells_shared_answers_from_kept_ones(tmp_path):
     outcomes = (Outcome("baseline", tmp_path), Outcome("a", tmp_path))
-    told = summary(Finished(outcomes, 1600, 800, 2500.4), 75)
-    assert told == (
+    line = summary(Finished(outcomes, 1600, 800, 2500.4), 75)
+    assert line == (
         "2 of 2 models done (the baseline and 1 variant) in 1:15: 1,600 answers, 800 of them from shared passes; "
         "2,500 tokens a second."
     )

@@ -43,16 +43,16 @@ def model() -> transformers.PreTrainedModel:
         bos_token_id=1,
         eos_token_id=2,
     )
-    made = transformers.LlamaForCausalLM(config).float()
+    transformer = transformers.LlamaForCausalLM(config).float()
     follows = {colour: f"ANSWER:{letter}" for colour, letter in zip(COLOURS, LETTERS, strict=True)}
     with torch.no_grad():
-        for name, weight in made.named_parameters():
+        for name, weight in transformer.named_parameters():
             if not name.endswith("norm.weight"):
                 weight.zero_()
-        made.model.embed_tokens.weight.copy_(torch.eye(len(WORDS)))
+        transformer.model.embed_tokens.weight.copy_(torch.eye(len(WORDS)))
         for number, word in enumerate(WORDS):
-            made.lm_head.weight[WORDS.index(follows.get(word, "</s>")), number] = 1
-    return made
+            transformer.lm_head.weight[WORDS.index(follows.get(word, "</s>")), number] = 1
+    return transformer
 
 
 def dictionary(forgotten: str | None = None) -> SAE:

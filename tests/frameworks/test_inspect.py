@@ -207,13 +207,13 @@ def test_log_probabilities(stories_model):
 
 
 def test_draws_repeat_with_their_seed(stories):
-    asked = ((BEGINNINGS[0], 1), (BEGINNINGS[0], 2), (BEGINNINGS[1], 1), (BEGINNINGS[0], 1))
+    pairs = ((BEGINNINGS[0], 1), (BEGINNINGS[0], 2), (BEGINNINGS[1], 1), (BEGINNINGS[0], 1))
     said = [
-        [ask(model, text, max_tokens=20, temperature=1.0, seed=seed).completion for text, seed in asked]
+        [ask(model, text, max_tokens=20, temperature=1.0, seed=seed).completion for text, seed in pairs]
         for model in (stories_model_of(stories), stories_model_of(stories))
     ]
     assert said[0] == said[1]
-    assert len(set(said[0])) == len(asked)
+    assert len(set(said[0])) == len(pairs)
 
 
 def test_variants_draw_with_the_same_noise(stories):
@@ -243,12 +243,12 @@ def test_requests_of_one_moment_share_a_batch(stories_model, monkeypatch):
     writer, batches = stories_model.api.writer, []
     write = writer.write
     monkeypatch.setattr(
-        stories_model.api._gathered, "_answer", lambda asked: batches.append(len(asked)) or write(asked)
+        stories_model.api._gathered, "_answer", lambda requests: batches.append(len(requests)) or write(requests)
     )
 
     async def several():
-        asked = [stories_model.generate(text, config=GenerateConfig(max_tokens=12)) for text in BEGINNINGS]
-        return await asyncio.gather(*asked)
+        requests = [stories_model.generate(text, config=GenerateConfig(max_tokens=12)) for text in BEGINNINGS]
+        return await asyncio.gather(*requests)
 
     together = [output.completion for output in asyncio.run(several())]
     assert batches == [len(BEGINNINGS)]
@@ -337,7 +337,7 @@ def logged(tmp_path: Path):
 
 def test_the_command_with_names_of_the_hub(hub_environment, tmp_path):
     given = ["sae=stories/sae-stories3M#" + STORY, "device=cpu", "use_chat_template=false"]
-    arguments = [word for one in given for word in ("-M", one)]
+    arguments = [word for argument in given for word in ("-M", argument)]
     arguments = ["--model", "sae_hf/stories3M", *arguments, "--max-tokens", "8"]
     done = commanded(tmp_path, "stories_task", hub_environment, *arguments)
     assert done.returncode == 0, done.stderr[-3000:] + done.stdout[-3000:]

@@ -68,12 +68,12 @@ def task(count: int = COUNT, epochs: Epochs | int | None = None, scorers=None, *
     )
 
 
-def log_of(answers, tmp_path: Path, name: str, made: Task | None = None, **settings) -> Path:
+def log_of(answers, tmp_path: Path, name: str, inspect_task: Task | None = None, **settings) -> Path:
     """The log of a model that gives these answers in turn."""
-    made = made or task(len(answers))
+    inspect_task = inspect_task or task(len(answers))
     model = saying(answers)
     settings = {"max_samples": 1, "display": "none", "log_level": "error", **settings}
-    (log,) = evaluate(made, model=model, log_dir=str(tmp_path / name), **settings)
+    (log,) = evaluate(inspect_task, model=model, log_dir=str(tmp_path / name), **settings)
     file = Path(log.location.removeprefix("file://"))
     return file.rename(tmp_path / f"{name}.eval")
 
@@ -108,12 +108,12 @@ def test_samples_are_paired_by_their_id(logs):
 
 
 def test_their_order_in_the_log_does_not_matter(logs, tmp_path):
-    made = task()
-    made.dataset.samples.reverse()
-    reversed_log = log_of(AFTER[::-1], tmp_path, "reversed", made)
-    one, other = (sae_lm_eval.compare(logs[0], after).drops for after in (logs[1], reversed_log))
+    inspect_task = task()
+    inspect_task.dataset.samples.reverse()
+    reversed_log = log_of(AFTER[::-1], tmp_path, "reversed", inspect_task)
+    drops, other_drops = (sae_lm_eval.compare(logs[0], after).drops for after in (logs[1], reversed_log))
     for name in ("baseline", "score", "drop", "low", "high", "p"):
-        assert one[name].tolist() == other[name].tolist()
+        assert drops[name].tolist() == other_drops[name].tolist()
 
 
 def test_categories_are_fields_of_the_metadata(logs):
@@ -160,17 +160,17 @@ class TestEpochs:
 
     def test_a_number_that_epochs_do_not_average_to_is_left_out(self, tmp_path):
         answers = list("CICIIICC")
-        made = [log_of(answers, tmp_path, name, task(4, Epochs(2, "max"))) for name in "ab"]
-        row = only(sae_lm_eval.compare(*made), section="task")
+        logs = [log_of(answers, tmp_path, name, task(4, Epochs(2, "max"))) for name in "ab"]
+        row = only(sae_lm_eval.compare(*logs), section="task")
         assert row["baseline"] == pytest.approx(0.5)
 
 
 def test_several_scorers_are_several_metrics(tmp_path):
-    made = [
+    logs = [
         log_of(answers, tmp_path, name, task(scorers=[said(), length(), several()]))
         for answers, name in ((BEFORE, "before"), (AFTER, "after"))
     ]
-    drops = sae_lm_eval.compare(*made, metrics="all").drops
+    drops = sae_lm_eval.compare(*logs, metrics="all").drops
     rows = drops[drops["section"] == "task"].set_index("metric")
     assert set(rows.index) == {"said", "length", "several.right", "several.marks"}
     assert rows.loc["several.right", "lost"] == 7
@@ -227,9 +227,9 @@ def test_a_scorer_with_words_of_its_own_is_left_out_and_told(tmp_path):
     comparison = sae_lm_eval.compare(*logs, metrics="all")
     assert only(comparison, section="task")["metric"] == "truths"
     assert only(comparison, section="task")["lost"] == 7
-    told = [note for note in comparison.notes if "words is left out" in note]
-    assert len(told) == 2
-    assert told[0].endswith("since it gives 'good', which is neither a number nor C, I, P, N.")
+    notes = [note for note in comparison.notes if "words is left out" in note]
+    assert len(notes) == 2
+    assert notes[0].endswith("since it gives 'good', which is neither a number nor C, I, P, N.")
     with pytest.raises(UserError, match=r"has no scores by sample: .* to each; words gives 'good'\."):
         read_inspect_log(log_of(BEFORE, tmp_path, "alone", task(scorers=words())))
 
@@ -255,15 +255,15 @@ def test_logs_of_other_questions(logs, tmp_path, other, sentence):
 
 
 def test_a_question_of_another_text(logs, tmp_path):
-    made = task()
-    made.dataset.samples[3].input = "something else"
+    inspect_task = task()
+    inspect_task.dataset.samples[3].input = "something else"
     with pytest.raises(UserError, match="is another document"):
-        sae_lm_eval.compare(logs[0], log_of(BEFORE, tmp_path, "third", made))
+        sae_lm_eval.compare(logs[0], log_of(BEFORE, tmp_path, "third", inspect_task))
 
 
 def test_other_settings_are_told(logs, tmp_path):
-    made = task(config=GenerateConfig(temperature=0.5, max_tokens=9))
-    comparison = sae_lm_eval.compare(logs[0], log_of(AFTER, tmp_path, "third", made))
+    inspect_task = task(config=GenerateConfig(temperature=0.5, max_tokens=9))
+    comparison = sae_lm_eval.compare(logs[0], log_of(AFTER, tmp_path, "third", inspect_task))
     (note,) = [note for note in comparison.notes if "other settings" in note]
     assert "max_tokens not set and 9; temperature not set and 0.5." in note
 
@@ -304,8 +304,8 @@ class TestDamage:
             read_inspect_log(log)
 
     def test_an_evaluation_that_did_not_finish(self, tmp_path):
-        made = task(4)
-        made.dataset.samples[2].input = "question that fails"
+        inspect_task = task(4)
+        inspect_task.dataset.samples[2].input = "question that fails"
 
         @inspect_ai.solver.solver
         def failing():
@@ -316,8 +316,8 @@ class TestDamage:
 
             return solve
 
-        made.solver = failing()
-        log = log_of(BEFORE[:4], tmp_path, "log", made)
+        inspect_task.solver = failing()
+        log = log_of(BEFORE[:4], tmp_path, "log", inspect_task)
         with pytest.raises(UserError, match=r"did not finish \(its status is 'error'\): .*inspect eval-retry"):
             read_inspect_log(log)
 
