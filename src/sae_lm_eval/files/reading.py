@@ -187,19 +187,19 @@ class _Yaml(yaml.SafeLoader):
     """YAML without a key that stands twice in one mapping, of which the last would count."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        made = super().compose_mapping_node(anchor)
-        keys = [(key.tag, key.value) for key, _ in made.value if isinstance(key, yaml.ScalarNode)]
+        node = super().compose_mapping_node(anchor)
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := _first_twice(keys):
-            place = made.start_mark
+            place = node.start_mark
             raise yaml.YAMLError(f"the key '{shown(twice[1])}' stands twice in the mapping of line {place.line + 1}")
-        return made
+        return node
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         raise ValueError(f"the key '{shown(_first_twice([key for key, _ in pairs]))}' stands twice in one object")
-    return made
+    return mapping
 
 
 def _first_twice(keys: list[Kind]) -> Kind | None:
