@@ -52,7 +52,7 @@ class Inquiry:
     def __post_init__(self) -> None:
         labels = Labels([division(text, Words(())) for text in self.of_tokens])
         others = [text.partition(":")[0] for text in self.by if text not in self.of_tokens]
-        names = [*(one.name for one in labels.divisions), *others, *({SITES} - {*others})]
+        names = [*(split.name for split in labels.divisions), *others, *({SITES} - {*others})]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise UserError(f"--by names '{twice}' twice.")
         if rest := next((text for text in self.by if text.partition(":")[0] in BARE and ":" in text), None):
@@ -103,20 +103,20 @@ class Inquiry:
         counts += [self.parts, sites if sites > 1 else 0, *(PARTS[text] for text in self.by if text in PARTS)]
         return PATCHES * sum(counts)
 
-    def plan(self, made: Plan) -> list[str]:
+    def plan(self, plan: Plan) -> list[str]:
         """Of each variant of a plan what its patches cost at most, in forward passes over the tasks."""
         out = []
-        for one in made.variants:
-            count = self.most_variants(len(one.sites))
-            if one.cost is None:
-                out.append(f"{one.asked.name}: up to {count} patched variants. Their cost is not known: {one.why}.")
+        for variant in plan.variants:
+            name, cost = variant.request.name, variant.cost
+            count = self.most_variants(len(variant.sites))
+            if cost is None:
+                out.append(f"{name}: up to {count} patched variants. Their cost is not known: {variant.why}.")
                 continue
             groups = -(-(count + 1) // VARIANTS_AT_ONCE)
             out.append(
-                f"{one.asked.name}: at most {groups + (count + 1) * one.cost:.1f} forward passes over the tasks. The "
-                f"variant and up to {count} patched ones cost {one.cost:.2f} of a pass each. They run in groups of "
-                f"{VARIANTS_AT_ONCE}, and each group costs one pass of the baseline.{self._fitted}"
-                f"{self._further(one.cost)}"
+                f"{name}: at most {groups + (count + 1) * cost:.1f} forward passes over the tasks. The variant and up "
+                f"to {count} patched ones cost {cost:.2f} of a pass each. They run in groups of {VARIANTS_AT_ONCE}, "
+                f"and each group costs one pass of the baseline.{self._fitted}{self._further(cost)}"
             )
         return out
 

@@ -32,14 +32,14 @@ class KeptReads:
         self._asked: dict[str, list[Any]] = {}  # by path: when it was modified, its bytes, what was read of it
 
     def __call__(self, path: str) -> Keys:
-        held = self._asked.get(path)
-        if held is None:
-            told = os.stat(path)
-            held = self._kept.get(path)
-            if held is None or held[:2] != [told.st_mtime_ns, told.st_size]:
-                held = [told.st_mtime_ns, told.st_size, self._read(path)]
-            self._asked[path] = held
-        return held[2]
+        entry = self._asked.get(path)
+        if entry is None:
+            stat = os.stat(path)
+            entry = self._kept.get(path)
+            if entry is None or entry[:2] != [stat.st_mtime_ns, stat.st_size]:
+                entry = [stat.st_mtime_ns, stat.st_size, self._read(path)]
+            self._asked[path] = entry
+        return entry[2]
 
     def save(self) -> None:
         """Write what was asked, if it is not what was kept."""

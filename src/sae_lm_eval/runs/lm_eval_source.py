@@ -20,8 +20,8 @@ def lm_eval_folder() -> Path:
 def hflm_arguments() -> tuple[str, ...]:
     """The arguments of lm_eval's `HFLM`."""
     hflm = _class_in("models/huggingface.py", "HFLM")
-    (made,) = (node for node in hflm.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    return tuple(argument.arg for argument in (*made.args.args[1:], *made.args.kwonlyargs))
+    (init,) = (node for node in hflm.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    return tuple(argument.arg for argument in (*init.args.args[1:], *init.args.kwonlyargs))
 
 
 @functools.cache
@@ -34,5 +34,5 @@ def evaluator_settings() -> tuple[str, ...]:
 
 def _class_in(file: str, name: str) -> ast.ClassDef:
     source = (lm_eval_folder() / file).read_text(encoding="utf-8")
-    (found,) = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name)
-    return found
+    (definition,) = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name)
+    return definition

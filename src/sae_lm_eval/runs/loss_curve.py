@@ -75,9 +75,9 @@ def task_documents(
             f"The task '{task}' asks {loaded.OUTPUT_TYPE}; a curve needs the loss of whole documents, as wikitext does."
         )
     loaded.build_all_requests(limit=get_sample_size(loaded, limit), rank=0, world_size=1)
-    asked = [tuple[Any, ...](instance.args) for instance in loaded.instances]
-    kinds = tuple(args[1] if len(args) > 1 else None for args in asked)
-    return Text(task, tuple(args[0] for args in asked), kinds if any(kind is not None for kind in kinds) else ())
+    arguments = [tuple[Any, ...](instance.args) for instance in loaded.instances]
+    kinds = tuple(args[1] if len(args) > 1 else None for args in arguments)
+    return Text(task, tuple(args[0] for args in arguments), kinds if any(kind is not None for kind in kinds) else ())
 
 
 def measure_curve(
@@ -124,7 +124,7 @@ def _row(
         count = sum(map(len, tokens))
         _refuse_other_tokens(member, tokens_hash, count, rows, per)
         parts = _by_category(lm, text, tokens, title)
-        nats = sum(of["nats"] for of in parts.values())
+        nats = sum(part["nats"] for part in parts.values())
         trained, source = member.training
         whole, inner = parameters(lm.loaded.wrapped)
         return {
@@ -180,15 +180,15 @@ def _load(member: Member, context: int | None, loading: dict[str, Any]) -> SaeHF
 def _by_category(lm: SaeHFLM, text: Text, tokens: list[list[int]], title: str) -> dict[str, dict[str, float]]:
     """Nats, tokens and bytes of each category's documents; of all under the name "" where there are no categories."""
     kinds = [str(kind) for kind in text.categories] or [""] * len(text.documents)
-    found = {}
+    sums = {}
     for kind in sorted(set(kinds)):
         own = [at for at, each in enumerate(kinds) if each == kind]
-        found[kind] = {
+        sums[kind] = {
             "nats": _nats(lm, [tokens[at] for at in own], f"{title} {kind}".strip()),
             "tokens": sum(len(tokens[at]) for at in own),
             "bytes": sum(len(text.documents[at].encode()) for at in own),
         }
-    return found
+    return sums
 
 
 def _nats(lm: SaeHFLM, tokens: Iterable[list[int]], title: str) -> float:
@@ -229,10 +229,10 @@ def _refuse_other_tokens(member: Member, tokens_hash: str, count: int, rows: lis
 
 
 def _digest(parts: Iterable[bytes]) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in parts:
-        found.update(b"%d:" % len(part) + part)
-    return found.hexdigest()[:16]
+        digest.update(b"%d:" % len(part) + part)
+    return digest.hexdigest()[:16]
 
 
 def _write(rows: list[Row], path: Path) -> None:

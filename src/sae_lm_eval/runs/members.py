@@ -91,12 +91,12 @@ class Member:
             facts = world.world_facts()
             runs = {row["name"]: row["tokens"] for row in (*facts["family"], *facts["checkpoints"])}
             return float(runs[self.revision]), "measured when the world was made"
-        known = find_preset(self.model)
+        preset = find_preset(self.model)
         step = re.fullmatch(r"step(\d+)", self.revision)
-        if known is not None and known.name.startswith("pythia-") and step:
+        if preset is not None and preset.name.startswith("pythia-") and step:
             return float(int(step[1]) * TOKENS_A_STEP), f"{step[1]} steps of {TOKENS_A_STEP:,} tokens"
-        if known is not None and known.tokens is not None and self.revision == MAIN:
-            return known.tokens, known.tokens_source
+        if preset is not None and preset.tokens is not None and self.revision == MAIN:
+            return preset.tokens, preset.tokens_source
         raise UserError(f"The training tokens of {self} are not known: give them, as in --tokens {self}=3e11.")
 
 

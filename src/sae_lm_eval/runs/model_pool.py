@@ -58,7 +58,7 @@ class LoadedSweep:
         from sae_lm_eval.harness.model import SaeHFLM
 
         self.settings, self.model_args = settings, sweep.model_args
-        self.asked: dict[str, VariantRequest] = {one.name: one for one in sweep.variants}
+        self.variants: dict[str, VariantRequest] = {request.name: request for request in sweep.variants}
         self._dictionaries: dict[Hashable, Any] = {}
         if to_run:
             at("reading the tasks")
@@ -95,7 +95,7 @@ class LoadedSweep:
         """Groups and tasks that are in no group."""
         inside = {name for children in self.tasks["group_map"].values() for name in children}
         everything = {**self.tasks["groups"], **self.tasks["tasks"]}
-        return [one for name, one in everything.items() if name not in inside]
+        return [entry for name, entry in everything.items() if name not in inside]
 
     def look(self, name: str) -> Look:
         """What is to be known of a variant before it is evaluated.
@@ -106,7 +106,7 @@ class LoadedSweep:
         from sae_lm_eval.splicing.model_edits import edited_bytes
         from sae_lm_eval.splicing.variants import build_variant
 
-        wanted = self._wanted(self.asked[name])
+        wanted = self._wanted(self.variants[name])
         model, tokens = self.baseline.loaded.model, self.baseline.spliced.tokens
         if wanted.edit is not None:
             return Look({name: edited_bytes(model, wanted.edit)}, False, variant_record(wanted))
@@ -114,30 +114,30 @@ class LoadedSweep:
         build_variant(model, wanted.dictionaries, wanted.choices, tokens.special_ids, tokens.declared_special)
         sizes: dict[Hashable, int] = {} if adapter is None else {str(wanted.adapter): adapter.size}
         for key, dictionaries in self._dictionaries.items():
-            tensors = {id(p): p for one in dictionaries for p in one.module.parameters()}  # layers share them
+            tensors = {id(p): p for each in dictionaries for p in each.module.parameters()}  # layers share them
             sizes[key] = sum(p.numel() * p.element_size() for p in tensors.values())
         wants_bos = any(dictionary.prepend_bos for dictionary in wanted.dictionaries)
         return Look(sizes, wants_bos, variant_record(wanted, adapter))
 
     def variant(self, name: str) -> Any:
         """The model as that variant. Raises as `look` does."""
-        return self.baseline.as_variant(self._wanted(self.asked[name]))
+        return self.baseline.as_variant(self._wanted(self.variants[name]))
 
-    def _wanted(self, asked: VariantRequest) -> Any:
+    def _wanted(self, request: VariantRequest) -> Any:
         """As the adapter takes it, a dictionary that several variants share loaded once."""
         from sae_lm_eval.dictionaries.loading import load_dictionaries
         from sae_lm_eval.splicing.arguments import dtype_of, requested_splices
 
-        arguments = dict(asked.arguments)
+        arguments = dict(request.arguments)
         dtype, factor = arguments.get("sae_dtype", "float32"), arguments.pop("norm_factor", None)
-        found = []
-        for source in asked.sources:
+        dictionaries = []
+        for source in request.sources:
             spec = source if isinstance(source, str) else id(source)
             key = (spec, dtype, factor, arguments.get("hook"))  # elsewhere it may be needed on another device
             if key not in self._dictionaries:
                 self._dictionaries[key] = load_dictionaries(source, dtype=dtype_of(dtype), norm_factor=factor)
-            found.extend(self._dictionaries[key])
-        return requested_splices(**arguments, dictionaries=found)
+            dictionaries.extend(self._dictionaries[key])
+        return requested_splices(**arguments, dictionaries=dictionaries)
 
     def forget(self) -> None:
         """Let go of dictionaries and adapters; the variants made of them must be out of use."""
@@ -169,7 +169,7 @@ class LoadedSweep:
         import lm_eval
 
         s = self.settings
-        arguments = self.asked[name].arguments if name in self.asked else {"splice": "none"}
+        arguments = self.variants[name].arguments if name in self.variants else {"splice": "none"}
         if arguments.keys() == {"peft"}:  # as lm_eval is asked for the model with its adapter alone
             arguments = {**arguments, "splice": "none"}
         own = {"batch_size": lm.batch_size_per_gpu} if name == AGAIN else {}
@@ -201,13 +201,13 @@ def _check_shots(shots: int, tasks: Mapping[str, Any]) -> None:
             raise UserError(f"num_fewshot={shots}: {name} has {count:,} documents to take examples from.")
 
 
-def _check_samples(samples: Mapping[str, Sequence[int]], tasks: Mapping[str, Any], asked: Collection[Any]) -> None:
+def _check_samples(samples: Mapping[str, Sequence[int]], tasks: Mapping[str, Any], requested: Collection[Any]) -> None:
     """Raise `UserError` where `samples` names none of the `tasks`, or a document that one does not have.
 
-    `asked` has the names of groups and tags that the tasks were asked by.
+    `requested` has the names of groups and tags that the tasks were asked by.
     """
-    check_sampled(samples, tasks, asked)
+    check_sampled(samples, tasks, requested)
     for name, numbers in samples.items():
         count = len(tasks[name].eval_docs)
-        if beyond := [one for one in numbers if not 0 <= one < count]:
+        if beyond := [number for number in numbers if not 0 <= number < count]:
             raise UserError(f"samples: {name} has no document {beyond[0]!r}: they run from 0 to {count - 1}.")

@@ -41,15 +41,15 @@ def floor_on_tasks(lm: Any, loaded: LoadedSweep) -> dict[str, Any]:
 
 def sequences_of(lm: Any, tasks: Iterable[Any]) -> list[list[int]]:
     """Tokens of prompts with their answers, or of documents: of each task `SEQUENCES`, evenly taken."""
-    found: list[list[int]] = []
+    sequences: list[list[int]] = []
     for task in tasks:
-        asked = task.instances or []
-        for instance in asked[:: max(1, -(-len(asked) // SEQUENCES))]:
+        instances = task.instances or []
+        for instance in instances[:: max(1, -(-len(instances) // SEQUENCES))]:
             parts = instance.args[:2] if instance.request_type == "loglikelihood" else instance.args[:1]
             ids = lm.tok_encode("".join(map(str, parts)))[-lm.max_length :]
             if len(ids) > 1:
-                found.append(ids)
-    return found
+                sequences.append(ids)
+    return sequences
 
 
 def measure_noise_floor(lm: Any, sequences: Sequence[Sequence[int]], *, rows: int) -> dict[str, Any]:

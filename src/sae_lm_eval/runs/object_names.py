@@ -28,6 +28,6 @@ def object_texts(values: Mapping[str, Any]) -> dict[str, Any]:
     out = {}
     for name, value in values.items():
         if isinstance(value, tuple):
-            value = "+".join(object_name(one) if is_object(one) else str(one) for one in value)
+            value = "+".join(object_name(source) if is_object(source) else str(source) for source in value)
         out[name] = object_name(value) if is_object(value) else value
     return out

@@ -81,10 +81,10 @@ def comparison_of(
     from sae_lm_eval.report.findings import findings
     from sae_lm_eval.results.results import read_results
 
-    baseline, *others = (replace(read_results(one.folder), name=one.name) for one in finished.outcomes)
-    made = compare_tasks(baseline, others, categories=categories, metrics="primary", docs_by=docs_by)
-    changed = stars_changed(made.drops, added_names(folder), made.level) if len(made.drops) else None
-    return findings(with_notes(made, changed))
+    baseline, *others = (replace(read_results(outcome.folder), name=outcome.name) for outcome in finished.outcomes)
+    comparison = compare_tasks(baseline, others, categories=categories, metrics="primary", docs_by=docs_by)
+    changed = stars_changed(comparison.drops, added_names(folder), comparison.level) if len(comparison.drops) else None
+    return findings(with_notes(comparison, changed))
 
 
 def ran_by_all(progress: Progress) -> Finished:

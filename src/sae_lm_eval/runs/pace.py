@@ -24,15 +24,15 @@ def seconds_of_baseline(
 
     Raises `UserError` where the data of a task cannot be had.
     """
-    asked: dict[str, list[Any]] = defaultdict(list)
+    by_type: dict[str, list[Any]] = defaultdict(list)
     for task in loaded.tasks["tasks"].values():
         loaded.build_requests(task)
         for instance in task.instances:
-            asked[instance.request_type].append(instance)
+            by_type[instance.request_type].append(instance)
     out: dict[str, float] = defaultdict(float)
-    for request_type, instances in asked.items():
+    for request_type, instances in by_type.items():
         answer = partial(getattr(loaded.baseline, request_type), disable_tqdm=True)
-        out[KINDS.get(request_type, REQUESTS)] += extrapolated(instances, answer, seconds / len(asked), clock)
+        out[KINDS.get(request_type, REQUESTS)] += extrapolated(instances, answer, seconds / len(by_type), clock)
     return dict(out)
 
 
@@ -58,7 +58,7 @@ def evenly_spaced(instances: Sequence[Any], size: int) -> list[Any]:
         return list(instances)
     stretches = max(1, size // NEIGHBOURS)
     starts = [number * len(instances) // stretches for number in range(stretches)]
-    return [one for start in starts for one in instances[start : start + NEIGHBOURS]]
+    return [instance for start in starts for instance in instances[start : start + NEIGHBOURS]]
 
 
 def letters(instance: Any) -> int:

@@ -37,7 +37,7 @@ class Planned:
     `sizes` the bytes of those dictionaries that names tell the shapes of, where `why` says what is not known.
     """
 
-    asked: VariantRequest
+    request: VariantRequest
     sites: tuple[str, ...]
     point: Point | None
     cost: float | None
@@ -63,7 +63,7 @@ class Plan:
 
     def cost(self, group: Sequence[str]) -> float | None:
         """Of a group in forward passes, 1 + sum(1 - l / L) over the blocks l that are shared; None where not known."""
-        costs = [one.cost for one in self.variants if one.asked.name in group]
+        costs = [variant.cost for variant in self.variants if variant.request.name in group]
         return None if any(cost is None for cost in costs) else 1 + sum(cost for cost in costs if cost is not None)
 
     @property
@@ -84,10 +84,10 @@ def plan_sweep(sweep: Sweep, output_path: Path | None) -> Plan:
     device = sweep.settings.get("device")
     device = "cuda" if device is None else str(device)
     budget = memory_for_dictionaries(device) if sweep.memory is None else sweep.memory * GB
-    planned = tuple(_planned(asked, model) for asked in sweep.variants)
+    planned = tuple(_planned(request, model) for request in sweep.variants)
     kept = read_groups(output_path) if output_path else None
-    groups = kept.groups if kept else divide({one.asked.name: one.sizes for one in planned}, budget)
-    names = [BASELINE, *(one.asked.name for one in planned)]
+    groups = kept.groups if kept else divide({variant.request.name: variant.sizes for variant in planned}, budget)
+    names = [BASELINE, *(variant.request.name for variant in planned)]
     parameters = sum(p.numel() for p in model.parameters())
     return Plan(
         model=str(sweep.model_args["pretrained"]),
@@ -116,51 +116,51 @@ def _cost(point: Point, model: Any) -> float:
     return 1 - shared / model.config.get_text_config().num_hidden_layers
 
 
-def _planned(asked: VariantRequest, model: Any) -> Planned:
-    if "edit" in asked.arguments:
-        return _planned_edit(asked, model)
-    if "peft" in asked.arguments:  # where its layers are is not known until it is loaded
+def _planned(request: VariantRequest, model: Any) -> Planned:
+    if "edit" in request.arguments:
+        return _planned_edit(request, model)
+    if "peft" in request.arguments:  # where its layers are is not known until it is loaded
         first = Point(0, "input")
-        return Planned(asked, (f"peft={asked.arguments['peft']}",), first, _cost(first, model), {}, whole=False)
+        return Planned(request, (f"peft={request.arguments['peft']}",), first, _cost(first, model), {}, whole=False)
     try:
-        known = [one for spec in asked.specs for one in headers_of(spec)]
+        entries = [entry for spec in request.specs for entry in headers_of(spec)]
     except UserError as error:
-        return Planned(asked, (), None, None, {}, whole=False, why=str(error))
-    bytes_each = BYTES.get(str(asked.arguments.get("sae_dtype", "float32")), 4)
-    sizes = {(one.spec,): _parameters(one, model.config.get_text_config()) for one in known}
+        return Planned(request, (), None, None, {}, whole=False, why=str(error))
+    bytes_each = BYTES.get(str(request.arguments.get("sae_dtype", "float32")), 4)
+    sizes = {(entry.spec,): _parameters(entry, model.config.get_text_config()) for entry in entries}
     given = {
         "sizes": {key: count * bytes_each for key, count in sizes.items() if count is not None},
         "whole": None not in sizes.values(),
     }
-    if (layers := layers_of(asked.arguments.get("splice_layers"))) is not None:
+    if (layers := layers_of(request.arguments.get("splice_layers"))) is not None:
         if layers.best is not None:
-            return Planned(asked, (), None, None, **given, why="layers are chosen once the model is loaded")
-        known = [one for one in known if one.layer in layers]
-    own = asked.arguments.get("hook")
-    hooks = [one.hook_out for one in known] if own is None else str(own).split("+")
+            return Planned(request, (), None, None, **given, why="layers are chosen once the model is loaded")
+        entries = [entry for entry in entries if entry.layer in layers]
+    own = request.arguments.get("hook")
+    hooks = [entry.hook_out for entry in entries] if own is None else str(own).split("+")
     sites = tuple(str(hook).split(":")[-1] for hook in hooks if hook is not None)
-    if len(sites) < len(known):
-        return Planned(asked, sites, None, None, **given, why="site not known until loaded")
-    modules = [one.module_out if own is None else None for one in known]
+    if len(sites) < len(entries):
+        return Planned(request, sites, None, None, **given, why="site not known until loaded")
+    modules = [entry.module_out if own is None else None for entry in entries]
     try:
         points = [_point(model, hook, module) for hook, module in zip(sites, modules, strict=True)]
     except (UserError, ValueError) as error:
-        return Planned(asked, sites, None, None, **given, why=str(error))
+        return Planned(request, sites, None, None, **given, why=str(error))
     first = earliest(points)
-    return Planned(asked, sites, first, _cost(first, model), **given)
+    return Planned(request, sites, first, _cost(first, model), **given)
 
 
-def _planned_edit(asked: VariantRequest, model: Any) -> Planned:
+def _planned_edit(request: VariantRequest, model: Any) -> Planned:
     """Of an edit of the model; a function of the user's own is not called on a model without weights."""
-    edit = edit_of(asked.arguments["edit"])
+    edit = edit_of(request.arguments["edit"])
     assert edit is not None, "the variant has one"
     try:
         size = edited_bytes(model, edit) if edit.kind in KINDS else None
     except UserError as error:
-        return Planned(asked, (), None, None, {}, whole=False, why=str(error))
+        return Planned(request, (), None, None, {}, whole=False, why=str(error))
     first = Point(0, "input") if size is not None else START
-    sizes: dict[Hashable, int] = {} if size is None else {asked.name: size}
-    return Planned(asked, (edit.name,), first, _cost(first, model), sizes, whole=size is not None)
+    sizes: dict[Hashable, int] = {} if size is None else {request.name: size}
+    return Planned(request, (edit.name,), first, _cost(first, model), sizes, whole=size is not None)
 
 
 def _point(model: Any, hook: str, module: str | None) -> Point:
@@ -170,14 +170,14 @@ def _point(model: Any, hook: str, module: str | None) -> Point:
     return point_of(writable_port(architecture, resolve_site(architecture, hook, module)), blocks_path(model))
 
 
-def _parameters(known: DictionaryFacts, config: Any) -> int | None:
-    """Of encoder, decoder and their biases, None where the width of one of them is not known."""
-    if known.shapes is not None:
-        return sum(prod(shape) for shape in known.shapes.values())
-    d_in, d_out = (_width_at(hook, config) for hook in (known.hook_in, known.hook_out))
-    if known.width is None or d_in is None or d_out is None:
+def _parameters(facts: DictionaryFacts, config: Any) -> int | None:
+    """Of encoder, decoder and their biases, None where the width of one of them is not facts."""
+    if facts.shapes is not None:
+        return sum(prod(shape) for shape in facts.shapes.values())
+    d_in, d_out = (_width_at(hook, config) for hook in (facts.hook_in, facts.hook_out))
+    if facts.width is None or d_in is None or d_out is None:
         return None
-    return (d_in + d_out) * known.width + known.width + d_out
+    return (d_in + d_out) * facts.width + facts.width + d_out
 
 
 def _width_at(hook: str | None, config: Any) -> int | None:
@@ -196,53 +196,53 @@ def _bytes_of(dtype: Any, config: Any) -> int:
     return BYTES.get(stated if name == "auto" else name, 4)
 
 
-def plan_sentences(made: Plan) -> list[str]:
+def plan_sentences(plan: Plan) -> list[str]:
     """What the plan's table does not say: the model, memory, cost and time."""
-    largest = max((_bytes(made, group) for group in made.groups), default=0)
-    unknown = sum(not one.whole for one in made.variants)
-    memory = f"{_gb(made.budget)} for dictionaries, of which the largest group takes {_gb(largest)}"
+    largest = max((_bytes(plan, group) for group in plan.groups), default=0)
+    unknown = sum(not variant.whole for variant in plan.variants)
+    memory = f"{_gb(plan.budget)} for dictionaries, of which the largest group takes {_gb(largest)}"
     if unknown:
         memory += f" besides those of {unknown} variants, whose size is not known until they are loaded"
-    costs = [made.cost(group) for group in made.groups]
-    apart = 1 + len(made.variants)
+    costs = [plan.cost(group) for group in plan.groups]
+    apart = 1 + len(plan.variants)
     cost = "not known: see the variants"
     if None not in costs:
         cost = f"{sum(c for c in costs if c is not None):.2f} forward passes over the tasks, instead of {apart}"
     return [
-        f"Model: {made.model}, {made.parameters:,} parameters, {_gb(made.model_bytes)}, {made.layers} blocks.",
+        f"Model: {plan.model}, {plan.parameters:,} parameters, {_gb(plan.model_bytes)}, {plan.layers} blocks.",
         f"Memory: {memory}.",
-        f"Groups: {len(made.groups)}, {'as the run in the folder has them' if made.kept_groups else 'by what is known'}"
-        f"; {len(made.finished)} of {apart} models are finished.",
+        f"Groups: {len(plan.groups)}, {'as the run in the folder has them' if plan.kept_groups else 'by what is known'}"
+        f"; {len(plan.finished)} of {apart} models are finished.",
         f"Cost: {cost}.",
     ]
 
 
-def time_sentence(made: Plan, of_baseline: Mapping[str, float] | None = None) -> str:
+def time_sentence(plan: Plan, of_baseline: Mapping[str, float] | None = None) -> str:
     """How long what is left takes, by what a run in the folder measured, or by `pace.seconds_of_baseline`."""
-    costs = [made.cost(group) for group in made.left]
+    costs = [plan.cost(group) for group in plan.left]
     cost = sum(c for c in costs if c is not None)
     if None in costs:
         return "Time: not estimated, since the cost of a variant is not known."
     if not costs:
         return "Time: nothing is left to run."
     if of_baseline is not None:
-        baseline = int(BASELINE not in made.finished)
-        variants = sum(one.asked.name not in made.finished for one in made.variants)
+        baseline = int(BASELINE not in plan.finished)
+        variants = sum(variant.request.name not in plan.finished for variant in plan.variants)
         times = {REQUESTS: cost, TEXTS: baseline + variants, DOCUMENTS: baseline + PASSES_OF_VARIANT * variants}
         seconds = sum(of_kind * times[kind] for kind, of_kind in of_baseline.items())
         return f"Time: about {duration(seconds)} for what is left, by a part of it that was run just now."
-    if made.pace is None:
+    if plan.pace is None:
         return "Time: not estimated, since nothing has been measured yet."
-    seconds = cost * made.pace.tokens / made.pace.token_passes_per_second
-    rate = f"{made.pace.token_passes_per_second:,.0f} tokens a second and forward pass"
+    seconds = cost * plan.pace.tokens / plan.pace.token_passes_per_second
+    rate = f"{plan.pace.token_passes_per_second:,.0f} tokens a second and forward pass"
     return f"Time: about {duration(seconds)} for what is left, at {rate}, as the run in the folder measured."
 
 
-def _bytes(made: Plan, group: Sequence[str]) -> int:
+def _bytes(plan: Plan, group: Sequence[str]) -> int:
     sizes: dict[Hashable, int] = {}
-    for one in made.variants:
-        if one.asked.name in group:
-            sizes |= one.sizes
+    for variant in plan.variants:
+        if variant.request.name in group:
+            sizes |= variant.sizes
     return sum(sizes.values())
 
 
@@ -253,18 +253,24 @@ def _gb(number: float) -> str:
 HEADS = ("variant", "dictionaries", "sites", "from block", "size", "group", "state")
 
 
-def plan_rows(made: Plan) -> list[tuple[str, ...]]:
+def _parting(point: Point | None) -> str:
+    if point is None:
+        return "?"
+    return "start" if point.block is None else f"{point.block} {point.side}"
+
+
+def plan_rows(plan: Plan) -> list[tuple[str, ...]]:
     """The plan's table: a row for each variant, by `HEADS`."""
-    group_of = {name: number for number, group in enumerate(made.groups, start=1) for name in group}
+    group_of = {name: number for number, group in enumerate(plan.groups, start=1) for name in group}
     return [
         (
-            one.asked.name,
-            " + ".join(one.asked.specs),
-            " + ".join(one.sites) or "not known until loaded",
-            "?" if one.point is None else "start" if one.point.block is None else f"{one.point.block} {one.point.side}",
-            _gb(sum(one.sizes.values())) if one.whole else "unknown until loaded",
-            str(group_of.get(one.asked.name, "")),
-            "finished" if one.asked.name in made.finished else (one.why or "to run"),
+            variant.request.name,
+            " + ".join(variant.request.specs),
+            " + ".join(variant.sites) or "not known until loaded",
+            _parting(variant.point),
+            _gb(sum(variant.sizes.values())) if variant.whole else "unknown until loaded",
+            str(group_of.get(variant.request.name, "")),
+            "finished" if variant.request.name in plan.finished else (variant.why or "to run"),
         )
-        for one in made.variants
+        for variant in plan.variants
     ]

@@ -28,13 +28,13 @@ PARTS = "parts"  # what the journal calls the parts that are done
 
 
 class Part(NamedTuple):
-    """The requests of a task, for a group of variants that are run together; `asked` are those to be evaluated.
+    """The requests of a task, for a group of variants that are run together; `missing` are those to be evaluated.
 
     `made_of` stands for what the model and the variants are made of.
     """
 
     group: tuple[str, ...]
-    asked: tuple[str, ...]
+    missing: tuple[str, ...]
     task: str
     bos: bool
     made_of: str = ""
@@ -104,7 +104,7 @@ class _Worker:
             self.models = self.loaded.joined(variants, self.journal, part.bos)
             self.group = part.group
         for name, lm in self.models.items():
-            if name in part.asked:
+            if name in part.missing:
                 task = self.loaded.tasks["tasks"][part.task]
                 try:
                     self.loaded.evaluate(name, lm, tasks=[task], bootstrap_iters=0, check_integrity=False)
@@ -130,9 +130,9 @@ def _cluster(ray: Any, address: str) -> Iterator[None]:
         yield
         return
     try:
-        if (found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)) is not None:
+        if (match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)) is not None:
             # Ray itself tries for minutes.
-            socket.create_connection((found[1].strip("[]"), int(found[2])), timeout=REACHED_WITHIN).close()
+            socket.create_connection((match[1].strip("[]"), int(match[2])), timeout=REACHED_WITHIN).close()
         ray.init(address, **({"include_dashboard": False} if address == LOCAL else {}))
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(

@@ -165,7 +165,7 @@ class _Evaluation:
     def all(self) -> dict[str, str]:
         """Evaluate what is not yet evaluated, a group at a time; why the variants that failed did, by name."""
         alone = False, [[]], {}  # the untouched model, as a member of a family
-        bos, groups, self.failed = agreed(self._settled) if self.loaded.asked else alone
+        bos, groups, self.failed = agreed(self._settled) if self.loaded.variants else alone
         if self.sweep.ray is not None:
             self._spread(bos, groups)
         missing_of = [self._missing(self._names(number, group)) for number, group in enumerate(groups, start=1)]
@@ -208,10 +208,10 @@ class _Evaluation:
         bos, groups = (None, []) if kept is None else (kept.bos, kept.groups)
         settled = {name for group in groups for name in group}
         finished = {
-            name for name in (BASELINE, *self.loaded.asked, *self.sweep.once) if (self.output_path / name).exists()
+            name for name in (BASELINE, *self.loaded.variants, *self.sweep.once) if (self.output_path / name).exists()
         }
         record = IdentityRecord(self.output_path, finished, begun=kept is not None)
-        looks = {name: look for name in self.loaded.asked if (look := self._look(name, bos, settled, finished))}
+        looks = {name: look for name in self.loaded.variants if (look := self._look(name, bos, settled, finished))}
         record.compare(model_record(self.loaded.baseline.spliced), {name: look.record for name, look in looks.items()})
         sizes = {name: look.sizes for name, look in looks.items() if name not in settled}
         if bos is None and not sizes:
@@ -329,8 +329,8 @@ class _Evaluation:
         samples = results.pop("samples")
         results["config"]["model"] = "sae_hf"
         results["config"]["sae_lm_eval"].update(told)
-        if name in self.loaded.asked and self.loaded.asked[name].control_of:
-            results["config"]["sae_lm_eval"]["control_of"] = list(self.loaded.asked[name].control_of)
+        if name in self.loaded.variants and self.loaded.variants[name].control_of:
+            results["config"]["sae_lm_eval"]["control_of"] = list(self.loaded.variants[name].control_of)
         tracker.save_results_aggregated(results=results, samples=samples)
         for task in results["configs"]:
             tracker.save_results_samples(task_name=task, samples=samples[task])
