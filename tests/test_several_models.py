@@ -25,9 +25,9 @@ from sae_lm_eval.runs.several_models import (
     check_models,
     foreign_dictionaries,
     lists_models,
+    model_notes,
     remember_models,
     sweeps_of,
-    told_before,
 )
 
 K4, K32 = "world#blocks.2.hook_resid_post.k4", "world#blocks.2.hook_resid_post.k32"
@@ -144,7 +144,7 @@ def test_a_template_that_one_of_them_lacks_is_told_first(folders, tmp_path):
         check_models(sweeps_of(content(pair, apply_chat_template=True, **edits)), tmp_path)
     sweeps = sweeps_of(content([pair[0], {"pretrained": pair[1], "apply_chat_template": True}], **edits))
     check_models(sweeps, tmp_path)
-    assert told_before(sweeps) == [
+    assert model_notes(sweeps) == [
         "Questions are asked behind a chat template of chat, and of narrow without one: each drop is against the same "
         "model asked alike."
     ]
@@ -157,7 +157,7 @@ def test_all_models_with_a_template_and_all_without_one_are_named(folders):
         *({"pretrained": plain, "name": name, "revision": name} for name in ("third", "fourth")),
     ]
     entries[1]["revision"] = "other"
-    sentences = told_before(sweeps_of(content(entries, variants=[{"edit": "prune?share=0.1"}])))
+    sentences = model_notes(sweeps_of(content(entries, variants=[{"edit": "prune?share=0.1"}])))
     assert sentences == [
         "Questions are asked behind a chat template of first and second, and of third and fourth without one: each "
         "drop is against the same model asked alike."
@@ -166,7 +166,7 @@ def test_all_models_with_a_template_and_all_without_one_are_named(folders):
 
 def test_a_transfer_and_another_tokenizer_are_said_once(folders):
     sweeps = sweeps_of(content(["world", str(folders["narrow"])]))
-    assert told_before(sweeps) == [
+    assert model_notes(sweeps) == [
         "Transfer: into narrow go dictionaries that were trained on world.",
         "The tokenizer of narrow has other tokens than that of world.",
     ]

@@ -352,10 +352,10 @@ class TestTheWorld:
 
     def test_held_out_documents_are_the_others(self, tmp_path):
         explanation = explained(tmp_path, "norm:2", limit=12, held_out=True)
-        assert len(explanation.asked) == 6
-        assert {document.doc_id % 2 for document in explanation.asked} == {0, 1}, "drawn, and not every other one"
+        assert len(explanation.prompts) == 6
+        assert {document.doc_id % 2 for document in explanation.prompts} == {0, 1}, "drawn, and not every other one"
         again = explained(tmp_path, "norm:2", limit=12, held_out=True)
-        assert [document.doc_id for document in again.asked] == [document.doc_id for document in explanation.asked]
+        assert [document.doc_id for document in again.prompts] == [document.doc_id for document in explanation.prompts]
 
     def test_several_dictionaries_are_divided_by_site(self, tmp_path):
         both = "+".join(f"world#blocks.{layer}.hook_resid_post.k4" for layer in (1, 2))

@@ -298,7 +298,7 @@ def test_a_latent_costs_what_a_run_without_it_loses(world, tmp_path):
     latent = rows[0]["latent"]
     without = explained(tmp_path, variant={"sae": K4, "ablate": str(latent), "name": "without"})
     keys = [run.losses["margin"].by_key["reconstruction"] for run in (explanation, without)]
-    assert [document.doc_id for document in explanation.asked] == [document.doc_id for document in without.asked]
+    assert [document.doc_id for document in explanation.prompts] == [document.doc_id for document in without.prompts]
     expected = float(((keys[1] - keys[0]) * keys[0]).sum() / np.abs(keys[0]).sum())
     assert rows[0]["ablated"] == pytest.approx(expected, abs=1e-4)
     assert rows[0]["ablated_low"] <= rows[0]["ablated"] <= rows[0]["ablated_high"]

@@ -34,7 +34,7 @@ def test_the_named_and_the_worst_both_ways_are_shown(homes):
     assert shown[0] == ("sae_world_homes", 3)
     lost = dict(
         zip(
-            [(question.task, question.doc_id) for question in explanation.asked],
+            [(question.task, question.doc_id) for question in explanation.prompts],
             explanation.losses["margin"].by_key["reconstruction"],
             strict=True,
         )
@@ -67,7 +67,7 @@ def margin_by_hand(
 
 def read_by_hand(explanation, question):
     """Model, dictionary, the ids of each choice behind the prompt of document 3, the right choice, and the prompt."""
-    (document,) = [entry for entry in explanation.asked if (entry.task, entry.doc_id) == ("sae_world_homes", 3)]
+    (document,) = [entry for entry in explanation.prompts if (entry.task, entry.doc_id) == ("sae_world_homes", 3)]
     (dictionary,) = load_dictionaries(K4, dtype=torch.float32, norm_factor=None)
     model = AutoModelForCausalLM.from_pretrained(str(world.model_path())).eval()
     tokenizer = AutoTokenizer.from_pretrained(str(world.model_path()))

@@ -103,7 +103,7 @@ def run_command(
 def _run_several(content: dict[str, Any], *, fewshot_seeds: str | None, plan: bool) -> None:
     """Run the sweep that `content` describes for each of its models, or show what would run."""
     from sae_lm_eval.runs.asked_documents import user_path
-    from sae_lm_eval.runs.several_models import check_models, run_each, sweeps_of, told_before
+    from sae_lm_eval.runs.several_models import check_models, model_notes, run_each, sweeps_of
 
     sweeps = sweeps_of(content)
     given = content.get("output_path")
@@ -115,7 +115,7 @@ def _run_several(content: dict[str, Any], *, fewshot_seeds: str | None, plan: bo
     check_models(sweeps, output_path)
     say_loading()
     if plan or output_path is None:
-        for sentence in told_before(sweeps):
+        for sentence in model_notes(sweeps):
             typer.echo(sentence, err=True)
         for number, (name, sweep) in enumerate(sweeps.items(), start=1):
             typer.echo(f"Model {number} of {len(sweeps)}, {name}:")

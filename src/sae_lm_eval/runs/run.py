@@ -90,8 +90,8 @@ def run(
     from sae_lm_eval.runs.sweep_keys import lm_eval_settings
 
     for name in settings:
-        if name not in (known := lm_eval_settings()):
-            raise UserError(f"run takes no '{name}'.{did_you_mean(name, known)} lm_eval's are {', '.join(known)}.")
+        if name not in (names := lm_eval_settings()):
+            raise UserError(f"run takes no '{name}'.{did_you_mean(name, names)} lm_eval's are {', '.join(names)}.")
     given = {"model_args": model_args, "variants": variants, "controls": controls, "mean_text": mean_text}
     given |= {"categories": categories, "docs_by": docs_by}
     given |= {"memory": memory, "ray": ray, "tasks": tasks, **settings}
@@ -126,11 +126,12 @@ def evaluate(sweep: Sweep, settings: Any, output_path: Path) -> Finished:
     with ExitStack() as scope:
         agreed(lambda: scope.enter_context(held(output_path)))
         sweep = with_earlier(sweep, output_path)
-        asked = {"model_args": object_texts(sweep.model_args), "variants": [one.record for one in sweep.variants]}
-        asked |= fixed_settings(settings)
-        asked |= {"once": list(sweep.once)} if sweep.once else {}
-        names = (BASELINE, *(one.name for one in sweep.variants), *sweep.once)
-        scope.enter_context(remembered(output_path, asked, names))
+        variants = [request.record for request in sweep.variants]
+        record = {"model_args": object_texts(sweep.model_args), "variants": variants}
+        record |= fixed_settings(settings)
+        record |= {"once": list(sweep.once)} if sweep.once else {}
+        names = (BASELINE, *(request.name for request in sweep.variants), *sweep.once)
+        scope.enter_context(remembered(output_path, record, names))
         failed: dict[str, str] = {}
         done = Finished(())
         console = scope.enter_context(quiet(output_path / LOG, aloud=rank() == 0))
@@ -284,7 +285,7 @@ class _Evaluation:
 
     def _evaluate_each(self, title: str, group: Sequence[str], missing: Sequence[str], bos: bool) -> None:
         self.shown.at(f"{title}loading {len(group)} variants")
-        models = self.loaded.joined(self._made(group), self.journal, bos, self.shown)
+        models = self.loaded.joined(self._models(group), self.journal, bos, self.shown)
         before = counts_of(self.shown)
         for name, lm in models.items():
             if name not in missing:
@@ -299,25 +300,25 @@ class _Evaluation:
                     raise
                 self._leave_out(name, _why(error))
             if name == missing[0] and rank() == 0:
-                variants = [one.spliced.variant for other, one in models.items() if other != BASELINE]
+                variants = [model.spliced.variant for other, model in models.items() if other != BASELINE]
                 keep_pace(self.output_path, self.loaded.baseline.loaded.model, variants, before, counts_of(self.shown))
 
-    def _made(self, group: Sequence[str]) -> dict[str, Any]:
+    def _models(self, group: Sequence[str]) -> dict[str, Any]:
         """The variants of a group that every process can make."""
-        made: dict[str, Any] = {}
+        models: dict[str, Any] = {}
         failed: list[tuple[str, str]] = []
         for name in [name for name in group if name not in self.failed]:
             try:
-                made[name] = self.loaded.variant(name)
+                models[name] = self.loaded.variant(name)
             except Exception as error:  # as when they were looked at
                 raise_if_out_of_memory(error)
                 failed.append((name, _why(error)))
         for name, why in dict(gathered(failed)).items():
-            made.pop(name, None)
+            models.pop(name, None)
             self._leave_out(name, why)
-        return made
+        return models
 
-    def _evaluate(self, name: str, lm: Any, **told: Any) -> None:
+    def _evaluate(self, name: str, lm: Any, **facts: Any) -> None:
         from lm_eval.loggers import EvaluationTracker
 
         unfinished = self.output_path / f".{name}"
@@ -328,7 +329,7 @@ class _Evaluation:
             return
         samples = results.pop("samples")
         results["config"]["model"] = "sae_hf"
-        results["config"]["sae_lm_eval"].update(told)
+        results["config"]["sae_lm_eval"].update(facts)
         if name in self.loaded.variants and self.loaded.variants[name].control_of:
             results["config"]["sae_lm_eval"]["control_of"] = list(self.loaded.variants[name].control_of)
         tracker.save_results_aggregated(results=results, samples=samples)

@@ -49,7 +49,7 @@ def lm_eval_config(sweep: Sweep) -> Any:
         "model_args": object_texts(sweep.model_args),
     }
     if given.get("samples") is not None:  # numpy's are no JSON
-        given["samples"] = {task: [int(one) for one in numbers] for task, numbers in given["samples"].items()}
+        given["samples"] = {task: [int(number) for number in numbers] for task, numbers in given["samples"].items()}
     if given.get("device") is None:
         given["device"] = default_device()  # lm_eval's own default is a GPU on every machine
     try:
@@ -78,9 +78,9 @@ def tasks_of(settings: Mapping[str, Any]) -> list[str]:
     """The names that `tasks` holds, a text joined by commas or a list."""
     given = settings.get("tasks")
     listed = given if isinstance(given, list | tuple) else [given] if given else []
-    if not all(isinstance(one, str) for one in listed):
+    if not all(isinstance(entry, str) for entry in listed):
         raise UserError(f"tasks: {given!r} is neither a text nor a list of names, such as [blimp, lambada_openai].")
-    return [name.strip() for one in listed for name in one.split(",") if name.strip()]
+    return [name.strip() for entry in listed for name in entry.split(",") if name.strip()]
 
 
 def check_limit(limit: Any) -> None:
@@ -119,9 +119,9 @@ def _of_type(types: tuple[type, ...], what: str) -> Callable[[str, Any], None]:
 
 
 def _folders(name: str, value: Any) -> None:
-    for one in value if isinstance(value, list | tuple) else [value]:
-        if not isinstance(one, str | Path) or not is_folder(at_home(one)):
-            raise UserError(f"{name}: there is no folder '{one}'.")
+    for folder in value if isinstance(value, list | tuple) else [value]:
+        if not isinstance(folder, str | Path) or not is_folder(at_home(folder)):
+            raise UserError(f"{name}: there is no folder '{folder}'.")
 
 
 def _level(_name: str, value: Any) -> None:
@@ -140,19 +140,21 @@ def _samples(name: str, value: Any) -> None:
             raise UserError(f"{name}: {task!r} is no name of a task.")
         if not isinstance(numbers, list | tuple) or not numbers:
             raise UserError(f"{name}: {task}: {numbers!r} is no list of numbers of documents, as in [0, 1].")
-        for one in numbers:
-            if isinstance(one, bool) or not isinstance(one, Integral) or int(one) < 0:
-                raise UserError(f"{name}: {task}: {one!r} is no number of a document: give whole ones, as in [0, 1].")
-        if twice := [one for one, count in Counter(numbers).items() if count > 1]:
+        for number in numbers:
+            if isinstance(number, bool) or not isinstance(number, Integral) or int(number) < 0:
+                raise UserError(
+                    f"{name}: {task}: {number!r} is no number of a document: give whole ones, as in [0, 1]."
+                )
+        if twice := [number for number, count in Counter(numbers).items() if count > 1]:
             raise UserError(f"{name}: {task} names document {twice[0]} twice.")
 
 
 def _seeds(name: str, value: Any) -> None:
     given = value.split(",") if isinstance(value, str) else value
-    for one in given if isinstance(given, list | tuple) else [given]:
-        number = int(one) if isinstance(one, str) and one.strip().isdecimal() else one
+    for seed in given if isinstance(given, list | tuple) else [given]:
+        number = int(seed) if isinstance(seed, str) and seed.strip().isdecimal() else seed
         if number is not None and str(number).strip() != "None" and whole(number, name, least=0) > LARGEST_SEED:
-            raise UserError(f"{name}={one} is more than {LARGEST_SEED}, the most that numpy takes.")
+            raise UserError(f"{name}={seed} is more than {LARGEST_SEED}, the most that numpy takes.")
 
 
 def _cache(name: str, value: Any) -> None:

@@ -63,8 +63,8 @@ def sweeps_of(content: Mapping[str, Any]) -> dict[str, Sweep]:
         if what in seen:
             raise UserError(f"pretrained: '{seen[what]}' and '{name}' are the same model, asked alike: give it once.")
         seen[what] = name
-        made = sweep_of({**content, **settings, "model_args": {**given, **entry}})
-        sweeps[name] = replace(made, output_path=None)
+        sweep = sweep_of({**content, **settings, "model_args": {**given, **entry}})
+        sweeps[name] = replace(sweep, output_path=None)
     return sweeps
 
 
@@ -117,12 +117,12 @@ def _label(entry: Mapping[str, Any]) -> str:
     return text if revision in (None, "main") else f"{text}@{revision}"
 
 
-def _names(told: Sequence[tuple[Any, str]]) -> list[str]:
+def _names(entries: Sequence[tuple[Any, str]]) -> list[str]:
     """The folders' names: those given, else the last part of the model's, or all of it where two end alike."""
-    last = [_plain(label.rstrip("/").split("/")[-1]) for _, label in told]
+    last = [_plain(label.rstrip("/").split("/")[-1]) for _, label in entries]
     names = [
         str(own) if own is not None else short if last.count(short) == 1 else _plain(label.strip("./~"))
-        for (own, label), short in zip(told, last, strict=True)
+        for (own, label), short in zip(entries, last, strict=True)
     ]
     for number, name in enumerate(names, start=1):
         check_name(name, f"pretrained, entry {number}", taken=TAKEN | {MODELS})
@@ -143,16 +143,16 @@ def check_models(sweeps: Mapping[str, Sweep], output_path: Path | None) -> None:
     if output_path is not None:
         _check_output(sweeps, output_path)
     _check_chats(sweeps)
-    found: dict[str, str] = {}
+    errors: dict[str, str] = {}
     for name, sweep in sweeps.items():
         try:
             check(sweep, None if output_path is None else output_path / name)
         except UserError as error:
-            found[name] = str(error)
-    if found:
-        same = len(set(found.values())) == 1 and len(found) == len(sweeps)
-        told = [next(iter(found.values()))] if same else [f"{name}: {error}" for name, error in found.items()]
-        raise UserError(" ".join(told))
+            errors[name] = str(error)
+    if errors:
+        same = len(set(errors.values())) == 1 and len(errors) == len(sweeps)
+        messages = [next(iter(errors.values()))] if same else [f"{name}: {error}" for name, error in errors.items()]
+        raise UserError(" ".join(messages))
     _check_widths(sweeps)
 
 
@@ -170,8 +170,8 @@ def _check_output(sweeps: Mapping[str, Sweep], output_path: Path) -> None:
 
 def _check_chats(sweeps: Mapping[str, Sweep]) -> None:
     """Raise `UserError` where a chat template is asked for of models of which some have none."""
-    asked = {name: sweep for name, sweep in sweeps.items() if sweep.settings.get("apply_chat_template")}
-    lacking = [name for name, sweep in asked.items() if chat_template.has_chat_template(sweep.model_args) is False]
+    chats = {name: sweep for name, sweep in sweeps.items() if sweep.settings.get("apply_chat_template")}
+    lacking = [name for name, sweep in chats.items() if chat_template.has_chat_template(sweep.model_args) is False]
     if lacking and len(lacking) < len(sweeps):
         raise UserError(
             f"The tokenizer of {' and '.join(lacking)} has no chat template: give apply_chat_template in the entries "
@@ -182,39 +182,39 @@ def _check_chats(sweeps: Mapping[str, Sweep]) -> None:
 def _check_widths(sweeps: Mapping[str, Sweep]) -> None:
     """Raise `UserError` where models differ in width and dictionaries are asked for, each of which fits one width."""
     widths = {name: stated(model_config(sweep.model_args), WIDTHS) for name, sweep in sweeps.items()}
-    known = {name: width for name, width in widths.items() if width is not None}
-    if len(set(known.values())) < 2:
+    known_widths = {name: width for name, width in widths.items() if width is not None}
+    if len(set(known_widths.values())) < 2:
         return
     for sweep in sweeps.values():
-        for asked in sweep.variants:
-            for source in asked.sources:
+        for request in sweep.variants:
+            for source in request.sources:
                 if isinstance(source, str) and SaeSpec.parse(source).loader not in FREE:
-                    told = ", ".join(f"{name} {width:,}" for name, width in known.items())
+                    listing = ", ".join(f"{name} {width:,}" for name, width in known_widths.items())
                     raise UserError(
-                        f"The models differ in the width of their streams ({told}), and {source} fits one of them "
+                        f"The models differ in the width of their streams ({listing}), and {source} fits one of them "
                         "alone: give models of one width, or run them one by one."
                     )
 
 
-def told_before(sweeps: Mapping[str, Sweep]) -> list[str]:
+def model_notes(sweeps: Mapping[str, Sweep]) -> list[str]:
     """What a reader of the table should know of these models, each once."""
-    told = []
+    messages = []
     for name, others in foreign_dictionaries(sweeps).items():
-        told.append(f"Transfer: into {name} go dictionaries that were trained on {' and '.join(others)}.")
+        messages.append(f"Transfer: into {name} go dictionaries that were trained on {' and '.join(others)}.")
     vocabularies = {name: _vocabulary(sweep.model_args) for name, sweep in sweeps.items()}
-    known = {name: digest for name, digest in vocabularies.items() if digest is not None}
-    if len(set(known.values())) > 1:
-        first = next(iter(known))
-        other = [name for name, digest in known.items() if digest != known[first]]
-        told.append(f"The tokenizer of {' and '.join(other)} has other tokens than that of {first}.")
+    digests = {name: digest for name, digest in vocabularies.items() if digest is not None}
+    if len(set(digests.values())) > 1:
+        first = next(iter(digests))
+        other = [name for name, digest in digests.items() if digest != digests[first]]
+        messages.append(f"The tokenizer of {' and '.join(other)} has other tokens than that of {first}.")
     chats = [name for name, sweep in sweeps.items() if sweep.settings.get("apply_chat_template")]
     plain = [name for name in sweeps if name not in chats]
     if chats and plain:
-        told.append(
+        messages.append(
             f"Questions are asked behind a chat template of {' and '.join(chats)}, and of {' and '.join(plain)} "
             "without one: each drop is against the same model asked alike."
         )
-    return told
+    return messages
 
 
 def foreign_dictionaries(sweeps: Mapping[str, Sweep]) -> dict[str, list[str]]:
@@ -224,9 +224,11 @@ def foreign_dictionaries(sweeps: Mapping[str, Sweep]) -> dict[str, list[str]]:
     for name, sweep in sweeps.items():
         if not isinstance(sweep.model_args.get("pretrained"), str | Path):
             continue
-        specs = (source for asked in sweep.variants for source in asked.sources if isinstance(source, str))
+        specs = (source for request in sweep.variants for source in request.sources if isinstance(source, str))
         trained = dict.fromkeys(training_site(SaeSpec.parse(spec))[0] for spec in specs)
-        if others := [one for one in trained if one is not None and _is_other(one, models[name], models.values())]:
+        if others := [
+            model for model in trained if model is not None and _is_other(model, models[name], models.values())
+        ]:
             out[name] = others
     return out
 
@@ -277,7 +279,7 @@ def run_each(
     Raises `UserError` as `check_models` does.
     """
     check_models(sweeps, output_path)
-    for sentence in told_before(sweeps) if rank() == 0 else []:
+    for sentence in model_notes(sweeps) if rank() == 0 else []:
         tell(sentence)
     agreed(lambda: remember_models(sweeps, output_path))
     foreign, out = foreign_dictionaries(sweeps), {}
@@ -299,8 +301,8 @@ def transfer_of(sweeps: Mapping[str, Sweep], done: Mapping[str, Finished], outpu
 
 
 def _records(sweeps: Mapping[str, Sweep]) -> dict[str, dict[str, Any]]:
-    told = {}
+    records = {}
     for name, sweep in sweeps.items():
         settings = {key: sweep.settings[key] for key in OF_CHATS if key in sweep.settings}
-        told[name] = json.loads(json.dumps({**object_texts(sweep.model_args), **settings}, default=str))
-    return told
+        records[name] = json.loads(json.dumps({**object_texts(sweep.model_args), **settings}, default=str))
+    return records

@@ -106,7 +106,7 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
     common = {name: model_args.pop(name) for name in COMMON if name in model_args}
     common |= {name: content[name] for name in ("mean_text", "mean_tokens") if content.get(name) is not None}
     controls = _listed(content.get("controls"), "controls")
-    asked = variant_requests(variants, [name for name in controls if name != AGAIN], common)
+    requests = variant_requests(variants, [name for name in controls if name != AGAIN], common)
     memory = content.get("memory")
     if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | float) or not 0 < memory < inf):
         raise UserError(f"memory: {memory!r} is no number of gigabytes above 0.")
@@ -117,7 +117,7 @@ def sweep_of(content: Mapping[str, Any]) -> Sweep:
         )
     return Sweep(
         model_args,
-        tuple(asked),
+        tuple(requests),
         {name: _expanded(value) if name in PATHS else value for name, value in settings.items()},
         memory=memory,
         once=(AGAIN,) if AGAIN in controls else (),
@@ -140,7 +140,7 @@ def as_list(entries: Any) -> list[Any]:
 def _expanded(value: Any) -> Any:
     """`value` with the user's folder for `~`, where it is a path that begins so; of several, each."""
     if isinstance(value, list | tuple):
-        return [_expanded(one) for one in value]
+        return [_expanded(item) for item in value]
     return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
 
@@ -154,14 +154,16 @@ def variant_requests(
     """
     for control in controls:
         one_of(control, (*CONTROLS, *LADDERS, AGAIN), "controls:")
-    made: list[VariantRequest] = []
+    requests: list[VariantRequest] = []
     for number, entry in enumerate(as_list(entries or 0), start=1):  # an empty list is none
-        made += _of_entry(entry, f"variants, entry {number}", common or {})
-    refuse_twice(one.name for one in made)
-    given = [one.arguments["edit"] for one in made if "edit" in one.arguments]
+        requests += _of_entry(entry, f"variants, entry {number}", common or {})
+    refuse_twice(request.name for request in requests)
+    given = [request.arguments["edit"] for request in requests if "edit" in request.arguments]
     rungs = [edit for control in dict.fromkeys(controls) for edit in LADDERS.get(control, ()) if edit not in given]
     ladder = [_of_edit({"edit": edit}, "controls") for edit in rungs]
-    return _with_controls([*made, *ladder], [one for one in controls if one not in LADDERS], common or {})
+    return _with_controls(
+        [*requests, *ladder], [control for control in controls if control not in LADDERS], common or {}
+    )
 
 
 def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[VariantRequest]:
@@ -186,21 +188,21 @@ def _of_entry(entry: Any, where: str, common: Mapping[str, Any]) -> list[Variant
     own = {name: entry[name] for name in ARGUMENTS if name in entry and name not in SERIES}
     series = {name: _series(entry, name, where) for name in SERIES if entry.get(name) is not None}
     texts = _from_pattern(entry, where) if "pattern" in entry else {None: _joined(entry, where)}
-    made = []
+    requests = []
     for (label, sae), *given in product(texts.items(), *series.values()):
         varied = dict(zip(series, given, strict=True))
-        asked = {"sae": sae, **_normal({**common, **own, **varied})}
+        arguments = {"sae": sae, **_normal({**common, **own, **varied})}
         labels = [label] if len(texts) > 1 else []
         labels += [f"{each}={value}" for each, value in varied.items() if len(series[each]) > 1]
         if entry.get("name") is None:
             label = label or re.sub("[<>]", "", object_texts({"sae": sae})["sae"])
-            told = {**own, **({"peft": _adapter_name(own["peft"])} if "peft" in own else {})}
-            chosen = free_name(folder_name({"sae": label, **_normal({**told, **varied})}))
+            name_arguments = {**own, **({"peft": _adapter_name(own["peft"])} if "peft" in own else {})}
+            chosen = free_name(folder_name({"sae": label, **_normal({**name_arguments, **varied})}))
         else:
             chosen = ",".join([str(entry["name"]), *map(str, labels)])
             chosen = folder_name({"sae": chosen}) if labels else chosen
-        made.append(VariantRequest(check_name(chosen, where), asked))
-    return made
+        requests.append(VariantRequest(check_name(chosen, where), arguments))
+    return requests
 
 
 def _series(entry: Mapping[str, Any], name: str, where: str) -> list[Any]:
@@ -249,7 +251,7 @@ def _joined(entry: Mapping[str, Any], where: str) -> str | tuple[Any, ...]:
     """The dictionaries of an entry: text, or a tuple where objects are among them."""
     sae = entry["sae"]
     listed = sae if isinstance(sae, list | tuple) else [sae]
-    if any(is_object(one) for one in listed):
+    if any(is_object(source) for source in listed):
         return tuple(listed)
     text, query = "+".join(_listed(sae, "sae")), _query(entry.get("arguments"), where)
     return str(SaeSpec.parse(f"{text}{query}")) if query else text
@@ -261,25 +263,26 @@ def _from_pattern(entry: Mapping[str, Any], where: str) -> dict[str | None, str]
     together = one_of(entry.get("together", "each"), TOGETHER, f"{where}, together:")
     filters = {name: entry[name] for name in FILTERS if entry.get(name) is not None}
     matched = lookup.find_dictionaries(pattern)
-    found = lookup.selected(matched, filters)
-    if not found:
-        unknown = [name for name in filters if all(getattr(one, name) is None for one in matched)]
+    dictionaries = lookup.selected(matched, filters)
+    if not dictionaries:
+        unknown = [name for name in filters if all(getattr(dictionary, name) is None for dictionary in matched)]
         why = f"; none of them says its {' or '.join(unknown)}" if unknown else ""
         raise UserError(
             f"{where}: none of the {len(matched)} dictionaries of '{pattern}' passes {_shown(filters)}{why}."
         )
     if together == "each":
-        return {one.spec: one.spec for one in found}
+        return {dictionary.spec: dictionary.spec for dictionary in dictionaries}
     sites: dict[str | None, str] = {}
-    for one in found:
-        if one.hook_out is not None and one.hook_out in sites:
+    for dictionary in dictionaries:
+        hook = dictionary.hook_out
+        if hook is not None and hook in sites:
             raise UserError(
-                f"{where}, together: {sites[one.hook_out]} and {one.spec} both write at '{one.hook_out}', which takes "
+                f"{where}, together: {sites[hook]} and {dictionary.spec} both write at '{hook}', which takes "
                 f"one: narrow the pattern, or filter by {', '.join(FILTERS)}."
             )
-        sites[one.hook_out] = one.spec
+        sites[hook] = dictionary.spec
     label = ",".join([pattern, *(f"{name}={value}" for name, value in filters.items())])
-    return {label: "+".join(one.spec for one in found)}
+    return {label: "+".join(dictionary.spec for dictionary in dictionaries)}
 
 
 def _normal(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,44 +302,46 @@ def _with_controls(variants: Sequence[VariantRequest], controls: Sequence[str], 
     read: dict[str, DictionaryFacts] = {}
     place: dict[str, int] = {}
     out: list[VariantRequest] = []
-    for asked in variants:
-        index = place.setdefault(variant_identity(asked, read), len(out))
-        if index == len(out) or asked.arguments.get("splice") not in OF_SITES:
-            out.append(asked)
+    for variant in variants:
+        index = place.setdefault(variant_identity(variant, read), len(out))
+        if index == len(out) or variant.arguments.get("splice") not in OF_SITES:
+            out.append(variant)
         else:
-            logger.warning("%s computes the same as %s, and is left out.", asked.name, out[index].name)
-    for asked in tuple(out):
-        if "sae" not in asked.arguments or str(asked.arguments.get("splice", "reconstruction")) != "reconstruction":
+            logger.warning("%s computes the same as %s, and is left out.", variant.name, out[index].name)
+    for variant in tuple(out):
+        if "sae" not in variant.arguments or str(variant.arguments.get("splice", "reconstruction")) != "reconstruction":
             continue
         for control in controls:
-            arguments = {**common, **asked.arguments, "splice": control}
+            arguments = {**common, **variant.arguments, "splice": control}
             if control in OF_SITES:
                 arguments = {name: value for name, value in arguments.items() if name not in OF_DICTIONARIES}
             if control == "mean" and arguments.get("mean_text") is None:
                 raise UserError("controls: 'mean' needs mean_text: FILE, the text whose activations are averaged.")
-            made = VariantRequest(check_name(short_name(f"{asked.name},{control}"), "controls"), _normal(arguments))
-            index = place.setdefault(variant_identity(made, read), len(out))
+            candidate = VariantRequest(
+                check_name(short_name(f"{variant.name},{control}"), "controls"), _normal(arguments)
+            )
+            index = place.setdefault(variant_identity(candidate, read), len(out))
             if index == len(out):
-                out.append(made)
-            of = out[index]
-            out[index] = replace(of, control_of=(*of.control_of, asked.name))
-    refuse_twice(one.name for one in out)
+                out.append(candidate)
+            existing = out[index]
+            out[index] = replace(existing, control_of=(*existing.control_of, variant.name))
+    refuse_twice(variant.name for variant in out)
     return out
 
 
-def _check_keys(given: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
+def _check_keys(given: Mapping[Any, Any], keys: Sequence[str], where: str) -> None:
     for key in given:
-        if key not in known:
-            raise UserError(f"{where} has no key '{key}'.{did_you_mean(str(key), known)} It takes {', '.join(known)}.")
+        if key not in keys:
+            raise UserError(f"{where} has no key '{key}'.{did_you_mean(str(key), keys)} It takes {', '.join(keys)}.")
 
 
 def _listed(value: Any, key: str) -> list[str]:
     if value is None:
         return []
     listed = value if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(one, str) for one in listed):
+    if not all(isinstance(text, str) for text in listed):
         raise UserError(f"{key}: {value!r} is neither a text nor a list of them.")
-    return [str(one) for one in listed]
+    return [str(text) for text in listed]
 
 
 def _shown(filters: Mapping[str, Any]) -> str:

@@ -36,17 +36,19 @@ def measure_tasks(members: Sequence[Member], like: Path, loading: Mapping[str, A
 
     Raises `UserError` where `like` is no folder of `run`, and where parameters or training tokens are not known.
     """
-    asked = read_asked(like)
+    record = read_asked(like)
     baseline, _ = find_results(like)
-    own = Member(asked["model_args"]["pretrained"], asked["model_args"].get("revision") or MAIN)
+    own = Member(record["model_args"]["pretrained"], record["model_args"].get("revision") or MAIN)
     everyone = list(dict.fromkeys([own, *members]))
     if len(everyone) < 2:
         raise UserError(f"{own} is the run's own model: name others of its family, or checkpoints of it, in --models.")
     for member in everyone:
         _ = member.source, member.training  # before anything is loaded
-    known = [name for name in lm_eval_settings() if name not in FREE and name not in NOT_ASKED]
-    settings = {name: asked[name] for name in known if asked.get(name) not in (None, {}, [])}
-    rest = {name: value for name, value in asked["model_args"].items() if name not in ("pretrained", "revision", "sae")}
+    names = [name for name in lm_eval_settings() if name not in FREE and name not in NOT_ASKED]
+    settings = {name: record[name] for name in names if record.get(name) not in (None, {}, [])}
+    rest = {
+        name: value for name, value in record["model_args"].items() if name not in ("pretrained", "revision", "sae")
+    }
     bos = str(baseline.provenance.get("bos", "")).startswith("one BOS token is added")
     rest |= {"add_bos_token": True} if bos else {}
     rows = []

@@ -47,33 +47,33 @@ def explain_drops(sweep: Sweep, settings: Any, output_path: Path, question: Inqu
         closing(Journal(folder / journal_of())) as journal,
     ):
         loaded = LoadedSweep(sweep, settings, shown.at, check=partial(_check_tasks, question, settings))
-        for asked in sweep.variants:
-            shown.at(f"loading {asked.name}")
-            bos = loaded.look(asked.name).wants_bos
-            models = loaded.joined({asked.name: loaded.variant(asked.name)}, journal, bos)
+        for request in sweep.variants:
+            shown.at(f"loading {request.name}")
+            bos = loaded.look(request.name).wants_bos
+            models = loaded.joined({request.name: loaded.variant(request.name)}, journal, bos)
             shown.at("reading the tasks")
             tasks = asked_tasks(loaded, models[BASELINE])
 
-            def tell(done: int, of: int, name: str = asked.name) -> None:
-                shown.at(f"{name}: {done:,} of {of:,} answers")
+            def tell(count: int, total: int, name: str = request.name) -> None:
+                shown.at(f"{name}: {count:,} of {total:,} answers")
 
             cuts = _cuts(loaded, tasks)
-            spliced = models[asked.name].spliced
-            found = explained(VariantInquiry(asked.name, spliced, tasks, cuts, question, journal, tell))
-            found = replace(found, facts={**_asked_of(sweep, loaded, tasks), **found.facts})
-            found = found.with_rows(cuts, question.level)
-            record = found.record()
-            _write_beside(folder, found, record)
-            write_json(folder / f"{asked.name}.json", {schema.KEY: schema.VERSION, **record})
-            out.append(found)
+            spliced = models[request.name].spliced
+            explanation = explained(VariantInquiry(request.name, spliced, tasks, cuts, question, journal, tell))
+            explanation = replace(explanation, facts={**_run_facts(sweep, loaded, tasks), **explanation.facts})
+            explanation = explanation.with_rows(cuts, question.level)
+            record = explanation.record()
+            _write_beside(folder, explanation, record)
+            write_json(folder / f"{request.name}.json", {schema.KEY: schema.VERSION, **record})
+            out.append(explanation)
             loaded.forget()
     return out
 
 
-def _write_beside(folder: Path, found: Explained, record: Mapping[str, Any]) -> None:
+def _write_beside(folder: Path, explanation: Explained, record: Mapping[str, Any]) -> None:
     """Write the documents and the page of questions; without questions an earlier page goes."""
-    contents = {f"{found.name}.documents.csv": for_spreadsheets(found.documents()).to_csv(index=False)}
-    page = f"{found.name}.html"
+    contents = {f"{explanation.name}.documents.csv": for_spreadsheets(explanation.documents()).to_csv(index=False)}
+    page = f"{explanation.name}.html"
     if record.get("questions"):
         contents[page] = question_page(record)
     encoded = {name: content.encode() for name, content in contents.items()}
@@ -82,13 +82,13 @@ def _write_beside(folder: Path, found: Explained, record: Mapping[str, Any]) -> 
         (folder / page).unlink(missing_ok=True)
 
 
-def _asked_of(sweep: Sweep, loaded: LoadedSweep, tasks: Sequence[AskedTask]) -> dict[str, Any]:
+def _run_facts(sweep: Sweep, loaded: LoadedSweep, tasks: Sequence[AskedTask]) -> dict[str, Any]:
     """Which model was asked which tasks with which prompts, so that a report takes no record for one of its own run."""
     return {
         "model_args": {key: str(value) for key, value in sweep.model_args.items()},
         "model": model_record(loaded.baseline.spliced)["model"],
-        "tasks": [one.name for one in tasks],
-        "n_shot": {one.name: one.shots for one in tasks},
+        "tasks": [task.name for task in tasks],
+        "n_shot": {task.name: task.shots for task in tasks},
         "chat_template": bool(loaded.settings.apply_chat_template),
         "system_instruction": loaded.settings.system_instruction,
     }
@@ -96,9 +96,9 @@ def _asked_of(sweep: Sweep, loaded: LoadedSweep, tasks: Sequence[AskedTask]) -> 
 
 def _cuts(loaded: LoadedSweep, tasks: Sequence[AskedTask]) -> list[Cut]:
     """Everything, each group of lm_eval's, and each task; in all of them documents count alike."""
-    names = [one.name for one in tasks]
-    groups = {str(name): [str(one) for one in inside] for name, inside in loaded.tasks["group_map"].items()}
-    inside = {name: [one for one in leaves(groups, name) if one in names] for name in groups}
+    names = [task.name for task in tasks]
+    groups = {str(name): [str(member) for member in inside] for name, inside in loaded.tasks["group_map"].items()}
+    inside = {name: [member for member in leaves(groups, name) if member in names] for name in groups}
     kept = {name: own for name, own in inside.items() if 0 < len(own) < len(names)}
     kept_tasks = names if len(names) > 1 else []
     return [
@@ -112,8 +112,8 @@ def _check_tasks(question: Inquiry, settings: Any, tasks: Mapping[str, Any]) -> 
     """Raises `UserError` for tasks that are not explained, and for a field that no document has."""
     check_asked(tasks)
     if fields := [text.partition(":")[2] for text in question.of_tokens if text.startswith("field:")]:
-        known = dict.fromkeys(
+        field_names = dict.fromkeys(
             name for docs in documents_asked(tasks, settings).values() for doc in docs.values() for name in doc
         )
-        if unknown := [field for field in fields if field not in known]:
-            raise UserError(f"--by field:{unknown[0]}: no document has this field; they have {', '.join(known)}.")
+        if unknown := [field for field in fields if field not in field_names]:
+            raise UserError(f"--by field:{unknown[0]}: no document has this field; they have {', '.join(field_names)}.")

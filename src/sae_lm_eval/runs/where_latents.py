@@ -40,7 +40,7 @@ class MarginLosses:
     lost: Mapping[int, float]
 
 
-def told_latents(
+def latents_record(
     spliced: SplicedModel,
     documents: Sequence[PromptDocument],
     margins: MarginLosses,
@@ -59,7 +59,7 @@ def told_latents(
     if reason is not None:
         return {"reason": reason, "documents": 0, "parts": [], "rows": []}
     parts = _parts(documents, margins, cuts)
-    attributions = LatentAttributions(spliced.variant, margins.lost, {name: of for name, (_, of) in parts.items()})
+    attributions = LatentAttributions(spliced.variant, margins.lost, {name: own for name, (_, own) in parts.items()})
     seen: set[int] = set()
 
     def add(text: TextGradient) -> None:
@@ -69,21 +69,22 @@ def told_latents(
 
     margin_gradients(spliced, margins.contrasts, add)
     listed = {name: attributions.top(name, count) for name in parts}
-    places = dict.fromkeys((one.splice, one.latent) for of in listed.values() for one in of)
+    places = dict.fromkeys((latent.splice, latent.latent) for latents in listed.values() for latent in latents)
     keys = {place: f"ablate {place[1]} of splice {place[0]}" for place in places}
     scored = score({key: ablated(spliced.variant, *place) for place, key in keys.items()})
-    lost = np.array([margins.lost[one.document] for one in margins.contrasts])
-    numbers = np.array([one.document for one in margins.contrasts])
+    lost = np.array([margins.lost[contrast.document] for contrast in margins.contrasts])
+    numbers = np.array([contrast.document for contrast in margins.contrasts])
     rows, totals = [], []
     for name, (section, own) in parts.items():
         inside = np.isin(numbers, own)
         head = {"section": section, "name": name, "n": int(inside.sum())}
         whole = _weighted(lost, lost, inside, level)
         totals.append({**head, "lost": whole[0], "error": attributions.error_attribution(name)})
-        for one in listed[name]:
-            change = scored[keys[one.splice, one.latent]] - lost  # of the margin, less what it is without the latent
-            told = _latent_record(spliced, documents, attributions, one)
-            rows.append({**head, **told, **_bounds(_weighted(change, lost, inside, level))})
+        for latent in listed[name]:
+            # Of the margin, less what it is without the latent.
+            change = scored[keys[latent.splice, latent.latent]] - lost
+            record = _latent_record(spliced, documents, attributions, latent)
+            rows.append({**head, **record, **_bounds(_weighted(change, lost, inside, level))})
     return {"reason": None, "documents": len(lost), "parts": totals, "rows": rows}
 
 
@@ -95,17 +96,19 @@ def _latent_record(
     spliced: SplicedModel,
     documents: Sequence[PromptDocument],
     attributions: LatentAttributions,
-    one: AttributedLatent,
+    latent: AttributedLatent,
 ) -> dict[str, Any]:
     """Which latent it is, what is attributed to it, and where it is active."""
-    splice = spliced.variant.splices[one.splice]
+    splice = spliced.variant.splices[latent.splice]
     return {
         "hook": splice.site_out.hook,
-        "latent": one.latent,
-        "attributed": one.attributed,
-        "active": int(attributions.active[one.splice][one.latent]),
+        "latent": latent.latent,
+        "attributed": latent.attributed,
+        "active": int(attributions.active[latent.splice][latent.latent]),
         "neuronpedia": splice.dictionary.neuronpedia,
-        "tokens": [_example(spliced, documents, token) for token in attributions.examples(one.splice, one.latent)],
+        "tokens": [
+            _example(spliced, documents, token) for token in attributions.examples(latent.splice, latent.latent)
+        ],
     }
 
 
@@ -126,15 +129,15 @@ def _parts(
     those that lost most margin.
     """
     inner = "group" if any(cut.section == "group" for cut in cuts) else "task"
-    found = {
+    parts = {
         cut.name: (cut.section, [at for at in margins.lost if documents[at].task in cut.tasks])
         for cut in cuts
         if cut.section in (OVERALL, inner)
     }
-    moved = {name: sum(margins.lost[at] for at in own) for name, (_, own) in found.items()}
-    kept = [name for name, (_, own) in found.items() if any(margins.lost[at] for at in own)]
+    moved = {name: sum(margins.lost[at] for at in own) for name, (_, own) in parts.items()}
+    kept = [name for name, (_, own) in parts.items() if any(margins.lost[at] for at in own)]
     most = sorted((name for name in kept if name != OVERALL), key=lambda name: -moved[name])[:MOST_PARTS]
-    return {name: found[name] for name in kept if name == OVERALL or name in most}
+    return {name: parts[name] for name in kept if name == OVERALL or name in most}
 
 
 def _weighted(

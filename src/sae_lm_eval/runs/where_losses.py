@@ -34,17 +34,17 @@ def answered(
 ) -> Iterator[AnsweredTask]:
     """Each task of which documents are chosen, by the answers (requests, 3) of each key, the baseline's included."""
     first, start = np.searchsorted(owner, np.arange(len(chosen) + 1)), 0
-    for one in tasks:
-        own = [at for at in range(start, start + len(one.documents)) if chosen[at]]
-        part = one.restricted([at - start for at in own])
-        start += len(one.documents)
+    for task in tasks:
+        own = [at for at in range(start, start + len(task.documents)) if chosen[at]]
+        part = task.restricted([at - start for at in own])
+        start += len(task.documents)
         if not own:
             continue
         pairs = {
-            key: [[(float(a), bool(b)) for a, b, _ in of[first[at] : first[at + 1]]] for at in own]
-            for key, of in answers.items()
+            key: [[(float(a), bool(b)) for a, b, _ in scores[first[at] : first[at + 1]]] for at in own]
+            for key, scores in answers.items()
         }
-        accuracy = {key: part.accuracy(of) for key, of in pairs.items()}
+        accuracy = {key: part.accuracy(responses) for key, responses in pairs.items()}
         yield AnsweredTask(part, own, pairs, accuracy, part.right(pairs[BASELINE], accuracy[BASELINE]))
 
 
@@ -59,18 +59,18 @@ def losses_of(
     measured: dict[str, dict[str, list[np.ndarray]]] = {
         name: {key: [] for key in answers} for name in (ACCURACY, MARGIN)
     }
-    for one in answered(tasks, chosen, owner, answers):
-        for key, of in one.answers.items():
-            measured[ACCURACY][key].append(one.accuracy[key])
-            measured[MARGIN][key].append(one.task.margins(of, one.right))
+    for part in answered(tasks, chosen, owner, answers):
+        for key, responses in part.answers.items():
+            measured[ACCURACY][key].append(part.accuracy[key])
+            measured[MARGIN][key].append(part.task.margins(responses, part.right))
     out = {}
     for name, of_keys in measured.items():
         values = {key: np.concatenate(parts) for key, parts in of_keys.items()}
-        of = {key: values[BASELINE] - value for key, value in values.items() if key != BASELINE}
-        out[name] = PairedLosses(name, values[BASELINE], of)
+        losses = {key: values[BASELINE] - value for key, value in values.items() if key != BASELINE}
+        out[name] = PairedLosses(name, values[BASELINE], losses)
     tokens = np.bincount(owner, weights=targets, minlength=len(chosen))[chosen]
-    kl = {key: np.bincount(owner, weights=of[:, 2], minlength=len(chosen)) for key, of in answers.items()}
-    lost = {key: of[chosen] for key, of in kl.items() if key != BASELINE}
+    kl = {key: np.bincount(owner, weights=scores[:, 2], minlength=len(chosen)) for key, scores in answers.items()}
+    lost = {key: sums[chosen] for key, sums in kl.items() if key != BASELINE}
     out[KL] = PairedLosses(KL, np.zeros(len(tokens)), lost, tokens)
     return out
 
@@ -79,17 +79,18 @@ def margins_lost(
     contrasts: Sequence[Contrast], owner: np.ndarray, answers: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """By key what the document of each contrast lost of its margin (nats), less than the baseline."""
-    first = np.searchsorted(owner, [[one.document, one.document + 1] for one in contrasts]).reshape(-1, 2)
+    bounds = [[contrast.document, contrast.document + 1] for contrast in contrasts]
+    first = np.searchsorted(owner, bounds).reshape(-1, 2)
     margins = {
         key: np.array(
             [
-                margin_of(of[start:end, 0], {*one.right_choices})
-                for one, (start, end) in zip(contrasts, first, strict=True)
+                margin_of(scores[start:end, 0], {*contrast.right_choices})
+                for contrast, (start, end) in zip(contrasts, first, strict=True)
             ]
         )
-        for key, of in answers.items()
+        for key, scores in answers.items()
     }
-    return {key: margins[BASELINE] - of for key, of in margins.items() if key != BASELINE}
+    return {key: margins[BASELINE] - margin for key, margin in margins.items() if key != BASELINE}
 
 
 def contrasts_of(
@@ -102,10 +103,12 @@ def contrasts_of(
 ) -> list[Contrast]:
     """The two answers that make the margin of each chosen document by the answers of `key`; where it has a margin."""
     first, out = np.searchsorted(owner, np.arange(len(chosen) + 1)), []
-    for one in answered(tasks, chosen, owner, {BASELINE: answers[BASELINE], key: answers[key]}):
-        for number, of, right in zip(one.numbers, one.answers[key], one.right or (), strict=one.right is not None):
-            logprobs = np.array([logprob for logprob, _ in of])
-            is_right = np.isin(np.arange(len(of)), list(right))
+    for part in answered(tasks, chosen, owner, {BASELINE: answers[BASELINE], key: answers[key]}):
+        for number, responses, right in zip(
+            part.numbers, part.answers[key], part.right or (), strict=part.right is not None
+        ):
+            logprobs = np.array([logprob for logprob, _ in responses])
+            is_right = np.isin(np.arange(len(responses)), list(right))
             if is_right.all() or not is_right.any() or not np.isfinite(logprobs).all():
                 continue
             best, worst = (int(np.where(side, logprobs, -np.inf).argmax()) for side in (is_right, ~is_right))

@@ -23,21 +23,21 @@ ELSEWHERE = 0  # the label of tokens that are not shown
 
 def named_questions(question: Inquiry, documents: Sequence[PromptDocument], chosen: np.ndarray) -> list[int]:
     """The numbers of the documents that are named. Raises `UserError` where one is not among those that are scored."""
-    tasks, out = list(dict.fromkeys(one.task for one in documents)), []
+    tasks, out = list(dict.fromkeys(document.task for document in documents)), []
     for text in question.questions:
         if text == WORST:
             continue
         task, _, number = text.rpartition(":")
         if not task and len(tasks) > 1:
             raise UserError(f"--question {text} names no task of several: write it as in --question {tasks[0]}:{text}.")
-        own = [at for at, one in enumerate(documents) if one.task == (task or tasks[0])]
+        own = [at for at, document in enumerate(documents) if document.task == (task or tasks[0])]
         if not own:
             raise UserError(f"--question {text}: there is no task '{task}' among {', '.join(tasks)}.")
-        found = [at for at in own if documents[at].doc_id == int(number)]
-        if not found or not chosen[found[0]]:
-            why = "is fitted on, and not scored" if found else "is not among those that are asked"
+        matches = [at for at in own if documents[at].doc_id == int(number)]
+        if not matches or not chosen[matches[0]]:
+            why = "is fitted on, and not scored" if matches else "is not among those that are asked"
             raise UserError(f"--question {text}: document {number} {why}.")
-        out.append(found[0])
+        out.append(matches[0])
     return out
 
 
@@ -80,7 +80,7 @@ def question_record(
     }
     read, patches = (labelled, patches) if exact else (list(queries), {})
     answers = patched.score({"whole": variant, **patches}, read, [document.task] * len(queries))
-    margins = {key: _margin(of[:, 0], contrast.right_choices) for key, of in answers.items()}
+    margins = {key: _margin(scores[:, 0], contrast.right_choices) for key, scores in answers.items()}
     values = (
         {label: margins[key] - margins["whole"] for label, key in keys.items()}
         if exact
@@ -114,10 +114,10 @@ def _labels_of(query: Query, contrast: Contrast, labels: Mapping[str, Sequence[i
     return [*labels[side][:same], *[ELSEWHERE] * (len(query.ids) - same)]
 
 
-def _alike(one: Query, other: Query) -> int:
+def _alike(query: Query, other: Query) -> int:
     """With how many ids two texts begin in common."""
-    pairs = enumerate(zip(one.ids, other.ids, strict=False))
-    return next((at for at, (a, b) in pairs if a != b), min(len(one.ids), len(other.ids)))
+    pairs = enumerate(zip(query.ids, other.ids, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(query.ids), len(other.ids)))
 
 
 def _margin(logprobs: np.ndarray, right: Sequence[int]) -> float:

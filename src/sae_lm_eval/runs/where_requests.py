@@ -45,17 +45,17 @@ class Requests:
         for division, counts in zip(self.labels.divisions, self.counts, strict=True):
             most = np.zeros((len(self.documents), counts.shape[1]), dtype=int)
             np.maximum.at(most, self.owner, counts)
-            for name, of in zip(division.classes, most[chosen].T, strict=True):
-                has = int(np.count_nonzero(of))
-                mean = float(of.sum() / has) if has else None
+            for name, column in zip(division.classes, most[chosen].T, strict=True):
+                has = int(np.count_nonzero(column))
+                mean = float(column.sum() / has) if has else None
                 rows.append({"division": division.name, "class": name, "documents": has, "positions": mean})
         return rows
 
 
 def labelled(spliced: Any, tasks: Sequence[AskedTask], labels: Labels, chosen: np.ndarray) -> Requests:
     """The requests of `tasks` as `spliced` reads them; the labels that count are those of the chosen documents."""
-    asked = [(document, of, number) for number, (document, of) in enumerate(_documents(tasks))]
-    each = [(document, request, number) for document, of, number in asked for request in of]
+    numbered = [(document, requests, number) for number, (document, requests) in enumerate(_documents(tasks))]
+    each = [(document, request, number) for document, requests, number in numbered for request in requests]
     pairs = [tuple(map(str, request.args[:2])) for _, request, _ in each]
     queries: list[Query] = []
     aligned: list[bool] = []
@@ -71,25 +71,25 @@ def labelled(spliced: Any, tasks: Sequence[AskedTask], labels: Labels, chosen: n
                 document, _, number = each[at]
                 query = spliced.query(*ids[at])
                 reading = _reading(document, pairs[at], of_text, query)
-                found = labels.index(reading)[:-1]
-                edited = found[query.spliced(variant.special_ids, variant.first_position)]
+                classes = labels.index(reading)[:-1]
+                edited = classes[query.spliced(variant.special_ids, variant.first_position)]
                 if chosen[number]:
                     labels.seen.update(edited.tolist())
-                for division, of in enumerate(counts):
-                    of.append(labels.counts(edited, division))
-                queries.append(Query(query.ids, query.targets, found))
+                for division, column in enumerate(counts):
+                    column.append(labels.counts(edited, division))
+                queries.append(Query(query.ids, query.targets, classes))
                 aligned.append(reading.aligned)
     owner = np.array([number for *_, number in each], dtype=int)
-    documents = tuple(document for document, *_ in asked)
+    documents = tuple(document for document, *_ in numbered)
     return Requests(documents, tuple(queries), owner, labels, tuple(map(np.array, counts)), np.array(aligned))
 
 
 def _documents(tasks: Sequence[AskedTask]) -> list[tuple[PromptDocument, tuple[Any, ...]]]:
-    return [pair for one in tasks for pair in zip(one.documents, one.requests, strict=True)]
+    return [pair for task in tasks for pair in zip(task.documents, task.requests, strict=True)]
 
 
 def _reading(
-    asked: PromptDocument, pair: Sequence[str], spans: Sequence[tuple[int, int]] | None, query: Query
+    document: PromptDocument, pair: Sequence[str], spans: Sequence[tuple[int, int]] | None, query: Query
 ) -> Reading:
     """The tokens that the model reads and the last that it predicts; what a context is too short for is cut."""
     read = len(query.ids) + 1
@@ -97,5 +97,5 @@ def _reading(
     context, continuation = pair
     special = places[:, 1] <= places[:, 0]
     return Reading(
-        asked, context + continuation, len(context), places, special, read - len(query.targets), spans is not None
+        document, context + continuation, len(context), places, special, read - len(query.targets), spans is not None
     )

@@ -23,7 +23,7 @@ class Explained:
     """A variant with what its documents lost, by measure and patch; `classes` are (division, class, keys by kind)."""
 
     name: str
-    asked: tuple[PromptDocument, ...]
+    prompts: tuple[PromptDocument, ...]
     losses: Mapping[str, PairedLosses]
     whole: str
     classes: tuple[tuple[str, str, Mapping[str, str]], ...]
@@ -36,45 +36,48 @@ class Explained:
 
     def record(self) -> dict[str, Any]:
         """As plain values; undefined numbers are None."""
-        return {**self.facts, "documents": len(self.asked), "rows": [_plain(row) for row in self.rows]}
+        return {**self.facts, "documents": len(self.prompts), "rows": [_plain(row) for row in self.rows]}
 
     def documents(self) -> pd.DataFrame:
         """A line for each document and patch: what was lost of accuracy, margin (nats) and KL (nats/token)."""
-        lines = {"task": [one.task for one in self.asked], "doc_id": [one.doc_id for one in self.asked]}
+        lines = {
+            "task": [document.task for document in self.prompts],
+            "doc_id": [document.doc_id for document in self.prompts],
+        }
         frames = []
         patches = [("", "", "whole", self.whole)]
         patches += [(*names, kind, key) for *names, keys in self.classes for kind, key in keys.items()]
         for division, name, kind, key in patches:
-            lost = {f"{measure}_lost": of.by_document(key) for measure, of in self.losses.items()}
+            lost = {f"{measure}_lost": losses.by_document(key) for measure, losses in self.losses.items()}
             frames.append(pd.DataFrame({**lines, "division": division, "class": name, "patch": kind, **lost}))
         return pd.concat(frames, ignore_index=True)
 
 
-def where_rows(found: Explained, cut: Cut, level: float) -> Iterator[dict[str, Any]]:
+def where_rows(explanation: Explained, cut: Cut, level: float) -> Iterator[dict[str, Any]]:
     """A row for each measure and class: the drop, and the shares of it with their intervals.
 
     A division of several classes has a row for all of them together: the sums of the shares, 1 where the classes do
     not interact. Shares are undefined, with the reason, where the drop does not exclude 0.
     """
-    chosen = np.isin([one.task for one in found.asked], cut.tasks)
-    divisions = dict.fromkeys(division for division, *_ in found.classes)
-    for measure, losses in found.losses.items():
+    chosen = np.isin([document.task for document in explanation.prompts], cut.tasks)
+    divisions = dict.fromkeys(division for division, *_ in explanation.classes)
+    for measure, losses in explanation.losses.items():
         part = losses.restricted(chosen)
-        why = why_no_share(part, found.whole, level)
-        drop = part.drop(found.whole, level)
+        why = why_no_share(part, explanation.whole, level)
+        drop = part.drop(explanation.whole, level)
         head = {"section": cut.section, "name": cut.name, "measure": measure, "unit": UNITS[measure]}
         head |= {"n": len(part.baseline), **_columns("drop", drop)}
         for division in divisions:
-            own = [(name, keys) for of, name, keys in found.classes if of == division]
+            own = [(name, keys) for axis, name, keys in explanation.classes if axis == division]
             together = len(own) > 1 and division not in NESTED
             sums = [(SUM, [keys for _, keys in own])] if together else []
             for name, group in [*((name, [keys]) for name, keys in own), *sums]:
                 row = {**head, "division": division, "class": name, "reason": why}
                 if why is None:
                     back, left = shares(
-                        part, found.whole, [k[RESTORED] for k in group], [k[ONLY] for k in group], level
+                        part, explanation.whole, [k[RESTORED] for k in group], [k[ONLY] for k in group], level
                     )
-                    _, drawn = shares(part, found.whole, [], [k[RANDOM] for k in group], level)
+                    _, drawn = shares(part, explanation.whole, [], [k[RANDOM] for k in group], level)
                     row |= {**_columns("restored", back), **_columns("alone", left), **_columns("random", drawn)}
                 if name != SUM and len(part.baseline):
                     row |= _columns("drop_alone", part.drop(group[0][ONLY], level))
@@ -82,8 +85,8 @@ def where_rows(found: Explained, cut: Cut, level: float) -> Iterator[dict[str, A
                 yield row
 
 
-def _columns(name: str, of: IntervalEstimate) -> dict[str, float]:
-    return {name: of.value, f"{name}_low": of.low, f"{name}_high": of.high}
+def _columns(name: str, estimate: IntervalEstimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

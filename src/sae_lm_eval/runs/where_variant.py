@@ -21,7 +21,7 @@ from sae_lm_eval.comparison.subsets import Cut
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.runs.asked_tasks import AskedTask
 from sae_lm_eval.runs.inquiry import FITTED_ON, Inquiry
-from sae_lm_eval.runs.where_latents import MarginLosses, told_latents
+from sae_lm_eval.runs.where_latents import MarginLosses, latents_record
 from sae_lm_eval.runs.where_losses import contrasts_of, losses_of, margins_lost
 from sae_lm_eval.runs.where_questions import named_questions, question_record, shown_questions
 from sae_lm_eval.runs.where_requests import Requests, labelled
@@ -55,7 +55,7 @@ class VariantInquiry:
 
     @cached_property
     def documents(self) -> list[PromptDocument]:
-        return [document for one in self.tasks for document in one.documents]
+        return [document for task in self.tasks for document in task.documents]
 
     @cached_property
     def chosen(self) -> np.ndarray:
@@ -79,7 +79,7 @@ class VariantInquiry:
 
     @cached_property
     def patched(self) -> Patched:
-        meaning = repr([(one.name, one.classes) for one in self.requests.labels.divisions])
+        meaning = repr([(division.name, division.classes) for division in self.requests.labels.divisions])
         return Patched(self.spliced, meaning, self.journal, self.tell)
 
     def queries(self, which: np.ndarray) -> list[Any]:
@@ -87,15 +87,17 @@ class VariantInquiry:
 
     def answers(self, variants: Mapping[str, Variant]) -> dict[str, np.ndarray]:
         """What the baseline and some variants answer to the requests that are scored."""
-        return {key: of for some in self.answers_in_turn(variants) for key, of in some.items()}
+        return {key: scores for some in self.answers_in_turn(variants) for key, scores in some.items()}
 
     def answers_in_turn(self, variants: Mapping[str, Variant]) -> Iterator[dict[str, np.ndarray]]:
         """`answers` of the baseline and a few variants at a time."""
         tasks = [task for task, use in zip(self.requests.tasks, self.scored, strict=True) if use]
         for some in self.patched.score_some(variants, self.queries(self.scored), tasks):
-            whole = {key: np.full((len(self.requests.queries), of.shape[1]), np.nan) for key, of in some.items()}
-            for key, of in some.items():
-                whole[key][self.scored] = of
+            whole = {
+                key: np.full((len(self.requests.queries), scores.shape[1]), np.nan) for key, scores in some.items()
+            }
+            for key, scores in some.items():
+                whole[key][self.scored] = scores
             yield whole
 
     def losses(self, answers: Answers) -> dict[str, PairedLosses]:
@@ -107,56 +109,57 @@ class VariantInquiry:
         queries = self.requests.queries
         contrasts = contrasts_of(self.tasks, self.chosen, self.requests.owner, answers, queries, WHOLE)
         lost = dict(zip(np.flatnonzero(self.chosen).tolist(), losses[MARGIN].by_key[WHOLE].tolist(), strict=True))
-        kept = [one for one in contrasts if np.isfinite(lost[one.document])]
-        return MarginLosses(kept, {one.document: lost[one.document] for one in kept})
+        kept = [contrast for contrast in contrasts if np.isfinite(lost[contrast.document])]
+        return MarginLosses(kept, {contrast.document: lost[contrast.document] for contrast in kept})
 
 
-def explained(asked: VariantInquiry) -> Explained:
+def explained(inquiry: VariantInquiry) -> Explained:
     """What each document lost to the variant and to each of its patches; its latents and questions, where asked for."""
-    question, spliced, requests = asked.question, asked.spliced, asked.requests
-    fitted = asked.queries(~asked.scored if question.fits else asked.scored)
-    edges = asked.patched.norm_edges(fitted, question.parts) if question.parts else None
-    moments, directions, not_told = _directions(asked, fitted)
+    question, spliced, requests = inquiry.question, inquiry.spliced, inquiry.requests
+    fitted = inquiry.queries(~inquiry.scored if question.fits else inquiry.scored)
+    edges = inquiry.patched.norm_edges(fitted, question.parts) if question.parts else None
+    moments, directions, not_told = _directions(inquiry, fitted)
     classes: list[PlaceClass | DirectionClass] = [*classes_of(requests.labels, spliced.variant, edges), *directions]
     if not classes:
-        raise UserError(not_told[0] if not_told else f"--by divides nothing of {asked.name}.")
+        raise UserError(not_told[0] if not_told else f"--by divides nothing of {inquiry.name}.")
     variants, keys = _variants(classes, spliced.variant)
-    answers = asked.answers(variants)
-    losses = asked.losses(answers)
+    answers = inquiry.answers(variants)
+    losses = inquiry.losses(answers)
     return Explained(
-        asked.name,
-        tuple(asked.documents[at] for at in np.flatnonzero(asked.chosen)),
+        inquiry.name,
+        tuple(inquiry.documents[at] for at in np.flatnonzero(inquiry.chosen)),
         losses,
         WHOLE,
         tuple((place.division, place.name, keys[at]) for at, place in enumerate(classes)),
         facts={
-            "variant": asked.name,
+            "variant": inquiry.name,
             "by": list(question.by),
             "held_out": question.fits,
             "level": question.level,
-            "requests": int(asked.scored.sum()),
+            "requests": int(inquiry.scored.sum()),
             "scored_variants": len(variants),
-            "aligned": float(requests.aligned[asked.scored].mean()),
+            "aligned": float(requests.aligned[inquiry.scored].mean()),
             "norm_edges": edges,
             "fitted_on": moments.positions or None,
             "energy": {
-                f"{one.division}: {one.name}": one.energy if np.isfinite(one.energy) else None for one in directions
+                f"{direction.division}: {direction.name}": direction.energy if np.isfinite(direction.energy) else None
+                for direction in directions
             },
             "not_told": not_told,
-            "coverage": requests.coverage(asked.chosen),
-            **_of_margins(asked, answers, losses),
+            "coverage": requests.coverage(inquiry.chosen),
+            **_of_margins(inquiry, answers, losses),
             "provenance": spliced.provenance(),
         },
     )
 
 
-def _directions(asked: VariantInquiry, fitted: Sequence[Any]) -> tuple[Moments, list[DirectionClass], list[str]]:
+def _directions(inquiry: VariantInquiry, fitted: Sequence[Any]) -> tuple[Moments, list[DirectionClass], list[str]]:
     """The parts of the error that are asked for, what they are fitted by, and why there is none of what cannot be."""
-    question, variant, not_told = asked.question, asked.spliced.variant, []
-    moments, others, scored = Moments(variant), Moments(variant), asked.queries(asked.scored)
+    question, variant, not_told = inquiry.question, inquiry.spliced.variant, []
+    moments, others, scored = Moments(variant), Moments(variant), inquiry.queries(inquiry.scored)
     if question.of_directions:
-        asked.patched.watched(spread(fitted, FITTED_ON), moments)
-        asked.patched.watched(spread(scored, FITTED_ON), others)
+        inquiry.patched.watched(spread(fitted, FITTED_ON), moments)
+        inquiry.patched.watched(spread(scored, FITTED_ON), others)
     directions = moments.classes(question.of_directions, others)
     if MISSED in question.by:
         try:
@@ -164,47 +167,54 @@ def _directions(asked: VariantInquiry, fitted: Sequence[Any]) -> tuple[Moments, 
         except UserError as error:
             not_told.append(str(error))
         else:
-            asked.patched.watched(spread(scored, NORMS_OF), energy)
+            inquiry.patched.watched(spread(scored, NORMS_OF), energy)
             directions += energy.classes()
     return moments, directions, not_told
 
 
-def _of_margins(asked: VariantInquiry, answers: Answers, losses: Mapping[str, PairedLosses]) -> dict[str, Any]:
+def _of_margins(inquiry: VariantInquiry, answers: Answers, losses: Mapping[str, PairedLosses]) -> dict[str, Any]:
     """What is told of latents and of single questions, as far as it is asked for."""
-    question, out = asked.question, {}
+    question, out = inquiry.question, {}
     if not question.latents and not question.questions:
         return out
-    margins = asked.margins(answers, losses)
+    margins = inquiry.margins(answers, losses)
 
     def score(variants: Mapping[str, Variant]) -> dict[str, np.ndarray]:
         return {
-            key: of
-            for some in asked.answers_in_turn(variants)
-            for key, of in margins_lost(margins.contrasts, asked.requests.owner, some).items()
+            key: lost
+            for some in inquiry.answers_in_turn(variants)
+            for key, lost in margins_lost(margins.contrasts, inquiry.requests.owner, some).items()
         }
 
     if question.latents:
-        out["latents"] = told_latents(
-            asked.spliced, asked.documents, margins, asked.cuts, question.latents, score, question.level, asked.tell
+        out["latents"] = latents_record(
+            inquiry.spliced,
+            inquiry.documents,
+            margins,
+            inquiry.cuts,
+            question.latents,
+            score,
+            question.level,
+            inquiry.tell,
         )
     if question.questions:
-        out["questions"] = _questions(asked, margins)
+        out["questions"] = _questions(inquiry, margins)
     return out
 
 
-def _questions(asked: VariantInquiry, margins: MarginLosses) -> list[dict[str, Any]]:
-    contrasts = {one.document: one for one in margins.contrasts}
-    first = np.searchsorted(asked.requests.owner, np.arange(len(asked.documents) + 1))
-    requests = [request for one in asked.tasks for of in one.requests for request in of]
+def _questions(inquiry: VariantInquiry, margins: MarginLosses) -> list[dict[str, Any]]:
+    contrasts = {contrast.document: contrast for contrast in margins.contrasts}
+    first = np.searchsorted(inquiry.requests.owner, np.arange(len(inquiry.documents) + 1))
+    requests = [request for task in inquiry.tasks for instances in task.requests for request in instances]
     out = []
-    for number in shown_questions(asked.question, asked.named, margins.lost):
-        document, own = asked.documents[number], slice(first[number], first[number + 1])
+    for number in shown_questions(inquiry.question, inquiry.named, margins.lost):
+        document, own = inquiry.documents[number], slice(first[number], first[number + 1])
         if number not in contrasts:
             head = {"task": document.task, "doc_id": document.doc_id}
             out.append({**head, "reason": f"Nothing is told of its tokens: {NO_MARGIN}."})
             continue
-        queries = asked.requests.queries[own]
-        out.append(question_record(asked.patched, document, contrasts[number], requests[own], queries))
+        queries = inquiry.requests.queries[own]
+        out.append(question_record(inquiry.patched, document, contrasts[number], requests[own], queries))
     return out
 
 
@@ -242,8 +252,8 @@ def _variants(
     """What is to be scored by key, the variant itself first, and the keys of each class by kind; equal ones once."""
     out, keys = {WHOLE: variant}, []
     random = variant.in_mode("random_error")
-    for one in classes:
-        of = one.patches(variant, random)
-        out |= {key: patched for key, patched in of.values() if key not in out}
-        keys.append({kind: key for kind, (key, _) in of.items()})
+    for place in classes:
+        patches = place.patches(variant, random)
+        out |= {key: patched for key, patched in patches.values() if key not in out}
+        keys.append({kind: key for kind, (key, _) in patches.items()})
     return out, keys
