@@ -26,19 +26,19 @@ class UserError(ValueError):
         return said if len(said) <= LONGEST else f"{said[: LONGEST // 2]} ... {said[-LONGEST // 4 :]}"
 
 
-def did_you_mean(word: str, known: Iterable[str], *, most: int = 3) -> str:
-    """The nearest of `known` to `word` as the end of a sentence, or "" when nothing is near."""
-    folded = {one.casefold(): one for one in known}
+def did_you_mean(word: str, choices: Iterable[str], *, most: int = 3) -> str:
+    """The nearest of `choices` to `word` as the end of a sentence, or "" when nothing is near."""
+    folded = {choice.casefold(): choice for choice in choices}
     near = [word.casefold()] if word.casefold() in folded else []
     near = near or difflib.get_close_matches(word.casefold(), folded, n=most, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(folded[name]) for name in near)}?" if near else ""
 
 
-def one_of(word: str, known: Iterable[str], what: str) -> str:
+def one_of(word: str, choices: Iterable[str], what: str) -> str:
     """Return `word` if it is known; raise a `UserError` that names the choices otherwise."""
-    known, word = list(known), str(word)
-    if word not in known:
-        raise UserError(f"{what} '{word}' is unknown.{did_you_mean(word, known)} Choose from {', '.join(known)}.")
+    choices, word = list(choices), str(word)
+    if word not in choices:
+        raise UserError(f"{what} '{word}' is unknown.{did_you_mean(word, choices)} Choose from {', '.join(choices)}.")
     return word
 
 

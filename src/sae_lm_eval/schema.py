@@ -56,20 +56,22 @@ def schema_table(name: str) -> str:
     return schema_rows(schema(name))
 
 
-def schema_rows(held: Mapping[str, Any]) -> str:
+def schema_rows(json_schema: Mapping[str, Any]) -> str:
     """The fields of a schema as a Markdown table."""
     lines = ["| field | type | meaning |", "| --- | --- | --- |"]
-    for field, of in held["properties"].items():
-        lines.append(f"| `{field}` | {_type(of)} | {of.get('description', '')} |".replace("||", r"\|\|"))
+    for field, definition in json_schema["properties"].items():
+        lines.append(
+            f"| `{field}` | {_type(definition)} | {definition.get('description', '')} |".replace("||", r"\|\|")
+        )
     return "\n".join(lines)
 
 
-def _type(of: Mapping[str, Any]) -> str:
-    if "const" in of:
-        return str(of["const"])
-    if "enum" in of:
-        return ", ".join(of["enum"])
-    if "$ref" in of:
+def _type(definition: Mapping[str, Any]) -> str:
+    if "const" in definition:
+        return str(definition["const"])
+    if "enum" in definition:
+        return ", ".join(definition["enum"])
+    if "$ref" in definition:
         return "object"
-    kinds = of["type"]
+    kinds = definition["type"]
     return " or ".join(kinds) if isinstance(kinds, list) else kinds

@@ -69,7 +69,7 @@ def compare_command(
     shaped, console = assemble.shape(comparison, sort, metrics), Console()
     alpha, methods = 1 - level, [f"Intervals: {_each(comparison.drops, 'interval')}."]
     shots = (row.shots for row in shaped.rows if row.section == "task")
-    methods += [told] if (told := span(shots, "In-context examples: {}.", unknown="")) else []
+    methods += [examples] if (examples := span(shots, "In-context examples: {}.", unknown="")) else []
     methods += [f"Tests: {_each(comparison.drops, 'test')}. {comparison.family}"]
     for caution, rows in comparison.drops.groupby("caution", sort=False):
         methods += [f"{DAGGER} {caution}: {', '.join(dict.fromkeys(rows['alias']))}."]

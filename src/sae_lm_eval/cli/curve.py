@@ -68,29 +68,31 @@ def curve(
     if tasks:
         _measure_tasks(_members(models, _mapping(tokens)), like, loading, (task, limit, max_length, output_path))
         return
-    asked: dict[str, Any] = _text_of(like, task) if like is not None else {"task": task}
+    request: dict[str, Any] = _text_of(like, task) if like is not None else {"task": task}
     for name, value in {"task": task, "limit": limit, "context": max_length}.items():
-        if value is not None and asked.setdefault(name, value) != value:
-            raise UserError(f"--{name} is {value}, and '{like}' was run with {asked[name]}: leave it or --like out.")
-    if asked["task"] is None:
+        if value is not None and request.setdefault(name, value) != value:
+            raise UserError(f"--{name} is {value}, and '{like}' was run with {request[name]}: leave it or --like out.")
+    if request["task"] is None:
         raise UserError("--task is missing: name a task of whole documents, such as wikitext, or a run with --like.")
     if output_path is None:
         if like is None:
             raise UserError("--output_path is missing: name the CSV file of the family, as in family.csv.")
-        output_path = like / f"family_{asked['task']}.csv"
+        output_path = like / f"family_{request['task']}.csv"
     members = _members(models, _mapping(tokens))
-    options = _options(settings["metadata"]) if "metadata" in settings else asked.get("metadata")
-    _check(members, asked, loading, include_path, output_path)
+    options = _options(settings["metadata"]) if "metadata" in settings else request.get("metadata")
+    _check(members, request, loading, include_path, output_path)
     say_loading()
     from sae_lm_eval.runs import loss_curve as curves
 
-    text = curves.task_documents(asked["task"], limit=asked.get("limit"), metadata=options, include_path=include_path)
-    if asked.get("documents", len(text.documents)) != len(text.documents):
+    text = curves.task_documents(
+        request["task"], limit=request.get("limit"), metadata=options, include_path=include_path
+    )
+    if request.get("documents", len(text.documents)) != len(text.documents):
         raise UserError(
-            f"{asked['task']} has {len(text.documents)} documents here, and {asked['documents']} in '{like}': "
+            f"{request['task']} has {len(text.documents)} documents here, and {request['documents']} in '{like}': "
             "it is another text."
         )
-    windows = asked.get("context")
+    windows = request.get("context")
     rows = curves.measure_curve(members, text, output_path, context=windows, per=per.value, loading=loading)
     _print(rows, per, output_path)
 
@@ -103,14 +105,18 @@ def _lm_eval_settings(context: typer.Context) -> dict[str, Any]:
 
     flags = [re.sub(r"^--[\w-]+", lambda name: "--" + name[0][2:].replace("-", "_"), flag) for flag in context.args]
     own = [f"--{option.name}" for option in context.command.params]
-    found = settings_of(flags, own, "curve", LM_EVAL_SETTINGS)
-    if isinstance(limit := found.get("limit"), float) and limit.is_integer():
-        found["limit"] = int(limit)
-    return found
+    settings = settings_of(flags, own, "curve", LM_EVAL_SETTINGS)
+    if isinstance(limit := settings.get("limit"), float) and limit.is_integer():
+        settings["limit"] = int(limit)
+    return settings
 
 
 def _check(
-    members: list[Member], asked: dict[str, Any], loading: dict[str, Any], include_path: str | None, output_path: Path
+    members: list[Member],
+    request: dict[str, Any],
+    loading: dict[str, Any],
+    include_path: str | None,
+    output_path: Path,
 ) -> None:
     """Raise `UserError` for what measuring a text would stumble over, as far as files tell."""
     from sae_lm_eval.runs.checks import check_model_args
@@ -121,14 +127,14 @@ def _check(
 
     check_curve_file(output_path)
     for name in ("limit", "batch_size", "device", "include_path"):
-        value = {**asked, **loading, "include_path": include_path}.get(name)
+        value = {**request, **loading, "include_path": include_path}.get(name)
         if value is not None:
             CHECKS[name](name, value)
-    if asked.get("context") is not None:
-        whole(asked["context"], "--max_length", least=1)
+    if request.get("context") is not None:
+        whole(request["context"], "--max_length", least=1)
     check_model_args(loading)
-    check_members(members, loading, asked.get("context"))
-    check_tasks([asked["task"]], include_path)
+    check_members(members, loading, request.get("context"))
+    check_tasks([request["task"]], include_path)
 
 
 def _measure_tasks(
@@ -155,8 +161,8 @@ def _measure_tasks(
 
     path = measure_tasks(members, like, loading)
     baseline, variants = find_results(like)
-    found = equivalents(cut_scores(paired_comparison(baseline, variants), read_task_family(path)))
-    rows = equivalent_rows(found, SHOWN_SECTIONS)
+    results = equivalents(cut_scores(paired_comparison(baseline, variants), read_task_family(path)))
+    rows = equivalent_rows(results, SHOWN_SECTIONS)
     title = "Share of the training compute that buys what is left of each score"
     print_table(Console(), TextTable(list(rows[0]), [list(row.values()) for row in rows], title, words=(0, 1, 2, 3)))
     print_sentence(
@@ -171,19 +177,19 @@ def _text_of(like: Path, task: str | None) -> dict[str, Any]:
 
     for results in read_all(like):
         kinds = {name: results.task_config(name).output_type for name in results.tasks}
-        found = [name for name, kind in kinds.items() if kind in DOCUMENT_TYPES and task in (None, name)]
-        if len(found) > 1:
-            raise UserError(f"'{like}' has several texts: choose one with --task, of {', '.join(found)}.")
-        if found:
+        tasks = [name for name, kind in kinds.items() if kind in DOCUMENT_TYPES and task in (None, name)]
+        if len(tasks) > 1:
+            raise UserError(f"'{like}' has several texts: choose one with --task, of {', '.join(tasks)}.")
+        if tasks:
             context = results.provenance.get("max_length", results.model_args.get("max_length"))
-            asked = {
-                "task": found[0],
-                "documents": results.documents[found[0]],
+            request = {
+                "task": tasks[0],
+                "documents": results.documents[tasks[0]],
                 "limit": results.config.get("limit"),
                 "context": None if context is None else int(context),
-                "metadata": {found[0]: results.task_config(found[0]).metadata},
+                "metadata": {tasks[0]: results.task_config(tasks[0]).metadata},
             }
-            return {name: value for name, value in asked.items() if value is not None}
+            return {name: value for name, value in request.items() if value is not None}
     raise UserError(f"'{like}' has no results of {task or 'a task of whole documents'}: name the text with --task.")
 
 
@@ -194,16 +200,16 @@ def _options(metadata: object) -> dict[str, Any]:
 
 
 def _mapping(text: str) -> dict[str, float]:
-    found = {}
+    counts = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, count = part.rpartition("=")
         try:
-            found[name] = float(count)
+            counts[name] = float(count)
         except ValueError:
             raise UserError(f"--tokens has '{part}': write name=count, as in my/model@step1000=2e9.") from None
-        if not name or not 0 <= found[name] < float("inf"):
+        if not name or not 0 <= counts[name] < float("inf"):
             raise UserError(f"--tokens has '{part}': write name=count, with a count of 0 or more.")
-    return found
+    return counts
 
 
 def _members(models: str, tokens: Mapping[str, float]) -> list[Member]:
@@ -214,15 +220,15 @@ def _members(models: str, tokens: Mapping[str, float]) -> list[Member]:
         listed = [(row["model"], row.get("tokens")) for row in read_rows(models, required=["model"], kind=MemberRow)]
     else:
         listed = [(name, None) for name in models.split(",") if name.strip()]
-    found = [Member.parse(name, tokens.get(name.strip(), count)) for name, count in listed]
-    names = [str(member) for member in found]
+    members = [Member.parse(name, tokens.get(name.strip(), count)) for name, count in listed]
+    names = [str(member) for member in members]
     if not names:
         raise UserError("--models names no model: write name or name@revision, several joined by commas.")
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"--models has {twice} twice.")
     if strange := next((name for name in tokens if name not in {written.strip() for written, _ in listed}), None):
         raise UserError(f"--tokens speaks of '{strange}', which is not in --models.")
-    return found
+    return members
 
 
 def _print(rows: list[Row], per: Per, path: Path) -> None:

@@ -60,8 +60,8 @@ def devices() -> Iterator[Finding]:
         name = torch.cuda.get_device_name(index)
         yield f"cuda:{index}", f"{name}, {free / GB:.1f} of {total / GB:.1f} GB are free", True
     if not count:
-        found = "mps" if torch.backends.mps.is_available() else f"none that torch {torch.__version__} finds"
-        yield "GPU", found, True
+        gpu = "mps" if torch.backends.mps.is_available() else f"none that torch {torch.__version__} finds"
+        yield "GPU", gpu, True
 
 
 def hub() -> Iterator[Finding]:
@@ -110,11 +110,11 @@ def _resolved() -> tuple[str, bool]:
         import lm_eval.models as models  # which registers them
         from lm_eval.api.registry import get_model
 
-        found: Any = get_model("sae_hf")
+        model_class: Any = get_model("sae_hf")
     except Exception as error:  # whatever a broken installation raises
         return f"lm_eval does not find it ({error_sentence(error)})", False
-    file = sys.modules[found.__module__].__file__
-    return f"{found.__module__}.{found.__name__} of {file}", bool(models)
+    file = sys.modules[model_class.__module__].__file__
+    return f"{model_class.__module__}.{model_class.__name__} of {file}", bool(models)
 
 
 EXAMINATIONS: Sequence[Callable[[], Iterator[Finding]]] = (check_versions, devices, hub, plugin)

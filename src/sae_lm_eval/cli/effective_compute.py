@@ -106,16 +106,16 @@ def _print_folder(
 ) -> None:
     from sae_lm_eval.scaling import of_results as folder
 
-    found = folder.convert(out, original=original, **curve)
+    conversions = folder.convert(out, original=original, **curve)
     if output_format is not Format.table:
-        _print_frame(folder.to_frame(found), output_format)
+        _print_frame(folder.to_frame(conversions), output_format)
         return
-    for described in dict.fromkeys(_describe_original(made.result) for made in found):
+    for described in dict.fromkeys(_describe_original(conversion.result) for conversion in conversions):
         print_sentence(console, described)
     notes: dict[str, int] = {}
-    print_grouped(console, _table(converted_rows(found, notes)))
+    print_grouped(console, _table(converted_rows(conversions, notes)))
     _print_notes(notes, console)
-    _offer_curves(found, out, console)
+    _offer_curves(conversions, out, console)
 
 
 def offer_curves(out: Path) -> None:
@@ -125,14 +125,14 @@ def offer_curves(out: Path) -> None:
     from sae_lm_eval.scaling import of_results as folder
 
     try:
-        found = folder.convert(out, original={})
+        conversions = folder.convert(out, original={})
     except UserError:
         return  # without a spliced loss there is nothing to settle
-    _offer_curves(found, out, Console(stderr=True))
+    _offer_curves(conversions, out, Console(stderr=True))
 
 
-def _offer_curves(found: list[Converted], out: Path, console: Console) -> None:
-    texts = {made.task: made.result for made in found if made.category is None}
+def _offer_curves(conversions: list[Converted], out: Path, console: Console) -> None:
+    texts = {conversion.task: conversion.result for conversion in conversions if conversion.category is None}
     for command in filter(None, (curve_command(result, like=out, task=task) for task, result in texts.items())):
         _offer(command, console)
 
@@ -170,9 +170,9 @@ def _print_rises(fraction: float, original: Original, law: str, console: Console
     from sae_lm_eval.scaling.law_sources import load_law
     from sae_lm_eval.scaling.laws import laws
 
-    asked = load_law(law)
-    others = [one for one in laws().values() if not one.superseded and one.name != asked.name]
-    frame = loss_rises(fraction, original, [asked, *others])
+    chosen = load_law(law)
+    others = [other for other in laws().values() if not other.superseded and other.name != chosen.name]
+    frame = loss_rises(fraction, original, [chosen, *others])
     if output_format is not Format.table:
         _print_frame(frame, output_format)
         return

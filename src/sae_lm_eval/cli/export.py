@@ -58,24 +58,24 @@ def export_command(
 
     from sae_lm_eval.results.find import find_results
 
-    found = find_results(out, baseline)
+    results = find_results(out, baseline)
     if saebench is not None:
         from sae_lm_eval.exchange.saebench_export import say_saebench, write_saebench
 
-        for sentence in say_saebench(write_saebench(found[1], saebench), saebench):
+        for sentence in say_saebench(write_saebench(results[1], saebench), saebench):
             typer.echo(sentence)
     if hub is not None:
         words = ["sae-lm-eval", "export", str(out), "--hub", hub, *(["--texts"] if texts else [])]
         words += ["--baseline", baseline] if baseline else []
-        _to_hub(found, hub, output_path or out / FOLDER, texts=texts, dry_run=dry_run, command=shlex.join(words))
+        _to_hub(results, hub, output_path or out / FOLDER, texts=texts, dry_run=dry_run, command=shlex.join(words))
 
 
-def _to_hub(found: tuple, repo: str, folder: Path, *, texts: bool, dry_run: bool, command: str) -> None:
+def _to_hub(results: tuple, repo: str, folder: Path, *, texts: bool, dry_run: bool, command: str) -> None:
     from sae_lm_eval.exchange.hub_dataset import dataset_files
     from sae_lm_eval.exchange.hub_upload import has_token, upload, write_folder
     from sae_lm_eval.report import assemble
 
-    comparison = assemble.compare_tasks(*found)
+    comparison = assemble.compare_tasks(*results)
     files = dataset_files(comparison, assemble.build(comparison), command=command, texts=texts)
     write_folder(files, folder)
     if dry_run or not has_token():

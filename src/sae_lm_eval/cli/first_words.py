@@ -30,4 +30,4 @@ def check_splices(arguments: Mapping[str, Any], saes: Sequence[Any] = ()) -> Non
     variants = [own] if own.get("sae") is not None or "edit" in own or not saes else []
     variants += [{**own, "sae": sae} for sae in saes]
     of_model = {name: value for name, value in arguments.items() if name not in own}
-    check_variants(of_model, [VariantRequest(str(one.get("sae", "edit")), one) for one in variants])
+    check_variants(of_model, [VariantRequest(str(variant.get("sae", "edit")), variant) for variant in variants])

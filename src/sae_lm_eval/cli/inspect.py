@@ -74,9 +74,9 @@ def _show_fits(console: Any, fits: list[list[Any]], factors: list[float | str | 
 def _list(console: Any, pattern: str) -> None:
     from sae_lm_eval.catalog import saelens_registry
 
-    found = saelens_registry.search(pattern)
+    rows = saelens_registry.search(pattern)
     names = ("spec", "model", "hook", "map", "width", "l0", "verdict", "why")
-    lines = [["" if row[name] is None else str(row[name]) for name in names] for row in found]
+    lines = [["" if row[name] is None else str(row[name]) for name in names] for row in rows]
     print_table(console, TextTable(names, lines, words=range(len(names))))
     if console.is_terminal:
-        console.print(f"{len(found):,} dictionaries")
+        console.print(f"{len(rows):,} dictionaries")

@@ -57,16 +57,16 @@ def settings_of(
     reader: Any = parser()
     reader.command = command
     actions = [action for action in reader._actions if of_lm_eval is None or action.dest in of_lm_eval]
-    known = {flag for action in actions for flag in action.option_strings}
-    taken = sorted({*known, *own} - {f"--{name}" for name in REFUSED})
+    known_flags = {flag for action in actions for flag in action.option_strings}
+    taken = sorted({*known_flags, *own} - {f"--{name}" for name in REFUSED})
     for flag in flags:
         name = flag.partition("=")[0]
-        if name.startswith("--") and name not in known:
+        if name.startswith("--") and name not in known_flags:
             raise UserError(
                 f"{command} has no flag '{name}'.{did_you_mean(name, taken)} 'sae-lm-eval {command} --help' lists them."
             )
     try:
-        found, rest = reader.parse_known_args(list(flags))
+        namespace, rest = reader.parse_known_args(list(flags))
     except UserError:
         raise
     except ValueError as error:  # of lm_eval's own types, which argparse lets pass
@@ -74,7 +74,7 @@ def settings_of(
     if rest:
         sweep = " A sweep file comes first, flags behind it." if of_lm_eval is None else ""
         raise UserError(f"{command} does not know what to do with '{rest[0]}'.{sweep}")
-    given = vars(found)
+    given = vars(namespace)
     for name, why in REFUSED.items():
         if given.get(name) not in (None, "sae_hf"):
             raise UserError(f"{why.format(command)}.")

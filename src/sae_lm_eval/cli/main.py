@@ -51,8 +51,8 @@ app.command("demo")(demo)
 app.command("doctor")(doctor)
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"sae-lm-eval {version('sae-lm-eval')}")

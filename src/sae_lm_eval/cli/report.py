@@ -74,7 +74,7 @@ def write_report(
     from sae_lm_eval.results import find
 
     results = find.find_results(out, baseline)
-    held = None if scores is None else joined_scores(scores, results[1])
+    score_set = None if scores is None else joined_scores(scores, results[1])
 
     from sae_lm_eval.comparison.compare import with_notes
     from sae_lm_eval.comparison.multiplicity import stars_changed
@@ -86,13 +86,13 @@ def write_report(
     names = names_in_report(comparison.variants)
     drops, added = comparison.drops.replace({"variant": names}), [names.get(name, name) for name in added_names(out)]
     comparison = with_notes(comparison, stars_changed(drops, added, comparison.level))
-    made = assemble.build(comparison, sort=sort)
-    if held is not None:
+    report = assemble.build(comparison, sort=sort)
+    if score_set is not None:
         from sae_lm_eval.exchange.score_report import with_scores
 
-        made = with_scores(made, comparison, held)
-    writer.write(made, target)
-    return made
+        report = with_scores(report, comparison, score_set)
+    writer.write(report, target)
+    return report
 
 
 def joined_scores(path: Path, variants: Sequence[Results]) -> ScoreSet:
@@ -107,12 +107,12 @@ def joined_scores(path: Path, variants: Sequence[Results]) -> ScoreSet:
     return scores
 
 
-def print_report(made: Report, most: int | None = None) -> None:
+def print_report(report: Report, most: int | None = None) -> None:
     """Print the headline, the short tables or the first `most` of them, and the notes."""
     from rich.console import Console
 
-    short = [table for table in made.tables if table.extent == "short" and table.name != "variants"]
-    print_findings(Console(), made.headline, short[:most], (), made.notes)
+    short = [table for table in report.tables if table.extent == "short" and table.name != "variants"]
+    print_findings(Console(), report.headline, short[:most], (), report.notes)
 
 
 def print_findings(

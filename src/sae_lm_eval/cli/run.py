@@ -190,15 +190,16 @@ def run_over_seeds(sweep: Sweep, output_path: Path, fewshot_seeds: str) -> bool:
             comparisons[seed] = paired_comparison(*find.find_results(folder), docs_by=sweep.docs_by)
     if rank() != 0 or failed:
         return failed
-    found = over_seeds(comparisons)
-    table = for_spreadsheets(found.assign(schema=VERSION)).to_csv(index=False).encode()
+    frame = over_seeds(comparisons)
+    table = for_spreadsheets(frame.assign(schema=VERSION)).to_csv(index=False).encode()
     place_files({OVER_SEEDS: table}, output_path, what="The table", otherwise="Give another --output_path.")
     title = "Drops (pp) with 95% intervals over questions and the choice of examples"
-    shown = found.drop(columns="interval")
+    columns = frame.drop(columns="interval")
     rows = [
-        [fixed_decimals(value) if isinstance(value, float) else str(value) for value in row] for row in shown.to_numpy()
+        [fixed_decimals(value) if isinstance(value, float) else str(value) for value in row]
+        for row in columns.to_numpy()
     ]
-    print_table(Console(), TextTable(list(shown), rows, title, words=(0, 1)))
+    print_table(Console(), TextTable(list(columns), rows, title, words=(0, 1)))
     typer.echo(f"Written: {output_path / OVER_SEEDS}")
     return False
 
@@ -222,14 +223,14 @@ def run_and_report(sweep: Sweep, output_path: Path, tables: int | None = None) -
     if rank() != 0:
         return bool(finished.failed)
     if len(finished.failed) < len(finished.outcomes) - 1:
-        made = write_report(output_path, output_path / REPORT, categories=sweep.categories, docs_by=sweep.docs_by)
-        print_report(made, tables)
+        report = write_report(output_path, output_path / REPORT, categories=sweep.categories, docs_by=sweep.docs_by)
+        print_report(report, tables)
         if tables is None:
             say_written(output_path / REPORT)
             offer_curves(output_path)
     typer.echo(summary(finished, time.monotonic() - began), err=True)
     if finished.failed:  # each with its reason, as it failed
-        typer.echo(f"Failed, as said above: {', '.join(one.name for one in finished.failed)}.", err=True)
+        typer.echo(f"Failed, as said above: {', '.join(outcome.name for outcome in finished.failed)}.", err=True)
     if finished.requests:
         typer.echo(f"What the libraries said is in {output_path / LOG}.", err=True)
     return bool(finished.failed)
@@ -281,7 +282,7 @@ def content_from(
     content["model_args"] = {**of_file, **of_flags}
     saes, edits = variants
     if saes or edits:
-        listed = [*(named_values(f"sae={one}", f"--sae {one}") for one in saes), *({"edit": one} for one in edits)]
+        listed = [*(named_values(f"sae={sae}", f"--sae {sae}") for sae in saes), *({"edit": edit} for edit in edits)]
         content["variants"] = [*as_list(content.get("variants")), *listed]
     if not content.get("variants") and not {"sae", "edit"} & content["model_args"].keys():
         raise UserError(
@@ -300,13 +301,13 @@ def show_plan(sweep: Sweep, output_path: Path | None) -> None:
     from sae_lm_eval.cli.tables import TextTable, print_sentence, print_table
     from sae_lm_eval.runs import plan
 
-    made = plan.plan_sweep(sweep, output_path)
+    sweep_plan = plan.plan_sweep(sweep, output_path)
     console = Console()
-    print_table(console, TextTable(plan.HEADS, plan.plan_rows(made), words=range(len(plan.HEADS))))
-    for sentence in plan.plan_sentences(made):
+    print_table(console, TextTable(plan.HEADS, plan.plan_rows(sweep_plan), words=range(len(plan.HEADS))))
+    for sentence in plan.plan_sentences(sweep_plan):
         print_sentence(console, sentence, soft_wrap=True)
-    measured = _measured(sweep) if made.pace is None and made.left else None
-    print_sentence(console, plan.time_sentence(made, measured), soft_wrap=True)
+    measured = _measured(sweep) if sweep_plan.pace is None and sweep_plan.left else None
+    print_sentence(console, plan.time_sentence(sweep_plan, measured), soft_wrap=True)
 
 
 def _measured(sweep: Sweep) -> dict[str, float] | None:
@@ -318,8 +319,8 @@ def _measured(sweep: Sweep) -> dict[str, float] | None:
     from sae_lm_eval.runs.settings import lm_eval_config
     from sae_lm_eval.runtime.progress import quiet
 
-    told = f"Running a part of it, for about {SECONDS:.0f} seconds once the model is loaded. Ctrl-C leaves that out."
-    typer.echo(told, err=True)
+    message = f"Running a part of it, for about {SECONDS:.0f} seconds once the model is loaded. Ctrl-C leaves that out."
+    typer.echo(message, err=True)
     try:
         with TemporaryDirectory() as folder, quiet(Path(folder) / "log"):
             return seconds_of_baseline(LoadedSweep(sweep, lm_eval_config(sweep)))

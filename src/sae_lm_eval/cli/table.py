@@ -62,21 +62,21 @@ def _of_several_models(out: Path, by: str | None, format: str, **pairing: Any) -
     if format == "csv":
         typer.echo(for_spreadsheets(transfer.table(by)).to_csv(index=False), nl=False)
         return
-    for number, made in enumerate(transfer.matrices(by)):
+    for number, matrix in enumerate(transfer.matrices(by)):
         if number:
             typer.echo()
-        _show(made, format)
+        _show(matrix, format)
 
 
-def _show(made: ReportTable, format: str) -> None:
+def _show(table: ReportTable, format: str) -> None:
     from sae_lm_eval.report import latex, render
 
     if format == "latex":
-        typer.echo(latex.table_latex(made))
+        typer.echo(latex.table_latex(table))
     elif format == "markdown":
-        typer.echo(f"{render.table_markdown(made)}\n\n{render.render_markdown(made.caption)}")
+        typer.echo(f"{render.table_markdown(table)}\n\n{render.render_markdown(table.caption)}")
     else:
-        _print(made)
+        _print(table)
 
 
 def _print(table: ReportTable) -> None:

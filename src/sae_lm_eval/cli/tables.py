@@ -167,14 +167,16 @@ def _letters_of(heading: str, cells: Sequence[str]) -> int:
 
 
 def _widths(table: ReportTable) -> list[int]:
-    return [_letters_of(of.heading, [row[at].text for row in table.rows]) for at, of in enumerate(table.columns)]
+    return [
+        _letters_of(column.heading, [row[at].text for row in table.rows]) for at, column in enumerate(table.columns)
+    ]
 
 
 def _letters(table: ReportTable, gap: int, name: int | None = NAME) -> int:
     """How wide a report's table is on a terminal, with so many blanks between columns; names of at most `name`."""
     texts = [column.align == "left" for column in table.columns]
     widths = zip(_widths(table), texts, strict=True)
-    return sum(gap + (min(name, of) if text and name is not None else of) for of, text in widths) - gap
+    return sum(gap + (min(name, width) if text and name is not None else width) for width, text in widths) - gap
 
 
 def fits_a_terminal(console: Console, table: ReportTable) -> bool:
@@ -194,7 +196,7 @@ def fitting_table(console: Console, table: ReportTable) -> ReportTable | None:
     spare.sort(key=lambda at: (-table.columns[at].spare, -at))
     for gone in (spare[:count] for count in range(len(spare) + 1)):
         columns, *rows = (
-            tuple(of for at, of in enumerate(line) if at not in gone) for line in (table.columns, *table.rows)
+            tuple(cell for at, cell in enumerate(line) if at not in gone) for line in (table.columns, *table.rows)
         )
         narrow = replace(table, columns=columns, rows=tuple(rows))
         if fits_a_terminal(console, narrow):
@@ -205,18 +207,18 @@ def fitting_table(console: Console, table: ReportTable) -> ReportTable | None:
 def print_report_table(console: Console, table: ReportTable) -> None:
     """A table of the report: on a terminal without its intervals, elsewhere all of it, a line a row."""
     on_terminal = console.is_terminal
-    made = TextTable(
-        [of.heading for of in table.columns],
+    text_table = TextTable(
+        [column.heading for column in table.columns],
         [[cell.text if on_terminal else f"{cell.text} {cell.detail}".strip() for cell in row] for row in table.rows],
         table.title,
-        words=[at for at, of in enumerate(table.columns) if of.align == "left"],
+        words=[at for at, column in enumerate(table.columns) if column.align == "left"],
         blocks=table.blocks,
     )
     if on_terminal:
         gap = int(_letters(table, gap=2, name=None) <= console.width)
         console.print(_cell(table.title, style="bold"))
-        made = replace(made, title="")
-        console.print(drawn(made, gap=gap, whole_numbers=True, columns=console.width))
+        text_table = replace(text_table, title="")
+        console.print(drawn(text_table, gap=gap, whole_numbers=True, columns=console.width))
     else:
-        _print_lines(console, made)
+        _print_lines(console, text_table)
     console.print()

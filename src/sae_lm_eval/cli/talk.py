@@ -50,11 +50,11 @@ def talk(
     from sae_lm_eval.talk.chosen import FORMATS, Sampling, check_columns, temperature_of
     from sae_lm_eval.talk.prompt_file import read_prompts
 
-    asked = read_prompts(prompts) if prompts is not None else []
+    questions = read_prompts(prompts) if prompts is not None else []
     if text is not None:
         check_readable(text)
     if html is not None:
-        if not asked and text is None:
+        if not questions and text is None:
             raise UserError("--html needs something to show: give --prompts FILE or --text FILE.")
         check_writable(html)
     if prompt_format is not None:
@@ -76,10 +76,10 @@ def talk(
 
     model = Model(arguments, sae or [], prompt_format)
     model.check_system(system)
-    if not asked and text is None:
+    if not questions and text is None:
         Session(model, sampling, system).run()
         return
-    _unattended(model, asked, sampling, system, text, tokens, html)
+    _unattended(model, questions, sampling, system, text, tokens, html)
 
 
 def _check_template(arguments: dict[str, Any], prompt_format: str | None, system: str | None) -> None:

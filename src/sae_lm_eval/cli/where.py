@@ -76,11 +76,11 @@ def where_command(
     sweep = sweep_from(context, model_args, (sae or [], []), [], {"output_path": output_path})
     if sweep.output_path is None and not plan:
         raise UserError("--output_path is missing: name a folder for what is found.")
-    if other := [one.name for one in sweep.variants if not _has_error(one)]:
+    if other := [request.name for request in sweep.variants if not _has_error(request)]:
         raise UserError(f"{other[0]} has no dictionary's error to put back: where explains splice=reconstruction.")
     check(sweep, None)
-    for one in sweep.variants:
-        inquiry.check_edits(one.name, choices_of(SpliceArguments(**one.arguments)).edits)
+    for request in sweep.variants:
+        inquiry.check_edits(request.name, choices_of(SpliceArguments(**request.arguments)).edits)
     if sweep.output_path is not None:
         check_folder(sweep.output_path)
     say_loading()
@@ -91,9 +91,9 @@ def where_command(
     from sae_lm_eval.runs.where import explain_drops
 
     with resumable():
-        found = explain_drops(sweep, lm_eval_config(sweep), sweep.output_path, inquiry)
-    for one in found:
-        _print(one, sweep.output_path)
+        explanations = explain_drops(sweep, lm_eval_config(sweep), sweep.output_path, inquiry)
+    for explanation in explanations:
+        _print(explanation, sweep.output_path)
 
 
 def _show_plan(sweep: Sweep, inquiry: Inquiry) -> None:
@@ -116,7 +116,7 @@ def _has_error(variant: VariantRequest) -> bool:
     )
 
 
-def _print(found: Explained, output_path: Path) -> None:
+def _print(explanation: Explained, output_path: Path) -> None:
     from rich.console import Console
 
     from sae_lm_eval.cli.report import print_findings
@@ -124,15 +124,15 @@ def _print(found: Explained, output_path: Path) -> None:
     from sae_lm_eval.report.where_records import FOLDER
     from sae_lm_eval.report.where_tables import caption, class_tables, latent_tables, norm_edges, where_sentences
 
-    console, record = Console(), found.record()
+    console, record = Console(), explanation.record()
     captions = [
         caption(record, counted=bool(record["coverage"])),
         *([norm_edges(record)] if record["norm_edges"] else []),
     ]
     if console.is_terminal:
         captions.append("Intervals, and columns that have no room here, are in the record.")
-    told = latent_tables(record, overall=True)
-    captions += [table.caption for table in told]
-    print_findings(console, where_sentences(record), (*class_tables(record), *told), captions, ())
+    tables = latent_tables(record, overall=True)
+    captions += [table.caption for table in tables]
+    print_findings(console, where_sentences(record), (*class_tables(record), *tables), captions, ())
     for kind in ("json", *(["html"] if record.get("questions") else [])):
-        print_sentence(console, f"Written: {output_path / FOLDER / found.name}.{kind}", soft_wrap=True)
+        print_sentence(console, f"Written: {output_path / FOLDER / explanation.name}.{kind}", soft_wrap=True)
