@@ -72,7 +72,7 @@ def write_run(
         "configs": {task: {"task": task, "output_type": "multiple_choice"} for task in samples},
         "versions": dict.fromkeys(samples, 1.0),
         "n-shot": dict.fromkeys(samples, shots),
-        "higher_is_better": {task: {**known, **(higher_is_better or {})} for task, known in metrics.items()},
+        "higher_is_better": {task: {**directions, **(higher_is_better or {})} for task, directions in metrics.items()},
         "n-samples": {task: {"original": len(rows), "effective": len(rows)} for task, rows in samples.items()},
         "config": {"model": "hf", "model_args": {"pretrained": model}, "limit": None, **(config or {})},
         "model_name": model,

@@ -358,9 +358,9 @@ CASES: dict[str, tuple[Case, str]] = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_mistake_is_told_in_a_sentence(case, tmp_path):
     act, expected = CASES[case]
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         act(tmp_path)
-    message = str(told.value)
+    message = str(error.value)
     assert re.search(expected, message), message
     assert "\n" not in message
 
@@ -373,8 +373,8 @@ def test_another_models_dictionary_is_warned_of(tmp_path, caplog):
     logging.getLogger("lm_eval").propagate = True
     with caplog.at_level(logging.WARNING, logger="lm_eval"):
         SaeHFLM(pretrained=model, tokenizer=word_tokenizer(), sae=random_sae(WIDTH, RESID, model_name="gpt2-small"))
-    (told,) = [r.message for r in caplog.records if "was trained on" in r.message]
-    assert "was trained on gpt2-small, and the model is org/other-llama" in told
+    (message,) = [r.message for r in caplog.records if "was trained on" in r.message]
+    assert "was trained on gpt2-small, and the model is org/other-llama" in message
 
 
 def test_an_alias_of_the_same_model_is_not():

@@ -37,24 +37,24 @@ def test_help_imports_neither_torch_nor_lm_evals_tasks():
 
 
 def test_the_help_of_run_has_every_flag_that_it_passes_on():
-    told = said("run", "--help").stdout
+    output = said("run", "--help").stdout
     passed = [action for action in parser()._actions if action.dest not in (*REFUSED, *UNUSED, *OF_RUN, "help")]
     assert len(passed) > 15
-    assert [action.dest for action in passed if f"  {action.option_strings[0]}" not in told] == []
-    assert "--wandb_args" not in told
-    assert "sae-lm-eval run sweep.yaml" in told
-    assert "controls, mean_text," in told
-    assert max(map(len, told.splitlines())) <= 100
+    assert [action.dest for action in passed if f"  {action.option_strings[0]}" not in output] == []
+    assert "--wandb_args" not in output
+    assert "sae-lm-eval run sweep.yaml" in output
+    assert "controls, mean_text," in output
+    assert max(map(len, output.splitlines())) <= 100
 
 
 def test_doctor_finds_this_installation_sound_without_a_hub():
     done = said("doctor", HF_HUB_OFFLINE="1")
-    found = {line[:18].strip(): line[18:] for line in done.stdout.splitlines()}
+    findings = {line[:18].strip(): line[18:] for line in done.stdout.splitlines()}
     assert done.returncode == 0, done.stdout + done.stderr
-    assert found["lm-eval"] == version("lm_eval")
-    assert found["hub"].startswith("is not asked: HF_HUB_OFFLINE is set")
-    assert found["start-up hook"] == "is active"
-    assert found["sae_hf"].startswith("sae_lm_eval.harness.model.SaeHFLM of ")
+    assert findings["lm-eval"] == version("lm_eval")
+    assert findings["hub"].startswith("is not asked: HF_HUB_OFFLINE is set")
+    assert findings["start-up hook"] == "is active"
+    assert findings["sae_hf"].startswith("sae_lm_eval.harness.model.SaeHFLM of ")
 
 
 def test_doctor_says_what_is_wrong_by_its_exit_code(tmp_path):

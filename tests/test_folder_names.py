@@ -18,7 +18,7 @@ from sae_lm_eval.runtime.run_folder import check_folder, remember
 
 def names(*variants: object) -> list[str]:
     given = {"model_args": "pretrained=world", "tasks": "sae_world_homes"}
-    return [one.name for one in sweep_of({**given, "variants": list(variants)}).variants]
+    return [request.name for request in sweep_of({**given, "variants": list(variants)}).variants]
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,9 @@ def test_a_folder_that_is_called_as_a_part_of_the_run(sae):
 @pytest.mark.parametrize("name", sorted(TAKEN))
 def test_what_lies_in_the_folder_of_a_run_is_no_name(name):
     assert names(f"./{name}") == [f"sae={name}"]
-    for one in (name, name.upper()):
+    for folder in (name, name.upper()):
         with pytest.raises(UserError, match="is the name of something else in the folder of a run: choose another"):
-            names({"sae": "k4", "name": one})
+            names({"sae": "k4", "name": folder})
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", ".k4", "a.", "x" * 201, "a\0b", "\u202ea", "a b", "~"])
@@ -52,12 +52,12 @@ def test_every_derived_name_passes_the_check_of_given_ones(text):
 
 @pytest.mark.parametrize("name", ["../k4", "/tmp/k4", "baseline", ".", ["k4"], None, {"k4": 1}, 4])
 def test_a_record_of_a_run_names_no_folder_elsewhere(name, tmp_path):
-    earlier = [{"name": one, "arguments": {"sae": "a"}, "control_of": []} for one in ("k4", name)]
+    earlier = [{"name": variant, "arguments": {"sae": "a"}, "control_of": []} for variant in ("k4", name)]
     sweep = sweep_of({"model_args": "pretrained=world", "tasks": "sae_world_homes", "variants": ["k32"]})
     (tmp_path / "run.json").write_text(json.dumps({"variants": earlier[:1]}))
-    assert [one.name for one in with_earlier(sweep, tmp_path).variants] == ["k4", "k32"]
+    assert [variant.name for variant in with_earlier(sweep, tmp_path).variants] == ["k4", "k32"]
     (tmp_path / "run.json").write_text(json.dumps({"variants": earlier}))
-    assert [one.name for one in with_earlier(sweep, tmp_path).variants] == ["k4", "k32"]
+    assert [variant.name for variant in with_earlier(sweep, tmp_path).variants] == ["k4", "k32"]
 
 
 GOOD = {"name": "a", "arguments": {"sae": "a"}, "control_of": []}
@@ -73,13 +73,13 @@ ODD = [
 def test_an_odd_entry_of_a_record_costs_no_other_its_place(odd, tmp_path, caplog):
     sweep = sweep_of({"model_args": "pretrained=world", "tasks": "sae_world_homes", "variants": ["k32"]})
     (tmp_path / "run.json").write_text(json.dumps({"variants": [odd, GOOD, {**GOOD, "name": "c"}]}))
-    assert [one.name for one in with_earlier(sweep, tmp_path).variants] == ["a", "c", "k32"]
+    assert [variant.name for variant in with_earlier(sweep, tmp_path).variants] == ["a", "c", "k32"]
     assert "left out. run.json, variants.0" in caplog.text
     assert json.loads((tmp_path / "run.json").read_text()) == {"variants": [GOOD, {**GOOD, "name": "c"}]}
     assert json.loads((tmp_path / ".run.json.before").read_text())["variants"][0] == odd
     caplog.clear()
     continued = with_earlier(sweep, tmp_path)
-    remember(tmp_path, {"variants": [one.record for one in continued.variants]})
+    remember(tmp_path, {"variants": [variant.record for variant in continued.variants]})
     assert not caplog.text
 
 
@@ -99,7 +99,7 @@ def test_edits_that_a_control_of_before_carried_in_vain_are_left_out(tmp_path):
 def test_a_variant_of_before_keeps_a_name_that_no_new_one_gets(name, tmp_path, caplog):
     sweep = sweep_of({"model_args": "pretrained=world", "tasks": "sae_world_homes", "variants": ["k32"]})
     (tmp_path / "run.json").write_text(json.dumps({"variants": [GOOD, {**GOOD, "name": name}]}))
-    assert [one.name for one in with_earlier(sweep, tmp_path).variants] == ["a", name, "k32"]
+    assert [variant.name for variant in with_earlier(sweep, tmp_path).variants] == ["a", name, "k32"]
     assert not caplog.text
     with pytest.raises(UserError, match="something else in the folder of a run"):
         names({"sae": "k4", "name": name})

@@ -66,18 +66,18 @@ class TestRun:
     def test_objects_are_variants_like_others(self, tmp_path):
         model = transformers.AutoModelForCausalLM.from_pretrained(world.model_path())
         tokenizer = transformers.AutoTokenizer.from_pretrained(world.model_path())
-        asked = {"model_args": {"pretrained": model, "tokenizer": tokenizer}, "output_path": tmp_path / "out"}
+        arguments = {"model_args": {"pretrained": model, "tokenizer": tokenizer}, "output_path": tmp_path / "out"}
         given = [{"sae": nn.Identity(), "hook": HOOK}, {"sae": Halves(), "hook": HOOK, "name": "half"}]
-        found = run(**asked, variants=given, **SETTINGS)
-        same = [row for row in found.drops.to_dict("records") if row["variant"].startswith("Identity,")]
+        comparison = run(**arguments, variants=given, **SETTINGS)
+        same = [row for row in comparison.drops.to_dict("records") if row["variant"].startswith("Identity,")]
         assert same
         assert {row["drop"] for row in same} == {0}
         assert splices(tmp_path / "out" / "half")[0]["dictionary"] == "<Halves>"
-        again = run(**asked, variants=given, **SETTINGS)
-        assert again.drops.equals(found.drops)
+        again = run(**arguments, variants=given, **SETTINGS)
+        assert again.drops.equals(comparison.drops)
         other = [given[0], {"sae": nn.Linear(128, 128), "hook": HOOK, "name": "half"}]
         with pytest.raises(UserError, match="'half' was asked for with"):
-            run(**asked, variants=other, **SETTINGS)
+            run(**arguments, variants=other, **SETTINGS)
 
     def test_two_of_a_class_need_names(self):
         with pytest.raises(UserError, match="two are called 'Halves': give one another name"):
@@ -115,7 +115,7 @@ def test_talk_takes_objects():
     exchange = Conversation(model, Sampling(max_new_tokens=4)).answer("the")
     baseline, same, _ = exchange.answers
     assert same.ids == baseline.ids
-    assert [one.name for one in model.columns] == ["baseline", "<Identity>", "<Halves>"]
+    assert [column.name for column in model.columns] == ["baseline", "<Identity>", "<Halves>"]
 
 
 class TestPython:
@@ -134,11 +134,13 @@ class TestPython:
         assert load_dictionary("python:own:scaled").name == "python:own:scaled"
 
     def test_source_and_arguments_decide(self, own):
-        asked = {"pretrained": "world", "device": "cpu", "hook": HOOK}
-        found = [SaeHFLM(**asked, sae=f"python:{own}:scaled?factor={factor}").spliced.identity() for factor in (1, 2)]
+        arguments = {"pretrained": "world", "device": "cpu", "hook": HOOK}
+        identities = [
+            SaeHFLM(**arguments, sae=f"python:{own}:scaled?factor={factor}").spliced.identity() for factor in (1, 2)
+        ]
         own.write_text(OWN + "# a remark\n")
-        found.append(SaeHFLM(**asked, sae=f"python:{own}:scaled?factor=1").spliced.identity())
-        assert len(set(found)) == 3
+        identities.append(SaeHFLM(**arguments, sae=f"python:{own}:scaled?factor=1").spliced.identity())
+        assert len(set(identities)) == 3
 
     @pytest.mark.parametrize(
         ("spec", "expected"),
@@ -158,9 +160,9 @@ class TestPython:
         ],
     )
     def test_a_mistake_is_told_in_a_sentence(self, own, spec, expected):
-        with pytest.raises(UserError, match=expected) as told:
+        with pytest.raises(UserError, match=expected) as error:
             load_dictionary(spec.format(own))
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(error.value)
 
     def test_nothing_is_run_to_look_whether_it_is_there(self, tmp_path):
         path = tmp_path / "own.py"

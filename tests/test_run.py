@@ -46,12 +46,12 @@ def sweep(*variants, **other) -> Sweep:
     return sweep_of({**BASIC, "variants": list(variants), **other})
 
 
-def evaluated(of: Sweep, folder: Path) -> running.Finished:
-    return evaluate(of, lm_eval_config(of), folder)
+def evaluated(planned: Sweep, folder: Path) -> running.Finished:
+    return evaluate(planned, lm_eval_config(planned), folder)
 
 
-def without_journals(found: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: content for name, content in found.items() if not name.startswith(".answers")}
+def without_journals(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in files.items() if not name.startswith(".answers")}
 
 
 def provenance(folder: Path) -> dict:
@@ -61,25 +61,30 @@ def provenance(folder: Path) -> dict:
 
 class TestSweepFiles:
     def test_patterns_of_the_registry_and_of_the_world(self):
-        found = variant_requests([{"pattern": "world#blocks.*.k32", "layer": [1, 3]}])
-        assert [one.arguments["sae"] for one in found] == [f"world#blocks.{i}.hook_resid_post.k32" for i in (1, 3)]
+        requests = variant_requests([{"pattern": "world#blocks.*.k32", "layer": [1, 3]}])
+        assert [request.arguments["sae"] for request in requests] == [
+            f"world#blocks.{i}.hook_resid_post.k32" for i in (1, 3)
+        ]
         entry = {"pattern": "gemma-scope-2b-pt-res#layer_*/width_16k/*", "width": "16k", "l0": [70, 72], "layer": 8}
-        (one,) = variant_requests([entry])
-        assert one.arguments["sae"] == "gemma-scope-2b-pt-res#layer_8/width_16k/average_l0_71"
+        (request,) = variant_requests([entry])
+        assert request.arguments["sae"] == "gemma-scope-2b-pt-res#layer_8/width_16k/average_l0_71"
 
     def test_all_layers_at_once(self):
-        (one,) = variant_requests([{"pattern": "world#blocks.*.k32", "together": "all", "name": "circuit"}])
-        assert one.name == "circuit"
-        assert one.specs == tuple(f"world#blocks.{i}.hook_resid_post.k32" for i in (1, 2, 3))
+        (request,) = variant_requests([{"pattern": "world#blocks.*.k32", "together": "all", "name": "circuit"}])
+        assert request.name == "circuit"
+        assert request.specs == tuple(f"world#blocks.{i}.hook_resid_post.k32" for i in (1, 2, 3))
 
     def test_a_list_of_scales_is_a_variant_each(self):
-        found = variant_requests([{"sae": K4, "name": "k4", "scale": [0, 0.5]}])
-        assert [(one.name, one.arguments["scale"]) for one in found] == [("k4,scale=0", 0), ("k4,scale=0.5", 0.5)]
+        requests = variant_requests([{"sae": K4, "name": "k4", "scale": [0, 0.5]}])
+        assert [(request.name, request.arguments["scale"]) for request in requests] == [
+            ("k4,scale=0", 0),
+            ("k4,scale=0.5", 0.5),
+        ]
 
     def test_controls_of_equal_sites_are_one(self):
         entries = [{"sae": K4, "name": "k4", "scale": 0.5}, {"sae": K32, "name": "k32"}]
         zero, first, second = (
-            next(one for one in variant_requests(entries, ["zero", "random_error"]) if one.name == name)
+            next(request for request in variant_requests(entries, ["zero", "random_error"]) if request.name == name)
             for name in ("k4,zero", "k4,random_error", "k32,random_error")
         )
         assert zero.control_of == ("k4", "k32")
@@ -90,7 +95,7 @@ class TestSweepFiles:
 
     def test_a_site_that_is_named_is_that_of_the_dictionary(self):
         entries = [{"sae": K4, "name": "k4"}, {"sae": K32, "name": "k32", "hook": "blocks.2.hook_resid_post"}]
-        assert [one.name for one in variant_requests(entries, ["zero"])] == ["k4", "k32", "k4,zero"]
+        assert [request.name for request in variant_requests(entries, ["zero"])] == ["k4", "k32", "k4,zero"]
 
     def test_equal_variants_of_the_sites_alone_are_one(self, caplog):
         import logging
@@ -98,18 +103,18 @@ class TestSweepFiles:
         logging.getLogger("lm_eval").propagate = True
         entries = [{"sae": sae, "name": name, "splice": "zero"} for sae, name in ((K4, "first"), (K32, "second"))]
         with caplog.at_level(logging.WARNING, logger="lm_eval"):
-            assert [one.name for one in variant_requests(entries)] == ["first"]
+            assert [request.name for request in variant_requests(entries)] == ["first"]
         assert [r.message for r in caplog.records] == ["second computes the same as first, and is left out."]
         half = [entries[0], {**entries[1], "scale": 0.5}]
-        assert [one.name for one in variant_requests(half)] == ["first", "second"]
-        found = variant_requests([{"sae": K4, "name": "k4"}, half[1]], ["zero"])
-        assert [one.name for one in found] == ["k4", "second", "k4,zero"]
+        assert [request.name for request in variant_requests(half)] == ["first", "second"]
+        requests = variant_requests([{"sae": K4, "name": "k4"}, half[1]], ["zero"])
+        assert [request.name for request in requests] == ["k4", "second", "k4,zero"]
 
     def test_a_control_that_is_asked_for_anyway_is_that_variant(self):
-        found = variant_requests(
+        requests = variant_requests(
             [{"sae": K4, "name": "k4"}, {"sae": K32, "splice": "zero", "name": "nothing"}], ["zero"]
         )
-        assert [(one.name, one.control_of) for one in found] == [("k4", ()), ("nothing", ("k4",))]
+        assert [(request.name, request.control_of) for request in requests] == [("k4", ()), ("nothing", ("k4",))]
 
     @pytest.mark.parametrize(
         ("content", "sentence"),
@@ -131,15 +136,15 @@ class TestSweepFiles:
         ],
     )
     def test_mistakes_are_told_with_their_key(self, content, sentence):
-        with pytest.raises(UserError) as told:
+        with pytest.raises(UserError) as error:
             sweep_of({**BASIC, **content})
-        assert str(told.value).startswith(sentence)
+        assert str(error.value).startswith(sentence)
 
     def test_long_names_fit_a_folder_and_stay_apart(self):
         specs = "+".join(f"org/some-rather-long-repository-name#layers/{i}/width_16k" for i in range(20))
-        one, other = variant_requests([specs, f"{specs}1"])
-        assert len(one.name.encode()) <= 200
-        assert one.name != other.name
+        request, other = variant_requests([specs, f"{specs}1"])
+        assert len(request.name.encode()) <= 200
+        assert request.name != other.name
 
 
 def test_groups_fill_the_memory_and_shared_dictionaries_count_once():
@@ -158,7 +163,7 @@ def test_from_python(tmp_path):
         limit=4,
         device="cpu",
     )
-    assert [one.name for one in comparison.variants] == ["k4", "k4,random_error"]
+    assert [variant.name for variant in comparison.variants] == ["k4", "k4,random_error"]
     assert set(comparison.drops["variant"]) == {"k4", "k4,random_error"}
     assert provenance(tmp_path / "k4,random_error")["control_of"] == ["k4"]
     assert not (tmp_path / journal_of()).exists()
@@ -169,18 +174,18 @@ def test_from_python(tmp_path):
 def test_a_run_that_was_refused_is_no_other_run(tmp_path):
     """The mended call may use its folder, unless something was answered there."""
     settings = {"model_args": "pretrained=world", "variants": [{"sae": K4, "name": "k4"}], "device": "cpu"}
-    asked = {"tasks": "sae_world_homes", "output_path": tmp_path, **settings}
-    for mistake, told in (
+    arguments = {"tasks": "sae_world_homes", "output_path": tmp_path, **settings}
+    for mistake, message in (
         ({"samples": {"sae_world_homes": [999]}}, "no document 999"),
         ({"limit": 2, "apply_chat_template": True}, "no chat template"),
     ):
-        with pytest.raises(UserError, match=told):
-            run(**asked, **mistake)
+        with pytest.raises(UserError, match=message):
+            run(**arguments, **mistake)
         assert {path.name for path in tmp_path.iterdir()} <= {".lock", "run.log"}
-    run(**asked, limit=2)
+    run(**arguments, limit=2)
     for mistake in ({"limit": 3}, {"limit": 2, "apply_chat_template": True}):
         with pytest.raises(UserError, match="holds a run with other"):
-            run(**asked, **mistake)
+            run(**arguments, **mistake)
     assert (tmp_path / "run.json").is_file()
 
 
@@ -201,18 +206,18 @@ def test_answers_of_a_run_that_failed_are_kept(tmp_path):
 def test_from_python_on_text_alone(tmp_path):
     """No question is asked, so nothing is paired; what was measured is there."""
     settings = {"model_args": "pretrained=world", "variants": [{"sae": K4, "name": "k4"}], "limit": 2, "device": "cpu"}
-    found = run(tasks="sae_fidelity_world", output_path=tmp_path, **settings)
-    assert found.drops.empty
-    measured = found.fidelity.set_index(["variant", "task", "metric"])["value"]
+    comparison = run(tasks="sae_fidelity_world", output_path=tmp_path, **settings)
+    assert comparison.drops.empty
+    measured = comparison.fidelity.set_index(["variant", "task", "metric"])["value"]
     assert measured["k4", "sae_fidelity_world", "l0"] == 4
-    assert measured["k4", "sae_fidelity_world", "ce_delta"] == pytest.approx(found.table().loc[1, "delta CE"])
-    assert found.report(tmp_path / "page").is_file()
+    assert measured["k4", "sae_fidelity_world", "ce_delta"] == pytest.approx(comparison.table().loc[1, "delta CE"])
+    assert comparison.report(tmp_path / "page").is_file()
 
 
 def test_what_was_answered_is_not_run_again(tmp_path, monkeypatch):
     """Cut short at its second batch, a run continues with it and ends with the same files."""
-    of = sweep({"sae": K4, "name": "k4"}, limit=200)
-    evaluated(of, tmp_path / "whole")
+    planned = sweep({"sae": K4, "name": "k4"}, limit=200)
+    evaluated(planned, tmp_path / "whole")
     put, kept = Journal.put, []
 
     def put_once(self, models, answers):
@@ -223,14 +228,14 @@ def test_what_was_answered_is_not_run_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Journal, "put", put_once)
     with pytest.raises(KeyboardInterrupt):
-        evaluated(of, tmp_path / "cut")
+        evaluated(planned, tmp_path / "cut")
     assert not (tmp_path / "cut" / "baseline").exists()
     monkeypatch.setattr(Journal, "put", put)
-    finished = evaluated(of, tmp_path / "cut")
+    finished = evaluated(planned, tmp_path / "cut")
     assert finished.requests == 2 * 800  # of the baseline and k4
     assert 0 < sum(kept) <= finished.shared - 800 < 800
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-    again = evaluated(of, tmp_path / "cut")
+    again = evaluated(planned, tmp_path / "cut")
     assert again.requests == 0
 
 
@@ -251,8 +256,8 @@ def test_what_was_answered_is_not_run_again(tmp_path, monkeypatch):
 )
 def test_neither_is_what_no_loglikelihood_tells(settings, tmp_path, monkeypatch):
     """Cut short behind every text that is generated, or read for fidelity, a run ends with the same files."""
-    of = sweep({"sae": K4, "name": "k4"}, **settings)
-    whole = evaluated(of, tmp_path / "whole")
+    planned = sweep({"sae": K4, "name": "k4"}, **settings)
+    whole = evaluated(planned, tmp_path / "whole")
     put = Journal.put
 
     def put_and_stop(self, models, answers):
@@ -263,7 +268,7 @@ def test_neither_is_what_no_loglikelihood_tells(settings, tmp_path, monkeypatch)
     cuts = 0
     while True:
         try:
-            evaluated(of, tmp_path / "cut")
+            evaluated(planned, tmp_path / "cut")
             break
         except KeyboardInterrupt:
             cuts += 1
@@ -275,9 +280,9 @@ def test_neither_is_what_no_loglikelihood_tells(settings, tmp_path, monkeypatch)
 
 def test_a_dictionary_that_fails_is_left_out_and_tried_again(tmp_path):
     missing = tmp_path / "later"
-    of = sweep({"sae": K4, "name": "k4"}, {"sae": str(missing), "name": "mine"})
-    finished = evaluated(of, tmp_path / "out")
-    assert [(one.name, one.failed is None) for one in finished.outcomes] == [
+    planned = sweep({"sae": K4, "name": "k4"}, {"sae": str(missing), "name": "mine"})
+    finished = evaluated(planned, tmp_path / "out")
+    assert [(outcome.name, outcome.failed is None) for outcome in finished.outcomes] == [
         ("baseline", True),
         ("k4", True),
         ("mine", False),
@@ -286,7 +291,7 @@ def test_a_dictionary_that_fails_is_left_out_and_tried_again(tmp_path):
     from sae_lm_eval import world
 
     missing.symlink_to(world.dictionary_path("blocks.3.hook_resid_post.k4"))
-    assert not evaluated(of, tmp_path / "out").failed
+    assert not evaluated(planned, tmp_path / "out").failed
     assert json.loads((tmp_path / "out" / GROUPS).read_text())["groups"] == [["k4"], ["mine"]]
 
 
@@ -318,7 +323,7 @@ class TestAddedVariants:
         before = {name: content for name, content in contents(tmp_path).items() if name.startswith(("baseline", "k4"))}
         stamps = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/*")}
         finished = evaluated(sweep({"sae": K32, "name": "k32"}), tmp_path)
-        assert [one.name for one in finished.outcomes] == ["baseline", "k4", "k32"]
+        assert [outcome.name for outcome in finished.outcomes] == ["baseline", "k4", "k32"]
         assert stamps == {path: path.stat().st_mtime_ns for path in stamps}
         assert before == {name: content for name, content in contents(tmp_path).items() if name in before}
         evaluated(sweep({"sae": K4, "name": "k4"}, {"sae": K32, "name": "k32"}), tmp_path / "at once")
@@ -353,7 +358,7 @@ class TestTrouble:
             evaluated(sweep("world#k5"), tmp_path)
 
     def test_a_full_disk_while_results_are_written(self, tmp_path, monkeypatch):
-        of = sweep({"sae": K4, "name": "k4"})
+        planned = sweep({"sae": K4, "name": "k4"})
         write, full = Path.write_text, [True]
 
         def write_half(self, text, *args, **kwargs):
@@ -364,11 +369,11 @@ class TestTrouble:
 
         monkeypatch.setattr(Path, "write_text", write_half)
         with pytest.raises(DiskError, match=r"results of 'baseline' were not written whole .* same command continues"):
-            evaluated(of, tmp_path)
+            evaluated(planned, tmp_path)
         assert not (tmp_path / "baseline").exists()
         full.clear()
         full.append(False)
-        finished = evaluated(of, tmp_path)
+        finished = evaluated(planned, tmp_path)
         assert finished.shared == finished.requests > 0
         assert not list(tmp_path.glob(".baseline"))
 
@@ -382,13 +387,13 @@ class TestTrouble:
         assert Journal(tmp_path / "answers").get("m", b"1") == b"one"
 
     def test_flipped_bits_in_the_journal_change_no_result(self, tmp_path, monkeypatch, caplog):
-        of = sweep({"sae": K4, "name": "k4"})
+        planned = sweep({"sae": K4, "name": "k4"})
         monkeypatch.setattr(running, "delete_journals", lambda _folder: None)
-        evaluated(of, tmp_path / "sound")
+        evaluated(planned, tmp_path / "sound")
         expected = without_journals(contents(tmp_path / "sound"))
         journal = journal_of(0)
         sound = (tmp_path / "sound" / journal).read_bytes()
-        rng, told = random.Random(1), 0
+        rng, warnings = random.Random(1), 0
         for number in range(3):
             folder = tmp_path / str(number)
             folder.mkdir()
@@ -397,10 +402,10 @@ class TestTrouble:
                 damaged[rng.randrange(len(sound))] ^= 1 << rng.randrange(8)
             (folder / journal).write_bytes(damaged)
             caplog.clear()
-            evaluated(of, folder)
-            told += "The journal of answers is damaged" in caplog.text
+            evaluated(planned, folder)
+            warnings += "The journal of answers is damaged" in caplog.text
             assert without_journals(contents(folder)) == expected
-        assert told
+        assert warnings
 
     @pytest.mark.parametrize(
         "name", [".run.json.part", "run.json", "run.log", "report", "where", ".baseline", ".lock", ".k4", "c.csv"]
@@ -440,10 +445,10 @@ class TestTrouble:
     def test_out_of_memory_in_a_variant_is_no_failure_of_the_variant(self, tmp_path, monkeypatch):
         evaluate_one = running._Evaluation._evaluate
 
-        def evaluate_k4(self, name, lm, **told):
+        def evaluate_k4(self, name, lm, **facts):
             if name != "baseline":
                 raise HostMemoryError("The memory of this machine does not suffice.")
-            evaluate_one(self, name, lm, **told)
+            evaluate_one(self, name, lm, **facts)
 
         monkeypatch.setattr(running._Evaluation, "_evaluate", evaluate_k4)
         with pytest.raises(HostMemoryError):
@@ -468,13 +473,13 @@ class TestTrouble:
         ],
     )
     def test_damaged_results_are_made_anew(self, tmp_path, capfd, pattern, damage):
-        asked = sweep({"sae": K4, "name": "k4"})
-        evaluated(asked, tmp_path)
+        planned = sweep({"sae": K4, "name": "k4"})
+        evaluated(planned, tmp_path)
         before = contents(tmp_path)
         (file,) = tmp_path.glob(pattern)
         file.unlink() if damage is None else file.write_bytes(damage(file.read_bytes()))
         name = pattern.split("/")[0]
-        evaluated(asked, tmp_path)
+        evaluated(planned, tmp_path)
         assert (
             f"The results of '{name}' are damaged: set aside as '{tmp_path}/.{name}.damaged'" in capfd.readouterr().err
         )

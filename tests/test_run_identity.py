@@ -66,14 +66,14 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def told(caplog):
+def new_warnings(caplog):
     """Warnings of runs since it was called last."""
     logging.getLogger("lm_eval").propagate = True
 
     def warnings() -> list[str]:
-        found = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and "lm_eval.runs" in r.name]
+        messages = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING and "lm_eval.runs" in r.name]
         caplog.clear()
-        return found
+        return messages
 
     return warnings
 
@@ -95,14 +95,14 @@ def interrupted(files: Files, monkeypatch: pytest.MonkeyPatch, *, after: int) ->
 
 
 class TestAFinishedFolder:
-    def test_is_left_as_it_is_where_nothing_changed(self, files, told):
+    def test_is_left_as_it_is_where_nothing_changed(self, files, new_warnings):
         assert files.run().requests
         before = contents(files.out)
         for file in files.model.iterdir():  # as when the files are copied anew
             file.write_bytes(file.read_bytes())
-        told()
+        new_warnings()
         assert files.run().requests == 0
-        assert not told()
+        assert not new_warnings()
         assert contents(files.out) == before
 
     def test_of_another_model(self, files):
@@ -159,28 +159,28 @@ class TestAFinishedFolder:
         with pytest.raises(UserError, match=r"has results of 'mean', and the text .*text\.txt has changed since"):
             files.run()
 
-    def test_that_has_no_record(self, files, told):
+    def test_that_has_no_record(self, files, new_warnings):
         files.run()
         (files.out / IDENTITY).unlink()
-        told()
+        new_warnings()
         assert files.run().requests == 0
-        (warned,) = told()
+        (warned,) = new_warnings()
         assert "has no record of what its results were made of" in warned
         assert files.run().requests == 0
-        assert not told()
+        assert not new_warnings()
 
-    def test_whose_files_are_gone(self, files, told):
+    def test_whose_files_are_gone(self, files, new_warnings):
         files.run()
         shutil.rmtree(files.dictionary)
-        told()
+        new_warnings()
         finished = files.run()
         assert not finished.failed
-        assert [message.split(":")[0] for message in told()] == [
+        assert [message.split(":")[0] for message in new_warnings()] == [
             f"Whether '{name}' is still what was evaluated cannot be told" for name in ("mine", "mean")
         ]
         shutil.rmtree(files.model)
         assert not files.run().failed
-        (warned,) = told()
+        (warned,) = new_warnings()
         assert warned.startswith("Whether the results are still those of this model cannot be told: There is no model")
 
 
@@ -205,24 +205,24 @@ class TestAFolderThatWasCutShort:
         with pytest.raises(UserError, match="has results of baseline, and the weights of the model has changed since"):
             files.run()
 
-    def test_before_anything_was_finished(self, files, monkeypatch, tmp_path, told):
+    def test_before_anything_was_finished(self, files, monkeypatch, tmp_path, new_warnings):
         interrupted(files, monkeypatch, after=1)
         files.train_model()
         files.train_dictionary()
-        told()
+        new_warnings()
         finished = files.run()
         assert finished.shared < finished.requests
-        warned = told()
+        warned = new_warnings()
         assert "the weights of the model changed since this run began: what had been answered is not used." in warned
         assert sum("changed since" in message for message in warned) == 3
         files.run(tmp_path / "scratch")
         assert contents(files.out) == contents(tmp_path / "scratch")
 
-    def test_and_nothing_changed(self, files, monkeypatch, told):
+    def test_and_nothing_changed(self, files, monkeypatch, new_warnings):
         interrupted(files, monkeypatch, after=1)
-        told()
+        new_warnings()
         assert files.run().shared
-        assert not told()
+        assert not new_warnings()
 
 
 class TestPackages:
@@ -238,25 +238,25 @@ class TestPackages:
         yield pretend
         identity._versions.cache_clear()
 
-    def test_a_patch_is_told_and_another_release_refused(self, files, installed, told):
+    def test_a_patch_is_told_and_another_release_refused(self, files, installed, new_warnings):
         installed("transformers", "5.23.0")
         files.run()
-        told()
+        new_warnings()
         installed("transformers", "5.23.4")
         assert files.run().requests == 0
-        assert told() == ["This run began with other packages: transformers was 5.23.0 and is 5.23.4."]
+        assert new_warnings() == ["This run began with other packages: transformers was 5.23.0 and is 5.23.4."]
         installed("transformers", "5.24.0")
         with pytest.raises(
             UserError, match=r"made with other packages: transformers was 5\.23\.0 and is 5\.24\.0\. Give"
         ):
             files.run()
 
-    def test_what_was_answered_before_a_patch_is_recalled(self, files, installed, monkeypatch, told):
+    def test_what_was_answered_before_a_patch_is_recalled(self, files, installed, monkeypatch, new_warnings):
         installed("torch", "2.13.0")
         interrupted(files, monkeypatch, after=1)
         installed("torch", "2.13.1+cu130")
         assert files.run().shared
-        assert "This run began with other packages: torch was 2.13.0 and is 2.13.1+cu130." in told()
+        assert "This run began with other packages: torch was 2.13.0 and is 2.13.1+cu130." in new_warnings()
 
 
 def test_the_record_is_the_same_on_every_run(files, tmp_path):
@@ -276,5 +276,7 @@ def test_parts_of_a_cluster_are_asked_for_again_where_something_changed(files):
     files.run()
     assert digest_of(files.out, ["k32"]) == before["k32"]
     assert digest_of(files.out, ["mine"]) != before["mine"]
-    parts = [Part(("mine",), ("mine",), "task", False, of) for of in (before["mine"], digest_of(files.out, ["mine"]))]
+    parts = [
+        Part(("mine",), ("mine",), "task", False, digest) for digest in (before["mine"], digest_of(files.out, ["mine"]))
+    ]
     assert parts[0].key != parts[1].key

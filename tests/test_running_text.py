@@ -73,9 +73,9 @@ def fidelity(lm: SaeHFLM, texts: list[str]) -> list[dict]:
 
 @pytest.mark.parametrize("adds", ADDS)
 def test_fidelity_scores_the_text_and_nothing_else(adds):
-    found = fidelity(adapter(adds), TEXTS)
-    assert [record["tokens"] for record in found] == [len(text.split()) for text in TEXTS]
-    for record, text in zip(found, TEXTS, strict=True):
+    records = fidelity(adapter(adds), TEXTS)
+    assert [record["tokens"] for record in records] == [len(text.split()) for text in TEXTS]
+    for record, text in zip(records, TEXTS, strict=True):
         assert record["nats_baseline"] == pytest.approx(nats(text, prefix(adds)), abs=1e-3)
 
 
@@ -142,5 +142,5 @@ def test_lm_evals_own_rolling_tasks_stay_as_they_are(adds):
     theirs = HFLM(pretrained=random_model("llama"), tokenizer=tokenizer(adds), batch_size=3)
     expected = np.array(theirs.loglikelihood_rolling(requests, disable_tqdm=True))
     for splice in ("none", "with_error"):
-        found = np.array(adapter(adds, splice=splice).loglikelihood_rolling(requests, disable_tqdm=True))
-        assert found == pytest.approx(expected, abs=1e-3)
+        ours = np.array(adapter(adds, splice=splice).loglikelihood_rolling(requests, disable_tqdm=True))
+        assert ours == pytest.approx(expected, abs=1e-3)

@@ -65,10 +65,10 @@ def alone(tmp_path_factory) -> Path:
 def test_a_cluster_of_which_a_worker_is_killed_gives_the_same_files(alone, tmp_path):
     process = started([*ARGUMENTS, "--output_path", "out", "--ray", "local"], tmp_path)
     killed = kill_a_worker(process)
-    told = said(process)
+    output = said(process)
     assert killed
     assert contents(tmp_path / "out") == contents(alone)
-    (answers, shared) = re.search(r"([\d,]+) answers, ([\d,]+) of them from shared passes", told).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    (answers, shared) = re.search(r"([\d,]+) answers, ([\d,]+) of them from shared passes", output).groups()  # pyright: ignore[reportOptionalMemberAccess]
     assert answers == shared
 
 
@@ -94,17 +94,17 @@ def test_several_processes_give_what_one_gives(alone, tmp_path):
     names = {path.name for path in alone.iterdir() if path.name != ".pace.json"}
     assert {path.name for path in several.iterdir()} - {".pace.json"} == names
     for name in ("baseline", *(path.name for path in alone.iterdir() if path.name.startswith("world_"))):
-        (one,), (other,) = ((folder / name).glob("*/results_*.json") for folder in (alone, several))
-        one, other = (json.loads(file.read_text()) for file in (one, other))
-        assert other["n-samples"] == one["n-samples"]
-        for task, scores in one["results"].items():
+        (single,), (other,) = ((folder / name).glob("*/results_*.json") for folder in (alone, several))
+        single, other = (json.loads(file.read_text()) for file in (single, other))
+        assert other["n-samples"] == single["n-samples"]
+        for task, scores in single["results"].items():
             numbers = {metric: value for metric, value in scores.items() if isinstance(value, float)}
             assert {metric: other["results"][task][metric] for metric in numbers} == pytest.approx(
                 numbers, rel=1e-5, abs=1e-6
             )
-        one_kl, other_kl = (file["config"]["sae_lm_eval"]["kl_at_answers"] for file in (one, other))
-        assert other_kl.keys() == one_kl.keys()
-        for task, kl in one_kl.items():
+        single_kl, other_kl = (file["config"]["sae_lm_eval"]["kl_at_answers"] for file in (single, other))
+        assert other_kl.keys() == single_kl.keys()
+        for task, kl in single_kl.items():
             assert other_kl[task] == pytest.approx(kl, rel=1e-4, abs=1e-6)
 
 
@@ -113,11 +113,11 @@ def test_several_processes_go_on_where_they_were_cut_short(alone, tmp_path):
     while not (tmp_path / "out" / "baseline").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
-        one.kill()
+    for worker in [*psutil.Process(process.pid).children(recursive=True), process]:
+        worker.kill()
     process.communicate()
-    told = said(started(["--module", "sae_lm_eval", *ARGUMENTS, "--output_path", "out"], tmp_path, TWO))
-    assert "5 of 5 models done" in told
+    output = said(started(["--module", "sae_lm_eval", *ARGUMENTS, "--output_path", "out"], tmp_path, TWO))
+    assert "5 of 5 models done" in output
     assert sorted(path.name for path in (tmp_path / "out" / "baseline").iterdir()) == sorted(
         path.name for path in (alone / "baseline").iterdir()
     )

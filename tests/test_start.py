@@ -101,9 +101,9 @@ def test_what_is_not_loaded(case, tmp_path):
 @pytest.mark.parametrize("case", SAYING)
 def test_a_word_comes_before_torch(case, tmp_path):
     arguments, first = SAYING[case]
-    loading, told = json.loads(ended(STOPPED, arguments, tmp_path).stdout)
+    loading, output = json.loads(ended(STOPPED, arguments, tmp_path).stdout)
     assert loading in ("torch", "transformers")
-    assert first in told
+    assert first in output
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +117,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_command_on_files_needs_no_torch(case, results):
     names = sorted(path.name for path in results.iterdir() if path.is_dir() and path.name != "report")
     arguments = [names[1] if part == "k4" else part for part in OF_FILES[case]]
-    loading, told = json.loads(ended(STOPPED, arguments, results).stdout)
+    loading, output = json.loads(ended(STOPPED, arguments, results).stdout)
     assert loading is None
-    assert "Traceback" not in told
-    assert told.strip()
+    assert "Traceback" not in output
+    assert output.strip()
 
 
 def test_names_in_lm_evals_source_are_those_of_its_classes():
@@ -140,7 +140,9 @@ class TestKeptReads:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         (tmp_path / "a.yaml").write_text("one")
 
-    def asked(self, folder: Path, key: str = "key", value: object = None) -> tuple[list[dict[str, object]], list[str]]:
+    def reads_twice(
+        self, folder: Path, key: str = "key", value: object = None
+    ) -> tuple[list[dict[str, object]], list[str]]:
         """What is told of a file asked twice, and the files that were read for it."""
         read = []
 
@@ -149,41 +151,41 @@ class TestKeptReads:
             return {"task": Path(path).read_text() if value is None else value}
 
         reads = KeptReads(reading, key)
-        told = [reads(str(folder / "a.yaml")) for _ in range(2)]
+        keys = [reads(str(folder / "a.yaml")) for _ in range(2)]
         reads.save()
-        return told, read
+        return keys, read
 
     def test_a_file_is_read_once(self, tmp_path):
-        assert self.asked(tmp_path) == ([{"task": "one"}] * 2, [str(tmp_path / "a.yaml")])
-        assert self.asked(tmp_path) == ([{"task": "one"}] * 2, [])
+        assert self.reads_twice(tmp_path) == ([{"task": "one"}] * 2, [str(tmp_path / "a.yaml")])
+        assert self.reads_twice(tmp_path) == ([{"task": "one"}] * 2, [])
 
     def test_a_file_that_changed_is_read_again(self, tmp_path):
-        self.asked(tmp_path)
+        self.reads_twice(tmp_path)
         (tmp_path / "a.yaml").write_text("three")
-        assert self.asked(tmp_path) == ([{"task": "three"}] * 2, [str(tmp_path / "a.yaml")])
+        assert self.reads_twice(tmp_path) == ([{"task": "three"}] * 2, [str(tmp_path / "a.yaml")])
 
     def test_another_key_has_nothing_of_this_one(self, tmp_path):
-        self.asked(tmp_path)
-        assert len(self.asked(tmp_path, "other")[1]) == 1
+        self.reads_twice(tmp_path)
+        assert len(self.reads_twice(tmp_path, "other")[1]) == 1
 
     def test_no_changed_byte_is_trusted(self, tmp_path):
-        self.asked(tmp_path)
+        self.reads_twice(tmp_path)
         (kept,) = (tmp_path / "cache" / "sae_lm_eval").iterdir()
         whole = kept.read_bytes()
         for at in range(len(whole)):
             kept.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-            assert self.asked(tmp_path) == ([{"task": "one"}] * 2, [str(tmp_path / "a.yaml")])
+            assert self.reads_twice(tmp_path) == ([{"task": "one"}] * 2, [str(tmp_path / "a.yaml")])
         kept.write_bytes(b"")
-        assert self.asked(tmp_path)[0] == [{"task": "one"}] * 2
+        assert self.reads_twice(tmp_path)[0] == [{"task": "one"}] * 2
 
     def test_what_json_would_change_is_not_kept(self, tmp_path):
         for _ in range(2):
-            assert self.asked(tmp_path, value={1: "a"}) == ([{"task": {1: "a"}}] * 2, [str(tmp_path / "a.yaml")])
+            assert self.reads_twice(tmp_path, value={1: "a"}) == ([{"task": {1: "a"}}] * 2, [str(tmp_path / "a.yaml")])
 
     def test_a_folder_that_cannot_be_made_costs_only_time(self, tmp_path):
         (tmp_path / "cache").write_text("a file")
         for _ in range(2):
-            assert len(self.asked(tmp_path)[1]) == 1
+            assert len(self.reads_twice(tmp_path)[1]) == 1
 
     @pytest.mark.parametrize("place", ["~nobody-at-all/x", "", "relative"])
     def test_without_a_folder_of_the_user_nothing_is_kept(self, place, tmp_path, monkeypatch):
@@ -193,22 +195,22 @@ class TestKeptReads:
             monkeypatch.delenv("HOME")
             monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
         for _ in range(2):
-            assert self.asked(tmp_path) == ([{"task": "one"}] * 2, [str(tmp_path / "a.yaml")])
+            assert self.reads_twice(tmp_path) == ([{"task": "one"}] * 2, [str(tmp_path / "a.yaml")])
         assert [path.name for path in tmp_path.iterdir()] == ["a.yaml"]
 
     def test_what_cannot_be_put_in_its_place_is_not_left(self, tmp_path, monkeypatch):
         monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
-        assert self.asked(tmp_path)[0] == [{"task": "one"}] * 2
+        assert self.reads_twice(tmp_path)[0] == [{"task": "one"}] * 2
         assert list((tmp_path / "cache" / "sae_lm_eval").iterdir()) == []
 
     def test_one_key_is_kept_at_a_time_and_the_files_of_others_stay(self, tmp_path):
         (tmp_path / "cache" / "sae_lm_eval").mkdir(parents=True)
         (tmp_path / "cache" / "sae_lm_eval" / "other.json").write_text("{}")
         for key in ("a", "b", "c"):
-            self.asked(tmp_path, key)
+            self.reads_twice(tmp_path, key)
         assert len(list((tmp_path / "cache" / "sae_lm_eval").glob("tasks_*.json"))) == 1
         assert (tmp_path / "cache" / "sae_lm_eval" / "other.json").exists()
-        assert self.asked(tmp_path, "c")[1] == []
+        assert self.reads_twice(tmp_path, "c")[1] == []
 
     def test_a_file_that_is_refused_is_refused_again(self, tmp_path):
         for _ in range(2):
