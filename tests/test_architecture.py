@@ -25,28 +25,28 @@ HOMONYMS: set[str] = set()
 @functools.cache
 def modules() -> dict[str, tuple[Path, ast.Module]]:
     """Path and syntax tree of each module, by its dotted name."""
-    found = {}
+    trees = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        found[name] = (path, ast.parse(path.read_text(encoding="utf-8")))
-    return found
+        trees[name] = (path, ast.parse(path.read_text(encoding="utf-8")))
+    return trees
 
 
 def imports(name: str) -> set[str]:
     """The modules of the package that a module imports anywhere: at its top, in a function, or for its types."""
     path, tree = modules()[name]
     package = name if path.stem == "__init__" else name.rpartition(".")[0]
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = resolve_name("." * node.level + (node.module or ""), package)
             for alias in node.names:
                 inner = f"{base}.{alias.name}"
-                found.add(inner if inner in modules() else base)
-    return found & modules().keys() - {name}
+                names.add(inner if inner in modules() else base)
+    return names & modules().keys() - {name}
 
 
 def circles() -> set[frozenset[str]]:
@@ -101,9 +101,9 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 def test_files_and_functions_are_short():
-    found = dict(too_long())
-    assert not {name: by for name, by in found.items() if name not in EXCEPTIONS}
-    assert not EXCEPTIONS.keys() - found.keys(), "these exceptions are no longer needed: take them out of the list"
+    lengths = dict(too_long())
+    assert not {name: by for name, by in lengths.items() if name not in EXCEPTIONS}
+    assert not EXCEPTIONS.keys() - lengths.keys(), "these exceptions are no longer needed: take them out of the list"
 
 
 @pytest.mark.parametrize("name", sorted(modules()))

@@ -47,16 +47,16 @@ def test_a_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = {"W_enc": (width, 16), "b_enc": (16,), "W_dec": (16, width), "b_dec": (width,)}
     arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     np.savez(tmp_path / "my_sae.npz", **arrays)
-    asked = {"pretrained": "world", "device": "cpu", "hook": "blocks.2.hook_resid_post"}
-    lm = SaeHFLM(**asked, sae=f"npz:{tmp_path / 'my_sae.npz'}")
+    arguments = {"pretrained": "world", "device": "cpu", "hook": "blocks.2.hook_resid_post"}
+    lm = SaeHFLM(**arguments, sae=f"npz:{tmp_path / 'my_sae.npz'}")
     ids = torch.tensor([untouched.tok_encode("the")])
     x = torch.from_numpy(rng.standard_normal((5, width)).astype(np.float32))
-    found = loading.load_dictionary(f"npz:{tmp_path / 'my_sae.npz'}").reconstruct(x).detach().numpy()
+    reconstruction = loading.load_dictionary(f"npz:{tmp_path / 'my_sae.npz'}").reconstruct(x).detach().numpy()
     by_hand = np.maximum(x.numpy() @ arrays["W_enc"] + arrays["b_enc"], 0) @ arrays["W_dec"] + arrays["b_dec"]
-    np.testing.assert_allclose(found, by_hand, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(reconstruction, by_hand, rtol=1e-4, atol=1e-4)
     assert not torch.equal(lm._model_call(ids), untouched._model_call(ids))
     with pytest.raises(UserError, match=r"is no file. Name an \.npz with the arrays W_enc"):
-        SaeHFLM(**asked, sae="npz:nowhere.npz")
+        SaeHFLM(**arguments, sae="npz:nowhere.npz")
 
 
 def test_each_loader_that_a_spec_may_name_is_there() -> None:
@@ -88,10 +88,10 @@ def test_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
     recipe("metric")
     records = [{"agreement": 6.0, "tokens": 8.0}, {"agreement": 3.0, "tokens": 4.0}]
-    found = metrics.metric_values(records)
-    assert found["disagreement"] == pytest.approx(0.25)
-    assert found["top1_agreement"] == pytest.approx(0.75)
-    assert found["disagreement_stderr"] == pytest.approx(found["top1_agreement_stderr"])
+    values = metrics.metric_values(records)
+    assert values["disagreement"] == pytest.approx(0.25)
+    assert values["top1_agreement"] == pytest.approx(0.75)
+    assert values["disagreement_stderr"] == pytest.approx(values["top1_agreement_stderr"])
 
 
 def test_a_table(tmp_path: Path) -> None:
@@ -110,7 +110,9 @@ def test_the_drawn_order_is_the_linters() -> None:
     drawn = re.search(r"<!-- layers -->\n```\n(.*?)\n```", ARCHITECTURE, flags=re.DOTALL)
     assert drawn is not None
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    (layers,) = [one["layers"] for one in project["tool"]["importlinter"]["contracts"] if one["type"] == "layers"]
+    (layers,) = [
+        contract["layers"] for contract in project["tool"]["importlinter"]["contracts"] if contract["type"] == "layers"
+    ]
     assert drawn[1].split("\n") == [line.replace("sae_lm_eval.", "") for line in layers]
 
 

@@ -55,9 +55,9 @@ def test_no_other_model_is_warned_of(caplog):
     ],
 )
 def test_unknown_names(spec, sentence):
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         SaeHFLM(pretrained="world", sae=spec)
-    assert str(told.value).startswith(sentence)
+    assert str(error.value).startswith(sentence)
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,8 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @pytest.fixture(scope="module")
 def synthetic(tmp_path_factory):
     folder = tmp_path_factory.mktemp("synthetic") / "out"
-    made = [sys.executable, str(EXAMPLES / "mmlu_shaped_results.py"), str(folder), "--share", "0.1"]
-    said = subprocess.run(made, capture_output=True, text=True, check=True).stdout
+    command = [sys.executable, str(EXAMPLES / "mmlu_shaped_results.py"), str(folder), "--share", "0.1"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert said == f"Written, and made up: {folder}\n"
     return folder
 
@@ -53,21 +53,25 @@ def test_their_table_has_the_four_groups_and_says_what_was_put_in(synthetic, tmp
 
 
 def test_their_table_fits_a_narrow_terminal(synthetic):
-    made = [sys.executable, "-m", "sae_lm_eval", "table", str(synthetic), "--by", "group"]
-    said = subprocess.run(made, capture_output=True, text=True, check=True, env={**os.environ, **terminal(80)}).stdout
+    command = [sys.executable, "-m", "sae_lm_eval", "table", str(synthetic), "--by", "group"]
+    said = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, **terminal(80)}
+    ).stdout
     assert max(map(len, said.splitlines())) <= 80
     assert "humanities" in said
     assert "The intervals have no room here" in " ".join(said.split())
-    wide = subprocess.run(made, capture_output=True, text=True, check=True, env={**os.environ, **terminal(160)}).stdout
+    wide = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, **terminal(160)}
+    ).stdout
     assert "no room" not in wide
     assert re.search(r"synthetic_16k +[\d.]+\* \[[\d.]+, [\d.]+\]", wide)
 
 
 def test_the_same_seed_makes_the_same(synthetic, tmp_path):
-    made = [sys.executable, str(EXAMPLES / "mmlu_shaped_results.py"), str(tmp_path), "--share", "0.1"]
-    subprocess.run(made, capture_output=True, check=True)
-    for one in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
-        assert one.read_bytes() == (synthetic / one.relative_to(tmp_path)).read_bytes(), one
+    command = [sys.executable, str(EXAMPLES / "mmlu_shaped_results.py"), str(tmp_path), "--share", "0.1"]
+    subprocess.run(command, capture_output=True, check=True)
+    for file in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
+        assert file.read_bytes() == (synthetic / file.relative_to(tmp_path)).read_bytes(), file
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no TeX")
@@ -75,8 +79,8 @@ def test_their_appendix_has_its_tables_in_order_and_nothing_that_sticks_out(synt
     report = assemble.build(assemble.compare_tasks(*find_results(synthetic)))
     writer.write(report, tmp_path)
     for _ in range(2):
-        made = ["pdflatex", "-interaction=nonstopmode", "appendix"]
-        subprocess.run(made, cwd=tmp_path, capture_output=True, check=True)
+        command = ["pdflatex", "-interaction=nonstopmode", "appendix"]
+        subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
     assert "Overfull" not in (tmp_path / "appendix.log").read_text(errors="replace")
     labels = [line for line in (tmp_path / "appendix.aux").read_text().splitlines() if "newlabel{tab:sae-" in line]
     order = [line.split("tab:sae-")[1].split("}")[0] for line in labels]
@@ -116,8 +120,8 @@ def npz(tmp_path):
 
 
 def inspected(environment, spec: str) -> subprocess.CompletedProcess:
-    asked = f"pretrained=world,sae={spec},hook=blocks.2.hook_resid_post"
-    command = [sys.executable, "-m", "sae_lm_eval", "inspect", "--model_args", asked]
+    model_args = f"pretrained=world,sae={spec},hook=blocks.2.hook_resid_post"
+    command = [sys.executable, "-m", "sae_lm_eval", "inspect", "--model_args", model_args]
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 

@@ -415,13 +415,13 @@ heavy = (
     "matplotlib",
 )
 for arguments in json.load(sys.stdin):
-    sys.argv, told, code = ["sae-lm-eval", *arguments], io.StringIO(), None
-    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+    sys.argv, output, code = ["sae-lm-eval", *arguments], io.StringIO(), None
+    with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
         try:
             main()
         except SystemExit as error:
             code = error.code
-    print(json.dumps([code, told.getvalue(), [name for name in heavy if name in sys.modules]]))
+    print(json.dumps([code, output.getvalue(), [name for name in heavy if name in sys.modules]]))
 """
 
 
@@ -443,7 +443,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def told(
+def outcomes(
     folder: Path, commands: Sequence[Sequence[str]], environment: Mapping[str, str] | None = None
 ) -> list[tuple[int | None, str, list[str]]]:
     done = subprocess.run(
@@ -460,7 +460,7 @@ def told(
 
 @pytest.fixture(scope="module")
 def of_flags(folder: Path) -> dict[str, tuple[int | None, str, list[str]]]:
-    return dict(zip(EVERY, told(folder, [flags for flags, _ in EVERY.values()]), strict=True))
+    return dict(zip(EVERY, outcomes(folder, [flags for flags, _ in EVERY.values()]), strict=True))
 
 
 @pytest.mark.parametrize("case", EVERY)
@@ -494,8 +494,8 @@ OF_HUB: Mapping[str, tuple[Sequence[str], str]] = {
 
 
 def test_small_files_on_the_hub_tell_of_mistakes(folder, hub_environment):
-    found = told(folder, [arguments for arguments, _ in OF_HUB.values()], hub_environment)
-    for (_, expected), (code, words, loaded) in zip(OF_HUB.values(), found, strict=True):
+    endings = outcomes(folder, [arguments for arguments, _ in OF_HUB.values()], hub_environment)
+    for (_, expected), (code, words, loaded) in zip(OF_HUB.values(), endings, strict=True):
         assert words.startswith(f"sae-lm-eval: {expected}")
         assert (code, loaded) == (2, [])
 
@@ -514,14 +514,14 @@ def test_a_hook_is_looked_for_in_the_models_shapes(hook, monkeypatch):
 
     monkeypatch.setattr(SaeHFLM, "__init__", lambda *_, **__: pytest.fail("loaded the model"))
     monkeypatch.setattr(task_index, "quick_index", lambda: pytest.fail("read the tasks"))
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         run(
             model_args="pretrained=world",
             variants={"sae": K4, "hook": hook},
             tasks="sae_world_homes",
             output_path="out",
         )
-    assert str(told.value).startswith(HOOKS[hook])
+    assert str(error.value).startswith(HOOKS[hook])
 
 
 def test_a_comma_behind_the_last_task_is_none():
@@ -545,9 +545,9 @@ def test_a_value_of_another_type_in_a_sweep_file(case, folder, monkeypatch):
     whole = {"model_args": {"pretrained": "world"}, "variants": [K4], "tasks": ["sae_world_homes"], **FILES[case][0]}
     monkeypatch.chdir(folder)
     Path("case.yaml").write_text(json.dumps(whole))
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as error:
         check(sweep_of(read_sweep(Path("case.yaml"))), None)
-    assert str(told.value).startswith(FILES[case][1])
+    assert str(error.value).startswith(FILES[case][1])
 
 
 def test_the_names_of_tasks_are_lm_evals_own():
@@ -556,14 +556,14 @@ def test_the_names_of_tasks_are_lm_evals_own():
     whole = TaskManager().task_index
     with task_index.quick_index():
         quick = TaskManager().task_index
-    assert [(name, one.kind, one.yaml_path, one.tags) for name, one in quick.items()] == [
-        (name, one.kind, one.yaml_path, one.tags) for name, one in whole.items()
+    assert [(name, entry.kind, entry.yaml_path, entry.tags) for name, entry in quick.items()] == [
+        (name, entry.kind, entry.yaml_path, entry.tags) for name, entry in whole.items()
     ]
     assert task_index.task_names() == whole.keys()
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "keys"),
     [
         ("task: a\ndoc_to_text: |\n  task: b\n", {"task": "a"}),
         ('"task": "a b"  # a comment\n', {"task": "a b"}),
@@ -576,10 +576,10 @@ def test_the_names_of_tasks_are_lm_evals_own():
         ("class: !function task.Mine\ntask: 'on'\n", {"class": "task.Mine", "task": "on"}),
     ],
 )
-def test_the_keys_that_name_a_task(text, found, tmp_path):
+def test_the_keys_that_name_a_task(text, keys, tmp_path):
     (tmp_path / "base").write_text("tag: shared\ntask: base\nnum_fewshot: 3\n")
     (tmp_path / "one.yaml").write_text(text)
-    assert task_index.naming_keys(str(tmp_path / "one.yaml")) == found
+    assert task_index.naming_keys(str(tmp_path / "one.yaml")) == keys
 
 
 class TestDevices:
@@ -624,14 +624,14 @@ class TestDevices:
 
 class TestWhatIsMeant:
     def test_a_dictionary_among_the_models_arguments_is_the_first_variant(self):
-        of = sweep_of({"model_args": f"pretrained=world,sae={K4}", "variants": ["world#x"], "tasks": "t"})
-        assert [one.arguments["sae"] for one in of.variants] == [K4, "world#x"]
-        assert of.model_args == {"pretrained": "world"}
+        sweep = sweep_of({"model_args": f"pretrained=world,sae={K4}", "variants": ["world#x"], "tasks": "t"})
+        assert [variant.arguments["sae"] for variant in sweep.variants] == [K4, "world#x"]
+        assert sweep.model_args == {"pretrained": "world"}
 
     def test_settings_among_the_models_arguments(self):
-        of = sweep_of({"model_args": "pretrained=world,device=cpu,batch_size=4", "variants": K4, "tasks": "t"})
-        assert of.model_args == {"pretrained": "world"}
-        assert {name: of.settings[name] for name in ("device", "batch_size")} == {"device": "cpu", "batch_size": 4}
+        sweep = sweep_of({"model_args": "pretrained=world,device=cpu,batch_size=4", "variants": K4, "tasks": "t"})
+        assert sweep.model_args == {"pretrained": "world"}
+        assert {name: sweep.settings[name] for name in ("device", "batch_size")} == {"device": "cpu", "batch_size": 4}
         with pytest.raises(UserError, match="batch_size is 8 by its own flag or key, and 4 in model_args: give one"):
             sweep_of({"model_args": "pretrained=world,batch_size=4", "batch_size": 8, "variants": K4, "tasks": "t"})
 
@@ -646,24 +646,28 @@ class TestWhatIsMeant:
         assert lookup.facts_of("world#x").hook_out is None
 
     def test_one_where_a_list_is_meant(self):
-        of = sweep_of({"model_args": {"pretrained": "world"}, "variants": K4, "controls": "random_error", "tasks": "t"})
-        assert [one.arguments.get("splice") for one in of.variants] == [None, "random_error"]
+        sweep = sweep_of(
+            {"model_args": {"pretrained": "world"}, "variants": K4, "controls": "random_error", "tasks": "t"}
+        )
+        assert [variant.arguments.get("splice") for variant in sweep.variants] == [None, "random_error"]
 
     def test_the_users_folder(self, monkeypatch, tmp_path):
         monkeypatch.setenv("HOME", str(tmp_path))
-        of = sweep_of({"model_args": {"pretrained": "~/m"}, "variants": K4, "output_path": "~/o", "use_cache": "~/t"})
-        assert of.model_args["pretrained"] == str(tmp_path / "m")
-        assert of.output_path == tmp_path / "o"
-        assert of.settings["use_cache"] == str(tmp_path / "t")
+        sweep = sweep_of(
+            {"model_args": {"pretrained": "~/m"}, "variants": K4, "output_path": "~/o", "use_cache": "~/t"}
+        )
+        assert sweep.model_args["pretrained"] == str(tmp_path / "m")
+        assert sweep.output_path == tmp_path / "o"
+        assert sweep.settings["use_cache"] == str(tmp_path / "t")
 
     def test_a_folder_with_a_space(self, folder, monkeypatch):
         monkeypatch.chdir(folder)
-        (one,) = sweep_of({"model_args": {}, "variants": [Path("my dictionaries/layer_1")]}).variants
-        assert one.specs == ("my dictionaries/layer_1",)
+        (variant,) = sweep_of({"model_args": {}, "variants": [Path("my dictionaries/layer_1")]}).variants
+        assert variant.specs == ("my dictionaries/layer_1",)
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ({"docs_by": "answr"}, "docs_by: no document has a field 'answr'. Did you mean 'answer'?"),
         ({"categories": {"a": {"field": "colour"}}}, "Category 'a': no document has a field 'colour', only "),
@@ -674,16 +678,16 @@ class TestWhatIsMeant:
         ({"num_fewshot": 100_000}, "num_fewshot=100000: sae_world_homes has "),
     ],
 )
-def test_what_the_documents_tell_is_told_before_the_model_is_loaded(given, told, monkeypatch, tmp_path):
+def test_what_the_documents_tell_is_told_before_the_model_is_loaded(given, message, monkeypatch, tmp_path):
     monkeypatch.setattr(SaeHFLM, "__init__", lambda *_, **__: pytest.fail("loaded the model"))
-    asked = {"model_args": "pretrained=world", "variants": K4, "tasks": "sae_world_homes", **given}
+    arguments = {"model_args": "pretrained=world", "variants": K4, "tasks": "sae_world_homes", **given}
     with pytest.raises(UserError) as error:
-        run(**asked, output_path=tmp_path / "out", limit=4)
-    assert str(error.value).startswith(told)
+        run(**arguments, output_path=tmp_path / "out", limit=4)
+    assert str(error.value).startswith(message)
 
 
 @pytest.mark.parametrize(
-    ("task", "by", "told"),
+    ("task", "by", "message"),
     [
         ("sae_world_homes", "field:colour", "--by field:colour: no document has this field; they have "),
         (
@@ -693,7 +697,7 @@ def test_what_the_documents_tell_is_told_before_the_model_is_loaded(given, told,
         ),
     ],
 )
-def test_what_where_cannot_explain_is_told_before_the_model_is_loaded(task, by, told, monkeypatch, tmp_path):
+def test_what_where_cannot_explain_is_told_before_the_model_is_loaded(task, by, message, monkeypatch, tmp_path):
     from sae_lm_eval.runs.inquiry import Inquiry
     from sae_lm_eval.runs.where import explain_drops
 
@@ -701,7 +705,7 @@ def test_what_where_cannot_explain_is_told_before_the_model_is_loaded(task, by, 
     sweep = sweep_of({"model_args": "pretrained=world", "variants": K4, "tasks": task, "device": "cpu"})
     with pytest.raises(UserError) as error:
         explain_drops(sweep, lm_eval_config(sweep), tmp_path, Inquiry((by,)))
-    assert str(error.value).startswith(told)
+    assert str(error.value).startswith(message)
 
 
 def test_the_members_of_groups_are_lm_evals_own():
@@ -710,8 +714,8 @@ def test_the_members_of_groups_are_lm_evals_own():
     with task_index.quick_index():
         loaded = TaskManager().load(["sae_world"])
     groups, tasks = task_index.members(["sae_world"])
-    assert {name: sorted(of) for name, of in groups.items()} == {
-        name: sorted(of) for name, of in loaded["group_map"].items()
+    assert {name: sorted(members) for name, members in groups.items()} == {
+        name: sorted(members) for name, members in loaded["group_map"].items()
     }
     assert sorted(tasks) == sorted(loaded["tasks"])
 
@@ -765,7 +769,10 @@ def test_the_cache_tells_of_a_chat_template_where_the_hub_is_out_of_reach(files,
         raise HTTPError("connection refused")
 
     commit = "0" * 40
-    for name, text in {"refs/main": commit, **{f"snapshots/{commit}/{name}": of for name, of in files.items()}}.items():
+    for name, text in {
+        "refs/main": commit,
+        **{f"snapshots/{commit}/{name}": content for name, content in files.items()},
+    }.items():
         path = tmp_path / "models--some--model" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -779,7 +786,7 @@ class TestSamples:
     """Which are told once the tasks are read, and before a model is loaded."""
 
     @pytest.mark.parametrize(
-        ("samples", "told"),
+        ("samples", "message"),
         [
             ({"sae_world_pets": [1]}, "the task 'sae_world_pets' is not among those asked. Did you mean 'sae_world_ho"),
             ({"sae_world_homes": [0, 200]}, "sae_world_homes has no document 200: they run from 0 to 199."),
@@ -795,15 +802,15 @@ class TestSamples:
             ({3: [0]}, "3 is no name of a task."),
         ],
     )
-    def test_documents_that_are_not_there(self, samples, told, monkeypatch, tmp_path):
+    def test_documents_that_are_not_there(self, samples, message, monkeypatch, tmp_path):
         monkeypatch.setattr(SaeHFLM, "__init__", lambda *_, **__: pytest.fail("loaded the model"))
         given = {"model_args": "pretrained=world", "variants": K4, "tasks": "sae_world_homes"}
         with pytest.raises(UserError) as error:
             run(**given, output_path=tmp_path / "out", samples=samples)
-        assert str(error.value).startswith(f"samples: {told}")
+        assert str(error.value).startswith(f"samples: {message}")
 
-    @pytest.mark.parametrize("asked", ["own_group", "own_tag"])
-    def test_a_group_is_told_to_be_one(self, asked, monkeypatch, tmp_path):
+    @pytest.mark.parametrize("group", ["own_group", "own_tag"])
+    def test_a_group_is_told_to_be_one(self, group, monkeypatch, tmp_path):
         monkeypatch.setattr(SaeHFLM, "__init__", lambda *_, **__: pytest.fail("loaded the model"))
         question = Path(__file__).parents[1] / "tasks" / "sae_world" / "_question.yaml"
         tasks = tmp_path / "tasks"
@@ -811,9 +818,9 @@ class TestSamples:
         task = ["task: own_task", "tag: own_tag", "dataset_kwargs: {category: homes}"]
         (tasks / "one.yaml").write_text("\n".join([f"include: {question}", *task]))
         (tasks / "group.yaml").write_text("group: own_group\ntask: [own_task]\n")
-        given = {"model_args": "pretrained=world", "variants": K4, "tasks": asked, "include_path": str(tasks)}
-        with pytest.raises(UserError, match=f"samples: '{asked}' is a group of tasks: name each task of it"):
-            run(**given, output_path=tmp_path / "out", samples={asked: [0, 1]})
+        given = {"model_args": "pretrained=world", "variants": K4, "tasks": group, "include_path": str(tasks)}
+        with pytest.raises(UserError, match=f"samples: '{group}' is a group of tasks: name each task of it"):
+            run(**given, output_path=tmp_path / "out", samples={group: [0, 1]})
 
     def test_numbers_of_numpy_are_numbers(self):
         given = {"model_args": "pretrained=world", "variants": K4, "tasks": "sae_world_homes"}

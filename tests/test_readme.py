@@ -36,9 +36,9 @@ def test_every_release_is_registered_and_supported_on_that_model(arguments):
 
     parsed = simple_parse_args_string(arguments)
     for spec in parse_specs(parsed["sae"]):
-        (found,) = registry.search(str(spec))
-        assert found["verdict"] != "refused", found
-        assert official_name(found["model"]) == official_name(parsed["pretrained"])
+        (row,) = registry.search(str(spec))
+        assert row["verdict"] != "refused", row
+        assert official_name(row["model"]) == official_name(parsed["pretrained"])
 
 
 def test_there_are_examples_of_several_families():

@@ -59,30 +59,32 @@ def test_what_a_run_was_asked_for(tmp_path):
     from sae_lm_eval.runs.sweep import sweep_of
 
     sweep = sweep_of({"model_args": "pretrained=world", "variants": ["world#blocks.2.hook_resid_post.k4"], "tasks": []})
-    asked = {
+    record = {
         "model_args": sweep.model_args,
-        "variants": [asdict(one) for one in sweep.variants],
+        "variants": [asdict(variant) for variant in sweep.variants],
         "tasks": ["sae_world"],
     }
-    remember(tmp_path, asked)
+    remember(tmp_path, record)
     written = json.loads((tmp_path / "run.json").read_text())
     validate(written, "run")
-    remember(tmp_path, asked)  # the same again is no other run
+    remember(tmp_path, record)  # the same again is no other run
 
 
 def test_rows_of_drops_and_fidelity(tmp_path):
     rng = np.random.default_rng(0)
-    told = {"splice": "reconstruction", "splices": [], "schema": schema.VERSION}
+    provenance = {"splice": "reconstruction", "splices": [], "schema": schema.VERSION}
     for name, accuracy in (("baseline", 0.9), ("k4", 0.6)):
         right = answers({"one": rng.binomial(1, accuracy, 40).tolist(), "two": rng.binomial(1, accuracy, 9).tolist()})
         text = answers({"text": [1.0] * 5})
         scores = {"text": {"ce_baseline,none": 3.0, "ce_spliced,none": 3.1, "ce_delta,none": 0.1}}
-        write_run(tmp_path / name, {**right, **text}, scores, config={"sae_lm_eval": told} if name == "k4" else None)
+        write_run(
+            tmp_path / name, {**right, **text}, scores, config={"sae_lm_eval": provenance} if name == "k4" else None
+        )
     for path in writer.write(build.build(build.compare_tasks(*folders.find_results(tmp_path))), tmp_path / "report"):
         if path.suffix == ".csv":
-            found = records(path)
-            assert found
-            for row in found:
+            rows = records(path)
+            assert rows
+            for row in rows:
                 validate(row, path.stem)
     assert {row["metric"] for row in records(tmp_path / "report" / "fidelity.csv")} >= {"ce_delta", "l0"}
 
@@ -96,12 +98,12 @@ def test_an_older_version_is_read_and_what_it_lacks_is_said(tmp_path):
     from sae_lm_eval.scaling.of_results import convert
 
     scores = {"text": {"ce_baseline,none": 3.0, "ce_spliced,none": 3.1}}
-    for version, told in (("old", {}), ("new", {"schema": schema.VERSION})):
-        ours = {"splice": "reconstruction", **told}
+    for version, marks in (("old", {}), ("new", {"schema": schema.VERSION})):
+        ours = {"splice": "reconstruction", **marks}
         write_run(tmp_path / version, answers({"text": [1.0] * 5}), scores, model="own", config={"sae_lm_eval": ours})
-        (made,) = convert(tmp_path / version, original={"params": 1e9, "tokens": 2e10})
-        assert made.result.preferred.fraction is not None
-        assert any("the size of the vocabulary" in note for note in made.notes) == (version == "old")
+        (conversion,) = convert(tmp_path / version, original={"params": 1e9, "tokens": 2e10})
+        assert conversion.result.preferred.fraction is not None
+        assert any("the size of the vocabulary" in note for note in conversion.notes) == (version == "old")
 
 
 def test_a_newer_version_is_refused(tmp_path):
@@ -116,23 +118,23 @@ def test_a_newer_version_is_refused(tmp_path):
 
 
 def test_a_run_of_version_1_can_be_continued(tmp_path):
-    asked = {"model_args": {"pretrained": "world"}, "variants": []}
-    (tmp_path / "run.json").write_text(json.dumps(asked))
-    remember(tmp_path, asked)
+    record = {"model_args": {"pretrained": "world"}, "variants": []}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    remember(tmp_path, record)
     with pytest.raises(UserError, match="holds a run with other model_args"):
-        remember(tmp_path, {**asked, "model_args": {"pretrained": "gpt2"}})
+        remember(tmp_path, {**record, "model_args": {"pretrained": "gpt2"}})
 
 
 def test_the_documentation_has_the_schemas_as_they_are():
-    found = importlib.util.spec_from_file_location("schema_tables", ROOT / "scripts" / "schema_tables.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location("schema_tables", ROOT / "scripts" / "schema_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     assert (ROOT / "docs" / "schema.md").read_text(encoding="utf-8") == module.page()
 
 
 def test_comparisons_of_frames_have_no_other_columns(tmp_path):
     paths = [write_run(tmp_path / name, answers({"one": [1.0, 0, 1, 1]}), model=name) for name in "ab"]
-    drops = paired_comparison(*(lambda one, *more: (one, more))(*map(read_results, paths)), draws=100).drops
+    drops = paired_comparison(*(lambda baseline, *more: (baseline, more))(*map(read_results, paths)), draws=100).drops
     assert list(drops.columns) == COLUMNS
