@@ -23,21 +23,21 @@ RUNS_CODE = {
 def entries_of_models(of_file: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The entries of a list of models, whose arguments count over all others."""
     listed = of_file.get("pretrained")
-    return [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    return [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
 
 
 def ask_about_code(
-    asked: Sequence[Mapping[str, Any]], of_flags: Sequence[Mapping[str, Any]], file: Path | None
+    places: Sequence[Mapping[str, Any]], of_flags: Sequence[Mapping[str, Any]], file: Path | None
 ) -> None:
     """Raise `UserError` where a file would have code run that is neither asked for by a flag nor agreed to.
 
-    `asked` has each place where it may be said, after the flags, of which one place does not take back another.
+    `places` has each place where it may be said, after the flags, of which one place does not take back another.
     """
     for name in RUNS_CODE:
-        if not any(place.get(name) for place in asked) or any(place.get(name) for place in of_flags):
+        if not any(place.get(name) for place in places) or any(place.get(name) for place in of_flags):
             continue
-        told = f"'{shown(file or '', 200)}' sets {name}: {RUNS_CODE[name]}"
+        sentence = f"'{shown(file or '', 200)}' sets {name}: {RUNS_CODE[name]}"
         if not sys.stdin.isatty():
-            raise UserError(f"{told}. Where you trust it, say so on the command line as well.")
-        if not typer.confirm(f"{terminal(told)}. Go on?", err=True):
-            raise UserError(f"{told}. Nothing was run.")
+            raise UserError(f"{sentence}. Where you trust it, say so on the command line as well.")
+        if not typer.confirm(f"{terminal(sentence)}. Go on?", err=True):
+            raise UserError(f"{sentence}. Nothing was run.")

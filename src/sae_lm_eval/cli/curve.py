@@ -153,8 +153,8 @@ def _measure_tasks(
 
     if like is None or any(value is not None for value in of_texts):
         raise UserError("--tasks asks what the run --like was asked: name the run, without a text of your own.")
-    asked = read_asked(like)
-    ask_about_code([asked, {**asked["model_args"], **loading}], [loading], like / SETTINGS)
+    record = read_asked(like)
+    ask_about_code([record, {**record["model_args"], **loading}], [loading], like / SETTINGS)
     check_members(members, loading)
     say_loading()
     from sae_lm_eval.runs.task_family import measure_tasks

@@ -57,8 +57,8 @@ def measure_tasks(members: Sequence[Member], like: Path, loading: Mapping[str, A
             results, folder = baseline, baseline.folder
         else:
             folder = like.parent / f"{like.name}_family" / re.sub(r"[^\w.@-]+", "_", str(member))
-            for made in (folder, folder.parent):
-                refuse_linked(made, "Remove it.")
+            for target in (folder, folder.parent):
+                refuse_linked(target, "Remove it.")
             args = {**rest, **member.source, **(loading or {})}
             sweep = Sweep(model_args=args, variants=(), settings=settings)
             evaluate(sweep, lm_eval_config(sweep), folder)
