@@ -192,13 +192,13 @@ def _check_latents(spec: SaeSpec, request: VariantRequest) -> None:
     edits = choices_of(SpliceArguments(**request.arguments)).edits
     if not edits:
         return
-    entry = lookup.facts_of(str(spec))
+    facts = lookup.facts_of(str(spec))
     of_saelens = spec.source in registry_sections() or is_registered_repository(spec.source)
-    if entry.width is None and not of_saelens:  # whose files SAELens alone knows
+    if facts.width is None and not of_saelens:  # whose files SAELens alone knows
         with suppress(UserError):  # told when it is loaded
-            entry = with_headers(entry)
-    if entry.width is not None:
-        edits.of_layer(entry.layer).check_width(str(spec), entry.width)
+            facts = with_headers(facts)
+    if facts.width is not None:
+        edits.of_layer(facts.layer).check_width(str(spec), facts.width)
 
 
 def _check_rank(edit: Edit, width: int | None, model: str) -> None:

@@ -56,8 +56,8 @@ def _by_sites(arguments: dict[str, Any], specs: list[str], read: dict[str, Dicti
 
 def _known_site(spec: str) -> DictionaryFacts:
     """Where a dictionary writes, by names or by its configuration on the hub, as far as these tell."""
-    entry = lookup.facts_of(spec)
+    facts = lookup.facts_of(spec)
     try:
-        return entry if entry.hook_out else with_headers(entry)
+        return facts if facts.hook_out else with_headers(facts)
     except UserError:
-        return entry  # what is wrong with it is told when it is looked for
+        return facts  # what is wrong with it is told when it is looked for
