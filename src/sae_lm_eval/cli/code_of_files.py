@@ -11,7 +11,6 @@ import typer
 
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.files.escaping import terminal
-from sae_lm_eval.files.reading import shown
 
 RUNS_CODE = {
     "trust_remote_code": "Python code from the repository of the model or of a data set would run on this machine "
@@ -33,6 +32,8 @@ def ask_about_code(
 
     `places` has each place where it may be said, after the flags, of which one place does not take back another.
     """
+    from sae_lm_eval.files.reading import shown
+
     for name in RUNS_CODE:
         if not any(place.get(name) for place in places) or any(place.get(name) for place in of_flags):
             continue
