@@ -18,6 +18,9 @@ EXCEPTIONS = {
     "cli/effective_compute.py effective_compute_command parameters": "a flag each",
 }
 
+# Fragments of sentences, which say nothing of the thing that bears them.
+FRAGMENTS = frozenset({"of", "found", "made", "told", "asked", "known", "one"})
+
 # Names that two modules give to two things. The list only shrinks: an entry that is no longer needed fails the test.
 HOMONYMS: set[str] = set()
 
@@ -92,6 +95,26 @@ def homonyms() -> set[str]:
     return {name for name, where in homes.items() if len(where) > 1}
 
 
+def bound_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """What a module defines or assigns to, and the line: variables, parameters, attributes, functions and classes."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()) | ast.arg(arg=name):
+                yield name, node.lineno
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name, node.lineno
+
+
+def test_names_are_no_fragments_of_sentences():
+    fragments = [
+        f"{path.relative_to(PACKAGE)}:{line}: {name}"
+        for path, tree in modules().values()
+        for name, line in bound_names(tree)
+        if name in FRAGMENTS
+    ]
+    assert not fragments
+
+
 def test_a_public_name_means_one_thing():
     assert homonyms() == HOMONYMS
 
@@ -102,7 +125,7 @@ def test_no_module_imports_itself_by_way_of_others():
 
 def test_files_and_functions_are_short():
     lengths = dict(too_long())
-    assert not {name: by for name, by in lengths.items() if name not in EXCEPTIONS}
+    assert not {name: length for name, length in lengths.items() if name not in EXCEPTIONS}
     assert not EXCEPTIONS.keys() - lengths.keys(), "these exceptions are no longer needed: take them out of the list"
 
 

@@ -220,14 +220,19 @@ def command(results: Results) -> str:
 def _metadata(results: Results) -> dict[str, Any]:
     """What `--metadata` gave: lm_eval writes it, and the model's arguments, into the configuration of every task."""
     configs: list[Any] = list(results.raw.get("configs", {}).values())
-    written = [of for config in configs if isinstance(of := config.get("metadata"), dict)]
+    written = [entries for config in configs if isinstance(entries := config.get("metadata"), dict)]
     if not written or len(written) < len(configs):
         return {}
     theirs = {*WRITTEN_BY_LM_EVAL, *results.model_args}
     # A task of fidelity takes what is under its own name out of it.
-    given = {key: of for metadata in written for key, of in metadata.items() if key in results.fidelity_tasks}
-    shared = {key: of for key, of in written[0].items() if all(key in other and other[key] == of for other in written)}
-    return {key: of for key, of in {**shared, **given}.items() if key not in theirs}
+    of_texts = {name: value for entries in written for name, value in entries.items() if name in results.fidelity_tasks}
+    first, *rest = written
+    shared = {
+        name: value
+        for name, value in first.items()
+        if all(name in entries and entries[name] == value for entries in rest)
+    }
+    return {name: value for name, value in {**shared, **of_texts}.items() if name not in theirs}
 
 
 def _bos(results: Results) -> dict[str, Any]:

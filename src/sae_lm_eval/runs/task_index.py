@@ -172,13 +172,12 @@ class TaskIndex:
             if "class" in keys or "group" not in keys:
                 tasks[name] = None
                 continue
-            listed = [
-                item.get("group", item.get("task")) if isinstance(item, dict) else item
-                for item in keys.get("task") or ()
-            ]
-            if not all(isinstance(item, str) and (item in self.entries or item in self.tags) for item in listed):
-                return None
-            groups[name] = [task for item in listed for task in ([item] if item in self.entries else self.tags[item])]
+            groups[name] = []
+            for item in keys.get("task") or ():
+                part: Any = item.get("group", item.get("task")) if isinstance(item, dict) else item
+                if not isinstance(part, str) or not (part in self.entries or part in self.tags):
+                    return None
+                groups[name] += [part] if part in self.entries else self.tags[part]
             left.extendleft(reversed(groups[name]))
         return groups, list(tasks)
 
