@@ -94,14 +94,14 @@ def write_run(folder: Path, name: str, samples: dict[str, list[dict[str, Any]]],
     """What `sae-lm-eval run` writes for one model."""
     inner = folder / name / "synthetic"
     inner.mkdir(parents=True, exist_ok=True)
-    groups = {f"mmlu_{group}": [task for of, task, _ in subjects() if of == group] for group in SUBJECTS}
+    groups = {f"mmlu_{group}": [task for parent, task, _ in subjects() if parent == group] for group in SUBJECTS}
     results: dict[str, dict[str, Any]] = {"mmlu": {"alias": "mmlu"}}
     for group, tasks in groups.items():
-        results[group] = {"alias": f" - {group.removeprefix('mmlu_')}"}
+        results[group] = {"alias": f" - {group.removeprefix('mmlu_').replace('_', ' ')}"}
         for task in tasks:
             results[task] = {"alias": f"  - {task.removeprefix('mmlu_')}", "sample_len": len(samples[task])}
     for scored, tasks in {"mmlu": list(samples), **groups, **{task: [task] for task in samples}}.items():
-        right = [one["acc"] for task in tasks for one in samples[task]]
+        right = [question["acc"] for task in tasks for question in samples[task]]
         results[scored]["acc,none"] = float(np.mean(right))
         results[scored]["acc_stderr,none"] = float(np.std(right, ddof=1) / len(right) ** 0.5)
     if name in LOSSES:
@@ -132,19 +132,23 @@ def write_run(folder: Path, name: str, samples: dict[str, list[dict[str, Any]]],
         "versions": dict.fromkeys(samples, 1.0),
         "n-shot": dict.fromkeys(samples, SHOTS),
         "higher_is_better": {task: {"acc": True} for task in samples},
-        "n-samples": {task: {"original": len(of), "effective": len(of)} for task, of in samples.items()},
+        "n-samples": {
+            task: {"original": len(questions), "effective": len(questions)} for task, questions in samples.items()
+        },
         "config": {"model": "sae_hf", "model_args": arguments, "limit": None, "sae_lm_eval": record},
         "model_name": "synthetic",
     }
     (inner / f"results_{STAMP}.json").write_text(json.dumps(file, indent=1))
-    for task, of in samples.items():
-        (inner / f"samples_{task}_{STAMP}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in of))
+    for task, questions in samples.items():
+        (inner / f"samples_{task}_{STAMP}.jsonl").write_text(
+            "".join(json.dumps(question) + "\n" for question in questions)
+        )
     rows = [
-        {"task": task, "doc_id": one["doc_id"], "doc_hash": one["doc_hash"], "target": one["target"]}
-        | {"prompt": one["arguments"]["gen_args_0"]["arg_0"], "answers": [" A", " B", " C", " D"]}
-        | {"tokens": int(length), "tokens_cut": 0, "right": [int(one["target"])]}
-        for task, of in samples.items()
-        for one, length in zip(of, tokens[task], strict=True)
+        {"task": task, "doc_id": question["doc_id"], "doc_hash": question["doc_hash"], "target": question["target"]}
+        | {"prompt": question["arguments"]["gen_args_0"]["arg_0"], "answers": [" A", " B", " C", " D"]}
+        | {"tokens": int(length), "tokens_cut": 0, "right": [int(question["target"])]}
+        for task, questions in samples.items()
+        for question, length in zip(questions, tokens[task], strict=True)
     ]
     write_documents(read_results(folder / name), pd.DataFrame(rows))
 
@@ -159,11 +163,11 @@ def write(folder: Path, share: float, seed: int) -> None:
         right = rng.integers(CHOICES, size=size)
         tokens[task] = rng.integers(300, 700, size) + (700 if "history" in task else 0)
         margins = rng.normal(rng.normal(0.9, 0.7), 1.6, size)
-        of_models = {"baseline": margins}
+        margins_by_model = {"baseline": margins}
         for name, (falls, factor, noise) in VARIANTS.items():
-            of_models[name] = factor * margins - rng.normal(falls[group], 0.1) + rng.normal(0, noise, size)
-        for name, of in of_models.items():
-            logprobs = answered(of, right, np.random.default_rng([seed, number, len(name)]))
+            margins_by_model[name] = factor * margins - rng.normal(falls[group], 0.1) + rng.normal(0, noise, size)
+        for name, own_margins in margins_by_model.items():
+            logprobs = answered(own_margins, right, np.random.default_rng([seed, number, len(name)]))
             runs[name][task] = [
                 sample(task, i, *pair) for i, pair in enumerate(zip(logprobs, right.tolist(), strict=True))
             ]

@@ -170,12 +170,14 @@ def test_a_killed_process_leaves_what_it_had_measured(tmp_path):
 )
 def test_mistakes_are_told_in_a_sentence(given, message, file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    asked = {"models": "world", "task": TASK, "limit": DOCUMENTS, "output_path": "family.csv"} | given
-    asked["output_path"] = {"MEASURED": file, None: None}.get(asked["output_path"], Path(str(asked["output_path"])))
-    with pytest.raises(UserError) as told:
-        curve(**asked)
-    assert message in str(told.value)
-    assert str(told.value).count("\n") == 0
+    arguments = {"models": "world", "task": TASK, "limit": DOCUMENTS, "output_path": "family.csv"} | given
+    arguments["output_path"] = {"MEASURED": file, None: None}.get(
+        arguments["output_path"], Path(str(arguments["output_path"]))
+    )
+    with pytest.raises(UserError) as refusal:
+        curve(**arguments)
+    assert message in str(refusal.value)
+    assert str(refusal.value).count("\n") == 0
 
 
 def test_tokens_of_pythias_steps_and_of_known_models():
@@ -232,13 +234,13 @@ def fidelity_run(out: Path, baseline: float, spliced: float, **provenance) -> Pa
         "ce_delta_stderr,none": 0.01,
         "ce_mean,none": "N/A",
     }
-    told = {"splice": "reconstruction", "max_length": CONTEXT, **provenance}
+    record = {"splice": "reconstruction", "max_length": CONTEXT, **provenance}
     folder = write_run(
         out / "k4",
         answers({TASK: [1.0]}),
         {TASK: scores},
         model="world",
-        config={"sae_lm_eval": told, "limit": float(DOCUMENTS)},
+        config={"sae_lm_eval": record, "limit": float(DOCUMENTS)},
     )
     (written,) = folder.glob("*/results_*.json")
     raw = json.loads(written.read_text())
@@ -289,8 +291,8 @@ def test_a_model_of_a_known_family_is_offered_the_curve_that_would_settle_it(tmp
 
 
 def test_a_family_too_small_for_a_fit_is_its_own_checkpoints():
-    made = effective_compute(ce_baseline=2.6, ce_spliced=2.8, model="pythia-160m")
-    models = curve_command(made).split()[3].split(",")
+    estimate = effective_compute(ce_baseline=2.6, ce_spliced=2.8, model="pythia-160m")
+    models = curve_command(estimate).split()[3].split(",")
     assert models[0] == "EleutherAI/pythia-160m@step1000"
     assert models[-1] == "EleutherAI/pythia-160m"
     assert len(models) == 7
@@ -299,8 +301,8 @@ def test_a_family_too_small_for_a_fit_is_its_own_checkpoints():
 def test_a_measured_bound_comes_before_a_borrowed_law(file, losses, tmp_path):
     out = fidelity_run(tmp_path, losses["main"], losses["step2616"] + 0.5)
     (out / "family.csv").write_text(file.read_text())
-    (made,) = convert(out, original={}, law="besiroglu2024")
-    assert (made.result.preferred.fraction, made.result.preferred.bound) == (None, "< 0.444")
+    (estimate,) = convert(out, original={}, law="besiroglu2024")
+    assert (estimate.result.preferred.fraction, estimate.result.preferred.bound) == (None, "< 0.444")
 
 
 def test_a_curve_of_something_else_is_not_taken(file, losses, tmp_path):
@@ -317,8 +319,8 @@ def test_a_curve_of_something_else_is_not_taken(file, losses, tmp_path):
     rising["text_nats"] = rising["text_tokens"] * (losses["main"] + (rising["tokens"].rank() - len(rising)) / 100)
     rising["nats_per_byte"] = rising["text_nats"] / rising["text_bytes"]
     rising.to_csv(file.with_name("rising.csv"), index=False)
-    told = curves_for(run, [file.with_name("rising.csv")]).notes[0]
-    assert told.endswith("is not used: it has no two models or checkpoints whose losses fall with compute")
+    note = curves_for(run, [file.with_name("rising.csv")]).notes[0]
+    assert note.endswith("is not used: it has no two models or checkpoints whose losses fall with compute")
     assert "it is not used" in curves_for(CurveRun(**{**vars(run), "baseline": 2 * losses["main"]}), [file]).notes[0]
 
 
@@ -354,10 +356,10 @@ def test_a_category_is_converted_by_its_own_losses_where_the_curve_has_them(text
     path = tmp_path / "family.csv"
     rows = measure_curve(CHECKPOINTS, dataclasses.replace(text, categories=kinds), path, context=CONTEXT)
     parts = [json.loads(row["categories"]) for row in rows]
-    for row, of in zip(rows, parts, strict=True):
-        assert sum(part["nats"] for part in of.values()) == pytest.approx(row["text_nats"])
+    for row, sums in zip(rows, parts, strict=True):
+        assert sum(part["nats"] for part in sums.values()) == pytest.approx(row["text_nats"])
         assert row["loss"] == pytest.approx(losses[row["revision"]], rel=1e-5)
-    loss = {row["revision"]: of["a"]["nats"] / of["a"]["tokens"] for row, of in zip(rows, parts, strict=True)}
+    loss = {row["revision"]: sums["a"]["nats"] / sums["a"]["tokens"] for row, sums in zip(rows, parts, strict=True)}
     a = {"documents": 6, "tokens": 90, "ce_baseline": loss["main"], "ce_spliced": loss["step2616"] - 1e-9}
     out = fidelity_run(tmp_path, losses["main"], losses["step4088"], fidelity={TASK: {"by_category": {"a": a}}})
     whole, category = convert(out, original={}, law="besiroglu2024")
@@ -377,8 +379,8 @@ def test_the_command_and_the_report_say_the_same_of_one_folder(file, losses, tmp
         if name == "beside":
             (out / "family.csv").write_text(file.read_text())
         (by_command,) = convert(out, original={}, law="besiroglu2024")
-        (of,) = fidelity_of([read_results(out / "k4")]).values()
-        reported, quoted = of["effective_compute"], by_command.result.preferred
+        (metrics,) = fidelity_of([read_results(out / "k4")]).values()
+        reported, quoted = metrics["effective_compute"], by_command.result.preferred
         assert quoted.definition == "checkpoints isotonic"
         assert reported.law == quoted.curve
         assert (reported.value, reported.low, reported.high) == (
@@ -411,15 +413,15 @@ def test_the_report_takes_the_curve_beside_the_results(file, losses, tmp_path):
     out = fidelity_run(tmp_path, losses["main"], losses["step4088"])
 
     def compute():
-        (of,) = fidelity_of([read_results(out / "k4")]).values()
-        return of["effective_compute"]
+        (metrics,) = fidelity_of([read_results(out / "k4")]).values()
+        return metrics["effective_compute"]
 
     assert compute().law == "world checkpoints"
     (out / "family.csv").write_text(file.read_text())
-    made = compute()
-    assert made.law == "family"
-    assert made.value == pytest.approx(4_514_811 / 6_500_208)
-    assert made.low is not None
+    value = compute()
+    assert value.law == "family"
+    assert value.value == pytest.approx(4_514_811 / 6_500_208)
+    assert value.low is not None
 
 
 def test_a_hint_for_authors_of_tasks_is_left_out(caplog):

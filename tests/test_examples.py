@@ -44,8 +44,8 @@ def test_their_table_has_the_four_groups_and_says_what_was_put_in(synthetic, tmp
     done = CliRunner().invoke(app, ["table", str(synthetic), "--by", "group", "--format", "csv"])
     (tmp_path / "table.csv").write_text(done.stdout)
     table = pd.read_csv(tmp_path / "table.csv").set_index("variant")
-    columns = ["stem", "other", "social_sciences", "humanities"]
-    assert [name for name in table if " " not in name][:4] == columns
+    columns = ["stem", "other", "social sciences", "humanities"]
+    assert [name for name in table if name in columns] == columns
     assert (table.loc["synthetic_16k", columns] > table.loc["synthetic_131k", columns]).all()
     baseline = table.loc["baseline", "overall"]
     assert 65 < baseline < 80

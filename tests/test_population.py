@@ -40,7 +40,7 @@ def test_the_variance_is_unbiased_whatever_the_weights():
     means = draws @ share
     variances = ((draws - means[:, None]) ** 2) @ (share**2 / own)
     assert variances.mean() == pytest.approx(share @ share, rel=0.03)
-    held = [low <= 0 <= high for low, high in (interval_over_clusters(of, weights, level=0.95) for of in draws)]
+    held = [low <= 0 <= high for low, high in (interval_over_clusters(drops, weights, level=0.95) for drops in draws)]
     assert np.mean(held) > 0.94, "with weights so unequal it covers more than it says"
 
 
@@ -60,8 +60,8 @@ def test_a_set_may_lie_in_several_tasks():
 def test_a_detectable_drop_is_seen_four_times_in_five(n, changed):
     drop = detectable_drop([1.0], [changed * n], [n])
     share = max(changed, drop)
-    found = np.random.default_rng(0).multinomial(n, [(share + drop) / 2, (share - drop) / 2, 1 - share], size=2000)
-    p = stats.binom.cdf(found[:, :2].min(1), found[:, :2].sum(1), 0.5) * 2
+    counts = np.random.default_rng(0).multinomial(n, [(share + drop) / 2, (share - drop) / 2, 1 - share], size=2000)
+    p = stats.binom.cdf(counts[:, :2].min(1), counts[:, :2].sum(1), 0.5) * 2
     assert np.mean(p < 0.05) == pytest.approx(0.8, abs=0.06)
 
 
@@ -78,10 +78,10 @@ def out(tmp_path):
         "stem": ([f"t{index}" for index in range(6)], "sized"),
         "arts": ([f"t{i}" for i in range(6, 11)], "sized"),
     }
-    told = {"k4": "reconstruction", "zero": "zero"}
+    splices = {"k4": "reconstruction", "zero": "zero"}
     for name, keeps in (("baseline", 1.0), ("k4", 0.9), ("zero", 0.4)):
-        kept = {task: [of * rng.binomial(1, keeps) for of in values] for task, values in right.items()}
-        config = {"sae_lm_eval": {"splice": told[name], "splices": []}} if name in told else None
+        kept = {task: [answer * rng.binomial(1, keeps) for answer in values] for task, values in right.items()}
+        config = {"sae_lm_eval": {"splice": splices[name], "splices": []}} if name in splices else None
         write_run(tmp_path / name, answers(kept), groups=groups, config=config)
     return tmp_path
 
@@ -104,16 +104,16 @@ def test_a_task_with_nothing_right_is_no_part_of_overall_whatever_its_sets_are(t
     """A task of texts that are written has no chance of guessing right, so that nothing is tested over sets."""
     rng = np.random.default_rng(0)
     for name, keeps in (("baseline", 1.0), ("k4", 0.8)):
-        made = {
+        samples = {
             task: [question(task, i, right * rng.binomial(1, keeps), rng, f"p{i // per_set}") for i in range(100)]
             for task, right in (("some", 1), ("none", 0))
         }
-        made["none"] = [{**one, "filtered_resps": ["a text"]} for one in made["none"]]
-        write_run(tmp_path / name, made)
-    found = paired_comparison(tmp_path / "baseline", [tmp_path / "k4"], docs_by="subject")
-    overall = found.drops.query("section == 'overall'").iloc[0]
+        samples["none"] = [{**line, "filtered_resps": ["a text"]} for line in samples["none"]]
+        write_run(tmp_path / name, samples)
+    comparison = paired_comparison(tmp_path / "baseline", [tmp_path / "k4"], docs_by="subject")
+    overall = comparison.drops.query("section == 'overall'").iloc[0]
     assert overall["tasks"] == 1
-    assert any(note.endswith("answers nothing right: none.") for note in found.notes)
+    assert any(note.endswith("answers nothing right: none.") for note in comparison.notes)
 
 
 def test_documents_of_a_passage_belong_together(tmp_path):
@@ -138,12 +138,14 @@ def test_a_document_that_is_there_twice_says_no_more_than_once(tmp_path):
     for copies in (1, 2):
         for name, wrong in (("baseline", 0.2), ("k4", 0.4)):
             rng, draws = np.random.default_rng(len(name)), np.random.default_rng([7, len(name)])
-            made = [question("one", i, float(draws.random() > wrong), rng, f"p{i}") for i in range(60)]
-            made = [{**one, "doc_id": copies * i + copy} for i, one in enumerate(made) for copy in range(copies)]
-            write_run(tmp_path / str(copies) / name, {"one": made})
-        of = tmp_path / str(copies)
-        by = {field: paired_comparison(of / "baseline", [of / "k4"], docs_by=field) for field in (None, "subject")}
-        rows |= {(copies, field): found.drops.iloc[0] for field, found in by.items()}
+            lines = [question("one", i, float(draws.random() > wrong), rng, f"p{i}") for i in range(60)]
+            lines = [{**line, "doc_id": copies * i + copy} for i, line in enumerate(lines) for copy in range(copies)]
+            write_run(tmp_path / str(copies) / name, {"one": lines})
+        folder = tmp_path / str(copies)
+        by = {
+            field: paired_comparison(folder / "baseline", [folder / "k4"], docs_by=field) for field in (None, "subject")
+        }
+        rows |= {(copies, field): comparison.drops.iloc[0] for field, comparison in by.items()}
     once, twice, ignored = rows[1, "subject"], rows[2, "subject"], rows[2, None]
     for name in ("low", "high", "margin_low", "margin_high", "above_chance_low", "above_chance_high", "detectable"):
         assert twice[name] == pytest.approx(once[name]), name
@@ -160,12 +162,12 @@ def test_the_test_against_chance_counts_sets():
     right = (rng.random(40) < 0.4).astype(float)
     alone = above_chance_p(right, np.full(40, chance), np.arange(40))
     assert alone == pytest.approx(stats.binomtest(int(right.sum()), 40, chance, alternative="greater").pvalue)
-    found = [
+    rejected = [
         above_chance_p(np.repeat((rng.random(40) < chance).astype(float), 10), np.full(400, chance), labels)
         for labels in [np.repeat(np.arange(40), 10)]
         for _ in range(400)
     ]
-    assert np.mean(np.array(found) < 0.05) < 0.09
+    assert np.mean(np.array(rejected) < 0.05) < 0.09
     assert above_chance_p(np.ones(20), np.full(20, chance), np.repeat([0, 1], 10)) == pytest.approx(chance**2)
 
 
@@ -177,23 +179,23 @@ def test_a_task_that_generates_nothing_right_is_at_the_floor(tmp_path):
             "texts": [{**question("texts", i, 0.0, rng), "target": "x", "filtered_resps": ["y"]} for i in range(200)],
         }
         write_run(tmp_path / name, samples)
-    found = paired_comparison(tmp_path / "baseline", [tmp_path / "k4"])
-    rows = found.drops.set_index(["section", "name"])
+    comparison = paired_comparison(tmp_path / "baseline", [tmp_path / "k4"])
+    rows = comparison.drops.set_index(["section", "name"])
     assert rows.loc[("task", "texts"), "above_chance_reason"] == NONE_RIGHT
     assert (rows.loc[("overall", "overall"), "tasks"], rows.loc[("overall", "overall"), "n"]) == (1, 200)
-    assert any("answers nothing right: texts." in note for note in found.notes)
-    told = " ".join(CliRunner().invoke(app, ["table", str(tmp_path), "--by", "task"]).output.split())
-    assert "0.0\N{DOUBLE DAGGER}" in told
-    assert "\N{DOUBLE DAGGER} the baseline answers nothing right: it has nothing to lose there." in told
+    assert any("answers nothing right: texts." in note for note in comparison.notes)
+    output = " ".join(CliRunner().invoke(app, ["table", str(tmp_path), "--by", "task"]).output.split())
+    assert "0.0\N{DOUBLE DAGGER}" in output
+    assert "\N{DOUBLE DAGGER} the baseline answers nothing right: it has nothing to lose there." in output
 
 
 def test_no_drop_can_be_seen_that_is_more_than_the_baseline_has(tmp_path):
     right = {"baseline": [1.0, 1.0] + [0.0] * 38, "k4": [1.0, 0.0] + [0.0] * 38}
     for name, scores in right.items():
         write_run(tmp_path / name, answers({"one": scores}))
-    found = paired_comparison(tmp_path / "baseline", [tmp_path / "k4"])
-    assert np.isnan(found.drops["detectable"]).all()
-    shaped = assemble.shape(found)
+    comparison = paired_comparison(tmp_path / "baseline", [tmp_path / "k4"])
+    assert np.isnan(comparison.drops["detectable"]).all()
+    shaped = assemble.shape(comparison)
     (table,) = overall_tables(shaped.rows, shaped.significance)
     assert "n/a: more than the baseline has to lose" in table.caption
 
@@ -201,12 +203,12 @@ def test_no_drop_can_be_seen_that_is_more_than_the_baseline_has(tmp_path):
 def test_sets_that_lost_alike_do_not_tell_what_would_be_seen(tmp_path):
     for name in ("baseline", "same"):
         write_run(tmp_path / name, answers({"one": [1.0] * 30 + [0.0] * 10, "two": [1.0] * 40}))
-    found = paired_comparison(tmp_path / "baseline", [tmp_path / "same"], docs_by="text")
-    shaped = assemble.shape(found)
+    comparison = paired_comparison(tmp_path / "baseline", [tmp_path / "same"], docs_by="text")
+    shaped = assemble.shape(comparison)
     (table,) = overall_tables(shaped.rows, shaped.significance)
     assert "n/a: the sets of documents do not differ in what they lost." in table.caption
     assert "more than the baseline" not in table.caption
-    said = " ".join(headline(found, shaped.summary()))
+    said = " ".join(headline(comparison, shaped.summary()))
     assert "The smallest drop that these questions can detect is unknown: the sets of documents do not differ" in said
     assert "loses most" not in said
     assert "too few" not in said
@@ -221,10 +223,10 @@ def test_many_sets_take_no_room_for_each_pair_of_them():
 
 def freedom_of_the_matrix(weights):
     """Squared trace over squared norm, in fractions."""
-    weights = [Fraction(one) for one in weights]
-    share = [one / sum(weights) for one in weights]
-    square = sum(one**2 for one in share)
-    scale = [one**2 / (1 - 2 * one + square) for one in share]
+    weights = [Fraction(weight) for weight in weights]
+    share = [weight / sum(weights) for weight in weights]
+    square = sum(weight**2 for weight in share)
+    scale = [weight**2 / (1 - 2 * weight + square) for weight in share]
     norm = sum(
         a * b * ((i == j) - v - w + square) ** 2
         for i, (a, v) in enumerate(zip(scale, share, strict=True))
@@ -242,15 +244,15 @@ def freedom_of_the_matrix(weights):
 @example([1, 1])
 def test_the_degrees_of_freedom_are_those_of_the_whole_matrix(weights):
     share = np.array(weights, dtype=float)
-    found = degrees_of_freedom(share / share.sum())
-    assert found == pytest.approx(freedom_of_the_matrix(weights), rel=1e-9)
-    assert 1 <= found <= len(weights) - 1
+    freedom = degrees_of_freedom(share / share.sum())
+    assert freedom == pytest.approx(freedom_of_the_matrix(weights), rel=1e-9)
+    assert 1 <= freedom <= len(weights) - 1
 
 
 @pytest.mark.parametrize("heavy", [1e3, 1e5, 1e7, 1e10])
 def test_the_interval_of_a_cluster_with_nearly_all_documents_is_that_of_exact_arithmetic(heavy):
     drops, weights = np.random.default_rng(0).normal(size=21), np.array([heavy] + 20 * [1.0])
-    share, exact = [Fraction(one) / Fraction(weights.sum()) for one in weights], list(map(Fraction, drops))
+    share, exact = [Fraction(weight) / Fraction(weights.sum()) for weight in weights], list(map(Fraction, drops))
     mean, square = sum(w * d for w, d in zip(share, exact, strict=True)), sum(w**2 for w in share)
     variance = sum(w**2 / (1 - 2 * w + square) * (d - mean) ** 2 for w, d in zip(share, exact, strict=True))
     low, high = interval_over_clusters(drops, weights, level=0.9)
@@ -259,9 +261,9 @@ def test_the_interval_of_a_cluster_with_nearly_all_documents_is_that_of_exact_ar
 
 
 def run_table(out, *options):
-    told = CliRunner().invoke(app, ["table", str(out), *options])
-    assert told.exit_code == 0, told.output
-    return told.output
+    result = CliRunner().invoke(app, ["table", str(out), *options])
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def test_the_table_in_each_format(out):
@@ -287,8 +289,10 @@ def test_the_table_in_each_format(out):
 def test_the_order_is_lm_evals_or_that_of_the_drops(out):
     rows = (run_table(out, "--by", "task", "--format", "csv", *more) for more in ((), ("--sort", "drop")))
     plain, sorted_by_drop = (pd.read_csv(io.StringIO(row)) for row in rows)
-    assert [of for of in plain.columns if of.startswith("t") and " " not in of] == [f"t{i}" for i in range(11)]
-    tasks = [of for of in sorted_by_drop.columns if of.startswith("t") and " " not in of]
+    assert [column for column in plain.columns if column.startswith("t") and " " not in column] == [
+        f"t{i}" for i in range(11)
+    ]
+    tasks = [column for column in sorted_by_drop.columns if column.startswith("t") and " " not in column]
     of_reconstruction = sorted_by_drop.set_index("variant").loc["k4", tasks]
     assert of_reconstruction.is_monotonic_decreasing, "a control has no say"
 
@@ -303,6 +307,6 @@ def test_the_order_is_lm_evals_or_that_of_the_drops(out):
     ],
 )
 def test_mistakes_are_told(out, options, says):
-    told = CliRunner().invoke(app, ["table", str(out), *options])
-    assert isinstance(told.exception, UserError)
-    assert says in str(told.exception)
+    result = CliRunner().invoke(app, ["table", str(out), *options])
+    assert isinstance(result.exception, UserError)
+    assert says in str(result.exception)

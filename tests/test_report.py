@@ -76,10 +76,13 @@ def write_run(
         samples.write_text("\n".join(json.dumps(_sample(index, document, acc)) for document, acc in enumerate(right)))
     for group, members in (groups or {}).items():
         tasks = [task for member in members for task in (groups or {}).get(member, [member])]
-        of = [acc for task in tasks for acc in answers[task]]
-        results[group] = {"alias": group, "sample_len": len(of), "acc,none": sum(of) / len(of)}
+        value = [acc for task in tasks for acc in answers[task]]
+        results[group] = {"alias": group, "sample_len": len(value), "acc,none": sum(value) / len(value)}
     if fidelity is not None:
-        results["sae_fidelity"] = {"alias": "sae_fidelity", **{f"{name},none": of for name, of in fidelity.items()}}
+        results["sae_fidelity"] = {
+            "alias": "sae_fidelity",
+            **{f"{name},none": value for name, value in fidelity.items()},
+        }
     ours = {"splices": [SPLICE], "splice": splice, "packages": {"sae_lm_eval": "0.1.0", "lm_eval": "0.4.13"}, **record}
     arguments = {"pretrained": pretrained} | ({"sae": SPLICE["dictionary"], "splice": splice} if splice else {})
     config = {"model": "sae_hf" if splice else "hf", "model_args": arguments, "limit": 4.0, "batch_size": 8}
@@ -126,7 +129,7 @@ def out(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def made(out: Path, **options: Any) -> build.Report:
+def report_of(out: Path, **options: Any) -> build.Report:
     return build.build(build.compare_tasks(*folders.find_results(out), **options))
 
 
@@ -142,11 +145,11 @@ class Page(html.parser.HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        of = dict(attrs)
+        attributes = dict(attrs)
         self.tags.append(tag)
-        self.attributes.append((tag, of))
-        self.ids += [of["id"] or ""] if "id" in of else []
-        sources = [of.get("src"), of.get("href") if tag != "a" else None, of.get("xlink:href")]
+        self.attributes.append((tag, attributes))
+        self.ids += [attributes["id"] or ""] if "id" in attributes else []
+        sources = [attributes.get("src"), attributes.get("href") if tag != "a" else None, attributes.get("xlink:href")]
         self.loaded += [source for source in sources if source and not source.startswith("#")]
 
 
@@ -156,9 +159,9 @@ def test_command_writes_everything_without_torch(out: Path) -> None:
         "try: main()\n"
         "finally: print('LOADED', {'torch', 'lm_eval', 'transformers'} & set(sys.modules))"
     )
-    told = subprocess.run([sys.executable, "-c", program, str(out)], capture_output=True, text=True)
-    assert "LOADED set()" in told.stdout, told.stderr
-    assert "k4 costs most: it loses 28.3 percentage points of accuracy" in " ".join(told.stdout.split())
+    result = subprocess.run([sys.executable, "-c", program, str(out)], capture_output=True, text=True)
+    assert "LOADED set()" in result.stdout, result.stderr
+    assert "k4 costs most: it loses 28.3 percentage points of accuracy" in " ".join(result.stdout.split())
     names = {str(path.relative_to(out / "report")) for path in (out / "report").rglob("*") if path.is_file()}
     pictures = {"drop-by-category", "heat-map", "drop-against-baseline"}
     files = {"report.html", "report.md", "appendix.tex", "appendix.bib", "drops.csv", "fidelity.csv"}
@@ -166,14 +169,14 @@ def test_command_writes_everything_without_torch(out: Path) -> None:
 
 
 def test_terminal_shows_drops_without_their_intervals(out: Path) -> None:
-    told = CliRunner().invoke(app, ["report", str(out)], env=terminal(80))
-    assert told.exit_code == 0, told.output
-    assert "baseline 90.0 100.0 75.0 88.3" in " ".join(told.output.split())
-    assert "k4 40.0* 40.0* 5.0 28.3*" in " ".join(told.output.split())
+    result = CliRunner().invoke(app, ["report", str(out)], env=terminal(80))
+    assert result.exit_code == 0, result.output
+    assert "baseline 90.0 100.0 75.0 88.3" in " ".join(result.output.split())
+    assert "k4 40.0* 40.0* 5.0 28.3*" in " ".join(result.output.split())
 
 
 def test_numbers_are_those_of_the_comparison(out: Path) -> None:
-    report = made(out)
+    report = report_of(out)
     text = render.html(report)
     overall = report.drops.query("variant == 'k4' and section == 'overall'").iloc[0]
     assert overall["drop"] == pytest.approx(100 * (53 - 36) / 60)
@@ -191,17 +194,21 @@ def test_numbers_are_those_of_the_comparison(out: Path) -> None:
 
 
 def test_captions_cells_and_alternatives_are_complete(out: Path) -> None:
-    page = Page(render.html(made(out)))
+    page = Page(render.html(report_of(out)))
     assert page.loaded == []
     assert len(page.ids) == len(set(page.ids))
     assert page.tags.count("caption") == page.tags.count("table") > 3
-    assert all("scope" in of for tag, of in page.attributes if tag == "th")
-    drawings = [of for tag, of in page.attributes if tag == "svg"]
+    assert all("scope" in attributes for tag, attributes in page.attributes if tag == "th")
+    drawings = [attributes for tag, attributes in page.attributes if tag == "svg"]
     assert len(drawings) == 3
-    for of in drawings:
-        assert of["role"] == "img"
-        assert {of["aria-labelledby"], of["aria-describedby"]} <= set(page.ids)
-    references = [of["href"] for tag, of in page.attributes if tag == "a" and (of["href"] or "").startswith("#")]
+    for attributes in drawings:
+        assert attributes["role"] == "img"
+        assert {attributes["aria-labelledby"], attributes["aria-describedby"]} <= set(page.ids)
+    references = [
+        attributes["href"]
+        for tag, attributes in page.attributes
+        if tag == "a" and (attributes["href"] or "").startswith("#")
+    ]
     assert {reference[1:] for reference in references if reference} <= set(page.ids)
 
 
@@ -210,7 +217,7 @@ def test_hostile_names_are_text_everywhere(tmp_path: Path) -> None:
     for name in ("baseline", "<b>v_1", "$v$ 5%"):
         answers = {task: QUESTIONS["birds"] if name == "baseline" else WORSE["birds"], "y": [1, 0]}
         write_run(tmp_path / name, answers, splice=None if name == "baseline" else "zero", pretrained=HOSTILE)
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     text = render.html(report)
     assert Page(text).tags.count("script") == 1, "the page's own"
     assert "<b>" not in text
@@ -231,7 +238,7 @@ def test_appendix_compiles(tmp_path: Path, within: str) -> None:
     for name in ("baseline", "v_1 & 50%"):
         answers = {HOSTILE.replace("/", "_"): QUESTIONS["birds"], "y^2#": WORSE["birds"]}
         write_run(tmp_path / name, answers, splice="none" if name == "baseline" else "zero", fidelity=FIDELITY)
-    writer.write(made(tmp_path), tmp_path / "report")
+    writer.write(report_of(tmp_path), tmp_path / "report")
     name = "appendix"
     if within == "a paper":
         name = "paper"
@@ -242,10 +249,10 @@ def test_appendix_compiles(tmp_path: Path, within: str) -> None:
         )
     for command in (["pdflatex", "-halt-on-error"], ["bibtex"], ["pdflatex"], ["pdflatex"]):
         command += ["-interaction=nonstopmode"] if command[0] == "pdflatex" else []
-        told = subprocess.run([*command, name], cwd=tmp_path / "report", capture_output=True, text=True)
-        assert told.returncode == 0, told.stdout[-2000:]
-    assert "undefined" not in told.stdout
-    assert within == "a paper" or "Overfull" not in told.stdout, "a paper's lines may be shorter"
+        result = subprocess.run([*command, name], cwd=tmp_path / "report", capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout[-2000:]
+    assert "undefined" not in result.stdout
+    assert within == "a paper" or "Overfull" not in result.stdout, "a paper's lines may be shorter"
     assert (tmp_path / "report" / f"{name}.pdf").stat().st_size > 20_000
 
 
@@ -258,15 +265,15 @@ def test_no_line_of_the_appendix_is_too_long(tmp_path: Path, groups: Mapping[str
     for index, name in enumerate(("baseline", "a_dictionary_of_131k", "a_dictionary_of_131k,zero")):
         answers = {task: [1] * (20 - 3 * index) + [0] * (180 + 3 * index) for task in (*LONG_NAMES, "odd")}
         write_run(tmp_path / name, answers, splice=None if not index else "reconstruction", groups=groups)
-    writer.write(made(tmp_path), tmp_path / "report")
-    told = subprocess.run(
+    writer.write(report_of(tmp_path), tmp_path / "report")
+    result = subprocess.run(
         ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "appendix"],
         cwd=tmp_path / "report",
         capture_output=True,
         text=True,
     )
-    assert told.returncode == 0
-    assert "Overfull" not in told.stdout
+    assert result.returncode == 0
+    assert "Overfull" not in result.stdout
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="NOT TESTED WITH TEX: there is no pdflatex")
@@ -278,14 +285,14 @@ def test_a_group_with_all_its_columns_fits_a_line_of_print(tmp_path: Path) -> No
         mode = "random_error" if run.endswith("error") else "reconstruction"
         record = {"control_of": [run.partition(",")[0]]} if mode == "random_error" else {}
         write_run(tmp_path / run, answers, splice=mode if index else None, groups={"blimp": names}, **kl, **record)
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     groups = next(table for table in report.tables if table.name == "groups")
     assert {"spliced", "KL", "interval over tasks"} <= {column.heading for column in groups.columns}
     writer.write(report, tmp_path / "report")
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "appendix"]
-    told = subprocess.run(command, cwd=tmp_path / "report", capture_output=True, text=True)
-    assert told.returncode == 0
-    assert "Overfull" not in told.stdout
+    result = subprocess.run(command, cwd=tmp_path / "report", capture_output=True, text=True)
+    assert result.returncode == 0
+    assert "Overfull" not in result.stdout
 
 
 def test_print_has_a_letter_for_every_sign_of_the_reports_own() -> None:
@@ -336,7 +343,7 @@ def test_groups_of_all_variants_share_a_table(tmp_path: Path) -> None:
     groups = {"animals": ["birds", "fish_x"]}
     for name, answers in {"baseline": QUESTIONS, "k4": WORSE, "k32": QUESTIONS}.items():
         write_run(tmp_path / name, answers, splice=None if name == "baseline" else "reconstruction", groups=groups)
-    (table,) = (table for table in made(tmp_path).tables if table.name.startswith("groups"))
+    (table,) = (table for table in report_of(tmp_path).tables if table.name.startswith("groups"))
     assert [(row[0].text, row[1].text) for row in table.rows] == [("k4", "animals"), ("k32", "animals")]
     assert "0 shots" in table.caption
     assert "shots" not in [column.heading for column in table.columns]
@@ -346,11 +353,11 @@ def test_a_law_is_described_where_it_was_used(tmp_path: Path) -> None:
     for name in ("baseline", "k4"):
         measured = {key: value for key, value in FIDELITY.items() if key != "effective_compute"}
         write_run(tmp_path / name, QUESTIONS, splice="none" if name == "baseline" else "zero", fidelity=measured)
-    assert "Effective compute is" not in made(tmp_path).methods
+    assert "Effective compute is" not in report_of(tmp_path).methods
 
 
 def test_every_key_cited_is_in_the_bibliography(out: Path) -> None:
-    report = made(out)
+    report = report_of(out)
     cited = set(re.findall(r"\\cite\{([^}]*)\}", latex.appendix(report)))
     assert cited == set(re.findall(r"^@\w+\{([^,]*),", render.bibtex(report), flags=re.MULTILINE))
     assert r"0.4.13 \cite{lm-eval}" in latex.appendix(report)
@@ -358,7 +365,7 @@ def test_every_key_cited_is_in_the_bibliography(out: Path) -> None:
 
 
 def test_loss_recovered_needs_its_losses(out: Path) -> None:
-    report = made(out)
+    report = report_of(out)
     frame = report.fidelity.set_index("metric")
     assert frame.loc["loss_recovered_zero", "value"] == 0.9643
     assert pd.isna(frame.loc["loss_recovered_mean", "value"])
@@ -376,7 +383,7 @@ def test_loss_recovered_needs_its_losses(out: Path) -> None:
 def test_captions_speak_of_the_columns_that_are_there(tmp_path: Path) -> None:
     write_run(tmp_path / "baseline", QUESTIONS, splice="none")
     write_run(tmp_path / "k4", WORSE, fidelity={"ce_baseline": 3.0, "ce_spliced": 3.2, "kl": 0.1})
-    captions = {table.name: table.caption for table in made(tmp_path).tables}
+    captions = {table.name: table.caption for table in report_of(tmp_path).tables}
     assert captions["fidelity-losses"] == "On each text: mean cross-entropy in nats/token."
     assert captions["fidelity-outputs"].endswith(": KL from the baseline to the spliced model in nats/token.")
 
@@ -387,7 +394,7 @@ def test_effective_compute_as_the_run_recorded_it(tmp_path: Path) -> None:
     write_run(tmp_path / "a", WORSE, fidelity=FIDELITY, effective_compute={"sae_fidelity": recorded})
     undefined = {"fraction": None, "reason": "the model's tokens are unknown"}
     write_run(tmp_path / "b", WORSE, fidelity=FIDELITY, effective_compute={"sae_fidelity": undefined})
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     table = next(table for table in report.tables if table.name == "fidelity-compute")
     assert [[cell.text for cell in row][2:] for row in table.rows] == [
         ["0.310", "[0.250, 0.400]", "besiroglu2024", "beyond its range"],
@@ -404,11 +411,11 @@ def test_what_else_a_variant_costs_has_its_error_and_its_interval(tmp_path: Path
     write_run(tmp_path / "baseline", {"birds": [1, 1]}, splice=None)
     comparison = build.compare_tasks(*folders.find_results(tmp_path))
     shaped = build.shape(comparison)
-    made = summary_table.summary_table(shaped.summary(), shaped.significance)
-    row = dict(zip([column.heading for column in made.columns], made.rows[-1], strict=True))
+    table = summary_table.summary_table(shaped.summary(), shaped.significance)
+    row = dict(zip([column.heading for column in table.columns], table.rows[-1], strict=True))
     assert [row[name].detail for name in ("KL", "delta CE", "effective compute")] == ["± 0.012", "", "[0.300, 0.400]"]
-    assert "in nats/token; " in made.caption
-    assert "as a fraction of the training compute, by chinchilla; ±: standard error." in made.caption
+    assert "in nats/token; " in table.caption
+    assert "as a fraction of the training compute, by chinchilla; ±: standard error." in table.caption
     numbers = summary_table.summary_frame(shaped.summary()).iloc[-1]
     assert [numbers[f"effective compute {bound}"] for bound in ("low", "high")] == [0.3, 0.4]
     assert numbers["KL stderr"] == 0.0123
@@ -426,10 +433,10 @@ def test_laws_and_calibration_stand_beside_effective_compute(tmp_path: Path) -> 
         "law_spread": [0.12, 0.19],
     }
     calibrated = {"fraction": 0.2, "low": 0.1, "high": 0.4}
-    for name, told in (("a", calibrated), ("b", {"fraction": None, "reason": "not calibrated: too large"})):
-        made_of = {"sae_fidelity": {**recorded, "calibrated": told}}
+    for name, calibration in (("a", calibrated), ("b", {"fraction": None, "reason": "not calibrated: too large"})):
+        made_of = {"sae_fidelity": {**recorded, "calibrated": calibration}}
         write_run(tmp_path / name, WORSE, fidelity=FIDELITY, effective_compute=made_of)
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     table = next(table for table in report.tables if table.name == "fidelity-compute")
     heads = [column.heading for column in table.columns]
     assert heads[5:8] == ["within the law", "between laws", "calibrated"]
@@ -437,15 +444,17 @@ def test_laws_and_calibration_stand_beside_effective_compute(tmp_path: Path) -> 
         ["0.140 [0.130, 0.150]", "0.120 to 0.190", "0.200 [0.100, 0.400]"],
         ["0.140 [0.130, 0.150]", "0.120 to 0.190", "not calibrated: too large"],
     ]
-    told = "effective compute 0.310 (95% interval 0.250 to 0.400) (within the law 0.140 [0.130, 0.150]"
-    assert any(told in line and "between laws 0.120 to 0.190; calibrated: 0.200" in line for line in report.headline)
+    calibration = "effective compute 0.310 (95% interval 0.250 to 0.400) (within the law 0.140 [0.130, 0.150]"
+    assert any(
+        calibration in line and "between laws 0.120 to 0.190; calibrated: 0.200" in line for line in report.headline
+    )
 
 
 def test_many_variants(tmp_path: Path) -> None:
     write_run(tmp_path / "baseline", QUESTIONS, splice="none")
     for l0 in (8, 16, 128, 32, 64, 256, 512):
         write_run(tmp_path / f"a-long-release-name-l0_{l0}", WORSE, fidelity=FIDELITY | {"l0": l0})
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     variants = next(table for table in report.tables if table.name == "variants")
     names = [row[0].text for row in variants.rows]
     assert names == [f"l0_{l0}" for l0 in (8, 16, 32, 64, 128, 256, 512)]
@@ -460,7 +469,7 @@ def test_many_variants(tmp_path: Path) -> None:
 def test_fidelity_alone(tmp_path: Path) -> None:
     write_run(tmp_path / "baseline", {}, splice="none", fidelity=FIDELITY)
     write_run(tmp_path / "k4", {}, fidelity=FIDELITY)
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     assert report.pictures == ()
     assert report.headline[1] == (
         "k4: delta CE 0.250 nats/token (from 3.000 to 3.250), KL 0.200 nats/token, effective compute 0.400 "
@@ -470,13 +479,13 @@ def test_fidelity_alone(tmp_path: Path) -> None:
 
 
 def test_groups_and_categories(out: Path, tmp_path: Path) -> None:
-    report = made(out, categories={"animals": ["birds", "fish_x"], "all else": "plants"})
+    report = report_of(out, categories={"animals": ["birds", "fish_x"], "all else": "plants"})
     assert [column.heading for column in report.tables[0].columns][1:4] == ["animals", "all else", "overall"]
     other = tmp_path / "grouped"
     groups = {"living": ["birds", "fish_x"], "green": ["plants"]}
     for name, answers in (("baseline", QUESTIONS), ("k4", WORSE)):
         write_run(other / name, answers, groups=groups, splice="none" if name == "baseline" else "zero")
-    table = next(table for table in made(other).tables if table.name == "categories-1")
+    table = next(table for table in report_of(other).tables if table.name == "categories-1")
     assert [[cell.text for cell in row[:2]] for row in table.rows] == [
         ["living", "birds"],
         ["living", "fish_x"],
@@ -490,7 +499,7 @@ def test_groups_stand_for_many_tasks(tmp_path: Path) -> None:
     groups = {"all": ["stem", "arts"], "stem": names[:25], "arts": names[25:]}
     for name in ("baseline", "k4"):
         write_run(tmp_path / name, answers, groups=groups, splice="none" if name == "baseline" else "zero")
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     table = next(table for table in report.tables if table.name == "categories-1")
     shown = {cell.text for row in table.rows for cell in row}
     assert {"stem", "arts", "alone"} <= shown
@@ -499,7 +508,7 @@ def test_groups_stand_for_many_tasks(tmp_path: Path) -> None:
 
 
 def test_commands_ask_for_the_same(out: Path) -> None:
-    commands = {source.name: source.command for source in made(out).sources}
+    commands = {source.name: source.command for source in report_of(out).sources}
     assert commands["k4"] == (
         "lm_eval --model sae_hf --model_args "
         "'pretrained=gpt2,sae=rel/ease#blocks.1.hook_resid_post,splice=reconstruction' "
@@ -532,7 +541,7 @@ def test_which_is_the_baseline(out: Path, tmp_path: Path) -> None:
 
 
 def test_writing_again_leaves_what_is_not_the_reports(out: Path) -> None:
-    report, folder = made(out), out / "report"
+    report, folder = report_of(out), out / "report"
     (folder / "figures").mkdir(parents=True)
     for mine in ("notes.txt", "figures/mine.pdf"):
         (folder / mine).write_text("mine")
@@ -540,7 +549,7 @@ def test_writing_again_leaves_what_is_not_the_reports(out: Path) -> None:
         (folder / stale).write_text("of an earlier report")
     paths = writer.write(report, folder)
     before = {path: path.read_bytes() for path in paths}
-    assert {path: path.read_bytes() for path in writer.write(made(out), folder)} == before, "the same bytes"
+    assert {path: path.read_bytes() for path in writer.write(report_of(out), folder)} == before, "the same bytes"
     assert (folder / "notes.txt").read_text() == (folder / "figures/mine.pdf").read_text() == "mine"
     left = {path for path in folder.rglob("*") if path.is_file()} - set(paths)
     assert left == {folder / "notes.txt", folder / "figures/mine.pdf"}
@@ -579,7 +588,7 @@ def test_long_names_lose_what_they_share() -> None:
 
 
 def worst_of(report: build.Report, category: str) -> Sequence[worst.WorstDocument]:
-    return next(of.documents for of in report.worst if of.category == category)
+    return next(entry.documents for entry in report.worst if entry.category == category)
 
 
 def margins_of(document: worst.WorstDocument) -> list[float]:
@@ -594,7 +603,7 @@ def run_pair(out: Path, edit: Callable[[dict[str, Any], bool], dict[str, Any]], 
             "one": [edit(line, name != "baseline") for line in runs.answers({"one": right}, seed=len(name))["one"]]
         }
         runs.write_run(out / name, samples, **options)
-    return made(out)
+    return report_of(out)
 
 
 def test_worst_documents_are_those_that_lose_most_margin(tmp_path: Path) -> None:
@@ -610,18 +619,20 @@ def test_worst_documents_are_those_that_lose_most_margin(tmp_path: Path) -> None
         own = frame[frame["variant"] == variant].set_index("doc_id")
         loss: Any = own["margin_baseline"] - own["margin_variant"]
         expected = set(loss.nlargest(3).index)
-        assert {int(of.title.split()[-1]) for of in shown if variant in of.losers} == expected
+        assert {int(model.title.split()[-1]) for model in shown if variant in model.losers} == expected
         for document in shown:
             doc_id, at = int(document.title.split()[-1]), document.models.index(variant)
             got = [margins_of(document)[0], margins_of(document)[at]]
-            assert got == pytest.approx([own.loc[doc_id, f"margin_{of}"] for of in ("baseline", "variant")], abs=0.0051)
+            assert got == pytest.approx(
+                [own.loc[doc_id, f"margin_{model}"] for model in ("baseline", "variant")], abs=0.0051
+            )
             assert [line.right for line in document.lines].index(True) == doc_id % runs.CHOICES
     chosen = [said for line in shown[0].lines for said in line.said if said.chosen]
     assert len(chosen) == 3, "one answer of each model"
 
 
 def test_a_category_of_some_documents_shows_no_others(out: Path) -> None:
-    report = made(out, categories={"parity": {"field": "subject"}})
+    report = report_of(out, categories={"parity": {"field": "subject"}})
     for category, remainder in (("even", 0), ("odd", 1)):
         ids = [int(document.title.split()[-1]) for document in worst_of(report, category)]
         assert ids
@@ -631,15 +642,15 @@ def test_a_category_of_some_documents_shows_no_others(out: Path) -> None:
 def test_nothing_lost_is_not_shown(tmp_path: Path) -> None:
     for name in ("baseline", "same"):
         write_run(tmp_path / name, QUESTIONS, splice="none")
-    assert made(tmp_path).worst == ()
+    assert report_of(tmp_path).worst == ()
 
 
 def test_examples_are_left_out_where_all_prompts_begin_with_them(tmp_path: Path) -> None:
-    def asked(line: dict[str, Any], _: bool) -> dict[str, Any]:
+    def with_examples(line: dict[str, Any], _: bool) -> dict[str, Any]:
         prompt = f"Exam.\n\nQ: two?\nA: 2\n\nQ: three?\nA: 3\n\nQ: {line['doc_id']}?\n\n{'so ' * 900}\nA:"
-        return line | {"arguments": {k: of | {"arg_0": prompt} for k, of in line["arguments"].items()}}
+        return line | {"arguments": {k: arguments | {"arg_0": prompt} for k, arguments in line["arguments"].items()}}
 
-    report = run_pair(tmp_path, asked, shots=2)
+    report = run_pair(tmp_path, with_examples, shots=2)
     document = worst_of(report, "one")[0]
     assert document.prompt[:2] == ("", "The 37 letters before the question are left out.")
     assert document.prompt[2].startswith(f"Q: {document.title.split()[-1]}?")
@@ -663,20 +674,20 @@ def test_where_the_question_begins(prompts: list[str], shots: int, expected: str
 
 
 def test_choices_with_contexts_of_their_own(tmp_path: Path) -> None:
-    def asked(line: dict[str, Any], _: bool) -> dict[str, Any]:
+    def with_contexts(line: dict[str, Any], _: bool) -> dict[str, Any]:
         names = ("Ann", "Anton", "Berta", "Carl")
         requests = {
             f"gen_args_{i}": {"arg_0": f"Help came, so {name}", "arg_1": " left."} for i, name in enumerate(names)
         }
         return line | {"arguments": requests}
 
-    document = worst_of(run_pair(tmp_path, asked), "one")[0]
+    document = worst_of(run_pair(tmp_path, with_contexts), "one")[0]
     assert document.prompt == ("Help came, so ",)
     assert [line.label for line in document.lines][:2] == ["Ann left.", "Anton left."]
 
 
 def test_written_answers_are_shown_as_texts(tmp_path: Path) -> None:
-    def asked(line: dict[str, Any], variant: bool) -> dict[str, Any]:
+    def with_text(line: dict[str, Any], variant: bool) -> dict[str, Any]:
         text = HOSTILE if variant else "So it is 4.\nReally."
         return line | {
             "arguments": {"gen_args_0": {"arg_0": "2 + 2?\u202e\x1b[2J\ud800", "arg_1": {"until": ["\n\n"]}}},
@@ -685,7 +696,7 @@ def test_written_answers_are_shown_as_texts(tmp_path: Path) -> None:
             "target": "four",
         }
 
-    report = run_pair(tmp_path, asked)
+    report = run_pair(tmp_path, with_text)
     document = worst_of(report, "one")[0]
     assert document.prompt == ("2 + 2?<U+202E><U+001B>[2J\\ud800",)
     assert document.target == "four"
@@ -707,18 +718,18 @@ def test_written_answers_are_shown_as_texts(tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
 def test_frontier_by_brute_force(points: list[tuple[int, int]]) -> None:
-    def beaten(one: tuple[int, int]) -> bool:
-        return any(other[0] <= one[0] and other[1] <= one[1] and other != one for other in points)
+    def beaten(point: tuple[int, int]) -> bool:
+        return any(other[0] <= point[0] and other[1] <= point[1] and other != point for other in points)
 
-    found = sweep_settings.frontier([(float(x), float(y)) for x, y in points])
-    assert sorted(found) == [at for at, point in enumerate(points) if not beaten(point)]
-    assert [points[at] for at in found] == sorted(points[at] for at in found)
+    front = sweep_settings.frontier([(float(x), float(y)) for x, y in points])
+    assert sorted(front) == [at for at, point in enumerate(points) if not beaten(point)]
+    assert [points[at] for at in front] == sorted(points[at] for at in front)
 
 
 def spliced(layer: int, width: int = 16, mode: str = "reconstruction", name: str = "d") -> dict[str, Any]:
     hook = f"blocks.{layer}.hook_resid_post"
-    made = {"dictionary": f"{name}#{layer}/{width}", "hook_in": hook, "hook_out": hook}
-    return SPLICE | made | {"d_dictionary": width, "mode": mode}
+    splice = {"dictionary": f"{name}#{layer}/{width}", "hook_in": hook, "hook_out": hook}
+    return SPLICE | splice | {"d_dictionary": width, "mode": mode}
 
 
 def cells(report: build.Report, name: str) -> list[dict[str, str]]:
@@ -733,7 +744,7 @@ def test_frontier_of_l0_against_drop_and_compute(tmp_path: Path) -> None:
     for name, (layer, width, l0, answers, compute) in variants.items():
         fidelity = FIDELITY | {"l0": l0, "effective_compute": compute}
         write_run(tmp_path / name, answers, fidelity=fidelity, splices=[spliced(layer, width, name=name)])
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     rows = {row["variant"]: row for row in cells(report, "sweep")}
     assert {name: row["frontier"] for name, row in rows.items()} == {
         "a": "drop and compute",
@@ -761,13 +772,13 @@ def test_no_frontier_of_drops_where_there_is_nothing_to_lose(tmp_path: Path) -> 
         answers = {"birds": [1] * right + [0] * (20 - right)}
         fidelity = FIDELITY | {"l0": l0, "effective_compute": l0 / 100}
         write_run(tmp_path / name, answers, fidelity=fidelity, splices=[spliced(1, name=f"r#{name}")])
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     assert {row.get("frontier", "") for row in cells(report, "sweep")} == {""}
     assert "l0-against-drop" not in [picture.name for picture in report.pictures]
 
 
 def test_without_l0_the_notes_say_why_nothing_is_drawn(out: Path) -> None:
-    report = made(out)
+    report = report_of(out)
     assert any("the results of 1 of the 2 variants with one dictionary hold no L0" in note for note in report.notes)
     assert not [picture for picture in report.pictures if picture.name.startswith("l0-")]
 
@@ -776,7 +787,7 @@ def test_without_a_task_of_fidelity_nothing_is_said_of_l0(tmp_path: Path) -> Non
     write_run(tmp_path / "baseline", QUESTIONS, splice=None)
     for name in ("a", "b"):
         write_run(tmp_path / name, WORSE, splices=[spliced(1, name=name)])
-    assert not [note for note in made(tmp_path).notes if "L0" in note]
+    assert not [note for note in report_of(tmp_path).notes if "L0" in note]
 
 
 def test_controls_of_a_run_go_by_what_they_do(tmp_path: Path) -> None:
@@ -788,7 +799,7 @@ def test_controls_of_a_run_go_by_what_they_do(tmp_path: Path) -> None:
     both = {"splices": [spliced(1, mode="zero")], "control_of": ["k4", "k32"]}
     write_run(tmp_path / "k4,zero", WORSE, splice="zero", **both)
     write_run(tmp_path / "mine,all", WORSE, splice="mean", splices=[spliced(2, mode="mean")])
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     shown = {row["results"]: row["variant"] for row in cells(report, "variants")}
     assert shown == {
         "k4": "k4",
@@ -799,7 +810,7 @@ def test_controls_of_a_run_go_by_what_they_do(tmp_path: Path) -> None:
         "mine,all": "mine,all",
     }
     write_run(tmp_path / "k7,zero", WORSE, splice="zero", splices=[spliced(3, mode="zero")], control_of=["k7"])
-    shown = {row["results"]: row["variant"] for row in cells(made(tmp_path), "variants")}
+    shown = {row["results"]: row["variant"] for row in cells(report_of(tmp_path), "variants")}
     assert shown["k4,zero"] == "zero at blocks.1.hook_resid_post"
     assert shown["k7,zero"] == "zero at blocks.3.hook_resid_post"
 
@@ -810,7 +821,7 @@ def test_controls_of_one_kind_stand_together(tmp_path: Path) -> None:
         if not (tmp_path / name).exists():
             write_run(tmp_path / name, WORSE)
         write_run(tmp_path / f"{name},{mode}", WORSE, splice=mode, control_of=[name])
-    assert [row["variant"] for row in cells(made(tmp_path), "summary")] == [
+    assert [row["variant"] for row in cells(report_of(tmp_path), "summary")] == [
         *("baseline", "a", "b"),
         *("random_error of a", "random_error of b", "zero"),
     ]
@@ -828,7 +839,7 @@ def write_many_tasks(out: Path) -> None:
 
 def test_no_control_chooses_or_orders_what_is_shown(tmp_path: Path) -> None:
     write_many_tasks(tmp_path)
-    shown = [row["task"] for row in cells(made(tmp_path), "categories-1")]
+    shown = [row["task"] for row in cells(report_of(tmp_path), "categories-1")]
     assert shown == [f"task_{at:02}" for at in range(4, 40)]
     comparison = build.compare_tasks(*folders.find_results(tmp_path))
     report = build.build(comparison, sort="drop")
@@ -838,13 +849,13 @@ def test_no_control_chooses_or_orders_what_is_shown(tmp_path: Path) -> None:
 
 def test_of_many_tasks_the_headline_counts_those_that_lose(tmp_path: Path) -> None:
     write_many_tasks(tmp_path)
-    said = " ".join(made(tmp_path).headline)
-    found = re.search(r"In k4, (\d+) of 40 tasks lose significantly, most of all task_29 \(96.7, .* to .*\)\.", said)
-    assert found, said
-    assert found[1] == "29"
+    said = " ".join(report_of(tmp_path).headline)
+    match = re.search(r"In k4, (\d+) of 40 tasks lose significantly, most of all task_29 \(96.7, .* to .*\)\.", said)
+    assert match, said
+    assert match[1] == "29"
     shutil.rmtree(tmp_path / "k4")
     write_run(tmp_path / "k4", {f"task_{at:02}": [1] * 29 + [0] for at in range(40)})
-    assert "In k4, none of 40 tasks loses significantly." in made(tmp_path).headline
+    assert "In k4, none of 40 tasks loses significantly." in report_of(tmp_path).headline
 
 
 def test_the_interval_over_tasks_stands_beside_that_of_a_group(tmp_path: Path) -> None:
@@ -853,7 +864,7 @@ def test_the_interval_over_tasks_stands_beside_that_of_a_group(tmp_path: Path) -
     write_run(tmp_path / "baseline", {name: [1] * 20 for name in names}, splice=None, groups=groups)
     lost = {name: [0] * (at % 5) + [1] * (20 - at % 5) for at, name in enumerate(names)}
     write_run(tmp_path / "k4", lost, groups=groups)
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     drops = report.drops.set_index(["section", "name"])
     low, high = (float(drops.loc[("group", "many"), f"tasks_{end}"]) for end in ("low", "high"))
     shown = {row["group"]: row["interval over tasks"] for row in cells(report, "groups")}
@@ -862,7 +873,7 @@ def test_the_interval_over_tasks_stands_beside_that_of_a_group(tmp_path: Path) -
 
 
 def test_how_p_is_adjusted_is_told_with_the_first_table_and_in_the_methods(out: Path) -> None:
-    report = made(out)
+    report = report_of(out)
     family = build.compare_tasks(*folders.find_results(out)).family
     assert [table.name for table in report.tables if family in table.caption] == ["summary"]
     assert family in report.methods
@@ -873,7 +884,7 @@ def test_an_error_of_rounding_is_no_error(out: Path) -> None:
     lost = {"loss_recovered_zero": 2.8e-9, "loss_recovered_zero_stderr": 2.0e-9}
     lost |= {"loss_recovered_mean": 0.9, "loss_recovered_mean_stderr": 2.0e-9, "ce_mean": 7.0, "ce_delta": 0.0}
     write_run(out / "k4", WORSE, fidelity=FIDELITY | lost)
-    (row,) = cells(made(out), "fidelity-losses")
+    (row,) = cells(report_of(out), "fidelity-losses")
     assert row["loss recovered (zero ablation)"] == row["delta CE"] == "0"
     assert row["loss recovered (mean ablation)"] == "0.9000"
 
@@ -884,8 +895,8 @@ def test_many_controls_are_one_series_and_clip_nothing(tmp_path: Path, recwarn: 
     for at in range(9):
         name = f"a_control_with_a_name_of_some_length_{at}"
         write_run(tmp_path / name, WORSE, splice="zero", splices=[spliced(at, mode="zero")])
-    report = made(tmp_path)
-    picture = next(one for one in report.pictures if one.name == "drop-by-category")
+    report = report_of(tmp_path)
+    picture = next(drawn for drawn in report.pictures if drawn.name == "drop-by-category")
     assert [text.get_text() for text in picture.figure.legends[0].get_texts()] == ["k4", "9 controls"]
     assert "Grey strokes: the 9 controls" in picture.caption
     for picture in report.pictures:
@@ -900,7 +911,7 @@ def test_a_legend_of_many_lines_has_room(tmp_path: Path, recwarn: pytest.Warning
     write_run(tmp_path / "baseline", QUESTIONS, splice=None)
     for at in range(6):
         write_run(tmp_path / f"one_of_many_{'x' * 40}_dictionaries_{at}", WORSE)
-    for picture in made(tmp_path).pictures:
+    for picture in report_of(tmp_path).pictures:
         figures.as_bytes(picture.figure, "png")
         for legend in picture.figure.legends:
             boxes = [axis.get_window_extent() for axis in picture.figure.axes]
@@ -912,15 +923,15 @@ def test_layers_spliced_at_once(tmp_path: Path) -> None:
     write_run(tmp_path / "baseline", QUESTIONS, splice=None)
     for count in (1, 2, 3):
         write_run(tmp_path / f"n{count}", WORSE, splices=[spliced(layer) for layer in range(count)])
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     figure = next(picture.figure for picture in report.pictures if picture.name == "loss-against-layers")
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "2", "3"]
-    (line,) = [one for one in figure.axes[0].get_lines() if len(one.get_xdata()) == 3]  # each has all before it
+    (line,) = [curve for curve in figure.axes[0].get_lines() if len(curve.get_xdata()) == 3]  # each has all before it
     assert list(line.get_xdata()) == [1, 2, 3]
     assert [row["layer"] for row in cells(report, "sweep")] == ["0", "0+1", "0+1+2"]
     shutil.rmtree(tmp_path / "n2")
     shutil.rmtree(tmp_path / "n3")
-    assert "loss-against-layers" not in [picture.name for picture in made(tmp_path).pictures]
+    assert "loss-against-layers" not in [picture.name for picture in report_of(tmp_path).pictures]
 
 
 def write_reconstructions(out: Path, l0_of: Mapping[tuple[int, int, str], float]) -> None:
@@ -935,7 +946,7 @@ def write_reconstructions(out: Path, l0_of: Mapping[tuple[int, int, str], float]
 
 def test_variants_that_differ_in_l0_alone_are_a_curve(tmp_path: Path) -> None:
     write_reconstructions(tmp_path, {(1, 16, "b"): 32.0, (1, 16, "a"): 8.0, (1, 64, "a"): 9.0, (2, 16, "a"): 10.0})
-    picture = next(one for one in made(tmp_path).pictures if one.name == "l0-against-drop")
+    picture = next(drawn for drawn in report_of(tmp_path).pictures if drawn.name == "l0-against-drop")
     plain = [line for line in picture.figure.axes[0].get_lines() if line.get_linestyle() == "-"]
     assert [np.asarray(line.get_xdata()).tolist() for line in plain if len(line.get_xdata()) > 1] == [[8.0, 32.0]]
     assert "A line joins the variants of one release, site and width." in picture.caption
@@ -944,14 +955,14 @@ def test_variants_that_differ_in_l0_alone_are_a_curve(tmp_path: Path) -> None:
 def test_a_width_at_several_layers_is_a_curve(tmp_path: Path) -> None:
     layers = {(layer, width, "a"): 8.0 for layer in (10, 2, 6) for width in (16, 64)}
     write_reconstructions(tmp_path, layers | {(2, 128, "a"): 8.0, (6, 128, "a"): 8.0, (6, 128, "b"): 9.0})
-    picture = next(one for one in made(tmp_path).pictures if one.name == "loss-against-layer")
-    of = {str(one.get_label()): one.lines[0] for one in picture.figure.axes[0].containers}
-    assert {name: np.asarray(line.get_xdata()).tolist() for name, line in of.items()} == {
+    picture = next(drawn for drawn in report_of(tmp_path).pictures if drawn.name == "loss-against-layer")
+    curves = {str(drawn.get_label()): drawn.lines[0] for drawn in picture.figure.axes[0].containers}
+    assert {name: np.asarray(line.get_xdata()).tolist() for name, line in curves.items()} == {
         "width 16": [2, 6, 10],
         "width 64": [2, 6, 10],
         "width 128": [2, 6, 6],
     }
-    assert [line.get_linestyle() for line in of.values()] == ["-", "-", "None"]
+    assert [line.get_linestyle() for line in curves.values()] == ["-", "-", "None"]
     assert "Where a width has several variants at a layer, none are joined." in picture.caption
     for kind in figures.DATELESS:
         figures.as_bytes(picture.figure, kind)
@@ -959,7 +970,7 @@ def test_a_width_at_several_layers_is_a_curve(tmp_path: Path) -> None:
 
 def test_two_layers_are_no_curve(tmp_path: Path) -> None:
     write_reconstructions(tmp_path, {(1, 16, "a"): 8.0, (2, 16, "a"): 8.0, (3, 64, "a"): 8.0})
-    assert "loss-against-layer" not in [picture.name for picture in made(tmp_path).pictures]
+    assert "loss-against-layer" not in [picture.name for picture in report_of(tmp_path).pictures]
 
 
 def test_variants_that_add_nothing_to_one_another_are_one_series(tmp_path: Path) -> None:
@@ -967,17 +978,17 @@ def test_variants_that_add_nothing_to_one_another_are_one_series(tmp_path: Path)
     for layer in range(8):
         write_run(tmp_path / f"k{layer}", WORSE, splices=[spliced(layer)])
     write_run(tmp_path / "elsewhere", WORSE, splices=[spliced(layer) for layer in (9, 10, 11)])
-    report = made(tmp_path)
-    picture = next(one for one in report.pictures if one.name == "loss-against-layers")
+    report = report_of(tmp_path)
+    picture = next(drawn for drawn in report.pictures if drawn.name == "loss-against-layers")
     containers = picture.figure.axes[0].containers
-    assert [len(of.lines[0].get_xdata()) for of in containers] == [9]
+    assert [len(container.lines[0].get_xdata()) for container in containers] == [9]
     assert containers[0].lines[0].get_linestyle() == "None"
 
 
 def test_damage_beside_that_of_a_random_error(tmp_path: Path) -> None:
     write_run(tmp_path / "baseline", QUESTIONS, splice=None)
     answers = {"one": {"kl": 0.4, "stderr": 0.01, "positions": 30}, "two": {"kl": 0.8, "stderr": 0.01, "positions": 10}}
-    few = {task: of | {"kl": of["kl"] / 5} for task, of in answers.items()}
+    few = {task: losses | {"kl": losses["kl"] / 5} for task, losses in answers.items()}
     random = {"ce_delta": 0.02, "ce_delta_stderr": 0.02, "kl": 0.05, "kl_stderr": 0.001}
     for layer in (1, 2):
         write_run(
@@ -995,7 +1006,7 @@ def test_damage_beside_that_of_a_random_error(tmp_path: Path) -> None:
         kl_at_answers=few,
         fidelity=FIDELITY | random,
     )
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     rows = cells(report, "random-error")
     assert [(row["variant"], row["damage"], row["ratio"]) for row in rows] == [
         ("sae1", "delta CE on sae_fidelity", "n/a"),
@@ -1018,8 +1029,8 @@ def test_damage_beside_that_of_a_random_error(tmp_path: Path) -> None:
     ],
 )
 def test_a_ratio_of_what_is_not_above_zero_is_undefined(ours: Any, random: Any, expected: Any) -> None:
-    def measured(of: tuple[float | None, float | None]) -> MetricValue:
-        return MetricValue("v", "t", "kl", *of, "nats/token")
+    def measured(estimate: tuple[float | None, float | None]) -> MetricValue:
+        return MetricValue("v", "t", "kl", *estimate, "nats/token")
 
     assert sweep_tables.ratio_to_random(measured(ours), measured(random), 0.95) == expected
 
@@ -1030,7 +1041,7 @@ def test_dose_and_response(tmp_path: Path) -> None:
         fidelity = FIDELITY | {"ce_delta": scale, "kl": scale**2}
         write_run(tmp_path / f"s{scale}", WORSE, splices=[spliced(1)], scale=scale, fidelity=fidelity)
     write_run(tmp_path / "other", WORSE, splices=[spliced(2)], fidelity=FIDELITY)
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     figure = next(picture.figure for picture in report.pictures if picture.name == "drop-against-scale")
     panels = {axis.get_ylabel(): axis.lines[0] for axis in figure.axes if axis.get_visible() and axis.lines}
     assert list(panels) == ["drop (pp)", "delta CE (nats/token)", "KL (nats/token)"]
@@ -1053,8 +1064,8 @@ def test_the_page_keeps_to_the_primary_metric(tmp_path: Path) -> None:
 
 
 def test_tables_name_a_text_without_the_groups_name(out: Path) -> None:
-    of = next(iter(fidelity_of([read_results(out / "k4")]).values()))
-    tables = fidelity_tables({("k4", "sae_fidelity_world"): of})
+    metrics = next(iter(fidelity_of([read_results(out / "k4")]).values()))
+    tables = fidelity_tables({("k4", "sae_fidelity_world"): metrics})
     assert {table.rows[0][1].text for table in tables} == {"world"}
 
 
@@ -1066,7 +1077,7 @@ def test_no_dictionary_is_in_the_model_where_zeros_or_means_are(tmp_path: Path, 
     write_run(tmp_path / "baseline", QUESTIONS, splice="none")
     write_run(tmp_path / "k4", WORSE, fidelity=FIDELITY)
     write_run(tmp_path / mode, WORSE, splice=mode, fidelity=FIDELITY | {"explained_variance": 0.9})
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     frame = report.fidelity.set_index(["variant", "metric"])
     for metric in ("l0", "explained_variance"):
         assert pd.isna(frame.loc[(mode, metric), "value"])
@@ -1083,7 +1094,7 @@ def test_several_dictionaries_show_theirs_by_site(tmp_path: Path) -> None:
     write_run(tmp_path / "k4", WORSE, fidelity=FIDELITY)
     write_run(tmp_path / "k8", WORSE, fidelity=FIDELITY | {"l0": 8.0})
     write_run(tmp_path / "three", WORSE, fidelity=several, splices=[{**SPLICE, "hook_out": site} for site in sites])
-    report = made(tmp_path)
+    report = report_of(tmp_path)
     activations = next(table for table in report.tables if table.name == "fidelity-activations")
     assert [column.heading for column in activations.columns][:4] == ["variant", "text", "site", "L0"]
     texts = [[cell.text for cell in row] for row in activations.rows if row[0].text == "three"]
@@ -1098,12 +1109,12 @@ def test_several_dictionaries_show_theirs_by_site(tmp_path: Path) -> None:
 
 def test_points_stand_at_their_baseline(out: Path) -> None:
     """As drawn, in pixels: no variant is moved aside along the axis of the baseline's accuracy."""
-    rows = [row for row in drops.drop_rows(made(out).drops) if row.section == "task"]
+    rows = [row for row in drops.drop_rows(report_of(out).drops) if row.section == "task"]
     (axis,) = figures.drop_against_baseline(rows).axes
     containers = axis.containers
     assert len(containers) == 2
     for container, variant in zip(containers, drops.drop_variants(rows), strict=True):
         line, own = container[0], [row for row in rows if row.variant == variant]
         drawn = line.get_transform().transform(line.get_xydata())
-        asked = axis.transData.transform([(100 * row.baseline, row.drop) for row in own])
-        np.testing.assert_allclose(drawn, asked, atol=1e-6)
+        expected = axis.transData.transform([(100 * row.baseline, row.drop) for row in own])
+        np.testing.assert_allclose(drawn, expected, atol=1e-6)

@@ -159,16 +159,18 @@ def test_damaged_examples_of_delphis_are_told_in_a_sentence(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    ("names", "columns", "told"),
+    ("names", "columns", "sentence"),
     [
         (["sae", "judge", "judge"], [["a"], [1.0], [2.0]], "has the column 'judge' twice"),
         (["sae", "judge", "when"], [["a"], [1.0], pa.array([2**40], pa.timestamp("s"))], "is no sound Parquet file"),
         (["release", "sae_id", "judge"], [["a"], [[1]], [1.0]], "Row 1 of .* names no dictionary: 'sae_id' is"),
     ],
 )
-def test_an_odd_parquet_file_is_told_in_a_sentence(names, columns, told, tmp_path):
-    parquet.write_table(pa.Table.from_arrays([pa.array(one) for one in columns], names=names), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=told):
+def test_an_odd_parquet_file_is_told_in_a_sentence(names, columns, sentence, tmp_path):
+    parquet.write_table(
+        pa.Table.from_arrays([pa.array(cells) for cells in columns], names=names), tmp_path / "a.parquet"
+    )
+    with pytest.raises(UserError, match=sentence):
         read_scores(tmp_path / "a.parquet")
 
 

@@ -68,10 +68,10 @@ class TestTerminal:
         monkeypatch.setattr(sys, "stdin", type("Terminal", (), {"isatty": lambda self: True})())
 
     def test_it_is_asked(self, name, monkeypatch):
-        asked = []
-        monkeypatch.setattr(typer, "confirm", lambda question, **_: asked.append(question) or True)
+        questions = []
+        monkeypatch.setattr(typer, "confirm", lambda question, **_: questions.append(question) or True)
         ask_about_code([{}, {name: True}], [{}], Path("sweep.yaml"))
-        assert asked == [f"'sweep.yaml' sets {name}: {RUNS_CODE[name]}. Go on?"]
+        assert questions == [f"'sweep.yaml' sets {name}: {RUNS_CODE[name]}. Go on?"]
 
     def test_no_is_no(self, name, monkeypatch):
         monkeypatch.setattr(typer, "confirm", lambda *_, **__: False)
@@ -85,7 +85,7 @@ class TestTerminal:
 
 
 @pytest.mark.parametrize(
-    ("record", "told"),
+    ("record", "sentence"),
     [
         (
             {"model_args": {"pretrained": "world"}, "trust_remote_code": True},
@@ -100,8 +100,8 @@ class TestTerminal:
         ([], "run.json' is not the record of a run"),
     ],
 )
-def test_the_record_of_a_run_that_a_family_is_asked_by(record, told, tmp_path):
+def test_the_record_of_a_run_that_a_family_is_asked_by(record, sentence, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(record))
     said = CliRunner().invoke(app, ["curve", "--models", "world@step2616", "--like", str(tmp_path), "--tasks"])
     assert isinstance(said.exception, UserError)
-    assert told in str(said.exception)
+    assert sentence in str(said.exception)

@@ -56,8 +56,8 @@ def scrollback(command: list[str], cwd: Path) -> list[str]:
 
 
 def test_no_line_of_a_run_stands_twice_in_a_terminal(tmp_path):
-    asked = ["--model_args", "pretrained=world", "--sae", K4, "--control", "zero", "--tasks", "sae_world_homes"]
-    command = [sys.executable, "-m", "sae_lm_eval", "run", *asked, "--limit", "20", "--output_path", "out"]
+    arguments = ["--model_args", "pretrained=world", "--sae", K4, "--control", "zero", "--tasks", "sae_world_homes"]
+    command = [sys.executable, "-m", "sae_lm_eval", "run", *arguments, "--limit", "20", "--output_path", "out"]
     lines = scrollback(command, tmp_path)
     assert lines[0] == LOADING
     assert any("loses" in line for line in lines)

@@ -50,21 +50,24 @@ class SaeLightevalModel(LightevalModel):
 
     def loglikelihood(self, docs: list[Doc]) -> list[ModelResponse]:
         """Sums of log-probabilities (nats), one for each choice."""
-        asked, counts = [], []
+        requests, counts = [], []
         for doc in docs:
             prompt = self.prompts.prepare_prompt(doc)
             contexts, choices = self.tok_encode_pair(prompt, doc.choices, pairwise=True)
-            asked += [((prompt, text), *ids) for text, *ids in zip(doc.choices, contexts, choices, strict=True)]
+            requests += [((prompt, text), *ids) for text, *ids in zip(doc.choices, contexts, choices, strict=True)]
             counts.append(len(doc.choices))
-        answers = iter(self.lm._loglikelihood_tokens(asked))
-        return [self._scored(asked_of, [next(answers) for _ in asked_of]) for asked_of in _parts(asked, counts)]
+        answers = iter(self.lm._loglikelihood_tokens(requests))
+        return [
+            self._scored(requests_of_document, [next(answers) for _ in requests_of_document])
+            for requests_of_document in _parts(requests, counts)
+        ]
 
     @staticmethod
-    def _scored(asked: Sequence[Any], answers: Sequence[tuple[float, bool]]) -> ModelResponse:
+    def _scored(requests: Sequence[Any], answers: Sequence[tuple[float, bool]]) -> ModelResponse:
         return ModelResponse(
-            input=asked[0][0][0],
-            input_tokens=asked[0][1],
-            output_tokens=[ids for *_, ids in asked],
+            input=requests[0][0][0],
+            input_tokens=requests[0][1],
+            output_tokens=[ids for *_, ids in requests],
             logprobs=[logprob for logprob, _ in answers],
             argmax_logits_eq_gold=[is_greedy for _, is_greedy in answers],
         )

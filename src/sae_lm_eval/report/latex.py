@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +19,8 @@ MOST_LETTERS = 24
 # Digits on a line of print, in the size of a table that spans pages and of one that does not; and between two columns.
 DIGITS_A_LINE = {"long": 114, "short": 108}
 GAP = {"long": 1.4, "short": 1.8}
+# Between two columns of a table that spans pages and has no room for its names otherwise.
+NARROW_GAP = 1.0
 # How wide a letter of Latin Modern is, in digits; others are about as wide as a digit.
 LETTER_WIDTHS = {
     **dict.fromkeys(".,:;[]()'`!|/ijl", 0.58),
@@ -120,6 +123,7 @@ def _tex_environment() -> Environment:
     )
     environment.filters |= {
         "printed": _printed,
+        "gap": _tex_gap,
         "columns": _tex_columns,
         "headings": _tex_headings,
         "body": _tex_body,
@@ -181,13 +185,43 @@ def _digits(table: ReportTable) -> list[float]:
 
 
 def _printed(table: ReportTable) -> ReportTable:
-    """A table that spans pages cannot be made smaller: less the columns that print can spare, where it is too wide."""
-    names = sum(column.align == "left" for column in table.columns)
-    numbers = sum(width for width, column in zip(_digits(table), table.columns, strict=True) if column.align == "right")
-    room = DIGITS_A_LINE["long"] - GAP["long"] * len(table.columns) - numbers
-    if table.extent == "short" or room >= names * GOOD_NAME:
+    """A table that spans pages cannot be made smaller: less the columns that print can spare, where it is too wide, and
+    less others that a terminal would spare, while names have no room at all.
+    """
+    if table.extent == "short" or _room_for_names(table, GAP["long"]) >= _names(table) * GOOD_NAME:
         return table
-    kept = [at for at, column in enumerate(table.columns) if column.spare < SPARE_IN_PRINT]
+    printed = _with_columns(table, [at for at, column in enumerate(table.columns) if column.spare < SPARE_IN_PRINT])
+    while _room_for_names(printed) < _names(printed) * LEAST_NAME:
+        spare, last = max((column.spare, at) for at, column in enumerate(printed.columns))
+        if spare == 0:
+            break
+        printed = _with_columns(printed, [at for at in range(len(printed.columns)) if at != last])
+    return printed
+
+
+def _room_for_names(table: ReportTable, gap: float = NARROW_GAP) -> float:
+    """Digits that a line has left beside the numbers of a table that spans pages."""
+    numbers = sum(width for width, column in zip(_digits(table), table.columns, strict=True) if column.align == "right")
+    return DIGITS_A_LINE["long"] - gap * len(table.columns) - numbers
+
+
+def _names(table: ReportTable) -> int:
+    return sum(column.align == "left" for column in table.columns)
+
+
+def _gap(table: ReportTable) -> float:
+    """Digits between two columns."""
+    gap = GAP[table.extent]
+    crowded = table.extent == "long" and _room_for_names(table, gap) < _names(table) * LEAST_NAME
+    return NARROW_GAP if crowded else gap
+
+
+def _tex_gap(table: ReportTable) -> Tex:
+    """Half of the space between two columns, as LaTeX has it."""
+    return Tex("4pt" if table.extent == "short" else f"{2 * _gap(table):.2g}pt")
+
+
+def _with_columns(table: ReportTable, kept: Sequence[int]) -> ReportTable:
     columns, *rows = (tuple(line[at] for at in kept) for line in (table.columns, *table.rows))
     return replace(table, columns=columns, rows=tuple(rows))
 
@@ -198,12 +232,12 @@ def _in_digits(text: str) -> float:
 
 def _tex_columns(table: ReportTable) -> Tex:
     """The column specification: numbers to the right; long text wraps in the room that is left."""
-    widths = _digits(table)
+    widths, gap = _digits(table), _gap(table)
     names = [column.align == "left" for column in table.columns]
     wrapped = [name and count > MOST_LETTERS for name, count in zip(names, _widths(table), strict=True)]
-    if sum(widths) + GAP[table.extent] * len(widths) > DIGITS_A_LINE[table.extent] and not any(wrapped):
+    if sum(widths) + gap * len(widths) > DIGITS_A_LINE[table.extent] and not any(wrapped):
         wrapped = names
-    taken = sum(GAP[table.extent] + (0 if wraps else width) for wraps, width in zip(wrapped, widths, strict=True))
+    taken = sum(gap + (0 if wraps else width) for wraps, width in zip(wrapped, widths, strict=True))
     room = max(LEAST_NAME, (DIGITS_A_LINE[table.extent] - taken) / max(1, sum(wrapped)))
     kinds = [
         rf">{{\raggedright\arraybackslash}}p{{{0.5 * min(width, room):.3g}em}}" if wraps else column.align[0]

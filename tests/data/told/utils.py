@@ -9,8 +9,10 @@ from sae_lm_eval.world import text
 
 
 def prompts(**_) -> dict[str, datasets.Dataset]:
-    asked = text.questions("homes")
-    return {"test": datasets.Dataset.from_list([{"prompt": q.prompt, "answer": q.choices[q.answer]} for q in asked])}
+    questions = text.questions("homes")
+    return {
+        "test": datasets.Dataset.from_list([{"prompt": q.prompt, "answer": q.choices[q.answer]} for q in questions])
+    }
 
 
 def said(doc: dict, results: list[str]) -> dict[str, float]:
@@ -18,8 +20,8 @@ def said(doc: dict, results: list[str]) -> dict[str, float]:
 
 
 def documents(**_) -> dict[str, datasets.Dataset]:
-    made = islice(text.documents(Random(7)), 20)
-    return {"test": datasets.Dataset.from_list([{"page": document.text} for document in made])}
+    first = islice(text.documents(Random(7)), 20)
+    return {"test": datasets.Dataset.from_list([{"page": document.text} for document in first])}
 
 
 def by_character(doc: dict, results: tuple[float]) -> dict[str, float]:
