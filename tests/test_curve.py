@@ -324,6 +324,60 @@ def test_a_curve_of_something_else_is_not_taken(file, losses, tmp_path):
     assert "it is not used" in curves_for(CurveRun(**{**vars(run), "baseline": 2 * losses["main"]}), [file]).notes[0]
 
 
+def with_row(file, target, like, **changed):
+    """The curve with a row more, as that of revision `like` but for what is changed."""
+    rows = pd.read_csv(file)
+    row = rows[rows["revision"] == like].assign(**changed)
+    row["text_nats"] = row["loss"] * row["text_tokens"]
+    row["nats_per_byte"] = row["text_nats"] / row["text_bytes"]
+    pd.concat([rows, row]).to_csv(target, index=False)
+    return target
+
+
+def test_a_curve_whose_rows_do_not_differ_in_compute_stops_nothing(file, losses):
+    """An untrained checkpoint and the model itself are one point of a course."""
+    run = CurveRun(TASK, DOCUMENTS, CONTEXT, "world", "main", losses["main"])
+    untrained = file.with_name("untrained.csv")
+    rows = pd.read_csv(file)
+    rows["tokens"] = rows["tokens"].where(rows["revision"] == "main", 0)
+    rows.to_csv(untrained, index=False)
+    (note,) = curves_for(run, [untrained]).notes
+    assert note.endswith("it has no two models or checkpoints whose losses fall with compute")
+    small = {"model": "small", "loss": 2 * losses["main"], "params": 1000, "revision": "main"}
+    curves = curves_for(run, [with_row(untrained, file.with_name("both.csv"), "main", **small)])
+    assert curves.checkpoints is None
+    assert curves.family.models == ("small", "world")
+    (note,) = curves.notes
+    assert note.startswith("the checkpoints curve of ")
+    assert "is not used: a curve needs two rows or more that differ in FLOPs" in note
+
+
+def test_a_curve_that_is_left_out_beside_another_has_a_note(file, losses):
+    run = CurveRun(TASK, DOCUMENTS, CONTEXT, "world", "main", losses["main"])
+    worse = {"model": "larger", "loss": 2 * losses["main"], "params": 10**9, "tokens": 10**9, "revision": "main"}
+    curves = curves_for(run, [with_row(file, file.with_name("worse.csv"), "main", **worse)])
+    assert curves.checkpoints is not None
+    assert curves.family is None
+    (note,) = curves.notes
+    assert note.startswith("the family curve of ")
+    assert "is not used: the measured losses do not fall with compute" in note
+
+
+def test_a_category_whose_losses_rise_has_no_curve_but_a_note(file, losses):
+    run = CurveRun(TASK, DOCUMENTS, CONTEXT, "world", "main", losses["main"])
+    rows = pd.read_csv(file).sort_values("tokens")
+    parts = {"good": [300.0, 200.0, 100.0], "bad": [100.0, 200.0, 300.0]}
+    rows["categories"] = [
+        json.dumps({name: {"nats": nats[at], "tokens": 99, "bytes": 300} for name, nats in parts.items()})
+        for at in range(len(rows))
+    ]
+    rows.to_csv(file.with_name("categories.csv"), index=False)
+    curves = curves_for(run, [file.with_name("categories.csv")])
+    assert list(curves.by_category) == ["good"]
+    (note,) = curves.notes
+    assert note.endswith("curves of bad that do not fall with compute are not used")
+
+
 VILLAGES = {"documents": 3, "tokens": 9, "ce_baseline": 1.0, "ce_spliced": 1.3, "ce_delta_stderr": 0.1}
 
 

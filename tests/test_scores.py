@@ -142,11 +142,21 @@ def test_delphis_balanced_accuracy_is_over_the_examples_of_all_latents(tmp_path)
     assert score.dictionary.fits(DictionaryName.of_spec("sparsify:org/sae#layers.4"))
 
 
+def test_predictions_of_delphis_judge_count_from_a_half_on_whatever_number_they_are(tmp_path):
+    """delphi writes what its judge answered, such as [1, 2, 0], and compares it with 0.5; NaN is no answer there."""
+    saved(tmp_path / "run_config.json", {"sparse_model": "org/sae"})
+    said = [(True, 2), (True, 0.5), (True, 0.4), (True, math.nan), (False, -1), (False, 7), (False, 0), (False, 0.1)]
+    content = [{"activating": active, "prediction": prediction} for active, prediction in said]
+    saved(tmp_path / "scores" / "fuzz" / "layers.4_latent7.txt", content)
+    (score,) = read_scores(tmp_path).scores
+    assert score.value == pytest.approx((2 / 3 + 3 / 4) / 2)
+
+
 @pytest.mark.parametrize(
     "content",
     [
         *("", "{", "[1]", '[{"activating": 1}]', '[{"activating": true, "prediction": "x"}]'),
-        *(f'[{{"activating": true, "prediction": {value}}}]' for value in ("NaN", "7", "-1", '"0.9"', "1e400")),
+        *(f'[{{"activating": true, "prediction": {value}}}]' for value in ('"0.9"', "[1]", "{}")),
         '[{"activating": true, "activating": false, "prediction": 1}]',
     ],
 )

@@ -6,6 +6,7 @@ examples: whether the latent is active there, and whether the scorer's model tho
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,16 +32,17 @@ class DelphiConfig(Foreign):
 
 
 def _prediction(given: Any) -> Any:
-    if given is not None and not (isinstance(given, bool | int | float) and 0 <= given <= 1):
-        raise ValueError("it must be true, false or a number from 0 to 1")
-    return given
+    """What delphi wrote of its judge's answer, which it does not check: whatever number that gave; NaN is no answer."""
+    if given is not None and not isinstance(given, bool | int | float):
+        raise ValueError("it must be true, false or a number")
+    return None if given is None or math.isnan(given) else given >= 0.5
 
 
 class DelphiExample(Foreign):
-    """An example: `prediction` is None where the scorer's answer could not be read, else a truth value or 0 to 1."""
+    """An example: `prediction` is None where the scorer's answer could not be read, and true from 0.5 on."""
 
     activating: StrictBool
-    prediction: Annotated[bool | float | None, BeforeValidator(_prediction)] = None
+    prediction: Annotated[bool | None, BeforeValidator(_prediction)] = None
 
 
 @dataclass
@@ -56,11 +58,10 @@ class Confusion:
         """Count an example, unless nothing was predicted of it."""
         if example.prediction is None:
             return
-        predicted = example.prediction >= 0.5
         if example.activating:
-            self.activating, self.recognised = self.activating + 1, self.recognised + predicted
+            self.activating, self.recognised = self.activating + 1, self.recognised + example.prediction
         else:
-            self.silent, self.dismissed = self.silent + 1, self.dismissed + (not predicted)
+            self.silent, self.dismissed = self.silent + 1, self.dismissed + (not example.prediction)
 
     @property
     def balanced_accuracy(self) -> float | None:

@@ -167,7 +167,7 @@ def curves_for(run: CurveRun, files: Iterable[Path]) -> Curves:
                 name: _curves(with_losses(part, own_part, per="byte"), own_part, path)
                 for name, (part, own_part) in parts.items()
             }
-            return replace(curves, by_category=by_category)
+            return _with_categories(curves, by_category, path)
     return Curves(notes=tuple(notes))
 
 
@@ -175,22 +175,34 @@ def _key(row: Row) -> tuple[str, str]:
     return str(row["model"]), str(row["revision"])
 
 
-def _falling(curve: Family) -> Family | None:
-    """The curve, None where its losses do not fall, so that nothing can be read off it."""
-    try:
-        monotone_curve(curve.compute, curve.loss)
-        _ = curve.fit
-    except UserError:
-        return None
-    return curve
+def _with_categories(curves: Curves, by_category: Mapping[str, Curves], path: Path) -> Curves:
+    """The curves of a text with those of its categories that have any, and a note on those that lack some."""
+    usable = {name: part for name, part in by_category.items() if part.family or part.checkpoints}
+    notes = curves.notes
+    if lacking := [name for name, part in by_category.items() if part.notes]:
+        notes = (*notes, f"{path}: curves of {', '.join(lacking)} that do not fall with compute are not used")
+    return replace(curves, by_category=usable, notes=notes)
 
 
 def _curves(rows: list[Row], own: Row, path: Path) -> Curves:
     latest = {str(row["model"]): row for row in sorted(rows, key=lambda row: row["tokens"])}
     latest[str(own["model"])] = next(row for row in rows if _key(row) == _key(own))
     course = [row for row in rows if row["model"] == own["model"] and row["tokens"] <= own["tokens"]]
+    notes: list[str] = []
 
     def curve(points: list[Row], kind: Kind) -> Family | None:
-        return _falling(family_of(points, name=path.stem, kind=kind, where=str(path))) if len(points) > 1 else None
+        """The curve, None with a note where nothing can be read off it."""
+        if len(points) < 2:
+            return None
+        try:
+            measured = family_of(points, name=path.stem, kind=kind, where=str(path))
+            monotone_curve(measured.compute, measured.loss)
+            _ = kind == "family" and measured.fit  # of checkpoints no law is fitted
+        except UserError as error:
+            reason = str(error).removeprefix(f"{path}: ").removesuffix(".")
+            notes.append(f"the {kind} curve of {path} is not used: {reason[:1].lower()}{reason[1:]}")
+            return None
+        return measured
 
-    return Curves(family=curve(list(latest.values()), "family"), checkpoints=curve(course, "checkpoints"), own=own)
+    family, checkpoints = curve(list(latest.values()), "family"), curve(course, "checkpoints")
+    return Curves(family=family, checkpoints=checkpoints, own=own, notes=tuple(notes))
