@@ -24,6 +24,8 @@ from sae_lm_eval.report.capability_figure import capability_pictures
 from sae_lm_eval.report.capability_tables import equivalents_of
 from sae_lm_eval.report.findings import findings
 from sae_lm_eval.report.formatting import significant
+from sae_lm_eval.runs.members import Member
+from sae_lm_eval.runs.task_family import measure_tasks
 
 COMPUTE = np.geomspace(0.01, 1, 9)
 
@@ -232,6 +234,29 @@ def test_tasks_are_asked_as_a_run_was(tmp_path):
             curve(models="gpt2", tasks=True, **given)
     with pytest.raises(UserError, match="is no folder that `sae-lm-eval run` wrote"):
         curve(models="world", tasks=True, like=tmp_path)
+
+
+def test_a_text_of_the_users_is_asked_of_the_family(tmp_path, monkeypatch):
+    own = {"model_num_parameters": 1000}
+    for name in ("baseline", "k4"):
+        write_run(tmp_path / "run" / name, answers({"sums": [0.5] * 4}), config=own)
+    text = {"sae_fidelity_text": {"file": "mine.txt"}}
+    model = {"pretrained": "world", "dtype": "float32"}
+    record = {"model_args": model, "tasks": "sae_fidelity_text", "metadata": {**model, **text}}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    asked = []
+
+    def evaluate(sweep, config, folder):
+        asked.append((sweep, config))
+        raise UserError("asked")
+
+    monkeypatch.setattr("sae_lm_eval.runs.task_family.evaluate", evaluate)
+    with pytest.raises(UserError, match="asked"):
+        measure_tasks([Member("world", "step2616")], tmp_path / "run")
+    ((sweep, config),) = asked
+    assert sweep.settings["metadata"] == text
+    assert config.metadata["sae_fidelity_text"] == {"file": "mine.txt"}
+    assert config.metadata["pretrained"] != "world"
 
 
 def pythia_run(folder, model, task, right, shots=0):

@@ -24,8 +24,7 @@ from sae_lm_eval.runs.sweep_keys import lm_eval_settings
 from sae_lm_eval.runtime.placed_files import place_files, refuse_linked
 from sae_lm_eval.scaling.loss_curves import MAIN
 
-# Settings in a run's record that are not asked of a member.
-NOT_ASKED = ("metadata", "use_cache")
+NOT_ASKED = ("use_cache",)  # a setting in a run's record that is not asked of a member
 
 
 def measure_tasks(members: Sequence[Member], like: Path, loading: Mapping[str, Any] | None = None) -> Path:
@@ -44,8 +43,10 @@ def measure_tasks(members: Sequence[Member], like: Path, loading: Mapping[str, A
         raise UserError(f"{own} is the run's own model: name others of its family, or checkpoints of it, in --models.")
     for member in everyone:
         _ = member.source, member.training  # before anything is loaded
-    names = [name for name in lm_eval_settings() if name not in FREE and name not in NOT_ASKED]
+    names = [name for name in lm_eval_settings() if name not in (*FREE, *NOT_ASKED, "metadata")]
     settings = {name: record[name] for name in names if record.get(name) not in (None, {}, [])}
+    if metadata := _metadata(record):
+        settings["metadata"] = metadata
     rest = {
         name: value for name, value in record["model_args"].items() if name not in ("pretrained", "revision", "sae")
     }
@@ -69,6 +70,14 @@ def measure_tasks(members: Sequence[Member], like: Path, loading: Mapping[str, A
             {NAME: table}, like, what="The family's file", otherwise="Make room, or give the run another folder."
         )
     return like / NAME
+
+
+def _metadata(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--metadata` gave: lm_eval writes the arguments of the run's own model beside it."""
+    written, own = record.get("metadata"), record["model_args"]
+    if not isinstance(written, dict):
+        return {}
+    return {name: value for name, value in written.items() if name not in own}
 
 
 def _row(member: Member, results: Results, folder: Path, like: Path) -> dict[str, Any]:
