@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_lm_eval.runtime.journal import ASIDE, DiskError, Journal
+from sae_lm_eval.runtime.journal import ASIDE, TABLE, DiskError, Journal
 
 ANSWERS = {bytes([i]) * 16: bytes([i, 255 - i]) * (12 if i % 3 else 900) for i in range(12)}
 
@@ -74,6 +74,13 @@ def test_a_thousand_random_flips(sound, memory, caplog):
 def test_each_bit_of_the_header(sound, memory, caplog):
     for bit in range(8 * 112):
         check_damaged(memory / "journal", flipped(sound, [bit]), caplog)
+
+
+def test_each_first_bit_of_the_schema(sound, memory, caplog):
+    """SQLite repeats it in its messages, which Python cannot decode then."""
+    start = sound.index(b"CREATE TABLE")
+    for byte in range(start - 20, start + len(TABLE)):
+        check_damaged(memory / "journal", flipped(sound, [8 * byte + 7]), caplog)
 
 
 def test_cut_short_or_overwritten(sound, memory, caplog):

@@ -20,6 +20,8 @@ TABLE = (
     "CREATE TABLE answers (models blob, asked blob, answer blob, digest blob, primary key (models, asked)) "
     "without rowid"
 )
+# The second is Python's, of a damaged byte in SQLite's own message.
+ERRORS = (sqlite3.Error, UnicodeDecodeError)
 # What the disk, the system or another process says; every other error of SQLite's is damage of the file.
 NO_DAMAGE = frozenset(
     {
@@ -90,13 +92,13 @@ class Journal:
     def _on_store(self, act: Callable[[sqlite3.Connection], Returned]) -> Returned:
         try:
             return act(self._opened())
-        except sqlite3.Error as error:
+        except ERRORS as error:
             if self.file is None or _code(error) in NO_DAMAGE:
                 raise self._unusable(error) from error
             self._begin_anew(error)
         try:
             return act(self._opened())
-        except sqlite3.Error as error:
+        except ERRORS as error:
             raise self._unusable(error) from error
 
     def _opened(self) -> sqlite3.Connection:
@@ -137,7 +139,7 @@ class Journal:
         )
         try:
             _insert(self._opened(), kept)
-        except sqlite3.Error as reason:
+        except ERRORS as reason:
             raise self._unusable(reason) from reason
 
     def _unusable(self, error: Exception) -> DiskError:
@@ -147,7 +149,7 @@ class Journal:
         )
 
 
-def _code(error: sqlite3.Error) -> int | None:
+def _code(error: Exception) -> int | None:
     """SQLite's primary result code; None for errors of Python's own."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
@@ -197,7 +199,7 @@ def _rows_of(damaged: Path) -> Iterator[Row]:
     store = sqlite3.connect(damaged)
     try:
         yield from _sound_rows(store)
-    except sqlite3.Error as error:
+    except ERRORS as error:
         logger.info("'%s' cannot be read further: %s", damaged, error)
     finally:
         store.close()
