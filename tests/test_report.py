@@ -945,11 +945,54 @@ def write_reconstructions(out: Path, l0_of: Mapping[tuple[int, int, str], float]
 
 
 def test_variants_that_differ_in_l0_alone_are_a_curve(tmp_path: Path) -> None:
-    write_reconstructions(tmp_path, {(1, 16, "b"): 32.0, (1, 16, "a"): 8.0, (1, 64, "a"): 9.0, (2, 16, "a"): 10.0})
-    picture = next(drawn for drawn in report_of(tmp_path).pictures if drawn.name == "l0-against-drop")
+    l0_of = {(1, 16, "trainer_1"): 32.0, (1, 16, "trainer_0"): 8.0}
+    write_reconstructions(tmp_path, {**l0_of, (1, 64, "trainer_0"): 9.0, (2, 16, "trainer_0"): 10.0})
+    assert curves_over_l0(tmp_path) == [[8.0, 32.0]]
+
+
+def curves_over_l0(out: Path) -> list[list[float]]:
+    """The L0s of each line that joins variants, and the caption speaks of lines where there are some."""
+    picture = next(picture for picture in report_of(out).pictures if picture.name == "l0-against-drop")
     plain = [line for line in picture.figure.axes[0].get_lines() if line.get_linestyle() == "-"]
-    assert [np.asarray(line.get_xdata()).tolist() for line in plain if len(line.get_xdata()) > 1] == [[8.0, 32.0]]
-    assert "A line joins the variants of one release, site and width." in picture.caption
+    curves = [np.asarray(line.get_xdata()).tolist() for line in plain if len(line.get_xdata()) > 1]
+    stated = "A line joins variants of one release, site and width that differ only in L0." in picture.caption
+    assert stated == bool(curves)
+    return curves
+
+
+@pytest.mark.parametrize(
+    ("names", "l0s", "joined"),
+    [
+        (("l0_small", "l0_medium", "l0_big"), (8.0, 16.0, 32.0), [[8.0, 16.0, 32.0]]),
+        (("average_l0_8", "average_l0_16"), (8.0, 16.0), [[8.0, 16.0]]),
+        (("k4", "k32"), (4.0, 32.0), [[4.0, 32.0]]),
+        (
+            ("l0_small", "l0_big", "l0_small_affine", "l0_big_affine"),
+            (8.0, 16.0, 9.0, 17.0),
+            [[8.0, 16.0], [9.0, 17.0]],
+        ),
+        (("l0_medium_seed_1", "l0_medium_seed_2"), (8.0, 16.0), []),
+        (("TopK/trainer_0", "Standard/trainer_0", "TopK_checkpoints/trainer_0_step_97"), (8.0, 16.0, 32.0), []),
+        (("trainer_0", "trainer_1"), (8.0, 8.0), []),
+    ],
+)
+def test_names_that_differ_in_more_than_l0_are_not_joined(
+    names: Sequence[str], l0s: Sequence[float], joined: list[list[float]], tmp_path: Path
+) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice=None)
+    for at, (name, l0) in enumerate(zip(names, l0s, strict=True)):
+        splices = [spliced(1) | {"dictionary": f"release#layer_1_width_16k_{name}"}]
+        write_run(tmp_path / f"v{at}", WORSE, fidelity=FIDELITY | {"l0": l0}, splices=splices)
+    assert curves_over_l0(tmp_path) == joined
+
+
+@pytest.mark.parametrize("key", ["map_in", "map_out", "revision", "architecture"])
+def test_variants_that_are_spliced_in_another_way_are_not_joined(key: str, tmp_path: Path) -> None:
+    write_run(tmp_path / "baseline", QUESTIONS, splice=None)
+    for name, value, l0 in (("k4", "v1", 4.0), ("k8", "v1", 8.0), ("k16", "v2", 16.0)):
+        splices = [spliced(1) | {"dictionary": f"release#{name}", key: value}]
+        write_run(tmp_path / name, WORSE, fidelity=FIDELITY | {"l0": l0}, splices=splices)
+    assert curves_over_l0(tmp_path) == [[4.0, 8.0]]
 
 
 def test_a_width_at_several_layers_is_a_curve(tmp_path: Path) -> None:

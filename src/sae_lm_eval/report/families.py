@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sae_lm_eval.report.sweep_settings import BLOCK, IDENTITY, Setting, singles
 
 LEAST_LAYERS = 3  # that make a curve over layers
+# What releases call dictionaries of one kind by that differ in their L0.
+L0_IN_AN_ID = re.compile(
+    r"(?<![a-z0-9])(?:average_l0_\d+|l0_(?:small|medium|big)|trainer_\d+|(?:top)?k_?\d+)(?![a-z0-9])"
+)
+ALIKE_BUT_IN_L0 = ("revision", "architecture", "map_in", "map_out")
 
 
 def by_l0(chosen: Iterable[Setting]) -> list[list[Setting]]:
-    """Those of one release, site and width that differ in their L0, in its order, where there are several."""
+    """Those that differ in their L0 alone, in its order, where there are several L0s.
+
+    Release, site and width are the same, and so are the revision, the architecture, the activation map and the
+    dictionary's own name, but for what it says of the L0.
+    """
     candidates = [setting for setting in singles(chosen) if setting.value("l0") is not None]
-    families = _grouped(candidates, lambda setting: (_kind(setting), setting.layer))
-    return [sorted(family, key=lambda setting: setting.value("l0") or 0.0) for family in families if len(family) > 1]
+    families = _grouped(candidates, lambda setting: (_kind(setting), setting.layer, _but_for_l0(setting)))
+    several = (family for family in families if len({setting.value("l0") for setting in family}) > 1)
+    return [sorted(family, key=lambda setting: setting.value("l0") or 0.0) for family in several]
 
 
 def by_layer(chosen: Iterable[Setting]) -> list[list[Setting]]:
@@ -54,6 +65,12 @@ def _crowded(family: Sequence[Setting]) -> bool:
 
 def _kind(setting: Setting) -> tuple[Any, ...]:
     return _release(setting), _site(setting), setting.width, setting.same[1:]
+
+
+def _but_for_l0(setting: Setting) -> tuple[str, ...]:
+    splice = _splice(setting)
+    name = setting.dictionary.removeprefix(_release(setting))
+    return L0_IN_AN_ID.sub("", name), *(splice[key] for key in ALIKE_BUT_IN_L0)
 
 
 def _splice(setting: Setting) -> dict[str, str]:

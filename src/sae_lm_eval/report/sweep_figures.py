@@ -91,7 +91,7 @@ def _paretos(chosen: Sequence[Setting], suffix: str, on: str, significance: Sign
 
 
 def _of_line(chosen: Sequence[Setting]) -> str:
-    return "A line joins the variants of one release, site and width. " if by_l0(chosen) else ""
+    return "A line joins variants of one release, site and width that differ only in L0. " if by_l0(chosen) else ""
 
 
 def _largest_and_least(chosen: Iterable[Setting], value: Callable[[Setting], float | None], unit: str) -> str:
@@ -132,7 +132,7 @@ def pareto(
 ) -> Figure:
     """L0 (logarithmic) against `value`: a colour for each layer, a marker for each width, the frontier as a step.
 
-    A line joins those of one release, site and width.
+    A line joins those that differ in their L0 alone.
     """
     layers = sorted({setting.layer for setting in chosen}, key=lambda layer: (len(layer), layer))
     widths = sorted({setting.width for setting in chosen}, key=lambda width: (len(width), width))

@@ -20,7 +20,10 @@ from sae_lm_eval.results.results import Results
 
 BLOCK = re.compile(r"blocks\.(\d+)\.")
 # Of a splice, what makes it another one; the mode and the scale are compared apart.
-IDENTITY = ("dictionary", "revision", "weights_checksum", "weights_sha256", "hook_in", "hook_out", "map_in", "map_out")
+IDENTITY = (
+    *("dictionary", "revision", "weights_checksum", "weights_sha256", "architecture"),
+    *("hook_in", "hook_out", "map_in", "map_out"),
+)
 RECONSTRUCTION = "reconstruction"
 
 
