@@ -44,6 +44,13 @@ def test_what_is_no_name_for_a_folder(name):
         names({"sae": "k4", "name": name})
 
 
+def test_a_letter_and_its_parts_are_one_name_on_some_disks():
+    composed, parts = "\ud55c", "\u1112\u1161\u11ab"
+    assert names({"sae": "k4", "name": composed}, "k32") == [composed, "k32"]
+    with pytest.raises(UserError, match="which some disks take for the same"):
+        names({"sae": "k4", "name": composed}, {"sae": "k32", "name": parts})
+
+
 @given(st.text(st.characters(blacklist_categories=["Cs"]), max_size=300))
 def test_every_derived_name_passes_the_check_of_given_ones(text):
     name = free_name(folder_name({"sae": text}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ BASELINE = "baseline"
 AGAIN = "baseline_again"  # the baseline once more, in another layout: a control of the whole run
 # What else a run writes in its folder, which no record of one names a variant; and what other commands write there.
 OF_RUN = frozenset({BASELINE, AGAIN, "report", "run.json", "run.log"})
-TAKEN = OF_RUN | {"where", "over_seeds.csv", "talk.html"}
+TAKEN = OF_RUN | {"where", "over_seeds.csv", "talk.html", "task_family.csv"}
 LONGEST = 200  # bytes of a folder's name, of which file systems bear 255
 
 
@@ -56,7 +57,8 @@ def refuse_twice(names: Iterable[str]) -> None:
     """Raise `UserError` where two folders would have one name."""
     seen: dict[str, str] = {}
     for name in names:
-        folded = name.casefold()  # some file systems do not tell upper case from lower
+        # Some file systems do not tell upper case from lower, nor a letter from the parts that it is composed of.
+        folded = unicodedata.normalize("NFC", name).casefold()
         if folded in seen:
             other = seen[folded]
             same = "" if other == name else f" and '{name}', which some disks take for the same"
