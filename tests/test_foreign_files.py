@@ -23,6 +23,7 @@ from sae_lm_eval.exchange.leaderboard_page import leaderboard_html
 from sae_lm_eval.exchange.saebench_export import saebench_files
 from sae_lm_eval.exchange.score_report import with_scores
 from sae_lm_eval.exchange.scores import DictionaryScore, ScoreKind, ScoreSet
+from sae_lm_eval.files.reading import checked, json_value, yaml_value
 from sae_lm_eval.report.assemble import build, compare_tasks, shape
 from sae_lm_eval.report.capability_tables import equivalents_of
 from sae_lm_eval.report.where_records import records_beside
@@ -171,6 +172,53 @@ def test_yaml_is_read_in_one_place(read, text, said, tmp_path):
     file.write_text(text)
     with pytest.raises(UserError, match=said):
         read(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"dtype": "float32", "dtype": "float32", "a": [1, {"b": 2}], "a": [1, {"b": 2}]}', None),
+        ('{"a": 1, "a": 1.0}', "the key 'a' stands twice in one object"),
+        ('{"a": [1], "a": [2]}', "the key 'a' stands twice in one object"),
+        (f'{{"a": {"9" * 300}}}', None),
+        (f'{{"a": -1{"0" * 300}}}', "a whole number of more than 300 digits"),
+        (f'{{"a": {"1" * 5000}}}', "cannot be read as JSON: it has a whole number of more than 300 digits"),
+    ],
+)
+def test_json_with_keys_that_stand_twice_and_long_numbers(text, value):
+    if value is None:
+        assert json_value(text, "here") == json.loads(text)
+    else:
+        with pytest.raises(UserError, match=value):
+            json_value(text, "here")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a: 1\na: 1", {"a": 1}),
+        ("1: a\n0x1: b", "the key '0x1' stands twice in the mapping of line 1"),
+        ("yes: a\ntrue: b", "the key 'true' stands twice"),
+        (
+            "x: &x {p: 1}\ny: &y {q: 2}\nz:\n  <<: *x\n  <<: *y\n  p: 3",
+            {"x": {"p": 1}, "y": {"q": 2}, "z": {"p": 3, "q": 2}},
+        ),
+        ("n: 0x" + "f" * 5000, "is not YAML: it has a whole number of more than 300 digits"),
+        ("n: 0b1" + "0" * 1100, "it has a whole number of more than 300 digits"),
+        ("1" * 400 + ": n", "it has a whole number of more than 300 digits"),
+    ],
+)
+def test_yaml_with_keys_that_stand_twice_and_long_numbers(text, value):
+    if isinstance(value, str):
+        with pytest.raises(UserError, match=value):
+            yaml_value(text, "here")
+    else:
+        assert yaml_value(text, "here") == value
+
+
+def test_a_field_with_more_digits_than_python_writes_out():
+    with pytest.raises(UserError, match="'a' is what has more digits than are written out"):
+        checked(dict[str, str], {"a": 16**5000}, "here", "a mapping of texts")
 
 
 def placed(path: Path, kind: str) -> None:

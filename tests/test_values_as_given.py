@@ -15,7 +15,7 @@ from sae_lm_eval.dictionaries.loading import load_dictionary
 from sae_lm_eval.harness.fidelity_task import FidelityTask
 from sae_lm_eval.report.provenance import command
 from sae_lm_eval.results.results import read_results
-from sae_lm_eval.runs.settings import lm_eval_config
+from sae_lm_eval.runs.settings import check_settings, lm_eval_config
 from sae_lm_eval.runs.sweep import Sweep, sweep_of, variant_requests
 
 K4 = "world#blocks.2.hook_resid_post.k4"
@@ -27,6 +27,33 @@ def of_flags(*flags: str, file=None) -> Sweep:
     args = [*([str(file)] if file else []), "--tasks", "sae_world_homes", *flags]
     context = SimpleNamespace(args=args, command=SimpleNamespace(params=[]), info_name="run")
     return sweep_from(context, "pretrained=world", ([K4], []), [], given)
+
+
+HUGE = 16**5000  # more digits than Python writes out
+
+
+@pytest.mark.parametrize("number", [10**19, 10**400, HUGE], ids=["19", "400", "6021"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("limit", "limit: .* is more than any task has"),
+        ("num_fewshot", "num_fewshot=.* must be below 2"),
+        ("batch_size", "batch_size=.* must be a whole number of at least 1 and below 2"),
+        ("samples", "samples: a: .* is no number of a document, which is below 2"),
+        ("seed", "seed=.*2"),
+        ("gen_kwargs", "gen_kwargs: .*temperature=.* must be"),
+    ],
+)
+def test_whole_numbers_that_are_too_large(name, message, number):
+    given = {"samples": {"a": [number]}, "gen_kwargs": {"temperature": -number}}.get(name, number)
+    with pytest.raises(UserError, match=message):
+        check_settings({"tasks": "a", name: given})
+
+
+@pytest.mark.parametrize("name", ["batch_size", "seed"])
+def test_texts_of_numbers_that_are_too_large(name):
+    with pytest.raises(UserError, match=f"{name}="):
+        check_settings({"tasks": "a", name: "1" * 5000})
 
 
 class TestFlags:

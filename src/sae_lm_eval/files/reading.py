@@ -22,7 +22,9 @@ from sae_lm_eval.files.escaping import terminal
 MOST_BYTES = 200_000_000  # of a file that is read at once, and of a line of one that is not
 DEEPEST = 64  # lists and mappings inside one another
 MOST_VALUES = 20_000_000  # YAML's references make billions of values of a few bytes
+MOST_DIGITS = 300  # of a whole number: no float holds more, and Python writes out no more than 4,300
 LONGEST_SHOWN = 60  # letters of a value in an error
+NO_KEYS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # `<<` and `=` of YAML
 SURROGATE = re.compile("[\ud800-\udfff]")
 Kind = TypeVar("Kind")
 
@@ -111,10 +113,11 @@ def read_lines(path: Path) -> Iterator[str]:
 def json_value(text: str, where: str) -> Any:
     """What JSON holds, lone surrogates as their escapes.
 
-    Raises `UserError` for what is none, nested too deep, or has a key twice, of which one would be lost.
+    Raises `UserError` for what is none, nested too deep, has a whole number of more than 300 digits, or has a key twice
+    with different values, of which one would be lost.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_object, parse_int=_whole_number)
         if "\\ud" in text or "\\uD" in text:
             escaped = SURROGATE.sub(lambda match: rf"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
             value = json.loads(escaped)
@@ -127,7 +130,7 @@ def json_value(text: str, where: str) -> Any:
 
 
 def yaml_value(text: str, where: str) -> Any:
-    """What YAML holds. Raises `UserError` for what is none, nested too deep, or has a key twice, as `json_value`."""
+    """What YAML holds. Raises `UserError` as `json_value` does."""
     try:
         value = yaml.load(text, Loader=_Yaml)
     except RecursionError:
@@ -161,7 +164,10 @@ def checked(kind: type[Kind], value: Any, where: str, what: str) -> Kind:
 
 def shown(value: Any, longest: int = LONGEST_SHOWN) -> str:
     """A value in an error, shortened."""
-    text = terminal(value if isinstance(value, str | Path) else repr(value))
+    try:
+        text = terminal(value if isinstance(value, str | Path) else repr(value))
+    except ValueError:  # of Python's own, which does not write out whole numbers of so many digits
+        text = "what has more digits than are written out"
     return text if len(text) <= longest else f"{text[: longest // 2]}...{text[-longest // 2 :]}"
 
 
@@ -184,27 +190,57 @@ def _check_depth(value: Any, where: str) -> None:
 
 
 class _Yaml(yaml.SafeLoader):
-    """YAML without a key that stands twice in one mapping, of which the last would count."""
+    """YAML without a key that stands twice in one mapping, of which the last would count.
+
+    Keys are compared as the values that they are read as: `yes` and `true` are one. `<<` may stand several times.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := _first_twice(keys):
-            place = node.start_mark
-            raise yaml.YAMLError(f"the key '{shown(twice[1])}' stands twice in the mapping of line {place.line + 1}")
+        before: dict[Any, Any] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag in NO_KEYS:
+                continue
+            written = (value.tag, value.value) if isinstance(value, yaml.ScalarNode) else value
+            if before.setdefault(self.construct_object(key, deep=True), written) != written:
+                place = node.start_mark.line + 1
+                raise yaml.YAMLError(f"the key '{shown(key.value)}' stands twice in the mapping of line {place}")
         return node
+
+    def construct_yaml_int(self, node: Any) -> int:
+        """A whole number, also in other bases and with the base of sixty."""
+        if len(node.value) > 4 * MOST_DIGITS:  # int() itself refuses 4,300
+            raise _too_many_digits()
+        return _of_few_digits(super().construct_yaml_int(node))
+
+
+_Yaml.add_constructor("tag:yaml.org,2002:int", _Yaml.construct_yaml_int)
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > 4 * MOST_DIGITS:
+        raise _too_many_digits()
+    return _of_few_digits(int(digits))
+
+
+def _of_few_digits(number: int) -> int:
+    if abs(number) >= 10**MOST_DIGITS:
+        raise _too_many_digits()
+    return number
+
+
+def _too_many_digits() -> ValueError:
+    return ValueError(f"it has a whole number of more than {MOST_DIGITS} digits")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping. Keys that stand twice with one value are one: libraries write both 1 and "1" as "1"."""
     mapping = dict(pairs)
     if len(mapping) < len(pairs):
-        raise ValueError(f"the key '{shown(_first_twice([key for key, _ in pairs]))}' stands twice in one object")
+        for key, value in pairs:
+            if repr(value) != repr(mapping[key]):
+                raise ValueError(f"the key '{shown(key)}' stands twice in one object")
     return mapping
-
-
-def _first_twice(keys: list[Kind]) -> Kind | None:
-    seen: set[Any] = set()
-    return next((key for key in keys if key in seen or seen.add(key)), None)
 
 
 def _parts(value: dict[Any, Any] | list[Any]) -> Iterable[Any]:

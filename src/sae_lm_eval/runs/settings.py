@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -11,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from sae_lm_eval.errors import UserError, first_line
-from sae_lm_eval.files.reading import at_home, is_folder
+from sae_lm_eval.files.reading import at_home, is_folder, shown
 from sae_lm_eval.runs.argument_text import named_values
 from sae_lm_eval.runs.object_names import object_texts
 from sae_lm_eval.runs.sweep import Sweep
 from sae_lm_eval.runtime.devices import check_device, default_device
 from sae_lm_eval.runtime.run_folder import check_folder
-from sae_lm_eval.splicing.choices import finite_number, whole
+from sae_lm_eval.splicing.choices import LARGEST, finite_number, whole
 
 # What cannot change an answer, so that a run may be continued with another.
 FREE = frozenset(
@@ -86,15 +87,21 @@ def tasks_of(settings: Mapping[str, Any]) -> list[str]:
 def check_limit(limit: Any) -> None:
     """Raise `UserError` for a limit that leaves no document, which lm_eval takes for none at all."""
     try:
-        enough = not isinstance(limit, bool) and 0 < float(limit) < float("inf")
+        number = math.nan if isinstance(limit, bool) else float(limit)
+    except OverflowError:
+        number = math.inf
     except (TypeError, ValueError):
-        enough = False
-    if not enough:
+        number = math.nan
+    if number >= LARGEST:
+        raise UserError(
+            f"limit: {shown(limit)} is more than any task has: give the number of documents, or nothing for all."
+        )
+    if not number > 0:
         raise UserError(
             f"limit: {limit!r} leaves no document to ask: give the number of documents, a share of them below 1, or "
             f"nothing for all."
         )
-    if float(limit) > 1 and float(limit) != int(float(limit)):
+    if number > 1 and number != int(number):
         raise UserError(f"limit: {limit!r} is no number of documents: give a whole one, or a share of them below 1.")
 
 
@@ -103,11 +110,13 @@ def _number(least: int) -> Callable[[str, Any], object]:
 
 
 def _batch_size(name: str, value: Any) -> None:
-    if not re.fullmatch(r"auto(:\d+)?|0*[1-9]\d*", str(value)):  # as text from the command line
+    if not (isinstance(value, str) and re.fullmatch(r"auto(:\d{1,18})?|0*[1-9]\d{0,17}", value)):  # as text from flags
         try:
             whole(value, name, least=1)
         except UserError:
-            raise UserError(f"{name}={value} must be a whole number of at least 1, or auto.") from None
+            raise UserError(
+                f"{name}={shown(value)} must be a whole number of at least 1 and below 2**63, or auto."
+            ) from None
 
 
 def _of_type(types: tuple[type, ...], what: str) -> Callable[[str, Any], None]:
@@ -145,6 +154,10 @@ def _samples(name: str, value: Any) -> None:
                 raise UserError(
                     f"{name}: {task}: {number!r} is no number of a document: give whole ones, as in [0, 1]."
                 )
+            if int(number) >= LARGEST:
+                raise UserError(
+                    f"{name}: {task}: {shown(int(number))} is no number of a document, which is below 2**63."
+                )
         if twice := [number for number, count in Counter(numbers).items() if count > 1]:
             raise UserError(f"{name}: {task} names document {twice[0]} twice.")
 
@@ -152,8 +165,9 @@ def _samples(name: str, value: Any) -> None:
 def _seeds(name: str, value: Any) -> None:
     given = value.split(",") if isinstance(value, str) else value
     for seed in given if isinstance(given, list | tuple) else [given]:
-        number = int(seed) if isinstance(seed, str) and seed.strip().isdecimal() else seed
-        if number is not None and str(number).strip() != "None" and whole(number, name, least=0) > LARGEST_SEED:
+        text = seed.strip() if isinstance(seed, str) else seed
+        number = int(text) if isinstance(text, str) and re.fullmatch(r"\d{1,100}", text) else text
+        if number not in (None, "None") and whole(number, name, least=0) > LARGEST_SEED:
             raise UserError(f"{name}={seed} is more than {LARGEST_SEED}, the most that numpy takes.")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_lm_eval.dictionaries.latent_edits import NO_EDITS, LatentEdits, edits_of
 from sae_lm_eval.errors import UserError, did_you_mean, one_of
+from sae_lm_eval.files.reading import shown
 from sae_lm_eval.splicing.layer_choice import LayerChoice, layers_of
 from sae_lm_eval.splicing.splice_arguments import INPUTS, MODES, OF_SITES, TOKENS, SpliceArguments
 
@@ -114,7 +115,7 @@ def finite_number(value: Any, name: str) -> float:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{name}={value} must be a number, as in {name}=0.5.")
+        raise UserError(f"{name}={shown(value)} must be a number, as in {name}=0.5.")
     return number
 
 
@@ -125,9 +126,9 @@ def whole(value: Any, name: str, *, least: int) -> int:
     except (TypeError, ValueError, OverflowError):
         number = None
     if number is None or isinstance(value, bool) or number != value or number < least:
-        raise UserError(f"{name}={value} must be a whole number of at least {least}.")
+        raise UserError(f"{name}={shown(value)} must be a whole number of at least {least}.")
     if number >= LARGEST:
-        raise UserError(f"{name} is a number of {len(str(number))} digits: it must be below 2**63.")
+        raise UserError(f"{name}={shown(number)} must be below 2**63.")
     return number
 
 
