@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from sae_lm_eval.capability.family import MEASURES, cut_scores, equivalents, read_task_family, told
+from sae_lm_eval.capability.family import MEASURES, cut_scores, equivalent_text, equivalents, read_task_family
 from sae_lm_eval.comparison.compare import paired_comparison
 from sae_lm_eval.report.text_tables import markdown_table
 from sae_lm_eval.runs.members import Member
@@ -58,7 +58,7 @@ def main() -> None:
             own = table[(table["section"] == section) & (table["name"] == name)]
             if own.empty or (section == "group" and name == "sae_world"):
                 continue
-            cells = {str(row["measure"]): told(row) for row in own.to_dict("records")}
+            cells = {str(row["measure"]): equivalent_text(row) for row in own.to_dict("records")}
             shown = {f"by {measure}": cells.get(measure, "n/a") for measure in MEASURES.values()}
             rows.append({"model": f"run on {share:.0%} of the tokens", "tasks": name, "known": f"{share:g}", **shown})
     print(markdown_table(rows))

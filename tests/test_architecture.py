@@ -104,6 +104,10 @@ def bound_names(tree: ast.AST) -> Iterator[tuple[str, int]]:
                 yield name, node.lineno
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 yield name, node.lineno
+            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
+                yield name, node.lineno
+            case ast.alias(asname=str(name)):
+                yield name, getattr(node, "lineno", 0)
 
 
 def test_names_are_no_fragments_of_sentences():
@@ -115,6 +119,29 @@ def test_names_are_no_fragments_of_sentences():
         if name in FRAGMENTS
     ]
     assert not fragments
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "scripts", "examples"])
+def test_what_is_imported_from_the_package_is_there(folder):
+    missing = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or node.module not in modules():
+                continue
+            home, tree = modules()[node.module]
+            names = {name for name, _ in bound_names(tree)} | {
+                alias.asname or alias.name
+                for statement in ast.walk(tree)
+                if isinstance(statement, ast.ImportFrom)
+                for alias in statement.names
+            }
+            lazy = home == PACKAGE / "__init__.py"  # gives its names when they are asked for
+            missing += [
+                f"{path.relative_to(ROOT)}: {alias.name} of {node.module}"
+                for alias in node.names
+                if not lazy and alias.name not in names and f"{node.module}.{alias.name}" not in modules()
+            ]
+    assert not missing
 
 
 def test_a_public_name_means_one_thing():

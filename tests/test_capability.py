@@ -244,16 +244,16 @@ def test_a_text_of_the_users_is_asked_of_the_family(tmp_path, monkeypatch):
     model = {"pretrained": "world", "dtype": "float32"}
     record = {"model_args": model, "tasks": "sae_fidelity_text", "metadata": {**model, **text}}
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-    asked = []
+    calls = []
 
     def evaluate(sweep, config, folder):
-        asked.append((sweep, config))
+        calls.append((sweep, config))
         raise UserError("asked")
 
     monkeypatch.setattr("sae_lm_eval.runs.task_family.evaluate", evaluate)
     with pytest.raises(UserError, match="asked"):
         measure_tasks([Member("world", "step2616")], tmp_path / "run")
-    ((sweep, config),) = asked
+    ((sweep, config),) = calls
     assert sweep.settings["metadata"] == text
     assert config.metadata["sae_fidelity_text"] == {"file": "mine.txt"}
     assert config.metadata["pretrained"] != "world"

@@ -197,7 +197,7 @@ def _name(record: Mapping[str, Any], model: str) -> str:
 def _answers(log: Any) -> tuple[pd.DataFrame, list[str], dict[str, str]]:
     """A row for each sample and epoch in the order of their ids, the scorers, and a word of each that gives others."""
     samples = sorted(log.samples, key=lambda sample: (isinstance(sample.id, str), sample.id, sample.epoch))
-    own = all(isinstance(sample.id, int) and sample.id >= 0 and sample.epoch <= 1 for sample in samples)
+    own = all(isinstance(sample.id, int) and sample.id >= 0 and sample.epoch == 1 for sample in samples)
     rows, scorers, unread = [], dict[str, None](), dict[str, str]()
     for place, sample in enumerate(samples):
         values = {}

@@ -58,7 +58,7 @@ def check_named_tasks(
 
 
 def check_sampled(samples: Mapping[str, Any], tasks: Collection[str], requested: Collection[Any]) -> None:
-    """Raise `UserError` where `samples` names none of the `tasks`; in `requested` are groups and tags of some."""
+    """Raise `UserError` where `samples` names none of the `tasks`; `requested` has the groups and tags of some."""
     for name in samples:
         if name not in tasks and name in requested:
             raise UserError(f"samples: '{name}' is a group of tasks: name each task of it, with numbers of its own.")

@@ -171,7 +171,7 @@ def _point(model: Any, hook: str, module: str | None) -> Point:
 
 
 def _parameters(facts: DictionaryFacts, config: Any) -> int | None:
-    """Of encoder, decoder and their biases, None where the width of one of them is not facts."""
+    """Of encoder, decoder and their biases, None where the width of one of them is not known."""
     if facts.shapes is not None:
         return sum(prod(shape) for shape in facts.shapes.values())
     d_in, d_out = (_width_at(hook, config) for hook in (facts.hook_in, facts.hook_out))

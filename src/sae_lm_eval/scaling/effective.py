@@ -254,7 +254,8 @@ def _by_law(law: Law, original: Original, draws: Draws, text: str | None) -> Ite
 
 
 def _spread(delta: DeltaCE, original: Original, chosen: Sequence[Law]) -> LawSpread | None:
-    """The least and greatest effective compute within the laws in force and the chosen ones; None of fewer than two."""
+    """Of the laws in force and the chosen ones, the least and greatest effective compute within the law; None of fewer
+    than two."""
     point = Draws.from_delta(
         replace(delta, per_document=None, standard_error=None), n=100, level=0.95, rng=np.random.default_rng(0)
     )
