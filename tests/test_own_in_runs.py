@@ -172,3 +172,10 @@ class TestPython:
         path.write_text("def broken(:\n")
         with pytest.raises(UserError, match=r"own\.py' cannot be run: SyntaxError"):
             check_presence(SaeSpec.parse(f"python:{path}:scaled"))
+
+
+@pytest.mark.parametrize("code", ["raise SystemExit(0)", "def make():\n    raise SystemExit(0)"], ids=["file", "call"])
+def test_own_code_that_exits_does_not_end_the_run_as_if_it_was_done(code, tmp_path):
+    (tmp_path / "leaves.py").write_text(code)
+    with pytest.raises(UserError, match=r"leaves\.py.* (cannot be run|fails): SystemExit"):
+        load_dictionary(f"python:{tmp_path / 'leaves.py'}:make")

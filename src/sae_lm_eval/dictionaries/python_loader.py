@@ -114,7 +114,7 @@ def _module(spec: SaeSpec, place: str) -> types.ModuleType:
             del sys.modules[name]
             raise
         return module
-    except Exception as error:  # of somebody's own code, whatever it raises
+    except (Exception, SystemExit) as error:  # of somebody's own code, whatever it raises
         raise UserError(f"'{place}' cannot be run: {type(error).__name__}: {first_line(error)}") from error
 
 
@@ -129,7 +129,7 @@ def _called(spec: SaeSpec, function: Any, given: tuple[Any, ...]) -> Any:
         ) from error
     try:
         return function(*given, **arguments)
-    except Exception as error:  # of somebody's own code, whatever it raises
+    except (Exception, SystemExit) as error:  # of somebody's own code, whatever it raises
         raise UserError(f"'{spec}' fails: {type(error).__name__}: {first_line(error)}") from error
 
 
