@@ -218,8 +218,8 @@ def entries() -> tuple[Entry, ...]:
 
 def named(release: str, id_: str | None) -> Entry | None:
     """The dictionary of that release, None where SAELens has registered no such one."""
-    lookup = None if "/" in release else releases().get(release)  # the name of a repository needs no parsing
-    return None if lookup is None or id_ not in lookup.saes_map else _entry(lookup, id_)
+    registered = None if "/" in release else releases().get(release)  # the name of a repository needs no parsing
+    return None if registered is None or id_ not in registered.saes_map else _entry(registered, id_)
 
 
 def find_entries(pattern: str) -> list[Entry]:

@@ -26,16 +26,16 @@ def entries_of_models(of_file: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def ask_about_code(
-    places: Sequence[Mapping[str, Any]], of_flags: Sequence[Mapping[str, Any]], file: Path | None
+    settings: Sequence[Mapping[str, Any]], of_flags: Sequence[Mapping[str, Any]], file: Path | None
 ) -> None:
     """Raise `UserError` where a file would have code run that is neither asked for by a flag nor agreed to.
 
-    `places` has each place where it may be said, after the flags, of which one place does not take back another.
+    `settings` has each place where it may be said, after the flags, of which one place does not take back another.
     """
     from sae_lm_eval.files.reading import shown
 
     for name in RUNS_CODE:
-        if not any(place.get(name) for place in places) or any(place.get(name) for place in of_flags):
+        if not any(source.get(name) for source in settings) or any(source.get(name) for source in of_flags):
             continue
         sentence = f"'{shown(file or '', 200)}' sets {name}: {RUNS_CODE[name]}"
         if not sys.stdin.isatty():

@@ -123,11 +123,11 @@ def _planned(request: VariantRequest, model: Any) -> Planned:
         first = Point(0, "input")
         return Planned(request, (f"peft={request.arguments['peft']}",), first, _cost(first, model), {}, whole=False)
     try:
-        entries = [entry for spec in request.specs for entry in headers_of(spec)]
+        dictionaries = [facts for spec in request.specs for facts in headers_of(spec)]
     except UserError as error:
         return Planned(request, (), None, None, {}, whole=False, why=str(error))
     bytes_each = BYTES.get(str(request.arguments.get("sae_dtype", "float32")), 4)
-    sizes = {(entry.spec,): _parameters(entry, model.config.get_text_config()) for entry in entries}
+    sizes = {(facts.spec,): _parameters(facts, model.config.get_text_config()) for facts in dictionaries}
     given = {
         "sizes": {key: count * bytes_each for key, count in sizes.items() if count is not None},
         "whole": None not in sizes.values(),
@@ -135,13 +135,13 @@ def _planned(request: VariantRequest, model: Any) -> Planned:
     if (layers := layers_of(request.arguments.get("splice_layers"))) is not None:
         if layers.best is not None:
             return Planned(request, (), None, None, **given, why="layers are chosen once the model is loaded")
-        entries = [entry for entry in entries if entry.layer in layers]
+        dictionaries = [facts for facts in dictionaries if facts.layer in layers]
     own = request.arguments.get("hook")
-    hooks = [entry.hook_out for entry in entries] if own is None else str(own).split("+")
+    hooks = [facts.hook_out for facts in dictionaries] if own is None else str(own).split("+")
     sites = tuple(str(hook).split(":")[-1] for hook in hooks if hook is not None)
-    if len(sites) < len(entries):
+    if len(sites) < len(dictionaries):
         return Planned(request, sites, None, None, **given, why="site not known until loaded")
-    modules = [entry.module_out if own is None else None for entry in entries]
+    modules = [facts.module_out if own is None else None for facts in dictionaries]
     try:
         points = [_point(model, hook, module) for hook, module in zip(sites, modules, strict=True)]
     except (UserError, ValueError) as error:

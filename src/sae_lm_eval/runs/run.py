@@ -318,7 +318,7 @@ class _Evaluation:
             self._leave_out(name, why)
         return models
 
-    def _evaluate(self, name: str, lm: Any, **facts: Any) -> None:
+    def _evaluate(self, name: str, lm: Any, **provenance: Any) -> None:
         from lm_eval.loggers import EvaluationTracker
 
         unfinished = self.output_path / f".{name}"
@@ -329,7 +329,7 @@ class _Evaluation:
             return
         samples = results.pop("samples")
         results["config"]["model"] = "sae_hf"
-        results["config"]["sae_lm_eval"].update(facts)
+        results["config"]["sae_lm_eval"].update(provenance)
         if name in self.loaded.variants and self.loaded.variants[name].control_of:
             results["config"]["sae_lm_eval"]["control_of"] = list(self.loaded.variants[name].control_of)
         tracker.save_results_aggregated(results=results, samples=samples)

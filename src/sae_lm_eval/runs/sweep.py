@@ -298,34 +298,34 @@ def _normal(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _with_controls(variants: Sequence[VariantRequest], controls: Sequence[str], common: Any) -> list[VariantRequest]:
+def _with_controls(requests: Sequence[VariantRequest], controls: Sequence[str], common: Any) -> list[VariantRequest]:
     read: dict[str, DictionaryFacts] = {}
     place: dict[str, int] = {}
     out: list[VariantRequest] = []
-    for variant in variants:
-        index = place.setdefault(variant_identity(variant, read), len(out))
-        if index == len(out) or variant.arguments.get("splice") not in OF_SITES:
-            out.append(variant)
+    for request in requests:
+        index = place.setdefault(variant_identity(request, read), len(out))
+        if index == len(out) or request.arguments.get("splice") not in OF_SITES:
+            out.append(request)
         else:
-            logger.warning("%s computes the same as %s, and is left out.", variant.name, out[index].name)
-    for variant in tuple(out):
-        if "sae" not in variant.arguments or str(variant.arguments.get("splice", "reconstruction")) != "reconstruction":
+            logger.warning("%s computes the same as %s, and is left out.", request.name, out[index].name)
+    for request in tuple(out):
+        if "sae" not in request.arguments or str(request.arguments.get("splice", "reconstruction")) != "reconstruction":
             continue
         for control in controls:
-            arguments = {**common, **variant.arguments, "splice": control}
+            arguments = {**common, **request.arguments, "splice": control}
             if control in OF_SITES:
                 arguments = {name: value for name, value in arguments.items() if name not in OF_DICTIONARIES}
             if control == "mean" and arguments.get("mean_text") is None:
                 raise UserError("controls: 'mean' needs mean_text: FILE, the text whose activations are averaged.")
-            candidate = VariantRequest(
-                check_name(short_name(f"{variant.name},{control}"), "controls"), _normal(arguments)
+            control_request = VariantRequest(
+                check_name(short_name(f"{request.name},{control}"), "controls"), _normal(arguments)
             )
-            index = place.setdefault(variant_identity(candidate, read), len(out))
+            index = place.setdefault(variant_identity(control_request, read), len(out))
             if index == len(out):
-                out.append(candidate)
+                out.append(control_request)
             existing = out[index]
-            out[index] = replace(existing, control_of=(*existing.control_of, variant.name))
-    refuse_twice(variant.name for variant in out)
+            out[index] = replace(existing, control_of=(*existing.control_of, request.name))
+    refuse_twice(request.name for request in out)
     return out
 
 
