@@ -349,3 +349,23 @@ def test_documents_of_a_file_may_have_no_gaps(tmp_path):
     path.write_text('{"text": "w3", "kind": "a"}\n{"text": "w4", "kind": " "}\n')
     with pytest.raises(UserError, match="has rows where 'text' or 'kind' is empty"):
         documents_of_file(str(path), category="kind")
+
+
+def test_documents_of_a_file_are_all_of_it_in_order(tmp_path):
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": f"w{i} é", "kind": str(i % 3)}) + "\n" for i in range(2500)))
+    documents = documents_of_file(str(path), category="kind")["test"]
+    assert documents.to_dict() == {"text": [f"w{i} é" for i in range(2500)], "kind": [str(i % 3) for i in range(2500)]}
+    other = tmp_path / "other.jsonl"
+    other.write_text(path.read_text().replace("w2499", "w2498"))
+    assert documents_of_file(str(other), category="kind")["test"]._fingerprint != documents._fingerprint
+
+
+def test_a_text_in_one_piece_of_hundreds_of_megabytes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("sae_lm_eval.harness.fidelity_task.MOST_LETTERS", 10**6)
+    path = tmp_path / "text.txt"
+    path.write_text("word " * 400_000)
+    with pytest.raises(
+        UserError, match=r"has a document of 2 million characters.* cut it into documents of at most 1 m"
+    ):
+        documents_of_file(str(path))

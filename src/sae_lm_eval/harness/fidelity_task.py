@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import islice, zip_longest
 from typing import Any
 
 import datasets
 import lm_eval.evaluator_utils
 import numpy as np
+import pyarrow as pa
+from datasets.table import InMemoryTable
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
@@ -22,6 +26,8 @@ from sae_lm_eval.splicing.choices import whole
 UNDEFINED = "N/A"  # as lm_eval writes it
 HELD_OUT = 200  # documents, at most
 COMPUTE = "effective_compute"
+DOCUMENTS_AT_ONCE = 1024
+MOST_LETTERS = 20_000_000  # of a document
 OPTIONS = ("category", "positions", "documents", "mean_split")
 
 
@@ -173,18 +179,34 @@ def _or_undefined(value: float | None) -> float | str:
 def documents_of_file(
     file: str | None = None, column: str = "text", category: str | None = None, **_: Any
 ) -> dict[str, datasets.Dataset]:
-    """The documents of a .txt, .jsonl or .parquet file, with their categories; for `custom_dataset` of a task."""
+    """The documents of a .txt, .jsonl or .parquet file, with their categories; for `custom_dataset` of a task.
+
+    Raises `UserError` where the file is none of these, has rows without a category, or a document that is too long.
+    """
     if file is None:
         raise UserError(
             'sae_fidelity_text needs a text of yours: --metadata \'{"sae_fidelity_text": {"file": "FILE", '
             '"column": "text", "category": "COLUMN"}}\', where only "file" has to be there.'
         )
-    columns = {"text": list(text_files.read_documents(file, column))}
+    columns = {"text": text_files.read_documents(file, column)}
     if category is not None:
-        columns[category] = list(text_files.read_documents(file, category))
-    if len({len(values) for values in columns.values()}) > 1:
-        raise UserError(f"'{file}' has rows where '{column}' or '{category}' is empty.")
-    return {"test": datasets.Dataset.from_dict(columns)}
+        columns[category] = text_files.read_documents(file, category)
+    batches, digest = [], hashlib.sha256()
+    rows = zip_longest(*columns.values())
+    # Packed a batch at a time: as a list of Python's own strings a large file would take several times its size.
+    while batch := list(islice(rows, DOCUMENTS_AT_ONCE)):
+        if any(None in row for row in batch):
+            raise UserError(f"'{file}' has rows where '{column}' or '{category}' is empty.")
+        if (longest := max(len(text) for text, *_ in batch)) > MOST_LETTERS:
+            raise UserError(
+                f"'{file}' has a document of {longest / 1e6:,.0f} million characters, and a document is scored at "
+                f"once: cut it into documents of at most {MOST_LETTERS / 1e6:,.0f} million, a line each of a .jsonl."
+            )
+        batches.append(pa.RecordBatch.from_pydict(dict(zip(columns, zip(*batch, strict=True), strict=True))))
+        digest.update(batches[-1].serialize())
+    # The library would make a fingerprint of its own from copies of the whole.
+    table, fingerprint = InMemoryTable(pa.Table.from_batches(batches)), digest.hexdigest()[:16]
+    return {"test": datasets.Dataset(table, fingerprint=fingerprint)}
 
 
 def _let_metrics_bring_their_errors() -> None:
