@@ -253,6 +253,10 @@ def test_missing_samples_are_named(folders):
         ({"categories": {True: "one"}}, "True is no name of a category"),
         ({"categories": {" ": "one"}}, "' ' is no name of a category"),
         ({"categories": {1: "one", "1": "two"}}, "'1' names two categories"),
+        (
+            {"categories": {"a": {"field": "text"}, "a: one 1": "one"}},
+            "categories: 'a: one 1' would be the name of two: of a value of a field, and of another category",
+        ),
         ({"categories": {"overall": "one"}}, "'overall' is the name of all tasks together"),
         ({"categories": {"a": {"field": "text", "values": ["one 900"]}}}, "no document's text is 'one 900'. Did you"),
     ],

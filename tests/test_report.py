@@ -29,7 +29,7 @@ from sae_lm_eval.report import assemble as build
 from sae_lm_eval.report import drop_tables as drops
 from sae_lm_eval.report import figures, latex, render, summary_table, sweep_settings, sweep_tables, writer
 from sae_lm_eval.report import worst_documents as worst
-from sae_lm_eval.report.fidelity_tables import MetricValue, fidelity_of, fidelity_tables
+from sae_lm_eval.report.fidelity_tables import MetricValue, fidelity_of, fidelity_tables, value_cell
 from sae_lm_eval.report.formatting import MINUS, fixed_decimals, probability, significant, without_shared_start
 from sae_lm_eval.results import find as folders
 from sae_lm_eval.results.results import read_results
@@ -858,6 +858,30 @@ def test_of_many_tasks_the_headline_counts_those_that_lose(tmp_path: Path) -> No
     assert "In k4, none of 40 tasks loses significantly." in report_of(tmp_path).headline
 
 
+def test_tasks_with_nothing_to_lose_are_no_part_of_what_the_headline_counts(tmp_path: Path) -> None:
+    names = [f"task_{at:02}" for at in range(40)]
+    guessed = {"guessed": [1] * 8 + [0] * 22}
+    write_run(tmp_path / "baseline", {name: [1] * 30 for name in names} | guessed, splice=None)
+    write_run(tmp_path / "k4", {name: [1] * 16 + [0] * 14 for name in names} | {"guessed": [0] * 30})
+    said = report_of(tmp_path).headline
+    assert any(
+        sentence.startswith("In k4, 40 of 40 tasks lose significantly, most of all task_00") for sentence in said
+    )
+    reason = "the baseline is not clearly above chance"
+    assert f"Not counted: 1 of 41 tasks, with nothing to lose ({reason})." in said
+
+
+def test_rows_that_only_a_control_has_are_ordered_by_their_own_drops(out: Path) -> None:
+    rows = build.shape(build.compare_tasks(*folders.find_results(out))).rows
+    lengths = {"within 128 tokens": 1.0, "beyond 128 tokens": 9.0}
+    own = [
+        dataclasses.replace(rows[0], variant="zero", section="length", name=name, drop=drop)
+        for name, drop in lengths.items()
+    ]
+    ordered = drops.by_drop([*rows, *own], ["zero"])
+    assert [row.name for row in ordered if row.section == "length"] == ["beyond 128 tokens", "within 128 tokens"]
+
+
 def test_the_interval_over_tasks_stands_beside_that_of_a_group(tmp_path: Path) -> None:
     names = [f"task_{at:02}" for at in range(15)]
     groups = {"many": names[:12], "few": names[12:]}
@@ -869,7 +893,9 @@ def test_the_interval_over_tasks_stands_beside_that_of_a_group(tmp_path: Path) -
     low, high = (float(drops.loc[("group", "many"), f"tasks_{end}"]) for end in ("low", "high"))
     shown = {row["group"]: row["interval over tasks"] for row in cells(report, "groups")}
     assert shown == {"many": f"[{low:.1f}, {high:.1f}]", "few": "n/a"}
-    assert "n/a for fewer than ten tasks" in next(table.caption for table in report.tables if table.name == "groups")
+    caption = next(table.caption for table in report.tables if table.name == "groups")
+    assert "n/a for fewer than ten tasks, or where all lose alike." in caption
+    assert "Interval over tasks, of the same level:" in caption
 
 
 def test_how_p_is_adjusted_is_told_with_the_first_table_and_in_the_methods(out: Path) -> None:
@@ -887,6 +913,21 @@ def test_an_error_of_rounding_is_no_error(out: Path) -> None:
     (row,) = cells(report_of(out), "fidelity-losses")
     assert row["loss recovered (zero ablation)"] == row["delta CE"] == "0"
     assert row["loss recovered (mean ablation)"] == "0.9000"
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "text"),
+    [
+        (3.2e-7, 2e-9, f"3.200e{MINUS}07"),
+        (-3.2e-7, 2e-9, f"{MINUS}3.200e{MINUS}07"),
+        (2.8e-9, 2e-9, "0"),
+        (0.0, 2e-9, "0"),
+        (0.9, 2e-9, "0.9000"),
+        (3.2e-7, 0.0, f"3.200e{MINUS}07"),
+    ],
+)
+def test_a_number_many_errors_from_zero_is_not_shown_as_zero(value: float, stderr: float, text: str) -> None:
+    assert value_cell(MetricValue("k4", "text", "kl", value, stderr, "nats/token")).text == text
 
 
 def test_many_controls_are_one_series_and_clip_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

@@ -121,9 +121,27 @@ def categorise(
     `groups` has the members of each, and `documents` by task the column doc, and doc_id in the index.
     `{field: subject}` makes a category for each value of the field, `{field: subject, values: [...]}` one of those
     values; `tasks:` restricts either.
+    Raises `UserError` for a map that is none, and for two categories that would have one name.
     """
     if categories:
         check_categories(categories, "categories")
+    names: set[str] = set()
+    for cut in _cuts(categories, groups, tasks, documents):
+        if cut.name in names or cut.name == "overall":
+            raise UserError(
+                f"categories: '{shown(cut.name)}' would be the name of two: of a value of a field, and of another "
+                "category. Choose another name."
+            )
+        names.add(cut.name)
+        yield cut
+
+
+def _cuts(
+    categories: Mapping[str, Any],
+    groups: Mapping[str, Sequence[str]],
+    tasks: Sequence[str],
+    documents: Mapping[str, pd.DataFrame],
+) -> Iterator[Cut]:
     for key, entry in categories.items():
         name = printable(key)
         if not isinstance(entry, Mapping):

@@ -142,7 +142,8 @@ def summary_tables(shaped: Shaped) -> list[ReportTable]:
 def shape(comparison: Comparison, sort: str = "task", metrics: str = "primary") -> Shaped:
     """`metrics` is `primary` or `all`.
 
-    Raises `UserError` for another `sort` than `task` (lm_eval's order) or `drop` (the largest mean drop first).
+    Raises `UserError` for another `sort` than `task` (lm_eval's order) or `drop` (the largest mean drop of the
+    reconstructions first).
     """
     one_of(sort, ("task", "drop"), "sort")
     ordered = sorted(comparison.variants, key=lambda run: (is_control(run), splice_of(run) if is_control(run) else ""))

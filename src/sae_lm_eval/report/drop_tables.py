@@ -175,10 +175,17 @@ def in_order(rows: Iterable[DropRow]) -> dict[str, list[str]]:
 
 
 def by_drop(rows: Sequence[DropRow], controls: Collection[str] = ()) -> list[DropRow]:
-    """The rows of each section and variant, those first that lose most on average over the reconstructions."""
+    """The rows of each section and variant, those first that lose most on average over the reconstructions.
+
+    Rows that no reconstruction has, such as a control's own lengths of prompts, go by their own drops.
+    """
     drops: dict[tuple[str, str], list[float]] = {}
     for row in without_controls(rows, controls):
         drops.setdefault((row.section, row.name), []).append(row.drop)
+    others: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        others.setdefault((row.section, row.name), []).append(row.drop)
+    drops = others | drops
     sections = list(dict.fromkeys(row.section for row in rows))
     variants = drop_variants(rows)
     return sorted(
@@ -253,8 +260,8 @@ def overall_tables(rows: Sequence[DropRow], significance: Significance) -> list[
 ADJUSTED = "adjusted as the stars of the first table"
 OVER_TASKS = "interval over tasks"
 OF_OVER_TASKS = (
-    " Interval over tasks: if these tasks were drawn from many like them (cluster-robust, with the tasks' own "
-    "weights); n/a for fewer than ten tasks."
+    " Interval over tasks, of the same level: if these tasks were drawn from many like them (cluster-robust, with the "
+    "tasks' own weights); n/a for fewer than ten tasks, or where all lose alike."
 )
 
 

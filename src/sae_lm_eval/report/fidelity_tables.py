@@ -113,6 +113,7 @@ class MetricValue:
 
 
 MOST_DECIMALS = 6
+MOST_STDERRS = 3  # that a number may be from 0 to be shown as 0, where its error is one of rounding
 GROUP = "sae_fidelity_"  # how the names of these tasks begin; tables do without it
 
 # By (variant, task): the metrics by name.
@@ -289,8 +290,9 @@ def value_cell(measurement: MetricValue) -> Cell:
         )
     digits = min(max(1 - math.floor(math.log10(measurement.stderr)), 0), MOST_DECIMALS)
     if round(measurement.stderr, digits) == 0:  # an error of rounding
-        rounded = round(measurement.value, digits)
-        return number_cell(measurement.value, f"{significant(rounded, 4) if rounded else '0'}{measurement.mark}")
+        is_zero = abs(measurement.value) < MOST_STDERRS * measurement.stderr
+        rounded = round(measurement.value, digits) or measurement.value
+        return number_cell(measurement.value, f"{'0' if is_zero else significant(rounded, 4)}{measurement.mark}")
     return number_cell(
         measurement.value,
         f"{fixed_decimals(measurement.value, digits)} ± {fixed_decimals(measurement.stderr, digits)}{measurement.mark}",

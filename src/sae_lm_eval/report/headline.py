@@ -9,7 +9,7 @@ from sae_lm_eval.comparison.multiplicity import has_star
 from sae_lm_eval.comparison.pairs import NONE_RIGHT
 from sae_lm_eval.report.drop_tables import SETS_ALIKE, DropRow
 from sae_lm_eval.report.fidelity_tables import Fidelity, beside_compute, shown_text
-from sae_lm_eval.report.formatting import NA, fixed_decimals, is_number, listing, percent, significant
+from sae_lm_eval.report.formatting import NA, alternatives, fixed_decimals, is_number, listing, percent, significant
 from sae_lm_eval.report.provenance import requested_model
 from sae_lm_eval.report.summary_table import Summary
 
@@ -105,8 +105,12 @@ def _extremes(summary: Summary, variant: str, level: float) -> list[str]:
 
 
 def _of_tasks(summary: Summary, variant: str, level: float) -> list[str]:
-    """Of tasks that no group or category brings together: how many lose significantly, and which of them most."""
-    own = [row for row in summary.tasks if row.variant == variant]
+    """Where nothing is shown but all tasks together: how many lose significantly, and which of them most.
+
+    Tasks whose baseline has nothing to lose are left out, and counted.
+    """
+    every = [row for row in summary.tasks if row.variant == variant]
+    own = [row for row in every if not row.at_chance]
     if len(own) < 2:
         return []
     lost = [row for row in own if row.drop > 0 and row.p_adjusted is not None and has_star(row.p_adjusted, level)]
@@ -114,9 +118,11 @@ def _of_tasks(summary: Summary, variant: str, level: float) -> list[str]:
         f"In {variant}, {len(lost) or 'none'} of {len(own)} tasks {'lose' if len(lost) > 1 else 'loses'} significantly"
     )
     most = max(lost, key=lambda row: row.drop, default=None)
-    floor = sum(row.at_chance for row in own)
     said += "" if most is None else f", most of all {most.alias} ({fixed_decimals(most.drop)}{_bounds(most)})"
-    return [f"{said}.", *([f"On {floor} of the tasks the baseline is not clearly above chance."] if floor else [])]
+    floor = [row for row in every if row.at_chance]
+    why = alternatives(row.above_chance_reason for row in floor)
+    uncounted = f"Not counted: {len(floor)} of {len(every)} tasks, with nothing to lose ({why})."
+    return [f"{said}.", *([uncounted] if floor else [])]
 
 
 def _bounds(row: DropRow) -> str:
