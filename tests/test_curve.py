@@ -25,7 +25,7 @@ from sae_lm_eval.cli.effective_compute import offer_curves
 from sae_lm_eval.errors import UserError
 from sae_lm_eval.report.text_tables import curve_command
 from sae_lm_eval.runs.loss_curve import measure_curve, parameters, task_documents
-from sae_lm_eval.runs.members import Member
+from sae_lm_eval.runs.members import Member, read_asked
 from sae_lm_eval.scaling import effective_compute, read_family
 from sae_lm_eval.scaling.loss_curves import CurveRun, curves_for
 from sae_lm_eval.scaling.of_results import convert, to_frame
@@ -452,6 +452,16 @@ def test_like_takes_text_and_context_of_a_run(losses, file, tmp_path):
     assert list(rows["context"]) == [CONTEXT]
     with pytest.raises(UserError, match=r"--limit is 7, and .* was run with 12"):
         curve(models="world", like=out, limit=7)
+
+
+def test_a_record_whose_revision_is_all_digits(tmp_path):
+    """`revision=1234567` of a command line is read as a number."""
+    record = tmp_path / "run.json"
+    record.write_text('{"model_args": {"pretrained": "gpt2", "revision": 1234567}}')
+    assert read_asked(tmp_path)["model_args"]["revision"] == "1234567"
+    record.write_text('{"model_args": {"pretrained": "gpt2", "revision": true}}')
+    with pytest.raises(UserError, match="revision' is True"):
+        read_asked(tmp_path)
 
 
 def test_results_without_a_spliced_loss_are_refused(tmp_path):

@@ -32,6 +32,8 @@ from sae_lm_eval.results.documents import document_table
 from sae_lm_eval.results.find import find_results
 from sae_lm_eval.results.results import read_results
 from sae_lm_eval.runs.sweep import read_sweep
+from sae_lm_eval.runs.task_index import check_tasks
+from sae_lm_eval.runtime.placed_files import refuse_linked
 from sae_lm_eval.runtime.run_files import read_identity
 from sae_lm_eval.runtime.run_folder import added_names
 from sae_lm_eval.scaling.of_results import convert
@@ -219,6 +221,16 @@ def test_yaml_with_keys_that_stand_twice_and_long_numbers(text, value):
 def test_a_field_with_more_digits_than_python_writes_out():
     with pytest.raises(UserError, match="'a' is what has more digits than are written out"):
         checked(dict[str, str], {"a": 16**5000}, "here", "a mapping of texts")
+
+
+def test_names_longer_than_a_path_takes():
+    name = "x" * 5000
+    assert read_identity(Path(name)) is None
+    refuse_linked(Path(name), "Remove it.")
+    with pytest.raises(UserError, match="There is no file"):
+        check_tasks([f"{name}.yaml"])
+    with pytest.raises(UserError, match="There is no task"):
+        check_tasks([name])
 
 
 def placed(path: Path, kind: str) -> None:

@@ -206,6 +206,15 @@ def test_every_column_of_numbers_of_a_table_is_a_score(tmp_path):
         assert score_set.notes == (f"These columns of {path.name} hold texts, and are no scores: remark.",)
 
 
+def test_the_index_of_a_table_is_no_score(tmp_path):
+    frame = pd.DataFrame({"sae": ["world#a", "world#b"], "judge": [0.5, 0.7]}, index=[3, 5])
+    frame.to_csv(tmp_path / "once.csv")
+    pd.read_csv(tmp_path / "once.csv").to_csv(tmp_path / "twice.csv")
+    frame.to_parquet(tmp_path / "once.parquet")
+    for path in tmp_path.iterdir():
+        assert {score.kind.name for score in read_scores(path).scores} == {"judge"}
+
+
 def test_ids_that_are_numbers_stay_as_they_are_written(tmp_path):
     (tmp_path / "scores.csv").write_text("release,sae_id,judge\nr,8,0.5\nr,,0.7\n")
     assert {str(score.dictionary) for score in read_scores(tmp_path / "scores.csv").scores} == {"r#8", "r"}

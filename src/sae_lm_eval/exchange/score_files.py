@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,8 @@ from sae_lm_eval.scaling.data_files import read_rows
 
 KINDS = (".json", ".csv", ".parquet")
 SPEC, RELEASE, ID = "sae", "release", "sae_id"  # columns that name a dictionary
+# What pandas calls the index of a table, which is no score.
+NAMELESS = re.compile(r"\s*|Unnamed: \d+(\.\d+)?|__index_level_\d+__")
 LOWER = "(lower is better)"  # at the end of a column's heading
 MOST_FILES, MOST_COLUMNS, MOST_ROWS = 20_000, 64, 100_000
 NO_NAME = "A result of SAEBench's names its dictionary in sae_lens_release_id, and has numbers that are defined."
@@ -146,7 +149,7 @@ def _is_keyed(row: Row) -> bool:
 
 
 def _of_table(path: Path, rows: Sequence[Row]) -> tuple[list[DictionaryScore], list[str]]:
-    """Every column of numbers is a score. Raises `UserError` without a column that names the dictionaries."""
+    """Every column of numbers with a name is a score. Raises `UserError` where none names the dictionaries."""
     where = f"'{shown(path, 200)}'"
     if not rows:
         raise UserError(f"{where} has no rows.")
@@ -154,7 +157,7 @@ def _of_table(path: Path, rows: Sequence[Row]) -> tuple[list[DictionaryScore], l
         has = shown(", ".join(map(str, rows[0])), 300)
         raise UserError(f"{where} names no dictionary: it needs {FORM}. It has {has}.")
     names = [_named(row, f"Row {at} of {where}") for at, row in enumerate(rows, 1)]
-    columns = [name for name in rows[0] if name not in (SPEC, RELEASE, ID)]
+    columns = [name for name in rows[0] if name not in (SPEC, RELEASE, ID) and not NAMELESS.fullmatch(name)]
     held = {name: [row.get(name) for row in rows if row.get(name) is not None] for name in columns}
     numbers = [name for name, cells in held.items() if cells and all(_is_number(cell) for cell in cells)]
     if len(numbers) > MOST_COLUMNS:

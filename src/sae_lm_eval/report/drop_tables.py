@@ -179,22 +179,15 @@ def by_drop(rows: Sequence[DropRow], controls: Collection[str] = ()) -> list[Dro
 
     Rows that no reconstruction has, such as a control's own lengths of prompts, go by their own drops.
     """
-    drops: dict[tuple[str, str], list[float]] = {}
-    for row in without_controls(rows, controls):
-        drops.setdefault((row.section, row.name), []).append(row.drop)
-    others: dict[tuple[str, str], list[float]] = {}
+    by_name: dict[tuple[str, str], list[DropRow]] = {}
     for row in rows:
-        others.setdefault((row.section, row.name), []).append(row.drop)
-    drops = others | drops
+        by_name.setdefault((row.section, row.name), []).append(row)
+    means = {key: fmean(row.drop for row in without_controls(own, controls)) for key, own in by_name.items()}
     sections = list(dict.fromkeys(row.section for row in rows))
     variants = drop_variants(rows)
     return sorted(
         rows,
-        key=lambda row: (
-            sections.index(row.section),
-            -fmean(drops[row.section, row.name]),
-            variants.index(row.variant),
-        ),
+        key=lambda row: (sections.index(row.section), -means[row.section, row.name], variants.index(row.variant)),
     )
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, StrictStr
+from pydantic import BeforeValidator, Field, StrictStr
 
 from sae_lm_eval import world
 from sae_lm_eval.errors import UserError
@@ -33,11 +33,15 @@ class MemberRow(Foreign):
     tokens: Amount | None = None
 
 
+def _revision(given: Any) -> Any:
+    return str(given) if isinstance(given, int) and not isinstance(given, bool) else given  # a commit of digits alone
+
+
 class AskedModel(Foreign):
     """The model of a run, in its record."""
 
     pretrained: Annotated[StrictStr, Field(min_length=1)]
-    revision: StrictStr | None = None
+    revision: Annotated[StrictStr | None, BeforeValidator(_revision)] = None
 
 
 class AskedRun(Foreign):

@@ -18,7 +18,7 @@ import yaml
 
 from sae_lm_eval._autoload import tasks_folder
 from sae_lm_eval.errors import UserError, did_you_mean
-from sae_lm_eval.files.reading import at_home, without_waiting
+from sae_lm_eval.files.reading import at_home, is_file, is_folder, without_waiting
 from sae_lm_eval.runs.kept_reads import KeptReads
 from sae_lm_eval.runs.lm_eval_source import lm_eval_folder
 
@@ -244,9 +244,9 @@ def _check_repeated(requested: Iterable[str], index: TaskIndex) -> None:
 
 def _is_file(name: str) -> bool:
     path = at_home(name)
-    if name.endswith((".yaml", ".yml")) and not re.search(r"[*?\[]", name) and not path.is_file():
+    if name.endswith((".yaml", ".yml")) and not re.search(r"[*?\[]", name) and not is_file(path):
         raise UserError(f"There is no file '{name}' with a task.")
-    return name.endswith((".yaml", ".yml")) or path.is_dir()
+    return name.endswith((".yaml", ".yml")) or is_folder(path)
 
 
 @cache

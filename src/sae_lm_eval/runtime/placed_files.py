@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from sae_lm_eval.files.reading import shown
 
 def refuse_linked(path: Path, otherwise: str) -> None:
     """Raise `UserError` where `path`, which the user did not name, is a symbolic link: it leads somewhere else."""
-    if path.is_symlink():
+    if os.path.islink(path):  # False for what is too long to be a path
         raise UserError(f"'{shown(path, 200)}' is a symbolic link, which is not written through. {otherwise}")
 
 

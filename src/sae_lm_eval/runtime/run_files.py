@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -72,6 +73,6 @@ def read_identity(folder: Path) -> Identity | None:
 def read_record(file: Path, kind: type[Kind]) -> Kind | None:
     """What a file of a run's holds, None where there is none. Raises `UserError` where it cannot be read."""
     try:
-        return read_json(file, kind, "a record of a run") if is_file(file) or file.exists() else None
+        return read_json(file, kind, "a record of a run") if os.path.exists(file) else None
     except UserError as error:
         raise UserError(f"{error} Give another --output_path.") from error
