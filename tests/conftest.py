@@ -20,6 +20,18 @@ from pretend_device import pretended_device
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Files whose tests run whole commands, or many models to the end: most of the time, in a fifth of the tests.
+WHOLE_COMMANDS = frozenset(
+    f"test_{name}"
+    for name in (
+        *("compare", "demo", "documents", "examples", "export", "foreign_files", "leaderboard", "own_in_runs"),
+        *("peft_variants", "population", "recovery", "registration", "release_statements", "released"),
+        *("report_commands", "run", "run_identity", "scores", "several_models", "talk_cli"),
+        *("where", "where_latents", "where_questions", "where_truth"),
+    )
+)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="pretend", help="where tests/test_device.py runs models: pretend, cpu, cuda")
     parser.addoption(
@@ -34,6 +46,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--shapes"):  # before a test file imports what is checked
         rooms = ["sae_lm_eval.splicing", "sae_lm_eval.scoring", "sae_lm_eval.fidelity"]
         install_import_hook(rooms, "annotation_checks.checked")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem in WHOLE_COMMANDS:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
+from conftest import WHOLE_COMMANDS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "sae_lm_eval"
@@ -142,6 +143,10 @@ def test_what_is_imported_from_the_package_is_there(folder):
                 if not lazy and alias.name not in names and f"{node.module}.{alias.name}" not in modules()
             ]
     assert not missing
+
+
+def test_files_of_whole_commands_are_there():
+    assert not WHOLE_COMMANDS - {path.stem for path in (ROOT / "tests").glob("test_*.py")}
 
 
 def test_a_public_name_means_one_thing():
