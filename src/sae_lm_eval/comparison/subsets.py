@@ -126,45 +126,45 @@ def categorise(
     if categories:
         check_categories(categories, "categories")
     names: set[str] = set()
-    for cut in _cuts(categories, groups, tasks, documents):
-        if cut.name in names or cut.name == "overall":
-            raise UserError(
-                f"categories: '{shown(cut.name)}' would be the name of two: of a value of a field, and of another "
-                "category. Choose another name."
-            )
-        names.add(cut.name)
-        yield cut
+    for key, entry in categories.items():
+        for cut in _cuts_of_entry(printable(key), entry, groups, tasks, documents):
+            if cut.name in names or cut.name == "overall":
+                raise UserError(
+                    f"categories: '{shown(cut.name)}' would be the name of two: of a value of a field, and of another "
+                    "category. Choose another name."
+                )
+            names.add(cut.name)
+            yield cut
 
 
-def _cuts(
-    categories: Mapping[str, Any],
+def _cuts_of_entry(
+    name: str,
+    entry: Any,
     groups: Mapping[str, Sequence[str]],
     tasks: Sequence[str],
     documents: Mapping[str, pd.DataFrame],
 ) -> Iterator[Cut]:
-    for key, entry in categories.items():
-        name = printable(key)
-        if not isinstance(entry, Mapping):
-            yield Cut("category", name, None, name, tasks_meant(name, entry, groups, tasks))
-            continue
-        within = tasks_meant(name, entry["tasks"], groups, tasks) if "tasks" in entry else tasks
-        ids_by_value = _by_value(str(entry["field"]), {task: documents[task] for task in within})
-        if not ids_by_value:
-            fields = sorted({str(field) for task in within for doc in documents[task]["doc"].head(1) for field in doc})
-            raise UserError(f"Category '{name}': no document has a field '{entry['field']}', only {', '.join(fields)}.")
-        if "values" not in entry:
-            for value, chosen in ids_by_value.items():
-                yield Cut("category", f"{name}: {value}", name, printable(value), list(chosen), None, chosen)
-            continue
-        values = [str(value) for value in _listed(entry["values"])]
-        if missing := [value for value in values if value not in ids_by_value]:
-            hint = did_you_mean(missing[0], ids_by_value) or f" There are {', '.join(ids_by_value)}."
-            raise UserError(f"Category '{name}': no document's {entry['field']} is '{missing[0]}'.{hint}")
-        chosen: dict[str, set[int]] = {}
-        for value in values:
-            for task, ids in ids_by_value[value].items():
-                chosen[task] = chosen.get(task, set()) | ids
-        yield Cut("category", name, None, name, list(chosen), None, chosen)
+    if not isinstance(entry, Mapping):
+        yield Cut("category", name, None, name, tasks_meant(name, entry, groups, tasks))
+        return
+    within = tasks_meant(name, entry["tasks"], groups, tasks) if "tasks" in entry else tasks
+    ids_by_value = _by_value(str(entry["field"]), {task: documents[task] for task in within})
+    if not ids_by_value:
+        fields = sorted({str(field) for task in within for doc in documents[task]["doc"].head(1) for field in doc})
+        raise UserError(f"Category '{name}': no document has a field '{entry['field']}', only {', '.join(fields)}.")
+    if "values" not in entry:
+        for value, chosen in ids_by_value.items():
+            yield Cut("category", f"{name}: {value}", name, printable(value), list(chosen), None, chosen)
+        return
+    values = [str(value) for value in _listed(entry["values"])]
+    if missing := [value for value in values if value not in ids_by_value]:
+        hint = did_you_mean(missing[0], ids_by_value) or f" There are {', '.join(ids_by_value)}."
+        raise UserError(f"Category '{name}': no document's {entry['field']} is '{missing[0]}'.{hint}")
+    chosen: dict[str, set[int]] = {}
+    for value in values:
+        for task, ids in ids_by_value[value].items():
+            chosen[task] = chosen.get(task, set()) | ids
+    yield Cut("category", name, None, name, list(chosen), None, chosen)
 
 
 def check_field(field: str, documents: Mapping[str, pd.DataFrame]) -> None:

@@ -23,6 +23,7 @@ MOST_BYTES = 200_000_000  # of a file that is read at once, and of a line of one
 DEEPEST = 64  # lists and mappings inside one another
 MOST_VALUES = 20_000_000  # YAML's references make billions of values of a few bytes
 MOST_DIGITS = 300  # of a whole number: no float holds more, and Python writes out no more than 4,300
+TOO_LARGE = 10**MOST_DIGITS
 LONGEST_SHOWN = 60  # letters of a value in an error
 NO_KEYS = ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # `<<` and `=` of YAML
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -117,7 +118,7 @@ def json_value(text: str, where: str) -> Any:
     with different values, of which one would be lost.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_int=_whole_number)
+        value = _json(text)
         if "\\ud" in text or "\\uD" in text:
             escaped = SURROGATE.sub(lambda match: rf"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))
             value = json.loads(escaped)
@@ -125,7 +126,7 @@ def json_value(text: str, where: str) -> Any:
         raise _too_deep(where) from None
     except ValueError as error:
         raise UserError(f"{where} cannot be read as JSON: {first_line(error)}") from error
-    _check_depth(value, where)
+    _check_extent(value, where)
     return value
 
 
@@ -137,7 +138,7 @@ def yaml_value(text: str, where: str) -> Any:
         raise _too_deep(where) from None
     except (yaml.YAMLError, ValueError, TypeError, KeyError, OverflowError, AttributeError) as error:
         raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
-    _check_depth(value, where)
+    _check_extent(value, where)
     return value
 
 
@@ -176,10 +177,12 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _check_depth(value: Any, where: str) -> None:
+def _check_extent(value: Any, where: str) -> None:
     level: list[Any] = [value]
     count = 0
     for _ in range(DEEPEST):
+        if any(type(part) is int and not -TOO_LARGE < part < TOO_LARGE for part in level):
+            raise UserError(f"{where} cannot be read: {_too_many_digits()}")
         level = [part for container in level if isinstance(container, dict | list) for part in _parts(container)]
         count += len(level)
         if not level:
@@ -211,22 +214,25 @@ class _Yaml(yaml.SafeLoader):
         """A whole number, also in other bases and with the base of sixty."""
         if len(node.value) > 4 * MOST_DIGITS:  # int() itself refuses 4,300
             raise _too_many_digits()
-        return _of_few_digits(super().construct_yaml_int(node))
+        if abs(number := super().construct_yaml_int(node)) >= TOO_LARGE:
+            raise _too_many_digits()
+        return number
 
 
 _Yaml.add_constructor("tag:yaml.org,2002:int", _Yaml.construct_yaml_int)
 
 
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except ValueError:  # perhaps of int(), which refuses 4,300 digits; a function of ours for each number is slow
+        return json.loads(text, object_pairs_hook=_object, parse_int=_whole_number)
+
+
 def _whole_number(digits: str) -> int:
-    if len(digits) > 4 * MOST_DIGITS:
+    if len(digits.removeprefix("-")) > MOST_DIGITS:  # JSON has no zeros before a number
         raise _too_many_digits()
-    return _of_few_digits(int(digits))
-
-
-def _of_few_digits(number: int) -> int:
-    if abs(number) >= 10**MOST_DIGITS:
-        raise _too_many_digits()
-    return number
+    return int(digits)
 
 
 def _too_many_digits() -> ValueError:
