@@ -24,9 +24,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 WHOLE_COMMANDS = frozenset(
     f"test_{name}"
     for name in (
-        *("compare", "demo", "documents", "examples", "export", "foreign_files", "leaderboard", "own_in_runs"),
+        *("compare", "curve", "demo", "documents", "examples", "export", "foreign_files", "leaderboard", "own_in_runs"),
         *("peft_variants", "population", "recovery", "registration", "release_statements", "released"),
-        *("report_commands", "run", "run_identity", "scores", "several_models", "talk_cli"),
+        *("report", "report_commands", "run", "run_identity", "scores", "several_models", "talk_cli"),
         *("where", "where_latents", "where_questions", "where_truth"),
     )
 )
